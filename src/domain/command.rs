@@ -1,0 +1,230 @@
+//! Command names, the built-in table of what is known about them, and patterns that allow them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+/// Longest service or command name that is taken, in bytes. Chat's longest is under 40.
+pub const SEGMENT_LEN_MAX: usize = 64;
+
+/// What callers ask for most, and what the cache answers.
+pub const FOLLOW_CHECK: CommandName<'static> = CommandName { service: "follow", command: "follow_check" };
+/// A write that changes follow pairs.
+pub const FOLLOW_ADD: CommandName<'static> = CommandName { service: "follow", command: "follow_add" };
+/// A write that changes follow pairs.
+pub const FOLLOW_DELETE: CommandName<'static> = CommandName { service: "follow", command: "follow_delete" };
+/// A write that makes every pair of its users meaningless.
+pub const ACCOUNT_DELETE: CommandName<'static> =
+    CommandName { service: "im_open_login_svc", command: "account_delete" };
+
+/// The two path segments after `/v4/`, each `[A-Za-z0-9_]{1,64}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CommandName<'a> {
+    service: &'a str,
+    command: &'a str,
+}
+
+/// The text is not `service/command`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not service/command, each of 1 to 64 letters, digits and '_'")]
+pub struct NotACommand;
+
+impl<'a> CommandName<'a> {
+    /// Reads `service/command`. Nothing is decoded or normalised.
+    pub fn parse(text: &'a str) -> Result<Self, NotACommand> {
+        let (service, command) = text.split_once('/').ok_or(NotACommand)?;
+        if is_segment(service) && is_segment(command) { Ok(Self { service, command }) } else { Err(NotACommand) }
+    }
+
+    /// The first segment, `follow` in `follow/follow_check`.
+    pub fn service(&self) -> &'a str {
+        self.service
+    }
+
+    /// The second segment.
+    pub fn command(&self) -> &'a str {
+        self.command
+    }
+
+    /// What the built-in table knows of it.
+    pub fn known(&self) -> Option<&'static KnownCommand> {
+        TABLE.get(self).copied()
+    }
+
+    /// Whether it may change something. A command nobody listed is taken for one that does.
+    pub fn kind(&self) -> CommandKind {
+        self.known().map_or(CommandKind::Write, |known| known.kind)
+    }
+}
+
+impl fmt::Display for CommandName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.command)
+    }
+}
+
+fn is_segment(text: &str) -> bool {
+    (1..=SEGMENT_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Whether a command may be repeated without harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandKind {
+    /// Changes nothing, so it may be asked again.
+    Read,
+    /// May change something, so it is sent once.
+    Write,
+}
+
+/// A row of the built-in table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownCommand {
+    /// Its name.
+    pub name: CommandName<'static>,
+    /// Read or write.
+    pub kind: CommandKind,
+    /// Calls a second that its page states; `None` where it states none.
+    pub vendor_qps: Option<NonZeroU32>,
+}
+
+/// The rate most command pages state, and the one for commands whose page states none
+/// (vendor page "Use Limits", 269 使用限制), in calls a second.
+pub const VENDOR_QPS_DEFAULT: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
+
+/// Every command the vendor documents, in the order of the table's file.
+///
+/// `commands.csv` has the columns service, command, title, kind, qps_limit and doc (the page it was
+/// read from). Only the title may be quoted, so the columns are taken from both ends.
+pub static KNOWN_COMMANDS: LazyLock<Vec<KnownCommand>> = LazyLock::new(|| {
+    include_str!("commands.csv").lines().skip(1).map(|line| row(line).expect("a row of the built-in table")).collect()
+});
+
+static TABLE: LazyLock<HashMap<CommandName<'static>, &'static KnownCommand>> =
+    LazyLock::new(|| KNOWN_COMMANDS.iter().map(|known| (known.name, known)).collect());
+
+fn row(line: &'static str) -> Option<KnownCommand> {
+    let (service, rest) = line.split_once(',')?;
+    let (command, rest) = rest.split_once(',')?;
+    let mut from_the_end = rest.rsplitn(4, ',');
+    let (_doc, qps, kind) = (from_the_end.next()?, from_the_end.next()?, from_the_end.next()?);
+    Some(KnownCommand {
+        name: (is_segment(service) && is_segment(command)).then_some(CommandName { service, command })?,
+        kind: match kind {
+            "read" => CommandKind::Read,
+            "write" => CommandKind::Write,
+            _ => return None,
+        },
+        vendor_qps: if qps.is_empty() { None } else { Some(qps.parse().ok()?) },
+    })
+}
+
+/// What an allow-list names: `*`, `service/*` or `service/command`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CommandPattern {
+    /// Every command.
+    Any,
+    /// Every command of one service.
+    Service(Box<str>),
+    /// One command: service, command.
+    One(Box<str>, Box<str>),
+}
+
+impl CommandPattern {
+    /// Whether the pattern names this command.
+    pub fn matches(&self, name: CommandName<'_>) -> bool {
+        match self {
+            CommandPattern::Any => true,
+            CommandPattern::Service(service) => **service == *name.service,
+            CommandPattern::One(service, command) => **service == *name.service && **command == *name.command,
+        }
+    }
+}
+
+/// The text is not a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a pattern; write \"*\", \"service/*\" or \"service/command\"")]
+pub struct NotAPattern;
+
+impl FromStr for CommandPattern {
+    type Err = NotAPattern;
+
+    fn from_str(text: &str) -> Result<Self, NotAPattern> {
+        if text == "*" {
+            return Ok(CommandPattern::Any);
+        }
+        if let Some(service) = text.strip_suffix("/*") {
+            return if is_segment(service) { Ok(CommandPattern::Service(service.into())) } else { Err(NotAPattern) };
+        }
+        let name = CommandName::parse(text).map_err(|NotACommand| NotAPattern)?;
+        Ok(CommandPattern::One(name.service.into(), name.command.into()))
+    }
+}
+
+impl fmt::Display for CommandPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommandPattern::Any => f.write_str("*"),
+            CommandPattern::Service(service) => write!(f, "{service}/*"),
+            CommandPattern::One(service, command) => write!(f, "{service}/{command}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_whole() {
+        let lines = include_str!("commands.csv").lines().count() - 1;
+        assert_eq!(KNOWN_COMMANDS.len(), lines);
+        assert_eq!(TABLE.len(), lines, "a command stands twice");
+        for name in [FOLLOW_CHECK, FOLLOW_ADD, FOLLOW_DELETE, ACCOUNT_DELETE] {
+            assert!(name.known().is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn rows_with_commas_in_their_title_are_read_from_both_ends() {
+        let known = CommandName::parse("follow/follow_get").expect("a name").known().expect("known");
+        assert_eq!(known.kind, CommandKind::Read);
+        assert_eq!(known.vendor_qps, NonZeroU32::new(200));
+    }
+
+    #[test]
+    fn lower_limits_and_kinds_come_from_the_table() {
+        let limit = |text| CommandName::parse(text).expect("a name").known().expect("known").vendor_qps;
+        assert_eq!(limit("group_open_http_svc/get_appid_group_list"), NonZeroU32::new(1));
+        assert_eq!(limit("im_open_login_svc/account_delete"), NonZeroU32::new(100));
+        assert_eq!(limit("openim/modify_c2c_msg"), None);
+        assert_eq!(FOLLOW_CHECK.kind(), CommandKind::Read);
+        assert_eq!(CommandName::parse("future/unheard_of").expect("a name").kind(), CommandKind::Write);
+    }
+
+    #[test]
+    fn names_are_taken_as_they_are_or_not_at_all() {
+        assert_eq!(CommandName::parse("follow/follow_check"), Ok(FOLLOW_CHECK));
+        assert!(CommandName::parse("ConfigSvc/GetIPList").is_ok());
+        let long = format!("{}/b", "a".repeat(65));
+        for bad in
+            ["", "/", "follow", "follow/", "/x", "a/b/c", "a/b/", "a/b c", "a/%62", "a/b.", "a/..", "ä/b", "a/*", &long]
+        {
+            assert_eq!(CommandName::parse(bad), Err(NotACommand), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn patterns_name_what_they_say_and_no_more() {
+        let matches = |pattern: &str, name| pattern.parse::<CommandPattern>().expect("a pattern").matches(name);
+        assert!(matches("*", FOLLOW_CHECK));
+        assert!(matches("follow/*", FOLLOW_ADD));
+        assert!(!matches("follow/*", ACCOUNT_DELETE));
+        assert!(matches("follow/follow_check", FOLLOW_CHECK));
+        assert!(!matches("follow/follow_check", FOLLOW_ADD));
+        for bad in ["", "**", "*/follow_check", "follow/fol*", "follow", "/*", "follow/*/x", " *"] {
+            assert_eq!(bad.parse::<CommandPattern>(), Err(NotAPattern), "{bad:?}");
+        }
+    }
+}

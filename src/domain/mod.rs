@@ -1,0 +1,9 @@
+//! The pure core: what Chat means, without a socket, a clock or a random number.
+//!
+//! Everything here takes time, keys and bytes as arguments and returns values, so that a test can
+//! replay any moment exactly. Nothing in this folder may import a runtime, an HTTP library or a
+//! clock; a test in `tests/` holds it to that.
+
+pub mod app;
+pub mod command;
+pub mod region;

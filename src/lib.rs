@@ -1,0 +1,3 @@
+//! chatgate: an authenticating sidecar gateway for the Tencent Cloud Chat server REST API.
+
+pub mod domain;

@@ -1,0 +1,2 @@
+//! chatgate
+fn main() {}
