@@ -6,4 +6,6 @@
 
 pub mod app;
 pub mod command;
+pub mod follow;
 pub mod region;
+pub mod tick;
