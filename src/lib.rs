@@ -1,3 +1,4 @@
 //! chatgate: an authenticating sidecar gateway for the Tencent Cloud Chat server REST API.
 
+pub mod clock;
 pub mod domain;

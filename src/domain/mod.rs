@@ -6,4 +6,7 @@
 
 pub mod app;
 pub mod command;
+pub mod envelope;
+pub mod error_code;
 pub mod region;
+pub mod usersig;
