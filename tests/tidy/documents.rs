@@ -19,10 +19,19 @@ pub(crate) fn names_subcommand(readme: &str, name: &str) -> bool {
 }
 
 /// The first column of the table whose head starts with `Chatgate-Error`; a row may list several.
-pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<&str> {
+pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
     let table = readme.lines().skip_while(|line| !line.starts_with("| `Chatgate-Error`"));
     let rows = table.skip(2).take_while(|line| line.starts_with('|'));
-    rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect()
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// The slugs in the table from error to the wire: each stands before its status, `("slug", StatusCode::X`.
+pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
+    let dense: String = code.chars().filter(|inner| !inner.is_whitespace()).collect();
+    let before_statuses = dense.split("\",StatusCode::").collect::<Vec<_>>();
+    let before_statuses = before_statuses.split_last().map_or(&[][..], |(_, before)| before);
+    before_statuses.iter().filter_map(|text| text.rsplit_once("(\"")).map(|(_, slug)| slug.to_owned()).collect()
 }
 
 /// Targets of the document's links that are files of the project, without their `#anchor`.
@@ -49,7 +58,9 @@ mod tests {
         assert!(names_subcommand("cargo run -- demo", "demo"));
         assert!(!names_subcommand("chatgate server, chatgate serve-all", "serve"));
         let table = "x\n| `Chatgate-Error` | HTTP |\n| --- | --- |\n| `a_b`, `c` | 1 |\n| `d` | `no` |\n\n| `e` |\n";
-        assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"]));
+        assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
+        let code = "A => (\"a_b\", StatusCode::OK, 1),\nB => {\n(\n\"c\",\nStatusCode::OK,\n2)}\n(\"d\", 3)";
+        assert_eq!(slugs_of_the_code(code), BTreeSet::from(["a_b", "c"].map(str::to_owned)));
         assert_eq!(local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)"), ["LICENSE", "F.md"]);
     }
 }
