@@ -52,9 +52,10 @@ fn the_package_finds_fault_with_signatures_for_somebody_else() {
 fn inspect_verifies_the_signatures_of_the_package() {
     let who = everybody();
     let orders: Vec<Value> = who.iter().map(|(app, key, identifier)| fresh(*app, key, identifier)).collect();
-    for ((app, key, identifier), usersig) in who.iter().zip(vendor(&orders)) {
-        let usersig = usersig.as_str().expect("a usersig");
-        assert_eq!(inspect(usersig, *app, key, identifier), Some(0), "{app} {identifier:?} {key:?}");
+    for ((app, key, identifier), signed) in who.iter().zip(vendor(&orders)) {
+        let output = usersig(&["inspect", signed.as_str().expect("a usersig")], *app, key, identifier);
+        assert!(output.status.success(), "{app} {identifier:?} {key:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(&app.to_string()), "{app}: {output:?}");
     }
 }
 
@@ -84,7 +85,7 @@ fn the_sandbox_takes_calls_that_the_package_signed() {
     }
 }
 
-/// Codes: reference of the vendor's error table, 1047/34348.
+/// Codes: vendor page "Error Codes", 1047/34348.
 #[test]
 fn the_sandbox_refuses_what_the_package_signed_wrongly() {
     let sandbox = Sandbox::start(HEX_KEY, "administrator");
