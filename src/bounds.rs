@@ -39,9 +39,10 @@ impl Held {
     /// Takes `more`, or none if that would be too many.
     pub fn grow(&mut self, more: usize) -> bool {
         let max = self.budget.max;
-        let taken = self.budget.held.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
-            held.checked_add(more).filter(|sum| *sum <= max)
-        });
+        let taken = self
+            .budget
+            .held
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| held.checked_add(more).filter(|sum| *sum <= max));
         if taken.is_ok() {
             self.count += more;
         }

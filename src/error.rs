@@ -23,7 +23,9 @@ pub enum GatewayError {
     #[error("{0}")]
     Forbidden(String),
     /// Not a `/v4/` path.
-    #[error("no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, each of letters, digits and '_'")]
+    #[error(
+        "no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, each of letters, digits and '_'"
+    )]
     NotFound,
     /// No app, or no single one, is named by the request.
     #[error("{0}")]
@@ -40,6 +42,12 @@ pub enum GatewayError {
     /// Target over [`TARGET_LEN_MAX`](crate::gateway::route::TARGET_LEN_MAX).
     #[error("the request target is longer than 8 KiB")]
     UriTooLong,
+    /// Head over 64 KiB or 100 lines.
+    #[error("the request's head is larger than 64 KiB or has more than 100 lines")]
+    HeadTooLarge,
+    /// What came is not HTTP.
+    #[error("the request is not well-formed HTTP")]
+    BadRequest,
     /// The body is compressed.
     #[error("the body has a Content-Encoding; send it as it is")]
     UnsupportedEncoding,
@@ -96,9 +104,9 @@ impl GatewayError {
             GatewayError::BodyTimeout(_) => ("timeout", StatusCode::REQUEST_TIMEOUT, 129_408),
             GatewayError::BodyTooLarge(_) => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, 129_413),
             GatewayError::UriTooLong => ("uri_too_long", StatusCode::URI_TOO_LONG, 129_414),
-            GatewayError::UnsupportedEncoding => {
-                ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415)
-            }
+            GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
+            GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
+            GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
             GatewayError::RateLimited { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
             GatewayError::UpstreamUnreachable(_) => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
@@ -115,11 +123,15 @@ impl GatewayError {
         self.wire().status.is_server_error()
     }
 
+    /// The body of the answer: the vendor's envelope.
+    pub fn envelope(&self) -> Vec<u8> {
+        envelope::write(self.wire().code, &format!("chatgate: {self}"))
+    }
+
     /// The answer as it goes out.
     pub fn into_response(self) -> Response<Full<Bytes>> {
         let wire = self.wire();
-        let body = envelope::write(wire.code, &format!("chatgate: {self}"));
-        let mut response = Response::new(Full::new(Bytes::from(body)));
+        let mut response = Response::new(Full::new(Bytes::from(self.envelope())));
         *response.status_mut() = wire.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -155,7 +167,10 @@ mod tests {
 
     #[test]
     fn an_answer_of_our_own_has_status_slug_and_the_vendor_s_envelope() {
-        let error = GatewayError::RateLimited { command: "follow/follow_check".into(), retry_after: Duration::from_millis(1200) };
+        let error = GatewayError::RateLimited {
+            command: "follow/follow_check".into(),
+            retry_after: Duration::from_millis(1200),
+        };
         let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["chatgate-error"], "rate_limited");

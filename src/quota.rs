@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use governor::clock::{Clock, MonotonicClock, Reference};
+use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
@@ -49,7 +49,7 @@ struct Pacer<C: Clock> {
     interval: Duration,
 }
 
-impl<C: Clock> Pacer<C> {
+impl<C: Clock + Clone> Pacer<C> {
     fn new(per_second: NonZeroU32, clock: C) -> Self {
         let (burst, interval) = pace(per_second);
         let quota = Quota::with_period(interval).expect("an interval is at least a nanosecond").allow_burst(burst);
@@ -79,7 +79,7 @@ pub struct NoTurn {
     pub retry_after: Duration,
 }
 
-impl<C: Clock> CommandQuota<C> {
+impl<C: Clock + Clone> CommandQuota<C> {
     fn new(per_second: NonZeroU32, total: Option<Arc<Pacer<C>>>, clock: C) -> Self {
         Self { own: Pacer::new(per_second, clock), total, turn: Mutex::new(()), waiting: AtomicU32::new(0) }
     }
@@ -164,9 +164,8 @@ pub struct AppQuotas {
 impl AppQuotas {
     /// From the configured numbers and the vendor's own lower ones.
     pub fn new(config: config::Quota) -> Self {
-        let clock = MonotonicClock;
-        let total = config.total.map(|total| Arc::new(Pacer::new(total, clock)));
-        let quota = |limit| Arc::new(CommandQuota::new(limit, total.clone(), clock));
+        let total = config.total.map(|total| Arc::new(Pacer::new(total, MonotonicClock)));
+        let quota = |limit| Arc::new(CommandQuota::new(limit, total.clone(), MonotonicClock));
         Self {
             known: KNOWN_COMMANDS.iter().map(|known| (known.name, quota(config.limit(known.name)))).collect(),
             others: moka::sync::Cache::builder().max_capacity(OTHERS_MAX).time_to_idle(OTHERS_IDLE).build(),
@@ -233,7 +232,11 @@ mod tests {
                 while *at - permits[first] > window {
                     first += 1;
                 }
-                assert!(last - first < per_second as usize, "{} calls in a second, limit {per_second}", last - first + 1);
+                assert!(
+                    last - first < per_second as usize,
+                    "{} calls in a second, limit {per_second}",
+                    last - first + 1
+                );
             }
             let mean = permits.len() as f64 / span.as_secs_f64();
             assert!(mean >= 0.9 * f64::from(per_second), "{mean} a second of {per_second}");
@@ -262,12 +265,12 @@ mod tests {
         assert!(two.take().is_ok());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_would_come_too_late_is_refused_at_once_and_told_when() {
         let quota = CommandQuota::new(number(1), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let deadline = crate::clock::now() + Duration::from_millis(300);
-        quota.wait(&room, deadline).await.expect("the first");
+        drop(quota.wait(&room, deadline).await.expect("the first"));
         let refused = quota.wait(&room, deadline).await.expect_err("no turn");
         assert!(refused.retry_after > Duration::from_millis(900));
         assert_eq!(room.available_permits(), 1, "who is refused holds no room");

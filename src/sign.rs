@@ -52,14 +52,7 @@ impl Signer {
     pub fn new(app: SdkAppId, identifier: Identifier, key: SecretKey, lifetime: Duration, unix_now: Duration) -> Self {
         let lifetime_secs = lifetime.as_secs().max(1);
         let first = Signature::new(&key, app, &identifier, unix_now.as_secs(), lifetime_secs);
-        Self {
-            app,
-            identifier,
-            key,
-            lifetime_secs,
-            current: ArcSwap::from_pointee(first),
-            renewing: Mutex::new(()),
-        }
+        Self { app, identifier, key, lifetime_secs, current: ArcSwap::from_pointee(first), renewing: Mutex::new(()) }
     }
 
     /// A signature that is good at this moment.

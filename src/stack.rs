@@ -21,15 +21,18 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken from a caller, in bytes.
 const REQUEST_ID_LEN_MAX: usize = 128;
 
+/// A whole answer, in the box that the panic layer puts it into.
+pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
+
 /// What answers the requests of one connection.
 pub fn service(
     worker: Arc<Worker>,
     peer: Peer,
 ) -> impl Service<
     Request<Incoming>,
-    Response = Response<http_body_util::combinators::UnsyncBoxBody<Bytes, tower_http::BoxError>>,
+    Response = Response<AnswerBody>,
     Error = Infallible,
-    Future = impl Future<Output = Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, tower_http::BoxError>>, Infallible>> + Send,
+    Future = impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send,
 > + Clone {
     ServiceBuilder::new()
         // First, so that every answer carries an id, also one about a panic.

@@ -272,9 +272,7 @@ fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>,
 /// Chat's refusal goes on as it came.
 fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
     match refusal {
-        Refusal::Chat(answer) => {
-            Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone()))
-        }
+        Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
         Refusal::Gateway(error) => Err(error.clone()),
     }
 }

@@ -151,7 +151,9 @@ impl Tally {
         } else {
             "fwd=miss"
         };
-        format!("chatgate; {outcome}; detail=\"hit={hit} joined={joined} fetched={fetched} flipped={flipped} stale={stale}\"")
+        format!(
+            "chatgate; {outcome}; detail=\"hit={hit} joined={joined} fetched={fetched} flipped={flipped} stale={stale}\""
+        )
     }
 }
 

@@ -88,7 +88,9 @@ impl Worker {
         let (head, body) = request.into_parts();
         let path = route::check_and_read(&head, &gateway.hosts, peer)?;
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
-            return Err(GatewayError::Forbidden("the header \"Chatgate: 1\" is required (access.require_header)".to_owned()));
+            return Err(GatewayError::Forbidden(
+                "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
+            ));
         }
         let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
         let mut headers = Vec::new();
@@ -98,7 +100,9 @@ impl Worker {
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
         if !gateway.config.access.allow.iter().any(|pattern| pattern.matches(path.name)) {
             let name = path.name;
-            return Err(GatewayError::Forbidden(format!("{name} is not allowed; add it to access.allow if it should be")));
+            return Err(GatewayError::Forbidden(format!(
+                "{name} is not allowed; add it to access.allow if it should be"
+            )));
         }
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let deadline = clock::now() + gateway.config.upstream.timeout;
@@ -116,7 +120,11 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let server = &self.gateway.config.server;
-        if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        if head
+            .headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        {
             return Err(GatewayError::UnsupportedEncoding);
         }
         let reading = read_whole(body, server.max_body, &self.gateway.buffered);
@@ -190,7 +198,9 @@ fn traceparent(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut values = headers.get_all(TRACEPARENT).iter();
     let value = values.next()?;
     // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
-    let well_formed = value.len() >= 55 && value.len() <= 128 && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    let well_formed = value.len() >= 55
+        && value.len() <= 128
+        && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
     (values.next().is_none() && well_formed).then(|| value.clone())
 }
 

@@ -19,7 +19,8 @@ use crate::upstream::{Answer, Call};
 /// What is to be handed on.
 pub(super) struct Order {
     pub body: Bytes,
-    /// Counts the body's bytes.
+    /// Counts the body's bytes until the order is done.
+    #[allow(dead_code, reason = "it is there to be dropped")]
     pub held: Held,
     pub traceparent: Option<HeaderValue>,
     pub deadline: Instant,

@@ -49,11 +49,7 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
 /// # Errors
 /// `forbidden`, `uri_too_long`, `not_found` or `method_not_allowed`.
 pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<Path<'a>, GatewayError> {
-    check_origin(&head.headers)?;
-    // Nobody on the network reaches a Unix socket, so no name can be bound to it.
-    if let Peer::Tcp { local } = peer {
-        check_host(head, hosts, local)?;
-    }
+    check_caller(head, hosts, peer)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_len > TARGET_LEN_MAX {
         return Err(GatewayError::UriTooLong);
@@ -70,6 +66,19 @@ pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<
         return Err(GatewayError::MethodNotAllowed);
     }
     Ok(path)
+}
+
+/// Refuses what a browser sent, or somebody who knows chatgate by a name that is not its own.
+///
+/// # Errors
+/// `forbidden`.
+pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+    check_origin(&head.headers)?;
+    match peer {
+        Peer::Tcp { local } => check_host(head, hosts, local),
+        // Nobody on the network reaches a Unix socket, so no name can be bound to it.
+        Peer::Unix => Ok(()),
+    }
 }
 
 /// Where a request came in.
@@ -189,11 +198,30 @@ mod tests {
         assert_eq!((read.app, read.name.to_string().as_str()), (None, "follow/follow_check"));
         assert_eq!(path("/apps/main/v4/follow/follow_check").expect("a path").app, Some("main"));
         for bad in [
-            "/", "", "*", "/v4", "/v4/", "/v4/follow", "/v4/follow/", "/v4/follow/follow_check/", "/v4//follow_check",
-            "//v4/follow/follow_check", "/v4/follow//follow_check", "/v4/../v4/follow/follow_check", "/v4/follow/%66ollow_check",
-            "/v4/follow/follow_check%00", "/v4/follow%2Ffollow_check", "/v4/follow/follow_check;x", "/V4/follow/follow_check",
-            "/v4/follow\\follow_check", "/v4/follow/follow_check/x", "/apps/main", "/apps/main/follow/follow_check",
-            "/apps/a/b/v4/follow/follow_check", "/apps//apps/main/v4/a/b", "/v5/follow/follow_check",
+            "/",
+            "",
+            "*",
+            "/v4",
+            "/v4/",
+            "/v4/follow",
+            "/v4/follow/",
+            "/v4/follow/follow_check/",
+            "/v4//follow_check",
+            "//v4/follow/follow_check",
+            "/v4/follow//follow_check",
+            "/v4/../v4/follow/follow_check",
+            "/v4/follow/%66ollow_check",
+            "/v4/follow/follow_check%00",
+            "/v4/follow%2Ffollow_check",
+            "/v4/follow/follow_check;x",
+            "/V4/follow/follow_check",
+            "/v4/follow\\follow_check",
+            "/v4/follow/follow_check/x",
+            "/apps/main",
+            "/apps/main/follow/follow_check",
+            "/apps/a/b/v4/follow/follow_check",
+            "/apps//apps/main/v4/a/b",
+            "/v5/follow/follow_check",
         ] {
             assert_eq!(slug(path(bad)), "not_found", "{bad}");
         }
@@ -202,10 +230,22 @@ mod tests {
     #[test]
     fn only_post_and_only_our_own_names() {
         let good = "/v4/follow/follow_check";
-        for host in ["localhost", "LOCALHOST:8700", "127.0.0.1:1", "127.9.9.9", "[::1]:8700", "10.1.2.3", "gate.internal:99"] {
+        for host in
+            ["localhost", "LOCALHOST:8700", "127.0.0.1:1", "127.9.9.9", "[::1]:8700", "10.1.2.3", "gate.internal:99"]
+        {
             assert_eq!(checked("POST", good, &[("host", host)]), "ok", "{host}");
         }
-        for host in ["", "localhost.evil", "evil", "10.1.2.4", "x@localhost", "localhost@evil", "127.0.0.1.evil", "gate.internal.x", "a b"] {
+        for host in [
+            "",
+            "localhost.evil",
+            "evil",
+            "10.1.2.4",
+            "x@localhost",
+            "localhost@evil",
+            "127.0.0.1.evil",
+            "gate.internal.x",
+            "a b",
+        ] {
             assert_eq!(checked("POST", good, &[("host", host)]), "forbidden", "{host}");
         }
         assert_eq!(checked("POST", good, &[]), "forbidden");

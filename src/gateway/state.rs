@@ -43,8 +43,6 @@ pub struct Gateway {
 
 /// One app. Apps share nothing of this.
 pub(super) struct App {
-    pub name: AppName,
-    pub sdkappid: SdkAppId,
     pub signer: Signer,
     pub quotas: AppQuotas,
     /// Room for calls in flight.
@@ -104,8 +102,6 @@ impl Gateway {
             let quotas = AppQuotas::new(app.quota.clone());
             let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
             apps.push(App {
-                name: app.name.clone(),
-                sdkappid: app.sdkappid,
                 signer: Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now),
                 room: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
                 follow: Follow {
@@ -170,7 +166,9 @@ impl Gateway {
             }
         }
         chosen.or(self.default).ok_or_else(|| {
-            unknown("several apps are configured and none is the default; name one by /apps/NAME/v4/... or Chatgate-App")
+            unknown(
+                "several apps are configured and none is the default; name one by /apps/NAME/v4/... or Chatgate-App",
+            )
         })
     }
 }

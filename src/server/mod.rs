@@ -1,6 +1,7 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, drained at the end.
 
 pub mod listener;
+mod refusals;
 pub mod timed_io;
 
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use self::listener::{Accept, Accepted, Listener};
+use self::listener::{Accepted, Listener};
+use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
 use crate::bounds::{Budget, Held};
 use crate::config;
@@ -96,7 +98,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let at_work = AtWork::default();
-    let io = TokioIo::new(TimedIo::new(stream, connections.limits, at_work.clone()));
+    let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
     let service = stack::service(worker, peer);
     let counted = tower::service_fn(move |request| {
         let work = at_work.begin();
@@ -136,4 +138,3 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_header_list_size(HEAD_LEN_MAX as u32);
     builder
 }
-

@@ -110,7 +110,8 @@ impl<S> TimedIo<S> {
         if now >= until {
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
         }
-        let nearest = self.write_until.into_iter().chain(self.waiting_for.map(|(_, until)| until)).fold(until, Instant::min);
+        let nearest =
+            self.write_until.into_iter().chain(self.waiting_for.map(|(_, until)| until)).fold(until, Instant::min);
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(nearest.into())));
         // A timer that fires early is set again; that is cheaper than setting it for every request.
         while sleep.deadline() > nearest.into() || sleep.as_mut().poll(cx).is_ready() {

@@ -19,7 +19,7 @@ use crate::clock;
 ///
 /// # Errors
 /// If one of `extra` is no certificate that can be trusted.
-pub fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConfig, rustls::Error> {
+pub(super) fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConfig, rustls::Error> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     for certificate in extra {
         roots.add(certificate.clone())?;
@@ -35,7 +35,7 @@ pub fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConfig, rus
 
 /// Opens connections that know when to retire.
 #[derive(Clone)]
-pub struct Connector {
+pub(super) struct Connector {
     inner: HttpsConnector<HttpConnector>,
     timeout: Duration,
     max_age: Duration,
@@ -45,7 +45,7 @@ impl Connector {
     /// `timeout` bounds name lookup, TCP and TLS together; several addresses of a name share it.
     /// A connection is retired after `max_age`, less up to a tenth so that they do not all go at
     /// once, and the next one follows what DNS says then.
-    pub fn new(tls: ClientConfig, timeout: Duration, max_age: Duration) -> Self {
+    pub(super) fn new(tls: ClientConfig, timeout: Duration, max_age: Duration) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -83,31 +83,18 @@ impl Service<Uri> for Connector {
 }
 
 /// A connection with an age.
-pub struct Aging {
+pub(super) struct Aging {
     stream: Stream,
     retire_at: Instant,
 }
 
-/// Comes with every answer and says how old its connection is.
-#[derive(Clone)]
-pub struct Age {
-    retire_at: Instant,
-    connection: Connected,
-}
-
-impl Age {
-    /// Takes the connection out of the pool if it is too old; what it carries now is finished.
-    pub fn retire_if_due(&self, now: Instant) {
-        if now >= self.retire_at {
-            self.connection.poison();
-        }
-    }
-}
+/// Comes with every answer: when its connection is to carry no more calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RetireAt(pub(super) Instant);
 
 impl Connection for Aging {
     fn connected(&self) -> Connected {
-        let connection = self.stream.connected();
-        connection.clone().extra(Age { retire_at: self.retire_at, connection })
+        self.stream.connected().extra(RetireAt(self.retire_at))
     }
 }
 

@@ -6,7 +6,7 @@ use memchr::memmem;
 /// The body, with `usersig` covered by as many asterisks wherever it stands, percent-encoded or not.
 ///
 /// Length and everything else stay as they are.
-pub fn mask(body: Bytes, usersig: &str) -> Bytes {
+pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
     // Every spelling begins the same, so one search tells of nearly every answer that it is clean.
     let beginning = usersig.split('*').next().unwrap_or_default();
     if memmem::find(&body, beginning.as_bytes()).is_none() {

@@ -11,10 +11,11 @@ use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE};
 use http::uri::{Authority, Scheme};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use self::connect::{Age, Connector};
+use self::connect::{Connector, RetireAt};
 use crate::body::{BodyError, read_whole};
 use crate::bounds::{Budget, Held};
 use crate::clock;
@@ -126,9 +127,13 @@ impl Upstream {
             headers.insert(TRACEPARENT, traceparent);
         }
 
+        let connection = capture_connection(&mut request);
         let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;
-        if let Some(age) = response.extensions().get::<Age>() {
-            age.retire_if_due(clock::now());
+        // An old connection finishes what it carries and goes, so that the next one asks DNS again.
+        if response.extensions().get::<RetireAt>().is_some_and(|RetireAt(at)| clock::now() >= *at)
+            && let Some(connection) = &*connection.connection_metadata()
+        {
+            connection.poison();
         }
         let (head, body) = response.into_parts();
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
@@ -137,7 +142,9 @@ impl Upstream {
         let (body, held) = read_whole(body, self.max_answer, &self.buffered).await.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::UpstreamInvalid("it is larger than upstream.max_answer"),
             BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-            BodyError::Broken(_) => GatewayError::UpstreamUnreachable("the connection broke before the answer was whole"),
+            BodyError::Broken(_) => {
+                GatewayError::UpstreamUnreachable("the connection broke before the answer was whole")
+            }
         })?;
         let error_code = Envelope::parse(&body)
             .map_err(|_| GatewayError::UpstreamInvalid("it is no JSON object with an integer ErrorCode"))?
