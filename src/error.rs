@@ -60,8 +60,13 @@ pub enum GatewayError {
         retry_after: Duration,
     },
     /// Nothing was sent, or the connection broke before an answer.
-    #[error("Chat cannot be reached: {0}")]
-    UpstreamUnreachable(&'static str),
+    #[error("Chat cannot be reached: {what}")]
+    UpstreamUnreachable {
+        /// In words for the caller.
+        what: &'static str,
+        /// In detail, for the log.
+        cause: String,
+    },
     /// What came back is not a Chat answer, or does not fit the question.
     #[error("Chat's answer cannot be used: {0}")]
     UpstreamInvalid(&'static str),
@@ -108,7 +113,7 @@ impl GatewayError {
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
             GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
             GatewayError::RateLimited { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
-            GatewayError::UpstreamUnreachable(_) => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
+            GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
             GatewayError::Overloaded(_) => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503),
             GatewayError::NotCached => ("not_cached", StatusCode::GATEWAY_TIMEOUT, 129_504),

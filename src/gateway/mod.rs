@@ -70,11 +70,7 @@ impl Worker {
         match self.answer(request, peer).await {
             Ok(reply) => reply.into_response(),
             Err(error) => {
-                if error.is_ours() {
-                    tracing::warn!(outcome = error.wire().slug, "{error}");
-                } else {
-                    tracing::debug!(outcome = error.wire().slug, "{error}");
-                }
+                log(&error);
                 error.into_response()
             }
         }
@@ -190,6 +186,16 @@ impl Reply {
             }
         }
         response
+    }
+}
+
+/// Faults of ours and of what is behind us are for operators, the others for whoever looks closely.
+fn log(error: &GatewayError) {
+    let outcome = error.wire().slug;
+    match error {
+        GatewayError::UpstreamUnreachable { cause, .. } => tracing::warn!(outcome, cause, "{error}"),
+        _ if error.is_ours() => tracing::warn!(outcome, "{error}"),
+        _ => tracing::debug!(outcome, "{error}"),
     }
 }
 

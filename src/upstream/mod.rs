@@ -142,9 +142,10 @@ impl Upstream {
         let (body, held) = read_whole(body, self.max_answer, &self.buffered).await.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::UpstreamInvalid("it is larger than upstream.max_answer"),
             BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-            BodyError::Broken(_) => {
-                GatewayError::UpstreamUnreachable("the connection broke before the answer was whole")
-            }
+            BodyError::Broken(error) => GatewayError::UpstreamUnreachable {
+                what: "the connection broke before the answer was whole",
+                cause: chain(&error),
+            },
         })?;
         let error_code = Envelope::parse(&body)
             .map_err(|_| GatewayError::UpstreamInvalid("it is no JSON object with an integer ErrorCode"))?
@@ -173,8 +174,7 @@ fn unreachable(error: &ClientError) -> GatewayError {
     } else {
         "the connection broke before an answer came"
     };
-    tracing::warn!(cause = %chain(error), "Chat cannot be reached: {what}");
-    GatewayError::UpstreamUnreachable(what)
+    GatewayError::UpstreamUnreachable { what, cause: chain(error) }
 }
 
 /// An error and what caused it, on one line.
