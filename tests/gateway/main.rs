@@ -1,0 +1,6 @@
+//! The gateway from outside: the real binary between raw callers and a Chat that the tests write.
+//!
+//! Each topic holds one promise of the project to the letter. `support` is what they share; start
+//! there to write another.
+
+mod support;
