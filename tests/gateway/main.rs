@@ -3,4 +3,11 @@
 //! Each topic holds one promise of the project to the letter. `support` is what they share; start
 //! there to write another.
 
+mod app_choice;
+mod errors;
+mod follow;
+mod freshness;
+mod relay;
 mod support;
+mod upstream;
+mod waiting;

@@ -248,12 +248,15 @@ async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option
             let _ = stream.flush().await;
             return Some(End::Reset);
         }
-        What::Endless(bytes) => {
-            while stream.write_all(&bytes).await.is_ok() {}
+        What::Stall(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.flush().await;
+            while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
             return Some(End::Closed);
         }
-        What::Hang => {
-            while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
+        What::Endless { first, more } => {
+            let _ = stream.write_all(&first).await;
+            while stream.write_all(&more).await.is_ok() {}
             return Some(End::Closed);
         }
     };
@@ -287,7 +290,8 @@ fn faults(call: &Call, authority: &str) -> Vec<String> {
         }
     };
     let segments: Vec<&str> = call.path().split('/').collect();
-    let plain = |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let plain =
+        |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     expect(call.method == "POST", "method is not POST");
     expect(
         matches!(segments.as_slice(), ["", "v4", service, command] if plain(service) && plain(command)),

@@ -21,12 +21,12 @@ pub(crate) enum What {
     Answer { status: u16, content_type: Option<String>, body: Vec<u8> },
     /// Exactly these bytes, then the connection is closed.
     Bytes(Vec<u8>),
-    /// These bytes again and again, until the peer closes.
-    Endless(Vec<u8>),
-    /// A TCP reset after these bytes.
+    /// Exactly these bytes, then silence on an open connection.
+    Stall(Vec<u8>),
+    /// `first`, then `more` again and again, until the peer closes.
+    Endless { first: Vec<u8>, more: Vec<u8> },
+    /// Exactly these bytes, then a TCP reset.
     Reset(Vec<u8>),
-    /// Nothing, ever.
-    Hang,
 }
 
 impl Reply {
@@ -56,8 +56,13 @@ impl Reply {
         What::Reset(Vec::new()).into()
     }
 
+    /// Not a byte, ever.
     pub(crate) fn hang() -> Reply {
-        What::Hang.into()
+        Reply::stall("")
+    }
+
+    pub(crate) fn stall(bytes: impl Into<Vec<u8>>) -> Reply {
+        What::Stall(bytes.into()).into()
     }
 
     /// The same, once the gate is open.

@@ -35,9 +35,8 @@ pub(crate) fn verify(text: &str, app: TestApp, now: u64) -> Result<(), String> {
     if now > issued + lifetime {
         return Err(format!("expired {} s ago", now - issued - lifetime));
     }
-    let signed = format!(
-        "TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{issued}\nTLS.expire:{lifetime}\n"
-    );
+    let signed =
+        format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{issued}\nTLS.expire:{lifetime}\n");
     let tag = STANDARD.decode(signature).map_err(|_| "TLS.sig is not base64")?;
     let key = hmac::Key::new(hmac::HMAC_SHA256, app.key.as_bytes());
     hmac::verify(&key, signed.as_bytes(), &tag).map_err(|_| "made with another key".into())

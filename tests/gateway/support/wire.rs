@@ -43,7 +43,11 @@ impl Call {
     pub(crate) fn query(&self) -> Vec<(String, String)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
         let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-        query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
+        query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .map(|(k, v)| (decode(k), decode(v)))
+            .collect()
     }
 
     /// The first parameter of that name.
@@ -84,7 +88,10 @@ impl Call {
     /// Its pairs, each with the smaller name first, so that a turned-round question counts as the same.
     pub(crate) fn pairs(&self) -> Vec<(String, String)> {
         let from = self.from_account();
-        self.to_accounts().into_iter().map(|to| if from < to { (from.clone(), to) } else { (to, from.clone()) }).collect()
+        self.to_accounts()
+            .into_iter()
+            .map(|to| if from < to { (from.clone(), to) } else { (to, from.clone()) })
+            .collect()
     }
 }
 
