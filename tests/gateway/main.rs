@@ -4,10 +4,15 @@
 //! there to write another.
 
 mod app_choice;
+mod bounds;
 mod errors;
 mod follow;
 mod freshness;
+mod quota;
 mod relay;
+mod slow;
 mod support;
+mod tls;
 mod upstream;
 mod waiting;
+mod writes;

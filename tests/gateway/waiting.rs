@@ -10,13 +10,13 @@ use crate::support::setup::{Setup, gateway};
 
 /// Starts these requests, each on a connection of its own, the first one seen upstream before the others start.
 async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
-    let mut conns = Vec::new();
+    let (mut conns, before) = (Vec::new(), chat.count());
     for ask in asks {
         let mut conn = gateway.connect().await;
         conn.send(ask.bytes()).await;
         conns.push(conn);
         if conns.len() == 1 {
-            chat.seen(chat.count().max(1)).await;
+            chat.seen(before + 1).await;
         }
     }
     gateway.round_trips().await;

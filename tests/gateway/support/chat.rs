@@ -150,6 +150,11 @@ impl FakeChat {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
+    /// Forgets the violations so far, in a test that caused them on purpose.
+    pub(crate) fn forgive(&self) {
+        self.shared.violations.lock().expect("no panic under it").clear();
+    }
+
     /// Closes every connection there is, as a peer does that has no more time for it.
     pub(crate) fn drop_connections(&self) {
         let mut connections = self.shared.connections.lock().expect("no panic under it");
