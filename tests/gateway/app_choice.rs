@@ -1,5 +1,7 @@
 //! Which app a request is for, and what becomes of the parameters of clients that used to sign themselves.
 
+use std::collections::BTreeSet;
+
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
@@ -125,4 +127,21 @@ async fn an_apps_prefix_works_for_the_cached_command_too() {
     assert_eq!(gateway.ask(check("main")).await.cache().outcome, "hit");
     assert_eq!(gateway.ask(check("other")).await.types(), [2]);
     assert_eq!(chat.count(), 2);
+}
+
+#[tokio::test]
+async fn two_apps_share_no_connection() {
+    let chat = FakeChat::start().await;
+    let gateway = two_apps(&chat, true).await;
+    for _ in 0..3 {
+        for app in [MAIN, OTHER] {
+            let ask = Ask::command("openim/querystate").header("Chatgate-App", app.name);
+            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+        }
+    }
+    let connections_of = |app: u32| -> BTreeSet<usize> {
+        chat.calls().iter().filter(|call| call.app() == app).map(|call| call.connection).collect()
+    };
+    let (main, other) = (connections_of(MAIN.sdkappid), connections_of(OTHER.sdkappid));
+    assert!(main.is_disjoint(&other), "{main:?} {other:?}");
 }

@@ -230,11 +230,7 @@ async fn a_command_that_access_does_not_name_is_forbidden() {
 #[tokio::test]
 async fn only_follow_check_is_allowed_when_nothing_is_said() {
     let chat = FakeChat::start().await;
-    let setup = Setup::new(&chat);
-    let text: String =
-        setup.text().lines().filter(|line| !line.starts_with("allow =")).map(|line| format!("{line}\n")).collect();
-    let dir = std::sync::Arc::new(tempfile::tempdir().expect("a directory"));
-    let gateway = Gateway::start(&text, dir, 1).await;
+    let gateway = Setup::new(&chat).unset("access", "allow").start().await;
     gateway.check("a", &["b"]).await.checked();
     let before = chat.count();
     for command in ["follow/follow_add", "openim/querystate", "im_open_login_svc/account_check"] {

@@ -132,7 +132,7 @@ async fn more_than_100_accounts_are_split_into_the_fewest_calls() {
         assert_eq!(chat.count() - before, calls, "{count} accounts");
         let mut asked: Vec<String> = Vec::new();
         for call in &chat.calls()[before..] {
-            assert_eq!(call.from_account(), from);
+            assert_eq!(call.asker(), from);
             assert!((1..=100).contains(&call.to_accounts().len()), "{}", call.to_accounts().len());
             asked.extend(call.to_accounts());
         }

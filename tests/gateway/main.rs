@@ -5,9 +5,14 @@
 
 mod app_choice;
 mod bounds;
+mod cli;
+mod concurrency;
 mod errors;
 mod follow;
 mod freshness;
+mod http;
+mod leaks;
+mod lifecycle;
 mod quota;
 mod relay;
 mod slow;

@@ -120,7 +120,7 @@ async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
     // Any call with the account `bad` in it fails as a whole.
     let expected = bad.clone();
     chat.script(move |call| {
-        let spoiled = call.from_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
+        let spoiled = call.asker() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
         Some(if spoiled { Reply::json(bad.clone()) } else { Reply::model() }.held(&held))
     });
     let conns = started(&gateway, &chat, &[Ask::check("ann", &["bad", "bob"]), Ask::check("ann", &["bob"])]).await;
@@ -138,7 +138,7 @@ async fn an_answer_that_fits_one_question_only_is_given_to_that_one_only() {
     let held = gate.clone();
     // The item fails as ann asks it, and succeeds as bob asks it.
     chat.script(move |call| {
-        let reply = if call.from_account() == "ann" {
+        let reply = if call.asker() == "ann" {
             checked(&[crate::support::graph::failed_item("bob", 30003)])
         } else {
             checked(&[item("ann", 3)])

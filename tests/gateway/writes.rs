@@ -239,7 +239,7 @@ async fn a_write_whose_caller_leaves_at_once_is_sent_whole_or_not_at_all() {
         let from = format!("ann{round}");
         let expected = chat.graph().follow_type(MAIN.sdkappid, &from, "bob");
         assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected]);
-        let sent = chat.calls_of(ADD).iter().filter(|call| call.from_account() == from).count();
+        let sent = chat.calls_of(ADD).iter().filter(|call| call.asker() == from).count();
         assert_eq!(sent, usize::from(expected == 2), "{from}");
     }
 }

@@ -12,11 +12,11 @@ use super::{PATIENCE, within};
 /// A request in the making.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
-    method: String,
-    target: String,
-    host: String,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) host: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Ask {
@@ -72,10 +72,6 @@ impl Ask {
             head += &format!("{name}: {value}\r\n");
         }
         [head.as_bytes(), b"\r\n", &self.body].concat()
-    }
-
-    pub(super) fn parts(&self) -> (&str, &str, &str, &[(String, String)], &[u8]) {
-        (&self.method, &self.target, &self.host, &self.headers, &self.body)
     }
 }
 
@@ -136,8 +132,7 @@ impl Conn {
     /// Sends a request and reads its answer.
     pub(crate) async fn ask(&mut self, ask: &Ask) -> Answer {
         self.send(ask.bytes()).await;
-        let answer = if ask.method == "HEAD" { self.read_answer(true).await } else { self.read_answer(false).await };
-        answer.expect("an answer, not a closed connection")
+        self.read_answer(ask.method == "HEAD").await.expect("an answer, not a closed connection")
     }
 
     /// The next answer.
@@ -162,6 +157,20 @@ impl Conn {
                 } else if !self.more().await {
                     return None;
                 }
+            }
+        })
+        .await
+    }
+
+    /// The status of the next interim answer, which has no body.
+    pub(crate) async fn interim(&mut self) -> u16 {
+        within(PATIENCE, "an interim answer", async {
+            loop {
+                if let Some((answer, len)) = Answer::read(&self.unread, true) {
+                    self.unread.drain(..len);
+                    return answer.status;
+                }
+                assert!(self.more().await, "closed");
             }
         })
         .await

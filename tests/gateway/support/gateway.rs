@@ -25,11 +25,11 @@ pub(crate) struct Gateway {
 impl Gateway {
     /// Starts `serve` with the text as its configuration and waits until `listeners` data listeners
     /// and the admin listener are up. `dir` holds the files that the text names.
-    pub(crate) async fn start(config: &str, dir: Arc<TempDir>, listeners: usize) -> Gateway {
+    pub(crate) async fn start(config: &str, dir: Arc<TempDir>, env: &[(&str, &str)], listeners: usize) -> Gateway {
         let turn = super::turn::shared().await;
         let file = dir.path().join("chatgate.toml");
         std::fs::write(&file, config).expect("own directory");
-        let mut process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), &[]);
+        let mut process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), env);
         let (data, admin) = eventually("the gateway listens", async || {
             if let Some(code) = process.try_exit() {
                 panic!("ended with {code} instead of listening:\n{}\n{config}", process.stderr());
@@ -41,6 +41,21 @@ impl Gateway {
         })
         .await;
         Gateway { process, data, admin, dir, _turn: turn }
+    }
+
+    /// The same at addresses that are known before, for a log that does not tell them.
+    pub(crate) async fn start_at(config: &str, dir: Arc<TempDir>, data: Vec<String>, admin: String) -> Gateway {
+        let turn = super::turn::shared().await;
+        let file = dir.path().join("chatgate.toml");
+        std::fs::write(&file, config).expect("own directory");
+        let process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), &[]);
+        let mut gateway = Gateway { process, data, admin, dir, _turn: turn };
+        eventually("the gateway listens", async || {
+            assert_eq!(gateway.process.try_exit(), None, "{}", gateway.log());
+            (gateway.accepts().await && Conn::open(&gateway.admin).await.is_ok()).then_some(())
+        })
+        .await;
+        gateway
     }
 
     /// Address of the first data listener.
@@ -99,9 +114,11 @@ impl Gateway {
         within(super::PATIENCE, "an answer", conn.ask(&Ask::new("GET", path))).await
     }
 
-    /// Whether a new connection to the data listener is still taken.
+    /// Whether a new connection to the data listener is still taken and answered.
     pub(crate) async fn accepts(&self) -> bool {
-        Conn::open(self.address()).await.is_ok()
+        let Ok(mut conn) = Conn::open(self.address()).await else { return false };
+        conn.send(Ask::new("GET", "/round-trip").bytes()).await;
+        conn.try_answer().await.is_some()
     }
 
     /// Sends a signal, for instance `"TERM"`.
@@ -112,6 +129,12 @@ impl Gateway {
     /// Waits for the end that something else caused, at most `limit`.
     pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
         self.process.exit_code_within(limit).await
+    }
+
+    /// SIGKILL: it gets no chance to tidy up.
+    pub(crate) async fn kill(mut self) {
+        self.signal("KILL");
+        self.process.exit_code().await;
     }
 
     /// SIGTERM, then the exit code.

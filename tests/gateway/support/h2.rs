@@ -26,12 +26,12 @@ impl Http2 {
     }
 
     pub(crate) async fn ask(&self, ask: &Ask) -> Answer {
-        let (method, target, host, headers, body) = ask.parts();
-        let mut request = hyper::Request::builder().method(method).uri(format!("http://{host}{target}"));
-        for (name, value) in headers {
+        let uri = format!("http://{}{}", ask.host, ask.target);
+        let mut request = hyper::Request::builder().method(ask.method.as_str()).uri(uri);
+        for (name, value) in &ask.headers {
             request = request.header(name, value);
         }
-        let request = request.body(Full::new(Bytes::copy_from_slice(body))).expect("a request");
+        let request = request.body(Full::new(Bytes::copy_from_slice(&ask.body))).expect("a request");
         let mut sender = self.sender.clone();
         within(PATIENCE, "an answer over HTTP/2", async {
             sender.ready().await.expect("an open connection");

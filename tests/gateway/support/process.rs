@@ -65,9 +65,10 @@ impl Process {
     /// Sends a signal (`"TERM"`, `"HUP"`) to this process alone.
     pub(crate) fn signal(&self, name: &str) {
         assert!(self.exit.is_none(), "the process is already gone");
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill");
-        assert!(status.success(), "kill -s {name} {pid}");
+        // The shell's own kill: small images have no other.
+        let line = format!("kill -s {name} {}", self.child.id());
+        let status = Command::new("sh").args(["-c", &line]).status().expect("a shell");
+        assert!(status.success(), "{line}");
     }
 
     /// The exit code if it has ended; -1 after a signal.

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::app::{MAIN, TestApp};
 use super::chat::FakeChat;
 use super::gateway::Gateway;
+use super::wire::free_address;
 
 /// A configuration in the making: loopback, free ports, every command allowed, and what the test adds.
 pub(crate) struct Setup {
@@ -17,6 +18,7 @@ pub(crate) struct Setup {
     /// Lines by table; a later line of the same key replaces the earlier one.
     tables: BTreeMap<&'static str, BTreeMap<String, String>>,
     apps: Vec<String>,
+    env: Vec<(&'static str, &'static str)>,
     listeners: usize,
 }
 
@@ -29,7 +31,7 @@ impl Setup {
     /// No app yet: the test adds its own with [`Setup::app`].
     pub(crate) fn without_apps() -> Setup {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        let setup = Setup { dir, tables: BTreeMap::new(), apps: Vec::new(), listeners: 1 };
+        let setup = Setup { dir, tables: BTreeMap::new(), apps: Vec::new(), env: Vec::new(), listeners: 1 };
         setup
             .set("server", r#"listen = "127.0.0.1:0""#)
             .set("server", r#"admin = "127.0.0.1:0""#)
@@ -57,6 +59,24 @@ impl Setup {
     pub(crate) fn deadline(self, span: &str) -> Setup {
         let keys = ["timeout", "attempt_timeout", "connect_timeout"];
         keys.into_iter().fold(self, |setup, key| setup.set("upstream", &format!("{key} = \"{span}\"")))
+    }
+
+    /// Sets an environment variable of the gateway.
+    pub(crate) fn env(mut self, name: &'static str, value: &'static str) -> Setup {
+        self.env.push((name, value));
+        self
+    }
+
+    /// Adds a table as it is written.
+    pub(crate) fn raw(mut self, text: &str) -> Setup {
+        self.apps.push(format!("{text}\n"));
+        self
+    }
+
+    /// Takes a key out of a table, so that its default holds.
+    pub(crate) fn unset(mut self, table: &'static str, key: &str) -> Setup {
+        self.tables.entry(table).or_default().remove(key);
+        self
     }
 
     /// Listens on these instead. Each is an address or `unix:/path`.
@@ -91,7 +111,9 @@ impl Setup {
         }
         for app in &self.apps {
             text += app;
-            text += &table("app.quota");
+            if app.starts_with("[[app]]") {
+                text += &table("app.quota");
+            }
         }
         text
     }
@@ -101,9 +123,17 @@ impl Setup {
         self.file("chatgate.toml", &self.text())
     }
 
+    /// Starts the gateway with a log that is not JSON, so that it cannot be asked for its addresses: it gets
+    /// fixed ones, free a moment ago.
+    pub(crate) async fn start_silent(self) -> Gateway {
+        let (data, admin) = (free_address().to_string(), free_address().to_string());
+        let setup = self.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
+        Gateway::start_at(&setup.text(), setup.dir.clone(), vec![data], admin).await
+    }
+
     /// Starts the gateway and waits until it listens.
     pub(crate) async fn start(self) -> Gateway {
-        Gateway::start(&self.text(), self.dir.clone(), self.listeners).await
+        Gateway::start(&self.text(), self.dir.clone(), &self.env, self.listeners).await
     }
 }
 

@@ -73,8 +73,8 @@ impl Call {
         serde_json::from_slice(&self.body).expect("a JSON body")
     }
 
-    /// `From_Account` of the body.
-    pub(crate) fn from_account(&self) -> String {
+    /// `From_Account` of the body: who the question is about.
+    pub(crate) fn asker(&self) -> String {
         self.json()["From_Account"].as_str().expect("From_Account").to_owned()
     }
 
@@ -87,7 +87,7 @@ impl Call {
 
     /// Its pairs, each with the smaller name first, so that a turned-round question counts as the same.
     pub(crate) fn pairs(&self) -> Vec<(String, String)> {
-        let from = self.from_account();
+        let from = self.asker();
         self.to_accounts()
             .into_iter()
             .map(|to| if from < to { (from.clone(), to) } else { (to, from.clone()) })
@@ -113,6 +113,9 @@ impl Reader {
     pub(crate) async fn next(&mut self, stream: &mut (impl Stream + ?Sized)) -> Result<Option<Call>, String> {
         if self.unread.is_empty() && !self.more(stream).await {
             return Ok(None);
+        }
+        if !self.unread[0].is_ascii_uppercase() {
+            return Err(format!("bytes that are no HTTP/1.1, beginning with {:#04x}", self.unread[0]));
         }
         let at = super::now();
         let head_len = loop {
