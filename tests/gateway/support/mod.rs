@@ -4,7 +4,8 @@
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
 //! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
-//! * [`answer::Answer`] is what came back, with the contract's shapes as assertions.
+//! * [`answer::Answer`] is what came back, with the contract's shapes as assertions;
+//! * `harness` tests all of these.
 //!
 //! Nothing here sleeps for luck: a test waits for a condition with [`eventually`], or for an event
 //! with [`within`], and both are bounded. Tests run next to each other; one that measures time asks
@@ -17,6 +18,7 @@ pub(crate) mod client;
 pub(crate) mod gateway;
 pub(crate) mod graph;
 pub(crate) mod h2;
+mod harness;
 pub(crate) mod process;
 pub(crate) mod reply;
 pub(crate) mod secrets;
