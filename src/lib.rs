@@ -5,6 +5,7 @@ pub mod body;
 pub mod bounds;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod domain;
 pub mod error;
 pub mod gateway;
