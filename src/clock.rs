@@ -1,17 +1,48 @@
 //! The only reader of time and randomness.
 //!
-//! Everything else takes time as an argument, so that a test can name the moment it means.
+//! Everything else takes what it needs as an argument, so that a test can choose it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+#![allow(clippy::disallowed_methods, reason = "this is the one module that may read the clocks")]
 
-/// The steady clock, for deadlines and ages.
-#[allow(clippy::disallowed_methods, reason = "the one place that reads it")]
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::domain::tick::Tick;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The monotonic clock.
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// Wall time since 1970-01-01 UTC; 0 on a machine whose clock stands before that.
-#[allow(clippy::disallowed_methods, reason = "the one place that reads it")]
+/// The monotonic clock as microseconds since the first reading. Never [`Tick::NEVER`].
+pub fn tick() -> Tick {
+    let since = START.elapsed();
+    Tick::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 8) + 1)
+}
+
+/// The wall clock: time since 1970-01-01 UTC, 0 if it is set before that.
 pub fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The `random` of a call: a number to tell calls apart, over the full range of 32 bits. No secret.
+pub fn call_number() -> u32 {
+    fastrand::u32(..)
+}
+
+/// 128 bits that name a request. No secret.
+pub fn request_number() -> u128 {
+    fastrand::u128(..)
+}
+
+/// 16 bytes nobody can guess, from the operating system.
+///
+/// # Errors
+/// If the operating system has none, in which case the program must not go on.
+pub fn unguessable() -> Result<[u8; 16], getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
 }

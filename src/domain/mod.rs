@@ -8,5 +8,7 @@ pub mod app;
 pub mod command;
 pub mod envelope;
 pub mod error_code;
+pub mod follow;
 pub mod region;
+pub mod tick;
 pub mod usersig;

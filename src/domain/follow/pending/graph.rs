@@ -1,0 +1,123 @@
+//! The queues: which edges are at hand, and which of them share a call.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::super::pair::UserKey;
+use super::{CallerId, Edge, EdgeId, Manner, Pending, Place, Ticket};
+
+/// The queued edges of one user.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    /// Those that a call from this user can carry: all that were put so, and those that may be turned.
+    edges: BTreeSet<Place>,
+}
+
+impl Pending {
+    /// Takes in a new edge, queued for all who wait for it.
+    pub(super) fn add(&mut self, edge: Edge) -> EdgeId {
+        let id = self.number();
+        for waiter in &edge.waiters {
+            self.remember(waiter.ticket, id);
+        }
+        if edge.manner == Manner::Free {
+            self.joinable.insert(edge.pair.key(), id);
+        }
+        self.edges.insert(id, edge);
+        self.enqueue(id);
+        id
+    }
+
+    /// Puts an edge (back) into the queues of all who wait for it.
+    pub(super) fn enqueue(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get(&id) else { return };
+        let place = (edge.age, id);
+        for user in self.ends(edge) {
+            self.nodes.entry(user).or_default().edges.insert(place);
+        }
+        let tickets: Vec<Ticket> = self.edges[&id].waiters.iter().map(|waiter| waiter.ticket).collect();
+        for ticket in tickets {
+            if let Some(caller) = self.tickets.get(&ticket).map(|waiting| waiting.caller) {
+                self.enqueue_for(caller, place);
+            }
+        }
+    }
+
+    /// Puts a queued edge into one more caller's queue.
+    pub(super) fn enqueue_for(&mut self, caller: CallerId, place: Place) {
+        let queue = self.queues.entry(caller).or_default();
+        if queue.is_empty() {
+            self.turns.push_back(caller);
+        }
+        queue.insert(place);
+    }
+
+    /// Takes an edge out of all queues.
+    pub(super) fn unqueue(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get(&id) else { return };
+        let place = (edge.age, id);
+        for user in self.ends(edge) {
+            if let Some(node) = self.nodes.get_mut(&user) {
+                node.edges.remove(&place);
+                if node.edges.is_empty() {
+                    self.nodes.remove(&user);
+                }
+            }
+        }
+        // Callers are few; one whose last waiter left the edge still has it queued.
+        let turns = &mut self.turns;
+        self.queues.retain(|caller, queue| {
+            if queue.remove(&place) && queue.is_empty() {
+                turns.retain(|other| other != caller);
+            }
+            !queue.is_empty()
+        });
+    }
+
+    /// Drops an edge that is in no queue.
+    pub(super) fn forget(&mut self, id: EdgeId) -> Option<Edge> {
+        let edge = self.edges.remove(&id)?;
+        if self.joinable.get(&edge.pair.key()) == Some(&id) {
+            self.joinable.remove(&edge.pair.key());
+        }
+        Some(edge)
+    }
+
+    /// From whose side the edge is asked: the one that fills the call better, its own `from` if equal.
+    pub(super) fn denser_end(&self, id: EdgeId) -> UserKey {
+        let edge = &self.edges[&id];
+        if edge.manner != Manner::Free || !self.flip {
+            return edge.pair.from;
+        }
+        let density = |user| self.nodes.get(&user).map_or(0, |node| node.edges.len());
+        if density(edge.pair.to) > density(edge.pair.from) { edge.pair.to } else { edge.pair.from }
+    }
+
+    /// The seed, and what can travel with it from `from`, oldest first, each account once.
+    pub(super) fn gather(&self, seed: EdgeId, from: UserKey, max: usize) -> Vec<EdgeId> {
+        let alone = |edge: &Edge| match edge.manner {
+            Manner::Alone(ticket) => Some(ticket),
+            Manner::Free | Manner::AsPut => None,
+        };
+        let first = &self.edges[&seed];
+        let far = |edge: &Edge| if edge.pair.from == from { edge.pair.to } else { edge.pair.from };
+        let mut asked = HashSet::from([far(first)]);
+        let mut ids = vec![seed];
+        let Some(node) = self.nodes.get(&from) else { return ids };
+        for &(_, id) in &node.edges {
+            if ids.len() >= max {
+                break;
+            }
+            let edge = &self.edges[&id];
+            if id != seed && alone(edge) == alone(first) && asked.insert(far(edge)) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    /// The users from whose side the edge may be asked. One user twice does no harm.
+    fn ends(&self, edge: &Edge) -> [UserKey; 2] {
+        let turned = if edge.manner == Manner::Free && self.flip { edge.pair.to } else { edge.pair.from };
+        [edge.pair.from, turned]
+    }
+}

@@ -1,0 +1,192 @@
+//! What an answer means for those who wait.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::answer::{Found, Item, Items};
+use super::super::facts::Fact;
+use super::super::pair::Pair;
+use super::{CallId, Edge, Flight, Manner, Pending, Ticket, Waiter};
+use crate::domain::tick::Tick;
+
+/// How a call went.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// Chat answered with items.
+    Answered(&'a Items<'a>),
+    /// Chat refused the whole call because of something in it: its accounts, not the app or the moment.
+    RefusedArguments,
+    /// It failed for a reason that would be the same however it was asked.
+    Failed,
+}
+
+/// What becomes of one pair of one request.
+#[derive(Debug, PartialEq)]
+pub struct Settlement {
+    /// The request.
+    pub ticket: Ticket,
+    /// Its number for the pair.
+    pub slot: usize,
+    /// What it gets.
+    pub settled: Settled,
+}
+
+/// See [`Settlement`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum Settled {
+    /// The relation, and whether it was asked the other way round than this request put it.
+    Fact {
+        /// As kept.
+        fact: Fact,
+        /// Asked turned round.
+        flipped: bool,
+    },
+    /// Chat's own item, for the question exactly as this request put it; sent at that moment.
+    Verbatim(Arc<str>, Tick),
+    /// Chat's answer does not fit the question.
+    Unfit,
+    /// The call failed as a whole; why is known to who made it.
+    Failed,
+}
+
+/// What is to be kept of an answer.
+type Kept = (Pair, Fact);
+
+impl Pending {
+    /// A call is over. Says who gets what and which facts may be kept; what has to be asked again is
+    /// queued again. `last_mark` is the fence.
+    pub fn finish(
+        &mut self,
+        call: CallId,
+        outcome: &Outcome<'_>,
+        last_mark: impl Fn(Pair) -> Tick,
+    ) -> (Vec<Settlement>, Vec<Kept>) {
+        let Some(flight) = self.calls.remove(&call) else { return (Vec::new(), Vec::new()) };
+        let shared = self.is_shared(&flight);
+        let (mut settlements, mut kept) = (Vec::new(), Vec::new());
+        for &id in &flight.edges {
+            // From here on the edge is in no queue and in no call.
+            let Some(mut edge) = self.forget(id) else { continue };
+            edge.call = None;
+            let turned = edge.pair.from != flight.from;
+            let found = match outcome {
+                Outcome::Answered(items) => items.get(if turned { &edge.from } else { &edge.to }),
+                Outcome::RefusedArguments if shared || turned => {
+                    self.ask_each_alone(&edge);
+                    continue;
+                }
+                Outcome::RefusedArguments | Outcome::Failed => {
+                    for waiter in edge.waiters {
+                        self.settle(waiter, Settled::Failed, &mut settlements);
+                    }
+                    continue;
+                }
+            };
+            if flight.sent <= last_mark(edge.pair) {
+                // From before a write: nobody may have it, good or bad.
+                self.requeue(edge);
+                continue;
+            }
+            if let Some(Found::Item(Item::Known(seen))) = found {
+                let as_called = if turned { edge.pair.reversed() } else { edge.pair };
+                let fact = Fact { stored: as_called.turned(*seen), sent: flight.sent };
+                if edge.keep {
+                    kept.push((edge.pair, fact));
+                }
+                for waiter in edge.waiters {
+                    let flipped = waiter.turned != turned;
+                    self.settle(waiter, Settled::Fact { fact, flipped }, &mut settlements);
+                }
+                continue;
+            }
+            // A failing item answers only those who asked exactly so.
+            let (as_put, other_way): (Vec<_>, Vec<_>) =
+                edge.waiters.drain(..).partition(|waiter| waiter.turned == turned);
+            let settled = match found {
+                Some(Found::Item(Item::Verbatim(json))) => Settled::Verbatim(Arc::from(&**json), flight.sent),
+                _ => Settled::Unfit,
+            };
+            for waiter in as_put {
+                self.settle(waiter, settled.clone(), &mut settlements);
+            }
+            if !other_way.is_empty() {
+                self.ask_as_put(&edge, !turned, Manner::AsPut, other_way);
+            }
+        }
+        (settlements, kept)
+    }
+
+    /// Whether more than one request waits for what a call carries.
+    fn is_shared(&self, flight: &Flight) -> bool {
+        let mut tickets = flight
+            .edges
+            .iter()
+            .filter_map(|id| self.edges.get(id))
+            .flat_map(|edge| edge.waiters.iter().map(|waiter| waiter.ticket));
+        let first = tickets.next();
+        tickets.any(|ticket| Some(ticket) != first)
+    }
+
+    fn settle(&mut self, waiter: Waiter, settled: Settled, settlements: &mut Vec<Settlement>) {
+        if let Some(waiting) = self.tickets.get(&waiter.ticket) {
+            let caller = waiting.caller;
+            self.uncount(caller, 1);
+            settlements.push(Settlement { ticket: waiter.ticket, slot: waiter.slot, settled });
+        }
+    }
+
+    /// Asks again, in the same manner; together with a newer lookup of the pair if there is one.
+    fn requeue(&mut self, edge: Edge) {
+        if edge.waiters.is_empty() {
+            return;
+        }
+        if edge.manner == Manner::Free
+            && let Some(&newer) = self.joinable.get(&edge.pair.key())
+        {
+            self.merge(edge, newer);
+        } else {
+            self.add(edge);
+        }
+    }
+
+    fn merge(&mut self, edge: Edge, newer: u64) {
+        let Some(other) = self.edges.get_mut(&newer) else { return };
+        let turned = other.pair.from != edge.pair.from;
+        other.keep |= edge.keep;
+        let queued = other.call.is_none();
+        other.waiters.extend(edge.waiters.iter().map(|waiter| Waiter { turned: waiter.turned != turned, ..*waiter }));
+        for waiter in &edge.waiters {
+            self.remember(waiter.ticket, newer);
+        }
+        if queued {
+            self.enqueue(newer);
+        }
+    }
+
+    /// Every request asks for its own, as it put it.
+    fn ask_each_alone(&mut self, edge: &Edge) {
+        let mut by_request: BTreeMap<(Ticket, bool), Vec<Waiter>> = BTreeMap::new();
+        for waiter in &edge.waiters {
+            by_request.entry((waiter.ticket, waiter.turned)).or_default().push(*waiter);
+        }
+        for ((ticket, turned), waiters) in by_request {
+            self.ask_as_put(edge, turned, Manner::Alone(ticket), waiters);
+        }
+    }
+
+    /// A new edge for those who put the pair as `edge` has it, or the other way round.
+    fn ask_as_put(&mut self, edge: &Edge, turned: bool, manner: Manner, waiters: Vec<Waiter>) {
+        let (pair, from, to) =
+            if turned { (edge.pair.reversed(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
+        self.add(Edge {
+            pair,
+            from: Arc::clone(from),
+            to: Arc::clone(to),
+            age: edge.age,
+            manner,
+            call: None,
+            keep: edge.keep,
+            waiters: waiters.into_iter().map(|waiter| Waiter { turned: false, ..waiter }).collect(),
+        });
+    }
+}

@@ -1,0 +1,224 @@
+//! Which pairs a write changes.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+
+/// The widest name of what a write may change that its body lets us be certain of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// These pairs, both directions.
+    Pairs {
+        /// The user who follows or no longer follows.
+        from: String,
+        /// The others.
+        to: Vec<String>,
+    },
+    /// Every pair of these users.
+    Users(Vec<String>),
+    /// Every pair of the app.
+    All,
+}
+
+/// What a call may change; `None` for a command that changes no follow pair.
+///
+/// A body that Chat might read otherwise than we do (not JSON, repeated members, names of an
+/// unexpected type) is never narrowed by guess: too wide a scope costs lookups, too narrow a scope
+/// would leave a wrong answer standing.
+pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
+    if name == FOLLOW_ADD {
+        Some(follow_scope(body, |body| {
+            read::<Add>(body).map(|add| add.items.into_iter().map(|item| item.to).collect())
+        }))
+    } else if name == FOLLOW_DELETE {
+        Some(follow_scope(body, |body| read::<Delete>(body).map(|delete| delete.to)))
+    } else if name == ACCOUNT_DELETE {
+        Some(account_scope(body))
+    } else {
+        None
+    }
+}
+
+fn follow_scope(body: &[u8], targets: impl Fn(&[u8]) -> Option<Vec<String>>) -> Scope {
+    if !has_unique_members(body) {
+        return Scope::All;
+    }
+    let Some(From { from }) = read(body) else { return Scope::All };
+    match targets(body) {
+        Some(to) => Scope::Pairs { from, to },
+        None => Scope::Users(vec![from]),
+    }
+}
+
+fn account_scope(body: &[u8]) -> Scope {
+    if !has_unique_members(body) {
+        return Scope::All;
+    }
+    match read::<Accounts>(body) {
+        Some(accounts) => Scope::Users(accounts.items.into_iter().map(|item| item.user).collect()),
+        None => Scope::All,
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
+    serde_json::from_slice(body).ok()
+}
+
+#[derive(Deserialize)]
+struct From {
+    #[serde(rename = "From_Account")]
+    from: String,
+}
+
+#[derive(Deserialize)]
+struct Add {
+    #[serde(rename = "FollowItem")]
+    items: Vec<AddItem>,
+}
+
+#[derive(Deserialize)]
+struct AddItem {
+    #[serde(rename = "To_Account")]
+    to: String,
+}
+
+#[derive(Deserialize)]
+struct Delete {
+    #[serde(rename = "To_Account")]
+    to: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Accounts {
+    #[serde(rename = "DeleteItem")]
+    items: Vec<AccountItem>,
+}
+
+#[derive(Deserialize)]
+struct AccountItem {
+    #[serde(rename = "UserID")]
+    user: String,
+}
+
+/// Whether no object in the text names a member twice, at any depth: of two values a reader may
+/// take either, and Chat's choice is unknown. Names of another case may be taken as the same.
+fn has_unique_members(body: &[u8]) -> bool {
+    serde_json::from_slice::<Unique>(body).is_ok()
+}
+
+struct Unique;
+
+impl<'a> Deserialize<'a> for Unique {
+    fn deserialize<D: Deserializer<'a>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_any(Unique)
+    }
+}
+
+impl<'a> Visitor<'a> for Unique {
+    type Value = Unique;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value whose objects name each member once")
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Unique, M::Error> {
+        let mut names = std::collections::HashSet::new();
+        while let Some((name, Unique)) = map.next_entry::<String, Unique>()? {
+            if !names.insert(name.to_lowercase()) {
+                return Err(serde::de::Error::custom("a member stands twice"));
+            }
+        }
+        Ok(Unique)
+    }
+
+    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Unique, S::Error> {
+        while list.next_element::<Unique>()?.is_some() {}
+        Ok(Unique)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+
+    fn visit_unit<E>(self) -> Result<Unique, E> {
+        Ok(Unique)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::FOLLOW_CHECK;
+
+    fn pairs(from: &str, to: &[&str]) -> Option<Scope> {
+        Some(Scope::Pairs { from: from.to_owned(), to: to.iter().map(ToString::to_string).collect() })
+    }
+
+    fn users(names: &[&str]) -> Option<Scope> {
+        Some(Scope::Users(names.iter().map(ToString::to_string).collect()))
+    }
+
+    #[test]
+    fn a_readable_write_names_its_pairs() {
+        let add = br#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"},{"To_Account":"cyd","X":1}],"More":[]}"#;
+        assert_eq!(scope(FOLLOW_ADD, add), pairs("ann", &["bob", "cyd"]));
+        let delete = br#"{"From_Account":"ann","To_Account":["bob","cyd"]}"#;
+        assert_eq!(scope(FOLLOW_DELETE, delete), pairs("ann", &["bob", "cyd"]));
+        let accounts = br#"{"DeleteItem":[{"UserID":"ann"},{"UserID":"bob"}]}"#;
+        assert_eq!(scope(ACCOUNT_DELETE, accounts), users(&["ann", "bob"]));
+    }
+
+    #[test]
+    fn targets_that_cannot_be_read_widen_to_the_user() {
+        for body in [
+            r#"{"From_Account":"ann"}"#,
+            r#"{"From_Account":"ann","FollowItem":["bob"]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":7}]}"#,
+        ] {
+            assert_eq!(scope(FOLLOW_ADD, body.as_bytes()), users(&["ann"]), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_may_be_read_in_two_ways_widens_to_the_app() {
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"From_Account":7,"FollowItem":[]}"#,
+            r#"{"From_Account":"ann","From_Account":"eve","FollowItem":[{"To_Account":"bob"}]}"#,
+            r#"{"From_Account":"ann","from_account":"eve","FollowItem":[{"To_Account":"bob"}]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","To\u005fAccount":"cyd"}]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]} x"#,
+            r#"{"DeleteItem":[{"UserID":7}]}"#,
+        ] {
+            assert_eq!(scope(FOLLOW_ADD, body.as_bytes()), Some(Scope::All), "{body}");
+            assert_eq!(scope(ACCOUNT_DELETE, body.as_bytes()), Some(Scope::All), "{body}");
+        }
+    }
+
+    #[test]
+    fn other_commands_change_no_pair() {
+        assert_eq!(scope(FOLLOW_CHECK, b"{}"), None);
+        assert_eq!(scope(CommandName::parse("openim/sendmsg").expect("a name"), b"{}"), None);
+    }
+}

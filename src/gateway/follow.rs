@@ -1,0 +1,311 @@
+//! `follow_check` from facts, and from Chat for what is not known.
+//!
+//! The answer is put together only when every pair has something that may be used *now*: what came
+//! from the cache or from a lookup some time ago is judged against the fence once more, and asked
+//! again if a write has come between.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode};
+use tokio::sync::oneshot;
+
+use super::freshness::{Source, Tally, Use, Wishes};
+use super::state::{Got, Waiter};
+use super::{Refusal, Reply, Worker};
+use crate::clock;
+use crate::domain::command::FOLLOW_CHECK;
+use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
+use crate::domain::follow::facts::Fact;
+use crate::domain::follow::pair::Pair;
+use crate::domain::follow::pending::{CallerId, Settled, Terms, Ticket, WAITING_MAX, Wanted};
+use crate::domain::follow::question::Question;
+use crate::domain::tick::Tick;
+use crate::error::GatewayError;
+
+/// `Chatgate-Explain` says this much, so that a header stays a header.
+const EXPLAINED_MAX: usize = 200;
+
+/// How a question is to be answered.
+pub(super) struct Manner {
+    pub wishes: Wishes,
+    pub explain: bool,
+    pub deadline: Instant,
+}
+
+/// One distinct pair of a question.
+struct Slot {
+    pair: Pair,
+    /// Where it stands first among the accounts.
+    first: usize,
+    known: Option<Known>,
+}
+
+/// What may answer for a pair.
+struct Known {
+    item: Item,
+    sent: Tick,
+    source: Source,
+}
+
+impl Worker {
+    /// Answers a question.
+    pub(super) async fn answer_question(
+        self: &Arc<Self>,
+        app: usize,
+        question: &Question<'_>,
+        manner: Manner,
+    ) -> Result<Reply, GatewayError> {
+        let follow = &self.app(app).follow;
+        let from = follow.hasher.user(&question.from);
+        let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
+        let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
+        loop {
+            // A write may have come between: what was sent before it does not answer after it.
+            for slot in &mut slots {
+                if slot.known.as_ref().is_some_and(|known| !follow.fence.admits(slot.pair, known.sent)) {
+                    slot.known = None;
+                }
+            }
+            let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
+            if missing.is_empty() {
+                return Ok(reply(question, &slots, &slot_of, &manner, refused, expired));
+            }
+            if manner.wishes.only_if_cached {
+                return Err(GatewayError::NotCached);
+            }
+            match self.fetch(app, question, &mut slots, &missing, &manner).await {
+                Ok(()) => {}
+                Err(Ended::Refused(refusal)) => return refuse(&refusal),
+                Err(Ended::Gateway(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes from the cache what the caller's wishes allow. Says whether a fact was there that the
+    /// caller does not want, and whether all that are missing were there and are past their ttl.
+    fn look_up(&self, app: usize, slots: &mut [Slot], wishes: &Wishes) -> (bool, bool) {
+        let follow = &self.app(app).follow;
+        let ttl = self.gateway.config.cache.ttl;
+        let now = clock::tick();
+        let (mut refused, mut expired, mut missing) = (false, 0, 0);
+        for slot in slots {
+            let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
+            let usable = fact.map(|fact| (fact, wishes.judge(now.since(fact.sent), ttl)));
+            let source = match usable {
+                Some((_, Use::Hit)) => Source::Hit,
+                Some((_, Use::Stale)) => Source::Stale,
+                Some((_, Use::Refused)) => {
+                    refused = true;
+                    missing += 1;
+                    continue;
+                }
+                Some((_, Use::Expired)) => {
+                    expired += 1;
+                    missing += 1;
+                    continue;
+                }
+                None => {
+                    missing += 1;
+                    continue;
+                }
+            };
+            slot.known = usable.map(|(fact, _)| Known::from_fact(slot.pair, fact, source));
+        }
+        (refused, missing > 0 && expired == missing)
+    }
+
+    /// Waits for the missing pairs.
+    async fn fetch(
+        self: &Arc<Self>,
+        app: usize,
+        question: &Question<'_>,
+        slots: &mut [Slot],
+        missing: &[usize],
+        manner: &Manner,
+    ) -> Result<(), Ended> {
+        let state = self.app(app);
+        let fence = &state.follow.fence;
+        let wanted: Vec<Wanted<'_>> = missing
+            .iter()
+            .map(|&slot| {
+                let Slot { pair, first, .. } = slots[slot];
+                Wanted { pair, from: &question.from, to: &question.to[first], slot }
+            })
+            .collect();
+        let wishes = &manner.wishes;
+        let caller = CallerId(0);
+        let terms = Terms { caller, join: !wishes.no_cache && !wishes.no_store, keep: !wishes.no_store };
+        let (tell, told) = oneshot::channel();
+        let joined;
+        let _leaving = {
+            let mut desk = state.follow.desk();
+            self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), manner.deadline)?;
+            let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
+            let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
+            joined = was_joined;
+            desk.waiters.insert(ticket, Waiter { left: wanted.len(), got: Vec::with_capacity(wanted.len()), tell });
+            Leaving { worker: self, app, ticket: Some(ticket) }
+        };
+        self.pump(app);
+        let mut leaving = _leaving;
+        let got: Got = match tokio::time::timeout_at(manner.deadline.into(), told).await {
+            Ok(Ok(result)) => result.map_err(Ended::Refused)?,
+            Ok(Err(_)) => return Err(Ended::Gateway(GatewayError::Internal)),
+            Err(_) => return Err(Ended::Gateway(leaving.too_late(state.follow.quota.interval()))),
+        };
+        let mut joined_slots = vec![false; slots.len()];
+        for (slot, joined) in missing.iter().zip(joined) {
+            joined_slots[*slot] = joined;
+        }
+        for (slot, settled) in got {
+            let pair = slots[slot].pair;
+            let source = |flipped| match (joined_slots[slot], flipped) {
+                (true, _) => Source::Joined,
+                (false, true) => Source::Flipped,
+                (false, false) => Source::Fetched,
+            };
+            slots[slot].known = match settled {
+                Settled::Fact { fact, flipped } => Some(Known::from_fact(pair, fact, source(flipped))),
+                Settled::Verbatim(json, sent) => {
+                    Some(Known { item: Item::Verbatim((&*json).into()), sent, source: source(false) })
+                }
+                Settled::Unfit | Settled::Failed => None,
+            };
+        }
+        Ok(())
+    }
+
+    /// Refuses at once what could not be answered in time even if every call were full.
+    fn refuse_hopeless(&self, app: usize, queued: usize, more: usize, deadline: Instant) -> Result<(), Ended> {
+        let calls = (queued + more).div_ceil(CALL_ACCOUNTS_MAX).saturating_sub(1);
+        let interval = self.app(app).follow.quota.interval();
+        let wait = interval.saturating_mul(u32::try_from(calls).unwrap_or(u32::MAX));
+        if queued > 0 && clock::now() + wait > deadline {
+            return Err(Ended::Gateway(rate_limited(wait)));
+        }
+        Ok(())
+    }
+}
+
+/// Why a wait ended without an answer.
+enum Ended {
+    Refused(Arc<Refusal>),
+    Gateway(GatewayError),
+}
+
+impl From<GatewayError> for Ended {
+    fn from(error: GatewayError) -> Self {
+        Ended::Gateway(error)
+    }
+}
+
+/// Takes a request out of what is pending when it no longer waits, for whatever reason.
+struct Leaving<'a> {
+    worker: &'a Arc<Worker>,
+    app: usize,
+    ticket: Option<Ticket>,
+}
+
+impl Leaving<'_> {
+    /// The deadline has passed: for want of quota if something is still queued, else Chat was slow.
+    fn too_late(&mut self, interval: Duration) -> GatewayError {
+        if self.leave() { rate_limited(interval) } else { GatewayError::UpstreamTimeout }
+    }
+
+    fn leave(&mut self) -> bool {
+        let Some(ticket) = self.ticket.take() else { return false };
+        let mut desk = self.worker.app(self.app).follow.desk();
+        desk.waiters.remove(&ticket);
+        desk.pending.leave(ticket)
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Known {
+    fn from_fact(pair: Pair, fact: Fact, source: Source) -> Self {
+        Self { item: Item::Known(pair.turned(fact.stored)), sent: fact.sent, source }
+    }
+}
+
+fn rate_limited(wait: Duration) -> GatewayError {
+    GatewayError::RateLimited { command: FOLLOW_CHECK.to_string(), retry_after: wait }
+}
+
+const fn concat_waiting() -> &'static str {
+    const { assert!(WAITING_MAX == 100_000) };
+    "100,000 waiting pairs"
+}
+
+/// The distinct pairs of a question, and which of them each account is.
+fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>, Vec<u32>) {
+    let mut slots: Vec<Slot> = Vec::with_capacity(question.to.len());
+    let mut slot_of = Vec::with_capacity(question.to.len());
+    // Open addressing at half load; 0 is free. The hash is the pair's own.
+    let mask = (question.to.len() * 2).next_power_of_two() - 1;
+    let mut table = vec![0u32; mask + 1];
+    for (first, to) in question.to.iter().enumerate() {
+        let pair = pair(to);
+        let mut at = pair.to.spread() as usize & mask;
+        let slot = loop {
+            match table[at] {
+                0 => {
+                    slots.push(Slot { pair, first, known: None });
+                    table[at] = slots.len() as u32;
+                    break table[at] - 1;
+                }
+                slot if slots[slot as usize - 1].pair == pair => break slot - 1,
+                _ => at = (at + 1) & mask,
+            }
+        };
+        slot_of.push(slot);
+    }
+    (slots, slot_of)
+}
+
+/// Chat's refusal goes on as it came.
+fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
+    match refusal {
+        Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
+        Refusal::Gateway(error) => Err(error.clone()),
+    }
+}
+
+fn reply(
+    question: &Question<'_>,
+    slots: &[Slot],
+    slot_of: &[u32],
+    manner: &Manner,
+    refused: bool,
+    expired: bool,
+) -> Reply {
+    let known = |slot: &u32| slots[*slot as usize].known.as_ref().expect("every pair has its answer");
+    let body = write_answer(question.to.iter().zip(slot_of).map(|(to, slot)| (to, &known(slot).item)));
+    let (mut tally, mut oldest) = (Tally::default(), Tick::from_micros(u64::MAX));
+    for known in slots.iter().filter_map(|slot| slot.known.as_ref()) {
+        tally.count(known.source);
+        oldest = oldest.min(known.sent);
+    }
+    let now = clock::tick();
+    let explain = manner.explain.then(|| {
+        let account = |slot: &u32| {
+            let known = known(slot);
+            format!("{};age={}", known.source.name(), now.since(known.sent).as_secs())
+        };
+        slot_of.iter().take(EXPLAINED_MAX).map(account).collect::<Vec<_>>().join(", ")
+    });
+    Reply {
+        status: StatusCode::OK,
+        content_type: Some(HeaderValue::from_static("application/json")),
+        body: Bytes::from(body),
+        cache_status: Some(tally.cache_status(&manner.wishes, refused, expired)),
+        age: Some(now.since(oldest).as_secs()),
+        explain,
+    }
+}

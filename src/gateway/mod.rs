@@ -1,0 +1,222 @@
+//! One request, from its head to its answer.
+//!
+//! 1. [`route`]: Host and Origin, path, method, query, app.
+//! 2. access: what the app's callers may call.
+//! 3. body: whole, in time, within bounds.
+//! 4. [`follow`](self::follow) for a `follow_check` that facts can answer, [`relay`](self::relay) for all else.
+//!
+//! Both end in quota, then signature, then [`upstream`](crate::upstream).
+
+mod desk;
+mod follow;
+pub mod freshness;
+mod relay;
+pub mod route;
+mod state;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AGE, CONTENT_ENCODING, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
+
+use self::freshness::Wishes;
+use self::route::Peer;
+use crate::body::{BodyError, read_whole};
+use crate::bounds::Held;
+use crate::clock;
+use crate::domain::command::FOLLOW_CHECK;
+use crate::domain::follow::question::{self, QuestionError, Reading};
+use crate::error::GatewayError;
+use crate::upstream;
+
+pub use self::state::{Gateway, GatewayBuildError, Worker};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Asked for by `access.require_header`.
+const PROOF: HeaderName = HeaderName::from_static("chatgate");
+
+/// Why a call brought no answer that can be used, shared by all who waited for it.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Chat said no; its answer goes to the caller untouched.
+    Chat(upstream::Answer),
+    /// There is no answer of Chat.
+    Gateway(GatewayError),
+}
+
+/// An answer before it is put on the wire.
+#[derive(Debug)]
+struct Reply {
+    status: StatusCode,
+    content_type: Option<HeaderValue>,
+    body: Bytes,
+    cache_status: Option<String>,
+    age: Option<u64>,
+    explain: Option<String>,
+}
+
+impl Worker {
+    /// Answers a request. Never fails: what goes wrong becomes an answer.
+    pub async fn handle<B>(self: Arc<Self>, request: Request<B>, peer: Peer) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        match self.answer(request, peer).await {
+            Ok(reply) => reply.into_response(),
+            Err(error) => {
+                log(&error);
+                error.into_response()
+            }
+        }
+    }
+
+    async fn answer<B>(self: &Arc<Self>, request: Request<B>, peer: Peer) -> Result<Reply, GatewayError>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let gateway = &self.gateway;
+        let (head, body) = request.into_parts();
+        let path = route::check_and_read(&head, &gateway.hosts, peer)?;
+        if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
+            return Err(GatewayError::Forbidden(
+                "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
+            ));
+        }
+        let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
+        let mut headers = Vec::new();
+        for value in head.headers.get_all(route::APP_HEADER) {
+            headers.push(value.to_str().unwrap_or_default());
+        }
+        let app = gateway.choose(path.app, &headers, &sdkappids)?;
+        if !gateway.config.access.allow.iter().any(|pattern| pattern.matches(path.name)) {
+            let name = path.name;
+            return Err(GatewayError::Forbidden(format!(
+                "{name} is not allowed; add it to access.allow if it should be"
+            )));
+        }
+        let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
+        let deadline = clock::now() + gateway.config.upstream.timeout;
+        let (body, held) = self.read_body(&head, body).await?;
+
+        if path.name == FOLLOW_CHECK {
+            return self.follow_check(app, &head, body, held, deadline).await;
+        }
+        check_object(&body)?;
+        self.relay(app, path.name, relay::Order { body, held, traceparent: traceparent(&head.headers), deadline }).await
+    }
+
+    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<(Bytes, Held), GatewayError>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let server = &self.gateway.config.server;
+        if head
+            .headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        {
+            return Err(GatewayError::UnsupportedEncoding);
+        }
+        let reading = read_whole(body, server.max_body, &self.gateway.buffered);
+        let read = tokio::time::timeout(server.body_timeout, reading).await;
+        read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
+            BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body),
+            BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+            BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+        })
+    }
+
+    async fn follow_check(
+        self: &Arc<Self>,
+        app: usize,
+        head: &Parts,
+        body: Bytes,
+        held: Held,
+        deadline: std::time::Instant,
+    ) -> Result<Reply, GatewayError> {
+        let config = &self.gateway.config;
+        let wishes = Wishes::read(&head.headers);
+        let question = match question::read(&body, config.follow_check.max_to) {
+            Ok(Reading::Plain(question)) => question,
+            Ok(Reading::Further) => {
+                if wishes.only_if_cached {
+                    return Err(GatewayError::NotCached);
+                }
+                let traceparent = traceparent(&head.headers);
+                let order = relay::Order { body: body.clone(), held, traceparent, deadline };
+                let mut reply = self.relay(app, FOLLOW_CHECK, order).await?;
+                reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
+                return Ok(reply);
+            }
+            Err(error @ (QuestionError::NotJson(_) | QuestionError::Repeated(_))) => {
+                return Err(GatewayError::BadJson(error.to_string()));
+            }
+            Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
+        };
+        let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
+        self.answer_question(app, &question, follow::Manner { wishes, explain, deadline }).await
+    }
+}
+
+impl Reply {
+    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes) -> Self {
+        Self { status, content_type, body, cache_status: None, age: None, explain: None }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        let text = |text: String| HeaderValue::try_from(text).ok();
+        let values = [
+            (CONTENT_TYPE, self.content_type),
+            (CACHE_STATUS, self.cache_status.and_then(text)),
+            (AGE, self.age.map(HeaderValue::from)),
+            (EXPLAIN, self.explain.and_then(text)),
+        ];
+        for (name, value) in values {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        response
+    }
+}
+
+/// Faults of ours and of what is behind us are for operators, the others for whoever looks closely.
+fn log(error: &GatewayError) {
+    let outcome = error.wire().slug;
+    match error {
+        GatewayError::UpstreamUnreachable { cause, .. } => tracing::warn!(outcome, cause, "{error}"),
+        _ if error.is_ours() => tracing::warn!(outcome, "{error}"),
+        _ => tracing::debug!(outcome, "{error}"),
+    }
+}
+
+/// The caller's `traceparent`, if it is one and only one.
+fn traceparent(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let value = values.next()?;
+    // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
+    let well_formed = value.len() >= 55
+        && value.len() <= 128
+        && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    (values.next().is_none() && well_formed).then(|| value.clone())
+}
+
+/// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.
+fn check_object(body: &[u8]) -> Result<(), GatewayError> {
+    let bad = |what: String| GatewayError::BadJson(format!("the body is not a JSON object in UTF-8: {what}"));
+    let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
+    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
+        return Err(bad("it does not start with '{'".to_owned()));
+    }
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| bad(error.to_string()))?;
+    Ok(())
+}

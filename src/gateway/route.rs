@@ -1,0 +1,271 @@
+//! What a request names: the command by its path, the app by prefix, header or query. Nothing is
+//! decoded or normalised, except the names of query parameters, so that none of ours slips through.
+
+use http::header::HOST;
+use http::request::Parts;
+use http::{HeaderMap, Method, Version};
+use percent_encoding::percent_decode_str;
+
+use crate::domain::command::CommandName;
+use crate::error::GatewayError;
+
+/// Longest request target, in bytes.
+pub const TARGET_LEN_MAX: usize = 8 * 1024;
+
+/// Names an app.
+pub const APP_HEADER: &str = "chatgate-app";
+
+/// The parameters that chatgate sets itself. Whatever a caller sends of them stays here.
+const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
+
+/// The path, read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Path<'a> {
+    /// `NAME` of `/apps/NAME/v4/...`.
+    pub app: Option<&'a str>,
+    /// The command.
+    pub name: CommandName<'a>,
+}
+
+/// Reads a path.
+///
+/// # Errors
+/// `not_found` for anything but `/v4/SERVICE/COMMAND` with or without the prefix.
+pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
+    let (app, rest) = match path.strip_prefix("/apps/") {
+        Some(rest) => {
+            let (app, rest) = rest.split_once('/').ok_or(GatewayError::NotFound)?;
+            (Some(app), rest.strip_prefix("v4/"))
+        }
+        None => (None, path.strip_prefix("/v4/")),
+    };
+    let name = rest.and_then(|rest| CommandName::parse(rest).ok()).ok_or(GatewayError::NotFound)?;
+    Ok(Path { app, name })
+}
+
+/// The checks that come before anything is looked up, in the order of the contract: Host and Origin,
+/// then the size of the target, then the path, then the method.
+///
+/// # Errors
+/// `forbidden`, `uri_too_long`, `not_found` or `method_not_allowed`.
+pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<Path<'a>, GatewayError> {
+    check_caller(head, hosts, peer)?;
+    let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target_len > TARGET_LEN_MAX {
+        return Err(GatewayError::UriTooLong);
+    }
+    if head.method == Method::CONNECT {
+        return Err(GatewayError::MethodNotAllowed);
+    }
+    // HTTP/1 has the host in its own header; a target with a host of its own would make it two.
+    if head.version < Version::HTTP_2 && head.uri.authority().is_some() {
+        return Err(GatewayError::NotFound);
+    }
+    let path = path(head.uri.path())?;
+    if head.method != Method::POST {
+        return Err(GatewayError::MethodNotAllowed);
+    }
+    Ok(path)
+}
+
+/// Refuses what a browser sent, or somebody who knows chatgate by a name that is not its own.
+///
+/// # Errors
+/// `forbidden`.
+pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+    check_origin(&head.headers)?;
+    match peer {
+        Peer::Tcp { local } => check_host(head, hosts, local),
+        // Nobody on the network reaches a Unix socket, so no name can be bound to it.
+        Peer::Unix => Ok(()),
+    }
+}
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Over TCP, at this local address.
+    Tcp {
+        /// Ours, not the peer's.
+        local: std::net::IpAddr,
+    },
+    /// Over a Unix socket.
+    Unix,
+}
+
+/// A browser says where a request comes from; no service does. Either header is enough.
+fn check_origin(headers: &HeaderMap) -> Result<(), GatewayError> {
+    for name in ["origin", "sec-fetch-site"] {
+        if headers.contains_key(name) {
+            return Err(GatewayError::Forbidden(format!("the request has a {name} header, as only browsers send it")));
+        }
+    }
+    Ok(())
+}
+
+/// The names under which chatgate may be called, against DNS rebinding: a page whose name was bound
+/// to our address still sends its own name.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// Further names, lower case and without port, beside `localhost` and addresses that are ours.
+    pub fn new(further: &[String]) -> Self {
+        Self(further.to_vec())
+    }
+
+    fn allows(&self, host: &str, local: std::net::IpAddr) -> bool {
+        let host = host.to_ascii_lowercase();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
+        match bare.parse::<std::net::IpAddr>() {
+            Ok(ip) => ip.is_loopback() || ip == local.to_canonical() || self.0.contains(&host),
+            Err(_) => host == "localhost" || self.0.contains(&host),
+        }
+    }
+}
+
+fn check_host(head: &Parts, hosts: &Hosts, local: std::net::IpAddr) -> Result<(), GatewayError> {
+    let refuse = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
+    let mut given = head.headers.get_all(HOST).iter();
+    let (first, second) = (given.next(), given.next());
+    if second.is_some() {
+        return refuse("the request has more than one Host");
+    }
+    let host = match (head.uri.authority(), first) {
+        // HTTP/2 has it in :authority, and may repeat it in Host.
+        (Some(authority), repeated) if head.version >= Version::HTTP_2 => {
+            if repeated.is_some_and(|repeated| repeated != authority.as_str()) {
+                return refuse(":authority and Host differ");
+            }
+            authority.as_str()
+        }
+        (_, Some(host)) => host.to_str().unwrap_or_default(),
+        (_, None) => return refuse("the request has no Host"),
+    };
+    match host.parse::<http::uri::Authority>() {
+        Ok(authority) if !host.contains('@') && hosts.allows(authority.host(), local) => Ok(()),
+        _ => refuse("the Host is not one of chatgate's; add it to server.hosts if it should be"),
+    }
+}
+
+/// Reads the query: every parameter must be one of the five, which stay here. Gives the values of
+/// `sdkappid`, which choose an app.
+///
+/// # Errors
+/// `bad_parameter` for any other parameter.
+pub fn query(query: &str) -> Result<Vec<String>, GatewayError> {
+    let mut apps = Vec::new();
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let name = decode(name).trim().to_lowercase();
+        if !RESERVED.contains(&name.as_str()) {
+            return Err(GatewayError::BadParameter(
+                "the query has a parameter that Chat does not know; arguments go into the body".to_owned(),
+            ));
+        }
+        if name == "sdkappid" {
+            apps.push(decode(value).trim().to_owned());
+        }
+    }
+    Ok(apps)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    const HERE: Peer = Peer::Tcp { local: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)) };
+
+    fn slug<T>(result: Result<T, GatewayError>) -> &'static str {
+        result.err().map_or("ok", |error| error.wire().slug)
+    }
+
+    fn checked(method: &str, target: &str, headers: &[(&str, &str)]) -> &'static str {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        slug(check_and_read(&head, &Hosts::new(&["gate.internal".to_owned()]), HERE))
+    }
+
+    #[test]
+    fn paths_are_exact() {
+        let read = path("/v4/follow/follow_check").expect("a path");
+        assert_eq!((read.app, read.name.to_string().as_str()), (None, "follow/follow_check"));
+        assert_eq!(path("/apps/main/v4/follow/follow_check").expect("a path").app, Some("main"));
+        for bad in [
+            "/",
+            "",
+            "*",
+            "/v4",
+            "/v4/",
+            "/v4/follow",
+            "/v4/follow/",
+            "/v4/follow/follow_check/",
+            "/v4//follow_check",
+            "//v4/follow/follow_check",
+            "/v4/follow//follow_check",
+            "/v4/../v4/follow/follow_check",
+            "/v4/follow/%66ollow_check",
+            "/v4/follow/follow_check%00",
+            "/v4/follow%2Ffollow_check",
+            "/v4/follow/follow_check;x",
+            "/V4/follow/follow_check",
+            "/v4/follow\\follow_check",
+            "/v4/follow/follow_check/x",
+            "/apps/main",
+            "/apps/main/follow/follow_check",
+            "/apps/a/b/v4/follow/follow_check",
+            "/apps//apps/main/v4/a/b",
+            "/v5/follow/follow_check",
+        ] {
+            assert_eq!(slug(path(bad)), "not_found", "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_post_and_only_our_own_names() {
+        let good = "/v4/follow/follow_check";
+        for host in
+            ["localhost", "LOCALHOST:8700", "127.0.0.1:1", "127.9.9.9", "[::1]:8700", "10.1.2.3", "gate.internal:99"]
+        {
+            assert_eq!(checked("POST", good, &[("host", host)]), "ok", "{host}");
+        }
+        for host in [
+            "",
+            "localhost.evil",
+            "evil",
+            "10.1.2.4",
+            "x@localhost",
+            "localhost@evil",
+            "127.0.0.1.evil",
+            "gate.internal.x",
+            "a b",
+        ] {
+            assert_eq!(checked("POST", good, &[("host", host)]), "forbidden", "{host}");
+        }
+        assert_eq!(checked("POST", good, &[]), "forbidden");
+        assert_eq!(checked("POST", good, &[("host", "localhost"), ("host", "localhost")]), "forbidden");
+        assert_eq!(checked("POST", good, &[("host", "localhost"), ("origin", "null")]), "forbidden");
+        assert_eq!(checked("POST", good, &[("host", "localhost"), ("sec-fetch-site", "none")]), "forbidden");
+        assert_eq!(checked("GET", good, &[("host", "localhost")]), "method_not_allowed");
+        assert_eq!(checked("GET", "/x", &[("host", "localhost")]), "not_found");
+        assert_eq!(checked("POST", "http://localhost/v4/a/b", &[("host", "localhost")]), "not_found");
+        let long = format!("{good}?{}", "x".repeat(TARGET_LEN_MAX));
+        assert_eq!(checked("POST", &long, &[("host", "localhost")]), "uri_too_long");
+    }
+
+    #[test]
+    fn our_parameters_stay_here_however_they_are_written_and_others_are_refused() {
+        assert_eq!(query("").expect("fine"), [""; 0]);
+        assert_eq!(query("sdkappid=1&identifier=a&usersig=b&random=2&contenttype=json&&").expect("fine"), ["1"]);
+        assert_eq!(query("SdkAppId=1&%73dkappid=%31&+sdkappid+=+2&usersig").expect("fine"), ["1", "1", "2"]);
+        for bad in ["x=1", "usersig2=1", "user%00sig=1", "=1", "sdkappid[]=1", "usersig=1&callback=x"] {
+            assert_eq!(slug(query(bad)), "bad_parameter", "{bad}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The life of the program: bind, sign, serve on one thread a core, drain, end.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::gateway::route::Hosts;
+use crate::gateway::{Gateway, GatewayBuildError, Worker};
+use crate::server::listener::{Accept, Accepted, BindError, Listener};
+use crate::server::timed_io::{AtWork, TimedIo};
+use crate::server::{self, Connections};
+
+/// Admin connections at once; probes and people need few.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// A gateway whose sockets are bound, not yet serving.
+pub struct Server {
+    gateway: Arc<Gateway>,
+    listeners: Vec<Listener>,
+    admin_listener: Listener,
+    admin: Admin,
+    /// Stop after what is at work; also cancelled by `POST /quit`.
+    quit: CancellationToken,
+}
+
+/// Why the program cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The gateway.
+    #[error("{0}{cause}", cause = .0.source_text())]
+    Build(#[from] GatewayBuildError),
+    /// Threads or runtimes.
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl GatewayBuildError {
+    fn source_text(&self) -> String {
+        std::error::Error::source(self).map_or(String::new(), |source| format!(": {source}"))
+    }
+}
+
+impl Server {
+    /// Binds every socket and signs for the first time. Nothing is sent, so Chat need not be there.
+    ///
+    /// # Errors
+    /// See [`ServeError`].
+    pub fn bind(config: Config) -> Result<Self, ServeError> {
+        let gateway = Gateway::new(config)?;
+        let server = &gateway.config.server;
+        let mut listeners = Vec::new();
+        for address in &server.listen {
+            listeners.push(Listener::bind(address, server.unix_mode)?);
+        }
+        let admin_listener = Listener::bind(&server.admin, server.unix_mode)?;
+        let quit = CancellationToken::new();
+        let admin = Admin::new(Hosts::new(&server.hosts), quit.clone());
+        Ok(Self { listeners, admin_listener, admin, quit, gateway })
+    }
+
+    /// The data listeners, with the ports they have got.
+    pub fn addresses(&self) -> Vec<String> {
+        self.listeners.iter().map(|listener| listener.address().to_string()).collect()
+    }
+
+    /// The admin listener.
+    pub fn admin_address(&self) -> String {
+        self.admin_listener.address().to_string()
+    }
+
+    /// Cancelled, it makes the server drain as SIGTERM does.
+    pub fn quit(&self) -> CancellationToken {
+        self.quit.clone()
+    }
+
+    /// Serves until SIGTERM, SIGINT or `POST /quit`, then drains. Blocks.
+    ///
+    /// Gives success after a clean drain, failure if `server.drain_timeout` cut it short or a second
+    /// signal came.
+    ///
+    /// # Errors
+    /// If threads or runtimes cannot be made.
+    pub fn run(self) -> Result<ExitCode, ServeError> {
+        let drain = CancellationToken::new();
+        let done = CancellationToken::new();
+        let connections = Connections::new(&self.gateway.config.server, drain.clone());
+        let listeners = Arc::new(self.listeners);
+        let mut threads = Vec::new();
+        for number in 0..worker_threads() {
+            let worker = Worker::new(Arc::clone(&self.gateway))?;
+            let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
+            threads.push(spawn_worker(number, worker, listeners, connections, done.clone())?);
+        }
+        let outcome = runtime()?.block_on(async {
+            for listener in listeners.iter() {
+                tracing::info!(listener = "data", address = %listener.address(), "listening");
+            }
+            tracing::info!(listener = "admin", address = %self.admin_listener.address(), "listening");
+            let limits = connections.limits;
+            tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
+            self.admin.set_ready(true);
+            supervise(&self.gateway, &self.admin, &self.quit, &drain).await
+        });
+        done.cancel();
+        for thread in threads {
+            // A worker that panicked has been logged; the others' work is what counts.
+            let _ = thread.join();
+        }
+        listeners.iter().chain([&self.admin_listener]).for_each(Listener::remove);
+        Ok(outcome?)
+    }
+}
+
+/// Waits for the order to stop, then sees the drain through.
+async fn supervise(
+    gateway: &Gateway,
+    admin: &Admin,
+    quit: &CancellationToken,
+    drain: &CancellationToken,
+) -> io::Result<ExitCode> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        name = signals.next() => tracing::info!(signal = name, "asked to stop"),
+        () = quit.cancelled() => tracing::info!("asked to stop by POST /quit"),
+    }
+    let server = &gateway.config.server;
+    admin.set_ready(false);
+    let draining = async {
+        tokio::time::sleep(server.drain_delay).await;
+        drain.cancel();
+        gateway.tasks.close();
+        tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
+        tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok()
+    };
+    Ok(tokio::select! {
+        clean = draining => {
+            if clean {
+                tracing::info!("drained");
+                ExitCode::SUCCESS
+            } else {
+                tracing::warn!(left = gateway.tasks.len(), "server.drain_timeout is over; what was left is cut off");
+                ExitCode::FAILURE
+            }
+        }
+        name = signals.next() => {
+            tracing::warn!(signal = name, "asked again to stop; what was left is cut off");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// One thread for each core we may use: a request stays on its thread, and so do its connections to
+/// Chat, which spares wake-ups across threads.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn spawn_worker(
+    number: usize,
+    worker: Arc<Worker>,
+    listeners: Arc<Vec<Listener>>,
+    connections: Connections,
+    done: CancellationToken,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = runtime()?;
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        runtime.block_on(async {
+            for index in 0..listeners.len() {
+                let (listeners, worker, connections) =
+                    (Arc::clone(&listeners), Arc::clone(&worker), connections.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = server::accept(&listeners[index], worker, connections).await {
+                        tracing::error!(%error, "a listener is lost on this thread");
+                    }
+                });
+            }
+            // A lookup for one thread's caller may be in the hands of another thread, so all go on
+            // until everything is finished.
+            done.cancelled().await;
+        });
+        runtime.shutdown_background();
+    })
+}
+
+/// Serves the admin listener as long as the program lives, also while draining.
+async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Limits) {
+    let places = crate::bounds::Budget::new(ADMIN_CONNECTIONS_MAX);
+    loop {
+        let Ok((stream, peer)) = accept.next().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let Some(place) = places.take(1) else { continue };
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let at_work = AtWork::default();
+            let service = tower::service_fn(move |request| admin.clone().handle(request, peer));
+            let service = TowerToHyperService::new(service);
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+            // An answer is made at once, so a connection is never at work for long.
+            let served = match stream {
+                Accepted::Tcp(stream) => {
+                    builder.serve_connection(TokioIo::new(TimedIo::new(stream, limits, at_work)), service).await
+                }
+                Accepted::Unix(stream) => {
+                    builder.serve_connection(TokioIo::new(TimedIo::new(stream, limits, at_work)), service).await
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "an admin connection ended early");
+            }
+        });
+    }
+}

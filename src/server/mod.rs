@@ -1,0 +1,140 @@
+//! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, drained at the end.
+
+pub mod listener;
+mod refusals;
+pub mod timed_io;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use self::listener::{Accepted, Listener};
+use self::refusals::OwnRefusals;
+use self::timed_io::{AtWork, Limits, TimedIo};
+use crate::bounds::{Budget, Held};
+use crate::config;
+use crate::gateway::Worker;
+use crate::gateway::route::Peer;
+use crate::stack;
+
+/// Largest head of a request, in bytes; beyond it hyper answers 431. It also refuses more than 100
+/// header lines.
+const HEAD_LEN_MAX: usize = 64 * 1024;
+/// Requests that one HTTP/2 connection may have at work.
+const STREAMS_MAX: u32 = 100;
+/// Streams that a peer may have opened and reset before it is taken for an attack (CVE-2023-44487).
+const RESET_STREAMS_MAX: usize = 20;
+/// Pauses after a failed accept, so that a want of file descriptors does not make it spin.
+const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// What the connections of all threads share.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    /// How many there may be.
+    pub budget: Arc<Budget>,
+    /// Their time limits.
+    pub limits: Limits,
+    /// No new ones, and the present ones end after what they have at work.
+    pub drain: CancellationToken,
+}
+
+impl Connections {
+    /// From the configuration.
+    pub fn new(server: &config::Server, drain: CancellationToken) -> Self {
+        Self {
+            budget: Budget::new(server.max_connections),
+            limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
+            drain,
+        }
+    }
+}
+
+/// Accepts on a listener until the drain begins; each connection is a task of the gateway's.
+///
+/// # Errors
+/// If the listener cannot be handed to this thread's runtime.
+pub async fn accept(listener: &Listener, worker: Arc<Worker>, connections: Connections) -> std::io::Result<()> {
+    let accept = listener.for_this_runtime()?;
+    let mut pause = ACCEPT_PAUSES.0;
+    loop {
+        let next = tokio::select! {
+            () = connections.drain.cancelled() => return Ok(()),
+            next = accept.next() => next,
+        };
+        match next {
+            Ok((stream, peer)) => {
+                pause = ACCEPT_PAUSES.0;
+                // Over the bound it is closed unread: answering would take what there is too little of.
+                let Some(place) = connections.budget.take(1) else {
+                    tracing::warn!("a connection was closed: server.max_connections is reached");
+                    continue;
+                };
+                let (worker, connections) = (Arc::clone(&worker), connections.clone());
+                let tasks = worker.gateway.tasks.clone();
+                tasks.spawn(async move {
+                    match stream {
+                        Accepted::Tcp(stream) => serve(stream, peer, worker, connections, place).await,
+                        Accepted::Unix(stream) => serve(stream, peer, worker, connections, place).await,
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ACCEPT_PAUSES.1);
+            }
+        }
+    }
+}
+
+async fn serve<S>(stream: S, peer: Peer, worker: Arc<Worker>, connections: Connections, _place: Held)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let at_work = AtWork::default();
+    let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
+    let service = stack::service(worker, peer);
+    let counted = tower::service_fn(move |request| {
+        let work = at_work.begin();
+        let answering = service.clone().oneshot(request);
+        async move {
+            let answer = answering.await;
+            drop(work);
+            answer
+        }
+    });
+    let builder = builder();
+    let connection = builder.serve_connection(io, TowerToHyperService::new(counted));
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = connections.drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        // A peer that goes away or sends what is not HTTP. The text is hyper's and holds no bytes.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Head and idle limits are those of TimedIo.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_local_error_reset_streams(RESET_STREAMS_MAX)
+        .max_header_list_size(HEAD_LEN_MAX as u32);
+    builder
+}

@@ -1,0 +1,154 @@
+//! What hyper refuses by itself, in our words.
+//!
+//! A head that is too large or is not HTTP never becomes a request, and hyper answers it with a bare
+//! status. A caller is to get the same kind of answer for everything, so such an answer is replaced
+//! on its way out. It is recognised by its status and by having no `X-Request-Id`, which every
+//! answer that went through our layers has.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::StatusCode;
+use memchr::memmem;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::clock;
+use crate::error::GatewayError;
+
+/// A connection whose bare refusals are put into our words.
+#[derive(Debug)]
+pub(super) struct OwnRefusals<S> {
+    stream: S,
+    replaced: Option<Replaced>,
+}
+
+/// An answer that goes out instead of hyper's.
+#[derive(Debug)]
+struct Replaced {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl<S> OwnRefusals<S> {
+    /// Wraps a connection.
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, replaced: None }
+    }
+}
+
+/// Our answer for a bare refusal; `None` for everything else.
+fn replacement(bytes: &[u8]) -> Option<Vec<u8>> {
+    // The first test is all that an ordinary answer pays.
+    let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
+    let error = match status.get(..2)? {
+        b"00" => GatewayError::BadRequest,
+        b"14" => GatewayError::UriTooLong,
+        b"31" => GatewayError::HeadTooLarge,
+        _ => return None,
+    };
+    if memmem::find(bytes, b"\r\nx-request-id: ").is_some() {
+        return None;
+    }
+    let wire = error.wire();
+    let body = error.envelope();
+    let reason = StatusCode::canonical_reason(&wire.status).unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nx-request-id: {:032x}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        wire.status.as_u16(),
+        wire.slug,
+        clock::request_number(),
+        body.len(),
+    );
+    Some([head.as_bytes(), &body].concat())
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.replaced.is_none() {
+            self.replaced = replacement(bytes).map(|bytes| Replaced { bytes, written: 0 });
+        }
+        let Self { stream, replaced } = &mut *self;
+        let Some(answer) = replaced else { return Pin::new(stream).poll_write(cx, bytes) };
+        while answer.written < answer.bytes.len() {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &answer.bytes[answer.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => answer.written += written,
+            }
+        }
+        // To hyper its own bytes are written, all of them.
+        *replaced = None;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        // A refusal is one short piece; only the first piece can begin one.
+        match bufs.iter().find(|buf| !buf.is_empty()) {
+            Some(first) if self.replaced.is_some() || replacement(first).is_some() => self.poll_write(cx, first),
+            _ => Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// What arrives when `bytes` are written, through a pipe of 16 bytes.
+    async fn through(bytes: &'static [u8]) -> String {
+        let (mut peer, stream) = duplex(16);
+        let writing = tokio::spawn(async move { OwnRefusals::new(stream).write_all(bytes).await });
+        let mut got = String::new();
+        peer.read_to_string(&mut got).await.expect("text");
+        writing.await.expect("no panic").expect("written");
+        got
+    }
+
+    #[tokio::test]
+    async fn a_bare_refusal_becomes_an_envelope() {
+        let got =
+            through(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+                .await;
+        assert!(got.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"), "{got}");
+        assert!(got.contains("\r\nchatgate-error: head_too_large\r\n"), "{got}");
+        let body = got.split_once("\r\n\r\n").expect("a body").1;
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).expect("JSON")["ErrorCode"], 129_431);
+        assert!(got.contains(&format!("\r\ncontent-length: {}\r\n", body.len())));
+    }
+
+    #[tokio::test]
+    async fn everything_else_passes_untouched() {
+        for text in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\nx-request-id: 7\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 404 Not Found\r\n\r\n",
+            "a body that says HTTP/1.1 400 somewhere",
+        ] {
+            assert_eq!(through(text.as_bytes()).await, text);
+        }
+    }
+}

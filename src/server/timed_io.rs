@@ -1,0 +1,251 @@
+//! Time limits of a connection, below HTTP: hyper itself has none for idle connections, for slow
+//! heads together with them, or for peers that do not read.
+//!
+//! - Between requests a connection may be idle for `idle`.
+//! - From the first byte of a head until its request is there: `head`.
+//! - From the moment the peer stops taking an answer until it has taken all of it: `write`.
+//!
+//! While a request is being worked on reading has no limit here: its body and its answer have their
+//! own. One timer serves all three and is touched only when something would block.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+use crate::clock;
+
+/// The limits.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For the whole head of a request.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// For the peer to take an answer.
+    pub write: Duration,
+}
+
+/// How many requests a connection has at work. Shared by its service and its [`TimedIo`].
+#[derive(Debug, Clone, Default)]
+pub struct AtWork(Arc<AtomicUsize>);
+
+impl AtWork {
+    /// Counts one more, until the guard is dropped.
+    pub fn begin(&self) -> Work {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        Work(Arc::clone(&self.0))
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+}
+
+/// One request at work.
+#[derive(Debug)]
+pub struct Work(Arc<AtomicUsize>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection with time limits.
+#[derive(Debug)]
+pub struct TimedIo<S> {
+    stream: S,
+    limits: Limits,
+    at_work: AtWork,
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting_for: Option<(Waiting, Instant)>,
+    /// When the peer must have taken what is being written.
+    write_until: Option<Instant>,
+    /// Bytes of a head have come that no request has been made of yet.
+    head_begun: bool,
+}
+
+/// What reading waits for, and since when it must have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    Idle,
+    Head,
+}
+
+impl<S> TimedIo<S> {
+    /// Wraps a fresh connection.
+    pub fn new(stream: S, limits: Limits, at_work: AtWork) -> Self {
+        Self { stream, limits, at_work, sleep: None, waiting_for: None, write_until: None, head_begun: false }
+    }
+
+    /// When reading must have got on, by what it waits for now.
+    fn read_until(&mut self) -> Option<Instant> {
+        if self.at_work.any() {
+            // The bytes so far have become a request; what comes next is a new one.
+            self.head_begun = false;
+            self.waiting_for = None;
+            return None;
+        }
+        let (waiting, limit) =
+            if self.head_begun { (Waiting::Head, self.limits.head) } else { (Waiting::Idle, self.limits.idle) };
+        match self.waiting_for {
+            Some((same, until)) if same == waiting => Some(until),
+            _ => {
+                let until = clock::now() + limit;
+                self.waiting_for = Some((waiting, until));
+                Some(until)
+            }
+        }
+    }
+
+    /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
+    fn watch(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<io::Error> {
+        let now = clock::now();
+        if now >= until {
+            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
+        }
+        let nearest =
+            self.write_until.into_iter().chain(self.waiting_for.map(|(_, until)| until)).fold(until, Instant::min);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(nearest.into())));
+        // A timer that fires early is set again; that is cheaper than setting it for every request.
+        while sleep.deadline() > nearest.into() || sleep.as_mut().poll(cx).is_ready() {
+            if sleep.deadline() > nearest.into() || sleep.is_elapsed() {
+                sleep.as_mut().reset(nearest.into());
+            }
+            if clock::now() >= until {
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            return result;
+        }
+        let limit = self.limits.write;
+        let until = *self.write_until.get_or_insert_with(|| clock::now() + limit);
+        self.watch(cx, until).map(Err)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(result) => {
+                if buf.filled().len() > before && !self.at_work.any() {
+                    self.head_begun = true;
+                }
+                Poll::Ready(result)
+            }
+            Poll::Pending => match self.read_until() {
+                Some(until) => self.watch(cx, until).map(Err),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        ready!(self.written(cx, result))?;
+        // Everything was taken. (hyper flushes when nothing of an answer is left with it.)
+        self.write_until = None;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.written(cx, result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    fn limits() -> Limits {
+        let ms = Duration::from_millis;
+        Limits { head: ms(40), idle: ms(120), write: ms(40) }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_ends_after_the_idle_limit() {
+        let (_peer, stream) = duplex(64);
+        let begun = clock::now();
+        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let error = io.read_u8().await.expect_err("nobody writes");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= limits().idle);
+    }
+
+    #[tokio::test]
+    async fn a_begun_head_must_be_whole_within_the_head_limit_however_it_drips() {
+        let (mut peer, stream) = duplex(64);
+        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let begun = clock::now();
+        tokio::spawn(async move {
+            while peer.write_u8(b'x').await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let error = loop {
+            if let Err(error) = io.read_u8().await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() >= limits().head && begun.elapsed() < limits().idle);
+    }
+
+    #[tokio::test]
+    async fn while_a_request_is_at_work_reading_has_no_limit() {
+        let (mut peer, stream) = duplex(64);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let work = at_work.begin();
+        tokio::spawn(async move {
+            tokio::time::sleep(limits().idle * 2).await;
+            peer.write_u8(b'x').await.expect("open");
+            drop(work);
+            peer
+        });
+        assert_eq!(io.read_u8().await.expect("in the end"), b'x');
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_given_up() {
+        let (_peer, stream) = duplex(8);
+        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let error = io.write_all(&[0; 64]).await.expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,82 @@
+//! The layers around [`Worker::handle`], in the order a request meets them.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tower::{Service, ServiceBuilder, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
+
+use crate::clock;
+use crate::error::GatewayError;
+use crate::gateway::Worker;
+use crate::gateway::route::Peer;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken from a caller, in bytes.
+const REQUEST_ID_LEN_MAX: usize = 128;
+
+/// A whole answer, in the box that the panic layer puts it into.
+pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
+
+/// What answers the requests of one connection.
+pub fn service(
+    worker: Arc<Worker>,
+    peer: Peer,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<AnswerBody>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send,
+> + Clone {
+    ServiceBuilder::new()
+        // First, so that every answer carries an id, also one about a panic.
+        .map_request(drop_odd_request_id)
+        .layer(SetRequestIdLayer::new(REQUEST_ID, Numbers))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        // A fault in one request is an answer to that request.
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(service_fn(move |request| {
+            let worker = Arc::clone(&worker);
+            async move { Ok::<_, Infallible>(worker.handle(request, peer).await) }
+        }))
+}
+
+/// A caller's id is kept if it can stand in a log line and in a header: 1 to 128 visible ASCII
+/// characters, given once.
+fn drop_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
+    let mut ids = request.headers().get_all(&REQUEST_ID).iter();
+    let good = match (ids.next(), ids.next()) {
+        (None, _) => return request,
+        (Some(id), None) => {
+            (1..=REQUEST_ID_LEN_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        }
+        (Some(_), Some(_)) => false,
+    };
+    if !good {
+        request.headers_mut().remove(&REQUEST_ID);
+    }
+    request
+}
+
+/// Names requests that come without a name.
+#[derive(Clone, Copy)]
+struct Numbers;
+
+impl MakeRequestId for Numbers {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        let id = format!("{:032x}", clock::request_number());
+        HeaderValue::try_from(id).ok().map(RequestId::new)
+    }
+}
+
+fn panicked(_: Box<dyn Any + Send + 'static>) -> Response<Full<Bytes>> {
+    // The panic hook has logged where; what it said may hold anything and is not repeated.
+    tracing::error!("a request panicked");
+    GatewayError::Internal.into_response()
+}

@@ -1,0 +1,131 @@
+//! Connections to Chat: TLS that is verified before the first byte, and an age.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use tower::Service;
+
+use crate::clock;
+
+/// What TLS trusts: the public roots, and those that the app names in addition.
+///
+/// # Errors
+/// If one of `extra` is no certificate that can be trusted.
+pub(super) fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for certificate in extra {
+        roots.add(certificate.clone())?;
+    }
+    // The provider is named: the process-wide default may be anybody's. No key log either, whatever
+    // the environment says.
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// Opens connections that know when to retire.
+#[derive(Clone)]
+pub(super) struct Connector {
+    inner: HttpsConnector<HttpConnector>,
+    timeout: Duration,
+    max_age: Duration,
+}
+
+impl Connector {
+    /// `timeout` bounds name lookup, TCP and TLS together; several addresses of a name share it.
+    /// A connection is retired after `max_age`, less up to a tenth so that they do not all go at
+    /// once, and the next one follows what DNS says then.
+    pub(super) fn new(tls: ClientConfig, timeout: Duration, max_age: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(timeout));
+        tcp.set_keepalive(Some(Duration::from_secs(30)));
+        let inner =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp);
+        Self { inner, timeout, max_age }
+    }
+}
+
+type Fault = Box<dyn std::error::Error + Send + Sync>;
+type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+
+impl Service<Uri> for Connector {
+    type Response = Aging;
+    type Error = Fault;
+    type Future = Pin<Box<dyn Future<Output = Result<Aging, Fault>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.inner.call(uri);
+        let timeout = self.timeout;
+        let max_age = self.max_age.mul_f64(1.0 - 0.1 * f64::from(clock::call_number()) / f64::from(u32::MAX));
+        Box::pin(async move {
+            let stream = tokio::time::timeout(timeout, connecting)
+                .await
+                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took longer than allowed"))??;
+            Ok(Aging { stream, retire_at: clock::now() + max_age })
+        })
+    }
+}
+
+/// A connection with an age.
+pub(super) struct Aging {
+    stream: Stream,
+    retire_at: Instant,
+}
+
+/// Comes with every answer: when its connection is to carry no more calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RetireAt(pub(super) Instant);
+
+impl Connection for Aging {
+    fn connected(&self) -> Connected {
+        self.stream.connected().extra(RetireAt(self.retire_at))
+    }
+}
+
+impl Read for Aging {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl Write for Aging {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}

@@ -1,0 +1,147 @@
+//! Which app a request is for, and what becomes of the parameters of clients that used to sign themselves.
+
+use std::collections::BTreeSet;
+
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::setup::{Setup, gateway};
+
+const UNKNOWN: (u16, &str, i64) = (404, "unknown_app", 129_404);
+
+/// Two apps on one Chat; `main` is the default if asked for.
+async fn two_apps(chat: &FakeChat, default: bool) -> Gateway {
+    let lines = chat.app_lines();
+    let main = if default { format!("{lines}\ndefault = true") } else { lines.clone() };
+    Setup::without_apps().app(MAIN, &main).app(OTHER, &lines).start().await
+}
+
+/// The app that upstream saw for this request.
+async fn app_of(gateway: &Gateway, chat: &FakeChat, ask: Ask) -> u32 {
+    let before = chat.count();
+    gateway.ask(ask).await.assert_relayed(200, OK);
+    assert_eq!(chat.count(), before + 1);
+    assert_eq!(chat.last().path(), "/v4/openim/querystate");
+    chat.last().app()
+}
+
+#[tokio::test]
+async fn an_app_is_chosen_by_prefix_by_header_or_by_number() {
+    let chat = FakeChat::start().await;
+    let gateway = two_apps(&chat, true).await;
+    let plain = || Ask::command("openim/querystate");
+    for app in [MAIN, OTHER] {
+        let prefixed = format!("/apps/{}/v4/openim/querystate", app.name);
+        let numbered = format!("/v4/openim/querystate?sdkappid={}", app.sdkappid);
+        let all = format!("{prefixed}?sdkappid={}", app.sdkappid);
+        for ask in [
+            Ask::post(&prefixed),
+            plain().header("Chatgate-App", app.name),
+            plain().header("chatgate-app", app.name),
+            Ask::post(&numbered),
+            Ask::post(&all).header("Chatgate-App", app.name),
+        ] {
+            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+        }
+    }
+    assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default");
+}
+
+#[tokio::test]
+async fn the_only_app_needs_no_choice_and_of_two_without_a_default_none_fits() {
+    let chat = FakeChat::start().await;
+    let single = gateway(&chat).await;
+    assert_eq!(app_of(&single, &chat, Ask::command("openim/querystate")).await, MAIN.sdkappid);
+    let double = two_apps(&chat, false).await;
+    let before = chat.count();
+    let answer = double.call("openim/querystate", "{}").await;
+    answer.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    assert_eq!(chat.count(), before);
+    assert_eq!(app_of(&double, &chat, Ask::post("/apps/other/v4/openim/querystate")).await, OTHER.sdkappid);
+}
+
+#[tokio::test]
+async fn two_choices_that_disagree_are_refused() {
+    let chat = FakeChat::start().await;
+    let gateway = two_apps(&chat, true).await;
+    let (main, other) = (MAIN.sdkappid, OTHER.sdkappid);
+    let asks = [
+        Ask::post("/apps/main/v4/openim/querystate").header("Chatgate-App", "other"),
+        Ask::post(&format!("/apps/main/v4/openim/querystate?sdkappid={other}")),
+        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}")).header("Chatgate-App", "other"),
+        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&sdkappid={other}")),
+        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&SdkAppId={other}")),
+        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&%73dkappid={other}")),
+        Ask::post("/v4/openim/querystate?sdkappid=1400000003"),
+        Ask::post("/v4/openim/querystate?sdkappid=main"),
+        Ask::post("/v4/openim/querystate?sdkappid=-1"),
+        Ask::post("/v4/openim/querystate?sdkappid=99999999999999999999999999"),
+        Ask::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
+        Ask::command("openim/querystate").header("Chatgate-App", "nobody"),
+    ];
+    for ask in asks {
+        gateway.ask(ask).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    }
+    assert_eq!(chat.count(), 0);
+}
+
+#[tokio::test]
+async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let number = MAIN.sdkappid;
+    let queries = [
+        format!("sdkappid={number}&identifier=somebody&usersig=eJwForged&random=7&contenttype=json"),
+        "usersig=forged".to_owned(),
+        "USERSIG=forged&Identifier=root&RANDOM=1&ContentType=xml".to_owned(),
+        "%75sersig=forged&usersi%67=forged&%55SERSIG=forged".to_owned(),
+        "%20usersig=forged&usersig%20=forged&+usersig=forged&usersig%09=forged".to_owned(),
+        "identifier=".to_owned() + &"x&identifier=".repeat(49),
+        "random&usersig&identifier&contenttype".to_owned(),
+        "usersig=%zz&random=%00&identifier=%ff%fe".to_owned(),
+        "usersig=a%26identifier%3Droot%26x%3D1".to_owned(),
+        "usersig==&&random=1&".to_owned(),
+        format!("SDKAPPID={number}&%73dkappid={number}"),
+    ];
+    for (round, query) in queries.iter().enumerate() {
+        let ask = Ask::post(&format!("/v4/openim/querystate?{query}"));
+        // That the five parameters stand there once each, with the app's own values, is checked for
+        // every call of every test: see `chat::faults`.
+        gateway.ask(ask).await.assert_relayed(200, OK);
+        assert_eq!(chat.count(), round + 1, "{query}");
+        assert!(!chat.last().target.to_lowercase().contains("forged"), "{query}");
+        assert!(!chat.last().target.contains("root"), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn an_apps_prefix_works_for_the_cached_command_too() {
+    let chat = FakeChat::start().await;
+    chat.graph().follow(OTHER.sdkappid, "a", "b");
+    let gateway = two_apps(&chat, true).await;
+    let check = |app: &str| Ask::check("a", &["b"]).target(&format!("/apps/{app}/v4/follow/follow_check"));
+    assert_eq!(gateway.ask(check("main")).await.types(), [0]);
+    assert_eq!(gateway.ask(check("other")).await.types(), [2]);
+    assert_eq!(gateway.ask(check("main")).await.cache().outcome, "hit");
+    assert_eq!(gateway.ask(check("other")).await.types(), [2]);
+    assert_eq!(chat.count(), 2);
+}
+
+#[tokio::test]
+async fn two_apps_share_no_connection() {
+    let chat = FakeChat::start().await;
+    let gateway = two_apps(&chat, true).await;
+    for _ in 0..3 {
+        for app in [MAIN, OTHER] {
+            let ask = Ask::command("openim/querystate").header("Chatgate-App", app.name);
+            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+        }
+    }
+    let connections_of = |app: u32| -> BTreeSet<usize> {
+        chat.calls().iter().filter(|call| call.app() == app).map(|call| call.connection).collect()
+    };
+    let (main, other) = (connections_of(MAIN.sdkappid), connections_of(OTHER.sdkappid));
+    assert!(main.is_disjoint(&other), "{main:?} {other:?}");
+}

@@ -1,0 +1,154 @@
+//! Many callers at once, each answer checked against a model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::answer::Answer;
+use crate::support::app::MAIN;
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::h2::Http2;
+use crate::support::reply::Reply;
+use crate::support::setup::Setup;
+use crate::support::{PATIENCE, within};
+
+/// What a request must be answered with.
+enum Expected {
+    Types(Vec<(String, u8)>),
+    Echo(String),
+    Error(u16, &'static str, i64),
+}
+
+impl Expected {
+    #[track_caller]
+    fn check(&self, answer: &Answer) {
+        match self {
+            Expected::Types(items) => assert_eq!(&answer.checked(), items),
+            Expected::Echo(body) => answer.assert_relayed(200, echo(body)),
+            Expected::Error(status, slug, code) => answer.assert_error(*status, slug, *code),
+        }
+    }
+}
+
+fn echo(body: &str) -> String {
+    format!(r#"{{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","Echo":{body}}}"#)
+}
+
+fn user(number: usize) -> String {
+    format!("user{number:02}")
+}
+
+/// The `n`-th of the mixed requests.
+fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
+    match n % 10 {
+        0..=4 => {
+            let from = user(random.usize(..40));
+            let to: Vec<String> = (0..random.usize(1..20)).map(|_| user(random.usize(..40))).collect();
+            let types = to.iter().map(|to| (to.clone(), chat.graph().follow_type(MAIN.sdkappid, &from, to))).collect();
+            (Ask::check(&from, &to), Expected::Types(types))
+        }
+        5 | 6 => {
+            let body = format!("{{ \"n\": {n}, \"filler\":\"{}\" }}", "x".repeat(random.usize(..5000)));
+            (Ask::command("openim/sendmsg").body(&body), Expected::Echo(body))
+        }
+        7 => (Ask::command("openim/sendmsg").body(format!("[{n}]")), Expected::Error(400, "bad_json", 60003)),
+        8 => (Ask::post(&format!("/v4/{n}/")), Expected::Error(404, "not_found", 60009)),
+        _ => (Ask::check("", &["x"]), Expected::Error(400, "bad_parameter", 30001)),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_mixed_requests_at_once_each_get_their_own_answer() {
+    let chat = FakeChat::start().await;
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..400 {
+        chat.follow(&user(random.usize(..40)), &user(random.usize(..40)));
+    }
+    chat.script(|call| {
+        let body = String::from_utf8(call.body.clone()).expect("UTF-8");
+        (call.command() == "openim/sendmsg").then(|| Reply::json(echo(&body)))
+    });
+    let gateway = Setup::new(&chat).deadline("10s").start().await;
+    let mut shared = Vec::new();
+    for _ in 0..4 {
+        shared.push(Http2::open(gateway.address()).await);
+    }
+    let start = std::sync::Arc::new(tokio::sync::Barrier::new(500));
+    let tasks: Vec<_> = (0..500)
+        .map(|n| {
+            let (ask, expected) = request(n, &mut random, &chat);
+            let ask = ask.header("X-Request-Id", &format!("id-{n}"));
+            let (address, http2, start) = (gateway.address().to_owned(), shared[n % 4].clone(), start.clone());
+            tokio::spawn(async move {
+                let own = if n % 3 == 0 { None } else { Some(Conn::open(&address).await.expect("accepted")) };
+                start.wait().await;
+                let answer = match own {
+                    Some(mut conn) => conn.ask(&ask).await,
+                    None => http2.ask(&ask).await,
+                };
+                assert_eq!(answer.request_id(), format!("id-{n}"));
+                expected.check(&answer);
+            })
+        })
+        .collect();
+    for task in tasks {
+        within(PATIENCE, "every caller is answered", task).await.expect("the right answer");
+    }
+    let mut asked: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for call in chat.calls_of("follow/follow_check") {
+        assert!(call.to_accounts().len() <= 100);
+        call.pairs().into_iter().for_each(|pair| *asked.entry(pair).or_default() += 1);
+    }
+    let twice: BTreeSet<_> = asked.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "asked more than once: {twice:?}");
+    assert_eq!(chat.calls_of("openim/sendmsg").len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_write() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("10s").start().await;
+    // Each task has users of its own, so after each of its writes it knows what is true; all share the gateway's
+    // pending lookups, and a reader asks the same pairs all the time.
+    let stop = tokio_util::sync::CancellationToken::new();
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (address, stop) = (gateway.address().to_owned(), stop.clone());
+            tokio::spawn(async move {
+                let mut conn = Conn::open(&address).await.expect("accepted");
+                while !stop.is_cancelled() {
+                    for n in 0..8 {
+                        conn.ask(&Ask::check(&format!("to{n}"), &[format!("from{n}")])).await.checked();
+                    }
+                }
+            })
+        })
+        .collect();
+    let writers: Vec<_> = (0..8)
+        .map(|n| {
+            let address = gateway.address().to_owned();
+            tokio::spawn(async move {
+                let mut conn = Conn::open(&address).await.expect("accepted");
+                let (from, to) = (format!("from{n}"), format!("to{n}"));
+                for round in 0..20 {
+                    let (ask, expected) = if round % 2 == 0 {
+                        let body = format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#);
+                        (Ask::command("follow/follow_add").body(body), [2, 1])
+                    } else {
+                        let body = crate::support::client::check_body(&from, &[&to]);
+                        (Ask::command("follow/follow_delete").body(body), [0, 0])
+                    };
+                    assert_eq!(conn.ask(&ask).await.status, 200);
+                    assert_eq!(conn.ask(&Ask::check(&from, &[&to])).await.types(), [expected[0]], "round {round}");
+                    assert_eq!(conn.ask(&Ask::check(&to, &[&from])).await.types(), [expected[1]], "round {round}");
+                }
+            })
+        })
+        .collect();
+    for task in writers {
+        within(PATIENCE, "the writers end", task).await.expect("no answer from before a write");
+    }
+    stop.cancel();
+    for task in readers {
+        within(PATIENCE, "the readers end", task).await.expect("sound answers");
+    }
+}

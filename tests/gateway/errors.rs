@@ -1,0 +1,369 @@
+//! Each refusal of the gateway's own making: its status, slug, code and shape, and that it cost no call.
+
+use crate::support::answer::Answer;
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, check_body};
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::setup::{Setup, gateway};
+
+/// After any refusal, the next good request works and only it reaches upstream.
+async fn still_works(gateway: &Gateway, chat: &FakeChat, calls_before: usize) {
+    assert_eq!(chat.count(), calls_before, "a refused request reached upstream: {:?}", chat.calls());
+    gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
+    assert_eq!(chat.count(), calls_before + 1);
+}
+
+/// Sends each request on a connection of its own and asserts the refusal, and that none of them cost a call.
+async fn all_refused(
+    chat: &FakeChat,
+    gateway: &Gateway,
+    asks: Vec<Ask>,
+    (status, slug, code): (u16, &str, i64),
+) -> Vec<Answer> {
+    let before = chat.count();
+    let mut answers = Vec::new();
+    for ask in asks {
+        let bytes = ask.bytes();
+        eprintln!("{}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
+        let answer = gateway.ask(ask).await;
+        answer.assert_error(status, slug, code);
+        answers.push(answer);
+    }
+    still_works(gateway, chat, before).await;
+    answers
+}
+
+const BAD_JSON: (u16, &str, i64) = (400, "bad_json", 60003);
+const BAD_PARAMETER: (u16, &str, i64) = (400, "bad_parameter", 30001);
+const FORBIDDEN: (u16, &str, i64) = (403, "forbidden", 129_403);
+const NOT_FOUND: (u16, &str, i64) = (404, "not_found", 60009);
+
+#[tokio::test]
+async fn a_body_that_is_no_json_object_in_utf8_is_bad_json() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let bodies: [&[u8]; 16] = [
+        b"",
+        b" ",
+        b"null",
+        b"[]",
+        b"\"text\"",
+        b"1",
+        b"{",
+        b"{}x",
+        b"{} {}",
+        b"{\"a\":}",
+        b"{'a':1}",
+        b"{\"a\":1,}",
+        b"\xef\xbb\xbf{}",
+        b"{\"a\":\"\xff\"}",
+        b"{\"a\":\"\xed\xa0\x80\"}",
+        b"{\"a\":\"line\nfeed\"}",
+    ];
+    for command in ["openim/querystate", "follow/follow_check", "follow/follow_add"] {
+        let asks = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
+        all_refused(&chat, &gateway, asks, BAD_JSON).await;
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_member_that_is_read_is_bad_json_however_it_is_written() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let bodies = [
+        r#"{"From_Account":"a","From_Account":"a","To_Account":["b"]}"#,
+        r#"{"From_Account":"a","To_Account":["b"],"From\u005fAccount":"c"}"#,
+        r#"{"From_Account":"a","To_Account":["b"],"\u0054o_Account":["c"]}"#,
+        r#"{"To_Account":["b"],"To_Account":["b"],"From_Account":"a"}"#,
+    ];
+    let asks = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
+    all_refused(&chat, &gateway, asks, BAD_JSON).await;
+}
+
+#[tokio::test]
+async fn deep_nesting_is_refused_quickly_or_relayed_and_never_fatal() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    for (command, member) in
+        [("follow/follow_check", "From_Account"), ("follow/follow_add", "FollowItem"), ("openim/querystate", "x")]
+    {
+        let answer = gateway.call(command, format!(r#"{{"{member}":{deep}}}"#)).await;
+        if answer.slug().is_some() {
+            assert_eq!(answer.status, 400, "{answer:?}");
+        } else {
+            answer.assert_relayed(200, chat_answer(command));
+            assert_ne!(command, "follow/follow_check");
+        }
+    }
+    gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
+}
+
+fn chat_answer(command: &str) -> String {
+    match command {
+        "follow/follow_add" => crate::support::graph::Graph::default().answer(MAIN.sdkappid, command, b"{}"),
+        _ => OK.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn follow_check_fields_that_cannot_be_meant_are_bad_parameters() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("follow_check", "max_to = 150").start().await;
+    let too_many: Vec<String> = (0..151).map(|n| format!("u{n}")).collect();
+    let repeated = vec!["same".to_owned(); 151];
+    let long = "x".repeat(33);
+    let wide = "日".repeat(11);
+    let mut bodies: Vec<String> = [
+        r#"{}"#,
+        r#"{"From_Account":"a"}"#,
+        r#"{"To_Account":["b"]}"#,
+        r#"{"From_Account":"a","To_Account":[]}"#,
+        r#"{"From_Account":"a","To_Account":"b"}"#,
+        r#"{"From_Account":"a","To_Account":null}"#,
+        r#"{"From_Account":"a","To_Account":{}}"#,
+        r#"{"From_Account":"a","To_Account":["b",1]}"#,
+        r#"{"From_Account":"a","To_Account":["b",null]}"#,
+        r#"{"From_Account":"a","To_Account":[["b"]]}"#,
+        r#"{"From_Account":1,"To_Account":["b"]}"#,
+        r#"{"From_Account":null,"To_Account":["b"]}"#,
+        r#"{"From_Account":["a"],"To_Account":["b"]}"#,
+        r#"{"From_Account":"","To_Account":["b"]}"#,
+        r#"{"From_Account":"a","To_Account":[""]}"#,
+        r#"{"From_Account":"a\n","To_Account":["b"]}"#,
+        r#"{"From_Account":"a","To_Account":["b","c\u0000"]}"#,
+        r#"{"From_Account":"a","To_Account":["\u007f"]}"#,
+    ]
+    .map(String::from)
+    .into();
+    bodies.push(check_body(&long, &["b"]));
+    bodies.push(check_body("a", &["b", long.as_str()]));
+    bodies.push(check_body("a", &[wide.as_str()]));
+    bodies.push(check_body("a", &too_many));
+    bodies.push(check_body("a", &repeated));
+    let asks = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
+    all_refused(&chat, &gateway, asks, BAD_PARAMETER).await;
+}
+
+#[tokio::test]
+async fn a_query_parameter_that_is_not_the_vendors_is_a_bad_parameter() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let queries =
+        ["x=1", "x", "debug=", "sdk_appid=1", "random=1&y=2", "usersig2=a", "%75sersig2=a", "callback=f", "=", "=1"];
+    let asks = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
+    all_refused(&chat, &gateway, asks, BAD_PARAMETER).await;
+}
+
+#[tokio::test]
+async fn what_a_browser_sends_is_forbidden() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let ask = || Ask::command("openim/querystate");
+    let asks = vec![
+        ask().header("Origin", "https://evil.example"),
+        ask().header("Origin", "null"),
+        ask().header("Origin", "http://localhost"),
+        ask().header("ORIGIN", ""),
+        ask().header("Sec-Fetch-Site", "cross-site"),
+        ask().header("Sec-Fetch-Site", "same-origin"),
+        ask().header("Sec-Fetch-Site", "none"),
+    ];
+    for answer in all_refused(&chat, &gateway, asks, FORBIDDEN).await {
+        assert!(answer.headers.iter().all(|(name, _)| !name.starts_with("access-control-")), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_allowed_is_forbidden_and_a_listed_one_is_not() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", r#"hosts = ["chat.internal"]"#).start().await;
+    let ask = |host: &str| Ask::command("openim/querystate").host(host);
+    let foreign = [
+        "evil.example",
+        "localhost.evil.example",
+        "evil-localhost",
+        "127.0.0.1.evil.example",
+        "127.0.0.2.nip.io",
+        "chat.internal.evil.example",
+        "xchat.internal",
+        "192.0.2.1",
+        "[2001:db8::1]",
+        "169.254.169.254",
+    ];
+    all_refused(&chat, &gateway, foreign.map(ask).into(), FORBIDDEN).await;
+    let address = gateway.address().to_owned();
+    for own in [
+        "localhost",
+        "LOCALHOST:1234",
+        "127.0.0.1",
+        "[::1]:80",
+        "chat.internal",
+        "Chat.Internal:8700",
+        address.as_str(),
+    ] {
+        gateway.ask(ask(own)).await.assert_relayed(200, OK);
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_access_does_not_name_is_forbidden() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("access", r#"allow = ["follow/follow_check", "openim/*"]"#).start().await;
+    let refused = [
+        "follow/follow_add",
+        "follow/follow_delete",
+        "im_open_login_svc/account_delete",
+        "profile/portrait_get",
+        "Follow/follow_check",
+        "openim2/querystate",
+        "openimX/y",
+        "follow/follow_check2",
+    ];
+    all_refused(&chat, &gateway, refused.map(Ask::command).into(), FORBIDDEN).await;
+    gateway.check("a", &["b"]).await.checked();
+    gateway.call("openim/anything_at_all", "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn only_follow_check_is_allowed_when_nothing_is_said() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).unset("access", "allow").start().await;
+    gateway.check("a", &["b"]).await.checked();
+    let before = chat.count();
+    for command in ["follow/follow_add", "openim/querystate", "im_open_login_svc/account_check"] {
+        gateway.ask(Ask::command(command)).await.assert_error(403, "forbidden", 129_403);
+    }
+    assert_eq!(chat.count(), before);
+}
+
+#[tokio::test]
+async fn with_require_header_a_request_without_it_is_forbidden() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("access", "require_header = true").start().await;
+    let ask = || Ask::command("openim/querystate");
+    for refused in
+        [ask(), ask().header("Chatgate", "0"), ask().header("Chatgate", ""), ask().header("Chatgate-App", "main")]
+    {
+        gateway.ask(refused).await.assert_error(403, "forbidden", 129_403);
+    }
+    assert_eq!(chat.count(), 0);
+    gateway.ask(ask().header("Chatgate", "1")).await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn a_path_that_is_not_exactly_a_commands_is_not_found() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let long = format!("/v4/{}/x", "a".repeat(65));
+    let longer = format!("/v4/x/{}", "a".repeat(65));
+    let paths = [
+        "/",
+        "/v4",
+        "/v4/",
+        "/v4/openim",
+        "/v4/openim/",
+        "/v4//querystate",
+        "//v4/openim/querystate",
+        "/v4/openim//querystate",
+        "/v4/openim/querystate/",
+        "/v4/openim/querystate/x",
+        "/v4/./openim/querystate",
+        "/v4/openim/../openim/querystate",
+        "/../v4/openim/querystate",
+        "/v4/openim/%71uerystate",
+        "/v4/openim/query%2Fstate",
+        "/v4%2fopenim/querystate",
+        "/v4/openim/%2e%2e/querystate",
+        "/v4/openim/querystate%00",
+        "/v4/openim/querystate%zz",
+        "/v4/openim/querystate;x=1",
+        "/v4/openim/query.state",
+        "/v4/openim/query-state",
+        "/V4/openim/querystate",
+        "/v3/openim/querystate",
+        "/v40/openim/querystate",
+        "/x/v4/openim/querystate",
+        "/apps",
+        "/apps/main",
+        "/apps/main/",
+        "/apps/main/v4/openim",
+        "/apps//v4/openim/querystate",
+        "/apps/main/v4/openim/querystate/",
+        "/apps/main/apps/main/v4/openim/querystate",
+        "/apps/ma%69n/v4/openim/querystate",
+        "/livez",
+        "/status",
+        "/__sandbox/journal",
+        "/v4/openim/*",
+        "/v4/openim\\querystate",
+        "/v4\\openim/querystate",
+        &long,
+        &longer,
+    ];
+    all_refused(&chat, &gateway, paths.map(Ask::post).into(), NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn an_app_that_is_not_there_is_unknown() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let asks = vec![
+        Ask::post("/apps/other/v4/openim/querystate"),
+        Ask::post("/apps/main2/v4/openim/querystate"),
+        Ask::command("openim/querystate").header("Chatgate-App", "other"),
+        Ask::command("openim/querystate").header("Chatgate-App", ""),
+        Ask::post("/v4/openim/querystate?sdkappid=1400000002"),
+        Ask::post("/v4/openim/querystate?sdkappid=0"),
+        Ask::post("/v4/openim/querystate?sdkappid="),
+    ];
+    all_refused(&chat, &gateway, asks, (404, "unknown_app", 129_404)).await;
+}
+
+#[tokio::test]
+async fn any_method_but_post_is_not_allowed_and_the_answer_says_which_is() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "POSTX", "post", "PROPFIND"];
+    let asks = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
+    for answer in all_refused(&chat, &gateway, asks, (405, "method_not_allowed", 60002)).await {
+        assert_eq!(answer.header("allow"), Some("POST"));
+    }
+    let head = gateway.ask(Ask::new("HEAD", "/v4/openim/querystate")).await;
+    assert_eq!((head.status, head.slug(), head.header("allow")), (405, Some("method_not_allowed"), Some("POST")));
+    assert!(chat.count() == 1, "only the good request that followed");
+}
+
+#[tokio::test]
+async fn an_encoded_body_is_unsupported() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let ask = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
+    let codings = ["gzip", "deflate", "br", "zstd", "identity, gzip", "x-odd"];
+    all_refused(&chat, &gateway, codings.map(ask).into(), (415, "unsupported_encoding", 129_415)).await;
+    gateway.ask(ask("identity")).await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn the_first_check_that_fails_names_the_error() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).app(OTHER, &format!("{}\ndefault = true", chat.app_lines()));
+    let gateway = setup.set("access", r#"allow = ["openim/*"]"#).start().await;
+    // Host and Origin, path, method, query, app, access, body: each row has every later fault as well.
+    let all = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
+    let rows = [
+        (all.clone().header("Origin", "null"), FORBIDDEN),
+        (all.clone(), NOT_FOUND),
+        (all.target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
+        (Ask::post("/v4/follow/follow_add?x=1&sdkappid=9").body("["), BAD_PARAMETER),
+        (Ask::post("/v4/follow/follow_add?sdkappid=9").body("["), (404, "unknown_app", 129_404)),
+        (Ask::post("/v4/follow/follow_add").body("["), FORBIDDEN),
+        (Ask::post("/v4/openim/sendmsg").body("["), BAD_JSON),
+    ];
+    for (ask, (status, slug, code)) in rows {
+        gateway.ask(ask).await.assert_error(status, slug, code);
+    }
+    assert_eq!(chat.count(), 0);
+}

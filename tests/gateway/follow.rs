@@ -1,0 +1,358 @@
+//! What `follow_check` answers, what it keeps, and what it asks upstream for it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, check_body};
+use crate::support::graph::{checked, fail, failed_item, item};
+use crate::support::reply::Reply;
+use crate::support::setup::{Setup, gateway};
+use crate::support::{eventually, now};
+
+#[tokio::test]
+async fn a_known_pair_is_answered_without_upstream() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    let first = gateway.check("ann", &["bob"]).await;
+    assert_eq!(first.checked(), [("bob".to_owned(), 2)]);
+    assert_eq!((first.cache().outcome.as_str(), first.cache().counts()), ("fwd=miss", (0, 0, 1)));
+    let second = gateway.check("ann", &["bob"]).await;
+    assert_eq!(second.checked(), [("bob".to_owned(), 2)]);
+    assert_eq!((second.cache().outcome.as_str(), second.cache().counts()), ("hit", (1, 0, 0)));
+    assert_eq!(first.body, second.body, "a kept fact looks like a fetched one");
+    assert_eq!(chat.count(), 1);
+    assert!(second.header("content-type").is_some_and(|text| text.starts_with("application/json")));
+}
+
+#[tokio::test]
+async fn the_answer_has_the_vendors_envelope_to_the_letter() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for _ in 0..2 {
+        let json = gateway.check("ann", &["bob"]).await.json();
+        let mut names: Vec<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["ActionStatus", "ErrorCode", "ErrorDisplay", "ErrorInfo", "ResultItem"]);
+        assert_eq!((&json["ErrorInfo"], &json["ErrorDisplay"]), (&"".into(), &"".into()));
+    }
+}
+
+#[tokio::test]
+async fn only_unknown_pairs_go_upstream_and_the_answer_keeps_the_callers_order() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    chat.follow("dan", "ann");
+    chat.follow("ann", "eve");
+    chat.follow("eve", "ann");
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob", "dan"]).await;
+    let answer = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
+    let expected = [("eve", 3), ("dan", 1), ("cyd", 0), ("bob", 2)].map(|(name, kind)| (name.to_owned(), kind));
+    assert_eq!(answer.checked(), expected);
+    assert_eq!((answer.cache().outcome.as_str(), answer.cache().counts()), ("fwd=partial", (2, 0, 2)));
+    let asked: BTreeSet<String> = chat.last().to_accounts().into_iter().collect();
+    assert_eq!(asked, ["cyd", "eve"].map(String::from).into());
+    assert_eq!(chat.count(), 2);
+}
+
+#[tokio::test]
+async fn repeats_are_answered_in_every_place_and_asked_once() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    let answer = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
+    let names: Vec<String> = answer.checked().into_iter().map(|(name, _)| name).collect();
+    assert_eq!((names, answer.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
+    assert_eq!(answer.cache().counts(), (0, 0, 2), "distinct pairs are counted");
+    let mut asked = chat.last().to_accounts();
+    asked.sort();
+    assert_eq!(asked, ["bob", "cyd"]);
+}
+
+#[tokio::test]
+async fn one_known_pair_answers_both_directions() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "two");
+    chat.follow("one", "ann");
+    chat.follow("ann", "both");
+    chat.follow("both", "ann");
+    let gateway = gateway(&chat).await;
+    assert_eq!(gateway.check("ann", &["none", "one", "two", "both"]).await.types(), [0, 1, 2, 3]);
+    for (from, expected) in [("none", 0), ("one", 2), ("two", 1), ("both", 3)] {
+        let answer = gateway.check(from, &["ann"]).await;
+        assert_eq!(answer.checked(), [("ann".to_owned(), expected)], "{from}");
+        assert_eq!(answer.cache().outcome, "hit");
+    }
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn a_user_and_himself_are_a_plain_pair() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    assert_eq!(gateway.check("ann", &["ann"]).await.types(), [0]);
+    assert_eq!(gateway.check("ann", &["ann"]).await.types(), [0]);
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn names_are_compared_as_text_and_not_as_they_are_written() {
+    let chat = FakeChat::start().await;
+    let odd = ["abc", "Abc", "日本", "q\"u\\o/te", "a b", "😀", "@RBT#1"];
+    odd.iter().for_each(|name| chat.follow("ann", name));
+    let gateway = gateway(&chat).await;
+    let answer = gateway.check("ann", &odd).await;
+    assert_eq!(answer.checked(), odd.map(|name| (name.to_owned(), 2)));
+    let escaped = r#" { "To_Account" : ["\u0061\u0062c","q\"u\\o\/te","\u65e5\u672c","\ud83d\ude00"] , "From\u005fAccount":"\u0061nn" } "#;
+    let answer = gateway.call("follow/follow_check", escaped).await;
+    assert_eq!(answer.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
+    assert_eq!(answer.cache().outcome, "hit");
+    assert_eq!(gateway.check("ann", &["aBc"]).await.types(), [0], "case matters");
+    assert_eq!(chat.count(), 2);
+    let longest = "x".repeat(32);
+    assert_eq!(gateway.check(&longest, &[longest.as_str()]).await.checked(), [(longest.clone(), 0)]);
+}
+
+#[tokio::test]
+async fn more_than_100_accounts_are_split_into_the_fewest_calls() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for (round, (count, calls)) in [(1, 1), (100, 1), (101, 2), (250, 3), (1000, 10)].into_iter().enumerate() {
+        let from = format!("ann{round}");
+        let names: Vec<String> = (0..count).map(|n| format!("u{round}-{n}")).collect();
+        names.iter().step_by(3).for_each(|name| chat.follow(&from, name));
+        let before = chat.count();
+        let answer = gateway.ask(Ask::check(&from, &names)).await;
+        let expected: Vec<(String, u8)> =
+            names.iter().enumerate().map(|(n, name)| (name.clone(), if n % 3 == 0 { 2 } else { 0 })).collect();
+        assert_eq!(answer.checked(), expected);
+        assert_eq!(chat.count() - before, calls, "{count} accounts");
+        let mut asked: Vec<String> = Vec::new();
+        for call in &chat.calls()[before..] {
+            assert_eq!(call.asker(), from);
+            assert!((1..=100).contains(&call.to_accounts().len()), "{}", call.to_accounts().len());
+            asked.extend(call.to_accounts());
+        }
+        assert_eq!(asked.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>());
+        assert_eq!(asked.len(), count, "none twice");
+        assert_eq!(gateway.ask(Ask::check(&from, &names)).await.checked(), expected);
+        assert_eq!(chat.count() - before, calls, "all of them are known now");
+    }
+}
+
+#[tokio::test]
+async fn items_are_matched_by_account_and_those_nobody_asked_for_are_ignored() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let items = [item("cyd", 1), item("stranger", 3), item("bob", 2), item("bob", 2), item("ann", 3)];
+    chat.once(Reply::json(checked(&items)));
+    assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.types(), [2, 1]);
+    // What nobody asked for is not known either.
+    assert_eq!(gateway.check("ann", &["stranger"]).await.types(), [0]);
+    assert_eq!(chat.count(), 2);
+}
+
+#[tokio::test]
+async fn two_items_that_contradict_each_other_are_upstream_invalid() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let failing = failed_item("bob", 30003);
+    for second in [item("bob", 1), item("bob", 0), item("bob", 7), failing] {
+        chat.always(Reply::json(checked(&[item("bob", 2), item("cyd", 3), second])));
+        gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_invalid", 60013);
+    }
+    chat.no_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "nothing of it was kept");
+}
+
+#[tokio::test]
+async fn an_account_without_an_item_is_never_invented() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for items in
+        [vec![], vec![item("bob", 2)], vec![item("bob", 2), item("CYD", 1)], vec![item("bob", 2), item("cyd ", 1)]]
+    {
+        chat.always(Reply::json(checked(&items)));
+        gateway.check("ann", &["bob", "cyd"]).await.assert_error(502, "upstream_invalid", 60013);
+    }
+    chat.always(Reply::json(r#"{"ActionStatus":"OK","ErrorCode":0}"#));
+    gateway.check("ann", &["bob", "cyd"]).await.assert_error(502, "upstream_invalid", 60013);
+    for shape in [r#""x""#, "{}", "[1]", r#"[{"To_Account":5,"ResultCode":0,"FollowType":2}]"#, "null"] {
+        chat.always(Reply::json(format!(r#"{{"ResultItem":{shape},"ActionStatus":"OK","ErrorCode":0}}"#)));
+        gateway.check("ann", &["cyd"]).await.assert_error(502, "upstream_invalid", 60013);
+    }
+    chat.no_script();
+    assert_eq!(gateway.check("ann", &["cyd"]).await.types(), [0]);
+}
+
+#[tokio::test]
+async fn an_item_that_is_no_plain_success_is_handed_on_byte_for_byte_and_not_kept() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let odd = [
+        failed_item("odd", 30003),
+        item("odd", 7),
+        item("odd", 4),
+        r#"{"To_Account":"odd","ResultCode":0,"ResultInfo":"","FollowType":-1}"#.to_owned(),
+        r#"{"To_Account":"odd","ResultCode":0,"ResultInfo":"","FollowType":"2"}"#.to_owned(),
+        r#"{ "FollowType" : 2 , "ResultInfo":"Err_\u0053ns" ,"ResultCode":-30003,"To_Account":"\u006fdd","New":[1.0E2, 1] }"#.to_owned(),
+        r#"{"To_Account":"odd","ResultCode":99999999999,"ResultInfo":"<b>&\"日本"}"#.to_owned(),
+    ];
+    for (round, odd) in odd.iter().enumerate() {
+        let good = format!("good{round}");
+        chat.once(Reply::json(checked(&[item(&good, 3), odd.clone()])));
+        let answer = gateway.check("ann", &["odd", &good, "odd"]).await;
+        assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
+        let text = answer.text();
+        assert_eq!(text.matches(odd.as_str()).count(), 2, "{odd} in {text}");
+        assert!(
+            text.find(odd.as_str()) < text.find(&good) && text.find(&good) < text.rfind(odd.as_str()),
+            "order: {text}"
+        );
+        let before = chat.count();
+        assert_eq!(gateway.check("ann", &[&good]).await.types(), [3], "the sound item beside it is kept");
+        assert_eq!(chat.count(), before);
+        assert_eq!(gateway.check("ann", &["odd"]).await.types(), [0], "the odd one is asked again");
+        assert_eq!(chat.count(), before + 1);
+        // A write makes the next round ask again.
+        gateway.call("follow/follow_delete", check_body("ann", &["odd"])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failed_envelope_is_handed_on_untouched_and_nothing_of_it_is_kept() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let with_items = checked(&[item("bob", 2)]).replace(r#""ErrorCode":0"#, r#""ErrorCode":30003"#);
+    let odd = "{ \"ErrorCode\":30001 ,\"ActionStatus\":\"FAIL\", \"ErrorInfo\":\"\\u4e0d\" ,\"RequestId\":\"r\" }\n"
+        .to_owned();
+    for (status, body) in [(200, fail(30003, "Err_Account")), (200, with_items), (200, odd), (400, fail(60003, "json"))]
+    {
+        chat.once(Reply::status(status, body.clone()));
+        let before = chat.count();
+        gateway.check("ann", &["bob"]).await.assert_relayed(status, &body);
+        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+        assert_eq!(chat.count(), before + 2, "asked again");
+        gateway.call("follow/follow_delete", check_body("ann", &["bob"])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_with_a_further_member_is_relayed_past_the_cache() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob"]).await;
+    let body = "{ \"From_Account\":\"ann\",\"To_Account\":[\"bob\",\"cyd\"] ,\"Future\" : 1.0E0}";
+    let upstream = checked(&[item("cyd", 1), item("bob", 1)]);
+    for round in 0..2 {
+        chat.always(Reply::json(upstream.clone()));
+        let answer = gateway.call("follow/follow_check", body).await;
+        answer.assert_relayed(200, &upstream);
+        assert_eq!(chat.last().body, body.as_bytes());
+        assert_eq!(chat.count(), 2 + round);
+    }
+    chat.no_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "the relayed answer taught it nothing");
+    assert_eq!(gateway.check("ann", &["cyd"]).await.types(), [0]);
+}
+
+#[tokio::test]
+async fn two_apps_share_no_fact() {
+    let chat = FakeChat::start().await;
+    chat.graph().follow(MAIN.sdkappid, "ann", "bob");
+    let lines = chat.app_lines();
+    let gateway = Setup::without_apps().app(MAIN, &lines).app(OTHER, &lines).start().await;
+    for round in 0..2 {
+        for (app, expected) in [(MAIN, 2), (OTHER, 0)] {
+            let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
+            assert_eq!(answer.types(), [expected]);
+            assert_eq!(answer.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
+        }
+    }
+    let numbers: Vec<u32> = chat.calls().iter().map(|call| call.app()).collect();
+    assert_eq!(numbers, [MAIN.sdkappid, OTHER.sdkappid]);
+}
+
+#[tokio::test]
+async fn a_fact_is_asked_again_once_its_ttl_is_over() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "2s""#).start().await;
+    let begun = now();
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    chat.follow("ann", "bob");
+    let answer = gateway.check("ann", &["bob"]).await;
+    if begun.elapsed() < Duration::from_secs(1) {
+        assert_eq!((answer.types(), answer.cache().outcome.as_str()), (vec![0], "hit"));
+    }
+    let answer = eventually("the fact is asked again", async || {
+        let answer = gateway.check("ann", &["bob"]).await;
+        (chat.count() > 1).then_some(answer)
+    })
+    .await;
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(6), "after {:?}", begun.elapsed());
+    assert_eq!(answer.types(), [2]);
+    assert!(["fwd=stale", "fwd=miss"].contains(&&*answer.cache().outcome), "{answer:?}");
+}
+
+#[tokio::test]
+async fn age_is_that_of_the_oldest_fact() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    assert_eq!(gateway.check("ann", &["bob"]).await.age(), 0);
+    eventually("the fact grows a second old", async || {
+        let answer = gateway.check("ann", &["bob"]).await;
+        assert_eq!(answer.cache().outcome, "hit");
+        (answer.age() >= 1).then_some(())
+    })
+    .await;
+    assert!(gateway.check("ann", &["cyd", "bob"]).await.age() >= 1);
+    assert_eq!(gateway.check("ann", &["dan"]).await.age(), 0);
+}
+
+#[tokio::test]
+async fn explain_names_the_source_of_each_of_the_first_200_accounts() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", "explain = true").start().await;
+    gateway.check("ann", &["bob"]).await;
+    let explain = |names: &[&str]| Ask::check("ann", names).header("Chatgate-Explain", "1");
+    let sources = |answer: &crate::support::answer::Answer| -> Vec<String> {
+        let text = answer.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {answer:?}"));
+        text.split(',')
+            .map(|entry| {
+                let (source, age) = entry.trim().split_once(";age=").unwrap_or_else(|| panic!("{text}"));
+                age.parse::<u64>().unwrap_or_else(|_| panic!("{text}"));
+                source.to_owned()
+            })
+            .collect()
+    };
+    let answer = gateway.ask(explain(&["cyd", "bob"])).await;
+    assert_eq!(sources(&answer), ["fetched", "hit"]);
+    let many: Vec<String> = (0..250).map(|n| format!("u{n}")).collect();
+    let answer = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
+    assert_eq!(sources(&answer), vec!["fetched"; 200]);
+    assert_eq!(gateway.check("ann", &["bob"]).await.header("chatgate-explain"), None, "only for who asks");
+    let silent = crate::support::setup::gateway(&chat).await;
+    assert_eq!(silent.ask(explain(&["bob"])).await.header("chatgate-explain"), None, "only if server.explain");
+}
+
+#[tokio::test]
+async fn the_cache_keeps_at_most_max_pairs() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", "max_pairs = 1000").start().await;
+    let names = |round: usize| (0..100).map(|n| format!("u{round}-{n}")).collect::<Vec<_>>();
+    for round in 0..40 {
+        gateway.ask(Ask::check(&format!("ann{round}"), &names(round))).await.checked();
+    }
+    let (mut conn, mut kept) = (gateway.connect().await, 0);
+    for (round, name) in (0..40).flat_map(|round| names(round).into_iter().map(move |name| (round, name))) {
+        let ask = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
+        kept += usize::from(conn.ask(&ask).await.status == 200);
+    }
+    assert!(kept <= 1000, "{kept} of 4,000 pairs are known at a bound of 1,000");
+    assert!(kept >= 300, "only {kept} pairs are known at a bound of 1,000");
+}

@@ -1,0 +1,304 @@
+//! Starting, being watched, and stopping.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::app::MAIN;
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::process::{Finished, Process};
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::{Setup, gateway};
+use crate::support::wire::free_address;
+use crate::support::{eventually, now};
+
+const CALL: &str = "openim/querystate";
+
+async fn draining(gateway: &Gateway) {
+    eventually("the gateway drains", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
+}
+
+/// Runs `serve` with this configuration, which must end by itself.
+async fn serve_to_its_end(setup: &Setup) -> Finished {
+    let file = setup.write();
+    Process::run(&["serve", "--config", &file.to_string_lossy()], setup.dir(), &[]).await
+}
+
+#[tokio::test]
+async fn live_and_ready_are_said_without_asking_upstream() {
+    let gateway = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{}\"", free_address())).start().await;
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(gateway.admin_get(path).await.status, 200, "{path}");
+    }
+    for path in ["/live", "/livez/", "/v4/openim/querystate", "/..", "/%6civez"] {
+        assert_eq!(gateway.admin_get(path).await.status, 404, "{path}");
+    }
+    // The data listener answers no questions of this kind, and the admin listener relays nothing.
+    gateway.ask(Ask::new("GET", "/livez")).await.assert_error(404, "not_found", 60009);
+    assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn at_sigterm_a_request_in_flight_is_finished_and_the_exit_is_clean() {
+    let chat = FakeChat::start().await;
+    let mut gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let (mut relay, mut check) = (gateway.connect().await, gateway.connect().await);
+    relay.send(Ask::command(CALL).bytes()).await;
+    check.send(Ask::check("ann", &["bob"]).bytes()).await;
+    chat.seen(2).await;
+    gateway.signal("TERM");
+    draining(&gateway).await;
+    assert_eq!(gateway.admin_get("/livez").await.status, 200, "alive while draining");
+    eventually("no new connection is served", async || (!gateway.accepts().await).then_some(())).await;
+    gate.open();
+    relay.answer().await.assert_relayed(200, OK);
+    assert_eq!(check.answer().await.types(), [0]);
+    relay.closed().await;
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test]
+async fn while_draining_a_kept_connection_is_served_once_more_and_closed() {
+    let chat = FakeChat::start().await;
+    let mut gateway = gateway(&chat).await;
+    let mut kept = gateway.connect().await;
+    kept.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    let gate = Gate::closed();
+    let held = gate.clone();
+    chat.script(move |call| (call.command() == "openim/held").then(|| Reply::model().held(&held)));
+    let mut holding = gateway.connect().await;
+    holding.send(Ask::command("openim/held").bytes()).await;
+    chat.seen(2).await;
+    gateway.signal("TERM");
+    draining(&gateway).await;
+    let answer = kept.ask(&Ask::command(CALL)).await;
+    answer.assert_relayed(200, OK);
+    assert_eq!(answer.header("connection"), Some("close"));
+    kept.closed().await;
+    gate.open();
+    holding.answer().await.assert_relayed(200, OK);
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test]
+async fn an_idle_gateway_stops_at_once_even_with_idle_connections() {
+    let chat = FakeChat::start().await;
+    let mut gateway = gateway(&chat).await;
+    let mut idle = gateway.connect().await;
+    idle.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    let _silent = gateway.connect().await;
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
+    idle.closed().await;
+}
+
+#[tokio::test]
+async fn during_drain_delay_everything_is_served_as_usual() {
+    let chat = FakeChat::start().await;
+    let mut gateway = Setup::new(&chat).set("server", r#"drain_delay = "2s""#).start().await;
+    let begun = now();
+    gateway.signal("TERM");
+    while begun.elapsed() < Duration::from_millis(1500) {
+        gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+        assert_eq!(gateway.admin_get("/livez").await.status, 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(6)).await, 0);
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn after_drain_timeout_the_stop_is_forced_and_says_so() {
+    let chat = FakeChat::start().await;
+    let mut gateway = Setup::new(&chat).set("server", r#"drain_timeout = "1s""#).deadline("15s").start().await;
+    chat.always(Reply::hang());
+    let mut stuck = gateway.connect().await;
+    stuck.send(Ask::command(CALL).bytes()).await;
+    chat.seen(1).await;
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(4)).await, 1);
+}
+
+#[tokio::test]
+async fn a_second_sigterm_stops_at_once() {
+    let chat = FakeChat::start().await;
+    let mut gateway = Setup::new(&chat).deadline("15s").start().await;
+    chat.always(Reply::hang());
+    let mut stuck = gateway.connect().await;
+    stuck.send(Ask::command(CALL).bytes()).await;
+    chat.seen(1).await;
+    gateway.signal("TERM");
+    draining(&gateway).await;
+    gateway.signal("TERM");
+    assert_ne!(gateway.exit_code_within(Duration::from_secs(3)).await, 0);
+}
+
+#[tokio::test]
+async fn a_write_in_flight_whose_caller_left_is_finished_before_the_exit() {
+    let chat = FakeChat::start().await;
+    let mut gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let mut write = gateway.connect().await;
+    let body = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
+    write.send(Ask::command("follow/follow_add").body(body).bytes()).await;
+    chat.seen(1).await;
+    drop(write);
+    gateway.round_trips().await;
+    gateway.signal("TERM");
+    draining(&gateway).await;
+    gate.open();
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
+    assert_eq!(chat.graph().follow_type(MAIN.sdkappid, "ann", "bob"), 2);
+}
+
+fn socket(dir: &Path) -> (std::path::PathBuf, String) {
+    let path = dir.join("chatgate.sock");
+    let address = format!("unix:{}", path.display());
+    (path, address)
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).expect("a socket").permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_beside_tcp_with_its_mode() {
+    let chat = FakeChat::start().await;
+    for (line, expected) in
+        [(None, 0o660), (Some(r#"unix_mode = "0600""#), 0o600), (Some(r#"unix_mode = "0666""#), 0o666)]
+    {
+        let mut setup = Setup::new(&chat);
+        let (path, address) = socket(setup.dir());
+        if let Some(line) = line {
+            setup = setup.set("server", line);
+        }
+        let gateway = setup.listen(&["127.0.0.1:0", &address]).start().await;
+        assert_eq!(mode(&path), expected);
+        assert!(gateway.addresses().contains(&address), "{:?}", gateway.addresses());
+        for address in gateway.addresses() {
+            let mut conn = crate::support::client::Conn::open(address).await.expect("accepted");
+            conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+            let foreign = Ask::command(CALL).host("evil.example");
+            conn.ask(&foreign).await.assert_error(403, "forbidden", 129_403);
+        }
+        assert_eq!(gateway.stop().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn the_admin_listener_may_be_a_unix_socket() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let (_, address) = socket(setup.dir());
+    let gateway = setup.set("server", &format!("admin = \"{address}\"")).start().await;
+    assert_eq!(gateway.admin(), address);
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let (path, address) = socket(setup.dir());
+    drop(UnixListener::bind(&path).expect("bound"));
+    assert!(path.exists(), "left behind, as by a program that was killed");
+    let gateway = setup.listen(&[&address]).start().await;
+    gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+    let dir = gateway.dir().to_owned();
+    assert!(dir.exists());
+    gateway.kill().await;
+}
+
+#[tokio::test]
+async fn a_socket_in_use_is_an_error_and_stays() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let (path, address) = socket(setup.dir());
+    let theirs = UnixListener::bind(&path).expect("bound");
+    let setup = setup.listen(&[&address]);
+    let outcome = serve_to_its_end(&setup).await;
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(outcome.stderr.contains("chatgate.sock"), "it names the socket: {}", outcome.stderr);
+    theirs.set_nonblocking(true).expect("own socket");
+    std::os::unix::net::UnixStream::connect(&path).expect("still theirs");
+}
+
+#[tokio::test]
+async fn a_file_of_another_kind_in_the_sockets_place_is_left_alone() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let (path, address) = socket(setup.dir());
+    std::fs::write(&path, "precious").expect("own directory");
+    let setup = setup.listen(&[&address]);
+    let outcome = serve_to_its_end(&setup).await;
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error() {
+    let chat = FakeChat::start().await;
+    let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = theirs.local_addr().expect("bound").to_string();
+    let data = Setup::new(&chat).listen(&[&address]);
+    let admin = Setup::new(&chat).set("server", &format!("admin = \"{address}\""));
+    for setup in [data, admin] {
+        let outcome = serve_to_its_end(&setup).await;
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        assert!(outcome.stderr.contains(&address), "it names the address: {}", outcome.stderr);
+    }
+}
+
+#[tokio::test]
+async fn after_a_kill_it_starts_again_at_the_same_place_at_once() {
+    let chat = FakeChat::start().await;
+    let address = free_address().to_string();
+    for _ in 0..3 {
+        let begun = now();
+        let gateway = Setup::new(&chat).listen(&[&address]).start().await;
+        gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        gateway.kill().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bad_config_is_78_and_nothing_listens() {
+    let setup = Setup::without_apps();
+    let file = setup.file("chatgate.toml", "[server]\nlisten = \"127.0.0.1:0\"\nlisen = 1\n");
+    let outcome = Process::run(&["serve", "--config", &file.to_string_lossy()], setup.dir(), &[]).await;
+    assert_eq!(outcome.code, 78, "{outcome:?}");
+    assert!(!outcome.stderr.contains("listening"), "{}", outcome.stderr);
+    let outcome = Process::run(&["serve", "--config", "no-such-file.toml"], setup.dir(), &[]).await;
+    assert_eq!(outcome.code, 78, "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_no_request() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("log", r#"level = "trace""#);
+    let (data, admin) = (free_address().to_string(), free_address().to_string());
+    let setup = setup.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
+    let file = setup.write();
+    // A pipe that is never read takes 64 KiB, far less than these requests would say.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .args(["serve", "--config", &file.to_string_lossy()])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut conn = eventually("it listens", async || crate::support::client::Conn::open(&data).await.ok()).await;
+    let id = "x".repeat(128);
+    for _ in 0..1500 {
+        conn.ask(&Ask::command(CALL).header("X-Request-Id", &id)).await.assert_relayed(200, OK);
+    }
+    child.kill().expect("own child");
+    child.wait().expect("own child");
+}

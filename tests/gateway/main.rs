@@ -1,0 +1,23 @@
+//! The gateway from outside: the real binary between raw callers and a Chat that the tests write.
+//!
+//! Each topic holds one promise of the project to the letter. `support` is what they share; start
+//! there to write another.
+
+mod app_choice;
+mod bounds;
+mod cli;
+mod concurrency;
+mod errors;
+mod follow;
+mod freshness;
+mod http;
+mod leaks;
+mod lifecycle;
+mod quota;
+mod relay;
+mod slow;
+mod support;
+mod tls;
+mod upstream;
+mod waiting;
+mod writes;

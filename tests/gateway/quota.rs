@@ -1,0 +1,241 @@
+//! Calls a second, as upstream sees them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::answer::Answer;
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::setup::Setup;
+use crate::support::{now, turn, within};
+
+/// What one second is here. Calls are stamped when the fake reads them, a little after they arrive, and
+/// never all by the same little.
+const SECOND: Duration = Duration::from_millis(990);
+
+/// Most calls in any second.
+fn most_in_a_second(times: &[Instant]) -> usize {
+    let mut times = times.to_vec();
+    times.sort();
+    (0..times.len()).map(|i| times[i..].partition_point(|time| *time < times[i] + SECOND)).max().unwrap_or(0)
+}
+
+/// Calls a second, from the first call to the last.
+fn mean(times: &[Instant]) -> f64 {
+    let span = times[times.len() - 1] - times[0];
+    (times.len() - 1) as f64 / span.as_secs_f64()
+}
+
+/// `callers` callers ask this again and again for `span`. All answers.
+async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Duration) -> Vec<Answer> {
+    let until = now() + span;
+    let tasks: Vec<_> = (0..callers)
+        .map(|_| {
+            let (address, ask) = (gateway.address().to_owned(), ask.clone());
+            tokio::spawn(async move {
+                let mut conn = crate::support::client::Conn::open(&address).await.expect("accepted");
+                let mut answers = Vec::new();
+                while now() < until {
+                    answers.push(conn.ask(&ask).await);
+                    if answers.last().is_some_and(|answer| answer.status != 200) {
+                        // A caller that is refused does not come back in the same instant.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+                answers
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        answers.extend(within(crate::support::PATIENCE, "the callers end", task).await.expect("no panic"));
+    }
+    answers
+}
+
+#[track_caller]
+fn all_sound(answers: &[Answer]) {
+    for answer in answers {
+        if answer.status == 200 {
+            answer.assert_relayed(200, OK);
+        } else {
+            answer.assert_error(429, "rate_limited", 60007);
+            answer.retry_after();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_a_second_are_never_exceeded_from_cold_and_nearly_reached() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
+    let answers = press(&gateway, &Ask::command("openim/querystate"), 40, Duration::from_secs(6)).await;
+    all_sound(&answers);
+    let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
+    assert!(most_in_a_second(&times) <= 20, "{} calls in one second", most_in_a_second(&times));
+    assert!(mean(&times) >= 18.0, "only {:.1} a second", mean(&times));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_a_second_is_never_exceeded_and_nearly_reached() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
+    let answers = press(&gateway, &Ask::command("openim/querystate"), 8, Duration::from_secs(7)).await;
+    all_sound(&answers);
+    let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
+    assert!(times.len() >= 5, "only {} calls", times.len());
+    assert_eq!(most_in_a_second(&times), 1);
+    assert!(mean(&times) >= 0.9, "only {:.2} a second", mean(&times));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_of_follow_check_keep_to_the_quota_too() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
+    let until = now() + Duration::from_secs(3);
+    let tasks: Vec<_> = (0..30)
+        .map(|caller| {
+            let address = gateway.address().to_owned();
+            tokio::spawn(async move {
+                let mut conn = crate::support::client::Conn::open(&address).await.expect("accepted");
+                let mut round = 0;
+                while now() < until {
+                    let answer = conn.ask(&Ask::check(&format!("a{caller}"), &[format!("b{round}")])).await;
+                    assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
+                    round += 1;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        within(crate::support::PATIENCE, "the callers end", task).await.expect("no panic");
+    }
+    let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
+    assert!(most_in_a_second(&times) <= 20, "{} calls in one second", most_in_a_second(&times));
+    assert!(mean(&times) >= 18.0, "only {:.1} a second", mean(&times));
+}
+
+#[tokio::test]
+async fn who_cannot_be_served_before_his_deadline_is_refused_at_once() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).deadline("3s");
+    let gateway = Arc::new(setup.start().await);
+    let asks: Vec<_> = (0..20)
+        .map(|_| {
+            let gateway = gateway.clone();
+            tokio::spawn(async move {
+                let begun = now();
+                (gateway.call("openim/querystate", "{}").await, begun.elapsed())
+            })
+        })
+        .collect();
+    let (mut served, mut refused) = (0, 0);
+    for ask in asks {
+        let (answer, took) = within(crate::support::PATIENCE, "an answer", ask).await.expect("no panic");
+        if answer.status == 200 {
+            served += 1;
+            assert!(took < Duration::from_millis(3500), "{took:?}");
+        } else {
+            refused += 1;
+            answer.assert_error(429, "rate_limited", 60007);
+            assert!(answer.retry_after() <= 60);
+            assert!(took < Duration::from_secs(1), "refused only after {took:?}");
+        }
+    }
+    assert!((2..=4).contains(&served), "{served} served and {refused} refused in 3 s at one a second");
+    assert_eq!(chat.count(), served);
+}
+
+#[tokio::test]
+async fn the_vendors_own_lower_limit_holds_without_being_configured() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "200/s""#).start().await;
+    // One a second: vendor page 1047/34960.
+    let slow = Ask::command("group_open_http_svc/get_appid_group_list");
+    let answers = press(&gateway, &slow, 3, Duration::from_secs(3)).await;
+    all_sound(&answers);
+    let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
+    assert_eq!(most_in_a_second(&times), 1);
+    assert!(times.len() >= 3, "only {} calls", times.len());
+}
+
+#[tokio::test]
+async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let lines = chat.app_lines();
+    let gateway = Setup::without_apps()
+        .app(MAIN, &format!("{lines}\ndefault = true"))
+        .app(OTHER, &lines)
+        .set("app.quota", r#"commands = { "openim/querystate" = "1/s" }"#)
+        .deadline("1s")
+        .start()
+        .await;
+    let begun = now();
+    let limited = Ask::command("openim/querystate");
+    let press = press(&gateway, &limited, 3, Duration::from_secs(2));
+    let others = async {
+        let mut conn = gateway.connect().await;
+        for _ in 0..50 {
+            conn.ask(&Ask::command("openim/query_online_status")).await.assert_relayed(200, OK);
+        }
+        // The other app's first call of the same command waits for nobody.
+        let ask = Ask::command("openim/querystate").header("Chatgate-App", OTHER.name);
+        conn.ask(&ask).await.assert_relayed(200, OK);
+        begun.elapsed()
+    };
+    let (answers, took) = tokio::join!(press, others);
+    all_sound(&answers);
+    assert!(took < Duration::from_secs(2), "the free ones took {took:?}");
+    let limited: Vec<Instant> = chat
+        .calls_of("openim/querystate")
+        .iter()
+        .filter(|call| call.app() == MAIN.sdkappid)
+        .map(|call| call.at)
+        .collect();
+    assert_eq!(most_in_a_second(&limited), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_total_bounds_all_commands_of_an_app_together() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"total = "20/s""#).start().await;
+    let (one, two) = (Ask::command("openim/querystate"), Ask::command("profile/portrait_get"));
+    let span = Duration::from_secs(3);
+    let (first, second) = tokio::join!(press(&gateway, &one, 15, span), press(&gateway, &two, 15, span));
+    all_sound(&first);
+    all_sound(&second);
+    let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
+    assert!(most_in_a_second(&times) <= 20, "{} calls in one second", most_in_a_second(&times));
+    assert!(mean(&times) >= 18.0, "only {:.1} a second", mean(&times));
+}
+
+#[tokio::test]
+async fn what_is_known_takes_no_quota() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
+    gateway.check("ann", &["bob"]).await.checked();
+    let mut conn = gateway.connect().await;
+    for _ in 0..100 {
+        assert_eq!(conn.ask(&Ask::check("ann", &["bob"])).await.cache().outcome, "hit");
+    }
+    assert_eq!(chat.count(), 1);
+}
+
+#[test]
+fn the_measure_counts_a_window_that_slides() {
+    let begun = now();
+    let at = |ms: u64| begun + Duration::from_millis(ms);
+    assert_eq!(most_in_a_second(&[at(0), at(500), at(980), at(1500)]), 3);
+    assert_eq!(most_in_a_second(&[at(0), at(1000), at(2000)]), 1);
+    assert_eq!(most_in_a_second(&[at(900), at(950), at(1000), at(1050), at(3000)]), 4);
+}

@@ -1,0 +1,254 @@
+//! Every command but a plain `follow_check` is handed on and back as it is.
+
+use std::collections::HashSet;
+
+use crate::support::app::{MAIN, ODD};
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::graph::{OK, fail};
+use crate::support::reply::{Reply, What};
+use crate::support::setup::{Setup, gateway};
+
+/// JSON that no parser gives back as it was: odd spacing, big and exact numbers, repeated members,
+/// escapes that need not be, text in many scripts.
+const ODD_BODY: &str = "{ \"GroupId\" :\t\"@TGS#2J4\\u0053ZEAEL\",\r\n \"Random\":18446744073709551617 , \"e\":1.0E+2,\"x\":-0.0, \
+     \"x\":[ ], \"Text\":\"\\/ ü 日本 \u{1f600} \\ud83d\\ude00\" }\n";
+
+#[tokio::test]
+async fn bodies_are_the_same_bytes_both_ways() {
+    let chat = FakeChat::start().await;
+    let odd_answer = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
+         \"Text\":\"\\u00fc ü 日本\" ,\"ErrorInfo\":\"\"}\r\n";
+    chat.always(Reply::json(odd_answer));
+    let gateway = gateway(&chat).await;
+    let answer = gateway.call("group_open_http_svc/send_group_msg", ODD_BODY).await;
+    answer.assert_relayed(200, odd_answer);
+    assert_eq!(chat.last().body, ODD_BODY.as_bytes());
+    assert_eq!(chat.last().path(), "/v4/group_open_http_svc/send_group_msg");
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn a_command_that_no_table_knows_is_relayed_with_its_capitals() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    gateway.call("ConfigSvc/GetIPList", "{}").await.assert_relayed(200, OK);
+    gateway.call("future_svc_2/Unheard_Of_9", "{}").await.assert_relayed(200, OK);
+    let long = format!("{}/{}", "a".repeat(64), "B".repeat(64));
+    gateway.call(&long, "{}").await.assert_relayed(200, OK);
+    let commands: Vec<String> = chat.calls().iter().map(|call| call.command().to_owned()).collect();
+    assert_eq!(commands, ["ConfigSvc/GetIPList", "future_svc_2/Unheard_Of_9", &long]);
+}
+
+#[tokio::test]
+async fn no_header_of_the_caller_reaches_upstream_but_traceparent() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let ask = Ask::command("openim/querystate")
+        .header("Authorization", "Bearer caller-secret")
+        .header("Cookie", "caller=secret")
+        .header("X-Forwarded-For", "10.9.8.7")
+        .header("Forwarded", "for=10.9.8.7")
+        .header("Via", "1.1 caller")
+        .header("User-Agent", "caller/1")
+        .header("Connection", "keep-alive, X-Hop")
+        .header("X-Hop", "hop")
+        .header("Keep-Alive", "timeout=5")
+        .header("Proxy-Authorization", "Basic secret")
+        .header("TE", "trailers")
+        .header("Upgrade", "websocket")
+        .header("X-Request-Id", "seen-only-here")
+        .header("Accept-Encoding", "gzip")
+        .header("Content-Type", "text/plain; charset=x")
+        .header("Cache-Control", "no-cache")
+        .header("Chatgate-App", MAIN.name)
+        .header("traceparent", trace);
+    gateway.ask(ask).await.assert_relayed(200, OK);
+    let call = chat.last();
+    // That no other header stands there is checked for every call of every test: see `chat::faults`.
+    assert_eq!(call.header("traceparent"), Some(trace));
+    assert_eq!(call.header("content-type"), Some("application/json"));
+    assert_eq!(call.header("host"), Some(&*chat.address().to_string()));
+    assert!(call.header("accept").is_some(), "{call:?}");
+}
+
+#[tokio::test]
+async fn an_odd_identifier_and_key_arrive_as_they_are() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::without_apps().app(ODD, &chat.app_lines()).start().await;
+    gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
+    assert_eq!(chat.last().parameter("identifier").as_deref(), Some(ODD.identifier));
+    assert_eq!(chat.last().app(), u32::MAX);
+}
+
+#[tokio::test]
+async fn random_is_new_for_each_call_and_uses_all_32_bits() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let mut conn = gateway.connect().await;
+    for _ in 0..64 {
+        conn.ask(&Ask::command("openim/querystate")).await.assert_relayed(200, OK);
+    }
+    let numbers: Vec<u32> =
+        chat.calls().iter().map(|call| call.parameter("random").expect("random").parse().expect("a number")).collect();
+    assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), 64, "{numbers:?}");
+    // Each bit is 0 in one call of 64 and 1 in another, unless by a chance of 2^-57.
+    assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX);
+    assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0);
+}
+
+#[tokio::test]
+async fn upstreams_status_and_type_come_back_and_its_other_headers_do_not() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for status in [200, 201, 302, 400, 403, 500, 502, 503] {
+        let body = fail(40_000 + i64::from(status), "said by upstream");
+        chat.always(Reply::typed(status, "application/json; charset=utf-8", body.clone()));
+        let answer = gateway.call("profile/portrait_set", "{}").await;
+        answer.assert_relayed(status, &body);
+        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
+        for foreign in ["server", "set-cookie", "access-control-allow-origin", "location"] {
+            assert_eq!(answer.header(foreign), None, "{foreign} of upstream");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_upstream_names_is_handed_on_and_a_write_is_sent_once() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    // Client, blocked, transient, unknown, negative and huge codes: writes are never sent again.
+    for code in [30001, 30003, 20003, 30006, 90001, 99_999_999, -1, i64::MAX] {
+        let before = chat.count();
+        chat.always(Reply::json(fail(code, "no")));
+        gateway.call("openim/sendmsg", r#"{"MsgRandom":1}"#).await.assert_relayed(200, fail(code, "no"));
+        assert_eq!(chat.count(), before + 1, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_usersig_that_upstream_echoes_is_masked() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let percent =
+        |sig: &str| percent_encoding::utf8_percent_encode(sig, percent_encoding::NON_ALPHANUMERIC).to_string();
+    // 30003 parks nothing, so that each round is a call of its own.
+    let frame =
+        |middle: &str| format!(r#"{{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig {middle}, sorry"}}"#);
+    for round in 0..4 {
+        chat.script(move |call| {
+            let sig = call.usersig();
+            Some(match round {
+                0 => Reply::json(frame(&sig)),
+                1 => Reply::json(frame(&percent(&sig))),
+                2 => Reply::json(frame(&format!("{sig}{sig}&usersig={sig}"))),
+                _ => Reply::typed(200, &format!("application/json; echo={sig}"), frame("no")),
+            })
+        });
+        for command in ["openim/querystate", "follow/follow_check"] {
+            let answer = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
+            let sig = chat.last().usersig();
+            assert!(sig.len() > 100, "{sig}");
+            // Reading the answer has already searched it for every signature: see `support::secrets`.
+            let text = answer.text();
+            assert!(!text.contains(&sig[..40]) && !text.contains(&sig[sig.len() - 40..]), "a part is left: {text}");
+            if answer.slug().is_none() {
+                assert!(
+                    text.starts_with(r#"{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig "#),
+                    "{text}"
+                );
+                assert!(text.ends_with(r#", sorry"}"#), "{text}");
+            }
+            if round < 3 {
+                assert_eq!(answer.slug(), None, "masked, not refused: {text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_id_is_kept_if_it_is_sound_and_made_or_replaced_otherwise() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let ask = |id: &str| Ask::command("openim/querystate").header("X-Request-Id", id);
+    let longest = "~".repeat(128);
+    for sound in ["a", "0af7651916cd43dd", "!\"#{}", longest.as_str()] {
+        assert_eq!(gateway.ask(ask(sound)).await.request_id(), sound);
+    }
+    let too_long = "x".repeat(129);
+    for odd in ["", "two words", "tab\there", "ünicode", too_long.as_str()] {
+        let answer = gateway.ask(ask(odd)).await;
+        answer.assert_relayed(200, OK);
+        assert_ne!(answer.request_id(), odd);
+    }
+    let twice = Ask::command("openim/querystate").header("X-Request-Id", "one").header("X-Request-Id", "two");
+    gateway.ask(twice).await.request_id();
+    let made: HashSet<String> = [
+        gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
+        gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
+        gateway.ask(Ask::post("/nowhere")).await.request_id().to_owned(),
+    ]
+    .into();
+    assert_eq!(made.len(), 3, "each has its own: {made:?}");
+    assert_eq!(gateway.ask(Ask::post("/nowhere").header("X-Request-Id", "kept")).await.request_id(), "kept");
+}
+
+#[tokio::test]
+async fn an_answer_may_be_framed_in_any_honest_way() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{OK}\r\n0\r\n\r\n", OK.len());
+    let until_close = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{OK}");
+    let old = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{OK}", OK.len());
+    for bytes in [chunked, until_close, old] {
+        chat.always(Reply::bytes(bytes));
+        gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
+    }
+    chat.always(What::Answer { status: 200, content_type: None, body: OK.into() }.into());
+    let answer = gateway.call("openim/querystate", "{}").await;
+    answer.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_upstream_closed_costs_nobody_an_answer() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for round in 1..=5 {
+        gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
+        assert_eq!(chat.count(), round);
+        chat.drop_connections();
+        gateway.round_trips().await;
+    }
+    assert_eq!(chat.accepted(), 5);
+}
+
+#[tokio::test]
+async fn connections_are_kept_in_both_directions() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let mut conn = gateway.connect().await;
+    for _ in 0..20 {
+        conn.ask(&Ask::command("openim/querystate")).await.assert_relayed(200, OK);
+    }
+    assert_eq!(chat.accepted(), 1, "one caller after another needs one upstream connection");
+}
+
+#[tokio::test]
+async fn any_json_object_passes_unchanged_over_http2_as_well() {
+    use proptest::strategy::{Strategy, ValueTree};
+    use proptest::test_runner::TestRunner;
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let http2 = crate::support::h2::Http2::open(gateway.address()).await;
+    let mut runner = TestRunner::deterministic();
+    let texts = r#"[ \t]{0,3}\{"k[0-9a-f]{1,6}":[ ]{0,2}("[^"\\\x00-\x1f]{0,40}"|-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,9})?|\[null, true ,\{\}\])[ ]?\}"#;
+    let texts = proptest::string::string_regex(texts).expect("a pattern");
+    for _ in 0..60 {
+        let body = texts.new_tree(&mut runner).expect("a text").current();
+        let answer = format!("{}{}", &OK[..OK.len() - 1], format_args!(",\"Echo\":{body}}}"));
+        chat.always(Reply::json(answer.clone()));
+        http2.ask(&Ask::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
+        assert_eq!(chat.last().body, body.as_bytes());
+    }
+}

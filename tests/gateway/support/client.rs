@@ -1,0 +1,198 @@
+//! Callers: requests in exact bytes over TCP or a Unix socket, and what comes back.
+
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::answer::Answer;
+use super::wire::Stream;
+use super::{PATIENCE, within};
+
+/// A request in the making.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) host: String,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) body: Vec<u8>,
+}
+
+impl Ask {
+    pub(crate) fn new(method: &str, target: &str) -> Ask {
+        let (method, target, host) = (method.to_owned(), target.to_owned(), "localhost".to_owned());
+        Ask { method, target, host, headers: Vec::new(), body: Vec::new() }
+    }
+
+    pub(crate) fn post(target: &str) -> Ask {
+        Ask::new("POST", target).body("{}")
+    }
+
+    /// `POST /v4/{command}` with `{}` as its body.
+    pub(crate) fn command(command: &str) -> Ask {
+        Ask::post(&format!("/v4/{command}"))
+    }
+
+    /// A plain `follow/follow_check`.
+    pub(crate) fn check(from: &str, to: &[impl AsRef<str>]) -> Ask {
+        Ask::command("follow/follow_check").body(check_body(from, to))
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Ask {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another `Host`.
+    pub(crate) fn host(mut self, host: &str) -> Ask {
+        self.host = host.to_owned();
+        self
+    }
+
+    /// The same request with another target.
+    pub(crate) fn target(mut self, target: &str) -> Ask {
+        self.target = target.to_owned();
+        self
+    }
+
+    pub(crate) fn body(mut self, body: impl AsRef<[u8]>) -> Ask {
+        self.body = body.as_ref().to_vec();
+        self
+    }
+
+    /// As it goes over the wire. A header of the test's own replaces the one that belongs there.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let mut head = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", self.method, self.target, self.host);
+        let has = |wanted: &str| self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        if !has("content-length") && !has("transfer-encoding") && (self.method == "POST" || !self.body.is_empty()) {
+            head += &format!("Content-Length: {}\r\n", self.body.len());
+        }
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        [head.as_bytes(), b"\r\n", &self.body].concat()
+    }
+}
+
+/// The body of a plain `follow_check`.
+pub(crate) fn check_body(from: &str, to: &[impl AsRef<str>]) -> String {
+    let to: Vec<&str> = to.iter().map(AsRef::as_ref).collect();
+    format!(r#"{{"From_Account":{},"To_Account":{}}}"#, serde_json::json!(from), serde_json::json!(to))
+}
+
+/// A connection to a listener of the gateway.
+pub(crate) struct Conn {
+    stream: Box<dyn Stream>,
+    unread: Vec<u8>,
+}
+
+impl Conn {
+    /// Connects to `ip:port` or `unix:/path`.
+    pub(crate) async fn open(address: &str) -> io::Result<Conn> {
+        let stream: Box<dyn Stream> = match address.strip_prefix("unix:") {
+            Some(path) => Box::new(UnixStream::connect(path).await?),
+            None => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        };
+        Ok(Conn { stream, unread: Vec::new() })
+    }
+
+    /// A connection whose kernel buffer takes little, so that an answer that is not read piles up at
+    /// the gateway.
+    pub(crate) async fn open_narrow(address: &str) -> Conn {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("an own socket");
+        let stream = socket.connect(address.parse().expect("ip:port")).await.expect("accepted");
+        Conn { stream: Box::new(stream), unread: Vec::new() }
+    }
+
+    /// Writes bytes as they are. A peer that is gone is no error here: what it answered tells.
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.try_send(bytes).await;
+    }
+
+    /// Writes bytes as they are.
+    pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        within(PATIENCE, "writing to the gateway", async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            self.stream.flush().await
+        })
+        .await
+    }
+
+    /// Says that nothing more will come.
+    pub(crate) async fn finish(&mut self) {
+        let _ = self.stream.shutdown().await;
+    }
+
+    /// Sends a request and reads its answer.
+    pub(crate) async fn ask(&mut self, ask: &Ask) -> Answer {
+        self.send(ask.bytes()).await;
+        self.read_answer(ask.method == "HEAD").await.expect("an answer, not a closed connection")
+    }
+
+    /// The next answer.
+    pub(crate) async fn answer(&mut self) -> Answer {
+        self.try_answer().await.expect("an answer, not a closed connection")
+    }
+
+    /// The next answer, or `None` if the connection was closed before it was whole.
+    pub(crate) async fn try_answer(&mut self) -> Option<Answer> {
+        self.read_answer(false).await
+    }
+
+    async fn read_answer(&mut self, to_head: bool) -> Option<Answer> {
+        within(PATIENCE, "an answer of the gateway", async {
+            loop {
+                if let Some((answer, len)) = Answer::read(&self.unread, to_head) {
+                    self.unread.drain(..len);
+                    // 100 Continue and its kind announce the answer that follows.
+                    if answer.status >= 200 {
+                        return Some(answer);
+                    }
+                } else if !self.more().await {
+                    return None;
+                }
+            }
+        })
+        .await
+    }
+
+    /// The status of the next interim answer, which has no body.
+    pub(crate) async fn interim(&mut self) -> u16 {
+        within(PATIENCE, "an interim answer", async {
+            loop {
+                if let Some((answer, len)) = Answer::read(&self.unread, true) {
+                    self.unread.drain(..len);
+                    return answer.status;
+                }
+                assert!(self.more().await, "closed");
+            }
+        })
+        .await
+    }
+
+    /// Everything until the gateway closes the connection.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        within(PATIENCE, "the gateway closes the connection", async { while self.more().await {} }).await;
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Asserts that the gateway closes the connection without another byte.
+    #[track_caller]
+    pub(crate) fn closed(&mut self) -> impl Future<Output = ()> + '_ {
+        let caller = std::panic::Location::caller();
+        async move {
+            let rest = self.rest().await;
+            assert!(rest.is_empty(), "{caller}: more bytes came: {}", String::from_utf8_lossy(&rest));
+        }
+    }
+
+    async fn more(&mut self) -> bool {
+        matches!(self.stream.read_buf(&mut self.unread).await, Ok(1..))
+    }
+}

@@ -1,0 +1,47 @@
+//! Callers that speak HTTP/2 with prior knowledge.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use super::answer::Answer;
+use super::client::Ask;
+use super::{PATIENCE, within};
+
+/// An HTTP/2 connection. Copies share it, each call has a stream of its own.
+#[derive(Clone)]
+pub(crate) struct Http2 {
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Http2 {
+    pub(crate) async fn open(address: &str) -> Http2 {
+        let stream = TcpStream::connect(address).await.expect("accepted");
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2 by prior knowledge");
+        tokio::spawn(connection);
+        Http2 { sender }
+    }
+
+    pub(crate) async fn ask(&self, ask: &Ask) -> Answer {
+        let uri = format!("http://{}{}", ask.host, ask.target);
+        let mut request = hyper::Request::builder().method(ask.method.as_str()).uri(uri);
+        for (name, value) in &ask.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(Bytes::copy_from_slice(&ask.body))).expect("a request");
+        let mut sender = self.sender.clone();
+        within(PATIENCE, "an answer over HTTP/2", async {
+            sender.ready().await.expect("an open connection");
+            let response = sender.send_request(request).await.expect("an answer");
+            let status = response.status().as_u16();
+            let text = |value: &hyper::header::HeaderValue| value.to_str().expect("visible").to_owned();
+            let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+            let body = response.into_body().collect().await.expect("a whole body").to_bytes().to_vec();
+            Answer::new(status, headers, body)
+        })
+        .await
+    }
+}

@@ -1,0 +1,109 @@
+//! Tests of the tests: a fake that finds nothing wrong, or a client that misreads, would prove nothing.
+
+use std::io::Write;
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::app::{self, TestApp};
+use super::chat::{FakeChat, faults};
+use super::client::{Ask, Conn, check_body};
+use super::reply::{Gate, Reply};
+use super::wire::Call;
+use super::{unix_now, within};
+
+/// A good signature, made here.
+fn sign(app: TestApp) -> String {
+    let (TestApp { sdkappid, identifier, key, .. }, now) = (app, unix_now());
+    let signed = format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{now}\nTLS.expire:60\n");
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()), signed.as_bytes());
+    let document = serde_json::json!({
+        "TLS.ver": "2.0", "TLS.identifier": identifier, "TLS.sdkappid": sdkappid, "TLS.expire": 60,
+        "TLS.time": now, "TLS.sig": STANDARD.encode(tag),
+    });
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    zlib.write_all(document.to_string().as_bytes()).expect("memory");
+    STANDARD.encode(zlib.finish().expect("memory")).replace('+', "*").replace('/', "-").replace('=', "_")
+}
+
+fn signed(chat: &FakeChat, command: &str, body: &str) -> Ask {
+    let (app, sig) = (app::MAIN, sign(app::MAIN));
+    let query =
+        format!("sdkappid={}&identifier={}&usersig={sig}&random=1&contenttype=json", app.sdkappid, app.identifier);
+    let ask = Ask::post(&format!("/v4/{command}?{query}")).host(&chat.address().to_string());
+    ask.header("Content-Type", "application/json").body(body)
+}
+
+async fn connect(chat: &FakeChat) -> Conn {
+    Conn::open(&chat.address().to_string()).await.expect("accepted")
+}
+
+#[tokio::test]
+async fn the_fake_answers_from_its_graph_and_from_its_script() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let check = signed(&chat, "follow/follow_check", &check_body("ann", &["bob", "cyd"]));
+    let mut conn = connect(&chat).await;
+    assert_eq!(conn.ask(&check).await.types(), [2, 0]);
+    let gate = Gate::closed();
+    chat.once(Reply::json("{}").held(&gate));
+    conn.send(check.bytes()).await;
+    chat.seen(2).await;
+    gate.open();
+    assert_eq!(conn.answer().await.text(), "{}");
+    let add = signed(&chat, "follow/follow_add", r#"{"From_Account":"cyd","FollowItem":[{"To_Account":"ann"}]}"#);
+    conn.ask(&add).await;
+    assert_eq!(conn.ask(&check).await.types(), [2, 1]);
+    for (count, reply) in [Reply::reset(), Reply::bytes("HTTP/1.1 200 OK\r\n"), Reply::hang()].into_iter().enumerate() {
+        chat.once(reply);
+        let mut conn = connect(&chat).await;
+        conn.send(check.bytes()).await;
+        chat.seen(count + 5).await;
+        chat.drop_connections();
+        assert!(conn.try_answer().await.is_none());
+    }
+    assert_eq!(chat.count(), 7);
+}
+
+#[tokio::test]
+async fn the_fake_finds_a_request_that_is_framed_twice() {
+    let chat = FakeChat::start().await;
+    let mut conn = connect(&chat).await;
+    let twice = signed(&chat, "a/b", "{}").header("Content-Length", "2").header("Transfer-Encoding", "chunked");
+    conn.send(twice.bytes()).await;
+    within(super::PATIENCE, "a reset", conn.rest()).await;
+    assert_eq!(chat.violations(), ["has a Transfer-Encoding"]);
+    assert_eq!(chat.count(), 0);
+    chat.forgive();
+}
+
+/// The checks themselves: a fake that finds nothing wrong would prove nothing.
+#[test]
+fn each_forbidden_thing_is_found() {
+    let query = format!("sdkappid={}&identifier=administrator&usersig=x&random=7&contenttype=json", app::MAIN.sdkappid);
+    let call = |target: &str, headers: &[(&str, &str)]| Call {
+        connection: 0,
+        at: super::now(),
+        method: "POST".into(),
+        target: target.into(),
+        headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+        body: b"{}".to_vec(),
+    };
+    let good = [("Host", "chat"), ("content-type", "application/json"), ("content-length", "2")];
+    let target = format!("/v4/a/b?{query}");
+    let found = |call: Call| faults(&call, "chat").join("; ");
+    assert_eq!(found(call(&target, &good)), "usersig is not base64");
+    for (target, headers, fault) in [
+        (target.replace("/v4/a/b", "/v4/a/b/c"), &good[..], "path is not"),
+        (target.replace("random=7", "random=-7"), &good[..], "random is no"),
+        (target.replace("random=7", "random=7&random=8"), &good[..], "query parameters"),
+        (target.replace("json", "xml"), &good[..], "contenttype"),
+        (target.clone(), &[good[0], good[1], ("Cookie", "x")][..], "header cookie"),
+        (target.clone(), &[good[0], good[1], ("HOST", "chat")][..], "a header stands twice"),
+        (target.clone(), &[("Host", "localhost"), good[1]][..], "Host is not"),
+    ] {
+        let found = found(call(&target, headers));
+        assert!(found.contains(fault), "{fault}: {found}");
+    }
+}

@@ -1,0 +1,143 @@
+//! The real binary as a process, with everything it says kept.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{PATIENCE, eventually, secrets};
+
+/// A running program. Dropping it kills it by its process id and searches its output for secrets.
+pub(crate) struct Process {
+    child: Child,
+    readers: Vec<JoinHandle<()>>,
+    stdout: Captured,
+    stderr: Captured,
+    /// The exit code, once it was seen.
+    exit: Option<i32>,
+}
+
+/// What a finished program left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The exit code; -1 after a signal.
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Process {
+    /// Starts `chatgate` with these arguments in `dir`. Proxy and key-log variables are set to traps:
+    /// the first would break every upstream call, the second would leave a file ([`Process::drop`]).
+    pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatgate"));
+        command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env_remove("CHATGATE_CONFIG").env("SSLKEYLOGFILE", dir.join(KEY_LOG)).env("NO_COLOR", "1");
+        for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+            command.env(proxy, "http://127.0.0.1:9");
+        }
+        let mut child = command.envs(env.iter().copied()).spawn().expect("the binary starts");
+        let (stdout, stderr) = (Captured::default(), Captured::default());
+        let readers = vec![
+            stdout.read_from(child.stdout.take().expect("piped")),
+            stderr.read_from(child.stderr.take().expect("piped")),
+        ];
+        Process { child, readers, stdout, stderr, exit: None }
+    }
+
+    /// Runs it to its end, at most [`PATIENCE`].
+    pub(crate) async fn run(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Finished {
+        let mut process = Process::start(args, dir, env);
+        let code = process.exit_code().await;
+        Finished { code, stdout: process.stdout(), stderr: process.stderr() }
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        self.stdout.text()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Sends a signal (`"TERM"`, `"HUP"`) to this process alone.
+    pub(crate) fn signal(&self, name: &str) {
+        assert!(self.exit.is_none(), "the process is already gone");
+        // The shell's own kill: small images have no other.
+        let line = format!("kill -s {name} {}", self.child.id());
+        let status = Command::new("sh").args(["-c", &line]).status().expect("a shell");
+        assert!(status.success(), "{line}");
+    }
+
+    /// The exit code if it has ended; -1 after a signal.
+    pub(crate) fn try_exit(&mut self) -> Option<i32> {
+        if self.exit.is_none()
+            && let Some(status) = self.child.try_wait().expect("own child")
+        {
+            self.exit = Some(status.code().unwrap_or(-1));
+            for reader in self.readers.drain(..) {
+                reader.join().expect("a reader that ends with its pipe");
+            }
+        }
+        self.exit
+    }
+
+    /// Waits for the end, at most [`PATIENCE`].
+    pub(crate) async fn exit_code(&mut self) -> i32 {
+        eventually("the program ends", async || self.try_exit()).await
+    }
+
+    /// Waits for the end, at most `limit`, and takes a longer life as a failure.
+    pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
+        assert!(limit <= PATIENCE, "{limit:?}");
+        let begun = super::now();
+        let code = self.exit_code().await;
+        assert!(begun.elapsed() <= limit, "ended only after {:?}", begun.elapsed());
+        code
+    }
+}
+
+const KEY_LOG: &str = "key-log-that-nobody-may-write";
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.try_exit().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            for reader in self.readers.drain(..) {
+                let _ = reader.join();
+            }
+        }
+        if std::thread::panicking() {
+            let log = self.stderr();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("--- the last lines of its log ---");
+            tail.into_iter().rev().for_each(|line| eprintln!("{line}"));
+            return;
+        }
+        secrets::assert_none_in("stdout", self.stdout().as_bytes());
+        secrets::assert_none_in("stderr", self.stderr().as_bytes());
+    }
+}
+
+/// Bytes of a pipe, as they come.
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    fn read_from(&self, mut pipe: impl Read + Send + 'static) -> JoinHandle<()> {
+        let kept = self.0.clone();
+        std::thread::spawn(move || {
+            let mut chunk = [0; 8192];
+            while let Ok(count @ 1..) = pipe.read(&mut chunk) {
+                kept.lock().expect("no panic under it").extend_from_slice(&chunk[..count]);
+            }
+        })
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no panic under it")).into_owned()
+    }
+}

@@ -1,0 +1,90 @@
+//! Verifies a usersig as Chat does, without a line of the program's own code.
+//!
+//! Source: the vendor's page "Secure Authentication with UserSig" (1047/34385) and the verifiers of
+//! its tls-sig-api-v2 repositories. Every refusal names what is wrong; [`verify`] never panics.
+
+use std::io::Read;
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::app::TestApp;
+
+/// Whether the text is a signature of `app` that holds at `now` (Unix seconds).
+pub(crate) fn verify(text: &str, app: TestApp, now: u64) -> Result<(), String> {
+    let document = decode(text)?;
+    let member = |name: &str| document.get(name).ok_or(format!("no {name}"));
+    let number = |name: &str| member(name)?.as_u64().ok_or(format!("{name} is no whole number"));
+    let (sdkappid, issued, lifetime) = (number("TLS.sdkappid")?, number("TLS.time")?, number("TLS.expire")?);
+    let identifier = member("TLS.identifier")?.as_str().ok_or("TLS.identifier is no string")?;
+    let signature = member("TLS.sig")?.as_str().ok_or("TLS.sig is no string")?;
+    if member("TLS.ver")? != "2.0" {
+        return Err("TLS.ver is not \"2.0\"".into());
+    }
+    if document.get("TLS.userbuf").is_some() {
+        return Err("has a userbuf; Chat signs without one".into());
+    }
+    if sdkappid != u64::from(app.sdkappid) {
+        return Err(format!("signed for {sdkappid}, used for {}", app.sdkappid));
+    }
+    if identifier != app.identifier {
+        return Err("signed for another identifier".into());
+    }
+    if now > issued + lifetime {
+        return Err(format!("expired {} s ago", now - issued - lifetime));
+    }
+    let signed =
+        format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{issued}\nTLS.expire:{lifetime}\n");
+    let tag = STANDARD.decode(signature).map_err(|_| "TLS.sig is not base64")?;
+    let key = hmac::Key::new(hmac::HMAC_SHA256, app.key.as_bytes());
+    hmac::verify(&key, signed.as_bytes(), &tag).map_err(|_| "made with another key".into())
+}
+
+/// The JSON document inside.
+fn decode(text: &str) -> Result<Value, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'*' | b'-' | b'_');
+    if text.is_empty() || !text.bytes().all(legal) {
+        return Err("has characters that no usersig has".into());
+    }
+    let standard = text.replace('*', "+").replace('-', "/").replace('_', "=");
+    let packed = STANDARD.decode(standard).map_err(|_| "is not base64")?;
+    let mut json = Vec::new();
+    let mut inflate = flate2::read::ZlibDecoder::new(packed.as_slice()).take(64 * 1024);
+    inflate.read_to_end(&mut json).map_err(|_| "is not zlib")?;
+    serde_json::from_slice(&json).map_err(|_| "holds no JSON".into())
+}
+
+/// The verifier itself, against the vendor's own vectors: one that accepted anything would prove nothing.
+#[test]
+fn the_verifier_agrees_with_the_vendors_vectors() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/usersig-vectors.json");
+    let text = std::fs::read_to_string(file).expect("the vectors");
+    let vectors: Value = serde_json::from_str(&text).expect("JSON");
+    let mut checked = 0;
+    for vector in vectors["vectors"].as_array().expect("a list") {
+        if !vector["userbuf_hex"].is_null() {
+            continue;
+        }
+        let own = |name: &str| vector[name].as_str().unwrap_or_default().to_owned().leak();
+        let app = TestApp {
+            name: "vector",
+            sdkappid: u32::try_from(vector["sdkappid"].as_u64().expect("a number")).expect("32 bits"),
+            identifier: own("identifier"),
+            key: own("key"),
+        };
+        let issued = vector["time"].as_u64().expect("a time");
+        let last = issued + vector["expire"].as_u64().expect("a lifetime");
+        for sig in [&vector["sig"], &vector["npm"]["sig"]] {
+            let sig = sig.as_str().expect("a signature");
+            assert_eq!(verify(sig, app, last), Ok(()), "{}", vector["name"]);
+            assert!(verify(sig, app, last + 1).is_err(), "expired");
+            assert!(verify(sig, TestApp { key: "another", ..app }, issued).is_err(), "wrong key");
+            assert!(verify(sig, TestApp { identifier: "another", ..app }, issued).is_err(), "wrong user");
+            assert!(verify(sig, TestApp { sdkappid: app.sdkappid ^ 1, ..app }, issued).is_err(), "wrong app");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 10, "only {checked} vectors were fit to check");
+}

@@ -1,0 +1,105 @@
+//! Not a byte of a signed request leaves before the upstream has proved who it is.
+
+use crate::support::app::MAIN;
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::setup::Setup;
+use crate::support::tls::Ca;
+use crate::support::wire::free_address;
+
+/// A gateway that trusts `ca` for its one app, which lives at `chat`.
+async fn trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
+    let setup = Setup::without_apps();
+    let ca_line = ca.map(|ca| format!("ca_file = '{}'", setup.file("ca.pem", &ca.pem()).display()));
+    setup.app(MAIN, &format!("{}\n{}", chat.app_lines(), ca_line.unwrap_or_default())).start().await
+}
+
+/// Both paths fail and upstream saw connections, but not one request.
+async fn is_refused(gateway: &Gateway, chat: &FakeChat) {
+    gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
+    gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_unreachable", 129_502);
+    assert!(chat.accepted() >= 1, "it never tried");
+    assert_eq!(chat.count(), 0, "upstream saw a request");
+}
+
+#[tokio::test]
+async fn an_upstream_of_a_trusted_ca_is_used() {
+    let ca = Ca::new();
+    let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
+    chat.follow("ann", "bob");
+    let gateway = trusting(Some(&ca), &chat).await;
+    gateway.call("openim/sendmsg", r#"{"a": 1}"#).await.assert_relayed(200, OK);
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
+    assert_eq!((chat.count(), chat.accepted()), (2, 1), "one connection for both");
+}
+
+#[tokio::test]
+async fn an_upstream_of_another_ca_is_refused() {
+    let (ours, theirs) = (Ca::new(), Ca::new());
+    let chat = FakeChat::start_tls(theirs.acceptor("localhost")).await;
+    is_refused(&trusting(Some(&ours), &chat).await, &chat).await;
+}
+
+#[tokio::test]
+async fn a_private_ca_is_not_trusted_unless_it_is_named() {
+    let ca = Ca::new();
+    let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
+    is_refused(&trusting(None, &chat).await, &chat).await;
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_name_is_refused() {
+    let ca = Ca::new();
+    for name in ["console.tim.qq.com", "localhost.example", "127.0.0.1"] {
+        let chat = FakeChat::start_tls(ca.acceptor(name)).await;
+        is_refused(&trusting(Some(&ca), &chat).await, &chat).await;
+    }
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_refused() {
+    let ca = Ca::new();
+    let chat = FakeChat::start_tls(ca.expired_acceptor("localhost")).await;
+    is_refused(&trusting(Some(&ca), &chat).await, &chat).await;
+}
+
+#[tokio::test]
+async fn a_plain_upstream_behind_an_https_endpoint_sees_no_request() {
+    let ca = Ca::new();
+    let chat = FakeChat::start().await;
+    let setup = Setup::without_apps();
+    let file = setup.file("ca.pem", &ca.pem());
+    let port = chat.address().port();
+    let lines = format!("endpoint = \"https://localhost:{port}\"\nca_file = '{}'", file.display());
+    let gateway = setup.app(MAIN, &lines).start().await;
+    gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
+    assert_eq!(chat.count(), 0);
+    // The fake read a TLS hello as HTTP, which is the one violation that is expected here.
+    chat.forgive();
+}
+
+#[tokio::test]
+async fn one_apps_extra_ca_is_no_other_apps() {
+    use crate::support::app::OTHER;
+    let ca = Ca::new();
+    let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
+    let setup = Setup::without_apps();
+    let file = setup.file("ca.pem", &ca.pem());
+    let lines = format!("{}\ndefault = true\nca_file = '{}'", chat.app_lines(), file.display());
+    let gateway = setup.app(MAIN, &lines).app(OTHER, &chat.app_lines()).start().await;
+    gateway.call("openim/sendmsg", "{}").await.assert_relayed(200, OK);
+    let other = gateway.ask(Ask::command("openim/sendmsg").header("Chatgate-App", OTHER.name)).await;
+    other.assert_error(502, "upstream_unreachable", 129_502);
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_upstream_unreachable() {
+    let port = free_address().port();
+    let lines = format!("endpoint = \"https://no-such-host.invalid:{port}\"");
+    let gateway = Setup::without_apps().app(MAIN, &lines).start().await;
+    let answer = gateway.call("openim/sendmsg", "{}").await;
+    assert!(["upstream_unreachable", "upstream_timeout"].contains(&answer.slug().expect("a slug")), "{answer:?}");
+}

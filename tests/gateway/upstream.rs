@@ -1,0 +1,183 @@
+//! What an upstream that fails turns into, and that it costs nobody else.
+
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::app::MAIN;
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::graph::OK;
+use crate::support::now;
+use crate::support::reply::{Reply, What, render};
+use crate::support::setup::{Setup, gateway};
+use crate::support::wire::free_address;
+
+/// A command that changes something, so it must never be sent twice.
+const WRITE: &str = "openim/sendmsg";
+const CHECK_BODY: &str = r#"{"From_Account":"a","To_Account":["b"]}"#;
+
+#[tokio::test]
+async fn nobody_listening_is_upstream_unreachable() {
+    let address = free_address();
+    let gateway = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{address}\"")).start().await;
+    for command in [WRITE, "follow/follow_check"] {
+        let answer = gateway.call(command, CHECK_BODY).await;
+        answer.assert_error(502, "upstream_unreachable", 129_502);
+    }
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "readiness never asks upstream");
+    let chat = FakeChat::start_on(address).await;
+    gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_upstream_unreachable_and_a_write_is_sent_once() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let whole = render(200, Some("application/json"), OK.as_bytes());
+    let breaks = [
+        Reply::reset(),
+        Reply::bytes(""),
+        Reply::bytes("HTTP/1.1 200 OK\r\nContent-"),
+        Reply::bytes(&whole[..whole.len() - 1]),
+        What::Reset(whole[..whole.len() - 10].to_vec()).into(),
+        Reply::bytes(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{OK}\r\n", OK.len())),
+    ];
+    for reply in breaks {
+        let before = chat.count();
+        chat.always(reply);
+        gateway.call(WRITE, "{}").await.assert_error(502, "upstream_unreachable", 129_502);
+        assert_eq!(chat.count(), before + 1, "sent once");
+    }
+    chat.no_script();
+    gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn what_is_no_chat_answer_is_upstream_invalid_and_never_handed_on() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let html = "<html><body>502 Bad Gateway, honest</body></html>";
+    let bodies = [
+        html,
+        "",
+        "null",
+        "[]",
+        "{}",
+        "0",
+        r#"{"ActionStatus":"OK"}"#,
+        r#"{"ErrorCode":"0"}"#,
+        r#"{"ErrorCode":0.5}"#,
+        r#"{"ErrorCode":null}"#,
+        r#"{"ErrorCode":[0]}"#,
+        r#"{"ErrorCode":0"#,
+        r#"{"ErrorCode":0}}"#,
+        r#"[{"ErrorCode":0}]"#,
+        r#"{"Inner":{"ErrorCode":0}}"#,
+    ];
+    for status in [200, 500] {
+        for body in bodies {
+            let before = chat.count();
+            chat.always(Reply::typed(status, "text/html", body));
+            let answer = gateway.call(WRITE, "{}").await;
+            answer.assert_error(502, "upstream_invalid", 60013);
+            assert!(!answer.text().contains("honest"), "{answer:?}");
+            assert_eq!(chat.count(), before + 1, "a write is sent once: {body}");
+            let answer = gateway.call("follow/follow_check", CHECK_BODY).await;
+            answer.assert_error(502, "upstream_invalid", 60013);
+        }
+    }
+    chat.always(Reply::json(b"{\"ErrorCode\":0,\"x\":\"\xff\"}".as_slice()));
+    gateway.call(WRITE, "{}").await.assert_error(502, "upstream_invalid", 60013);
+    chat.always(Reply::bytes("SSH-2.0-OpenSSH_9.6\r\n\r\n"));
+    assert_eq!(gateway.call(WRITE, "{}").await.status, 502);
+    chat.no_script();
+    gateway.check("a", &["b"]).await.checked();
+}
+
+#[tokio::test]
+async fn a_redirect_is_never_followed() {
+    let chat = FakeChat::start().await;
+    let trap = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let location = format!("http://{}/v4/openim/sendmsg", trap.address());
+    for status in [301, 302, 307, 308] {
+        chat.always(Reply::bytes(format!(
+            "HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+        )));
+        let answer = gateway.call(WRITE, "{}").await;
+        answer.assert_error(502, "upstream_invalid", 60013);
+        assert_eq!(answer.header("location"), None);
+    }
+    assert_eq!(trap.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_silent_upstream_is_upstream_timeout_in_time() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).deadline("1s").start().await;
+    let head_alone = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", OK.len());
+    for reply in [Reply::hang(), Reply::stall(head_alone)] {
+        chat.always(reply);
+        for (command, calls) in [(WRITE, 1), ("follow/follow_check", 0)] {
+            let (before, begun) = (chat.count(), now());
+            gateway.call(command, CHECK_BODY).await.assert_error(504, "upstream_timeout", 60008);
+            let took = begun.elapsed();
+            assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{command} took {took:?}");
+            if calls > 0 {
+                assert_eq!(chat.count(), before + calls, "a write is sent once");
+            }
+        }
+    }
+    chat.no_script();
+    gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn an_answer_beyond_max_answer_is_refused_and_one_at_it_is_not() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("upstream", r#"max_answer = "64KiB""#).start().await;
+    let of_size = |size: usize| {
+        let frame = r#"{"ErrorCode":0,"x":""}"#;
+        format!("{}{}\"}}", &frame[..frame.len() - 2], "y".repeat(size - frame.len()))
+    };
+    let at = of_size(64 * 1024);
+    chat.always(Reply::json(at.clone()));
+    gateway.call(WRITE, "{}").await.assert_relayed(200, &at);
+    let over = of_size(64 * 1024 + 1);
+    let chunked =
+        format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{over}\r\n0\r\n\r\n", over.len());
+    let endless = |first: &str, more: &str| What::Endless { first: first.into(), more: more.into() }.into();
+    let replies: [Reply; 3] = [
+        endless("HTTP/1.1 200 OK\r\n", "X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n"),
+        endless("HTTP/1.1 200 OK\r\nX: ", &"b".repeat(4096)),
+        endless("HTTP/1.1 200 OK\r\n\r\n{\"ErrorCode\":0,\"x\":\"", &"z".repeat(16 * 1024)),
+    ];
+    chat.always(Reply::json(over));
+    assert_eq!(gateway.call(WRITE, "{}").await.status, 502);
+    chat.always(Reply::bytes(chunked));
+    assert_eq!(gateway.call(WRITE, "{}").await.status, 502);
+    for reply in replies {
+        chat.always(reply);
+        let begun = now();
+        let answer = gateway.call(WRITE, "{}").await;
+        assert!([502, 504].contains(&answer.status), "{answer:?}");
+        assert!(begun.elapsed() < PATIENCE / 2);
+    }
+    chat.no_script();
+    gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn surplus_bytes_after_an_answer_never_become_the_next_callers_answer() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let poison = render(200, Some("application/json"), br#"{"ErrorCode":0,"Poison":1}"#);
+    let honest = render(200, Some("application/json"), OK.as_bytes());
+    // Written as one answer and left open, so that the surplus waits in the connection.
+    chat.once(Reply::stall([honest, poison].concat()));
+    gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
+    for _ in 0..5 {
+        gateway.ask(Ask::command(WRITE)).await.assert_relayed(200, OK);
+    }
+}

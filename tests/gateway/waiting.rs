@@ -1,0 +1,166 @@
+//! Lookups of pairs that are already being asked for.
+
+use crate::support::answer::Answer;
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::gateway::Gateway;
+use crate::support::graph::{checked, fail, item};
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::{Setup, gateway};
+
+/// Starts these requests, each on a connection of its own, the first one seen upstream before the others start.
+async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
+    let (mut conns, before) = (Vec::new(), chat.count());
+    for ask in asks {
+        let mut conn = gateway.connect().await;
+        conn.send(ask.bytes()).await;
+        conns.push(conn);
+        if conns.len() == 1 {
+            chat.seen(before + 1).await;
+        }
+    }
+    gateway.round_trips().await;
+    conns
+}
+
+async fn answers(conns: Vec<Conn>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for mut conn in conns {
+        answers.push(conn.answer().await);
+    }
+    answers
+}
+
+#[tokio::test]
+async fn equal_lookups_at_one_time_are_one_call() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 100]).await;
+    assert_eq!(chat.count(), 1);
+    gate.open();
+    let answers = answers(conns).await;
+    let mut joined = 0;
+    for (number, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.types(), [2]);
+        let counts = answer.cache().counts();
+        if number == 0 {
+            assert_eq!(counts, (0, 0, 1));
+        } else {
+            assert!([(1, 0, 0), (0, 1, 0)].contains(&counts), "{answer:?}");
+            joined += counts.1;
+        }
+    }
+    assert!(joined >= 1, "none of 99 lookups joined the one under way");
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn a_lookup_joins_what_is_under_way_in_the_other_direction_and_asks_the_rest() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    chat.follow("cyd", "bob");
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann", "cyd"])]).await;
+    chat.seen(2).await;
+    gate.open();
+    let answers = answers(conns).await;
+    assert_eq!(answers[0].types(), [2]);
+    assert_eq!(answers[1].types(), [1, 1]);
+    assert_eq!(answers[1].cache().counts(), (0, 1, 1));
+    let pairs: Vec<_> = chat.calls().iter().flat_map(|call| call.pairs()).collect();
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    assert_eq!(pairs, [pair("ann", "bob"), pair("bob", "cyd")], "each pair is asked once");
+}
+
+#[tokio::test]
+async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let mut conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 20]).await;
+    drop(conns.remove(0));
+    gateway.round_trips().await;
+    gate.open();
+    for answer in answers(conns).await {
+        assert_eq!(answer.types(), [2]);
+    }
+    assert_eq!(chat.count(), 1);
+}
+
+#[tokio::test]
+async fn every_waiter_gets_the_failure_of_the_call_it_needed() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    let body = fail(30001, "Err_Parameter");
+    chat.always(Reply::json(body.clone()).held(&gate));
+    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 10]).await;
+    gate.open();
+    for answer in answers(conns).await {
+        answer.assert_relayed(200, &body);
+    }
+    chat.no_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+}
+
+#[tokio::test]
+async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    let (held, bad) = (gate.clone(), fail(30003, "Err_Unknown"));
+    // Any call with the account `bad` in it fails as a whole.
+    let expected = bad.clone();
+    chat.script(move |call| {
+        let spoiled = call.asker() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
+        Some(if spoiled { Reply::json(bad.clone()) } else { Reply::model() }.held(&held))
+    });
+    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bad", "bob"]), Ask::check("ann", &["bob"])]).await;
+    gate.open();
+    let answers = answers(conns).await;
+    answers[0].assert_relayed(200, &expected);
+    assert_eq!(answers[1].types(), [2]);
+}
+
+#[tokio::test]
+async fn an_answer_that_fits_one_question_only_is_given_to_that_one_only() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    let held = gate.clone();
+    // The item fails as ann asks it, and succeeds as bob asks it.
+    chat.script(move |call| {
+        let reply = if call.asker() == "ann" {
+            checked(&[crate::support::graph::failed_item("bob", 30003)])
+        } else {
+            checked(&[item("ann", 3)])
+        };
+        Some(Reply::json(reply).held(&held))
+    });
+    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann"])]).await;
+    gate.open();
+    let answers = answers(conns).await;
+    assert!(answers[0].text().contains("30003"), "{:?}", answers[0]);
+    assert_eq!(answers[1].types(), [3], "asked again as bob put it");
+}
+
+#[tokio::test]
+async fn each_waiter_is_answered_by_its_own_deadline() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).deadline("1s").start().await;
+    chat.always(Reply::hang());
+    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 5]).await;
+    for answer in answers(conns).await {
+        answer.assert_error(504, "upstream_timeout", 60008);
+    }
+    chat.no_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "a lookup that never ended blocks nobody");
+}

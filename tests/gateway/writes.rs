@@ -1,0 +1,333 @@
+//! Once a write is answered, no answer comes from before it.
+//!
+//! The gateway's ttl is an hour in all of these, so whatever is asked again was evicted.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, check_body};
+use crate::support::gateway::Gateway;
+use crate::support::graph::{Graph, OK, fail};
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::Setup;
+use crate::support::{eventually, now};
+
+const ADD: &str = "follow/follow_add";
+const DELETE: &str = "follow/follow_delete";
+const ACCOUNT_DELETE: &str = "im_open_login_svc/account_delete";
+const CHECK: &str = "follow/follow_check";
+
+async fn gateway(chat: &FakeChat) -> Gateway {
+    Setup::new(chat).set("cache", r#"ttl = "1h""#).start().await
+}
+
+fn add_body(from: &str, to: &str) -> String {
+    format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#)
+}
+
+/// Whether the pair was known, without changing what is known.
+async fn is_known(gateway: &Gateway, from: &str, to: &str) -> bool {
+    let answer = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
+    assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
+    answer.status == 200
+}
+
+#[tokio::test]
+async fn a_check_after_a_write_sees_it_from_both_sides() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let known = |from: &'static str, to: &'static str, expected: u8| {
+        let (gateway, chat) = (&gateway, &chat);
+        async move {
+            let before = chat.calls_of(CHECK).len();
+            assert_eq!(gateway.check(from, &[to]).await.types(), [expected], "{from} {to}");
+            chat.calls_of(CHECK).len() - before
+        }
+    };
+    assert_eq!(known("ann", "bob", 0).await, 1);
+    gateway.call(ADD, add_body("ann", "bob")).await.assert_relayed(200, wrote(ADD, &add_body("ann", "bob")));
+    assert_eq!(known("bob", "ann", 1).await, 1, "asked again after follow_add");
+    assert_eq!(known("ann", "bob", 2).await, 1, "not kept so soon after the write");
+    gateway.call(ADD, add_body("bob", "ann")).await;
+    assert_eq!(known("ann", "bob", 3).await, 1);
+    gateway.call(DELETE, check_body("ann", &["bob"])).await;
+    assert_eq!(known("ann", "bob", 1).await, 1, "asked again after follow_delete");
+    gateway.call(ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":"bob"}]}"#).await.assert_relayed(200, OK);
+    assert_eq!(known("ann", "bob", 0).await, 1, "asked again after account_delete");
+    assert_eq!(known("bob", "ann", 0).await, 1);
+    assert_eq!((chat.calls_of(ADD).len(), chat.calls_of(DELETE).len()), (2, 1), "each write went out once");
+}
+
+/// What Chat says when it carried out a write.
+fn wrote(command: &str, body: &str) -> String {
+    Graph::default().answer(MAIN.sdkappid, command, body.as_bytes())
+}
+
+#[tokio::test]
+async fn a_write_evicts_the_pairs_it_names_and_no_others() {
+    let chat = FakeChat::start().await;
+    let lines = chat.app_lines();
+    let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true")).app(OTHER, &lines);
+    let gateway = setup.set("cache", r#"ttl = "1h""#).start().await;
+    gateway.check("ann", &["bob", "cyd"]).await.checked();
+    gateway.check("dan", &["bob"]).await.checked();
+    let elsewhere =
+        |control: &str| Ask::check("ann", &["bob"]).header("Chatgate-App", OTHER.name).header("Cache-Control", control);
+    gateway.ask(elsewhere("max-age=60")).await.checked();
+    gateway.call(ADD, add_body("ann", "bob")).await;
+    assert!(!is_known(&gateway, "ann", "bob").await);
+    assert!(!is_known(&gateway, "bob", "ann").await);
+    assert!(is_known(&gateway, "ann", "cyd").await, "another pair of the same user");
+    assert!(is_known(&gateway, "bob", "dan").await, "another pair of the other user");
+    assert_eq!(gateway.ask(elsewhere("only-if-cached")).await.status, 200, "the same names in another app");
+    gateway.call(ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":"bob"},{"UserID":"nobody"}]}"#).await;
+    assert!(!is_known(&gateway, "dan", "bob").await, "every pair of a deleted account");
+    assert!(is_known(&gateway, "ann", "cyd").await);
+}
+
+#[tokio::test]
+async fn names_in_a_write_are_compared_as_text() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["abc", "d\"e"]).await.checked();
+    let body = r#" { "FollowItem" : [ {"New":1,"To_Account":"a\u0062c"}, {"To_Account":"d\u0022e"} ], "From_Account":"\u0061nn" } "#;
+    gateway.call(ADD, body).await;
+    assert_eq!(chat.last().body, body.as_bytes());
+    assert_eq!(gateway.check("abc", &["ann"]).await.types(), [1]);
+    assert_eq!(gateway.check("ann", &["d\"e"]).await.types(), [2]);
+}
+
+#[tokio::test]
+async fn a_failed_write_evicts_as_well() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let failures = [
+        Reply::json(fail(30001, "no")),
+        Reply::json(fail(30006, "internal")),
+        Reply::json(fail(32100, "too many")),
+        Reply::status(500, "<html>"),
+        Reply::reset(),
+        Reply::bytes("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"),
+    ];
+    for (round, failure) in failures.into_iter().enumerate() {
+        let from = format!("ann{round}");
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [0]);
+        // Chat did carry it out, whatever it says.
+        chat.follow(&from, "bob");
+        chat.once(failure);
+        gateway.call(ADD, add_body(&from, "bob")).await;
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [2], "round {round}");
+        assert_eq!(chat.calls_of(ADD).len(), round + 1, "sent once");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_timed_out_evicts() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("1s").start().await;
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    chat.follow("ann", "bob");
+    chat.once(Reply::hang());
+    gateway.call(ADD, add_body("ann", "bob")).await.assert_error(504, "upstream_timeout", 60008);
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
+}
+
+#[tokio::test]
+async fn a_lookup_held_over_a_write_neither_answers_nor_is_kept_from_before_it() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for (round, (command, body)) in [
+        (ADD, add_body("ann0", "bob")),
+        (DELETE, check_body("bob", &["ann1"])),
+        (ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":"ann2"}]}"#.to_owned()),
+        (ADD, r#"{"From_Account":"ann3","FollowItem":"unreadable"}"#.to_owned()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = format!("ann{round}");
+        let gate = Gate::closed();
+        if round > 0 {
+            chat.follow("bob", &from);
+        }
+        let before = chat.calls_of(CHECK).len();
+        let (first, gate_of_first) = (AtomicBool::new(true), gate.clone());
+        chat.script(move |call| {
+            let hold = call.command() == CHECK && first.swap(false, Ordering::Relaxed);
+            hold.then(|| Reply::model().held(&gate_of_first))
+        });
+        // Under way, with the answer from before the write already decided.
+        let mut lookup = gateway.connect().await;
+        lookup.send(Ask::check(&from, &["bob"]).bytes()).await;
+        eventually("the lookup is upstream", async || (chat.calls_of(CHECK).len() > before).then_some(())).await;
+        gateway.call(command, body).await;
+        if round == 3 {
+            // Chat understood what the gateway could not.
+            chat.follow(&from, "bob");
+        }
+        let expected = chat.graph().follow_type(MAIN.sdkappid, &from, "bob");
+        // A check that comes after the write does not join the one from before it.
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: a new check");
+        gate.open();
+        assert_eq!(lookup.answer().await.types(), [expected], "{command}: the lookup that was under way");
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: what was kept");
+        assert_eq!(gateway.check("bob", &[&from]).await.types(), [flip(expected)], "{command}: turned round");
+    }
+}
+
+fn flip(follow_type: u8) -> u8 {
+    [0, 2, 1, 3][usize::from(follow_type)]
+}
+
+#[tokio::test]
+async fn what_is_learned_while_a_write_is_under_way_does_not_outlive_it() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    let held = gate.clone();
+    chat.script(move |call| (call.command() == ADD).then(|| Reply::model().held(&held)));
+    let mut write = gateway.connect().await;
+    write.send(Ask::command(ADD).body(add_body("ann", "bob")).bytes()).await;
+    chat.seen(1).await;
+    // Not acknowledged yet, so the old answer is still true.
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    gate.open();
+    assert_eq!(write.answer().await.status, 200);
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
+}
+
+#[tokio::test]
+async fn a_write_goes_on_and_evicts_when_its_caller_leaves() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    let gate = Gate::closed();
+    let held = gate.clone();
+    chat.script(move |call| (call.command() == ADD).then(|| Reply::model().held(&held)));
+    let mut write = gateway.connect().await;
+    write.send(Ask::command(ADD).body(add_body("ann", "bob")).bytes()).await;
+    eventually("the write is upstream", async || (!chat.calls_of(ADD).is_empty()).then_some(())).await;
+    drop(write);
+    gateway.round_trips().await;
+    // Whatever is learned before Chat carries the write out must not last.
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    gate.open();
+    eventually("the write is seen", async || (gateway.check("ann", &["bob"]).await.types() == [2]).then_some(())).await;
+    assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1]);
+    assert_eq!(chat.calls_of(ADD).len(), 1, "carried out once");
+}
+
+#[tokio::test]
+async fn a_write_whose_caller_leaves_at_once_is_sent_whole_or_not_at_all() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for round in 0..20 {
+        let mut write = gateway.connect().await;
+        write.send(Ask::command(ADD).body(add_body(&format!("ann{round}"), "bob")).bytes()).await;
+        drop(write);
+    }
+    gateway.round_trips().await;
+    eventually("nothing is under way", async || {
+        let before = chat.count();
+        gateway.round_trips().await;
+        (chat.count() == before).then_some(())
+    })
+    .await;
+    for round in 0..20 {
+        let from = format!("ann{round}");
+        let expected = chat.graph().follow_type(MAIN.sdkappid, &from, "bob");
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected]);
+        let sent = chat.calls_of(ADD).iter().filter(|call| call.asker() == from).count();
+        assert_eq!(sent, usize::from(expected == 2), "{from}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_read_with_certainty_evicts_by_the_widest_certain_name() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let all_of_ann = [
+        (ADD, r#"{"From_Account":"ann","FollowItem":"what"}"#),
+        (ADD, r#"{"From_Account":"ann"}"#),
+        (ADD, r#"{"From_Account":"ann","FollowItem":[{"To_Account":7}]}"#),
+        (ADD, r#"{"From_Account":"ann","FollowItem":[{"To_Account":"x","To_Account":"bob"}]}"#),
+        (ADD, r#"{"From_Account":"ann","FollowItem":[["bob"]]}"#),
+        (DELETE, r#"{"From_Account":"ann","To_Account":{"0":"bob"}}"#),
+        (DELETE, r#"{"From_Account":"ann","To_Account":["bob",null]}"#),
+    ];
+    for (command, body) in all_of_ann {
+        gateway.check("ann", &["bob"]).await.checked();
+        gateway.check("cyd", &["dan"]).await.checked();
+        eventually("both are known", async || {
+            gateway.check("ann", &["bob"]).await.checked();
+            (is_known(&gateway, "ann", "bob").await && is_known(&gateway, "cyd", "dan").await).then_some(())
+        })
+        .await;
+        let answer = gateway.call(command, body).await;
+        if answer.slug() == Some("bad_json") {
+            // Refused for a repeated member: then it went nowhere and changed nothing.
+            assert_ne!(chat.last().command(), command, "{body}");
+            continue;
+        }
+        assert_eq!(answer.slug(), None, "relayed: {body}");
+        assert_eq!(chat.last().body, body.as_bytes());
+        assert!(!is_known(&gateway, "ann", "bob").await && !is_known(&gateway, "bob", "ann").await, "{body}");
+        assert!(is_known(&gateway, "cyd", "dan").await, "another user's pair: {body}");
+    }
+    let whole_app = [
+        (ADD, "{}"),
+        (ADD, r#"{"From_Account":7,"FollowItem":[{"To_Account":"bob"}]}"#),
+        (DELETE, r#"{"from_account":"ann","To_Account":["bob"]}"#),
+        (ACCOUNT_DELETE, r#"{"DeleteItem":["ann"]}"#),
+        (ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":null}]}"#),
+        (ACCOUNT_DELETE, "{}"),
+    ];
+    for (command, body) in whole_app {
+        eventually("both are known", async || {
+            gateway.check("ann", &["bob"]).await.checked();
+            gateway.check("cyd", &["dan"]).await.checked();
+            (is_known(&gateway, "ann", "bob").await && is_known(&gateway, "cyd", "dan").await).then_some(())
+        })
+        .await;
+        assert_eq!(gateway.call(command, body).await.slug(), None, "relayed: {body}");
+        assert!(!is_known(&gateway, "ann", "bob").await && !is_known(&gateway, "cyd", "dan").await, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn for_write_settle_after_a_write_its_pairs_are_not_kept() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "2s""#);
+    let gateway = setup.start().await;
+    gateway.call(ADD, add_body("ann", "bob")).await;
+    let answered = now();
+    // Chat need not show a write at once: what it says now may be from before it.
+    gateway.check("ann", &["bob", "cyd"]).await.checked();
+    let quick = answered.elapsed() < Duration::from_secs(1);
+    let known = is_known(&gateway, "ann", "bob").await;
+    assert!(!(quick && known), "kept {:?} after the write", answered.elapsed());
+    assert!(is_known(&gateway, "ann", "cyd").await, "a pair that was not written is kept");
+    eventually("the pair is kept again", async || {
+        gateway.check("ann", &["bob"]).await.checked();
+        is_known(&gateway, "ann", "bob").await.then_some(())
+    })
+    .await;
+    assert!(answered.elapsed() >= Duration::from_millis(1900), "kept after {:?}", answered.elapsed());
+    assert!(answered.elapsed() < Duration::from_secs(8), "kept only after {:?}", answered.elapsed());
+}
+
+#[tokio::test]
+async fn writes_are_never_answered_from_memory_and_other_commands_evict_nothing() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob"]).await.checked();
+    for round in 1..=3 {
+        let body = check_body("ann", &["zoe"]);
+        gateway.call("follow/follow_get_info", &body).await.assert_relayed(200, OK);
+        gateway.call("sns/friend_add", &body).await.assert_relayed(200, OK);
+        assert_eq!(chat.calls_of("follow/follow_get_info").len(), round);
+    }
+    assert!(is_known(&gateway, "ann", "bob").await);
+}

@@ -1,0 +1,268 @@
+//! What the README tells a stranger to do works, and what it shows is what happens.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+mod support;
+
+use support::{Program, Stream, shell};
+
+/// Where the README's demo listens: data, then admin.
+const ADDRESSES: [&str; 2] = ["127.0.0.1:8700", "127.0.0.1:8701"];
+
+/// Headers whose value is another one each time. If the README shows one, the answer has to have it.
+const VARYING: &[&str] = &["age", "date", "x-request-id", "content-length"];
+
+#[test]
+fn the_readme_shows_what_the_demo_answers() {
+    let steps = steps(&readme());
+    assert!(steps.len() > 3, "the README's console blocks were not found: {steps:?}");
+    let mut demo = Demo::start();
+    for step in steps {
+        let printed = shell(&demo.readdress(&step.command));
+        if let Some(difference) = difference(&step.shown, &printed) {
+            panic!("{difference}\nthe README shows for `{}`:\n{}\nwhat happens:\n{printed}", step.command, step.shown);
+        }
+    }
+    assert!(demo.program.stop().success(), "the demo ends in good order");
+}
+
+#[test]
+fn what_the_demo_prints_can_be_pasted_into_a_shell() {
+    let mut demo = Demo::start();
+    let commands = demo.commands();
+    let printed: Vec<String> = commands.iter().map(|command| shell(command)).collect();
+    assert!(printed.iter().all(|answer| !answer.is_empty()), "{commands:#?}\n{printed:#?}");
+    assert!(printed[0].contains("\"FollowType\":3"), "{}\n{}", commands[0], printed[0]);
+    assert!(
+        printed.iter().any(|answer| answer.contains("chatgate; hit")),
+        "nothing comes from the cache: {printed:#?}"
+    );
+    assert!(demo.program.stop().success(), "the demo ends in good order");
+}
+
+#[test]
+fn the_demo_prints_the_readme_s_first_command_first() {
+    let mut demo = Demo::start();
+    let first = demo.commands().remove(0);
+    assert_eq!(first, demo.readdress(&steps(&readme())[0].command));
+}
+
+#[test]
+fn the_readme_s_configuration_is_accepted() {
+    let config = blocks(&readme(), "toml").join("\n");
+    assert!(config.contains("[[app]]"), "the README's toml blocks were not found");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key_file = folder.path().join("chat-key");
+    fs::write(&key_file, format!("{}\n", "5b".repeat(32))).expect("a key file");
+    fs::set_permissions(&key_file, Permissions::from_mode(0o600)).expect("the file is ours");
+    fs::write(folder.path().join("chatgate.toml"), &config).expect("a configuration");
+    let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .args(["check", "--config", "chatgate.toml"])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts");
+    assert!(output.status.success(), "{}\n{config}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1400000001"), "{output:?}");
+}
+
+// --- The demo -----------------------------------------------------------------------------------
+
+struct Demo {
+    program: Program,
+    /// In the order of [`ADDRESSES`].
+    addresses: Vec<String>,
+}
+
+impl Demo {
+    /// A demo on free ports that is listening.
+    fn start() -> Self {
+        let mut program = Program::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let addresses = program.wait_until(|program| {
+            let address = |listener| program.heard(Stream::Stderr).find_map(|line| address_of(listener, line));
+            Some(vec![address("data")?, address("admin")?])
+        });
+        Self { program, addresses }
+    }
+
+    /// The commands it prints. How many there will be is known from a demo that has ended.
+    fn commands(&mut self) -> Vec<String> {
+        static COUNT: LazyLock<usize> = LazyLock::new(|| {
+            let mut demo = Demo::start();
+            demo.program.wait_until(|program| commands(program).next().map(drop));
+            assert!(demo.program.stop().success(), "the demo ends in good order");
+            commands(&demo.program).count()
+        });
+        self.program.wait_until(|program| {
+            let heard: Vec<String> = commands(program).map(str::to_owned).collect();
+            (heard.len() == *COUNT).then_some(heard)
+        })
+    }
+
+    /// The command with the README's addresses replaced by those of this demo.
+    fn readdress(&self, command: &str) -> String {
+        ADDRESSES.iter().zip(&self.addresses).fold(command.to_owned(), |text, (from, to)| text.replace(from, to))
+    }
+}
+
+/// The lines of stdout that are for pasting, without the indent or prompt before them.
+fn commands(program: &Program) -> impl Iterator<Item = &str> {
+    program
+        .heard(Stream::Stdout)
+        .map(|line| line.trim_start_matches(['$', ' ']))
+        .filter(|line| line.starts_with("curl "))
+}
+
+/// The address in the log line that tells of this listener.
+fn address_of(listener: &str, line: &str) -> Option<String> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    if event["listener"] == listener { event["address"].as_str().map(str::to_owned) } else { None }
+}
+
+// --- The README ---------------------------------------------------------------------------------
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+}
+
+/// The text inside the fenced blocks of one language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}");
+    let mut blocks = Vec::new();
+    let mut lines = document.lines();
+    while lines.any(|line| line == fence) {
+        blocks.push(lines.by_ref().take_while(|line| *line != "```").map(|line| format!("{line}\n")).collect());
+    }
+    blocks
+}
+
+/// A command and what is shown below it.
+#[derive(Debug)]
+struct Step {
+    command: String,
+    shown: String,
+}
+
+/// The `$ ` lines of the console blocks, each with what follows up to the next.
+fn steps(document: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for block in blocks(document, "console") {
+        assert!(block.starts_with("$ "), "a console block begins with a command: {block}");
+        for line in block.lines() {
+            match (line.strip_prefix("$ "), steps.last_mut()) {
+                (Some(command), _) => steps.push(Step { command: command.to_owned(), shown: String::new() }),
+                (None, Some(step)) => step.shown += &format!("{line}\n"),
+                (None, None) => unreachable!("the first line of a block is a command"),
+            }
+        }
+    }
+    steps
+}
+
+/// What is shown and not so, if anything. Where a head is shown, its status, every header it shows and its
+/// body have to be so, and what chatgate says of itself may not be left out.
+fn difference(shown: &str, printed: &str) -> Option<String> {
+    if !shown.starts_with("HTTP/") {
+        return (!fits(shown, printed)).then(|| "another output".to_owned());
+    }
+    let Some((shown, answer)) = Answer::parse(shown).zip(Answer::parse(printed)) else {
+        return Some("no answer with head and body".to_owned());
+    };
+    if shown.status_line != answer.status_line {
+        return Some("another status".to_owned());
+    }
+    for (name, value) in &shown.headers {
+        let same = |there: &&str| VARYING.contains(&name.as_str()) || there == value;
+        if answer.header(name).filter(same).is_none() {
+            return Some(format!("another {name}"));
+        }
+    }
+    let own = answer.headers.iter().map(|(name, _)| name.as_str()).filter(|name| is_own(name));
+    if let Some(name) = own.into_iter().find(|name| shown.header(name).is_none()) {
+        return Some(format!("{name} is not shown"));
+    }
+    (!fits(&shown.body, &answer.body)).then(|| "another body".to_owned())
+}
+
+fn is_own(header: &str) -> bool {
+    header == "cache-status" || header.starts_with("chatgate-")
+}
+
+/// Whether the texts are the same, `...` standing for anything within a line.
+fn fits(shown: &str, printed: &str) -> bool {
+    let (shown, printed) = (shown.trim_end(), printed.trim_end());
+    let Some((start, end)) = shown.split_once("...") else { return shown == printed };
+    printed.len() >= start.len() + end.len()
+        && printed.starts_with(start)
+        && printed.ends_with(end)
+        && !printed[start.len()..printed.len() - end.len()].contains('\n')
+}
+
+/// An answer as `curl -i` or `curl -D-` shows it.
+#[derive(Debug)]
+struct Answer {
+    status_line: String,
+    /// Names in lower case.
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Answer {
+    /// Reads a head, an empty line, and a body; lines of the head may end in LF or CRLF.
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.replace("\r\n", "\n");
+        let (head, body) = text.split_once("\n\n")?;
+        let mut lines = head.lines();
+        let status_line = lines.next().filter(|line| line.starts_with("HTTP/"))?.trim_end().to_owned();
+        let headers = lines
+            .map(|line| line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())))
+            .collect::<Option<_>>()?;
+        Some(Self { status_line, headers, body: body.to_owned() })
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
+    }
+}
+
+#[test]
+fn differences_are_seen() {
+    let shown = "HTTP/1.1 200 OK\ncache-status: chatgate; hit\nage: 4\n\n{\"a\":1,\"b\":\"...\"}\n";
+    let with = |from: &str, to: &str| {
+        let printed =
+            "HTTP/1.1 200 OK\r\ndate: now\r\nage: 0\r\nCache-Status: chatgate; hit\r\n\r\n{\"a\":1,\"b\":\"x\"}";
+        assert!(printed.contains(from), "{from}");
+        difference(shown, &printed.replace(from, to))
+    };
+    assert_eq!(with("now", "then"), None);
+    assert_eq!(with("age: 0", "age: 7"), None);
+    for (from, to) in [
+        ("200 OK", "201 Created"),
+        ("hit", "fwd=miss"),
+        ("age: 0\r\n", ""),
+        ("date: now", "chatgate-error: x"),
+        ("\"a\":1", "\"a\":2"),
+        ("x", "x\ny"),
+        ("\"x\"}", "\"x\"}}"),
+        ("\r\n\r\n", ""),
+    ] {
+        assert!(with(from, to).is_some(), "{from:?} to {to:?}");
+    }
+    assert_eq!(difference("200\n", "200\n"), None);
+    assert!(difference("200\n", "503\n").is_some());
+}
+
+#[test]
+fn blocks_and_steps_are_read_as_meant() {
+    let document = "a\n```console\n$ one\nx\n\ny\n$ two\n```\n```sh\nno\n```\n```console\n$ three\nz\n```\n";
+    assert_eq!(blocks(document, "sh"), ["no\n"]);
+    let steps: Vec<_> = steps(document).into_iter().map(|step| (step.command, step.shown)).collect();
+    let expected = [("one", "x\n\ny\n"), ("two", ""), ("three", "z\n")];
+    assert_eq!(steps, expected.map(|(command, shown)| (command.to_owned(), shown.to_owned())));
+}

@@ -1,0 +1,105 @@
+//! What the tests that drive the real program share: running it, hearing it, asking it with curl.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Longest wait for a line of the program or for its end. Far more than either takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a line was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// A running chatgate. It is killed when the test ends, however it ends.
+pub(crate) struct Program {
+    child: Child,
+    lines: Receiver<(Stream, String)>,
+    heard: Vec<(Stream, String)>,
+}
+
+impl Program {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_chatgate"))
+            .args(arguments)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let (sender, lines) = channel();
+        forward(Stream::Stdout, child.stdout.take().expect("it was piped"), sender.clone());
+        forward(Stream::Stderr, child.stderr.take().expect("it was piped"), sender);
+        Self { child, lines, heard: Vec::new() }
+    }
+
+    /// Waits until what was written so far gives what the test wants.
+    pub(crate) fn wait_until<T>(&mut self, wanted: impl Fn(&Self) -> Option<T>) -> T {
+        loop {
+            if let Some(found) = wanted(self) {
+                return found;
+            }
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.heard.push(line),
+                Err(reason) => panic!("the awaited line did not come ({reason}); what came:\n{:#?}", self.heard),
+            }
+        }
+    }
+
+    /// The lines written to one stream so far.
+    pub(crate) fn heard(&self, stream: Stream) -> impl Iterator<Item = &str> {
+        self.heard.iter().filter(move |(from, _)| *from == stream).map(|(_, line)| line.as_str())
+    }
+
+    /// Asks the program to end as an operator does, and waits until all that it wrote has been heard.
+    pub(crate) fn stop(&mut self) -> ExitStatus {
+        // `kill` of the shell: small images have no other.
+        shell(&format!("kill -TERM {}", self.child.id()));
+        // Both readers hang up once the program has closed its streams.
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.heard.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => panic!("the program goes on and on: {:#?}", self.heard),
+            }
+        }
+        self.child.wait().expect("a child can be waited for")
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream, String)>) {
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if to.send((stream, line)).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Runs a line in `sh` with nothing of the machine's proxy or curl settings, and gives what it printed.
+pub(crate) fn shell(script: &str) -> String {
+    let output = Command::new("sh")
+        .args(["-euc", script])
+        .env("NO_PROXY", "*")
+        .env("no_proxy", "*")
+        .env("CURL_HOME", env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{}: {script}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("the answers are text")
+}

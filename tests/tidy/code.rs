@@ -1,0 +1,151 @@
+//! Rules about Rust code, and the reading of it.
+
+/// Lines of code that name `name` as a whole path or word: `http` is not in `http_body` or `https`.
+pub(crate) fn lines_naming(code: &str, name: &str) -> Vec<(usize, String)> {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let whole = |line: &str| {
+        line.match_indices(name).any(|(start, _)| {
+            let before = line[..start].bytes().next_back();
+            let after = line[start + name.len()..].bytes().next();
+            let open_left = !is_word(name.as_bytes()[0]) || !before.is_some_and(is_word);
+            open_left && (name.ends_with(')') || !after.is_some_and(is_word))
+        })
+    };
+    code.lines().zip(1..).filter(|(line, _)| whole(line)).map(|(_, at)| (at, format!("names {name}"))).collect()
+}
+
+/// Lines of the core that reach for a module of the crate that is not of the core.
+pub(crate) fn lines_naming_other_modules(code: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (line, at) in code.lines().zip(1..) {
+        for (start, path) in line.match_indices("crate::") {
+            let inside = line[start + path.len()..].starts_with("domain");
+            // `$crate::` and `pub(in crate::domain)` end up here too, and are judged alike.
+            if !inside {
+                found.push((at, "names a module outside src/domain".to_owned()));
+            }
+        }
+    }
+    found
+}
+
+/// The source with comments taken out and the inside of literals blanked, line for line as before, so
+/// that what is left names things rather than talks about them.
+pub(crate) fn code_of(source: &str) -> String {
+    let mut code = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(first) = rest.chars().next() {
+        let after_word = code.ends_with(|last: char| last.is_alphanumeric() || last == '_');
+        let (len, kept) = match comment_len(rest) {
+            Some(len) => (len, ""),
+            None => match literal_len(rest, after_word) {
+                Some(len) => (len, "\"\""),
+                None => (first.len_utf8(), &rest[..first.len_utf8()]),
+            },
+        };
+        code.push_str(kept);
+        if len > first.len_utf8() {
+            code.extend(rest[..len].chars().filter(|inner| *inner == '\n'));
+        }
+        rest = &rest[len..];
+    }
+    code
+}
+
+/// The code up to its test module, which by the project's custom comes last.
+pub(crate) fn outside_tests(code: &str) -> String {
+    let tests = code.find("\n#[cfg(test)]\nmod tests");
+    tests.map_or(code, |start| &code[..start]).to_owned()
+}
+
+/// Length of the comment that the text begins with. Block comments nest.
+fn comment_len(text: &str) -> Option<usize> {
+    if text.starts_with("//") {
+        return Some(text.find('\n').unwrap_or(text.len()));
+    }
+    if !text.starts_with("/*") {
+        return None;
+    }
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < text.len() {
+        let rest = &text.as_bytes()[at..];
+        if rest.starts_with(b"/*") {
+            depth += 1;
+            at += 2;
+        } else if rest.starts_with(b"*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return Some(at);
+            }
+        } else {
+            at += 1;
+        }
+    }
+    Some(text.len())
+}
+
+/// Length of the string or character literal that the text begins with, prefix included. A quote
+/// that opens a lifetime is none, and neither is the end of a word that looks like a prefix.
+fn literal_len(text: &str, after_word: bool) -> Option<usize> {
+    let unprefixed = text.trim_start_matches(['b', 'c', 'r']);
+    let prefix = text.len() - unprefixed.len();
+    if prefix > 2 || (prefix > 0 && after_word) {
+        return None;
+    }
+    let hashes = unprefixed.len() - unprefixed.trim_start_matches('#').len();
+    if text[..prefix].ends_with('r') && unprefixed[hashes..].starts_with('"') {
+        let end = format!("\"{}", "#".repeat(hashes));
+        let opening = prefix + hashes + 1;
+        return Some(text[opening..].find(&end).map_or(text.len(), |at| opening + at + end.len()));
+    }
+    let quote = unprefixed.chars().next().filter(|first| matches!(first, '"' | '\''))?;
+    if quote == '\'' {
+        let mut inside = unprefixed.chars().skip(1);
+        let escaped = inside.next()? == '\\';
+        if !escaped && inside.next() != Some('\'') {
+            return None;
+        }
+    }
+    let mut escaped = false;
+    for (at, inner) in unprefixed.char_indices().skip(1) {
+        if inner == quote && !escaped {
+            return Some(prefix + at + 1);
+        }
+        escaped = inner == '\\' && !escaped;
+    }
+    Some(text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_literals_are_no_code() {
+        assert_eq!(code_of("a // b\n/* c /* d\n */ e */ f"), "a \n\n f");
+        assert_eq!(code_of(r#"a "b \" // c" d"#), r#"a "" d"#);
+        assert_eq!(code_of("a \"b\nc\" d"), "a \"\"\n d");
+        assert_eq!(code_of(r"'j' '\'' 'é' 'k l: &'static str"), r#""" "" "" 'k l: &'static str"#);
+        assert_eq!(code_of(r###"br#"m " n"# c"o" for"p" b'q' r"s\" t"###), r#""" "" for"" "" "" t"#);
+        assert_eq!(code_of("r#type br"), "r#type br");
+        assert_eq!(code_of("/// tokio\nuse x; // tokio\n"), "\nuse x; \n");
+    }
+
+    #[test]
+    fn the_test_module_is_left_out() {
+        assert_eq!(outside_tests("fn a() {}\n\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\n"), "fn a() {}\n");
+        let helper = "#[cfg(test)]\nfn only_for_tests() {}\nfn a() {}\n";
+        assert_eq!(outside_tests(helper), helper);
+    }
+
+    #[test]
+    fn words_are_found_whole() {
+        let found = |code, name| lines_naming(code, name).into_iter().map(|(line, _)| line).collect::<Vec<_>>();
+        assert_eq!(found("use http::Uri;\nuse http_body::Body;\nlet https = 1;\nuse x::http;", "http"), [1, 4]);
+        assert_eq!(found("a.elapsed();\nb.elapsed_ms();", ".elapsed()"), [1]);
+        assert_eq!(found("let x = std::time::Instant::now();\nInstant::nowhere()", "Instant::now"), [1]);
+        assert_eq!(found("y.unwrap();\ny.unwrap_or(1);", ".unwrap()"), [1]);
+        assert_eq!(lines_naming_other_modules("use crate::domain::app;\nuse crate::clock;").len(), 1);
+    }
+}

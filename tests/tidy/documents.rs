@@ -1,0 +1,66 @@
+//! Rules about README.md and its neighbours.
+
+use std::collections::BTreeSet;
+
+/// The words of the help's list of commands.
+pub(crate) fn subcommands(help: &str) -> BTreeSet<&str> {
+    let list = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let rows = list.take_while(|line| line.starts_with(' ')).filter(|line| !line.starts_with("   "));
+    rows.filter_map(|row| row.split_whitespace().next()).filter(|name| *name != "help").collect()
+}
+
+/// Whether the README shows the subcommand: `chatgate serve`, or `cargo run ... -- demo`.
+pub(crate) fn names_subcommand(readme: &str, name: &str) -> bool {
+    [format!("chatgate {name}"), format!("-- {name}")].iter().any(|form| {
+        readme.match_indices(form.as_str()).any(|(start, _)| {
+            !readme[start + form.len()..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-')
+        })
+    })
+}
+
+/// The first column of the table whose head starts with `Chatgate-Error`; a row may list several.
+pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
+    let table = readme.lines().skip_while(|line| !line.starts_with("| `Chatgate-Error`"));
+    let rows = table.skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.filter_map(|row| row.split('|').nth(1));
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// The slugs in the table from error to the wire: each stands before its status, `("slug", StatusCode::X`.
+pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
+    let dense: String = code.chars().filter(|inner| !inner.is_whitespace()).collect();
+    let before_statuses = dense.split("\",StatusCode::").collect::<Vec<_>>();
+    let before_statuses = before_statuses.split_last().map_or(&[][..], |(_, before)| before);
+    before_statuses.iter().filter_map(|text| text.rsplit_once("(\"")).map(|(_, slug)| slug.to_owned()).collect()
+}
+
+/// Targets of the document's links that are files of the project, without their `#anchor`.
+pub(crate) fn local_links(document: &str) -> Vec<&str> {
+    let targets = document.match_indices("](").filter_map(|(start, open)| {
+        let rest = &document[start + open.len()..];
+        rest.split_once(')').map(|(target, _)| target)
+    });
+    targets
+        .filter(|target| !target.contains("://") && !target.starts_with('#'))
+        .map(|target| target.split_once('#').map_or(target, |(file, _)| file))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_are_read_as_meant() {
+        let help = "About\n\nUsage: x\n\nCommands:\n  serve  Runs it\n         on and on\n  demo   Shows it\n  help   Prints\n\nOptions:\n  -h\n";
+        assert_eq!(subcommands(help), BTreeSet::from(["serve", "demo"]));
+        assert!(names_subcommand("run `chatgate serve`", "serve"));
+        assert!(names_subcommand("cargo run -- demo", "demo"));
+        assert!(!names_subcommand("chatgate server, chatgate serve-all", "serve"));
+        let table = "x\n| `Chatgate-Error` | HTTP |\n| --- | --- |\n| `a_b`, `c` | 1 |\n| `d` | `no` |\n\n| `e` |\n";
+        assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
+        let code = "A => (\"a_b\", StatusCode::OK, 1),\nB => {\n(\n\"c\",\nStatusCode::OK,\n2)}\n(\"d\", 3)";
+        assert_eq!(slugs_of_the_code(code), BTreeSet::from(["a_b", "c"].map(str::to_owned)));
+        assert_eq!(local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)"), ["LICENSE", "F.md"]);
+    }
+}

@@ -1,0 +1,223 @@
+//! Reads the source tree and holds it to the project's own rules, those that no lint knows.
+//!
+//! The tests here walk the tree; each rule is a function from text to the places that break it, in the
+//! modules below, where its own test shows that it finds what it is for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+mod code;
+mod documents;
+mod manifest;
+
+use code::{code_of, lines_naming, lines_naming_other_modules, outside_tests};
+use documents::{local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme, subcommands};
+use manifest::{dependencies, feature_policy_breaches};
+
+/// Longest source file, in lines. Beyond it there is a second reason to change in it.
+const FILE_LINES_MAX: usize = 500;
+
+/// What the pure core may not name: runtimes, HTTP, logging, randomness, the outside world, clocks.
+const IMPURE: &[&str] = &[
+    "tokio",
+    "hyper",
+    "hyper_util",
+    "http",
+    "http_body",
+    "tower",
+    "tower_http",
+    "rustls",
+    "tracing",
+    "fastrand",
+    "getrandom",
+    "std::net",
+    "std::fs",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "Instant::now",
+    "SystemTime::now",
+];
+
+/// What reads a clock. `elapsed()` does too, which is easily overlooked.
+const CLOCK_READS: &[&str] = &["Instant::now", "SystemTime::now", ".elapsed()"];
+
+/// Dependencies that keep their default features, each for the reason that stands here. All others
+/// switch them off, so that what is compiled in is what Cargo.toml lists.
+const KEEP_DEFAULTS: &[(&str, &str)] = &[
+    ("http", "only `std`"),
+    ("http-body", "has no features"),
+    ("bytes", "only `std`"),
+    ("webpki-roots", "has no features"),
+    ("zeroize", "only `alloc`"),
+    ("serde", "only `std`"),
+    ("serde_json", "only `std`"),
+    ("memchr", "only `std`"),
+    ("humantime", "only `mu`, the micro sign"),
+    ("getrandom", "has none by default"),
+    ("thiserror", "only `std`"),
+    ("percent-encoding", "only `std`"),
+    ("arc-swap", "has none by default"),
+    ("tempfile", "tests only; its default names files at random"),
+];
+
+#[test]
+fn the_pure_core_names_no_runtime_no_outside_world_and_no_clock() {
+    none_of(each_source("src/domain").flat_map(|file| {
+        let code = outside_tests(&code_of(&file.text));
+        file.at(IMPURE.iter().flat_map(|name| lines_naming(&code, name)).chain(lines_naming_other_modules(&code)))
+    }));
+}
+
+#[test]
+fn clocks_are_read_in_one_place() {
+    none_of(each_source("src").filter(|file| file.name != "src/clock.rs").flat_map(|file| {
+        let code = outside_tests(&code_of(&file.text));
+        file.at(CLOCK_READS.iter().flat_map(|name| lines_naming(&code, name)))
+    }));
+}
+
+#[test]
+fn files_can_be_read_in_one_sitting() {
+    none_of(each_source("src").filter_map(|file| {
+        let lines = file.text.lines().count();
+        (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines, more than {FILE_LINES_MAX}", file.name))
+    }));
+}
+
+#[test]
+fn nothing_unwraps_outside_tests() {
+    none_of(each_source("src").flat_map(|file| {
+        let code = outside_tests(&code_of(&file.text));
+        file.at([".unwrap()", ".unwrap_err()"].iter().flat_map(|name| lines_naming(&code, name)))
+    }));
+}
+
+#[test]
+fn every_dependency_says_why_it_is_there() {
+    let manifest = read("Cargo.toml");
+    none_of(
+        dependencies(&manifest)
+            .filter(|dependency| dependency.reason.is_none())
+            .map(|dependency| format!("Cargo.toml: {} has no `# reason` at the end of its line", dependency.name)),
+    );
+}
+
+#[test]
+fn default_features_are_off_or_listed() {
+    let manifest = read("Cargo.toml");
+    none_of(feature_policy_breaches(&manifest, KEEP_DEFAULTS));
+}
+
+#[test]
+fn there_is_one_crypto_provider() {
+    let packages = compiled_packages();
+    assert!(packages.contains("aws-lc-rs"), "cargo tree lists no aws-lc-rs, so it was not understood: {packages:?}");
+    none_of(["ring", "openssl", "openssl-sys", "native-tls"].into_iter().filter(|name| packages.contains(*name)));
+}
+
+#[test]
+fn the_readme_names_every_subcommand() {
+    let help = help_of_the_program();
+    let commands = subcommands(&help);
+    assert!(commands.contains("serve"), "the help lists no `serve`, so it was not understood:\n{help}");
+    let readme = read("README.md");
+    none_of(
+        commands
+            .iter()
+            .filter(|name| !names_subcommand(&readme, name))
+            .map(|name| format!("README.md says nothing of `chatgate {name}`")),
+    );
+}
+
+#[test]
+fn the_readme_lists_the_errors_that_the_program_has() {
+    let readme = read("README.md");
+    let sources: String = each_source("src").map(|file| file.text).collect();
+    let (listed, there) = (slugs_of_the_readme(&readme), slugs_of_the_code(&sources));
+    assert!(there.contains("bad_json"), "the table of errors in the code was not understood: {there:?}");
+    none_of(listed.difference(&there).map(|slug| format!("README.md lists {slug}, which the program does not have")));
+    none_of(there.difference(&listed).map(|slug| format!("README.md does not list {slug}")));
+}
+
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
+        let text = read(document);
+        let broken = local_links(&text).into_iter().filter(|link| !root().join(link).exists());
+        none_of(broken.map(|link| format!("{document}: {link} does not exist")));
+    }
+}
+
+struct Source {
+    /// Path from the project's root, with `/`.
+    name: String,
+    text: String,
+}
+
+impl Source {
+    /// Turns line numbers (from 1) into places a person can go to.
+    fn at(&self, lines: impl Iterator<Item = (usize, String)>) -> Vec<String> {
+        lines.map(|(line, what)| format!("{}:{line}: {what}", self.name)).collect()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Every Rust file below a folder; files that hold only tests (`tests.rs`, `tests/`) are left out.
+fn each_source(folder: &str) -> impl Iterator<Item = Source> {
+    let mut files = Vec::new();
+    collect(&root().join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} has no Rust file");
+    files.sort();
+    files.into_iter().map(|path| {
+        let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().replace('\\', "/");
+        Source { text: read(&name), name }
+    })
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.expect("an entry of a folder that was just opened").path();
+        let only_tests = path.file_stem().is_some_and(|stem| stem == "tests");
+        if path.is_dir() && !only_tests {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !only_tests {
+            files.push(path);
+        }
+    }
+}
+
+/// Names of the packages that are compiled for this machine, build and test dependencies included.
+fn compiled_packages() -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--all-features", "--edges", "all", "--prefix", "none", "--format", "{p}"])
+        .current_dir(root())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+}
+
+fn help_of_the_program() -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .arg("--help")
+        .env("NO_COLOR", "1")
+        .output()
+        .expect("the program starts");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn none_of(found: impl IntoIterator<Item = impl ToString>) {
+    let found: Vec<String> = found.into_iter().map(|place| place.to_string()).collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}

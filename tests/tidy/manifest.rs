@@ -1,0 +1,63 @@
+//! Rules about Cargo.toml.
+
+use std::collections::BTreeSet;
+
+pub(crate) struct Dependency<'a> {
+    pub(crate) name: &'a str,
+    /// The line without its comment.
+    value: &'a str,
+    pub(crate) reason: Option<&'a str>,
+}
+
+/// The lines of every `[...dependencies]` table. A dependency with a table of its own has no line
+/// to carry a reason, so it counts as one without.
+pub(crate) fn dependencies(manifest: &str) -> impl Iterator<Item = Dependency<'_>> {
+    let mut inside = false;
+    manifest.lines().filter_map(move |line| {
+        if let Some(table) = line.strip_prefix('[') {
+            let table = table.trim_end_matches(']');
+            inside = table.ends_with("dependencies");
+            let (head, name) = table.rsplit_once('.')?;
+            return head.ends_with("dependencies").then_some(Dependency { name, value: "", reason: None });
+        }
+        if !inside || line.trim_start().starts_with('#') {
+            return None;
+        }
+        let (name, rest) = line.split_once('=')?;
+        let (value, reason) = match rest.split_once('#') {
+            Some((value, reason)) if !reason.trim().is_empty() => (value, Some(reason.trim())),
+            Some((value, _)) => (value, None),
+            None => (rest, None),
+        };
+        Some(Dependency { name: name.trim(), value, reason })
+    })
+}
+
+pub(crate) fn feature_policy_breaches(manifest: &str, keep_defaults: &[(&str, &str)]) -> Vec<String> {
+    let kept: BTreeSet<&str> = dependencies(manifest)
+        .filter(|dependency| !dependency.value.contains("default-features = false"))
+        .map(|dependency| dependency.name)
+        .collect();
+    let listed: BTreeSet<&str> = keep_defaults.iter().map(|(name, _)| *name).collect();
+    let unlisted = kept.difference(&listed).map(|name| format!("{name}: default features are on"));
+    let idle =
+        listed.difference(&kept).map(|name| format!("{name}: listed, but has its default features off or is gone"));
+    unlisted.chain(idle).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_without_a_reason_or_with_silent_defaults_are_found() {
+        let manifest = "[package]\nname = \"x\"\n[dependencies]\n# a heading\n\
+                        good = { version = \"1\", default-features = false } # why\nbare = \"1\"\nempty = \"1\" #\n\
+                        [dev-dependencies.own]\nversion = \"1\"\n[features]\nf = []\n";
+        let silent: Vec<_> =
+            dependencies(manifest).filter(|found| found.reason.is_none()).map(|found| found.name).collect();
+        assert_eq!(silent, ["bare", "empty", "own"]);
+        let breaches = feature_policy_breaches(manifest, &[("bare", "why"), ("good", "why")]);
+        assert_eq!(breaches.len(), 3, "{breaches:?}");
+    }
+}

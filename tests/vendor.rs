@@ -1,0 +1,222 @@
+//! Our signatures and the vendor's own package understand each other: what either makes, the other takes.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+mod support;
+
+use support::{Program, Stream, shell};
+
+const APP: u32 = 1_400_000_001;
+const HEX_KEY: &str = "5bd2850fff3ecb11d7c805251c51ee463a25727bddc2385f3fa8bfee1bb93b5e";
+
+/// Keys are text: one that looks like hex, one that does not, one that is not ASCII, a short one.
+const KEYS: &[&str] = &[HEX_KEY, "not hex: \"&<>'\\ *-_=+/", "ключ-鍵", "k"];
+
+/// Identifiers that JSON, HTML, shells and URLs each treat in a way of their own.
+const IDENTIFIERS: &[&str] =
+    &["administrator", "&<>\"'", "管理员", "é😀", "back\\slash/slash", "a b+c%41=d", "-dash", "@TOA#_x", "x"];
+
+#[test]
+fn the_package_finds_our_signatures_good() {
+    let who = everybody();
+    let orders: Vec<Value> = who
+        .iter()
+        .map(|(app, key, identifier)| {
+            let usersig = mint(*app, key, identifier);
+            json!({"sdkappid": app, "key": key, "identifier": identifier, "usersig": usersig})
+        })
+        .collect();
+    for ((app, key, identifier), fault) in who.iter().zip(vendor(&orders)) {
+        assert_eq!(fault, Value::Null, "{app} {identifier:?} {key:?}");
+    }
+}
+
+/// The judge of the test above is not one that finds everything good.
+#[test]
+fn the_package_finds_fault_with_signatures_for_somebody_else() {
+    let usersig = mint(APP, HEX_KEY, "administrator");
+    let order = |app: u32, key: &str, identifier: &str| json!({"sdkappid": app, "key": key, "identifier": identifier, "usersig": usersig});
+    let faults =
+        vendor(&[order(APP, "k", "administrator"), order(APP + 1, HEX_KEY, "administrator"), order(APP, HEX_KEY, "x")]);
+    assert_eq!(faults[0], json!("HMAC differs"));
+    assert!(faults[1..].iter().all(|fault| fault.as_str().is_some_and(|text| text.starts_with("who"))), "{faults:?}");
+}
+
+#[test]
+fn inspect_verifies_the_signatures_of_the_package() {
+    let who = everybody();
+    let orders: Vec<Value> = who.iter().map(|(app, key, identifier)| fresh(*app, key, identifier)).collect();
+    for ((app, key, identifier), signed) in who.iter().zip(vendor(&orders)) {
+        let output = usersig(&["inspect", signed.as_str().expect("a usersig")], *app, key, identifier);
+        assert!(output.status.success(), "{app} {identifier:?} {key:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(&app.to_string()), "{app}: {output:?}");
+    }
+}
+
+#[test]
+fn inspect_refuses_signatures_of_the_package_that_are_old_or_for_somebody_else() {
+    let expired = json!({"sdkappid": APP, "key": HEX_KEY, "identifier": "administrator", "expire": 60, "age": 120, "userbuf": null});
+    let signed = vendor(&[fresh(APP, HEX_KEY, "administrator"), expired]);
+    let (good, old) = (signed[0].as_str().expect("a usersig"), signed[1].as_str().expect("a usersig"));
+    assert_eq!(inspect(good, APP, HEX_KEY, "administrator"), Some(0));
+    assert_eq!(inspect(old, APP, HEX_KEY, "administrator"), Some(1), "expired");
+    assert_eq!(inspect(good, APP, "k", "administrator"), Some(1), "another key");
+    assert_eq!(inspect(good, APP, HEX_KEY, "administrator2"), Some(1), "another identifier");
+    assert_eq!(inspect(good, APP + 1, HEX_KEY, "administrator"), Some(1), "another app");
+    assert_eq!(inspect(&good[..good.len() - 8], APP, HEX_KEY, "administrator"), Some(1), "cut short");
+}
+
+#[test]
+fn the_sandbox_takes_calls_that_the_package_signed() {
+    for (key, identifier) in [(HEX_KEY, "administrator"), ("not hex: \"&<>'\\", "管理员 &<>"), ("ключ", "a b+c%41=d")]
+    {
+        let sandbox = Sandbox::start(key, identifier);
+        let usersig = vendor(&[fresh(APP, key, identifier)]).remove(0);
+        let answer = sandbox.follow_check(APP, identifier, usersig.as_str().expect("a usersig"));
+        assert_eq!(answer["ErrorCode"], 0, "{identifier:?}: {answer}");
+        assert_eq!(answer["ResultItem"][0]["FollowType"], 2, "{identifier:?}: {answer}");
+        sandbox.stop();
+    }
+}
+
+/// Codes: vendor page "Error Codes", 1047/34348.
+#[test]
+fn the_sandbox_refuses_what_the_package_signed_wrongly() {
+    let sandbox = Sandbox::start(HEX_KEY, "administrator");
+    let order = |app: u32, key: &str, identifier: &str, age: u32, userbuf: Option<&str>| json!({"sdkappid": app, "key": key, "identifier": identifier, "expire": 60, "age": age, "userbuf": userbuf});
+    let cases = [
+        (70009, "another key", order(APP, "k", "administrator", 0, None)),
+        (70009, "a userbuf", order(APP, HEX_KEY, "administrator", 0, Some("abc"))),
+        (70001, "expired", order(APP, HEX_KEY, "administrator", 120, None)),
+        (70013, "another identifier", order(APP, HEX_KEY, "somebody", 0, None)),
+        (70014, "another app", order(APP + 1, HEX_KEY, "administrator", 0, None)),
+    ];
+    let orders: Vec<Value> = cases.iter().map(|(_, _, order)| order.clone()).collect();
+    for ((code, what, _), usersig) in cases.iter().zip(vendor(&orders)) {
+        let answer = sandbox.follow_check(APP, "administrator", usersig.as_str().expect("a usersig"));
+        assert_eq!(answer["ErrorCode"], *code, "{what}: {answer}");
+    }
+}
+
+// --- Both sides ---------------------------------------------------------------------------------
+
+/// Every identifier with one of the keys, every key with one of the identifiers, and the apps at the ends of the range.
+fn everybody() -> Vec<(u32, &'static str, &'static str)> {
+    let identifiers = IDENTIFIERS.iter().map(|identifier| (APP, HEX_KEY, *identifier));
+    let keys = KEYS.iter().map(|key| (APP, *key, "管理员 &<>"));
+    let apps = [1, u32::MAX].map(|app| (app, HEX_KEY, "administrator"));
+    identifiers.chain(keys).chain(apps).collect()
+}
+
+fn fresh(app: u32, key: &str, identifier: &str) -> Value {
+    json!({"sdkappid": app, "key": key, "identifier": identifier, "expire": 3600, "age": 0, "userbuf": null})
+}
+
+/// Has the package carry out orders (tests/vendor.py says which there are).
+fn vendor(orders: &[Value]) -> Vec<Value> {
+    let python = std::env::var_os("CHATGATE_TEST_PYTHON").expect(
+        "CHATGATE_TEST_PYTHON is not set; it names a Python that has the vendor's package. Run tests/run, which makes one",
+    );
+    let mut child = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vendor.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("CHATGATE_TEST_PYTHON names a program; run tests/run, which makes one");
+    let input = child.stdin.take().expect("it was piped");
+    serde_json::to_writer(input, orders).expect("Python reads its orders");
+    let output = child.wait_with_output().expect("Python ends");
+    assert!(output.status.success(), "tests/vendor.py: {}", output.status);
+    serde_json::from_slice(&output.stdout).expect("tests/vendor.py answers in JSON")
+}
+
+fn mint(app: u32, key: &str, identifier: &str) -> String {
+    let output = usersig(&["mint"], app, key, identifier);
+    assert!(output.status.success(), "mint: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("a usersig is ASCII");
+    text.strip_suffix('\n').unwrap_or(&text).to_owned()
+}
+
+/// The exit code of `usersig inspect`.
+fn inspect(text: &str, app: u32, key: &str, identifier: &str) -> Option<i32> {
+    usersig(&["inspect", text], app, key, identifier).status.code()
+}
+
+fn usersig(command: &[&str], app: u32, key: &str, identifier: &str) -> Output {
+    let (_folder, key_file) = key_file(key);
+    Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .arg("usersig")
+        .args(command)
+        .arg(format!("--sdkappid={app}"))
+        .arg(format!("--identifier={identifier}"))
+        .arg(format!("--key-file={}", key_file.display()))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+/// A file with the key as its one line. The folder is only its owner's, and goes with the test.
+fn key_file(key: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("key");
+    let mut file = std::fs::File::create(&path).expect("a new file");
+    writeln!(file, "{key}").expect("a line in it");
+    (folder, path)
+}
+
+// --- The sandbox --------------------------------------------------------------------------------
+
+struct Sandbox {
+    program: Program,
+    address: String,
+}
+
+impl Sandbox {
+    /// A sandbox of one app in which alice follows bob.
+    fn start(key: &str, identifier: &str) -> Self {
+        let mut program = Program::start(&[
+            "sandbox",
+            "--listen=127.0.0.1:0",
+            &format!("--sdkappid={APP}"),
+            &format!("--identifier={identifier}"),
+            &format!("--secret-key={key}"),
+        ]);
+        let address = program.wait_until(|program| program.heard(Stream::Stderr).find_map(address_of_the_sandbox));
+        let sandbox = Self { program, address };
+        sandbox.post("/__sandbox/graph", &json!({"users": ["alice", "bob"], "edges": [["alice", "bob"]]}));
+        sandbox
+    }
+
+    /// The envelope of `follow_check` from alice to bob, called as the vendor documents it.
+    fn follow_check(&self, app: u32, identifier: &str, usersig: &str) -> Value {
+        let identifier = utf8_percent_encode(identifier, NON_ALPHANUMERIC);
+        let target = format!(
+            "/v4/follow/follow_check?sdkappid={app}&identifier={identifier}&usersig={usersig}&random=7&contenttype=json"
+        );
+        let body = self.post(&target, &json!({"From_Account": "alice", "To_Account": ["bob"]}));
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
+    }
+
+    /// Posts and gives the body of the answer. Chat answers with status 200 whatever it has to say; for
+    /// any other curl fails, and so does the test.
+    fn post(&self, target: &str, body: &Value) -> String {
+        shell(&format!("curl -sS --fail --max-time 20 -d '{body}' 'http://{}{target}'", self.address))
+    }
+
+    fn stop(mut self) {
+        let status = self.program.stop();
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// The address in the log line of the sandbox's listener.
+fn address_of_the_sandbox(line: &str) -> Option<String> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    (event["listener"] == "sandbox").then(|| event["address"].as_str().map(str::to_owned))?
+}
