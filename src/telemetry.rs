@@ -8,7 +8,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::config::{Level, Log, LogFormat};
+use crate::config::{Log, LogFormat};
 
 /// Lines that may wait to be written, some 200 bytes each.
 const LINES_MAX: usize = 16 * 1024;
@@ -34,9 +34,10 @@ impl Telemetry {
         };
         // Libraries are kept to warnings: at finer levels some of them print what they send, and
         // what is sent to Chat is signed.
+        let level = LevelFilter::from_level(log.level);
         let filter = tracing_subscriber::filter::Targets::new()
-            .with_target("chatgate", level(log.level))
-            .with_default(level(log.level).min(LevelFilter::WARN));
+            .with_target("chatgate", level)
+            .with_default(level.min(LevelFilter::WARN));
         let _ = tracing_subscriber::registry().with(layer.with_filter(filter)).try_init();
         std::panic::set_hook(Box::new(|panic| {
             // Where, but not what: the message may hold anything that a request held.
@@ -65,14 +66,4 @@ where
 {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     fmt::layer().with_ansi(colours).with_writer(writer)
-}
-
-fn level(level: Level) -> LevelFilter {
-    match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    }
 }
