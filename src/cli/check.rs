@@ -1,0 +1,167 @@
+//! `chatgate check`: what a configuration comes to.
+
+use std::fmt::{self, Write};
+
+use crate::config::{App, Config, is_to_come, lower_limit, show_duration, show_size};
+use crate::domain::command::{CommandName, KNOWN_COMMANDS};
+
+/// What the configuration comes to, for people. Warnings are not part of it.
+pub(super) fn report(config: &Config) -> String {
+    let mut text = String::new();
+    write_report(&mut text, config).expect("a String takes everything");
+    text
+}
+
+fn write_report(out: &mut String, config: &Config) -> fmt::Result {
+    let server = &config.server;
+    for address in &server.listen {
+        writeln!(out, "data listener   {address}{}", reach(address.is_local()))?;
+    }
+    writeln!(out, "admin listener  {}{}", server.admin, reach(server.admin.is_local()))?;
+    if !server.hosts.is_empty() {
+        writeln!(out, "host names      {}", server.hosts.join(", "))?;
+    }
+    let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
+    let header = if config.access.require_header { ", with the header `Chatgate: 1`" } else { "" };
+    writeln!(
+        out,
+        "callers may     {}{header}",
+        if allow.is_empty() { "nothing".to_owned() } else { allow.join(", ") }
+    )?;
+    let default = config.default_app().map(|app| &app.name);
+    for app in &config.apps {
+        let mark = if Some(&app.name) == default { ", for calls that name no app" } else { "" };
+        writeln!(out, "\napp {}{mark}", app.name)?;
+        write_app(out, app)?;
+    }
+    if default.is_none() {
+        writeln!(out, "\nno app is the default: every call has to name one")?;
+    }
+    let cache = &config.cache;
+    writeln!(out, "\ncache           {} pairs an app, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
+    let buffered = show_size(server.max_buffered);
+    writeln!(out, "at one time     {} requests, {buffered} of bodies and answers", server.max_requests)?;
+    let timeout = show_duration(config.upstream.timeout);
+    writeln!(
+        out,
+        "worst-case wait {timeout}: by then a caller whose request is in has an answer, if only `upstream_timeout` or \
+         `rate_limited` (upstream.timeout)"
+    )
+}
+
+fn write_app(out: &mut String, app: &App) -> fmt::Result {
+    writeln!(out, "  sdkappid      {}", app.sdkappid)?;
+    writeln!(out, "  identifier    {:?}, signing for {} at a time", app.identifier.as_str(), lifetime(app))?;
+    match &app.standby {
+        Some(standby) => {
+            let yet = if is_to_come("app.standby") { " (not used in this version)" } else { "" };
+            writeln!(out, "  host          {} in {}\n  standby host  {standby}{yet}", app.endpoint, app.region)?;
+        }
+        None => writeln!(out, "  host          {}, without a standby", app.endpoint)?,
+    }
+    if !app.extra_roots.is_empty() {
+        writeln!(out, "  also trusted  {} of its own", plural(app.extra_roots.len(), "certificate"))?;
+    }
+    let quota = &app.quota;
+    let total = quota.total.map_or("no bound".to_owned(), |total| format!("{total}/s"));
+    let exceptions = exceptions(app);
+    let except = if exceptions.is_empty() { "" } else { ", except" };
+    writeln!(out, "  quota         {}/s for each command, {total} for all together{except}", quota.per_command)?;
+    for (name, rate, why) in exceptions {
+        writeln!(out, "    {name:<55} {rate:>9}  {why}")?;
+    }
+    Ok(())
+}
+
+/// Commands whose rate is not `per_command`, by name: rate and why.
+fn exceptions(app: &App) -> Vec<(String, String, &'static str)> {
+    let own = app.quota.commands.iter().map(|(name, rate)| (name.clone(), format!("{rate}/s"), "configured"));
+    let lower = KNOWN_COMMANDS
+        .iter()
+        .map(|known| known.name)
+        .filter(|name| lower_limit(*name).is_some_and(|vendor| vendor < app.quota.per_command) && !is_own(app, *name));
+    let lower = lower.map(|name| (name.to_string(), format!("{}/s", app.quota.limit(name)), "vendor's limit"));
+    let mut exceptions: Vec<_> = own.chain(lower).collect();
+    exceptions.sort();
+    exceptions
+}
+
+fn is_own(app: &App, name: CommandName<'_>) -> bool {
+    app.quota.commands.contains_key(&name.to_string())
+}
+
+fn lifetime(app: &App) -> String {
+    show_duration(app.usersig_lifetime)
+}
+
+fn reach(local: bool) -> &'static str {
+    if local { "" } else { ", which other machines can reach (access.open)" }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Env, load};
+
+    const KEY: &str = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
+
+    fn report_of(text: &str) -> String {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, text).expect("written");
+        let env: Env = [("KEY", KEY)].into_iter().collect();
+        report(&load(&path, &env).unwrap_or_else(|problems| panic!("{problems}")))
+    }
+
+    #[test]
+    fn it_names_listeners_apps_hosts_quotas_and_the_longest_wait() {
+        let text = report_of(
+            "[server]\nlisten = ['127.0.0.1:1', 'unix:/run/x.sock']\n\
+             [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
+             [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
+             [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
+             [upstream]\ntimeout = '17s'\n",
+        );
+        for line in [
+            "data listener   127.0.0.1:1",
+            "data listener   unix:/run/x.sock",
+            "admin listener  127.0.0.1:8701",
+            "callers may     follow/follow_check",
+            "app one",
+            "  sdkappid      7",
+            "  identifier    \"administrator\", signing for 24h at a time",
+            "  host          https://adminapijpn.im.qcloud.com in tokyo",
+            "  quota         150/s for each command, 900/s for all together, except",
+            "app two, for calls that name no app",
+            "  host          http://127.0.0.1:9700, without a standby",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        let words = |name: &str| -> Vec<String> {
+            let line = text.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}\n{text}"));
+            line.split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(words("follow/follow_add"), ["follow/follow_add", "3/s", "configured"]);
+        assert_eq!(words("im_open_login_svc/account_delete")[1], "100/s");
+        assert!(text.contains("worst-case wait 17s") && text.contains("adminapijpn.my-imcloud.com"), "{text}");
+        assert!(!text.contains(&KEY[..8]), "{text}");
+    }
+
+    #[test]
+    fn what_lets_others_in_or_nobody_is_said() {
+        let text = report_of(
+            "[server]\nlisten = '0.0.0.0:1'\n[access]\nopen = true\nallow = []\nrequire_header = true\n\
+             [[app]]\nname = 'a'\nsdkappid = 1\nregion = 'china'\nsecret_key_env = 'KEY'\n\
+             [[app]]\nname = 'b'\nsdkappid = 2\nregion = 'china'\nsecret_key_env = 'KEY'\n",
+        );
+        for part in
+            ["0.0.0.0:1, which other machines can reach", "callers may     nothing, with", "no app is the default"]
+        {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The commands that run until they are told to stop.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::USAGE;
+use super::output::complain;
+use crate::config::{Config, Log};
+use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
+use crate::serve::Server;
+use crate::telemetry::Telemetry;
+
+/// `chatgate serve`: what the configuration leaves doubtful goes to the log first.
+pub(super) fn serve(config: Config) -> ExitCode {
+    let _log = Telemetry::start(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!(file = warning.file, line = warning.line, key = warning.key, "{}", warning.message);
+    }
+    match Server::bind(config).and_then(Server::run) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `chatgate sandbox`.
+pub(super) fn sandbox(args: SandboxArgs) -> ExitCode {
+    let config = match SandboxConfig::try_from(args) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(error);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let _log = Telemetry::start(&Log::default());
+    match run_sandbox(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_sandbox(config: SandboxConfig) -> Result<(), Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let sandbox = Sandbox::bind(config).await?;
+        let stop = CancellationToken::new();
+        let stopping = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+        };
+        tokio::join!(sandbox.run(stop.clone()), stopping);
+        Ok(())
+    })
+}
+
+/// An error and what caused it, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

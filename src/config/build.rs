@@ -1,0 +1,274 @@
+//! From a file to a [`Config`], all problems at once.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use super::address::host_name;
+use super::overlay::lay_over;
+use super::problem::in_order;
+use super::section::{Reader, Section};
+use super::suggest::closest;
+use super::tree::{Node, Place, Table, parse};
+use super::units::{Reading, boolean, count, duration, parsed, show_duration, size};
+use super::{
+    Access, Cache, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem, Problems,
+    Server, Upstream, apps, later,
+};
+use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
+
+pub(super) fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
+    let reader = Reader::new(path, env);
+    let whole =
+        |line, message| Problem { file: reader.file().to_owned(), line, column: None, key: String::new(), message };
+    let text = read_file(path).map_err(|(line, message)| Problems::one(whole(line, message)))?;
+    let mut table = parse(reader.file(), &text).map_err(Problems::one)?;
+    lay_over(&mut table, env, &reader);
+    let built = build(&reader, &table);
+    let (problems, mut warnings) = reader.into_findings();
+    in_order(&mut warnings);
+    match Problems::of(problems) {
+        Some(problems) => Err(problems),
+        None => Ok(Config { warnings, ..built }),
+    }
+}
+
+/// The text of the file, or what is wrong with it and in which line.
+fn read_file(path: &Path) -> Result<String, (Option<usize>, String)> {
+    let read = || {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(FILE_LEN_MAX as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|error: std::io::Error| {
+        let hint = if path == Path::new(PATH_DEFAULT) {
+            "; name another with --config, or write one with `chatgate init`"
+        } else {
+            ""
+        };
+        (None, format!("cannot be read: {error}{hint}"))
+    })?;
+    if bytes.len() > FILE_LEN_MAX {
+        return Err((None, "is larger than 1 MiB, so it is not a configuration".to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        (Some(line), "is not UTF-8 text".to_owned())
+    })
+}
+
+/// Reads all of it. What could not be read has its default in the result, which is only used if
+/// there was no problem.
+fn build(reader: &Reader<'_>, table: &Table) -> Config {
+    let mut root = Section::root(reader, table);
+    let mut server_section = root.section("server");
+    let (server, listen_places) = server(&mut server_section);
+    let (apps, names) = apps::apps(&mut root);
+    let mut access_section = root.section("access");
+    let access = access(&mut access_section);
+    let cache = cache(root.section("cache"));
+    let follow_check = follow_check(root.section("follow_check"));
+    let upstream = upstream(root.section("upstream"));
+    let log = log(root.section("log"));
+    let callers = later::check(reader, &mut root, &mut server_section, &names);
+    if !access.open && !callers {
+        refuse_open_listeners(reader, &server, &listen_places);
+    }
+    if server.max_buffered < server.max_body {
+        server_section.warning("max_buffered", "is less than max_body: a body larger than this is always refused");
+    }
+    access_section.finish();
+    server_section.finish();
+    root.finish();
+    Config { server, apps, access, cache, follow_check, upstream, log, warnings: Vec::new() }
+}
+
+/// The server, and the places of its listeners: those of `listen` in their order, then that of `admin`.
+fn server(section: &mut Section<'_>) -> (Server, Vec<(String, Place)>) {
+    let mut server = Server::default();
+    let timeout = || duration(millis(10)..=hours(1));
+    let admin_place = section.place_of("admin").clone();
+    let mut places = vec![("server.listen".to_owned(), section.place_of("listen").clone())];
+    if let Some(listen) = section.list("listen", true, 1..=16, parsed::<ListenAddr>) {
+        places = listen.iter().map(|(_, place)| ("server.listen".to_owned(), place.clone())).collect();
+        server.listen = listen.into_iter().map(|(address, _)| address).collect();
+    }
+    section.read("admin", &mut server.admin, parsed);
+    places.push(("server.admin".to_owned(), admin_place));
+    section.read("unix_mode", &mut server.unix_mode, unix_mode);
+    if let Some(hosts) = section.list("hosts", false, 0..=100, host) {
+        server.hosts = hosts.into_iter().map(|(host, _)| host).collect();
+    }
+    section.read("max_body", &mut server.max_body, size(1 << 10..=64 << 20));
+    section.read("max_connections", &mut server.max_connections, count(1..=1_000_000));
+    section.read("max_requests", &mut server.max_requests, count(1..=1_000_000));
+    section.read("max_buffered", &mut server.max_buffered, size(1 << 10..=64 << 30));
+    section.read("handshake_timeout", &mut server.handshake_timeout, timeout());
+    section.read("head_timeout", &mut server.head_timeout, timeout());
+    section.read("body_timeout", &mut server.body_timeout, timeout());
+    section.read("write_timeout", &mut server.write_timeout, timeout());
+    section.read("idle_timeout", &mut server.idle_timeout, duration(millis(10)..=hours(24)));
+    section.read("drain_delay", &mut server.drain_delay, duration(millis(0)..=hours(1)));
+    section.read("drain_timeout", &mut server.drain_timeout, duration(millis(0)..=hours(1)));
+    section.read("explain", &mut server.explain, boolean);
+    if server.unix_mode & 0o002 != 0 {
+        section.warning("unix_mode", "lets every user of this machine call as the administrator of every app");
+    }
+    refuse_collisions(section, &server);
+    (server, places)
+}
+
+fn refuse_collisions(section: &Section<'_>, server: &Server) {
+    let mut before: Vec<&ListenAddr> = Vec::new();
+    for address in &server.listen {
+        if before.iter().any(|other| other.collides_with(address)) {
+            section.problem("listen", "has one address twice; write each once");
+            break;
+        }
+        before.push(address);
+    }
+    if before.iter().any(|other| other.collides_with(&server.admin)) {
+        let key = if section.has("admin") { "admin" } else { "listen" };
+        section.problem(key, "listen and admin have the same address; give admin one of its own");
+    }
+}
+
+/// Whoever reaches a listener acts as administrator, so one that other machines reach must be meant.
+fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)]) {
+    let addresses = server.listen.iter().chain([&server.admin]);
+    for (_, (key, place)) in addresses.zip(places).filter(|(address, _)| !address.is_local()) {
+        reader.problem(
+            place,
+            key,
+            "other machines can reach this address, and nobody is asked who they are; listen on 127.0.0.1, [::1] \
+             or \"unix:/path\", or write access.open = true if every machine that can reach it may call",
+        );
+    }
+}
+
+fn access(section: &mut Section<'_>) -> Access {
+    let mut access = Access::default();
+    if let Some(allow) = patterns(section, "allow") {
+        if allow.is_empty() {
+            section.warning("allow", "is empty, so every command is refused");
+        }
+        access.allow = allow;
+    }
+    section.read("require_header", &mut access.require_header, boolean);
+    section.read("open", &mut access.open, boolean);
+    access
+}
+
+/// A list of patterns. One that matches no command of the built-in table is taken, with a warning:
+/// the vendor may know commands that the table does not.
+pub(super) fn patterns(section: &mut Section<'_>, key: &'static str) -> Option<Vec<CommandPattern>> {
+    let patterns = section.list(key, false, 0..=1000, parsed::<CommandPattern>)?;
+    for (pattern, place) in &patterns {
+        if !KNOWN_COMMANDS.iter().any(|known| pattern.matches(known.name)) {
+            section.warning_at(place, &section.path_of(key), unknown_command(&pattern.to_string()));
+        }
+    }
+    Some(patterns.into_iter().map(|(pattern, _)| pattern).collect())
+}
+
+/// What to say about a command that the built-in table does not have.
+pub(super) fn unknown_command(name: &str) -> String {
+    let names: Vec<String> = KNOWN_COMMANDS
+        .iter()
+        .flat_map(|known| [known.name.to_string(), format!("{}/*", known.name.service())])
+        .collect();
+    let hint = closest(name, names.iter().map(String::as_str));
+    let hint = hint.map(|meant| format!("; did you mean \"{meant}\"?")).unwrap_or_default();
+    format!("names no command that chatgate knows{hint}")
+}
+
+fn cache(mut section: Section<'_>) -> Cache {
+    let mut cache = Cache::default();
+    section.read("ttl", &mut cache.ttl, duration(millis(0)..=hours(24)));
+    section.read("max_pairs", &mut cache.max_pairs, count(1..=100_000_000));
+    section.read("write_settle", &mut cache.write_settle, duration(millis(0)..=millis(300_000)));
+    later::check_cache(&mut section);
+    section.finish();
+    cache
+}
+
+fn follow_check(mut section: Section<'_>) -> FollowCheck {
+    let mut follow_check = FollowCheck::default();
+    section.read("max_to", &mut follow_check.max_to, count(1..=10_000));
+    section.read("flip", &mut follow_check.flip, boolean);
+    section.finish();
+    follow_check
+}
+
+fn upstream(mut section: Section<'_>) -> Upstream {
+    let mut upstream = Upstream::default();
+    let timeout = || duration(millis(10)..=millis(300_000));
+    section.read("timeout", &mut upstream.timeout, timeout());
+    section.read("attempt_timeout", &mut upstream.attempt_timeout, timeout());
+    section.read("connect_timeout", &mut upstream.connect_timeout, timeout());
+    section.read("max_answer", &mut upstream.max_answer, size(1 << 10..=64 << 20));
+    section.read("max_in_flight", &mut upstream.max_in_flight, count(1..=10_000));
+    section.read("connection_max_age", &mut upstream.connection_max_age, duration(millis(100)..=hours(24)));
+    section.read("idle_timeout", &mut upstream.idle_timeout, duration(millis(100)..=hours(1)));
+    // Who shortens the whole means its parts too, unless the parts were written.
+    let (whole, part) = (upstream.timeout, &mut upstream.attempt_timeout);
+    bound(&section, ("attempt_timeout", part), ("timeout", whole));
+    let (whole, part) = (upstream.attempt_timeout, &mut upstream.connect_timeout);
+    bound(&section, ("connect_timeout", part), ("attempt_timeout", whole));
+    later::check_upstream(&mut section);
+    section.finish();
+    upstream
+}
+
+/// Keeps a part within the whole: a default shrinks, what was written is refused.
+fn bound(section: &Section<'_>, (part_key, part): (&str, &mut Duration), (whole_key, whole): (&str, Duration)) {
+    if *part <= whole {
+        return;
+    }
+    if section.has(part_key) {
+        let whole_text = show_duration(whole);
+        section
+            .problem(part_key, format_args!("is longer than upstream.{whole_key} ({whole_text}); write at most that"));
+    }
+    *part = whole;
+}
+
+fn log(mut section: Section<'_>) -> Log {
+    let mut log = Log::default();
+    section.read("format", &mut log.format, |node| match node.text() {
+        Some("json") => Ok(LogFormat::Json),
+        Some("text") => Ok(LogFormat::Text),
+        _ => Err("must be \"json\" or \"text\"".to_owned()),
+    });
+    section.read("level", &mut log.level, |node| match node.text() {
+        Some("error") => Ok(tracing::Level::ERROR),
+        Some("warn") => Ok(tracing::Level::WARN),
+        Some("info") => Ok(tracing::Level::INFO),
+        Some("debug") => Ok(tracing::Level::DEBUG),
+        Some("trace") => Ok(tracing::Level::TRACE),
+        _ => Err("must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"".to_owned()),
+    });
+    section.finish();
+    log
+}
+
+fn unix_mode(node: &Node) -> Reading<u32> {
+    let digits =
+        node.text().filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()));
+    let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok());
+    mode.filter(|mode| *mode <= 0o777).ok_or_else(|| "must be octal digits in quotes, \"000\" to \"0777\"".to_owned())
+}
+
+fn host(node: &Node) -> Reading<String> {
+    host_name(node.text().ok_or("must be a text in quotes")?).map_err(str::to_owned)
+}
+
+const fn millis(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+const fn hours(number: u64) -> Duration {
+    Duration::from_secs(number * 3600)
+}

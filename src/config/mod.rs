@@ -1,0 +1,288 @@
+//! The configuration: what an operator may say, read once and checked whole.
+//!
+//! ```text
+//! file ──> tree (values and their places) ──> environment laid over it ──> Config
+//! ```
+//!
+//! Every problem is found in one reading and reported with file, line and key; nothing that is written is
+//! ignored. Past this module there are only checked values: no text that is still to be parsed, no number
+//! out of bounds, no name that means nothing. `config/chatgate.toml` explains every key.
+
+mod address;
+mod apps;
+mod build;
+mod later;
+mod overlay;
+mod problem;
+mod quota;
+mod secret;
+mod section;
+mod suggest;
+mod tree;
+mod units;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+
+pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError, UNIX_PATH_LEN_MAX};
+pub use self::later::is_to_come;
+pub use self::overlay::{Env, PREFIX};
+pub use self::problem::{Problem, Problems};
+pub use self::quota::{Quota, lower_limit};
+pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
+pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
+use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::command::{CommandPattern, FOLLOW_CHECK};
+use crate::domain::region::Region;
+
+/// Where the configuration is looked for if nobody says where.
+pub const PATH_DEFAULT: &str = "/etc/chatgate/chatgate.toml";
+
+/// Largest configuration file. One with hundreds of apps has under 100 KiB.
+pub const FILE_LEN_MAX: usize = 1024 * 1024;
+
+/// Most apps of one gateway. Each has a cache, a quota and a pool of connections of its own.
+pub const APPS_MAX: usize = 256;
+
+/// Reads the configuration and every file it names, with the environment laid over it.
+///
+/// # Errors
+/// Every problem there is, never none.
+pub fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
+    build::load(path, env)
+}
+
+/// Everything an operator may say. `Debug` shows no secret.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Listeners and what they bear.
+    pub server: Server,
+    /// The apps that calls are made for: at least one, at most [`APPS_MAX`], no two of one name or number.
+    pub apps: Vec<App>,
+    /// What callers may do.
+    pub access: Access,
+    /// How long pairs are remembered.
+    pub cache: Cache,
+    /// How `follow/follow_check` is answered.
+    pub follow_check: FollowCheck,
+    /// Calls to Chat.
+    pub upstream: Upstream,
+    /// What is logged.
+    pub log: Log,
+    /// What is doubtful but no reason to refuse.
+    pub warnings: Vec<Problem>,
+}
+
+impl Config {
+    /// The app of calls that name none: the only one, or the one marked as default.
+    pub fn default_app(&self) -> Option<&App> {
+        match self.apps.as_slice() {
+            [only] => Some(only),
+            apps => apps.iter().find(|app| app.default),
+        }
+    }
+}
+
+/// `[server]`: listeners and what they bear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where callers come: 1 to 16 addresses. Default 127.0.0.1:8700.
+    pub listen: Vec<ListenAddr>,
+    /// Where operators come. Default 127.0.0.1:8701.
+    pub admin: ListenAddr,
+    /// Mode of the Unix sockets, 0 to 0o777. Default 0o660.
+    pub unix_mode: u32,
+    /// Names accepted in `Host` beside loopback names and the listen addresses: lower case, no port,
+    /// IPv6 in brackets. At most 100.
+    pub hosts: Vec<String>,
+    /// Largest body of a request in bytes, 1 KiB to 64 MiB. Default 1 MiB.
+    pub max_body: usize,
+    /// Connections at one time, 1 to 1,000,000; further ones are closed. Default 4096.
+    pub max_connections: usize,
+    /// Requests worked on at one time, 1 to 1,000,000. Default 2048.
+    pub max_requests: usize,
+    /// Bytes of bodies and answers held at one time, 1 KiB to 64 GiB. Default 256 MiB.
+    pub max_buffered: usize,
+    /// For a TLS handshake, 10 ms to 1 h. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// For the head of a request, 10 ms to 1 h. Default 10 s.
+    pub head_timeout: Duration,
+    /// For the whole body of a request, 10 ms to 1 h. Default 30 s.
+    pub body_timeout: Duration,
+    /// For a caller to take its answer, 10 ms to 1 h. Default 30 s.
+    pub write_timeout: Duration,
+    /// How long a connection may stand without a request, 10 ms to 24 h. Default 75 s.
+    pub idle_timeout: Duration,
+    /// After SIGTERM go on as usual for so long, up to 1 h. Default 0.
+    pub drain_delay: Duration,
+    /// Then finish what is there for at most so long, up to 1 h. Default 25 s.
+    pub drain_timeout: Duration,
+    /// Whether `Chatgate-Explain` is answered. Default false.
+    pub explain: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        let loopback = |port| ListenAddr::Tcp(([127, 0, 0, 1], port).into());
+        Self {
+            listen: vec![loopback(8700)],
+            admin: loopback(8701),
+            unix_mode: 0o660,
+            hosts: Vec::new(),
+            max_body: 1 << 20,
+            max_connections: 4096,
+            max_requests: 2048,
+            max_buffered: 256 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(25),
+            explain: false,
+        }
+    }
+}
+
+/// `[[app]]`: an app of Chat and who signs for it.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// What callers and metrics call it.
+    pub name: AppName,
+    /// Its number.
+    pub sdkappid: SdkAppId,
+    /// Its data centre. If `endpoint` was written and `region` was not, this is [`Region::Singapore`]
+    /// and means nothing.
+    pub region: Region,
+    /// Where its calls go.
+    pub endpoint: Endpoint,
+    /// Where they go while the endpoint cannot be reached: the region's second domain, `None` if the
+    /// endpoint was written.
+    pub standby: Option<Endpoint>,
+    /// Certificates trusted for this app beside the public roots.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// The administrator that signs. Default `administrator`.
+    pub identifier: Identifier,
+    /// The app's key.
+    pub secret_key: SecretKey,
+    /// How long a signature is good: whole seconds, 10 s to 180 days. Default 24 h.
+    pub usersig_lifetime: Duration,
+    /// Whether calls that name no app are for this one.
+    pub default: bool,
+    /// Its calls a second.
+    pub quota: Quota,
+}
+
+/// `[access]`: what callers may do. The gateway signs as administrator, so what is not allowed is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    /// Commands that callers may use, at most 1000 patterns. Default `follow/follow_check` alone.
+    pub allow: Vec<CommandPattern>,
+    /// Whether every data request must carry `Chatgate: 1`. Default false.
+    pub require_header: bool,
+    /// Whether listeners that other machines reach are meant, though nobody is asked who they are.
+    /// Default false.
+    pub open: bool,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        let follow_check = CommandPattern::One(FOLLOW_CHECK.service().into(), FOLLOW_CHECK.command().into());
+        Self { allow: vec![follow_check], require_header: false, open: false }
+    }
+}
+
+/// `[cache]`: how long pairs are remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// How old a pair may be that answers, 0 (never) to 24 h. Default 30 s.
+    pub ttl: Duration,
+    /// Pairs kept for each app, 1 to 100,000,000. Default 1,000,000.
+    pub max_pairs: usize,
+    /// For so long after a relayed write answers about its pairs are not kept, up to 5 min. Default 1 s.
+    pub write_settle: Duration,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(30), max_pairs: 1_000_000, write_settle: Duration::from_secs(1) }
+    }
+}
+
+/// `[follow_check]`: how it is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowCheck {
+    /// Most accounts of one request, 1 to 10,000. Default 1000.
+    pub max_to: usize,
+    /// Whether pairs may be asked for from their other side. Default true.
+    pub flip: bool,
+}
+
+impl Default for FollowCheck {
+    fn default() -> Self {
+        Self { max_to: 1000, flip: true }
+    }
+}
+
+/// `[upstream]`: calls to Chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// For one caller's request, waits and attempts together, 10 ms to 5 min. Default 5 s.
+    pub timeout: Duration,
+    /// For one attempt, 10 ms to `timeout`. Default 3.5 s (or `timeout`), as upstream's own is 3 s.
+    pub attempt_timeout: Duration,
+    /// For a connection with its TLS handshake, 10 ms to `attempt_timeout`. Default 1 s (or `attempt_timeout`).
+    pub connect_timeout: Duration,
+    /// Largest answer in bytes, 1 KiB to 64 MiB. Default 8 MiB.
+    pub max_answer: usize,
+    /// Calls under way at one time for each app, 1 to 10,000. Default 64.
+    pub max_in_flight: usize,
+    /// How old a connection may get, so that changes of DNS are followed: 100 ms to 24 h. Default 5 min.
+    pub connection_max_age: Duration,
+    /// How long a connection is kept without a call, 100 ms to 1 h. Default 50 s.
+    pub idle_timeout: Duration,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_millis(3500),
+            connect_timeout: Duration::from_secs(1),
+            max_answer: 8 << 20,
+            max_in_flight: 64,
+            connection_max_age: Duration::from_secs(300),
+            idle_timeout: Duration::from_secs(50),
+        }
+    }
+}
+
+/// `[log]`: what is logged, on stderr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Default JSON.
+    pub format: LogFormat,
+    /// The least important events that are logged. Default info.
+    pub level: tracing::Level,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, level: tracing::Level::INFO }
+    }
+}
+
+/// How an event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// One line for people.
+    Text,
+}
+
+#[cfg(test)]
+mod tests;

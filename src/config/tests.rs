@@ -1,0 +1,398 @@
+//! Whole files: what is read from them, and what is refused with which words.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+mod refusals;
+
+/// A key that must never be seen, in the form the console shows keys in.
+const MARKED: &str = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
+
+const APP: &str = "[[app]]\nname = 'main'\nsdkappid = 1400000001\nregion = 'singapore'\nsecret_key_file = 'chat-key'\n";
+
+/// A folder with a key file and a configuration.
+struct Folder {
+    folder: TempDir,
+    file: PathBuf,
+}
+
+impl Folder {
+    fn with(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.toml");
+        fs::write(&file, text).expect("written");
+        let folder = Self { folder, file };
+        folder.secret("chat-key", &format!("{MARKED}\n"));
+        folder
+    }
+
+    fn secret(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode set");
+    }
+
+    fn load(&self, variables: &[(&str, &str)]) -> Result<Config, Problems> {
+        load(&self.file, &variables.iter().copied().collect())
+    }
+
+    /// The problems, each as it is printed but for the folder.
+    fn problems(&self, variables: &[(&str, &str)]) -> Vec<String> {
+        let problems = self.load(variables).map(|_| ()).expect_err("problems");
+        let folder = format!("{}/", self.folder.path().display());
+        problems.all().iter().map(|problem| problem.to_string().replace(&folder, "")).collect()
+    }
+
+    /// The warnings, likewise.
+    fn warnings(&self) -> Vec<String> {
+        let folder = format!("{}/", self.folder.path().display());
+        let config = self.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
+        config.warnings.iter().map(|warning| warning.to_string().replace(&folder, "")).collect()
+    }
+}
+
+fn config(text: &str) -> Config {
+    Folder::with(text).load(&[]).unwrap_or_else(|problems| panic!("{text}\n{problems}"))
+}
+
+/// All that a file without any key but those of one app gives.
+fn assert_defaults(config: &Config) {
+    assert_eq!(config.server, Server::default());
+    assert_eq!(config.access, Access::default());
+    assert_eq!(config.cache, Cache::default());
+    assert_eq!(config.follow_check, FollowCheck::default());
+    assert_eq!(config.upstream, Upstream::default());
+    assert_eq!(config.log, Log::default());
+    assert_eq!(config.warnings, []);
+    let [app] = config.apps.as_slice() else { panic!("{config:?}") };
+    assert_eq!((app.name.as_str(), app.sdkappid.get(), app.region), ("main", 1_400_000_001, Region::Singapore));
+    assert_eq!(app.endpoint.to_string(), "https://adminapisgp.im.qcloud.com");
+    assert_eq!(app.standby.as_ref().map(Endpoint::authority).as_deref(), Some("adminapisgp.my-imcloud.com"));
+    assert_eq!(app.identifier.as_str(), "administrator");
+    assert_eq!(app.secret_key.expose(), MARKED.as_bytes());
+    assert_eq!(app.usersig_lifetime, Duration::from_secs(86_400));
+    assert_eq!(app.quota, Quota::default());
+    assert!(app.extra_roots.is_empty());
+    assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("main"));
+}
+
+#[test]
+fn the_least_that_works_has_every_default() {
+    assert_defaults(&config(include_str!("../../config/minimal.toml")));
+}
+
+#[test]
+fn the_explained_file_shows_the_defaults() {
+    assert_defaults(&config(include_str!("../../config/chatgate.toml")));
+}
+
+/// Every key that is read stands in the explained file, as a line of its own or commented out.
+#[test]
+fn the_explained_file_has_every_key() {
+    let explained = include_str!("../../config/chatgate.toml");
+    let sections = ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "log"];
+    for section in sections {
+        // The message for a key that nobody could have meant lists the keys there are.
+        let variable = format!("CHATGATE__{}__QQQQQQQQQQ", section.replace('.', "__").to_uppercase());
+        let folder = Folder::with(APP);
+        let problems = folder.problems(&[(&variable, "1")]);
+        let keys = problems[0].split_once("there are ").expect("a list of keys").1;
+        assert!(keys.split(", ").count() >= 2, "{keys}");
+        for key in keys.split(", ") {
+            let stands = explained.lines().any(|line| {
+                let line = line.trim_start_matches("# ");
+                line.starts_with(&format!("{key} = "))
+                    || line.contains(&format!("[{}.{key}]", section.replace(".0", "")))
+                    || line.contains(&format!("{}.{key} ", section.replace(".0", "")))
+            });
+            assert!(stands, "{section}: {key}");
+        }
+    }
+}
+
+#[test]
+fn every_key_is_read() {
+    let folder = Folder::with(
+        r#"
+        [server]
+        listen = ["127.0.0.1:1", "unix:/run/x.sock"]
+        admin = "[::1]:2"
+        unix_mode = "0600"
+        hosts = ["Chatgate.Internal", "::1"]
+        max_body = "2MiB"
+        max_connections = 3
+        max_requests = 4
+        max_buffered = "5MB"
+        handshake_timeout = "6s"
+        head_timeout = "7s"
+        body_timeout = "8s"
+        write_timeout = "9s"
+        idle_timeout = "10s"
+        drain_delay = "11s"
+        drain_timeout = "12s"
+        explain = true
+
+        [[app]]
+        name = "one"
+        sdkappid = 1
+        endpoint = "http://127.0.0.1:9700"
+        identifier = "boss"
+        secret_key_env = "KEY"
+        usersig_lifetime = "10s"
+        quota.per_command = "20/s"
+        quota.total = "30/s"
+        quota.commands = { "follow/follow_add" = "7/s" }
+
+        [[app]]
+        name = "two"
+        sdkappid = 4294967295
+        region = "tokyo"
+        ca_file = "ca.pem"
+        secret_key_file = "chat-key"
+        default = true
+
+        [access]
+        allow = ["follow/*", "profile/portrait_get"]
+        require_header = true
+        open = true
+
+        [cache]
+        ttl = "13s"
+        max_pairs = 14
+        write_settle = "15ms"
+        stale_if_error = "0s"
+
+        [follow_check]
+        max_to = 16
+        flip = false
+
+        [upstream]
+        timeout = "17s"
+        attempt_timeout = "16s"
+        connect_timeout = "15s"
+        attempts = 1
+        retry_budget = 0
+        max_answer = "1KiB"
+        max_in_flight = 18
+        connection_max_age = "19s"
+        idle_timeout = "20s"
+
+        [log]
+        format = "text"
+        level = "debug"
+        "#,
+    );
+    let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
+    folder.secret("ca.pem", &certificate.pem());
+    let config = folder.load(&[("KEY", MARKED)]).unwrap_or_else(|problems| panic!("{problems}"));
+    let secs = Duration::from_secs;
+    let address = |text: &str| text.parse::<ListenAddr>().expect(text);
+    let server = Server {
+        listen: vec![address("127.0.0.1:1"), address("unix:/run/x.sock")],
+        admin: address("[::1]:2"),
+        unix_mode: 0o600,
+        hosts: vec!["chatgate.internal".into(), "[::1]".into()],
+        max_body: 2 << 20,
+        max_connections: 3,
+        max_requests: 4,
+        max_buffered: 5_000_000,
+        handshake_timeout: secs(6),
+        head_timeout: secs(7),
+        body_timeout: secs(8),
+        write_timeout: secs(9),
+        idle_timeout: secs(10),
+        drain_delay: secs(11),
+        drain_timeout: secs(12),
+        explain: true,
+    };
+    assert_eq!(config.server, server);
+    let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
+    assert!(config.access.require_header && config.access.open);
+    assert_eq!(config.cache, Cache { ttl: secs(13), max_pairs: 14, write_settle: Duration::from_millis(15) });
+    assert_eq!(config.follow_check, FollowCheck { max_to: 16, flip: false });
+    let upstream = Upstream {
+        timeout: secs(17),
+        attempt_timeout: secs(16),
+        connect_timeout: secs(15),
+        max_answer: 1024,
+        max_in_flight: 18,
+        connection_max_age: secs(19),
+        idle_timeout: secs(20),
+    };
+    assert_eq!(config.upstream, upstream);
+    assert_eq!(config.log, Log { format: LogFormat::Text, level: tracing::Level::DEBUG });
+    assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("two"));
+    let [one, two] = config.apps.as_slice() else { panic!("{:?}", config.apps) };
+    assert_eq!((one.endpoint.to_string().as_str(), &one.standby), ("http://127.0.0.1:9700", &None));
+    assert_eq!((one.identifier.as_str(), one.secret_key.expose()), ("boss", MARKED.as_bytes()));
+    assert_eq!(one.usersig_lifetime, secs(10));
+    assert_eq!((one.quota.per_command.get(), one.quota.total.map(|total| total.get())), (20, Some(30)));
+    assert_eq!(one.quota.commands.get("follow/follow_add").map(|rate| rate.get()), Some(7));
+    assert_eq!((two.sdkappid.get(), two.region), (u32::MAX, Region::Tokyo));
+    assert_eq!(two.extra_roots, [certificate.der().clone()]);
+}
+
+#[test]
+fn who_shortens_the_whole_shortens_its_parts() {
+    let upstream = config(&format!("{APP}[upstream]\ntimeout = '200ms'\n")).upstream;
+    assert_eq!((upstream.attempt_timeout.as_millis(), upstream.connect_timeout.as_millis()), (200, 200));
+    let upstream = config(&format!("{APP}[upstream]\nattempt_timeout = '2s'\n")).upstream;
+    assert_eq!((upstream.timeout.as_millis(), upstream.connect_timeout.as_millis()), (5000, 1000));
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let folder = Folder::with(&format!("{APP}[server]\nlisten = '127.0.0.1:1'\n"));
+    let config = folder
+        .load(&[
+            ("CHATGATE__SERVER__LISTEN", "['127.0.0.1:2', '[::1]:2']"),
+            ("CHATGATE__SERVER__ADMIN", "[::1]:3"),
+            ("CHATGATE__SERVER__EXPLAIN", "true"),
+            ("CHATGATE__CACHE__TTL", "1m"),
+            ("CHATGATE__CACHE__MAX_PAIRS", "17"),
+            ("CHATGATE__APP__0__REGION", "seoul"),
+            ("CHATGATE__APP__0__QUOTA__COMMANDS", "{ 'follow/follow_add' = '3/s' }"),
+            ("CHATGATE_CONFIG", "elsewhere"),
+            ("CHATGATE", "x"),
+        ])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    let listen: Vec<String> = config.server.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1:2", "[::1]:2"]);
+    assert_eq!(config.server.admin.to_string(), "[::1]:3");
+    assert!(config.server.explain);
+    assert_eq!((config.cache.ttl, config.cache.max_pairs), (Duration::from_secs(60), 17));
+    assert_eq!(config.apps[0].endpoint.host, "adminapikr.im.qcloud.com");
+    assert_eq!(config.apps[0].quota.commands.len(), 1);
+}
+
+#[test]
+fn problems_of_the_environment_name_the_variable() {
+    let folder = Folder::with(&format!("{APP}[server]\nlisten = 'x'\n"));
+    let problems = folder.problems(&[
+        ("CHATGATE__CACHE__TTL", "soon"),
+        ("CHATGATE__SERVER__LISTNE", "127.0.0.1:1"),
+        ("CHATGATE__APP__7__NAME", "main"),
+    ]);
+    assert_eq!(problems.len(), 4, "{problems:#?}");
+    assert!(problems[0].starts_with("config.toml:7: server.listen: is not an address"), "{problems:#?}");
+    assert!(problems[1].starts_with("CHATGATE__APP__7__NAME: app.7.name: has 1 items"), "{problems:#?}");
+    assert!(problems[2].starts_with("CHATGATE__CACHE__TTL: cache.ttl: is not a duration"), "{problems:#?}");
+    assert!(problems[3].contains("SERVER__LISTNE: server.listne: there is no such key; did you mean \"listen\"?"));
+}
+
+#[test]
+fn doubts_are_warnings() {
+    let folder = Folder::with(
+        r#"
+        [server]
+        unix_mode = "0666"
+        max_body = "2MiB"
+        max_buffered = "1MiB"
+        [[app]]
+        name = "main"
+        sdkappid = 1
+        region = "china"
+        secret_key_file = "readable"
+        quota.per_command = "201/s"
+        quota.commands = { "follow/folow_add" = "1/s", "im_open_login_svc/account_delete" = "101/s" }
+        [access]
+        allow = ["folow/*", "*"]
+        "#,
+    );
+    folder.secret("readable", "key ");
+    fs::set_permissions(folder.folder.path().join("readable"), fs::Permissions::from_mode(0o644)).expect("its mode");
+    let warnings = folder.warnings();
+    for expected in [
+        "config.toml:3: server.unix_mode: lets every user",
+        "config.toml:5: server.max_buffered: is less than max_body",
+        "config.toml:10: app[0].secret_key_file: every user of this machine can read",
+        "config.toml:10: app[0].secret_key_file: the secret begins or ends with a blank",
+        "config.toml:11: app[0].quota.per_command: is above the 200/s",
+        "config.toml:12: app[0].quota.commands.\"follow/folow_add\": names no command that chatgate knows; did you mean \"follow/follow_add\"?",
+        "config.toml:12: app[0].quota.commands.\"im_open_login_svc/account_delete\": is above the 100/s",
+        "config.toml:14: access.allow: names no command that chatgate knows; did you mean \"follow/*\"?",
+    ] {
+        assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}\n{warnings:#?}");
+    }
+    assert_eq!(warnings.len(), 8, "{warnings:#?}");
+}
+
+/// A file that has the secret wherever a slip could put it, and one that is right: neither shows it.
+#[test]
+fn secrets_are_never_seen() {
+    let config = config(APP);
+    assert!(!format!("{config:?}").contains(MARKED) && !format!("{config:#?}").contains(MARKED));
+    let slips = [
+        format!("{APP}secret_key = '{MARKED}'\n"),
+        format!("{APP}secret_key_env = '{MARKED}'\n"),
+        APP.replace("chat-key", MARKED),
+        APP.replace("'main'", &format!("'{MARKED}'")),
+        APP.replace("1400000001", &format!("'{MARKED}'")),
+        APP.replace("'singapore'", &format!("'{MARKED}'")),
+        format!("{APP}identifier = '{MARKED}'\nendpoint = 'https://{MARKED}@x'\nca_file = '{MARKED}'\n"),
+        format!("{APP}{MARKED} = 1\n"),
+        format!("{APP}{MARKED}\n"),
+        format!("{APP}secret_key = {MARKED}\n"),
+        format!("{APP}secret_key = '{MARKED}\n"),
+        format!("{APP}[{MARKED}]\n"),
+        format!("{APP}quota.commands = {{ '{MARKED}' = '{MARKED}' }}\n"),
+        format!("{APP}[access]\nallow = ['{MARKED}']\n"),
+        format!("{APP}[server]\nlisten = '{MARKED}'\nhosts = ['{MARKED} ']\nunix_mode = '{MARKED}'\n"),
+        format!("{APP}[fleet]\nredis = 'redis://:{MARKED}@host'\n"),
+        format!("{APP}[webhook]\napp_tokens = {{ main = '{MARKED}' }}\n"),
+        format!("{APP}[[caller]]\nname = 'a'\ntoken = '{MARKED}'\n"),
+        format!("{APP}[log]\nlevel = '{MARKED}'\nformat = ['{MARKED}']\n"),
+    ];
+    for text in slips {
+        let folder = Folder::with(&text);
+        let problems = folder.load(&[]).map(|_| ()).expect_err(&text);
+        let printed = format!("{problems} {problems:?}");
+        assert!(!printed.contains(&MARKED[..16]), "{text}\n{printed}");
+    }
+    let env = [("CHATGATE__APP__0__SECRET_KEY", MARKED), ("CHATGATE__LOG__LEVEL", MARKED)];
+    let problems = Folder::with(APP).problems(&env).join("\n");
+    assert!(problems.contains("must not stand in the configuration") && !problems.contains(MARKED), "{problems}");
+}
+
+#[test]
+fn a_path_starts_at_the_folder_of_the_file() {
+    let folder = Folder::with(APP);
+    assert!(folder.load(&[]).is_ok());
+    let absolute = folder.folder.path().join("chat-key").display().to_string();
+    let elsewhere = Folder::with(&APP.replace("chat-key", &absolute));
+    assert!(elsewhere.load(&[]).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in any::<String>(), value in "\\PC*") {
+        let folder = Folder::with(&text);
+        let _ = folder.load(&[]);
+        let folder = Folder::with(APP);
+        for key in ["SERVER__LISTEN", "SERVER__HOSTS", "APP__0__ENDPOINT", "CACHE__TTL", "SERVER__MAX_BODY", "APP"] {
+            let value = value.replace('\0', "");
+            let _ = folder.load(&[(format!("CHATGATE__{key}").as_str(), value.as_str())]);
+        }
+    }
+
+    /// Texts near to real ones: the explained file with a stretch of it replaced.
+    #[test]
+    fn no_damage_makes_it_panic(start in 0usize..8000, len in 0usize..40, put in "[\\PC\n]{0,12}") {
+        let whole = include_str!("../../config/chatgate.toml");
+        let mut text: Vec<char> = whole.chars().collect();
+        let start = start.min(text.len());
+        let end = (start + len).min(text.len());
+        text.splice(start..end, put.chars());
+        let folder = Folder::with(&text.into_iter().collect::<String>());
+        if let Err(problems) = folder.load(&[]) {
+            prop_assert!(!problems.all().is_empty());
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Everything that is refused: where it stands, and what is said.
+
+use super::*;
+
+/// After the text of a valid app: line (counted from the first line after it), key, beginning of the
+/// message.
+#[rustfmt::skip]
+const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
+    // Listeners.
+    ("[server]\nlisten = '0.0.0.0:8700'", 2, "server.listen", "other machines can reach this address"),
+    ("[server]\nlisten = [\n'127.0.0.1:1',\n'0.0.0.0:2',\n]", 4, "server.listen", "other machines can reach"),
+    ("[server]\nadmin = '[::]:8701'", 2, "server.admin", "other machines can reach this address"),
+    ("[server]\nlisten = 'localhost:8700'", 2, "server.listen", "has a name instead of an IP address"),
+    ("[server]\nlisten = 8700", 2, "server.listen", "must be a text in quotes"),
+    ("[server]\nlisten = []", 2, "server.listen", "must have 1 to 16 items"),
+    ("[server]\nlisten = ['127.0.0.1:1', 'x']", 2, "server.listen[1]", "is not an address"),
+    ("[server]\nlisten = ['127.0.0.1:1', '127.0.0.1:1']", 2, "server.listen", "has one address twice"),
+    ("[server]\nadmin = '127.0.0.1:8700'", 2, "server.admin", "listen and admin have the same address"),
+    ("[server]\nlisten = 'unix:x.sock'", 2, "server.listen", "must be an absolute path"),
+    ("[server]\nunix_mode = '0888'", 2, "server.unix_mode", "must be octal digits"),
+    ("[server]\nunix_mode = '1777'", 2, "server.unix_mode", "must be octal digits"),
+    ("[server]\nunix_mode = 660", 2, "server.unix_mode", "must be octal digits"),
+    ("[server]\nhosts = ['a:80']", 2, "server.hosts[0]", "must be a bare name, without a port"),
+    ("[server]\nhosts = ['*.internal']", 2, "server.hosts[0]", "is not a host name"),
+    ("[server]\nhosts = 'a'", 2, "server.hosts", "must be a list in brackets"),
+    // Numbers, each just beyond its bounds.
+    ("[server]\nmax_body = '1023B'", 2, "server.max_body", "is out of bounds; write a size from \"1KiB\" to \"64MiB\""),
+    ("[server]\nmax_body = '65MiB'", 2, "server.max_body", "is out of bounds"),
+    ("[server]\nmax_body = '1 meg'", 2, "server.max_body", "is not a size"),
+    ("[server]\nmax_connections = 0", 2, "server.max_connections", "must be a whole number from 1 to 1000000"),
+    ("[server]\nmax_connections = 1000001", 2, "server.max_connections", "must be a whole number"),
+    ("[server]\nmax_requests = 0", 2, "server.max_requests", "must be a whole number"),
+    ("[server]\nmax_requests = '5'", 2, "server.max_requests", "must be a whole number"),
+    ("[server]\nmax_buffered = 1023", 2, "server.max_buffered", "is out of bounds"),
+    ("[server]\nmax_buffered = '65GiB'", 2, "server.max_buffered", "is out of bounds"),
+    ("[server]\nhandshake_timeout = '9ms'", 2, "server.handshake_timeout", "is out of bounds"),
+    ("[server]\nhead_timeout = '0s'", 2, "server.head_timeout", "is out of bounds"),
+    ("[server]\nbody_timeout = '61m'", 2, "server.body_timeout", "is out of bounds"),
+    ("[server]\nwrite_timeout = 30", 2, "server.write_timeout", "is not a duration"),
+    ("[server]\nidle_timeout = '25h'", 2, "server.idle_timeout", "is out of bounds"),
+    ("[server]\ndrain_delay = '61m'", 2, "server.drain_delay", "is out of bounds"),
+    ("[server]\ndrain_timeout = '-1s'", 2, "server.drain_timeout", "is not a duration"),
+    ("[server]\nexplain = 'yes'", 2, "server.explain", "must be true or false"),
+    ("[cache]\nttl = '25h'", 2, "cache.ttl", "is out of bounds"),
+    ("[cache]\nmax_pairs = 0", 2, "cache.max_pairs", "must be a whole number from 1"),
+    ("[cache]\nmax_pairs = 100000001", 2, "cache.max_pairs", "must be a whole number"),
+    ("[cache]\nmax_pairs = 1e3", 2, "cache.max_pairs", "must be a whole number"),
+    ("[cache]\nwrite_settle = '301s'", 2, "cache.write_settle", "is out of bounds"),
+    ("[follow_check]\nmax_to = 0", 2, "follow_check.max_to", "must be a whole number from 1 to 10000"),
+    ("[follow_check]\nmax_to = 10001", 2, "follow_check.max_to", "must be a whole number"),
+    ("[upstream]\ntimeout = '9ms'", 2, "upstream.timeout", "is out of bounds"),
+    ("[upstream]\ntimeout = '301s'", 2, "upstream.timeout", "is out of bounds"),
+    ("[upstream]\nattempt_timeout = '6s'", 2, "upstream.attempt_timeout", "is longer than upstream.timeout (5s)"),
+    ("[upstream]\nconnect_timeout = '4s'", 2, "upstream.connect_timeout", "is longer than upstream.attempt_timeout (3500ms)"),
+    ("[upstream]\nmax_answer = '1'", 2, "upstream.max_answer", "is out of bounds"),
+    ("[upstream]\nmax_in_flight = 10001", 2, "upstream.max_in_flight", "must be a whole number"),
+    ("[upstream]\nconnection_max_age = '99ms'", 2, "upstream.connection_max_age", "is out of bounds"),
+    ("[upstream]\nidle_timeout = '2h'", 2, "upstream.idle_timeout", "is out of bounds"),
+    // Words.
+    ("[log]\nlevel = 'INFO'", 2, "log.level", "must be \"error\", \"warn\""),
+    ("[log]\nformat = 'xml'", 2, "log.format", "must be \"json\" or \"text\""),
+    ("[access]\nallow = ['follow']", 2, "access.allow[0]", "is not a pattern; write \"*\""),
+    ("[access]\nallow = [\n'follow/*',\n'*/x']", 4, "access.allow[1]", "is not a pattern"),
+    ("[access]\nallow = 'follow/*'", 2, "access.allow", "must be a list in brackets"),
+    ("[access]\nopen = 1", 2, "access.open", "must be true or false"),
+    // Keys nobody knows, at each depth.
+    ("[servre]", 1, "servre", "there is no such key; did you mean \"server\"?"),
+    ("[server]\n\nlisten_address = 'x'", 3, "server.listen_address", "there is no such key; there are listen, admin"),
+    ("[server]\nmax-body = '1MiB'", 2, "server.max-body", "there is no such key; did you mean \"max_body\"?"),
+    ("[app.quota]\nper_comand = '1/s'", 2, "app[0].quota.per_comand", "there is no such key; did you mean \"per_command\"?"),
+    ("[server.tls]\ncert_fil = 'x'", 2, "server.tls.cert_fil", "there is no such key; did you mean \"cert_file\"?"),
+    ("[access]\nalow = []", 2, "access.alow", "there is no such key; did you mean \"allow\"?"),
+    ("[cache]\nTTL = '1s'", 2, "cache.TTL", "there is no such key"),
+    ("[follow_check]\nmax_too = 1", 2, "follow_check.max_too", "there is no such key; did you mean \"max_to\"?"),
+    ("[upstream]\ntimeouts = '1s'", 2, "upstream.timeouts", "there is no such key; did you mean \"timeout\"?"),
+    ("[log]\ncolour = true", 2, "log.colour", "there is no such key; there are format, level"),
+    // Shapes.
+    ("[[server]]", 1, "server", "stands only once; write [server]"),
+    ("[[log]]\nlevel = 'info'", 1, "log", "stands only once; write [log]"),
+    // The quota.
+    ("[app.quota]\nper_command = '0/s'", 2, "app[0].quota.per_command", "is not a rate"),
+    ("[app.quota]\nper_command = 200", 2, "app[0].quota.per_command", "is not a rate"),
+    ("[app.quota]\ntotal = '0/s'", 2, "app[0].quota.total", "is not a rate"),
+    ("[app.quota]\ntotal = '10000001/s'", 2, "app[0].quota.total", "is not a rate"),
+    ("[app.quota.commands]\n'follow/follow_add' = '0/s'", 2, "app[0].quota.commands.\"follow/follow_add\"", "is not a rate"),
+    ("[app.quota.commands]\n'follow/*' = '1/s'", 2, "app[0].quota.commands.\"follow/*\"", "is not a command"),
+    // What is to come.
+    ("[server]\ntls = { cert_file = 'a', key_file = 'b' }", 2, "server.tls", "TLS for callers is not in this version"),
+    ("[server]\nadmin_token_file = 'a'", 2, "server.admin_token_file", "a token for operators is not in this version"),
+    ("[cache]\nstale_if_error = '1m'", 2, "cache.stale_if_error", "answering from old facts is not in this version"),
+    ("[upstream]\nattempts = 3", 2, "upstream.attempts", "trying a call again is not in this version"),
+    ("[upstream]\nretry_budget = 0.1", 2, "upstream.retry_budget", "trying a call again is not in this version"),
+    ("[webhook]\nlisten = '0.0.0.0:8702'", 1, "webhook", "taking events from Chat is not in this version"),
+    ("[fleet]\nredis = 'redis://127.0.0.1:6379'", 1, "fleet", "sharing between replicas is not in this version"),
+    ("[trace]\notlp = 'http://127.0.0.1:4317'", 1, "trace", "exporting traces is not in this version"),
+];
+
+#[test]
+fn each_refusal_names_line_and_key_and_says_what_is_wrong() {
+    let before = APP.lines().count();
+    for (text, line, key, message) in BESIDE_AN_APP {
+        let problems = Folder::with(&format!("{APP}{text}\n")).problems(&[]);
+        let expected = format!("config.toml:{}: {key}: {message}", before + line);
+        assert!(problems.iter().any(|problem| problem.starts_with(&expected)), "{expected}\n{problems:#?}");
+        // A slip in a section that is to come has the refusal of that section beside it.
+        let most = if text.starts_with("[server.tls]") { 4 } else { 1 };
+        assert!(problems.len() <= most, "{text}\n{problems:#?}");
+    }
+}
+
+/// The same for whole files.
+#[rustfmt::skip]
+const WHOLE: &[(&str, usize, &str, &str)] = &[
+    ("app = 1", 1, "app", "must be a list of tables; write [[app]]"),
+    ("[app]\nname = 'main'", 1, "app", "must be a list of tables; write [[app]]"),
+    ("app = [1]", 1, "app", "must be a list of tables"),
+    ("\n[[app]]", 2, "app[0].name", "is missing; write name = \"main\""),
+    ("[[app]]", 1, "app[0].sdkappid", "is missing"),
+    ("[[app]]", 1, "app[0].region", "is missing; write region = \"china\" or \"singapore\""),
+    ("[[app]]", 1, "app[0].secret_key_file", "is missing; write secret_key_file = \"FILE\" or secret_key_env = \"VARIABLE\""),
+    ("[[app]]\nname = 'Main'", 2, "app[0].name", "may only have a-z, 0-9 and '-'"),
+    ("[[app]]\nname = ''", 2, "app[0].name", "is empty"),
+    ("[[app]]\nname = 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'", 2, "app[0].name", "is longer than 32 bytes"),
+    ("[[app]]\nsdkappid = 0", 2, "app[0].sdkappid", "must be a whole number from 1 to 4294967295"),
+    ("[[app]]\nsdkappid = 4294967296", 2, "app[0].sdkappid", "must be a whole number"),
+    ("[[app]]\nsdkappid = 99999999999999999999", 2, "app[0].sdkappid", "must be a whole number"),
+    ("[[app]]\nsdkappid = '1'", 2, "app[0].sdkappid", "must be a whole number"),
+    ("[[app]]\nregion = 'mars'", 2, "app[0].region", "no such region"),
+    ("[[app]]\nendpoint = 'http://example.com'", 2, "app[0].endpoint", "would send the signature in clear text"),
+    ("[[app]]\nendpoint = 'https://example.com/v4'", 2, "app[0].endpoint", "has more than scheme, host and port"),
+    ("[[app]]\nendpoint = 'example.com'", 2, "app[0].endpoint", "is not an endpoint"),
+    ("[[app]]\nstandby = 'https://example.com'", 2, "app[0].standby", "moving to a standby domain is not in this version"),
+    ("[[app]]\nidentifier = ''", 2, "app[0].identifier", "is empty"),
+    ("[[app]]\nidentifier = \"a\\nb\"", 2, "app[0].identifier", "has a control character"),
+    ("[[app]]\nca_file = 'none.pem'", 2, "app[0].ca_file", "the file it names cannot be read (there is no such file)"),
+    ("[[app]]\nca_file = 'chat-key'", 2, "app[0].ca_file", "the file it names has no certificate"),
+    ("[[app]]\nsecret_key_file = 'none'", 2, "app[0].secret_key_file", "the file it names cannot be read (there is no such file)"),
+    ("[[app]]\nsecret_key_file = '.'", 2, "app[0].secret_key_file", "what it names is not a file"),
+    ("[[app]]\nsecret_key_file = 'empty'", 2, "app[0].secret_key_file", "it is empty"),
+    ("[[app]]\nsecret_key_file = 'two-lines'", 2, "app[0].secret_key_file", "it has more than one line"),
+    ("[[app]]\nsecret_key_file = 'large'", 2, "app[0].secret_key_file", "it is longer than 64 KiB"),
+    ("[[app]]\nsecret_key_file = ''", 2, "app[0].secret_key_file", "is empty"),
+    ("[[app]]\nsecret_key_env = 'NOBODY'", 2, "app[0].secret_key_env", "there is no variable of that name"),
+    ("[[app]]\nsecret_key_env = 'EMPTY'", 2, "app[0].secret_key_env", "it is empty"),
+    ("[[app]]\nsecret_key_file = 'chat-key'\nsecret_key_env = 'KEY'", 3, "app[0].secret_key_env", "stands beside secret_key_file"),
+    ("[[app]]\nsecret_key = 'x'", 2, "app[0].secret_key", "a secret must not stand in the configuration; put it into a file"),
+    ("[[app]]\nsecret_key_file = '0123456789abcdef0123456789abcdef'", 2, "app[0].secret_key_file", "the file it names cannot be read (there is no such file); a file must be named here, not the key itself"),
+    ("[[app]]\nusersig_lifetime = '9s'", 2, "app[0].usersig_lifetime", "is out of bounds; write a duration from \"10s\" to \"4320h\""),
+    ("[[app]]\nusersig_lifetime = '4321h'", 2, "app[0].usersig_lifetime", "is out of bounds"),
+    ("[[app]]\nusersig_lifetime = '10500ms'", 2, "app[0].usersig_lifetime", "must be whole seconds"),
+    ("[[app]]\ndefault = 'true'", 2, "app[0].default", "must be true or false"),
+    ("[[app]]\nquota = '5/s'", 2, "app[0].quota", "must be a table; write [app[0].quota]"),
+    ("[[app]]\nnmae = 'main'", 2, "app[0].nmae", "there is no such key; did you mean \"name\"?"),
+    ("[[app]]\n[[app]]\nname = 'a'\n[[app]]\nname = 'a'", 5, "app[2].name", "is that of another app (line 3)"),
+    ("[[app]]\nsdkappid = 7\n[[app]]\nsdkappid = 7", 4, "app[1].sdkappid", "is that of another app (line 2)"),
+    ("[[app]]\ndefault = true\n[[app]]\ndefault = true", 4, "app[1].default", "another app is the default already (line 2)"),
+    ("[[caller]]\nname = 'a'\n[[caller]]\nname = 'a'", 4, "caller[1].name", "is that of another caller (line 2)"),
+    ("[[app]]\nname = 'a'\n[[caller]]\napps = ['a', 'b']", 4, "caller[0].apps[1]", "names no app that is configured"),
+    ("[[caller]]\nallow = ['follow']", 2, "caller[0].allow[0]", "is not a pattern"),
+    ("[[caller]]\nquota = '0/s'", 2, "caller[0].quota", "is not a rate"),
+    ("[[caller]]\ntoken = 'x'", 2, "caller[0].token", "a secret must not stand in the configuration"),
+    ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "the file it names cannot be read"),
+    ("[[caller]]", 1, "caller[0].token_file", "is missing"),
+    ("[[caller]]", 1, "caller", "telling callers apart is not in this version"),
+    ("[webhook]\nwindow = '0s'", 2, "webhook.window", "is out of bounds"),
+    ("[webhook]\napp_tokens = { main = 'x' }", 2, "webhook.app_tokens.\"main\"", "must name where the token is"),
+    ("[webhook]\napp_tokens = { main = { file = 'none' } }", 2, "webhook.app_tokens.\"main\".file", "the file it names cannot be read"),
+    ("[webhook]\napp_tokens = { main = { file = 'chat-key' } }", 2, "webhook.app_tokens.\"main\"", "names no app"),
+    ("[fleet]\nredis = 'http://x'", 2, "fleet.redis", "is not an address of Redis"),
+    ("[fleet]\nredis = 'redis://:p@x'", 2, "fleet.redis", "must not hold a password"),
+    ("[fleet]\nshare = 2", 2, "fleet.share", "must be a number from 0.01 to 1"),
+    ("[server.tls]", 1, "server.tls.cert_file", "is missing"),
+    ("[app.0]", 1, "app", "must be a list of tables"),
+    ("x = [[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]", 1, "", "is nested too deeply"),
+];
+
+#[test]
+fn each_refusal_of_a_whole_file_does_so_too() {
+    for (text, line, key, message) in WHOLE {
+        let folder = Folder::with(text);
+        folder.secret("empty", "\n");
+        folder.secret("two-lines", "a\nb\n");
+        folder.secret("large", &"k".repeat(SECRET_LEN_MAX + 1));
+        let problems = folder.problems(&[("EMPTY", ""), ("KEY", "k")]);
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        let expected = format!("config.toml:{line}: {key}{message}");
+        assert!(problems.iter().any(|problem| problem.starts_with(&expected)), "{expected}\n{problems:#?}");
+    }
+}
+
+#[test]
+fn all_problems_come_together_in_the_order_of_the_file() {
+    let text = "colour = 1\n[server]\nlisten = 'x'\nmax_body = 0\nnmae = 1\n[[app]]\nname = 'A'\nsecret_key = 'x'\n\
+                [app.quota]\nper_command = '0/s'\n[log]\nlevel = 1\n[trace]\n";
+    let problems = Folder::with(text).problems(&[("CHATGATE__CACHE__TTL", "x")]);
+    let places: Vec<String> =
+        problems.iter().map(|problem| problem.split(": ").take(2).collect::<Vec<_>>().join(" ")).collect();
+    let expected = [
+        "config.toml:1 colour",
+        "config.toml:3 server.listen",
+        "config.toml:4 server.max_body",
+        "config.toml:5 server.nmae",
+        "config.toml:6 app[0].sdkappid",
+        "config.toml:6 app[0].region",
+        "config.toml:7 app[0].name",
+        "config.toml:8 app[0].secret_key",
+        "config.toml:10 app[0].quota.per_command",
+        "config.toml:12 log.level",
+        "config.toml:13 trace",
+        "CHATGATE__CACHE__TTL cache.ttl",
+    ];
+    assert_eq!(places, expected, "{problems:#?}");
+}
+
+#[test]
+fn without_an_app_there_is_nothing_to_do() {
+    let problems = Folder::with("").problems(&[]);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("config.toml: app: is missing; write [[app]]"), "{problems:?}");
+}
+
+#[test]
+fn open_listeners_are_fine_if_they_are_meant() {
+    let text = format!("{APP}[server]\nlisten = '0.0.0.0:8700'\nadmin = '0.0.0.0:8701'\n");
+    assert_eq!(Folder::with(&text).problems(&[]).len(), 2);
+    assert!(Folder::with(&format!("{text}[access]\nopen = true\n")).load(&[]).is_ok());
+    let text = format!("{APP}[server]\nlisten = ['127.0.0.1:0', '127.0.0.1:0', 'unix:/x']\nadmin = '127.0.0.1:0'\n");
+    assert!(Folder::with(&text).load(&[]).is_ok());
+}
+
+#[test]
+fn a_file_that_is_no_text_has_one_problem() {
+    let folder = Folder::with("a = 1\nb = '\u{e9}'\n");
+    fs::write(&folder.file, b"a = 1\nb = '\xe9'\n").expect("written");
+    assert_eq!(folder.problems(&[]), ["config.toml:2: is not UTF-8 text"]);
+    fs::write(&folder.file, "#".repeat(FILE_LEN_MAX + 1)).expect("written");
+    assert_eq!(folder.problems(&[]), ["config.toml: is larger than 1 MiB, so it is not a configuration"]);
+    fs::remove_file(&folder.file).expect("removed");
+    assert!(
+        folder.problems(&[])[0].starts_with("config.toml: cannot be read: No such file"),
+        "{:?}",
+        folder.problems(&[])
+    );
+    let problems = load(folder.folder.path(), &Env::default()).map(|_| ()).expect_err("a folder").to_string();
+    assert!(problems.contains("cannot be read: Is a directory"), "{problems}");
+}
+
+#[test]
+fn a_byte_order_mark_and_line_ends_of_other_systems_are_no_problem() {
+    let text = format!("\u{feff}{}", APP.replace('\n', "\r\n"));
+    assert!(Folder::with(&text).load(&[]).is_ok());
+    let problems = Folder::with(&format!("{text}x = 1\r\n")).problems(&[]);
+    assert!(problems[0].starts_with("config.toml:6: app[0].x: "), "{problems:?}");
+}
