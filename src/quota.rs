@@ -6,12 +6,14 @@
 //! `interval = W / (N - b + 1)`, a hair longer, keeps that at N. W is one second and
 //! [`JITTER`], because the time between permit and socket varies.
 //!
-//! Whoever waits does so in the order of coming, and only if a turn comes before the deadline.
+//! Whoever waits does so in the order of coming, and only if a turn comes before the deadline. The
+//! permit is the last thing that a call takes: its connection is there already, so that calls reach
+//! the wire as they were let go.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use governor::clock::{Clock, MonotonicClock};
@@ -20,13 +22,17 @@ use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
+use crate::clock;
 use crate::config;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
+use crate::domain::tick::Tick;
 
 /// How much later than another a call may reach the wire after its permit.
-const JITTER: Duration = Duration::from_millis(50);
+const JITTER: Duration = Duration::from_millis(80);
 /// One part in so many of a second's calls may go at once.
-const BURST_PART: u32 = 20;
+const BURST_PART: u32 = 50;
+/// How many calls of one command may have a connection ready and wait for their permit.
+const READY_MAX: usize = 8;
 /// Most commands outside the built-in table that have a quota of their own at one time; further
 /// ones share one. Each takes some 300 bytes.
 const OTHERS_MAX: u64 = 1024;
@@ -67,21 +73,43 @@ impl<C: Clock + Clone> Pacer<C> {
 pub struct CommandQuota<C: Clock = MonotonicClock> {
     own: Pacer<C>,
     total: Option<Arc<Pacer<C>>>,
-    /// Held by the one whose turn it is; the others wait in order.
+    /// For those who get ready, in the order of coming.
+    ready: Semaphore,
+    /// Held by the one whose turn it is.
     turn: Mutex<()>,
     waiting: AtomicU32,
+    /// When the one whose turn it is expects its permit, in ticks.
+    next_at: AtomicU64,
 }
 
-/// No turn before the deadline; the wait after which there may be one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoTurn {
-    /// From now.
-    pub retry_after: Duration,
+/// Why a wait ended without a permit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoPermit<E> {
+    /// No turn before the deadline. There may be one after so long, from now.
+    Late(Duration),
+    /// It could not get ready.
+    NotReady(E),
+}
+
+/// What a call has once it may go.
+#[derive(Debug)]
+pub struct Permit<T> {
+    /// Room among the calls in flight.
+    pub slot: OwnedSemaphorePermit,
+    /// What it got ready.
+    pub ready: T,
 }
 
 impl<C: Clock + Clone> CommandQuota<C> {
     fn new(per_second: NonZeroU32, total: Option<Arc<Pacer<C>>>, clock: C) -> Self {
-        Self { own: Pacer::new(per_second, clock), total, turn: Mutex::new(()), waiting: AtomicU32::new(0) }
+        Self {
+            own: Pacer::new(per_second, clock),
+            total,
+            ready: Semaphore::new(READY_MAX),
+            turn: Mutex::new(()),
+            waiting: AtomicU32::new(0),
+            next_at: AtomicU64::new(0),
+        }
     }
 
     /// Takes a permit for one call, or says how long there will be none.
@@ -101,35 +129,60 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.own.interval
     }
 
-    /// Waits for room among the calls in flight and a permit, in the order of coming. Both are had
-    /// together, so a permit is used at once and a call that waits holds no room.
+    /// In what time the one whose turn it is expects its permit.
+    pub fn next_permit(&self) -> Duration {
+        Tick::from_micros(self.next_at.load(Ordering::Relaxed)).since(clock::tick())
+    }
+
+    /// How long somebody who came now would wait, if nobody leaves.
+    fn predicted_wait(&self) -> Duration {
+        match self.waiting.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            ahead => self.next_permit() + self.interval().saturating_mul(ahead),
+        }
+    }
+
+    /// Waits in line: gets ready, then takes room among the calls in flight and a permit together, so
+    /// that a permit is used at once and a call that waits holds no room. When its turn comes and
+    /// `wanted` says that the call is no longer, it gets `None` and takes nothing.
     ///
     /// Dropping the future gives the place up.
     ///
     /// # Errors
-    /// At once if the turn would come after the deadline, else when the deadline passes.
-    pub async fn wait(&self, room: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, NoTurn> {
+    /// [`NoPermit::Late`] at once if the turn would come after the deadline, else when the deadline
+    /// passes; [`NoPermit::NotReady`] with what `get_ready` says.
+    pub async fn wait<T, E>(
+        &self,
+        room: &Arc<Semaphore>,
+        deadline: Instant,
+        get_ready: impl Future<Output = Result<T, E>>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Option<Permit<T>>, NoPermit<E>> {
+        let predicted = self.predicted_wait();
         let _waiting = Waiting::new(&self.waiting);
-        let ahead = self.waiting.load(Ordering::Relaxed).saturating_sub(1);
-        let predicted = self.interval().saturating_mul(ahead);
-        let late = |wait| NoTurn { retry_after: wait };
-        if crate::clock::now() + predicted > deadline {
-            return Err(late(predicted));
+        if clock::now() + predicted > deadline {
+            return Err(NoPermit::Late(predicted));
         }
-        let timeout = deadline.into();
-        let take = async {
+        let in_line = async {
+            let _place = self.ready.acquire().await.expect("nobody closes it");
+            let ready = get_ready.await.map_err(NoPermit::NotReady)?;
             let _turn = self.turn.lock().await;
             loop {
                 let slot = Arc::clone(room).acquire_owned().await.expect("nobody closes it");
-                let Err(wait) = self.take() else { return Ok(slot) };
-                drop(slot);
-                if crate::clock::now() + wait > deadline {
-                    return Err(late(wait));
+                if !wanted() {
+                    return Ok(None);
                 }
+                let Err(wait) = self.take() else { return Ok(Some(Permit { slot, ready })) };
+                drop(slot);
+                if clock::now() + wait > deadline {
+                    return Err(NoPermit::Late(wait));
+                }
+                self.next_at.store(clock::tick().after(wait).micros(), Ordering::Relaxed);
                 tokio::time::sleep(wait).await;
             }
         };
-        tokio::time::timeout_at(timeout, take).await.unwrap_or_else(|_| Err(late(predicted.max(self.interval()))))
+        let waited = tokio::time::timeout_at(deadline.into(), in_line).await;
+        waited.unwrap_or_else(|_| Err(NoPermit::Late(self.interval())))
     }
 }
 
@@ -265,15 +318,53 @@ mod tests {
         assert!(two.take().is_ok());
     }
 
+    async fn ready() -> Result<(), ()> {
+        Ok(())
+    }
+
     #[tokio::test]
     async fn who_would_come_too_late_is_refused_at_once_and_told_when() {
         let quota = CommandQuota::new(number(1), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
-        let deadline = crate::clock::now() + Duration::from_millis(300);
-        drop(quota.wait(&room, deadline).await.expect("the first"));
-        let refused = quota.wait(&room, deadline).await.expect_err("no turn");
-        assert!(refused.retry_after > Duration::from_millis(900));
+        let deadline = clock::now() + Duration::from_millis(300);
+        drop(quota.wait(&room, deadline, ready(), || true).await.expect("the first"));
+        let Err(NoPermit::Late(retry_after)) = quota.wait(&room, deadline, ready(), || true).await else {
+            panic!("there was a turn")
+        };
+        assert!(retry_after > Duration::from_millis(900), "{retry_after:?}");
+        assert!(clock::now() < deadline, "it waited");
         assert_eq!(room.available_permits(), 1, "who is refused holds no room");
+    }
+
+    #[tokio::test]
+    async fn those_in_line_count_for_who_comes_after_them() {
+        let quota = Arc::new(CommandQuota::new(number(1), None, MonotonicClock));
+        let room = Arc::new(Semaphore::new(9));
+        let deadline = clock::now() + Duration::from_millis(2500);
+        drop(quota.wait(&room, deadline, ready(), || true).await.expect("the first"));
+        let waits = |quota: &Arc<CommandQuota>| {
+            let (quota, room) = (Arc::clone(quota), Arc::clone(&room));
+            tokio::spawn(async move { quota.wait(&room, deadline, ready(), || true).await.map(drop) })
+        };
+        let in_line = [waits(&quota), waits(&quota)];
+        while quota.waiting.load(Ordering::Relaxed) < 2 || quota.next_at.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let begun = clock::now();
+        assert!(matches!(quota.wait(&room, deadline, ready(), || true).await, Err(NoPermit::Late(_))));
+        assert!(clock::now() - begun < Duration::from_millis(500), "the third was kept waiting");
+        in_line.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_wanted_or_cannot_get_ready_takes_no_permit() {
+        let quota = CommandQuota::new(number(1), None, MonotonicClock);
+        let room = Arc::new(Semaphore::new(1));
+        let deadline = clock::now() + Duration::from_millis(300);
+        assert!(quota.wait(&room, deadline, ready(), || false).await.expect("no error").is_none());
+        let broken = async { Err::<(), _>("no connection") };
+        assert_eq!(quota.wait(&room, deadline, broken, || true).await.err(), Some(NoPermit::NotReady("no connection")));
+        assert!(quota.wait(&room, deadline, ready(), || true).await.expect("the permit is there").is_some());
     }
 
     #[tokio::test]

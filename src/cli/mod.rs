@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use self::output::{complain, print};
 use crate::config::{Config, Env, PATH_DEFAULT};
+use crate::demo::DemoArgs;
 use crate::sandbox::SandboxArgs;
 
 /// Exit code for wrong usage, as clap has it.
@@ -40,6 +41,8 @@ pub struct Cli {
 enum Command {
     /// Runs the gateway
     Serve(ConfigArgs),
+    /// Runs a gateway and a stand-in for Chat in one process, without credentials
+    Demo(DemoArgs),
     /// Runs a stand-in for Chat, for trials and tests without an account
     Sandbox(SandboxArgs),
     /// Reads the configuration and every file it names, and says what it comes to
@@ -73,6 +76,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => load(&config_path(args.config)).map_or_else(|code| code, start::serve),
+        Command::Demo(args) => start::demo(&args),
         Command::Sandbox(args) => start::sandbox(args),
         Command::Check(args) => load(&config_path(args.config)).map_or_else(|code| code, |config| check(&config)),
         Command::Init(args) => init::run(&args),

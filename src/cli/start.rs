@@ -6,8 +6,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::USAGE;
-use super::output::complain;
+use super::output::{complain, print};
 use crate::config::{Config, Log};
+use crate::demo::{self, DemoArgs};
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::serve::Server;
 use crate::telemetry::Telemetry;
@@ -25,6 +26,19 @@ pub(super) fn serve(config: Config) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `chatgate demo`.
+pub(super) fn demo(args: &DemoArgs) -> ExitCode {
+    let _log = Telemetry::start(&Log::default());
+    let outcome = demo::run(args, |guide| {
+        // A reader that has gone away is no reason to stop.
+        let _ = print(guide);
+    });
+    outcome.unwrap_or_else(|error| {
+        complain(error);
+        ExitCode::FAILURE
+    })
 }
 
 /// `chatgate sandbox`.

@@ -1,9 +1,8 @@
-//! Sends what is pending: as many calls as quota and room allow, and tells who waits.
+//! Sends what is pending, in as many calls as quota and room allow, and tells who waits.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::state::{App, Desk, Follow};
 use super::{Refusal, Worker};
@@ -15,7 +14,11 @@ use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::upstream::{self, Answer};
+use crate::quota::{NoPermit, Permit};
+use crate::upstream::{self, Answer, Lease};
+
+/// Most carriers of one app: as many as can get ready for one command.
+const CARRIERS_MAX: usize = 8;
 
 impl Follow {
     /// The desk. A panic while it was held left whole operations behind, so it goes on.
@@ -25,67 +28,73 @@ impl Follow {
 }
 
 impl Worker {
-    /// Sends every call that may go now. If some must wait, one watcher will call again: at any time
-    /// something is queued, somebody is going to look.
+    /// Sees to it that what is queued goes out: as long as something is, a carrier is on its way to
+    /// fetch it. One more is sent for, unless there are as many as there are pairs.
     pub(super) fn pump(self: &Arc<Self>, app: usize) {
-        self.pump_with(app, None);
-    }
-
-    fn pump_with(self: &Arc<Self>, app: usize, mut slot: Option<OwnedSemaphorePermit>) {
-        let state = self.app(app);
-        loop {
-            let mut desk = state.follow.desk();
-            if !desk.pending.has_queued() {
-                return;
-            }
-            let Some(held) = slot.take().or_else(|| Arc::clone(&state.room).try_acquire_owned().ok()) else {
-                if !std::mem::replace(&mut desk.watched, true) {
-                    self.watch_room(app);
-                }
-                return;
-            };
-            if let Err(wait) = state.follow.quota.take() {
-                if !std::mem::replace(&mut desk.watched, true) {
-                    self.watch_quota(app, wait);
-                }
-                return;
-            }
-            let Some(call) = desk.pending.next_call(CALL_ACCOUNTS_MAX, clock::tick()) else { return };
-            drop(desk);
-            let worker = Arc::clone(self);
-            self.gateway.tasks.spawn(async move { worker.fly(app, call, held).await });
+        let mut desk = self.app(app).follow.desk();
+        if desk.carriers < desk.pending.queued().min(CARRIERS_MAX) {
+            desk.carriers += 1;
+            let carrier = Carrier { worker: Arc::clone(self), app };
+            self.gateway.tasks.spawn(carrier.run());
         }
     }
 
-    fn watch_room(self: &Arc<Self>, app: usize) {
-        let worker = Arc::clone(self);
-        let room = Arc::clone(&self.app(app).room);
-        self.gateway.tasks.spawn(async move {
-            // In line with everybody else who waits for room.
-            let slot = room.acquire_owned().await.ok();
-            worker.app(app).follow.desk().watched = false;
-            worker.pump_with(app, slot);
-        });
-    }
-
-    fn watch_quota(self: &Arc<Self>, app: usize, wait: std::time::Duration) {
-        let worker = Arc::clone(self);
-        self.gateway.tasks.spawn(async move {
-            tokio::time::sleep(wait).await;
-            worker.app(app).follow.desk().watched = false;
-            worker.pump(app);
-        });
-    }
-
     /// One lookup under way. It belongs to nobody: callers come and go.
-    async fn fly(self: Arc<Self>, app: usize, call: Call, slot: OwnedSemaphorePermit) {
-        let landing = Landing { worker: &self, app, call: Some(call.id) };
+    async fn fly(self: &Arc<Self>, app: usize, call: Call, permit: Permit<Lease>) {
+        let landing = Landing { worker: self, app, call: Some(call.id) };
         let body = Bytes::from(write_question(&call.from, call.to.iter().map(|to| &**to)));
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.attempt_timeout;
-        let result = self.upstreams[app].send(&self.app(app).signer, request, deadline).await;
+        let Permit { slot, ready: lease } = permit;
+        let result = self.upstreams[app].send(lease, &self.app(app).signer, request, deadline).await;
         drop(slot);
         landing.land(result);
+    }
+}
+
+/// A call that is not yet filled: it gets its connection, waits for its permit, and only then takes
+/// what is queued, so that whatever gathers meanwhile travels with it.
+struct Carrier {
+    worker: Arc<Worker>,
+    app: usize,
+}
+
+impl Carrier {
+    async fn run(self) {
+        let (worker, app) = (Arc::clone(&self.worker), self.app);
+        let state = worker.app(app);
+        let deadline = clock::now() + worker.gateway.config.upstream.timeout;
+        let wanted = || state.follow.desk().pending.has_queued();
+        let connect = worker.upstreams[app].connect();
+        let waited = state.follow.quota.wait(&state.room, deadline, connect, wanted).await;
+        // Those who wait have their own deadlines. Without a turn there is nothing to tell them.
+        let (permit, failure) = match waited {
+            Ok(permit) => (permit, None),
+            Err(NoPermit::NotReady(error)) => (None, Some(error)),
+            Err(NoPermit::Late(_)) => (None, None),
+        };
+        let call = if permit.is_some() || failure.is_some() {
+            state.follow.desk().pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())
+        } else {
+            None
+        };
+        // From here on it is no carrier; if more is queued, the next one sets out.
+        drop(self);
+        match (call, permit, failure) {
+            (Some(call), Some(permit), _) => worker.fly(app, call, permit).await,
+            // Nothing was sent, so no permit was needed.
+            (Some(call), None, Some(error)) => {
+                Landing { worker: &worker, app, call: Some(call.id) }.land(Err(error));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.worker.app(self.app).follow.desk().carriers -= 1;
+        self.worker.pump(self.app);
     }
 }
 

@@ -139,7 +139,7 @@ impl Worker {
         let terms = Terms { caller, join: !wishes.no_cache && !wishes.no_store, keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;
-        let _leaving = {
+        let mut leaving = {
             let mut desk = state.follow.desk();
             self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), manner.deadline)?;
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
@@ -149,7 +149,6 @@ impl Worker {
             Leaving { worker: self, app, ticket: Some(ticket) }
         };
         self.pump(app);
-        let mut leaving = _leaving;
         let got: Got = match tokio::time::timeout_at(manner.deadline.into(), told).await {
             Ok(Ok(result)) => result.map_err(Ended::Refused)?,
             Ok(Err(_)) => return Err(Ended::Gateway(GatewayError::Internal)),
@@ -180,9 +179,12 @@ impl Worker {
     /// Refuses at once what could not be answered in time even if every call were full.
     fn refuse_hopeless(&self, app: usize, queued: usize, more: usize, deadline: Instant) -> Result<(), Ended> {
         let calls = (queued + more).div_ceil(CALL_ACCOUNTS_MAX).saturating_sub(1);
-        let interval = self.app(app).follow.quota.interval();
-        let wait = interval.saturating_mul(u32::try_from(calls).unwrap_or(u32::MAX));
-        if queued > 0 && clock::now() + wait > deadline {
+        let quota = &self.app(app).follow.quota;
+        // Those in line are the calls that will carry what is queued, so only what does not fit into
+        // them comes on top.
+        let full = quota.interval().saturating_mul(u32::try_from(calls).unwrap_or(u32::MAX));
+        let wait = if queued > 0 { full.max(quota.next_permit()) } else { Duration::ZERO };
+        if clock::now() + wait > deadline {
             return Err(Ended::Gateway(rate_limited(wait)));
         }
         Ok(())

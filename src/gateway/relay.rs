@@ -14,6 +14,7 @@ use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::pair::{Pair, PairKey, UserKey};
 use crate::domain::follow::writes::{self, Scope};
 use crate::error::GatewayError;
+use crate::quota::{NoPermit, Permit};
 use crate::upstream::{Answer, Call};
 
 /// What is to be handed on.
@@ -49,16 +50,17 @@ impl Worker {
     }
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
-        let state = self.app(app);
-        let permit = state.quotas.of(name).wait(&state.room, order.deadline).await;
-        let _slot = permit.map_err(|no_turn| GatewayError::RateLimited {
-            command: name.to_string(),
-            retry_after: no_turn.retry_after,
+        let (state, upstream) = (self.app(app), &self.upstreams[app]);
+        let waited = state.quotas.of(name).wait(&state.room, order.deadline, upstream.connect(), || true).await;
+        let permit = waited.map_err(|no_permit| match no_permit {
+            NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
+            NoPermit::NotReady(error) => error,
         })?;
+        let Some(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
         // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
         let _marks = writes::scope(name, &order.body).map(|scope| Marks::new(&state.follow, &scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        self.upstreams[app].send(&state.signer, call, order.deadline).await
+        upstream.send(lease, &state.signer, call, order.deadline).await
     }
 }
 

@@ -65,8 +65,8 @@ pub(super) struct Follow {
 pub(super) struct Desk {
     pub pending: Pending,
     pub waiters: HashMap<Ticket, Waiter>,
-    /// Somebody will look again when room or quota is there.
-    pub watched: bool,
+    /// Calls that are on their way to fetch what is queued.
+    pub carriers: usize,
 }
 
 /// A request that waits for some pairs.
@@ -113,7 +113,7 @@ impl Gateway {
                     desk: Mutex::new(Desk {
                         pending: Pending::new(config.follow_check.flip),
                         waiters: HashMap::new(),
-                        watched: false,
+                        carriers: 0,
                     }),
                 },
                 quotas,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
@@ -52,12 +52,13 @@ impl Connector {
         tcp.set_connect_timeout(Some(timeout));
         tcp.set_keepalive(Some(Duration::from_secs(30)));
         let inner =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp);
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         Self { inner, timeout, max_age }
     }
 }
 
-type Fault = Box<dyn std::error::Error + Send + Sync>;
+/// Why there is no connection.
+pub(super) type Fault = Box<dyn std::error::Error + Send + Sync>;
 type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
 
 impl Service<Uri> for Connector {
@@ -88,13 +89,10 @@ pub(super) struct Aging {
     retire_at: Instant,
 }
 
-/// Comes with every answer: when its connection is to carry no more calls.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct RetireAt(pub(super) Instant);
-
-impl Connection for Aging {
-    fn connected(&self) -> Connected {
-        self.stream.connected().extra(RetireAt(self.retire_at))
+impl Aging {
+    /// When it should carry no more calls.
+    pub(super) fn retire_at(&self) -> Instant {
+        self.retire_at
     }
 }
 

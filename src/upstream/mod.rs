@@ -1,21 +1,19 @@
-//! One call to Chat: signed last, sent over a pooled connection, answered whole or not at all.
+//! One call to Chat: connected first, signed last, answered whole or not at all.
 
 mod connect;
 mod mask;
+mod pool;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE};
-use http::uri::{Authority, Scheme};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HOST};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
-use hyper_util::client::legacy::connect::capture_connection;
-use hyper_util::client::legacy::{Client, Error as ClientError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use self::connect::{Connector, RetireAt};
+use self::connect::Connector;
+use self::pool::{Pool, Unsent};
 use crate::body::{BodyError, read_whole};
 use crate::bounds::{Budget, Held};
 use crate::clock;
@@ -25,17 +23,18 @@ use crate::domain::envelope::Envelope;
 use crate::error::GatewayError;
 use crate::sign::Signer;
 
-/// Largest head of an answer, in bytes.
-const ANSWER_HEAD_MAX: usize = 64 * 1024;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const NOT_SENT: &str = "name lookup, connecting or TLS failed, nothing was sent";
+const BROKEN: &str = "the connection broke before the answer was whole";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+pub use self::pool::Lease;
 
 /// One app's way to Chat, as one worker thread has it: connections are not shared between threads,
 /// nor between apps.
 pub struct Upstream {
-    client: Client<Connector, Full<Bytes>>,
-    scheme: Scheme,
-    authority: Authority,
+    pool: Pool,
+    host: HeaderValue,
     attempt_timeout: Duration,
     max_answer: usize,
     buffered: Arc<Budget>,
@@ -74,26 +73,25 @@ impl Upstream {
     pub fn new(app: &config::App, settings: &config::Upstream, buffered: Arc<Budget>) -> Result<Self, UpstreamError> {
         let tls = connect::tls_config(&app.extra_roots).map_err(UpstreamError::Certificate)?;
         let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
-        // Without a timer the pool would ignore its idle timeout. A request that was not begun on a
-        // connection that Chat has just closed is sent on another; no other retry happens in here.
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(settings.idle_timeout)
-            .pool_max_idle_per_host(settings.max_in_flight)
-            .retry_canceled_requests(true)
-            .http1_max_buf_size(ANSWER_HEAD_MAX)
-            .http2_max_header_list_size(ANSWER_HEAD_MAX as u32)
-            .build(connector);
-        let authority = app.endpoint.authority().parse().map_err(UpstreamError::Authority)?;
+        let authority = app.endpoint.authority();
+        let scheme = if app.endpoint.tls { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{authority}/").parse::<Uri>().map_err(UpstreamError::Endpoint)?;
         Ok(Self {
-            client,
-            scheme: if app.endpoint.tls { Scheme::HTTPS } else { Scheme::HTTP },
-            authority,
+            pool: Pool::new(connector, endpoint, settings.idle_timeout, settings.max_in_flight),
+            host: HeaderValue::try_from(authority).map_err(UpstreamError::Host)?,
             attempt_timeout: settings.attempt_timeout,
             max_answer: settings.max_answer,
             buffered,
         })
+    }
+
+    /// A connection for one call, to be had before its permit: connecting takes a time that must not
+    /// lie between permit and socket. Bounded by `upstream.connect_timeout`.
+    ///
+    /// # Errors
+    /// `upstream_unreachable`; nothing was sent.
+    pub async fn connect(&self) -> Result<Lease, GatewayError> {
+        self.pool.take().await.map_err(|fault| unreachable(NOT_SENT, &*fault))
     }
 
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
@@ -103,38 +101,48 @@ impl Upstream {
     ///
     /// # Errors
     /// `upstream_unreachable`, `upstream_invalid`, `upstream_timeout` or `overloaded`.
-    pub async fn send(&self, signer: &Signer, call: Call<'_>, deadline: Instant) -> Result<Answer, GatewayError> {
+    pub async fn send(
+        &self,
+        lease: Lease,
+        signer: &Signer,
+        call: Call<'_>,
+        deadline: Instant,
+    ) -> Result<Answer, GatewayError> {
         let until = deadline.min(clock::now() + self.attempt_timeout);
-        match tokio::time::timeout_at(until.into(), self.exchange(signer, call)).await {
+        match tokio::time::timeout_at(until.into(), self.exchange(lease, signer, call)).await {
             Ok(result) => result,
             Err(_) => Err(GatewayError::UpstreamTimeout),
         }
     }
 
-    async fn exchange(&self, signer: &Signer, call: Call<'_>) -> Result<Answer, GatewayError> {
+    async fn exchange(&self, mut lease: Lease, signer: &Signer, call: Call<'_>) -> Result<Answer, GatewayError> {
         let signature = signer.current(clock::unix_now());
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(self.scheme.clone());
-        parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(signature.target(call.name, clock::call_number()));
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path are there");
+        *request.uri_mut() = signature.target(call.name, clock::call_number()).into();
         let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(ACCEPT, JSON);
         if let Some(traceparent) = call.traceparent {
             headers.insert(TRACEPARENT, traceparent);
         }
 
-        let connection = capture_connection(&mut request);
-        let response = self.client.request(request).await.map_err(|error| unreachable(&error))?;
-        // An old connection finishes what it carries and goes, so that the next one asks DNS again.
-        if response.extensions().get::<RetireAt>().is_some_and(|RetireAt(at)| clock::now() >= *at)
-            && let Some(connection) = &*connection.connection_metadata()
-        {
-            connection.poison();
-        }
+        let response = loop {
+            match lease.send(request).await {
+                Ok(response) => break response,
+                // Chat had closed the connection before a byte of this call left: a new one is as good.
+                Err(Unsent::Whole(whole)) if lease.reused => {
+                    request = whole;
+                    lease = self.pool.open().await.map_err(|fault| unreachable(NOT_SENT, &*fault))?;
+                }
+                Err(Unsent::Whole(_)) => {
+                    let cause = "a new connection was closed at once".to_owned();
+                    return Err(GatewayError::UpstreamUnreachable { what: NOT_SENT, cause });
+                }
+                Err(Unsent::Perhaps(error)) => return Err(unreachable(BROKEN, &error)),
+            }
+        };
         let (head, body) = response.into_parts();
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(GatewayError::UpstreamInvalid("it is compressed, which was not asked for"));
@@ -142,11 +150,9 @@ impl Upstream {
         let (body, held) = read_whole(body, self.max_answer, &self.buffered).await.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::UpstreamInvalid("it is larger than upstream.max_answer"),
             BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-            BodyError::Broken(error) => GatewayError::UpstreamUnreachable {
-                what: "the connection broke before the answer was whole",
-                cause: chain(&error),
-            },
+            BodyError::Broken(error) => unreachable(BROKEN, &error),
         })?;
+        self.pool.give_back(lease);
         let error_code = Envelope::parse(&body)
             .map_err(|_| GatewayError::UpstreamInvalid("it is no JSON object with an integer ErrorCode"))?
             .error_code;
@@ -161,19 +167,17 @@ pub enum UpstreamError {
     /// A certificate of `ca_file`.
     #[error("a certificate of ca_file cannot be trusted")]
     Certificate(#[source] rustls::Error),
+    /// The endpoint.
+    #[error("the endpoint is not valid")]
+    Endpoint(#[source] http::uri::InvalidUri),
     /// The endpoint's host.
-    #[error("the endpoint's host is not valid")]
-    Authority(#[source] http::uri::InvalidUri),
+    #[error("the endpoint's host is not valid in a header")]
+    Host(#[source] http::header::InvalidHeaderValue),
 }
 
 /// What the caller reads, and what the log has in addition. Neither names the request's target: it
 /// holds the signature.
-fn unreachable(error: &ClientError) -> GatewayError {
-    let what = if error.is_connect() {
-        "name lookup, connecting or TLS failed, nothing was sent"
-    } else {
-        "the connection broke before an answer came"
-    };
+fn unreachable(what: &'static str, error: &(dyn std::error::Error + 'static)) -> GatewayError {
     GatewayError::UpstreamUnreachable { what, cause: chain(error) }
 }
 
