@@ -6,6 +6,7 @@ pub mod bounds;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod domain;
 pub mod error;
 pub mod gateway;

@@ -7,6 +7,9 @@ pub mod timed_io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Version};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -30,6 +33,9 @@ const HEAD_LEN_MAX: usize = 64 * 1024;
 const STREAMS_MAX: u32 = 100;
 /// Streams that a peer may have opened and reset before it is taken for an attack (CVE-2023-44487).
 const RESET_STREAMS_MAX: usize = 20;
+/// How long an idle connection is kept when the drain begins, for a request that is on its way; at
+/// most a quarter of the time there is.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 /// Pauses after a failed accept, so that a want of file descriptors does not make it spin.
 const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 
@@ -42,6 +48,7 @@ pub struct Connections {
     pub limits: Limits,
     /// No new ones, and the present ones end after what they have at work.
     pub drain: CancellationToken,
+    linger: Duration,
 }
 
 impl Connections {
@@ -51,6 +58,7 @@ impl Connections {
             budget: Budget::new(server.max_connections),
             limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
             drain,
+            linger: LINGER_MAX.min(server.drain_timeout / 4),
         }
     }
 }
@@ -100,11 +108,20 @@ where
     let at_work = AtWork::default();
     let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
     let service = stack::service(worker, peer);
-    let counted = tower::service_fn(move |request| {
+    let drain = connections.drain.clone();
+    let counted = tower::service_fn(move |request: Request<Incoming>| {
         let work = at_work.begin();
+        let keeps = request.version() >= Version::HTTP_2;
         let answering = service.clone().oneshot(request);
+        let drain = drain.clone();
         async move {
-            let answer = answering.await;
+            let mut answer = answering.await;
+            if let Ok(answer) = &mut answer
+                && !keeps
+                && drain.is_cancelled()
+            {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             drop(work);
             answer
         }
@@ -115,8 +132,15 @@ where
     let served = tokio::select! {
         served = connection.as_mut() => served,
         () = connections.drain.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            // A request may be on its way on a kept connection: it is served, told to come again on
+            // another, and only then the connection goes. One that stays idle goes a little later.
+            match tokio::time::timeout(connections.linger, connection.as_mut()).await {
+                Ok(served) => served,
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         }
     };
     if let Err(error) = served {
