@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::config::{App, Config, is_to_come, lower_limit, show_duration, show_size};
+use crate::config::{Access, App, Config, is_to_come, lower_limit, show_duration, show_size};
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
 /// What the configuration comes to, for people. Warnings are not part of it.
@@ -32,7 +32,7 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     for app in &config.apps {
         let mark = if Some(&app.name) == default { ", for calls that name no app" } else { "" };
         writeln!(out, "\napp {}{mark}", app.name)?;
-        write_app(out, app)?;
+        write_app(out, app, &config.access)?;
     }
     if default.is_none() {
         writeln!(out, "\nno app is the default: every call has to name one")?;
@@ -49,7 +49,7 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     )
 }
 
-fn write_app(out: &mut String, app: &App) -> fmt::Result {
+fn write_app(out: &mut String, app: &App, access: &Access) -> fmt::Result {
     writeln!(out, "  sdkappid      {}", app.sdkappid)?;
     writeln!(out, "  identifier    {:?}, signing for {} at a time", app.identifier.as_str(), lifetime(app))?;
     match &app.standby {
@@ -64,7 +64,7 @@ fn write_app(out: &mut String, app: &App) -> fmt::Result {
     }
     let quota = &app.quota;
     let total = quota.total.map_or("no bound".to_owned(), |total| format!("{total}/s"));
-    let exceptions = exceptions(app);
+    let exceptions = exceptions(app, access);
     let except = if exceptions.is_empty() { "" } else { ", except" };
     writeln!(out, "  quota         {}/s for each command, {total} for all together{except}", quota.per_command)?;
     for (name, rate, why) in exceptions {
@@ -73,21 +73,18 @@ fn write_app(out: &mut String, app: &App) -> fmt::Result {
     Ok(())
 }
 
-/// Commands whose rate is not `per_command`, by name: rate and why.
-fn exceptions(app: &App) -> Vec<(String, String, &'static str)> {
+/// Commands whose rate is not `per_command`, by name: rate and why. The vendor's lower limits of commands
+/// that nobody may call would only be in the way.
+fn exceptions(app: &App, access: &Access) -> Vec<(String, String, &'static str)> {
     let own = app.quota.commands.iter().map(|(name, rate)| (name.clone(), format!("{rate}/s"), "configured"));
-    let lower = KNOWN_COMMANDS
-        .iter()
-        .map(|known| known.name)
-        .filter(|name| lower_limit(*name).is_some_and(|vendor| vendor < app.quota.per_command) && !is_own(app, *name));
+    let allowed = |name: &CommandName<'_>| access.allow.iter().any(|pattern| pattern.matches(*name));
+    let lower = KNOWN_COMMANDS.iter().map(|known| known.name).filter(allowed);
+    let lower = lower.filter(|name| lower_limit(*name).is_some_and(|vendor| vendor < app.quota.per_command));
+    let lower = lower.filter(|name| !app.quota.commands.contains_key(&name.to_string()));
     let lower = lower.map(|name| (name.to_string(), format!("{}/s", app.quota.limit(name)), "vendor's limit"));
     let mut exceptions: Vec<_> = own.chain(lower).collect();
     exceptions.sort();
     exceptions
-}
-
-fn is_own(app: &App, name: CommandName<'_>) -> bool {
-    app.quota.commands.contains_key(&name.to_string())
 }
 
 fn lifetime(app: &App) -> String {
@@ -124,13 +121,13 @@ mod tests {
              [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
              [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
-             [upstream]\ntimeout = '17s'\n",
+             [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
             "data listener   127.0.0.1:1",
             "data listener   unix:/run/x.sock",
             "admin listener  127.0.0.1:8701",
-            "callers may     follow/follow_check",
+            "callers may     follow/*, im_open_login_svc/*",
             "app one",
             "  sdkappid      7",
             "  identifier    \"administrator\", signing for 24h at a time",
@@ -148,6 +145,7 @@ mod tests {
         assert_eq!(words("follow/follow_add"), ["follow/follow_add", "3/s", "configured"]);
         assert_eq!(words("im_open_login_svc/account_delete")[1], "100/s");
         assert!(text.contains("worst-case wait 17s") && text.contains("adminapijpn.my-imcloud.com"), "{text}");
+        assert!(!text.contains("timpush/push"), "nobody may call it\n{text}");
         assert!(!text.contains(&KEY[..8]), "{text}");
     }
 

@@ -17,7 +17,7 @@ use crate::telemetry::Telemetry;
 pub(super) fn serve(config: Config) -> ExitCode {
     let _log = Telemetry::start(&config.log);
     for warning in &config.warnings {
-        tracing::warn!(file = warning.file, line = warning.line, key = warning.key, "{}", warning.message);
+        tracing::warn!(file = warning.file, line = warning.line, "{}: {}", warning.key, warning.message);
     }
     match Server::bind(config).and_then(Server::run) {
         Ok(code) => code,
