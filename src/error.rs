@@ -151,8 +151,8 @@ impl GatewayError {
             GatewayError::Overloaded(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // What is left of the body is not worth reading.
-            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(_) => {
+            // What is left of the body is not worth reading, or nobody knows where it ends.
+            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(_) | GatewayError::BadRequest => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

@@ -112,14 +112,14 @@ impl Server {
             let limits = connections.limits;
             tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
             self.admin.set_ready(true);
-            supervise(&self.gateway, &self.admin, &self.quit, &drain).await
+            supervise(&self.gateway, &self.admin, &self.quit, &drain, listeners).await
         });
         done.cancel();
         for thread in threads {
             // A worker that panicked has been logged; the others' work is what counts.
             let _ = thread.join();
         }
-        listeners.iter().chain([&self.admin_listener]).for_each(Listener::remove);
+        self.admin_listener.remove();
         Ok(outcome?)
     }
 }
@@ -130,6 +130,7 @@ async fn supervise(
     admin: &Admin,
     quit: &CancellationToken,
     drain: &CancellationToken,
+    listeners: Arc<Vec<Listener>>,
 ) -> io::Result<ExitCode> {
     let mut signals = Signals::new()?;
     tokio::select! {
@@ -141,6 +142,10 @@ async fn supervise(
     let draining = async {
         tokio::time::sleep(server.drain_delay).await;
         drain.cancel();
+        // With the last of its clones a socket is closed, and who connects is refused instead of
+        // waiting for nobody.
+        listeners.iter().for_each(Listener::remove);
+        drop(listeners);
         gateway.tasks.close();
         tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
         tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok()
@@ -201,15 +206,15 @@ fn spawn_worker(
     let runtime = runtime()?;
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         runtime.block_on(async {
-            for index in 0..listeners.len() {
-                let (listeners, worker, connections) =
-                    (Arc::clone(&listeners), Arc::clone(&worker), connections.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = server::accept(&listeners[index], worker, connections).await {
-                        tracing::error!(%error, "a listener is lost on this thread");
+            for listener in listeners.iter() {
+                match listener.for_this_runtime() {
+                    Ok(accept) => {
+                        tokio::spawn(server::accept(accept, Arc::clone(&worker), connections.clone()));
                     }
-                });
+                    Err(error) => tracing::error!(%error, "a listener is lost on this thread"),
+                }
             }
+            drop(listeners);
             // A lookup for one thread's caller may be in the hands of another thread, so all go on
             // until everything is finished.
             done.cancelled().await;

@@ -194,6 +194,8 @@ fn log(error: &GatewayError) {
     let outcome = error.wire().slug;
     match error {
         GatewayError::UpstreamUnreachable { cause, .. } => tracing::warn!(outcome, cause, "{error}"),
+        // Nothing went wrong: the caller wanted no more than what was there.
+        GatewayError::NotCached => tracing::debug!(outcome, "{error}"),
         _ if error.is_ours() => tracing::warn!(outcome, "{error}"),
         _ => tracing::debug!(outcome, "{error}"),
     }

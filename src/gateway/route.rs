@@ -1,11 +1,12 @@
 //! What a request names: the command by its path, the app by prefix, header or query. Nothing is
 //! decoded or normalised, except the names of query parameters, so that none of ours slips through.
 
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use percent_encoding::percent_decode_str;
 
+use crate::domain::app::AppName;
 use crate::domain::command::CommandName;
 use crate::error::GatewayError;
 
@@ -35,6 +36,8 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
     let (app, rest) = match path.strip_prefix("/apps/") {
         Some(rest) => {
             let (app, rest) = rest.split_once('/').ok_or(GatewayError::NotFound)?;
+            // What can be no app's name is no path of ours, rather than an app that is not there.
+            app.parse::<AppName>().map_err(|_| GatewayError::NotFound)?;
             (Some(app), rest.strip_prefix("v4/"))
         }
         None => (None, path.strip_prefix("/v4/")),
@@ -50,6 +53,7 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
 /// `forbidden`, `uri_too_long`, `not_found` or `method_not_allowed`.
 pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<Path<'a>, GatewayError> {
     check_caller(head, hosts, peer)?;
+    check_framing(&head.headers)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_len > TARGET_LEN_MAX {
         return Err(GatewayError::UriTooLong);
@@ -74,10 +78,21 @@ pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<
 /// `forbidden`.
 pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     check_origin(&head.headers)?;
-    match peer {
-        Peer::Tcp { local } => check_host(head, hosts, local),
-        // Nobody on the network reaches a Unix socket, so no name can be bound to it.
-        Peer::Unix => Ok(()),
+    check_host(head, hosts, peer)
+}
+
+/// A body's length must be told in one way only. hyper takes more than that, and whoever stands
+/// between a caller and us may read such a request otherwise (RFC 9112 section 11.2).
+fn check_framing(headers: &HeaderMap) -> Result<(), GatewayError> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(coding), None)
+            if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(CONTENT_LENGTH) =>
+        {
+            Ok(())
+        }
+        _ => Err(GatewayError::BadRequest),
     }
 }
 
@@ -114,17 +129,17 @@ impl Hosts {
         Self(further.to_vec())
     }
 
-    fn allows(&self, host: &str, local: std::net::IpAddr) -> bool {
+    fn allows(&self, host: &str, peer: Peer) -> bool {
         let host = host.to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
         match bare.parse::<std::net::IpAddr>() {
-            Ok(ip) => ip.is_loopback() || ip == local.to_canonical() || self.0.contains(&host),
+            Ok(ip) => ip.is_loopback() || peer == Peer::Tcp { local: ip.to_canonical() } || self.0.contains(&host),
             Err(_) => host == "localhost" || self.0.contains(&host),
         }
     }
 }
 
-fn check_host(head: &Parts, hosts: &Hosts, local: std::net::IpAddr) -> Result<(), GatewayError> {
+fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     let refuse = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
     let mut given = head.headers.get_all(HOST).iter();
     let (first, second) = (given.next(), given.next());
@@ -143,8 +158,17 @@ fn check_host(head: &Parts, hosts: &Hosts, local: std::net::IpAddr) -> Result<()
         (_, None) => return refuse("the request has no Host"),
     };
     match host.parse::<http::uri::Authority>() {
-        Ok(authority) if !host.contains('@') && hosts.allows(authority.host(), local) => Ok(()),
+        Ok(authority) if is_host_and_port(&authority) && hosts.allows(authority.host(), peer) => Ok(()),
         _ => refuse("the Host is not one of chatgate's; add it to server.hosts if it should be"),
+    }
+}
+
+/// Neither a user nor a port that is none.
+fn is_host_and_port(authority: &http::uri::Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        Some(rest) => rest.starts_with(':') && authority.port_u16().is_some(),
+        None => false,
     }
 }
 
@@ -243,6 +267,9 @@ mod tests {
             "x@localhost",
             "localhost@evil",
             "127.0.0.1.evil",
+            "localhost:x",
+            "localhost:",
+            "localhost:99999",
             "gate.internal.x",
             "a b",
         ] {
@@ -252,6 +279,13 @@ mod tests {
         assert_eq!(checked("POST", good, &[("host", "localhost"), ("host", "localhost")]), "forbidden");
         assert_eq!(checked("POST", good, &[("host", "localhost"), ("origin", "null")]), "forbidden");
         assert_eq!(checked("POST", good, &[("host", "localhost"), ("sec-fetch-site", "none")]), "forbidden");
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", ""] {
+            let headers = [("host", "localhost"), ("transfer-encoding", coding)];
+            assert_eq!(checked("POST", good, &headers), "bad_request", "{coding}");
+        }
+        let twice = [("host", "localhost"), ("transfer-encoding", "chunked"), ("content-length", "2")];
+        assert_eq!(checked("POST", good, &twice), "bad_request");
+        assert_eq!(checked("POST", good, &twice[..2]), "ok");
         assert_eq!(checked("GET", good, &[("host", "localhost")]), "method_not_allowed");
         assert_eq!(checked("GET", "/x", &[("host", "localhost")]), "not_found");
         assert_eq!(checked("POST", "http://localhost/v4/a/b", &[("host", "localhost")]), "not_found");

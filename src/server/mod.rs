@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use self::listener::{Accepted, Listener};
+use self::listener::{Accept, Accepted};
 use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
 use crate::bounds::{Budget, Held};
@@ -63,16 +63,12 @@ impl Connections {
     }
 }
 
-/// Accepts on a listener until the drain begins; each connection is a task of the gateway's.
-///
-/// # Errors
-/// If the listener cannot be handed to this thread's runtime.
-pub async fn accept(listener: &Listener, worker: Arc<Worker>, connections: Connections) -> std::io::Result<()> {
-    let accept = listener.for_this_runtime()?;
+/// Accepts until the drain begins; each connection is a task of the gateway's.
+pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connections) {
     let mut pause = ACCEPT_PAUSES.0;
     loop {
         let next = tokio::select! {
-            () = connections.drain.cancelled() => return Ok(()),
+            () = connections.drain.cancelled() => return,
             next = accept.next() => next,
         };
         match next {

@@ -1,8 +1,9 @@
 //! Time limits of a connection, below HTTP: hyper itself has none for idle connections, for slow
 //! heads together with them, or for peers that do not read.
 //!
+//! - Until its first request is there, and from the first byte of a further head until that request
+//!   is there: `head`.
 //! - Between requests a connection may be idle for `idle`.
-//! - From the first byte of a head until its request is there: `head`.
 //! - From the moment the peer stops taking an answer until it has taken all of it: `write`.
 //!
 //! While a request is being worked on reading has no limit here: its body and its answer have their
@@ -31,29 +32,39 @@ pub struct Limits {
     pub write: Duration,
 }
 
-/// How many requests a connection has at work. Shared by its service and its [`TimedIo`].
+/// The requests of a connection. Shared by its service and its [`TimedIo`].
 #[derive(Debug, Clone, Default)]
-pub struct AtWork(Arc<AtomicUsize>);
+pub struct AtWork(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    begun: AtomicUsize,
+    ended: AtomicUsize,
+}
 
 impl AtWork {
     /// Counts one more, until the guard is dropped.
     pub fn begin(&self) -> Work {
-        self.0.fetch_add(1, Ordering::AcqRel);
+        self.0.begun.fetch_add(1, Ordering::AcqRel);
         Work(Arc::clone(&self.0))
     }
 
+    fn begun(&self) -> usize {
+        self.0.begun.load(Ordering::Acquire)
+    }
+
     fn any(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
+        self.0.ended.load(Ordering::Acquire) != self.begun()
     }
 }
 
 /// One request at work.
 #[derive(Debug)]
-pub struct Work(Arc<AtomicUsize>);
+pub struct Work(Arc<Counts>);
 
 impl Drop for Work {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
     }
 }
 
@@ -67,8 +78,10 @@ pub struct TimedIo<S> {
     waiting_for: Option<(Waiting, Instant)>,
     /// When the peer must have taken what is being written.
     write_until: Option<Instant>,
-    /// Bytes of a head have come that no request has been made of yet.
+    /// A head is awaited, or has begun, that no request has been made of yet.
     head_begun: bool,
+    /// How many requests had begun when we last looked.
+    seen: usize,
 }
 
 /// What reading waits for, and since when it must have come.
@@ -81,15 +94,23 @@ enum Waiting {
 impl<S> TimedIo<S> {
     /// Wraps a fresh connection.
     pub fn new(stream: S, limits: Limits, at_work: AtWork) -> Self {
-        Self { stream, limits, at_work, sleep: None, waiting_for: None, write_until: None, head_begun: false }
+        Self { stream, limits, at_work, sleep: None, waiting_for: None, write_until: None, head_begun: true, seen: 0 }
+    }
+
+    /// If a request has begun, the bytes so far have become that request, and waiting begins anew.
+    fn look(&mut self) {
+        let begun = self.at_work.begun();
+        if begun != self.seen {
+            self.seen = begun;
+            self.head_begun = false;
+            self.waiting_for = None;
+        }
     }
 
     /// When reading must have got on, by what it waits for now.
     fn read_until(&mut self) -> Option<Instant> {
+        self.look();
         if self.at_work.any() {
-            // The bytes so far have become a request; what comes next is a new one.
-            self.head_begun = false;
-            self.waiting_for = None;
             return None;
         }
         let (waiting, limit) =
@@ -140,6 +161,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
+                self.look();
                 if buf.filled().len() > before && !self.at_work.any() {
                     self.head_begun = true;
                 }
@@ -177,7 +199,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
         ready!(self.written(cx, result))?;
         // Everything was taken. (hyper flushes when nothing of an answer is left with it.)
         self.write_until = None;
-        Poll::Ready(Ok(()))
+        // hyper may have begun to wait for the next request while this one was at work; its limit
+        // counts from here.
+        match self.read_until().map(|until| self.watch(cx, until)) {
+            Some(Poll::Ready(error)) => Poll::Ready(Err(error)),
+            Some(Poll::Pending) | None => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -200,11 +227,38 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_ends_after_the_idle_limit() {
         let (_peer, stream) = duplex(64);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        drop(at_work.begin());
         let begun = clock::now();
-        let mut io = TimedIo::new(stream, limits(), AtWork::default());
         let error = io.read_u8().await.expect_err("nobody writes");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() >= limits().idle);
+        assert!(clock::now() - begun >= limits().idle);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_ends_after_the_head_limit() {
+        let (_peer, stream) = duplex(64);
+        let begun = clock::now();
+        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        io.read_u8().await.expect_err("nobody writes");
+        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
+    }
+
+    #[tokio::test]
+    async fn every_request_sets_the_limits_anew() {
+        let (mut peer, stream) = duplex(64);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let begun = clock::now();
+        // Each round takes less than any limit, all of them together more than every one.
+        while clock::now() - begun < limits().idle * 2 {
+            peer.write_u8(b'x').await.expect("open");
+            io.read_u8().await.expect("in time");
+            drop(at_work.begin());
+            let silent = tokio::time::timeout(limits().head / 2, io.read_u8()).await;
+            assert!(silent.is_err(), "closed while it was in use");
+        }
     }
 
     #[tokio::test]
@@ -223,7 +277,7 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(begun.elapsed() >= limits().head && begun.elapsed() < limits().idle);
+        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
     }
 
     #[tokio::test]

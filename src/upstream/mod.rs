@@ -133,7 +133,7 @@ impl Upstream {
                 Ok(response) => break response,
                 // Chat had closed the connection before a byte of this call left: a new one is as good.
                 Err(Unsent::Whole(whole)) if lease.reused => {
-                    request = whole;
+                    request = *whole;
                     lease = self.pool.open().await.map_err(|fault| unreachable(NOT_SENT, &*fault))?;
                 }
                 Err(Unsent::Whole(_)) => {
@@ -156,7 +156,7 @@ impl Upstream {
         let error_code = Envelope::parse(&body)
             .map_err(|_| GatewayError::UpstreamInvalid("it is no JSON object with an integer ErrorCode"))?
             .error_code;
-        let content_type = head.headers.get(CONTENT_TYPE).cloned();
+        let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::mask_header(value, signature.usersig()));
         Ok(Answer { status: head.status, content_type, body: mask::mask(body, signature.usersig()), error_code, held })
     }
 }

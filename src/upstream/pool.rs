@@ -59,7 +59,7 @@ pub struct Lease {
 /// A call that brought no head of an answer.
 pub(super) enum Unsent {
     /// Not a byte of it left; here it is again.
-    Whole(Request<Full<Bytes>>),
+    Whole(Box<Request<Full<Bytes>>>),
     /// Some of it may have left.
     Perhaps(hyper::Error),
 }
@@ -155,7 +155,7 @@ impl Lease {
     /// See [`Unsent`].
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unsent> {
         self.connection.sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
-            Some(request) => Unsent::Whole(request),
+            Some(request) => Unsent::Whole(Box::new(request)),
             None => Unsent::Perhaps(error.into_error()),
         })
     }

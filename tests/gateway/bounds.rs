@@ -39,7 +39,7 @@ async fn a_body_of_max_body_is_served_and_one_byte_more_is_too_large() {
 async fn a_body_announced_too_large_is_refused_before_it_is_sent() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    for length in ["1048577", "4294967296", "18446744073709551615"] {
+    for length in ["1048577", "4294967296", "9223372036854775807"] {
         let begun = now();
         let answer = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
         answer.assert_error(413, "body_too_large", 129_413);

@@ -30,8 +30,10 @@ async fn an_upstream_of_a_trusted_ca_is_used() {
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
     chat.follow("ann", "bob");
     let gateway = trusting(Some(&ca), &chat).await;
-    gateway.call("openim/sendmsg", r#"{"a": 1}"#).await.assert_relayed(200, OK);
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
+    // Connections are kept by the thread that a caller's connection belongs to.
+    let mut conn = gateway.connect().await;
+    conn.ask(&Ask::command("openim/sendmsg")).await.assert_relayed(200, OK);
+    assert_eq!(conn.ask(&Ask::check("ann", &["bob"])).await.types(), [2]);
     assert_eq!((chat.count(), chat.accepted()), (2, 1), "one connection for both");
 }
 

@@ -1,5 +1,6 @@
 //! Which pairs a write changes.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -43,23 +44,23 @@ pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
 }
 
 fn follow_scope(body: &[u8], targets: impl Fn(&[u8]) -> Option<Vec<String>>) -> Scope {
-    if !has_unique_members(body) {
+    let Some(repeats) = read::<Repeats>(body) else { return Scope::All };
+    if repeats.outside {
         return Scope::All;
     }
     let Some(From { from }) = read(body) else { return Scope::All };
     match targets(body) {
-        Some(to) => Scope::Pairs { from, to },
-        None => Scope::Users(vec![from]),
+        Some(to) if !repeats.inside => Scope::Pairs { from, to },
+        _ => Scope::Users(vec![from]),
     }
 }
 
 fn account_scope(body: &[u8]) -> Scope {
-    if !has_unique_members(body) {
-        return Scope::All;
-    }
-    match read::<Accounts>(body) {
-        Some(accounts) => Scope::Users(accounts.items.into_iter().map(|item| item.user).collect()),
-        None => Scope::All,
+    match (read::<Repeats>(body), read::<Accounts>(body)) {
+        (Some(Repeats { outside: false, inside: false }), Some(accounts)) => {
+            Scope::Users(accounts.items.into_iter().map(|item| item.user).collect())
+        }
+        _ => Scope::All,
     }
 }
 
@@ -103,64 +104,77 @@ struct AccountItem {
     user: String,
 }
 
-/// Whether no object in the text names a member twice, at any depth: of two values a reader may
-/// take either, and Chat's choice is unknown. Names of another case may be taken as the same.
-fn has_unique_members(body: &[u8]) -> bool {
-    serde_json::from_slice::<Unique>(body).is_ok()
+/// Whether objects name a member twice: of two values a reader may take either, and Chat's choice is
+/// unknown. Names of another case may be taken as the same.
+#[derive(Default)]
+struct Repeats {
+    /// The outermost object does.
+    outside: bool,
+    /// One further inside does.
+    inside: bool,
 }
 
-struct Unique;
-
-impl<'a> Deserialize<'a> for Unique {
-    fn deserialize<D: Deserializer<'a>>(json: D) -> Result<Self, D::Error> {
-        json.deserialize_any(Unique)
+impl Repeats {
+    /// What a value further inside adds.
+    fn add(&mut self, inner: &Repeats) {
+        self.inside |= inner.outside || inner.inside;
     }
 }
 
-impl<'a> Visitor<'a> for Unique {
-    type Value = Unique;
+impl<'a> Deserialize<'a> for Repeats {
+    fn deserialize<D: Deserializer<'a>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_any(RepeatsVisitor)
+    }
+}
+
+struct RepeatsVisitor;
+
+impl<'a> Visitor<'a> for RepeatsVisitor {
+    type Value = Repeats;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value whose objects name each member once")
+        f.write_str("any value")
     }
 
-    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Unique, M::Error> {
-        let mut names = std::collections::HashSet::new();
-        while let Some((name, Unique)) = map.next_entry::<String, Unique>()? {
-            if !names.insert(name.to_lowercase()) {
-                return Err(serde::de::Error::custom("a member stands twice"));
-            }
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Repeats, M::Error> {
+        let (mut repeats, mut names) = (Repeats::default(), HashSet::new());
+        while let Some((name, inner)) = map.next_entry::<String, Repeats>()? {
+            repeats.outside |= !names.insert(name.to_lowercase());
+            repeats.add(&inner);
         }
-        Ok(Unique)
+        Ok(repeats)
     }
 
-    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Unique, S::Error> {
-        while list.next_element::<Unique>()?.is_some() {}
-        Ok(Unique)
+    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Repeats, S::Error> {
+        let mut repeats = Repeats::default();
+        while let Some(inner) = list.next_element::<Repeats>()? {
+            repeats.add(&inner);
+        }
+        Ok(repeats)
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_bool<E>(self, _: bool) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_i64<E>(self, _: i64) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_u64<E>(self, _: u64) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_f64<E>(self, _: f64) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_str<E>(self, _: &str) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 
-    fn visit_unit<E>(self) -> Result<Unique, E> {
-        Ok(Unique)
+    fn visit_unit<E>(self) -> Result<Repeats, E> {
+        Ok(Repeats::default())
     }
 }
 
@@ -193,6 +207,7 @@ mod tests {
             r#"{"From_Account":"ann"}"#,
             r#"{"From_Account":"ann","FollowItem":["bob"]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":7}]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","To\u005fAccount":"cyd"}]}"#,
         ] {
             assert_eq!(scope(FOLLOW_ADD, body.as_bytes()), users(&["ann"]), "{body}");
         }
@@ -207,7 +222,6 @@ mod tests {
             r#"{"From_Account":7,"FollowItem":[]}"#,
             r#"{"From_Account":"ann","From_Account":"eve","FollowItem":[{"To_Account":"bob"}]}"#,
             r#"{"From_Account":"ann","from_account":"eve","FollowItem":[{"To_Account":"bob"}]}"#,
-            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","To\u005fAccount":"cyd"}]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]} x"#,
             r#"{"DeleteItem":[{"UserID":7}]}"#,
         ] {
