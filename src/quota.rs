@@ -4,7 +4,7 @@
 //! one second do more than N calls leave. GCRA lets a burst of b pass at once and then one call each
 //! interval, so a window of length W sees at most b + W / interval calls. Choosing
 //! `interval = W / (N - b + 1)`, a hair longer, keeps that at N. W is one second and
-//! [`JITTER`], because the time between permit and socket varies.
+//! some milliseconds, because the time between permit and socket varies.
 //!
 //! Whoever waits does so in the order of coming, and only if a turn comes before the deadline. The
 //! permit is the last thing that a call takes: its connection is there already, so that calls reach

@@ -3,9 +3,9 @@
 //! 1. [`route`]: Host and Origin, path, method, query, app.
 //! 2. access: what the app's callers may call.
 //! 3. body: whole, in time, within bounds.
-//! 4. [`follow`](self::follow) for a `follow_check` that facts can answer, [`relay`](self::relay) for all else.
+//! 4. `follow` for a `follow_check` that facts can answer, `relay` for all else.
 //!
-//! Both end in quota, then signature, then [`upstream`](crate::upstream).
+//! Both end in quota, then signature, then [`crate::upstream`].
 
 mod desk;
 mod follow;
