@@ -7,6 +7,7 @@ use super::{CallerId, Edge, EdgeId, Manner, Pending, Place, Ticket};
 
 /// The queued edges of one user.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct Node {
     /// Those that a call from this user can carry: all that were put so, and those that may be turned.
     edges: BTreeSet<Place>,

@@ -15,6 +15,8 @@
 //! waiter is settled exactly once or leaves.
 
 mod graph;
+#[cfg(test)]
+mod model;
 mod settle;
 #[cfg(test)]
 mod simulation;
@@ -82,6 +84,7 @@ pub struct Full;
 
 /// A call that may go out now.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Call {
     /// Its number, for [`Pending::finish`].
     pub id: CallId,
@@ -93,6 +96,7 @@ pub struct Call {
 
 /// See the module.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Pending {
     flip: bool,
     next: u64,
@@ -113,6 +117,7 @@ pub struct Pending {
 
 /// A pair that is being asked for.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Edge {
     pair: Pair,
     from: Arc<str>,
@@ -147,6 +152,7 @@ struct Waiter {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Flight {
     from: UserKey,
     sent: Tick,
@@ -155,6 +161,7 @@ struct Flight {
 
 /// What is left of a request.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Waiting {
     caller: CallerId,
     edges: Vec<EdgeId>,

@@ -1,0 +1,68 @@
+//! Goes through every interleaving, and through each state once.
+
+use std::collections::HashSet;
+
+use super::same::same;
+use super::world::{Scene, Setup, Step, World};
+
+/// More states than this, and the setup is too large to be a test.
+const STATES_MAX: usize = 400_000;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    pub states: usize,
+    pub steps: usize,
+    /// Answers that were given, in all.
+    pub answers: usize,
+    /// What was wrong, and the steps to it.
+    pub violation: Option<(String, Vec<String>)>,
+}
+
+/// One state on the way, and what is still to be tried from it.
+struct Branch {
+    world: World,
+    steps: Vec<Step>,
+}
+
+/// Depth first, which keeps few states in memory and their trace at hand.
+pub(super) fn explore(setup: &Setup) -> Report {
+    let mut report = Report::default();
+    let mut scene = Scene::new(setup);
+    let mut seen = HashSet::new();
+    let first = World::new(setup);
+    seen.insert(same(&first, &scene));
+    let mut path = vec![Branch { steps: first.steps(setup), world: first }];
+    let mut trace: Vec<Step> = Vec::new();
+    while let Some(branch) = path.last_mut() {
+        let Some(step) = branch.steps.pop() else {
+            path.pop();
+            trace.pop();
+            continue;
+        };
+        let mut world = branch.world.clone();
+        report.steps += 1;
+        trace.push(step);
+        let went = world.take(step, &mut scene).and_then(|answered| {
+            let steps = world.steps(setup);
+            if steps.is_empty() { world.check_end() } else { Ok(()) }.map(|()| (answered, steps))
+        });
+        match went {
+            Err(what) => {
+                report.violation = Some((what, trace.iter().map(|step| format!("{step:?}")).collect()));
+                break;
+            }
+            Ok((answered, steps)) => {
+                report.answers += usize::from(answered);
+                if seen.insert(same(&world, &scene)) {
+                    assert!(seen.len() <= STATES_MAX, "more than {STATES_MAX} states");
+                    path.push(Branch { world, steps });
+                } else {
+                    trace.pop();
+                }
+            }
+        }
+    }
+    report.states = seen.len();
+    report
+}
