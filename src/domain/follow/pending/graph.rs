@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::super::pair::UserKey;
+use super::super::pair::{Pair, UserKey};
 use super::{CallerId, Edge, EdgeId, Manner, Pending, Place, Ticket};
 
 /// The queued edges of one user.
@@ -83,14 +83,28 @@ impl Pending {
         Some(edge)
     }
 
-    /// From whose side the edge is asked: the one that fills the call better, its own `from` if equal.
-    pub(super) fn denser_end(&self, id: EdgeId) -> UserKey {
+    /// From whose side the edge is asked: the one whose call spares more calls, its own `from` if equal.
+    ///
+    /// Not simply the one with more edges. Of feeds that all name one star, the star has most edges, but
+    /// each feed needs a call of its own for the rest of it, and that call has room for the star too:
+    /// calls from the star's side would spare none of them. So an edge that a call takes counts as
+    /// that part of a call which the user at its other end is relieved of: one divided by how many
+    /// edges are queued there. This is the greedy way to few calls (users that cover all edges).
+    pub(super) fn better_end(&self, id: EdgeId, max: usize) -> UserKey {
         let edge = &self.edges[&id];
+        let Pair { from, to } = edge.pair;
         if edge.manner != Manner::Free || !self.flip {
-            return edge.pair.from;
+            return from;
         }
-        let density = |user| self.nodes.get(&user).map_or(0, |node| node.edges.len());
-        if density(edge.pair.to) > density(edge.pair.from) { edge.pair.to } else { edge.pair.from }
+        if self.spared(to, max) > self.spared(from, max) { to } else { from }
+    }
+
+    /// How many calls of others a call from this user's side spares.
+    fn spared(&self, user: UserKey, max: usize) -> f64 {
+        let Some(node) = self.nodes.get(&user) else { return 0.0 };
+        let far = |edge: &Edge| if edge.pair.from == user { edge.pair.to } else { edge.pair.from };
+        let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
+        node.edges.iter().take(max).map(|(_, id)| 1.0 / queued(far(&self.edges[id])) as f64).sum()
     }
 
     /// The seed, and what can travel with it from `from`, oldest first, each account once.

@@ -8,8 +8,8 @@
 //! - callers take turns, the unit of a turn being the call, since that is what is scarce (deficit
 //!   round robin whose every item costs one quantum);
 //! - the caller's oldest edge starts the call, so nobody starves;
-//! - the call is made from whichever end of that edge has more edges, and is filled up with that
-//!   user's other edges, oldest first, whoever waits for them.
+//! - the call is made from whichever end of that edge spares more further calls, and is filled up
+//!   with that user's other edges, oldest first, whoever waits for them.
 //!
 //! This is bookkeeping only: [`Pending`] is driven from outside, and whatever it is told, every
 //! waiter is settled exactly once or leaves.
@@ -235,7 +235,7 @@ impl Pending {
         // Put back at once: taking the edges out of the queues keeps or removes it as is right.
         self.turns.push_back(caller);
         let &(_, seed) = self.queues.get(&caller)?.first()?;
-        let from = self.denser_end(seed);
+        let from = self.better_end(seed, max);
         let ids = self.gather(seed, from, max);
         let id = CallId(self.number());
         let mut to = Vec::with_capacity(ids.len());

@@ -24,7 +24,7 @@ struct Simulation {
     /// For each pair: how many writes have been answered to their callers.
     answered: Vec<u64>,
     /// Writes under way, and what they made of each of their pairs once carried out.
-    writes: Vec<(Scope, Option<Vec<(usize, u64)>>)>,
+    writes: Vec<(Scope, Option<Versions>)>,
     /// Calls under way, with what Chat read for them once it did.
     calls: Vec<(Call, Option<Reading>)>,
     /// Requests that wait.
@@ -69,6 +69,8 @@ struct Slot {
     known: Option<(Tick, u64)>,
 }
 
+/// Pairs, and how many writes each includes.
+type Versions = Vec<(usize, u64)>;
 /// For each account of a call: the relation, and how many writes it includes.
 type Reading = Vec<(u8, u64)>;
 
@@ -315,7 +317,7 @@ impl Simulation {
     }
 
     /// Chat changes pairs; says which, and the version they have then.
-    fn carry_out(&mut self, scope: Scope) -> Vec<(usize, u64)> {
+    fn carry_out(&mut self, scope: Scope) -> Versions {
         let pairs: Vec<usize> = match scope {
             Scope::Pair(index) | Scope::All(index) => vec![index],
             Scope::User(user) => (0..6).filter(|index| ends(*index).0 == user || ends(*index).1 == user).collect(),

@@ -106,6 +106,37 @@ fn many_who_ask_about_one_travel_in_one_call_from_the_one() {
     assert!(next(&mut pending, 1).is_none());
 }
 
+/// Feeds of 30 accounts: five that everybody names, the others from among many.
+fn feeds(count: usize) -> Vec<(String, Vec<String>)> {
+    let feed = |viewer: usize| {
+        let stars = (0..5).map(|star| format!("star{star}"));
+        let others = (0..25).map(|n| format!("other{}", (viewer * 7919 + n * 104_729) % 5000));
+        (format!("viewer{viewer}"), stars.chain(others).collect())
+    };
+    (0..count).map(feed).collect()
+}
+
+#[test]
+fn a_star_of_many_feeds_gets_no_calls_that_spare_none() {
+    let mut pending = Pending::new(true);
+    for (viewer, accounts) in feeds(200) {
+        let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
+        ask(&mut pending, ANN, &viewer, &accounts);
+    }
+    let calls = (1..).take_while(|now| next(&mut pending, *now).is_some()).count();
+    assert_eq!(calls, 200, "each feed fits into one call");
+}
+
+#[test]
+fn who_asks_for_stars_alone_is_served_from_the_stars_side() {
+    let mut pending = Pending::new(true);
+    for (viewer, accounts) in feeds(200) {
+        ask(&mut pending, ANN, &viewer, &[&accounts[0], &accounts[1]]);
+    }
+    let calls = (1..).take_while(|now| next(&mut pending, *now).is_some()).count();
+    assert_eq!(calls, 4, "400 pairs in full calls");
+}
+
 #[test]
 fn without_flip_nothing_is_turned_round() {
     let mut pending = Pending::new(false);

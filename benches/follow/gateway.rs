@@ -1,0 +1,122 @@
+//! The gateway in front of the stand-in, and callers of it.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chatgate::clock;
+use chatgate::config::{Access, App, Cache, Config, Endpoint, FollowCheck, ListenAddr, Log, Quota, Server, Upstream};
+use chatgate::domain::app::{SdkAppId, SecretKey};
+use chatgate::domain::region::Region;
+use chatgate::serve;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+/// Running on its worker threads until it is dropped.
+pub(crate) struct Gateway {
+    pub(crate) address: SocketAddr,
+    quit: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// As configured by default, but for the quota.
+    pub(crate) fn start(chat: SocketAddr, per_second: u32) -> Self {
+        let any = || ListenAddr::Tcp(([127, 0, 0, 1], 0).into());
+        let app = App {
+            name: "bench".parse().expect("a name"),
+            sdkappid: SdkAppId::new(1_400_000_001).expect("not 0"),
+            region: Region::Singapore,
+            endpoint: Endpoint { tls: false, host: chat.ip().to_string(), port: chat.port() },
+            standby: None,
+            extra_roots: Vec::new(),
+            identifier: "administrator".parse().expect("a name"),
+            secret_key: SecretKey::new("bench").expect("not empty"),
+            usersig_lifetime: Duration::from_secs(24 * 60 * 60),
+            default: true,
+            quota: Quota { per_command: NonZeroU32::new(per_second).expect("not 0"), ..Quota::default() },
+        };
+        let config = Config {
+            server: Server { listen: vec![any()], admin: any(), max_connections: 20_000, ..Server::default() },
+            apps: vec![app],
+            access: Access::default(),
+            cache: Cache::default(),
+            follow_check: FollowCheck::default(),
+            upstream: Upstream::default(),
+            log: Log::default(),
+            warnings: Vec::new(),
+        };
+        let server = serve::Server::bind(config).expect("free ports");
+        let address = server.addresses()[0].parse().expect("an address");
+        let quit = server.quit();
+        let thread = std::thread::spawn(move || {
+            server.run().expect("threads can be made");
+        });
+        Self { address, quit, thread: Some(thread) }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.quit.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Connections to one address, as many as are needed at one time.
+pub(crate) struct Client {
+    address: SocketAddr,
+    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+}
+
+/// What became of a request.
+pub(crate) struct Asked {
+    pub(crate) answered: bool,
+    pub(crate) took: Duration,
+}
+
+impl Client {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self { address, idle: Mutex::default() }
+    }
+
+    /// Asks, and reads the whole answer.
+    pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Asked {
+        let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
+        let begun = clock::now();
+        let answered = self.send(body).await.unwrap_or(false);
+        Asked { answered, took: clock::now() - begun }
+    }
+
+    async fn send(&self, body: String) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+        let kept = self.idle.lock().expect("nobody panics with it").pop();
+        let mut connection = match kept {
+            Some(connection) => connection,
+            None => {
+                let stream = TcpStream::connect(self.address).await?;
+                stream.set_nodelay(true)?;
+                let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                sender
+            }
+        };
+        connection.ready().await?;
+        let request = Request::post("/v4/follow/follow_check")
+            .header("host", self.address.to_string())
+            .body(Full::new(Bytes::from(body)))?;
+        let response = connection.send_request(request).await?;
+        let answered = response.status() == 200;
+        response.into_body().collect().await?;
+        self.idle.lock().expect("nobody panics with it").push(connection);
+        Ok(answered)
+    }
+}
