@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::same::same;
-use super::world::{Scene, Setup, Step, World};
+use super::setup::{Scene, Setup};
+use super::world::{Step, World};
 
 /// More states than this, and the setup is too large to be a test.
 const STATES_MAX: usize = 400_000;

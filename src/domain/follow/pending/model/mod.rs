@@ -19,10 +19,11 @@
 
 mod explore;
 mod same;
+mod setup;
 mod world;
 
 use self::explore::{Report, explore};
-use self::world::{Change, Fault, Reader, Scope, Setup};
+use self::setup::{Change, Fault, Reader, Scope, Setup};
 
 const ANN_BOB: usize = 0;
 const ANN_CYD: usize = 1;
@@ -84,7 +85,7 @@ fn a_write_with_three_readers_of_its_pair_from_both_sides() {
 #[test]
 fn two_writes_of_one_pair() {
     let changes = [write(Scope::Pair(ANN_BOB)), write(Scope::Pair(ANN_BOB))];
-    holds(setup(&changes, &[reader("ann", &["bob"]), reader("bob", &["ann"])]));
+    holds(setup(&changes, &[reader("ann", &["bob"]), reader("ann", &["bob"])]));
 }
 
 #[test]

@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::super::{EdgeId, Manner, Pending, Ticket};
-use super::world::{Phase, Scene, Stage, World, index};
+use super::setup::{Scene, index};
+use super::world::{Phase, Stage, World};
 
 /// The description of a state.
 pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
