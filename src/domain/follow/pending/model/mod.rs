@@ -146,7 +146,7 @@ fn readers_who_will_not_join_or_whose_answers_are_not_kept() {
 
 #[test]
 fn calls_that_fail_or_are_refused_and_readers_who_leave() {
-    let readers = [reader("ann", &["bob"]), reader("bob", &["ann"])];
+    let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
     holds(Setup { leaving: true, ..setup });
