@@ -10,6 +10,7 @@ pub mod demo;
 pub mod domain;
 pub mod error;
 pub mod gateway;
+pub mod line;
 pub mod quota;
 pub mod sandbox;
 pub mod serve;

@@ -14,8 +14,7 @@ use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, 
 
 use crate::clock;
 use crate::error::GatewayError;
-use crate::gateway::Worker;
-use crate::gateway::route::Peer;
+use crate::gateway::{Downstream, Worker};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken from a caller, in bytes.
@@ -27,7 +26,7 @@ pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxErro
 /// What answers the requests of one connection.
 pub fn service(
     worker: Arc<Worker>,
-    peer: Peer,
+    downstream: Downstream,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response<AnswerBody>,
@@ -43,7 +42,7 @@ pub fn service(
         .layer(CatchPanicLayer::custom(panicked))
         .service(service_fn(move |request| {
             let worker = Arc::clone(&worker);
-            async move { Ok::<_, Infallible>(worker.handle(request, peer).await) }
+            async move { Ok::<_, Infallible>(worker.handle(request, downstream).await) }
         }))
 }
 

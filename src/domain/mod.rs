@@ -5,6 +5,7 @@
 //! clock; a test in `tests/` holds it to that.
 
 pub mod app;
+pub mod caller;
 pub mod command;
 pub mod envelope;
 pub mod error_code;

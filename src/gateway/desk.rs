@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::state::{App, Desk, Follow};
 use super::{Refusal, Worker};
 use crate::clock;
+use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::error_code::{self, ErrorClass};
 use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Items, write_question};
@@ -14,7 +15,7 @@ use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit};
+use crate::quota::{NoPermit, Permit, Wait};
 use crate::upstream::{self, Answer, Lease};
 
 /// Most carriers of one app: as many as can get ready for one command.
@@ -66,12 +67,13 @@ impl Carrier {
         let deadline = clock::now() + worker.gateway.config.upstream.timeout;
         let wanted = || state.follow.desk().pending.has_queued();
         let connect = worker.upstreams[app].connect();
-        let waited = state.follow.quota.wait(&state.room, deadline, connect, wanted).await;
+        let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
+        let waited = state.follow.quota.wait(wait, connect, wanted).await;
         // Those who wait have their own deadlines. Without a turn there is nothing to tell them.
         let (permit, failure) = match waited {
             Ok(permit) => (permit, None),
             Err(NoPermit::NotReady(error)) => (None, Some(error)),
-            Err(NoPermit::Late(_)) => (None, None),
+            Err(NoPermit::Late(_) | NoPermit::Stuck) => (None, None),
         };
         let call = if permit.is_some() || failure.is_some() {
             state.follow.desk().pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())

@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 
 use super::freshness::{Source, Tally, Use, Wishes};
 use super::state::{Got, Waiter};
-use super::{Refusal, Reply, Worker};
+use super::{Asker, Refusal, Reply, Worker};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
-use crate::domain::follow::pending::{CallerId, Settled, Terms, Ticket, WAITING_MAX, Wanted};
+use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
 use crate::domain::follow::question::Question;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
@@ -31,7 +31,7 @@ const EXPLAINED_MAX: usize = 200;
 pub(super) struct Manner {
     pub wishes: Wishes,
     pub explain: bool,
-    pub deadline: Instant,
+    pub asker: Asker,
 }
 
 /// One distinct pair of a question.
@@ -135,13 +135,13 @@ impl Worker {
             })
             .collect();
         let wishes = &manner.wishes;
-        let caller = CallerId(0);
+        let Asker { caller, deadline } = manner.asker;
         let terms = Terms { caller, join: !wishes.no_cache && !wishes.no_store, keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;
         let mut leaving = {
             let mut desk = state.follow.desk();
-            self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), manner.deadline)?;
+            self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), deadline)?;
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
             joined = was_joined;
@@ -149,7 +149,7 @@ impl Worker {
             Leaving { worker: self, app, ticket: Some(ticket) }
         };
         self.pump(app);
-        let got: Got = match tokio::time::timeout_at(manner.deadline.into(), told).await {
+        let got: Got = match tokio::time::timeout_at(deadline.into(), told).await {
             Ok(Ok(result)) => result.map_err(Ended::Refused)?,
             Ok(Err(_)) => return Err(Ended::Gateway(GatewayError::Internal)),
             Err(_) => return Err(Ended::Gateway(leaving.too_late(state.follow.quota.interval()))),

@@ -1,21 +1,24 @@
 //! Everything but an answerable `follow_check`: handed on as it is, and what comes back handed back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 
 use super::state::Follow;
-use super::{Reply, Worker};
+use super::{Asker, Reply, Worker};
 use crate::bounds::Held;
 use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::pair::{Pair, PairKey, UserKey};
 use crate::domain::follow::writes::{self, Scope};
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit};
+use crate::quota::{NoPermit, Permit, Wait};
 use crate::upstream::{Answer, Call};
+
+/// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
+const RESERVE_MAX: Duration = Duration::from_millis(250);
 
 /// What is to be handed on.
 pub(super) struct Order {
@@ -24,7 +27,7 @@ pub(super) struct Order {
     #[allow(dead_code, reason = "it is there to be dropped")]
     pub held: Held,
     pub traceparent: Option<HeaderValue>,
-    pub deadline: Instant,
+    pub asker: Asker,
 }
 
 impl Worker {
@@ -51,17 +54,30 @@ impl Worker {
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let waited = state.quotas.of(name).wait(&state.room, order.deadline, upstream.connect(), || true).await;
+        let Asker { caller, deadline } = order.asker;
+        // A permit in the last moment would be lost: the call is broken off, and if it is a write
+        // nobody knows whether it was carried out.
+        let timeout = self.gateway.config.upstream.timeout;
+        let latest = deadline.checked_sub((timeout / 10).min(RESERVE_MAX)).unwrap_or(deadline);
+        let wait = Wait { caller, room: &state.room, deadline: latest };
+        let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
         let permit = waited.map_err(|no_permit| match no_permit {
             NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
+            NoPermit::Stuck => stuck(),
             NoPermit::NotReady(error) => error,
         })?;
         let Some(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
         // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
         let _marks = writes::scope(name, &order.body).map(|scope| Marks::new(&state.follow, &scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        upstream.send(lease, &state.signer, call, order.deadline).await
+        upstream.send(lease, &state.signer, call, deadline).await
     }
+}
+
+/// Those before this call took so long to connect that its deadline came.
+pub(super) fn stuck() -> GatewayError {
+    let what = "connecting takes too long, nothing was sent";
+    GatewayError::UpstreamUnreachable { what, cause: "other calls are still waiting for a connection".to_owned() }
 }
 
 /// A write under way, for the fence: marks what it may change when it begins and when it ends,

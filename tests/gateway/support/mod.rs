@@ -23,6 +23,7 @@ pub(crate) mod process;
 pub(crate) mod reply;
 pub(crate) mod secrets;
 pub(crate) mod setup;
+pub(crate) mod stalls;
 pub(crate) mod tls;
 pub(crate) mod turn;
 pub(crate) mod usersig;

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use self::graph::Node;
 use super::pair::{Pair, PairKey, UserKey};
+use crate::domain::caller::CallerId;
 use crate::domain::tick::Tick;
 
 pub use self::settle::{Outcome, Settled, Settlement};
@@ -35,10 +36,6 @@ pub use self::settle::{Outcome, Settled, Settlement};
 pub const WAITING_MAX: usize = 100_000;
 /// Most of them that one caller may have, so that a flood leaves room for the others.
 pub const WAITING_PER_CALLER_MAX: usize = WAITING_MAX / 2;
-
-/// Whose turn it is: a caller that is configured, or all that are not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallerId(pub u32);
 
 /// One request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

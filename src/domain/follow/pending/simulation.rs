@@ -133,7 +133,7 @@ impl Simulation {
             }
         }
         if !missing.is_empty() {
-            let caller = CallerId(self.below(2) as u32);
+            let caller = CallerId(self.below(2) as u64);
             let wanted = wanted(USERS[from], &missing);
             let fence = &self.fence;
             let (ticket, _) = self.pending.ask(terms(caller), &wanted, |pair| fence.last_mark(pair)).expect("room");
