@@ -4,6 +4,7 @@
 //! there to write another.
 
 mod app_choice;
+mod batching;
 mod bounds;
 mod cli;
 mod concurrency;
