@@ -16,13 +16,14 @@ use super::state::{Got, Waiter};
 use super::{Asker, Refusal, Reply, Worker};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
+use crate::domain::follow::answer::{Item, write_answer};
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
 use crate::domain::follow::question::Question;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
+use crate::quota::CommandQuota;
 
 /// `Chatgate-Explain` says this much, so that a header stays a header.
 const EXPLAINED_MAX: usize = 200;
@@ -141,7 +142,7 @@ impl Worker {
         let joined;
         let mut leaving = {
             let mut desk = state.follow.desk();
-            self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), deadline)?;
+            refuse_hopeless(&state.follow.quota, desk.calls_ahead(caller, wanted.len()), deadline)?;
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
             joined = was_joined;
@@ -175,20 +176,15 @@ impl Worker {
         }
         Ok(())
     }
+}
 
-    /// Refuses at once what could not be answered in time even if every call were full.
-    fn refuse_hopeless(&self, app: usize, queued: usize, more: usize, deadline: Instant) -> Result<(), Ended> {
-        let calls = (queued + more).div_ceil(CALL_ACCOUNTS_MAX).saturating_sub(1);
-        let quota = &self.app(app).follow.quota;
-        // Those in line are the calls that will carry what is queued, so only what does not fit into
-        // them comes on top.
-        let full = quota.interval().saturating_mul(u32::try_from(calls).unwrap_or(u32::MAX));
-        let wait = if queued > 0 { full.max(quota.next_permit()) } else { Duration::ZERO };
-        if clock::now() + wait > deadline {
-            return Err(Ended::Gateway(rate_limited(wait)));
-        }
-        Ok(())
+/// Refuses at once what would not be answered in time.
+fn refuse_hopeless(quota: &CommandQuota, calls_ahead: u32, deadline: Instant) -> Result<(), Ended> {
+    if calls_ahead == 0 {
+        return Ok(());
     }
+    let wait = quota.next_permit() + quota.interval().saturating_mul(calls_ahead);
+    if clock::now() + wait > deadline { Err(Ended::Gateway(rate_limited(wait))) } else { Ok(()) }
 }
 
 /// Why a wait ended without an answer.

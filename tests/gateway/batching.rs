@@ -2,6 +2,8 @@
 //!
 //! With room for one call in flight, and that one held, everything else gathers: no timing is needed.
 
+use std::time::Duration;
+
 use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
@@ -109,15 +111,26 @@ async fn one_bad_account_among_fifty_callers_spoils_only_its_own_answer() {
     gateway.check("bad", &["star"]).await.assert_relayed(200, &unshared);
 }
 
-/// One caller asks for a hundred things at once, another for one thing after the other.
-async fn flooded(gateway: &Gateway, what: impl Fn(&str, usize) -> Ask) -> Vec<Answer> {
+/// One caller always asks for a hundred things at once, another for one thing after the other.
+async fn flooded(chat: &FakeChat, gateway: &Gateway, what: impl Fn(&str, usize) -> Ask) -> Vec<Answer> {
     let flood = Http2::open(gateway.address()).await;
     let asks: Vec<_> = (0..100)
         .map(|n| {
-            let (flood, ask) = (flood.clone(), what("many", n));
-            tokio::spawn(async move { flood.ask(&ask).await.status })
+            let flood = flood.clone();
+            let asks: Vec<Ask> = (0..200).map(|round| what("many", n + 100 * round)).collect();
+            tokio::spawn(async move {
+                for ask in asks {
+                    if flood.ask(&ask).await.status != 200 {
+                        // Who is refused does not come back in the same instant.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            })
         })
         .collect();
+    // The flood is there before the other one comes.
+    chat.seen(2).await;
+    gateway.round_trips().await;
     let mut conn = gateway.connect().await;
     let mut answers = Vec::new();
     for n in 0..5 {
@@ -132,7 +145,7 @@ async fn a_flood_of_lookups_leaves_another_caller_its_turns() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = flooded(&gateway, |who, n| Ask::check(&format!("{who}{n}"), &[format!("to-{who}{n}")])).await;
+    let answers = flooded(&chat, &gateway, |who, n| Ask::check(&format!("{who}{n}"), &[format!("to-{who}{n}")])).await;
     assert!(answers.iter().all(|answer| answer.types() == [0]));
 }
 
@@ -141,6 +154,6 @@ async fn a_flood_of_other_calls_leaves_another_caller_its_turns() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = flooded(&gateway, |_, _| Ask::command("openim/querystate")).await;
+    let answers = flooded(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
 }

@@ -252,6 +252,11 @@ impl Pending {
         !self.turns.is_empty()
     }
 
+    /// How many callers have something queued.
+    pub fn callers_queued(&self) -> usize {
+        self.turns.len()
+    }
+
     /// How many pairs are queued for one caller.
     pub fn queued_for(&self, caller: CallerId) -> usize {
         self.queues.get(&caller).map_or(0, BTreeSet::len)
