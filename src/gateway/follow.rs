@@ -62,26 +62,23 @@ impl Worker {
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
         let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
-        loop {
+        while slots.iter().any(|slot| slot.known.is_none()) {
+            if manner.wishes.only_if_cached {
+                return Err(GatewayError::NotCached);
+            }
+            match self.fetch(app, question, &mut slots, &manner).await {
+                Ok(()) => {}
+                Err(Ended::Refused(refusal)) => return refuse(&refusal),
+                Err(Ended::Gateway(error)) => return Err(error),
+            }
             // A write may have come between: what was sent before it does not answer after it.
             for slot in &mut slots {
                 if slot.known.as_ref().is_some_and(|known| !follow.fence.admits(slot.pair, known.sent)) {
                     slot.known = None;
                 }
             }
-            let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
-            if missing.is_empty() {
-                return Ok(reply(question, &slots, &slot_of, &manner, refused, expired));
-            }
-            if manner.wishes.only_if_cached {
-                return Err(GatewayError::NotCached);
-            }
-            match self.fetch(app, question, &mut slots, &missing, &manner).await {
-                Ok(()) => {}
-                Err(Ended::Refused(refusal)) => return refuse(&refusal),
-                Err(Ended::Gateway(error)) => return Err(error),
-            }
         }
+        Ok(reply(question, &slots, &slot_of, &manner, refused, expired))
     }
 
     /// Takes from the cache what the caller's wishes allow. Says whether a fact was there that the
@@ -123,9 +120,9 @@ impl Worker {
         app: usize,
         question: &Question<'_>,
         slots: &mut [Slot],
-        missing: &[usize],
         manner: &Manner,
     ) -> Result<(), Ended> {
+        let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
         let state = self.app(app);
         let fence = &state.follow.fence;
         let wanted: Vec<Wanted<'_>> = missing
@@ -156,8 +153,8 @@ impl Worker {
             Err(_) => return Err(Ended::Gateway(leaving.too_late(state.follow.quota.interval()))),
         };
         let mut joined_slots = vec![false; slots.len()];
-        for (slot, joined) in missing.iter().zip(joined) {
-            joined_slots[*slot] = joined;
+        for (slot, joined) in missing.into_iter().zip(joined) {
+            joined_slots[slot] = joined;
         }
         for (slot, settled) in got {
             let pair = slots[slot].pair;
