@@ -66,7 +66,7 @@ impl Worker {
             if manner.wishes.only_if_cached {
                 return Err(GatewayError::NotCached);
             }
-            match self.fetch(app, question, &mut slots, &manner).await {
+            match Box::pin(self.fetch(app, question, &mut slots, &manner)).await {
                 Ok(()) => {}
                 Err(Ended::Refused(refusal)) => return refuse(&refusal),
                 Err(Ended::Gateway(error)) => return Err(error),

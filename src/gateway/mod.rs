@@ -125,7 +125,14 @@ impl Worker {
             return self.follow_check(app, &head, body, held, asker).await;
         }
         check_object(&body)?;
-        self.relay(app, path.name, relay::Order { body, held, traceparent: traceparent(&head.headers), asker }).await
+        // Boxed, as below: what a hit does not need must not be part of every request's future, which
+        // is moved several times.
+        Box::pin(self.relay(
+            app,
+            path.name,
+            relay::Order { body, held, traceparent: traceparent(&head.headers), asker },
+        ))
+        .await
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<(Bytes, Held), GatewayError>
@@ -167,7 +174,7 @@ impl Worker {
                 }
                 let traceparent = traceparent(&head.headers);
                 let order = relay::Order { body: body.clone(), held, traceparent, asker };
-                let mut reply = self.relay(app, FOLLOW_CHECK, order).await?;
+                let mut reply = Box::pin(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
