@@ -40,17 +40,11 @@ pub enum ServeError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The gateway.
-    #[error("{0}{cause}", cause = .0.source_text())]
+    #[error(transparent)]
     Build(#[from] GatewayBuildError),
     /// Threads or runtimes.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
-}
-
-impl GatewayBuildError {
-    fn source_text(&self) -> String {
-        std::error::Error::source(self).map_or(String::new(), |source| format!(": {source}"))
-    }
 }
 
 impl Server {
