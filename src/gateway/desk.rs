@@ -1,6 +1,7 @@
 //! Sends what is pending, in as many calls as quota and room allow, and tells who waits.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,11 +16,14 @@ use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit, Wait};
+use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{self, Answer, Lease};
 
 /// Most carriers of one app: as many as can get ready for one command.
 const CARRIERS_MAX: usize = 8;
+/// How long a carrier may wait: longer than any line. Were it turned away at once because the line is
+/// long, the next one would set out at once.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// How much the latest call counts in what calls have carried lately.
 const FILL_WEIGHT: f64 = 0.25;
 
@@ -66,14 +70,18 @@ impl Carrier {
     async fn run(self) {
         let (worker, app) = (Arc::clone(&self.worker), self.app);
         let state = worker.app(app);
-        let deadline = clock::now() + worker.gateway.config.upstream.timeout;
+        // Those it serves have their own deadlines; it goes home when nobody is left.
+        let deadline = clock::now() + CARRIER_PATIENCE;
         let wanted = || state.follow.desk().pending.has_queued();
         let connect = worker.upstreams[app].connect();
         let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
         let waited = state.follow.quota.wait(wait, connect, wanted).await;
-        // Those who wait have their own deadlines. Without a turn there is nothing to tell them.
         let (permit, failure) = match waited {
-            Ok(permit) => (permit, None),
+            Ok(Turn::Go(permit)) => (Some(permit), None),
+            Ok(Turn::Unwanted(lease)) => {
+                worker.upstreams[app].give_back(lease);
+                (None, None)
+            }
             Err(NoPermit::NotReady(error)) => (None, Some(error)),
             Err(NoPermit::Late(_) | NoPermit::Stuck) => (None, None),
         };
@@ -86,6 +94,8 @@ impl Carrier {
             (Some(call), None, Some(error)) => {
                 Landing { worker: &worker, app, call: Some(call.id) }.land(Err(error));
             }
+            // Another carrier was quicker; the permit is lost.
+            (None, Some(permit), _) => worker.upstreams[app].give_back(permit.ready),
             _ => {}
         }
     }

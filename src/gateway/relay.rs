@@ -14,7 +14,7 @@ use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::pair::{Pair, PairKey, UserKey};
 use crate::domain::follow::writes::{self, Scope};
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit, Wait};
+use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{Answer, Call};
 
 /// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
@@ -66,7 +66,7 @@ impl Worker {
             NoPermit::Stuck => stuck(),
             NoPermit::NotReady(error) => error,
         })?;
-        let Some(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
+        let Turn::Go(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
         // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
         let _marks = writes::scope(name, &order.body).map(|scope| Marks::new(&state.follow, &scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };

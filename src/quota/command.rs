@@ -55,6 +55,15 @@ pub struct Permit<T> {
     pub ready: T,
 }
 
+/// What becomes of a call whose turn has come.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// It may go.
+    Go(Permit<T>),
+    /// It is no longer wanted; here is what it got ready.
+    Unwanted(T),
+}
+
 /// How a call waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Wait<'a> {
@@ -129,7 +138,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
 
     /// Waits in line, gets ready, and then takes room among the calls in flight and a permit together,
     /// so that a permit is used at once and a call that waits holds no room. When its turn comes and
-    /// `wanted` says that the call is no longer, it gets `None` and takes nothing.
+    /// `wanted` says that the call is no longer, it takes nothing.
     ///
     /// Dropping the future gives the place up.
     ///
@@ -142,7 +151,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
         Wait { caller, room, deadline }: Wait<'_>,
         get_ready: impl Future<Output = Result<T, E>>,
         wanted: impl Fn() -> bool,
-    ) -> Result<Option<Permit<T>>, NoPermit<E>> {
+    ) -> Result<Turn<T>, NoPermit<E>> {
         let begun = clock::tick();
         let predicted = self.predicted_wait(caller);
         if clock::now() + predicted > deadline {
@@ -155,9 +164,9 @@ impl<C: Clock + Clone> CommandQuota<C> {
             loop {
                 let slot = Arc::clone(room).acquire_owned().await.expect("nobody closes it");
                 if !wanted() {
-                    return Ok(None);
+                    return Ok(Turn::Unwanted(ready));
                 }
-                let Err(wait) = self.take() else { return Ok(Some(Permit { slot, ready })) };
+                let Err(wait) = self.take() else { return Ok(Turn::Go(Permit { slot, ready })) };
                 drop(slot);
                 if clock::now() + wait > deadline {
                     return Err(NoPermit::Late(wait));
@@ -265,11 +274,11 @@ mod tests {
         let quota = CommandQuota::new(number(1), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
-        assert!(quota.wait(wait, ready(), || false).await.expect("no error").is_none());
+        assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));
         let broken = async { Err::<(), _>("no connection") };
-        assert_eq!(quota.wait(wait, broken, || true).await.err(), Some(NoPermit::NotReady("no connection")));
+        assert!(matches!(quota.wait(wait, broken, || true).await, Err(NoPermit::NotReady("no connection"))));
         let never = std::future::pending::<Result<(), ()>>();
-        assert_eq!(quota.wait(by(&room, 20), never, || true).await.err(), Some(NoPermit::Stuck));
-        assert!(quota.wait(wait, ready(), || true).await.expect("the permit is there").is_some());
+        assert!(matches!(quota.wait(by(&room, 20), never, || true).await, Err(NoPermit::Stuck)));
+        assert!(matches!(quota.wait(wait, ready(), || true).await, Ok(Turn::Go(_))), "the permit is there");
     }
 }

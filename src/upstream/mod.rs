@@ -94,6 +94,11 @@ impl Upstream {
         self.pool.take().await.map_err(|fault| unreachable(NOT_SENT, &*fault))
     }
 
+    /// Takes a connection back that no call was sent on.
+    pub fn give_back(&self, lease: Lease) {
+        self.pool.give_back(lease);
+    }
+
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
     ///
     /// Whatever happens ends before `deadline` and before `upstream.attempt_timeout` is over.

@@ -157,3 +157,30 @@ async fn a_flood_of_other_calls_leaves_another_caller_its_turns() {
     let answers = flooded(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
     assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
 }
+
+#[tokio::test]
+async fn lookups_that_wait_long_wait_idly() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).deadline("4s");
+    let gateway = setup.start().await;
+    // One pair each towards users of their own, more than a second's quota for every one of them.
+    let mut conns = Vec::new();
+    for n in 0..30 {
+        let mut conn = gateway.connect().await;
+        conn.send(Ask::check(&format!("a{n}"), &[format!("b{n}")]).bytes()).await;
+        conns.push(conn);
+    }
+    let before = gateway.ticks();
+    let mut served = 0;
+    for mut conn in conns {
+        let answer = conn.answer().await;
+        match answer.status {
+            200 => served += 1,
+            _ => answer.assert_error(429, "rate_limited", 60007),
+        }
+    }
+    // Four seconds are 400 ticks; what there is to do takes a few.
+    let used = gateway.ticks() - before;
+    assert!(used < 100, "{used} ticks of processor time to wait");
+    assert!((3..=5).contains(&served), "{served} served in 4 s at one a second");
+}
