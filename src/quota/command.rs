@@ -31,7 +31,7 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
     line: Arc<Line>,
     /// Held by the one that takes the next permit.
     turn: Mutex<()>,
-    /// When that one expects it, or last expected it, in ticks.
+    /// When the next permit is to be had, or was, in ticks.
     next_at: AtomicU64,
 }
 
@@ -110,7 +110,11 @@ impl<C: Clock + Clone> CommandQuota<C> {
         if lowered_until != Tick::NEVER && clock::tick() >= lowered_until {
             self.lower(self.configured, Tick::NEVER);
         }
-        self.own.load().take()?;
+        let own = self.own.load();
+        own.take()?;
+        let now = clock::tick();
+        let next_at = |next| Some(own.next_after(Tick::from_micros(next), now).micros());
+        let _ = self.next_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next_at);
         self.total.as_ref().map_or(Ok(()), |total| total.take())
     }
 
@@ -119,7 +123,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.own.load().interval()
     }
 
-    /// In what time the one whose turn it is expects its permit.
+    /// In what time the next permit is to be had.
     pub fn next_permit(&self) -> Duration {
         self.next_at().since(clock::tick())
     }
@@ -171,7 +175,8 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 if clock::now() + wait > deadline {
                     return Err(NoPermit::Late(wait));
                 }
-                self.next_at.store(clock::tick().after(wait).micros(), Ordering::Relaxed);
+                // The total may hold it back for longer than its own limit does.
+                self.next_at.fetch_max(clock::tick().after(wait).micros(), Ordering::Relaxed);
                 tokio::time::sleep(wait).await;
             }
         };

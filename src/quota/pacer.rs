@@ -8,6 +8,8 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
+use crate::domain::tick::Tick;
+
 /// How much later than another a call may reach the wire after its permit.
 const JITTER: Duration = Duration::from_millis(50);
 /// One part in so many of a second's calls may go at once.
@@ -49,6 +51,13 @@ impl<C: Clock + Clone> Pacer<C> {
     /// Takes a permit, or says how long there will be none.
     pub(super) fn take(&self) -> Result<(), Duration> {
         self.limiter.check().map_err(|not_until| not_until.wait_time_from(self.clock.now()))
+    }
+
+    /// When the next permit is to be had if one was to be had at `next` and one is taken `now`.
+    pub(super) fn next_after(&self, next: Tick, now: Tick) -> Tick {
+        let burst = self.interval.saturating_mul(self.burst.get() - 1);
+        let earliest = Tick::from_micros(now.micros().saturating_sub(Tick::NEVER.after(burst).micros()));
+        next.max(earliest).after(self.interval)
     }
 
     /// The time from one permit to the next once the burst is used up.
@@ -114,6 +123,19 @@ mod tests {
             assert!(burst.get() <= per_second && interval > Duration::ZERO);
             Pacer::new(number(per_second), FakeRelativeClock::default()).take().expect("a first permit");
         }
+    }
+
+    #[test]
+    fn the_next_permit_is_foretold() {
+        let pacer = Pacer::new(number(150), FakeRelativeClock::default());
+        assert_eq!(pacer.burst.get(), 3);
+        let (now, mut next) = (Tick::from_micros(5_000_000), Tick::NEVER);
+        for taken in 1..=5 {
+            next = pacer.next_after(next, now);
+            let wait = next.since(now);
+            assert_eq!(wait.is_zero(), taken < 3, "{wait:?} after {taken}");
+        }
+        assert!(next.since(now) > pacer.interval * 2 && next.since(now) < pacer.interval * 4);
     }
 
     #[test]

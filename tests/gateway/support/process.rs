@@ -71,6 +71,11 @@ impl Process {
         assert!(status.success(), "{line}");
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time it has used, in the kernel's ticks of usually 10 ms (proc(5), fields 14 and 15).
     pub(crate) fn ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
