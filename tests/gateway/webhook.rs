@@ -7,13 +7,15 @@ use std::time::Duration;
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{Gateway, listening};
 use crate::support::graph::OK;
 use crate::support::hook::{
     ADDED, ALARM, DELETED, TAKEN, address, claims, event, listen, post, query, sign, signed, signed_at, taken,
 };
+use crate::support::process::Process;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
+use crate::support::wire::free_address;
 use crate::support::{eventually, now, turn, unix_now};
 
 const CHECK: &str = "follow/follow_check";
@@ -417,6 +419,37 @@ async fn it_has_connections_of_its_own_and_a_bound_on_them() {
         conn.try_answer().await
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_write_through_another_gateway_is_heard_of_from_the_sandbox() {
+    let hooks = free_address();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (number, url) = (MAIN.sdkappid.to_string(), format!("http://{hooks}/"));
+    let account = ["--sdkappid", &number, "--identifier", MAIN.identifier, "--secret-key", MAIN.key];
+    let webhook = ["--webhook", &url, "--webhook-token", MAIN.webhook_token];
+    let args = [&["sandbox", "--listen", "127.0.0.1:0"][..], &account, &webhook].concat();
+    let sandbox = Process::start(&args, dir.path(), &[]);
+    let chat = eventually("the sandbox listens", async || listening(&sandbox.stderr(), "sandbox").pop()).await;
+    let graph = Ask::post("/__sandbox/graph").body(r#"{"users":["ann","bob"],"edges":[]}"#);
+    assert_eq!(Conn::open(&chat).await.expect("accepted").ask(&graph).await.status, 200);
+    let setup = || Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{chat}\""));
+    let here = listen(setup(), &[MAIN]).set("webhook", &format!("listen = \"{hooks}\"")).start().await;
+    let there = setup().start().await;
+    address(&here).await;
+    assert_eq!(here.check("ann", &["bob"]).await.types(), [0]);
+    let writes = [
+        ("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#, [2], [1]),
+        ("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#, [0], [0]),
+    ];
+    for (command, body, seen, turned) in writes {
+        assert_eq!(there.call(command, body).await.json()["ErrorCode"], 0, "{command}");
+        eventually("the write is seen here", async || {
+            (here.check("ann", &["bob"]).await.types() == seen).then_some(())
+        })
+        .await;
+        assert_eq!(here.check("bob", &["ann"]).await.types(), turned, "{command}");
+    }
 }
 
 #[tokio::test]
