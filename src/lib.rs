@@ -30,6 +30,7 @@
 //! | [`quota`], [`sign`], [`upstream`] | calls a second; signatures; the way to Chat |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
+//! | [`webhook`] | what Chat says has happened |
 //! | [`admin`], [`telemetry`] | for operators |
 //! | [`serve`] | the life of the program |
 //! | [`sandbox`], [`demo`] | a Chat that says no; a gateway in front of it |
@@ -54,3 +55,4 @@ pub mod sign;
 pub mod stack;
 pub mod telemetry;
 pub mod upstream;
+pub mod webhook;

@@ -10,6 +10,8 @@ pub mod command;
 pub mod envelope;
 pub mod error_code;
 pub mod follow;
+pub mod object;
 pub mod region;
 pub mod tick;
 pub mod usersig;
+pub mod webhook;

@@ -8,6 +8,7 @@
 //! Both end in quota, then signature, then [`crate::upstream`].
 
 mod desk;
+mod evict;
 mod follow;
 pub mod freshness;
 mod relay;
@@ -150,7 +151,7 @@ impl Worker {
         let reading = read_whole(body, server.max_body, &self.gateway.buffered);
         let read = tokio::time::timeout(server.body_timeout, reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
-            BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body),
+            BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
             BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
         })

@@ -6,13 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::state::Follow;
+use super::evict::Marks;
 use super::{Asker, Reply, Worker};
 use crate::bounds::Held;
-use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
-use crate::domain::follow::pair::{Pair, PairKey, UserKey};
-use crate::domain::follow::writes::{self, Scope};
+use crate::domain::follow::writes;
 use crate::error::GatewayError;
 use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{Answer, Call};
@@ -78,47 +76,4 @@ impl Worker {
 pub(super) fn stuck() -> GatewayError {
     let what = "connecting takes too long, nothing was sent";
     GatewayError::UpstreamUnreachable { what, cause: "other calls are still waiting for a connection".to_owned() }
-}
-
-/// A write under way, for the fence: marks what it may change when it begins and when it ends,
-/// however it ends.
-struct Marks<'a> {
-    follow: &'a Follow,
-    pairs: Vec<PairKey>,
-    users: Vec<UserKey>,
-    all: bool,
-}
-
-impl<'a> Marks<'a> {
-    fn new(follow: &'a Follow, scope: &Scope) -> Self {
-        let user = |name: &String| follow.hasher.user(name);
-        let mut marks = Self { follow, pairs: Vec::new(), users: Vec::new(), all: false };
-        match scope {
-            Scope::Pairs { from, to } => {
-                let from = user(from);
-                marks.pairs = to.iter().map(|to| Pair { from, to: user(to) }.key()).collect();
-            }
-            Scope::Users(names) => marks.users = names.iter().map(user).collect(),
-            Scope::All => marks.all = true,
-        }
-        marks.mark();
-        marks
-    }
-
-    fn mark(&self) {
-        let (fence, now) = (&self.follow.fence, clock::tick());
-        self.pairs.iter().for_each(|pair| fence.mark_pair(*pair, now));
-        self.users.iter().for_each(|user| fence.mark_user(*user, now));
-        if self.all {
-            fence.mark_all(now);
-        }
-    }
-}
-
-impl Drop for Marks<'_> {
-    fn drop(&mut self) {
-        self.mark();
-        // The fence alone keeps the promise; this only frees what can never be read again.
-        self.pairs.iter().for_each(|pair| self.follow.facts.remove(*pair));
-    }
 }

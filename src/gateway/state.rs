@@ -29,7 +29,8 @@ use crate::upstream::{Upstream, UpstreamError};
 pub struct Gateway {
     /// As it was read.
     pub config: Config,
-    pub(super) hosts: Hosts,
+    /// Names under which chatgate may be called.
+    pub hosts: Hosts,
     pub(super) apps: Vec<App>,
     by_name: HashMap<AppName, usize>,
     by_sdkappid: HashMap<SdkAppId, usize>,
@@ -37,7 +38,7 @@ pub struct Gateway {
     /// Requests being worked on.
     pub(super) requests: Arc<Budget>,
     /// Bytes of bodies and answers.
-    pub(super) buffered: Arc<Budget>,
+    pub buffered: Arc<Budget>,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -140,6 +141,17 @@ impl Gateway {
             apps,
             config,
         }))
+    }
+
+    /// The app of that name; without a name the one of calls that name none.
+    pub fn app_named(&self, name: Option<&str>) -> Option<usize> {
+        let Some(name) = name else { return self.default };
+        name.parse::<AppName>().ok().and_then(|name| self.by_name.get(&name).copied())
+    }
+
+    /// The app of that number.
+    pub fn app_numbered(&self, number: SdkAppId) -> Option<usize> {
+        self.by_sdkappid.get(&number).copied()
     }
 
     /// The app that a request names by path prefix, header and query; all that are there must agree.

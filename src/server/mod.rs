@@ -25,8 +25,8 @@ use self::timed_io::{AtWork, Limits, TimedIo};
 use crate::bounds::{Budget, Held};
 use crate::config;
 use crate::domain::caller::CallerId;
-use crate::gateway::{Downstream, Worker};
-use crate::stack;
+use crate::gateway::Downstream;
+use crate::stack::{self, Answers};
 
 /// Largest head of a request, in bytes; beyond it hyper answers 431. It also refuses more than 100
 /// header lines.
@@ -66,7 +66,7 @@ impl Connections {
 }
 
 /// Accepts until the drain begins; each connection is a task of the gateway's.
-pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connections) {
+pub async fn accept(accept: Accept, answers: impl Answers, connections: Connections) {
     let mut pause = ACCEPT_PAUSES.0;
     loop {
         let next = tokio::select! {
@@ -82,12 +82,12 @@ pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connection
                     continue;
                 };
                 let downstream = Downstream { peer, caller: caller_of(&stream) };
-                let (worker, connections) = (Arc::clone(&worker), connections.clone());
-                let tasks = worker.gateway.tasks.clone();
+                let (answers, connections) = (answers.clone(), connections.clone());
+                let tasks = answers.tasks().clone();
                 tasks.spawn(async move {
                     match stream {
-                        Accepted::Tcp(stream) => serve(stream, downstream, worker, connections, place).await,
-                        Accepted::Unix(stream) => serve(stream, downstream, worker, connections, place).await,
+                        Accepted::Tcp(stream) => serve(stream, downstream, answers, connections, place).await,
+                        Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
                     }
                 });
             }
@@ -122,13 +122,13 @@ fn caller_of(stream: &Accepted) -> CallerId {
     CallerId(number)
 }
 
-async fn serve<S>(stream: S, downstream: Downstream, worker: Arc<Worker>, connections: Connections, _place: Held)
+async fn serve<S>(stream: S, downstream: Downstream, answers: impl Answers, connections: Connections, _place: Held)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let at_work = AtWork::default();
     let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
-    let service = stack::service(worker, downstream);
+    let service = stack::service(answers, downstream);
     let drain = connections.drain.clone();
     let counted = tower::service_fn(move |request: Request<Incoming>| {
         let work = at_work.begin();
