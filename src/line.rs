@@ -43,37 +43,30 @@ impl Line {
         })))
     }
 
-    /// Waits for a place. Dropping the future gives the place in line up.
-    pub async fn enter(self: &Arc<Self>, caller: CallerId) -> Place {
-        let (number, waiting) = {
-            let mut state = self.state();
-            if state.free > 0 {
-                state.free -= 1;
-                return Place(Some(Arc::clone(self)));
-            }
-            let (give, waiting) = oneshot::channel();
-            let State { queues, turns, next, .. } = &mut *state;
-            let queue = queues.entry(caller).or_default();
-            if queue.is_empty() {
-                turns.push_back(caller);
-            }
-            *next += 1;
-            queue.push_back((*next, give));
-            (*next, waiting)
-        };
-        let leaving = Leaving { line: self, caller, number };
-        let place = waiting.await.expect("a place is given to everybody who waits");
-        drop(leaving);
-        place
+    /// Joins the line. Says how many are to be served before, those past the line included; that and
+    /// the joining are one step, so that of two who come together one is behind the other.
+    pub fn join(self: &Arc<Self>, caller: CallerId) -> InLine<'_> {
+        let mut state = self.state();
+        let ahead = state.ahead_of(caller);
+        if state.free > 0 {
+            state.free -= 1;
+            return InLine { ahead, place: Some(Place(Some(Arc::clone(self)))), waiting: None };
+        }
+        let (give, given) = oneshot::channel();
+        let State { queues, turns, next, .. } = &mut *state;
+        let queue = queues.entry(caller).or_default();
+        if queue.is_empty() {
+            turns.push_back(caller);
+        }
+        *next += 1;
+        queue.push_back((*next, give));
+        let leaving = Leaving { line: self, caller, number: *next };
+        InLine { ahead, place: None, waiting: Some((given, leaving)) }
     }
 
-    /// How many would be served before one who came now, those past the line included.
-    pub fn ahead_of(&self, caller: CallerId) -> usize {
-        let state = self.state();
-        let own = state.queues.get(&caller).map_or(0, VecDeque::len);
-        let others = state.queues.iter().filter(|(other, _)| **other != caller);
-        let in_line: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
-        state.places - state.free + in_line
+    #[cfg(test)]
+    pub(crate) fn ahead_of(&self, caller: CallerId) -> usize {
+        self.state().ahead_of(caller)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,6 +88,35 @@ impl Line {
             state.turns.push_back(caller);
         }
         next
+    }
+}
+
+impl State {
+    /// How many would be served before one who came now.
+    fn ahead_of(&self, caller: CallerId) -> usize {
+        let own = self.queues.get(&caller).map_or(0, VecDeque::len);
+        let others = self.queues.iter().filter(|(other, _)| **other != caller);
+        let in_line: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
+        self.places - self.free + in_line
+    }
+}
+
+/// One who has joined. Dropped, it has left again.
+pub struct InLine<'a> {
+    /// How many are served before it, if nobody leaves.
+    pub ahead: usize,
+    place: Option<Place>,
+    waiting: Option<(oneshot::Receiver<Place>, Leaving<'a>)>,
+}
+
+impl InLine<'_> {
+    /// Waits for its place. Dropping the future gives it up.
+    pub async fn place(self) -> Place {
+        match (self.place, self.waiting) {
+            (Some(place), _) => place,
+            (None, Some((given, _leaving))) => given.await.expect("a place is given to everybody who waits"),
+            (None, None) => unreachable!("it has the one or waits for the other"),
+        }
     }
 }
 
@@ -156,13 +178,13 @@ mod tests {
     #[tokio::test]
     async fn who_asks_now_and_then_does_not_wait_behind_a_flood() {
         let line = Line::new(1);
-        let first = line.enter(MANY).await;
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(line.enter(MANY))).collect();
+        let first = line.join(MANY).place().await;
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(line.join(MANY).place())).collect();
         for waiting in &mut flood {
             waits!(*waiting);
         }
         assert_eq!((line.ahead_of(MANY), line.ahead_of(FEW)), (101, 2));
-        let mut few = Box::pin(line.enter(FEW));
+        let mut few = Box::pin(line.join(FEW).place());
         waits!(few);
         drop(first);
         let second = flood.remove(0).await;
@@ -175,9 +197,9 @@ mod tests {
     #[tokio::test]
     async fn who_leaves_costs_no_place() {
         let line = Line::new(1);
-        let first = line.enter(MANY).await;
-        let mut leaving = Box::pin(line.enter(MANY));
-        let mut given = Box::pin(line.enter(MANY));
+        let first = line.join(MANY).place().await;
+        let mut leaving = Box::pin(line.join(MANY).place());
+        let mut given = Box::pin(line.join(MANY).place());
         waits!(leaving);
         waits!(given);
         assert_eq!(line.ahead_of(MANY), 3);
@@ -186,7 +208,7 @@ mod tests {
         drop(first);
         // It has its place by now, and leaves without having looked.
         drop(given);
-        let again = line.enter(FEW).await;
+        let again = line.join(FEW).place().await;
         assert_eq!(line.ahead_of(FEW), 1);
         drop(again);
         assert_eq!(line.ahead_of(FEW), 0);

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -126,6 +127,7 @@ impl Server {
             self.admin.set_ready(true);
             supervise(&self.gateway, &self.admin, &self.quit, &drain, open).await
         });
+        self.gateway.stopped.store(true, Ordering::Release);
         done.cancel();
         for thread in threads {
             // A worker that panicked has been logged; the others' work is what counts.

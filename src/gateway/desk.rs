@@ -1,5 +1,6 @@
 //! Sends what is pending, in as many calls as quota and room allow, and tells who waits.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,12 +39,20 @@ impl Worker {
     /// Sees to it that what is queued goes out: as long as something is, a carrier is on its way to
     /// fetch it. One more is sent for, unless there are as many as there are pairs.
     pub(super) fn pump(self: &Arc<Self>, app: usize) {
-        let mut desk = self.app(app).follow.desk();
-        if desk.carriers < desk.pending.queued().min(CARRIERS_MAX) {
-            desk.carriers += 1;
-            let carrier = Carrier { worker: Arc::clone(self), app };
-            self.gateway.tasks.spawn(carrier.run());
+        // A runtime that is being shut down drops what is spawned on it at once.
+        if self.gateway.stopped.load(Ordering::Acquire) {
+            return;
         }
+        let carrier = {
+            let mut desk = self.app(app).follow.desk();
+            if desk.carriers >= desk.pending.queued().min(CARRIERS_MAX) {
+                return;
+            }
+            desk.carriers += 1;
+            Carrier { worker: Arc::clone(self), app }
+        };
+        // With the desk let go: dropping a carrier takes it.
+        self.gateway.tasks.spawn(carrier.run());
     }
 
     /// One lookup under way. It belongs to nobody: callers come and go.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::freshness::{Source, Tally, Use, Wishes};
 use super::state::{Got, Waiter};
-use super::{Asker, Refusal, Reply, Worker};
+use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::answer::{Item, write_answer};
@@ -78,7 +78,15 @@ impl Worker {
                 }
             }
         }
-        Ok(reply(question, &slots, &slot_of, &manner, refused, expired))
+        // An item as it came from Chat may be long, and stands once for each time it was asked for.
+        let len = answer_len(question, &slots, &slot_of);
+        let held = match len {
+            ..=UNCOUNTED_MAX => None,
+            _ => Some(self.gateway.buffered.take(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
+        };
+        let mut reply = reply(question, &slots, &slot_of, &manner, refused, expired);
+        reply.body = counted(reply.body, held);
+        Ok(reply)
     }
 
     /// Takes from the cache what the caller's wishes allow. Says whether a fact was there that the
@@ -134,7 +142,7 @@ impl Worker {
             .collect();
         let wishes = &manner.wishes;
         let Asker { caller, deadline } = manner.asker;
-        let terms = Terms { caller, join: !wishes.no_cache && !wishes.no_store, keep: !wishes.no_store };
+        let terms = Terms { caller, join: wishes.may_join(), keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;
         let mut leaving = {
@@ -147,11 +155,21 @@ impl Worker {
             Leaving { worker: self, app, ticket: Some(ticket) }
         };
         self.pump(app);
-        let got: Got = match tokio::time::timeout_at(deadline.into(), told).await {
-            Ok(Ok(result)) => result.map_err(Ended::Refused)?,
-            Ok(Err(_)) => return Err(Ended::Gateway(GatewayError::Internal)),
-            Err(_) => return Err(Ended::Gateway(leaving.too_late(state.follow.quota.interval()))),
+        tokio::pin!(told);
+        // What is not under way when only the time for a call is left would be answered too late.
+        let latest = self.latest_permit(deadline);
+        let told = match tokio::time::timeout_at(latest.into(), told.as_mut()).await {
+            Ok(told) => told,
+            Err(_) if leaving.is_queued() => {
+                leaving.leave();
+                return Err(Ended::Gateway(rate_limited(state.follow.quota.interval())));
+            }
+            Err(_) => match tokio::time::timeout_at(deadline.into(), told).await {
+                Ok(told) => told,
+                Err(_) => return Err(Ended::Gateway(GatewayError::UpstreamTimeout)),
+            },
         };
+        let got: Got = told.map_err(|_| GatewayError::Internal)?.map_err(Ended::Refused)?;
         let mut joined_slots = vec![false; slots.len()];
         for (slot, joined) in missing.into_iter().zip(joined) {
             joined_slots[slot] = joined;
@@ -204,16 +222,16 @@ struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    /// The deadline has passed: for want of quota if something is still queued, else Chat was slow.
-    fn too_late(&mut self, interval: Duration) -> GatewayError {
-        if self.leave() { rate_limited(interval) } else { GatewayError::UpstreamTimeout }
+    /// Whether something it waits for is not under way yet.
+    fn is_queued(&self) -> bool {
+        self.ticket.is_some_and(|ticket| self.worker.app(self.app).follow.desk().pending.is_queued(ticket))
     }
 
-    fn leave(&mut self) -> bool {
-        let Some(ticket) = self.ticket.take() else { return false };
+    fn leave(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
         let mut desk = self.worker.app(self.app).follow.desk();
         desk.waiters.remove(&ticket);
-        desk.pending.leave(ticket)
+        desk.pending.leave(ticket);
     }
 }
 
@@ -270,6 +288,15 @@ fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
         Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
         Refusal::Gateway(error) => Err(error.clone()),
     }
+}
+
+/// About how long the answer will be, in bytes.
+fn answer_len(question: &Question<'_>, slots: &[Slot], slot_of: &[u32]) -> usize {
+    let item = |(to, slot): (&std::borrow::Cow<'_, str>, &u32)| match &slots[*slot as usize].known {
+        Some(Known { item: Item::Verbatim(json), .. }) => json.len(),
+        _ => to.len() + 72,
+    };
+    question.to.iter().zip(slot_of).map(item).sum()
 }
 
 fn reply(

@@ -118,9 +118,10 @@ impl Worker {
                 "{name} is not allowed; add it to access.allow if it should be"
             )));
         }
+        let (body, held) = self.read_body(&head, body).await?;
+        // From here on it is chatgate's time that passes, and a place that is used.
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let asker = Asker { caller: downstream.caller, deadline: clock::now() + gateway.config.upstream.timeout };
-        let (body, held) = self.read_body(&head, body).await?;
 
         if path.name == FOLLOW_CHECK {
             return self.follow_check(app, &head, body, held, asker).await;
@@ -152,7 +153,7 @@ impl Worker {
         let read = tokio::time::timeout(server.body_timeout, reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
-            BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+            BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
         })
     }
@@ -211,6 +212,25 @@ impl Reply {
             }
         }
         response
+    }
+}
+
+const BUFFERED: &str = "buffered bytes (server.max_buffered)";
+/// Shorter answers are not counted among the buffered bytes while they wait for their reader: those of
+/// all requests that there may be at once come to as much as one of the largest.
+const UNCOUNTED_MAX: usize = 4 * 1024;
+
+/// A body that counts among the buffered bytes until it is sent or dropped.
+fn counted(body: Bytes, held: Option<Held>) -> Bytes {
+    struct Counted(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Held);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    match held {
+        Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
+        _ => body,
     }
 }
 

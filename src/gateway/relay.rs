@@ -1,13 +1,13 @@
 //! Everything but an answerable `follow_check`: handed on as it is, and what comes back handed back.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
 
 use super::evict::Marks;
-use super::{Asker, Reply, Worker};
+use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
@@ -17,6 +17,10 @@ use crate::upstream::{Answer, Call};
 
 /// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
 const RESERVE_MAX: Duration = Duration::from_millis(250);
+
+/// By when Chat has carried out or given up a call that it has not answered: its own timeout is 3 s
+/// (vendor page "RESTful API Overview", 1047/34620), and one more.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(4);
 
 /// What is to be handed on.
 pub(super) struct Order {
@@ -47,17 +51,21 @@ impl Worker {
                 task.await.map_err(|_| GatewayError::Internal)??
             }
         };
-        Ok(Reply::from_chat(answer.status, answer.content_type, answer.body))
+        let body = counted(answer.body, Some(answer.held));
+        Ok(Reply::from_chat(answer.status, answer.content_type, body))
+    }
+
+    /// Until when a call may get its permit. In the last moment it would be lost: the call is broken
+    /// off, and if it is a write nobody knows whether it was carried out.
+    pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
+        let reserve = (self.gateway.config.upstream.timeout / 10).min(RESERVE_MAX);
+        deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
         let Asker { caller, deadline } = order.asker;
-        // A permit in the last moment would be lost: the call is broken off, and if it is a write
-        // nobody knows whether it was carried out.
-        let timeout = self.gateway.config.upstream.timeout;
-        let latest = deadline.checked_sub((timeout / 10).min(RESERVE_MAX)).unwrap_or(deadline);
-        let wait = Wait { caller, room: &state.room, deadline: latest };
+        let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
         let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
         let permit = waited.map_err(|no_permit| match no_permit {
             NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
@@ -66,9 +74,21 @@ impl Worker {
         })?;
         let Turn::Go(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
         // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
-        let _marks = writes::scope(name, &order.body).map(|scope| Marks::new(&state.follow, &scope));
+        let scope = writes::scope(name, &order.body);
+        let _marks = scope.as_ref().map(|scope| Marks::new(&state.follow, scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        upstream.send(lease, &state.signer, call, deadline).await
+        let result = upstream.send(lease, &state.signer, call, deadline).await;
+        if result.is_err()
+            && let Some(scope) = scope
+        {
+            // Chat may still be at it. What is asked until it has given up may be from before.
+            let gateway = Arc::clone(&self.gateway);
+            tokio::spawn(async move {
+                tokio::time::sleep(GIVEN_UP_AFTER).await;
+                gateway.evict(app, &scope);
+            });
+        }
+        result
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub(super) requests: Arc<Budget>,
     /// Bytes of bodies and answers.
     pub buffered: Arc<Budget>,
+    /// The end: nothing may be begun any more.
+    pub stopped: AtomicBool,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -137,6 +140,7 @@ impl Gateway {
             default,
             requests: Budget::new(config.server.max_requests),
             buffered: Budget::new(config.server.max_buffered),
+            stopped: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             apps,
             config,

@@ -132,9 +132,9 @@ impl<C: Clock + Clone> CommandQuota<C> {
         Tick::from_micros(self.next_at.load(Ordering::Relaxed))
     }
 
-    /// How long somebody who came now would wait, if nobody leaves.
-    fn predicted_wait(&self, caller: CallerId) -> Duration {
-        match u32::try_from(self.line.ahead_of(caller)).unwrap_or(u32::MAX) {
+    /// How long somebody waits who has so many before him, if nobody leaves.
+    fn predicted_wait(&self, ahead: usize) -> Duration {
+        match u32::try_from(ahead).unwrap_or(u32::MAX) {
             0 => Duration::ZERO,
             ahead => self.next_permit() + self.interval().saturating_mul(ahead),
         }
@@ -157,12 +157,13 @@ impl<C: Clock + Clone> CommandQuota<C> {
         wanted: impl Fn() -> bool,
     ) -> Result<Turn<T>, NoPermit<E>> {
         let begun = clock::tick();
-        let predicted = self.predicted_wait(caller);
+        let in_line = self.line.join(caller);
+        let predicted = self.predicted_wait(in_line.ahead);
         if clock::now() + predicted > deadline {
             return Err(NoPermit::Late(predicted));
         }
-        let in_line = async {
-            let _place = self.line.enter(caller).await;
+        let waiting = async {
+            let _place = in_line.place().await;
             let ready = get_ready.await.map_err(NoPermit::NotReady)?;
             let _turn = self.turn.lock().await;
             loop {
@@ -180,7 +181,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 tokio::time::sleep(wait).await;
             }
         };
-        let waited = tokio::time::timeout_at(deadline.into(), in_line).await;
+        let waited = tokio::time::timeout_at(deadline.into(), waiting).await;
         waited.unwrap_or_else(|_| {
             let for_quota = self.next_at() >= begun;
             Err(if for_quota { NoPermit::Late(self.interval()) } else { NoPermit::Stuck })
@@ -270,7 +271,8 @@ mod tests {
         let refused = quota.wait(Wait { deadline, ..by(&room, 0) }, ready(), || true).await;
         assert!(matches!(refused, Err(NoPermit::Late(_))));
         assert!(clock::now() - begun < Duration::from_secs(1), "it was kept waiting");
-        assert!(quota.predicted_wait(FEW) < Duration::from_secs(8), "{:?}", quota.predicted_wait(FEW));
+        let few = quota.predicted_wait(quota.line.ahead_of(FEW));
+        assert!(few < Duration::from_secs(8), "{few:?}");
         flood.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
