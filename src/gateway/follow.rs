@@ -96,7 +96,7 @@ impl Worker {
         let ttl = self.gateway.config.cache.ttl;
         let now = clock::tick();
         let (mut refused, mut expired, mut missing) = (false, 0, 0);
-        for slot in slots {
+        for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
             let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
             let usable = fact.map(|fact| (fact, wishes.judge(now.since(fact.sent), ttl)));
             let source = match usable {
@@ -130,9 +130,16 @@ impl Worker {
         slots: &mut [Slot],
         manner: &Manner,
     ) -> Result<(), Ended> {
-        let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
         let state = self.app(app);
         let fence = &state.follow.fence;
+        let desk = state.follow.desk();
+        // A lookup that was under way may have landed since: it leaves its facts while it has the desk,
+        // so what is missing now is neither known nor being asked.
+        self.look_up(app, slots, &manner.wishes);
+        let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
         let wanted: Vec<Wanted<'_>> = missing
             .iter()
             .map(|&slot| {
@@ -146,7 +153,7 @@ impl Worker {
         let (tell, told) = oneshot::channel();
         let joined;
         let mut leaving = {
-            let mut desk = state.follow.desk();
+            let mut desk = desk;
             refuse_hopeless(&state.follow.quota, desk.calls_ahead(caller, wanted.len()), deadline)?;
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
