@@ -1,4 +1,6 @@
-//! The admin listener: is it alive, is it ready, let it go.
+//! The admin listener: is it alive, is it ready, let it forget, let it go.
+
+mod evict;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -6,21 +8,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
 use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::route::{Hosts, Peer, check_caller};
+use crate::gateway::Gateway;
+use crate::gateway::route::{Peer, check_caller};
 
 /// What the admin listener sees of the program.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Admin {
     state: Arc<State>,
 }
 
-#[derive(Debug)]
 struct State {
-    hosts: Hosts,
+    gateway: Arc<Gateway>,
     /// Listening, signed, and not about to stop.
     ready: AtomicBool,
     /// Told when the program is to stop.
@@ -29,8 +33,8 @@ struct State {
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
-    pub fn new(hosts: Hosts, quit: CancellationToken) -> Self {
-        Self { state: Arc::new(State { hosts, ready: AtomicBool::new(false), quit }) }
+    pub fn new(gateway: Arc<Gateway>, quit: CancellationToken) -> Self {
+        Self { state: Arc::new(State { gateway, ready: AtomicBool::new(false), quit }) }
     }
 
     /// What `/readyz` says from now on.
@@ -38,15 +42,25 @@ impl Admin {
         self.state.ready.store(ready, Ordering::Release);
     }
 
-    /// Answers a request. The body is not read: no order has one.
-    pub async fn handle<B>(self, request: Request<B>, peer: Peer) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (head, _) = request.into_parts();
-        Ok(self.answer(&head, peer))
+    /// Answers a request.
+    pub async fn handle<B>(self, request: Request<B>, peer: Peer) -> Result<Response<Full<Bytes>>, Infallible>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let (head, body) = request.into_parts();
+        Ok(match self.answer(&head, peer) {
+            Answer::Whole(answer) => answer,
+            Answer::Evict => match evict::evict(&self.state.gateway, body).await {
+                Ok(evicted) => json(format!("{{\"evicted\":\"{evicted}\"}}\n")),
+                Err(error) => error.into_response(),
+            },
+        })
     }
 
-    fn answer(&self, head: &http::request::Parts, peer: Peer) -> Response<Full<Bytes>> {
+    /// What can be said without the body.
+    fn answer(&self, head: &Parts, peer: Peer) -> Answer {
         let state = &self.state;
-        match (head.uri.path(), &head.method) {
+        Answer::Whole(match (head.uri.path(), &head.method) {
             ("/livez", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "alive\n"),
             ("/readyz" | "/healthz", &Method::GET | &Method::HEAD) => {
                 if state.ready.load(Ordering::Acquire) {
@@ -55,21 +69,35 @@ impl Admin {
                     text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
                 }
             }
-            ("/quit", &Method::POST) => match check_caller(head, &state.hosts, peer) {
-                Err(error) => error.into_response(),
-                Ok(()) if !is_local(peer) => {
-                    text(StatusCode::FORBIDDEN, "orders are taken over loopback or a Unix socket only\n")
-                }
-                Ok(()) => {
+            ("/quit" | "/cache/evict", &Method::POST) => match self.refuse_order(head, peer) {
+                Some(refusal) => refusal,
+                None if head.uri.path() == "/cache/evict" => return Answer::Evict,
+                None => {
                     state.quit.cancel();
                     text(StatusCode::OK, "stopping\n")
                 }
             },
             ("/livez" | "/readyz" | "/healthz", _) => not_allowed("GET, HEAD"),
-            ("/quit", _) => not_allowed("POST"),
-            _ => text(StatusCode::NOT_FOUND, "no such path; there are /livez, /readyz and /quit\n"),
-        }
+            ("/quit" | "/cache/evict", _) => not_allowed("POST"),
+            _ => text(StatusCode::NOT_FOUND, "no such path; there are /livez, /readyz, /cache/evict and /quit\n"),
+        })
     }
+
+    /// Why an order is not taken: orders are for who is on this machine, and not for a browser.
+    fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
+        if let Err(error) = check_caller(head, &self.state.gateway.hosts, peer) {
+            return Some(error.into_response());
+        }
+        let refusal = "orders are taken over loopback or a Unix socket only\n";
+        (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, refusal))
+    }
+}
+
+/// What a head comes to.
+enum Answer {
+    Whole(Response<Full<Bytes>>),
+    /// The order is taken; its body says what to forget.
+    Evict,
 }
 
 /// Whether a request came over loopback or a Unix socket.
@@ -87,6 +115,12 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
+fn json(text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 fn not_allowed(methods: &'static str) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "not with this method\n");
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
@@ -101,18 +135,31 @@ mod tests {
 
     const LOOPBACK: Peer = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::LOCALHOST) };
 
+    fn admin(quit: CancellationToken) -> Admin {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("chatgate.toml");
+        let app = "[[app]]\nname = 'main'\nsdkappid = 1\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n";
+        std::fs::write(&file, app).expect("own folder");
+        let config = crate::config::load(&file, &[("KEY", "key")].into_iter().collect());
+        let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+        Admin::new(Gateway::new(config).unwrap_or_else(|error| panic!("{error}")), quit)
+    }
+
     fn ask(admin: &Admin, method: &str, path: &str, headers: &[(&str, &str)], peer: Peer) -> u16 {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        admin.answer(&head, peer).status().as_u16()
+        match admin.answer(&head, peer) {
+            Answer::Whole(answer) => answer.status().as_u16(),
+            Answer::Evict => 200,
+        }
     }
 
     #[test]
     fn it_is_alive_at_once_and_ready_when_told() {
-        let admin = Admin::new(Hosts::default(), CancellationToken::new());
+        let admin = admin(CancellationToken::new());
         assert_eq!(ask(&admin, "GET", "/livez", &[], LOOPBACK), 200);
         assert_eq!(ask(&admin, "GET", "/readyz", &[], LOOPBACK), 503);
         admin.set_ready(true);
@@ -122,17 +169,21 @@ mod tests {
     }
 
     #[test]
-    fn quit_is_an_order_and_orders_are_taken_from_here_only() {
+    fn orders_are_taken_from_here_only() {
         let quit = CancellationToken::new();
-        let admin = Admin::new(Hosts::default(), quit.clone());
+        let admin = admin(quit.clone());
         let host = ("host", "localhost");
         let elsewhere = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
-        assert_eq!(ask(&admin, "GET", "/quit", &[host], LOOPBACK), 405);
-        assert_eq!(ask(&admin, "POST", "/quit", &[("host", "evil")], LOOPBACK), 403);
-        assert_eq!(ask(&admin, "POST", "/quit", &[host, ("origin", "http://evil")], LOOPBACK), 403);
-        assert_eq!(ask(&admin, "POST", "/quit", &[host], elsewhere), 403);
+        for path in ["/quit", "/cache/evict"] {
+            assert_eq!(ask(&admin, "GET", path, &[host], LOOPBACK), 405);
+            assert_eq!(ask(&admin, "POST", path, &[("host", "evil")], LOOPBACK), 403);
+            assert_eq!(ask(&admin, "POST", path, &[host, ("origin", "http://evil")], LOOPBACK), 403);
+            assert_eq!(ask(&admin, "POST", path, &[host], elsewhere), 403);
+            assert!(!quit.is_cancelled());
+        }
+        assert_eq!(ask(&admin, "POST", "/cache/evict", &[host], LOOPBACK), 200);
         assert!(!quit.is_cancelled());
-        assert_eq!(ask(&admin, "POST", "/quit", &[host], LOOPBACK), 200);
+        assert_eq!(ask(&admin, "POST", "/quit", &[host], Peer::Unix), 200);
         assert!(quit.is_cancelled());
     }
 }

@@ -35,7 +35,8 @@ where
         return Err(BodyError::TooLarge);
     }
     let expected = declared.exact().map_or(0, |exact| usize::try_from(exact).unwrap_or(max));
-    let mut held = budget.take(expected).ok_or(BodyError::NoRoom)?;
+    // Counted as it comes: a length that is only announced takes nothing from others.
+    let mut held = budget.take(0).ok_or(BodyError::NoRoom)?;
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
@@ -54,7 +55,7 @@ where
             // A body of one frame, as small ones are, is not copied.
             None if first.is_empty() => first = data,
             None => {
-                let mut whole = BytesMut::with_capacity(expected.max(sum));
+                let mut whole = BytesMut::with_capacity(expected.min(2 * sum).max(sum));
                 whole.extend_from_slice(&first);
                 whole.extend_from_slice(&data);
                 rest = Some(whole);

@@ -182,6 +182,7 @@ impl Chat {
             cache: Cache { max_pairs: 100_000, ..Cache::default() },
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
+            webhook: None,
             log: Log::default(),
             warnings: Vec::new(),
         }

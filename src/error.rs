@@ -19,6 +19,9 @@ pub enum GatewayError {
     /// A query parameter or a member of `follow_check` that is not as the vendor wants it.
     #[error("{0}")]
     BadParameter(String),
+    /// Nobody who is known sent it: a webhook that the app's token did not sign, or not now.
+    #[error("{0}")]
+    Unauthenticated(&'static str),
     /// Not allowed: by the access list, or because it looks like a browser's request.
     #[error("{0}")]
     Forbidden(String),
@@ -30,15 +33,15 @@ pub enum GatewayError {
     /// No app, or no single one, is named by the request.
     #[error("{0}")]
     UnknownApp(String),
-    /// Chat takes POST only.
-    #[error("Chat commands are called with POST")]
+    /// Chat takes POST only, and so do its webhooks and orders.
+    #[error("this is called with POST")]
     MethodNotAllowed,
     /// The caller's body took longer than `server.body_timeout`.
     #[error("the body did not arrive within {}", humantime::format_duration(*.0))]
     BodyTimeout(Duration),
-    /// Over `server.max_body`.
-    #[error("the body is larger than {0} bytes (server.max_body)")]
-    BodyTooLarge(usize),
+    /// Over the bound: so many bytes, and the key that sets it if one does, in brackets.
+    #[error("the body is larger than {0} bytes{1}")]
+    BodyTooLarge(usize, &'static str),
     /// Target over [`TARGET_LEN_MAX`](crate::gateway::route::TARGET_LEN_MAX).
     #[error("the request target is longer than 8 KiB")]
     UriTooLong,
@@ -102,12 +105,13 @@ impl GatewayError {
         let (slug, status, code) = match self {
             GatewayError::BadJson(_) => ("bad_json", StatusCode::BAD_REQUEST, 60003),
             GatewayError::BadParameter(_) => ("bad_parameter", StatusCode::BAD_REQUEST, 30001),
+            GatewayError::Unauthenticated(_) => ("unauthenticated", StatusCode::UNAUTHORIZED, 129_401),
             GatewayError::Forbidden(_) => ("forbidden", StatusCode::FORBIDDEN, 129_403),
             GatewayError::NotFound => ("not_found", StatusCode::NOT_FOUND, 60009),
             GatewayError::UnknownApp(_) => ("unknown_app", StatusCode::NOT_FOUND, 129_404),
             GatewayError::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, 60002),
             GatewayError::BodyTimeout(_) => ("timeout", StatusCode::REQUEST_TIMEOUT, 129_408),
-            GatewayError::BodyTooLarge(_) => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, 129_413),
+            GatewayError::BodyTooLarge(..) => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, 129_413),
             GatewayError::UriTooLong => ("uri_too_long", StatusCode::URI_TOO_LONG, 129_414),
             GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
@@ -152,13 +156,19 @@ impl GatewayError {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // What is left of the body is not worth reading, or nobody knows where it ends.
-            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(_) | GatewayError::BadRequest => {
+            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(..) | GatewayError::BadRequest => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
         }
         response
     }
+}
+
+/// An error and what caused it, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// `Retry-After` counts whole seconds (RFC 9110 section 10.2.3), and 0 would say "now".

@@ -1,4 +1,40 @@
 //! chatgate: an authenticating sidecar gateway for the Tencent Cloud Chat server REST API.
+//!
+//! Services post plain JSON to a local address. chatgate signs the call as the app's administrator,
+//! keeps inside the quota, sends it to the app's region over TLS, and answers `follow_check` from a
+//! cache of pairs. Chat counts calls and a call carries up to 100 pairs: everything about lookups
+//! follows from that.
+//!
+//! # The life of a request
+//!
+//! 1. [`server`] accepts it, bounds its time, and knows whose turn it takes.
+//! 2. [`stack`] gives it an id and catches panics.
+//! 3. [`gateway`] reads what it names, checks what is allowed, reads the body, and
+//!    - answers a `follow_check` from facts, asking Chat only for what is not known, or
+//!    - relays it, a write in a task that its caller cannot drop.
+//! 4. Whatever goes upstream waits its turn in [`quota`], has its connection by then, is signed by
+//!    [`sign`] last of all, and is sent by [`upstream`].
+//! 5. What goes wrong becomes an answer in [`error`]'s one table.
+//!
+//! # The map
+//!
+//! Each module uses only what stands above it.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`domain`] | what Chat means, pure: names, signatures, envelopes, codes, and the follow core |
+//! | [`clock`] | the only reader of time and randomness |
+//! | [`bounds`], [`body`], [`mod@line`] | counters with a limit; whole bodies within one; callers in turn |
+//! | [`config`] | what an operator may say, all problems at once |
+//! | [`error`] | what chatgate answers when it answers itself |
+//! | [`quota`], [`sign`], [`upstream`] | calls a second; signatures; the way to Chat |
+//! | [`gateway`] | one request, from head to answer |
+//! | [`stack`], [`server`] | layers; connections |
+//! | [`webhook`] | what Chat says has happened |
+//! | [`admin`], [`telemetry`] | for operators |
+//! | [`serve`] | the life of the program |
+//! | [`sandbox`], [`demo`] | a Chat that says no; a gateway in front of it |
+//! | [`cli`] | what may be typed |
 
 pub mod admin;
 pub mod body;
@@ -10,6 +46,7 @@ pub mod demo;
 pub mod domain;
 pub mod error;
 pub mod gateway;
+pub mod line;
 pub mod quota;
 pub mod sandbox;
 pub mod serve;
@@ -18,3 +55,4 @@ pub mod sign;
 pub mod stack;
 pub mod telemetry;
 pub mod upstream;
+pub mod webhook;

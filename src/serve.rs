@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -14,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::gateway::route::Hosts;
 use crate::gateway::{Gateway, GatewayBuildError, Worker};
 use crate::server::listener::{Accept, Accepted, BindError, Listener};
 use crate::server::timed_io::{AtWork, TimedIo};
 use crate::server::{self, Connections};
+use crate::webhook::Webhooks;
 
 /// Admin connections at once; probes and people need few.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -28,6 +29,8 @@ pub struct Server {
     gateway: Arc<Gateway>,
     listeners: Vec<Listener>,
     admin_listener: Listener,
+    /// Where Chat posts, and who answers it.
+    webhook: Option<(Listener, Arc<Webhooks>)>,
     admin: Admin,
     /// Stop after what is at work; also cancelled by `POST /quit`.
     quit: CancellationToken,
@@ -40,17 +43,11 @@ pub enum ServeError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The gateway.
-    #[error("{0}{cause}", cause = .0.source_text())]
+    #[error(transparent)]
     Build(#[from] GatewayBuildError),
     /// Threads or runtimes.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
-}
-
-impl GatewayBuildError {
-    fn source_text(&self) -> String {
-        std::error::Error::source(self).map_or(String::new(), |source| format!(": {source}"))
-    }
 }
 
 impl Server {
@@ -66,9 +63,16 @@ impl Server {
             listeners.push(Listener::bind(address, server.unix_mode)?);
         }
         let admin_listener = Listener::bind(&server.admin, server.unix_mode)?;
+        let webhook = match &gateway.config.webhook {
+            Some(webhook) => {
+                let listener = Listener::bind(&webhook.listen, server.unix_mode)?;
+                Some((listener, Webhooks::new(Arc::clone(&gateway), webhook.clone())))
+            }
+            None => None,
+        };
         let quit = CancellationToken::new();
-        let admin = Admin::new(Hosts::new(&server.hosts), quit.clone());
-        Ok(Self { listeners, admin_listener, admin, quit, gateway })
+        let admin = Admin::new(Arc::clone(&gateway), quit.clone());
+        Ok(Self { listeners, admin_listener, webhook, admin, quit, gateway })
     }
 
     /// The data listeners, with the ports they have got.
@@ -111,9 +115,19 @@ impl Server {
             tracing::info!(listener = "admin", address = %self.admin_listener.address(), "listening");
             let limits = connections.limits;
             tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
+            let mut open = Open { data: listeners, webhook: None };
+            if let Some((listener, webhooks)) = self.webhook {
+                tracing::info!(listener = "webhook", address = %listener.address(), "listening");
+                // Places of its own: a flood from outside takes none from callers. And it is served on this
+                // thread, since forgetting is a matter of microseconds.
+                let connections = Connections::new(&self.gateway.config.server, drain.clone());
+                tokio::spawn(server::accept(listener.for_this_runtime()?, webhooks, connections));
+                open.webhook = Some(listener);
+            }
             self.admin.set_ready(true);
-            supervise(&self.gateway, &self.admin, &self.quit, &drain, listeners).await
+            supervise(&self.gateway, &self.admin, &self.quit, &drain, open).await
         });
+        self.gateway.stopped.store(true, Ordering::Release);
         done.cancel();
         for thread in threads {
             // A worker that panicked has been logged; the others' work is what counts.
@@ -124,13 +138,19 @@ impl Server {
     }
 }
 
+/// The listeners that a drain closes.
+struct Open {
+    data: Arc<Vec<Listener>>,
+    webhook: Option<Listener>,
+}
+
 /// Waits for the order to stop, then sees the drain through.
 async fn supervise(
     gateway: &Gateway,
     admin: &Admin,
     quit: &CancellationToken,
     drain: &CancellationToken,
-    listeners: Arc<Vec<Listener>>,
+    open: Open,
 ) -> io::Result<ExitCode> {
     let mut signals = Signals::new()?;
     tokio::select! {
@@ -144,8 +164,8 @@ async fn supervise(
         drain.cancel();
         // With the last of its clones a socket is closed, and who connects is refused instead of
         // waiting for nobody.
-        listeners.iter().for_each(Listener::remove);
-        drop(listeners);
+        open.data.iter().chain(&open.webhook).for_each(Listener::remove);
+        drop(open);
         gateway.tasks.close();
         tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
         tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok()
@@ -236,11 +256,18 @@ async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Lim
         tokio::spawn(async move {
             let _place = place;
             let at_work = AtWork::default();
-            let service = tower::service_fn(move |request| admin.clone().handle(request, peer));
+            let counted = at_work.clone();
+            let service = tower::service_fn(move |request| {
+                let (admin, work) = (admin.clone(), counted.begin());
+                async move {
+                    let answer = admin.handle(request, peer).await;
+                    drop(work);
+                    answer
+                }
+            });
             let service = TowerToHyperService::new(service);
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
-            // An answer is made at once, so a connection is never at work for long.
             let served = match stream {
                 Accepted::Tcp(stream) => {
                     builder.serve_connection(TokioIo::new(TimedIo::new(stream, limits, at_work)), service).await

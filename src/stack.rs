@@ -1,4 +1,4 @@
-//! The layers around [`Worker::handle`], in the order a request meets them.
+//! The layers around whoever answers requests, in the order a request meets them.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
 use crate::clock;
 use crate::error::GatewayError;
-use crate::gateway::Worker;
-use crate::gateway::route::Peer;
+use crate::gateway::{Downstream, Worker};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken from a caller, in bytes.
@@ -24,10 +24,37 @@ const REQUEST_ID_LEN_MAX: usize = 128;
 /// A whole answer, in the box that the panic layer puts it into.
 pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
 
+/// Who answers the requests of a listener.
+pub trait Answers: Clone + Send + 'static {
+    /// Answers one. Never fails: what goes wrong becomes an answer.
+    fn answer(
+        self,
+        request: Request<Incoming>,
+        downstream: Downstream,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+
+    /// The tasks that a stop waits for; connections are among them.
+    fn tasks(&self) -> &TaskTracker;
+}
+
+impl Answers for Arc<Worker> {
+    fn answer(
+        self,
+        request: Request<Incoming>,
+        downstream: Downstream,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
+        self.handle(request, downstream)
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        &self.gateway.tasks
+    }
+}
+
 /// What answers the requests of one connection.
 pub fn service(
-    worker: Arc<Worker>,
-    peer: Peer,
+    answers: impl Answers,
+    downstream: Downstream,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response<AnswerBody>,
@@ -42,8 +69,8 @@ pub fn service(
         // A fault in one request is an answer to that request.
         .layer(CatchPanicLayer::custom(panicked))
         .service(service_fn(move |request| {
-            let worker = Arc::clone(&worker);
-            async move { Ok::<_, Infallible>(worker.handle(request, peer).await) }
+            let answering = answers.clone().answer(request, downstream);
+            async move { Ok::<_, Infallible>(answering.await) }
         }))
 }
 

@@ -58,9 +58,11 @@ fn the_readme_s_configuration_is_accepted() {
     let config = blocks(&readme(), "toml").join("\n");
     assert!(config.contains("[[app]]"), "the README's toml blocks were not found");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let key_file = folder.path().join("chat-key");
-    fs::write(&key_file, format!("{}\n", "5b".repeat(32))).expect("a key file");
-    fs::set_permissions(&key_file, Permissions::from_mode(0o600)).expect("the file is ours");
+    for secret in ["chat-key", "webhook-token"] {
+        let file = folder.path().join(secret);
+        fs::write(&file, format!("{}\n", "5b".repeat(32))).expect("a secret's file");
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
+    }
     fs::write(folder.path().join("chatgate.toml"), &config).expect("a configuration");
     let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
         .args(["check", "--config", "chatgate.toml"])

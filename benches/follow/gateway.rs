@@ -51,6 +51,7 @@ impl Gateway {
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
             log: Log::default(),
+            webhook: None,
             warnings: Vec::new(),
         };
         let server = serve::Server::bind(config).expect("free ports");

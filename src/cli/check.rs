@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::config::{Access, App, Config, is_to_come, lower_limit, show_duration, show_size};
+use crate::domain::app::AppName;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
 /// What the configuration comes to, for people. Warnings are not part of it.
@@ -18,6 +19,12 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
         writeln!(out, "data listener   {address}{}", reach(address.is_local()))?;
     }
     writeln!(out, "admin listener  {}{}", server.admin, reach(server.admin.is_local()))?;
+    if let Some(webhook) = &config.webhook {
+        let mut apps: Vec<&str> = webhook.tokens.keys().map(AppName::as_str).collect();
+        apps.sort_unstable();
+        let window = show_duration(webhook.window);
+        writeln!(out, "webhooks        {}, for {}, signed within {window}", webhook.listen, apps.join(", "))?;
+    }
     if !server.hosts.is_empty() {
         writeln!(out, "host names      {}", server.hosts.join(", "))?;
     }
@@ -121,12 +128,14 @@ mod tests {
              [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
              [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
+             [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
              [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
             "data listener   127.0.0.1:1",
             "data listener   unix:/run/x.sock",
             "admin listener  127.0.0.1:8701",
+            "webhooks        0.0.0.0:2, for one, two, signed within 1m",
             "callers may     follow/*, im_open_login_svc/*",
             "app one",
             "  sdkappid      7",

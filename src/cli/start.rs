@@ -9,6 +9,7 @@ use super::USAGE;
 use super::output::{complain, print};
 use crate::config::{Config, Log};
 use crate::demo::{self, DemoArgs};
+use crate::error::chain;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::serve::Server;
 use crate::telemetry::Telemetry;
@@ -22,7 +23,7 @@ pub(super) fn serve(config: Config) -> ExitCode {
     match Server::bind(config).and_then(Server::run) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!("{}", chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -36,7 +37,7 @@ pub(super) fn demo(args: &DemoArgs) -> ExitCode {
         let _ = print(guide);
     });
     outcome.unwrap_or_else(|error| {
-        complain(error);
+        complain(chain(&error));
         ExitCode::FAILURE
     })
 }
@@ -77,10 +78,4 @@ fn run_sandbox(config: SandboxConfig) -> Result<(), Box<dyn std::error::Error>> 
         tokio::join!(sandbox.run(stop.clone()), stopping);
         Ok(())
     })
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

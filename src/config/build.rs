@@ -14,7 +14,7 @@ use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, parsed, show_duration, size};
 use super::{
     Access, Cache, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem, Problems,
-    Server, Upstream, apps, later,
+    Server, Upstream, apps, later, webhook,
 };
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
 
@@ -72,7 +72,8 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let follow_check = follow_check(root.section("follow_check"));
     let upstream = upstream(root.section("upstream"));
     let log = log(root.section("log"));
-    let callers = later::check(reader, &mut root, &mut server_section, &names);
+    let webhook = webhook::webhook(reader, &mut root, &names, &server);
+    let callers = later::check(&mut root, &mut server_section, &names);
     if !access.open && !callers {
         refuse_open_listeners(reader, &server, &listen_places);
     }
@@ -82,7 +83,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     access_section.finish();
     server_section.finish();
     root.finish();
-    Config { server, apps, access, cache, follow_check, upstream, log, warnings: Vec::new() }
+    Config { server, apps, access, cache, follow_check, upstream, webhook, log, warnings: Vec::new() }
 }
 
 /// The server, and the places of its listeners: those of `listen` in their order, then that of `admin`.

@@ -4,12 +4,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::Endpoint;
 use super::apps::at;
 use super::build::patterns;
-use super::section::{Reader, SecretNames, Section};
+use super::section::{SecretNames, Section};
 use super::tree::{Node, Place};
 use super::units::{Reading, count, duration, fraction, parsed, rate, text};
-use super::{Endpoint, ListenAddr};
 use crate::domain::app::AppName;
 
 /// A key that is to come.
@@ -46,7 +46,6 @@ const TO_COME: &[ToCome] = &[
     },
     ToCome { key: "upstream.attempts", feature: "trying a call again", instead: "leave it out or write 1" },
     ToCome { key: "upstream.retry_budget", feature: "trying a call again", instead: "leave it out or write 0" },
-    ToCome { key: "webhook", feature: "taking events from Chat", instead: "leave it out; a short cache.ttl helps" },
     ToCome {
         key: "fleet",
         feature: "sharing between replicas",
@@ -70,22 +69,16 @@ fn refuse(section: &Section<'_>, key: &str, full_key: &str) {
 }
 
 /// Whole sections, and the keys of `[server]`. Gives whether there are callers.
-pub(super) fn check(
-    reader: &Reader<'_>,
-    root: &mut Section<'_>,
-    server: &mut Section<'_>,
-    apps: &HashSet<AppName>,
-) -> bool {
+pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>, apps: &HashSet<AppName>) -> bool {
     check_tls(server);
     server.path_value("admin_token_file");
     refuse(server, "admin_token_file", "server.admin_token_file");
     check_callers(root, apps);
-    check_webhook(reader, root, apps);
     check_fleet(root);
     let mut trace = root.section("trace");
     trace.optional("otlp", text);
     trace.finish();
-    for key in ["caller", "webhook", "fleet", "trace"] {
+    for key in ["caller", "fleet", "trace"] {
         refuse(root, key, key);
     }
     root.has("caller")
@@ -147,32 +140,6 @@ fn check_callers(root: &mut Section<'_>, apps: &HashSet<AppName>) {
 fn known_app(node: &Node, apps: &HashSet<AppName>) -> Reading<()> {
     let name: AppName = parsed(node)?;
     if apps.contains(&name) { Ok(()) } else { Err("names no app that is configured".to_owned()) }
-}
-
-const APP_TOKEN: SecretNames = SecretNames { inline: "token", file: "file", env: "env" };
-
-fn check_webhook(reader: &Reader<'_>, root: &mut Section<'_>, apps: &HashSet<AppName>) {
-    let mut webhook = root.section("webhook");
-    webhook.optional("listen", parsed::<ListenAddr>);
-    webhook.optional("window", duration(Duration::from_secs(1)..=Duration::from_secs(3600)));
-    for entry in webhook.entries("app_tokens") {
-        if !entry.name.parse().is_ok_and(|name: AppName| apps.contains(&name)) {
-            reader.problem(entry.key_place, &entry.path, "names no app that is configured");
-        }
-        match entry.node.table() {
-            Some(table) => {
-                let mut token = Section::below(reader, entry.path, entry.node.place.clone(), table);
-                token.secret(&APP_TOKEN, true);
-                token.finish();
-            }
-            None => reader.problem(
-                &entry.node.place,
-                &entry.path,
-                "must name where the token is, which must not stand here itself; write { file = \"FILE\" }",
-            ),
-        }
-    }
-    webhook.finish();
 }
 
 fn check_fleet(root: &mut Section<'_>) {

@@ -20,6 +20,7 @@ mod section;
 mod suggest;
 mod tree;
 mod units;
+mod webhook;
 
 use std::path::Path;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};
 pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
+pub use self::webhook::Webhook;
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::command::{CommandPattern, FOLLOW_CHECK};
 use crate::domain::region::Region;
@@ -69,6 +71,8 @@ pub struct Config {
     pub follow_check: FollowCheck,
     /// Calls to Chat.
     pub upstream: Upstream,
+    /// Events from Chat; `None`: none are taken.
+    pub webhook: Option<Webhook>,
     /// What is logged.
     pub log: Log,
     /// What is doubtful but no reason to refuse.

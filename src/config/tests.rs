@@ -69,6 +69,7 @@ fn assert_defaults(config: &Config) {
     assert_eq!(config.follow_check, FollowCheck::default());
     assert_eq!(config.upstream, Upstream::default());
     assert_eq!(config.log, Log::default());
+    assert!(config.webhook.is_none());
     assert_eq!(config.warnings, []);
     let [app] = config.apps.as_slice() else { panic!("{config:?}") };
     assert_eq!((app.name.as_str(), app.sdkappid.get(), app.region), ("main", 1_400_000_001, Region::Singapore));
@@ -96,13 +97,14 @@ fn the_explained_file_shows_the_defaults() {
 #[test]
 fn the_explained_file_has_every_key() {
     let explained = include_str!("../../config/chatgate.toml");
-    let sections = ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "log"];
+    let sections = ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "webhook", "log"];
     for section in sections {
         // The message for a key that nobody could have meant lists the keys there are.
         let variable = format!("CHATGATE__{}__QQQQQQQQQQ", section.replace('.', "__").to_uppercase());
         let folder = Folder::with(APP);
         let problems = folder.problems(&[(&variable, "1")]);
-        let keys = problems[0].split_once("there are ").expect("a list of keys").1;
+        let listed = problems.iter().find_map(|problem| problem.split_once("there are "));
+        let keys = listed.expect("a list of keys").1;
         assert!(keys.split(", ").count() >= 2, "{keys}");
         for key in keys.split(", ") {
             let stands = explained.lines().any(|line| {
@@ -183,6 +185,11 @@ fn every_key_is_read() {
         connection_max_age = "19s"
         idle_timeout = "20s"
 
+        [webhook]
+        listen = "0.0.0.0:8702"
+        app_tokens = { one = { env = "KEY" }, two = { file = "chat-key" } }
+        window = "21s"
+
         [log]
         format = "text"
         level = "debug"
@@ -227,6 +234,8 @@ fn every_key_is_read() {
         idle_timeout: secs(20),
     };
     assert_eq!(config.upstream, upstream);
+    let webhook = config.webhook.as_ref().expect("written");
+    assert_eq!((&webhook.listen, webhook.window, webhook.tokens.len()), (&address("0.0.0.0:8702"), secs(21), 2));
     assert_eq!(config.log, Log { format: LogFormat::Text, level: tracing::Level::DEBUG });
     assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("two"));
     let [one, two] = config.apps.as_slice() else { panic!("{:?}", config.apps) };
@@ -327,7 +336,9 @@ fn doubts_are_warnings() {
 /// A file that has the secret wherever a slip could put it, and one that is right: neither shows it.
 #[test]
 fn secrets_are_never_seen() {
-    let config = config(APP);
+    let config =
+        config(&format!("{APP}[webhook]\nlisten = '127.0.0.1:0'\napp_tokens = {{ main = {{ file = 'chat-key' }} }}\n"));
+    assert!(config.webhook.is_some());
     assert!(!format!("{config:?}").contains(MARKED) && !format!("{config:#?}").contains(MARKED));
     let slips = [
         format!("{APP}secret_key = '{MARKED}'\n"),

@@ -5,10 +5,13 @@
 //! clock; a test in `tests/` holds it to that.
 
 pub mod app;
+pub mod caller;
 pub mod command;
 pub mod envelope;
 pub mod error_code;
 pub mod follow;
+pub mod object;
 pub mod region;
 pub mod tick;
 pub mod usersig;
+pub mod webhook;

@@ -1,12 +1,15 @@
 //! Sends what is pending, in as many calls as quota and room allow, and tells who waits.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::state::{App, Desk, Follow};
 use super::{Refusal, Worker};
 use crate::clock;
+use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::error_code::{self, ErrorClass};
 use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Items, write_question};
@@ -14,11 +17,16 @@ use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit};
+use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{self, Answer, Lease};
 
 /// Most carriers of one app: as many as can get ready for one command.
 const CARRIERS_MAX: usize = 8;
+/// How long a carrier may wait: longer than any line. Were it turned away at once because the line is
+/// long, the next one would set out at once.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How much the latest call counts in what calls have carried lately.
+const FILL_WEIGHT: f64 = 0.25;
 
 impl Follow {
     /// The desk. A panic while it was held left whole operations behind, so it goes on.
@@ -31,12 +39,20 @@ impl Worker {
     /// Sees to it that what is queued goes out: as long as something is, a carrier is on its way to
     /// fetch it. One more is sent for, unless there are as many as there are pairs.
     pub(super) fn pump(self: &Arc<Self>, app: usize) {
-        let mut desk = self.app(app).follow.desk();
-        if desk.carriers < desk.pending.queued().min(CARRIERS_MAX) {
-            desk.carriers += 1;
-            let carrier = Carrier { worker: Arc::clone(self), app };
-            self.gateway.tasks.spawn(carrier.run());
+        // A runtime that is being shut down drops what is spawned on it at once.
+        if self.gateway.stopped.load(Ordering::Acquire) {
+            return;
         }
+        let carrier = {
+            let mut desk = self.app(app).follow.desk();
+            if desk.carriers >= desk.pending.queued().min(CARRIERS_MAX) {
+                return;
+            }
+            desk.carriers += 1;
+            Carrier { worker: Arc::clone(self), app }
+        };
+        // With the desk let go: dropping a carrier takes it.
+        self.gateway.tasks.spawn(carrier.run());
     }
 
     /// One lookup under way. It belongs to nobody: callers come and go.
@@ -63,21 +79,22 @@ impl Carrier {
     async fn run(self) {
         let (worker, app) = (Arc::clone(&self.worker), self.app);
         let state = worker.app(app);
-        let deadline = clock::now() + worker.gateway.config.upstream.timeout;
+        // Those it serves have their own deadlines; it goes home when nobody is left.
+        let deadline = clock::now() + CARRIER_PATIENCE;
         let wanted = || state.follow.desk().pending.has_queued();
         let connect = worker.upstreams[app].connect();
-        let waited = state.follow.quota.wait(&state.room, deadline, connect, wanted).await;
-        // Those who wait have their own deadlines. Without a turn there is nothing to tell them.
+        let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
+        let waited = state.follow.quota.wait(wait, connect, wanted).await;
         let (permit, failure) = match waited {
-            Ok(permit) => (permit, None),
+            Ok(Turn::Go(permit)) => (Some(permit), None),
+            Ok(Turn::Unwanted(lease)) => {
+                worker.upstreams[app].give_back(lease);
+                (None, None)
+            }
             Err(NoPermit::NotReady(error)) => (None, Some(error)),
-            Err(NoPermit::Late(_)) => (None, None),
+            Err(NoPermit::Late(_) | NoPermit::Stuck) => (None, None),
         };
-        let call = if permit.is_some() || failure.is_some() {
-            state.follow.desk().pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())
-        } else {
-            None
-        };
+        let call = if permit.is_some() || failure.is_some() { state.follow.desk().next_call() } else { None };
         // From here on it is no carrier; if more is queued, the next one sets out.
         drop(self);
         match (call, permit, failure) {
@@ -86,6 +103,8 @@ impl Carrier {
             (Some(call), None, Some(error)) => {
                 Landing { worker: &worker, app, call: Some(call.id) }.land(Err(error));
             }
+            // Another carrier was quicker; the permit is lost.
+            (None, Some(permit), _) => worker.upstreams[app].give_back(permit.ready),
             _ => {}
         }
     }
@@ -166,6 +185,27 @@ impl App {
 }
 
 impl Desk {
+    fn next_call(&mut self) -> Option<Call> {
+        let call = self.pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())?;
+        if self.pending.has_queued() {
+            self.fill += (call.to.len() as f64 - self.fill) * FILL_WEIGHT;
+        }
+        Some(call)
+    }
+
+    /// How many calls go out before the last of `more` pairs of this caller, if callers take turns
+    /// and calls are as full as lately.
+    pub(super) fn calls_ahead(&self, caller: CallerId, more: usize) -> u32 {
+        let pending = &self.pending;
+        if !pending.has_queued() {
+            return 0;
+        }
+        let own = (pending.queued_for(caller) + more) as f64 / self.fill.max(1.0);
+        let callers = pending.callers_queued().max(1) as f64;
+        // `as` takes what is too large to the largest number there is.
+        ((own.ceil() - 1.0).max(0.0) * callers) as u32
+    }
+
     /// Hands out what became of pairs. A failure ends the wait of a request at once.
     fn tell(&mut self, settlements: Vec<Settlement>, refusal: Option<Arc<Refusal>>) {
         for Settlement { ticket, slot, settled } in settlements {

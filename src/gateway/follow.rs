@@ -13,16 +13,17 @@ use tokio::sync::oneshot;
 
 use super::freshness::{Source, Tally, Use, Wishes};
 use super::state::{Got, Waiter};
-use super::{Refusal, Reply, Worker};
+use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
+use crate::domain::follow::answer::{Item, write_answer};
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
-use crate::domain::follow::pending::{CallerId, Settled, Terms, Ticket, WAITING_MAX, Wanted};
+use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
 use crate::domain::follow::question::Question;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
+use crate::quota::CommandQuota;
 
 /// `Chatgate-Explain` says this much, so that a header stays a header.
 const EXPLAINED_MAX: usize = 200;
@@ -31,7 +32,7 @@ const EXPLAINED_MAX: usize = 200;
 pub(super) struct Manner {
     pub wishes: Wishes,
     pub explain: bool,
-    pub deadline: Instant,
+    pub asker: Asker,
 }
 
 /// One distinct pair of a question.
@@ -61,26 +62,31 @@ impl Worker {
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
         let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
-        loop {
+        while slots.iter().any(|slot| slot.known.is_none()) {
+            if manner.wishes.only_if_cached {
+                return Err(GatewayError::NotCached);
+            }
+            match Box::pin(self.fetch(app, question, &mut slots, &manner)).await {
+                Ok(()) => {}
+                Err(Ended::Refused(refusal)) => return refuse(&refusal),
+                Err(Ended::Gateway(error)) => return Err(error),
+            }
             // A write may have come between: what was sent before it does not answer after it.
             for slot in &mut slots {
                 if slot.known.as_ref().is_some_and(|known| !follow.fence.admits(slot.pair, known.sent)) {
                     slot.known = None;
                 }
             }
-            let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
-            if missing.is_empty() {
-                return Ok(reply(question, &slots, &slot_of, &manner, refused, expired));
-            }
-            if manner.wishes.only_if_cached {
-                return Err(GatewayError::NotCached);
-            }
-            match self.fetch(app, question, &mut slots, &missing, &manner).await {
-                Ok(()) => {}
-                Err(Ended::Refused(refusal)) => return refuse(&refusal),
-                Err(Ended::Gateway(error)) => return Err(error),
-            }
         }
+        // An item as it came from Chat may be long, and stands once for each time it was asked for.
+        let len = answer_len(question, &slots, &slot_of);
+        let held = match len {
+            ..=UNCOUNTED_MAX => None,
+            _ => Some(self.gateway.buffered.take(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
+        };
+        let mut reply = reply(question, &slots, &slot_of, &manner, refused, expired);
+        reply.body = counted(reply.body, held);
+        Ok(reply)
     }
 
     /// Takes from the cache what the caller's wishes allow. Says whether a fact was there that the
@@ -90,7 +96,7 @@ impl Worker {
         let ttl = self.gateway.config.cache.ttl;
         let now = clock::tick();
         let (mut refused, mut expired, mut missing) = (false, 0, 0);
-        for slot in slots {
+        for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
             let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
             let usable = fact.map(|fact| (fact, wishes.judge(now.since(fact.sent), ttl)));
             let source = match usable {
@@ -122,11 +128,22 @@ impl Worker {
         app: usize,
         question: &Question<'_>,
         slots: &mut [Slot],
-        missing: &[usize],
         manner: &Manner,
     ) -> Result<(), Ended> {
+        // Only a later round comes here too late: the calls of those before it took the time there was.
+        if clock::now() >= manner.asker.deadline {
+            return Err(Ended::Gateway(GatewayError::UpstreamTimeout));
+        }
         let state = self.app(app);
         let fence = &state.follow.fence;
+        let desk = state.follow.desk();
+        // A lookup that was under way may have landed since: it leaves its facts while it has the desk,
+        // so what is missing now is neither known nor being asked.
+        self.look_up(app, slots, &manner.wishes);
+        let missing: Vec<usize> = (0..slots.len()).filter(|slot| slots[*slot].known.is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
         let wanted: Vec<Wanted<'_>> = missing
             .iter()
             .map(|&slot| {
@@ -135,13 +152,13 @@ impl Worker {
             })
             .collect();
         let wishes = &manner.wishes;
-        let caller = CallerId(0);
-        let terms = Terms { caller, join: !wishes.no_cache && !wishes.no_store, keep: !wishes.no_store };
+        let Asker { caller, deadline } = manner.asker;
+        let terms = Terms { caller, join: wishes.may_join(), keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;
         let mut leaving = {
-            let mut desk = state.follow.desk();
-            self.refuse_hopeless(app, desk.pending.queued_for(caller), wanted.len(), manner.deadline)?;
+            let mut desk = desk;
+            refuse_hopeless(&state.follow.quota, desk.calls_ahead(caller, wanted.len()), deadline)?;
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
             joined = was_joined;
@@ -149,14 +166,24 @@ impl Worker {
             Leaving { worker: self, app, ticket: Some(ticket) }
         };
         self.pump(app);
-        let got: Got = match tokio::time::timeout_at(manner.deadline.into(), told).await {
-            Ok(Ok(result)) => result.map_err(Ended::Refused)?,
-            Ok(Err(_)) => return Err(Ended::Gateway(GatewayError::Internal)),
-            Err(_) => return Err(Ended::Gateway(leaving.too_late(state.follow.quota.interval()))),
+        tokio::pin!(told);
+        // What is not under way when only the time for a call is left would be answered too late.
+        let latest = self.latest_permit(deadline);
+        let told = match tokio::time::timeout_at(latest.into(), told.as_mut()).await {
+            Ok(told) => told,
+            Err(_) if leaving.is_queued() => {
+                leaving.leave();
+                return Err(Ended::Gateway(rate_limited(state.follow.quota.interval())));
+            }
+            Err(_) => match tokio::time::timeout_at(deadline.into(), told).await {
+                Ok(told) => told,
+                Err(_) => return Err(Ended::Gateway(GatewayError::UpstreamTimeout)),
+            },
         };
+        let got: Got = told.map_err(|_| GatewayError::Internal)?.map_err(Ended::Refused)?;
         let mut joined_slots = vec![false; slots.len()];
-        for (slot, joined) in missing.iter().zip(joined) {
-            joined_slots[*slot] = joined;
+        for (slot, joined) in missing.into_iter().zip(joined) {
+            joined_slots[slot] = joined;
         }
         for (slot, settled) in got {
             let pair = slots[slot].pair;
@@ -175,20 +202,15 @@ impl Worker {
         }
         Ok(())
     }
+}
 
-    /// Refuses at once what could not be answered in time even if every call were full.
-    fn refuse_hopeless(&self, app: usize, queued: usize, more: usize, deadline: Instant) -> Result<(), Ended> {
-        let calls = (queued + more).div_ceil(CALL_ACCOUNTS_MAX).saturating_sub(1);
-        let quota = &self.app(app).follow.quota;
-        // Those in line are the calls that will carry what is queued, so only what does not fit into
-        // them comes on top.
-        let full = quota.interval().saturating_mul(u32::try_from(calls).unwrap_or(u32::MAX));
-        let wait = if queued > 0 { full.max(quota.next_permit()) } else { Duration::ZERO };
-        if clock::now() + wait > deadline {
-            return Err(Ended::Gateway(rate_limited(wait)));
-        }
-        Ok(())
+/// Refuses at once what would not be answered in time.
+fn refuse_hopeless(quota: &CommandQuota, calls_ahead: u32, deadline: Instant) -> Result<(), Ended> {
+    if calls_ahead == 0 {
+        return Ok(());
     }
+    let wait = quota.next_permit() + quota.interval().saturating_mul(calls_ahead);
+    if clock::now() + wait > deadline { Err(Ended::Gateway(rate_limited(wait))) } else { Ok(()) }
 }
 
 /// Why a wait ended without an answer.
@@ -211,16 +233,16 @@ struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    /// The deadline has passed: for want of quota if something is still queued, else Chat was slow.
-    fn too_late(&mut self, interval: Duration) -> GatewayError {
-        if self.leave() { rate_limited(interval) } else { GatewayError::UpstreamTimeout }
+    /// Whether something it waits for is not under way yet.
+    fn is_queued(&self) -> bool {
+        self.ticket.is_some_and(|ticket| self.worker.app(self.app).follow.desk().pending.is_queued(ticket))
     }
 
-    fn leave(&mut self) -> bool {
-        let Some(ticket) = self.ticket.take() else { return false };
+    fn leave(&mut self) {
+        let Some(ticket) = self.ticket.take() else { return };
         let mut desk = self.worker.app(self.app).follow.desk();
         desk.waiters.remove(&ticket);
-        desk.pending.leave(ticket)
+        desk.pending.leave(ticket);
     }
 }
 
@@ -277,6 +299,15 @@ fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
         Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
         Refusal::Gateway(error) => Err(error.clone()),
     }
+}
+
+/// About how long the answer will be, in bytes.
+fn answer_len(question: &Question<'_>, slots: &[Slot], slot_of: &[u32]) -> usize {
+    let item = |(to, slot): (&std::borrow::Cow<'_, str>, &u32)| match &slots[*slot as usize].known {
+        Some(Known { item: Item::Verbatim(json), .. }) => json.len(),
+        _ => to.len() + 72,
+    };
+    question.to.iter().zip(slot_of).map(item).sum()
 }
 
 fn reply(

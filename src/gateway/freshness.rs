@@ -48,6 +48,12 @@ impl Wishes {
         wishes
     }
 
+    /// Whether a lookup that is already under way will do. It may have been sent long ago, so not for
+    /// who bounds the age of what it gets.
+    pub fn may_join(&self) -> bool {
+        !self.no_cache && !self.no_store && self.max_age.is_none()
+    }
+
     /// How a kept fact of this age may be used.
     pub fn judge(&self, age: Duration, ttl: Duration) -> Use {
         if self.no_cache || self.no_store {

@@ -8,6 +8,7 @@
 //! Both end in quota, then signature, then [`crate::upstream`].
 
 mod desk;
+mod evict;
 mod follow;
 pub mod freshness;
 mod relay;
@@ -28,6 +29,7 @@ use self::route::Peer;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Held;
 use crate::clock;
+use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::question::{self, QuestionError, Reading};
 use crate::error::GatewayError;
@@ -50,6 +52,22 @@ pub(crate) enum Refusal {
     Gateway(GatewayError),
 }
 
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Downstream {
+    /// The way it came in.
+    pub peer: Peer,
+    /// Who is to have a turn.
+    pub caller: CallerId,
+}
+
+/// Who waits, and until when.
+#[derive(Debug, Clone, Copy)]
+struct Asker {
+    caller: CallerId,
+    deadline: std::time::Instant,
+}
+
 /// An answer before it is put on the wire.
 #[derive(Debug)]
 struct Reply {
@@ -63,11 +81,11 @@ struct Reply {
 
 impl Worker {
     /// Answers a request. Never fails: what goes wrong becomes an answer.
-    pub async fn handle<B>(self: Arc<Self>, request: Request<B>, peer: Peer) -> Response<Full<Bytes>>
+    pub async fn handle<B>(self: Arc<Self>, request: Request<B>, downstream: Downstream) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        match self.answer(request, peer).await {
+        match self.answer(request, downstream).await {
             Ok(reply) => reply.into_response(),
             Err(error) => {
                 log(&error);
@@ -76,13 +94,13 @@ impl Worker {
         }
     }
 
-    async fn answer<B>(self: &Arc<Self>, request: Request<B>, peer: Peer) -> Result<Reply, GatewayError>
+    async fn answer<B>(self: &Arc<Self>, request: Request<B>, downstream: Downstream) -> Result<Reply, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let gateway = &self.gateway;
         let (head, body) = request.into_parts();
-        let path = route::check_and_read(&head, &gateway.hosts, peer)?;
+        let path = route::check_and_read(&head, &gateway.hosts, downstream.peer)?;
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
@@ -100,15 +118,23 @@ impl Worker {
                 "{name} is not allowed; add it to access.allow if it should be"
             )));
         }
-        let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
-        let deadline = clock::now() + gateway.config.upstream.timeout;
         let (body, held) = self.read_body(&head, body).await?;
+        // From here on it is chatgate's time that passes, and a place that is used.
+        let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
+        let asker = Asker { caller: downstream.caller, deadline: clock::now() + gateway.config.upstream.timeout };
 
         if path.name == FOLLOW_CHECK {
-            return self.follow_check(app, &head, body, held, deadline).await;
+            return self.follow_check(app, &head, body, held, asker).await;
         }
         check_object(&body)?;
-        self.relay(app, path.name, relay::Order { body, held, traceparent: traceparent(&head.headers), deadline }).await
+        // Boxed, as below: what a hit does not need must not be part of every request's future, which
+        // is moved several times.
+        Box::pin(self.relay(
+            app,
+            path.name,
+            relay::Order { body, held, traceparent: traceparent(&head.headers), asker },
+        ))
+        .await
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<(Bytes, Held), GatewayError>
@@ -126,8 +152,8 @@ impl Worker {
         let reading = read_whole(body, server.max_body, &self.gateway.buffered);
         let read = tokio::time::timeout(server.body_timeout, reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
-            BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body),
-            BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+            BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
+            BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
         })
     }
@@ -138,7 +164,7 @@ impl Worker {
         head: &Parts,
         body: Bytes,
         held: Held,
-        deadline: std::time::Instant,
+        asker: Asker,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
         let wishes = Wishes::read(&head.headers);
@@ -149,8 +175,8 @@ impl Worker {
                     return Err(GatewayError::NotCached);
                 }
                 let traceparent = traceparent(&head.headers);
-                let order = relay::Order { body: body.clone(), held, traceparent, deadline };
-                let mut reply = self.relay(app, FOLLOW_CHECK, order).await?;
+                let order = relay::Order { body: body.clone(), held, traceparent, asker };
+                let mut reply = Box::pin(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
@@ -160,7 +186,7 @@ impl Worker {
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
         let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
-        self.answer_question(app, &question, follow::Manner { wishes, explain, deadline }).await
+        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }).await
     }
 }
 
@@ -186,6 +212,25 @@ impl Reply {
             }
         }
         response
+    }
+}
+
+const BUFFERED: &str = "buffered bytes (server.max_buffered)";
+/// Shorter answers are not counted among the buffered bytes while they wait for their reader: those of
+/// all requests that there may be at once come to as much as one of the largest.
+const UNCOUNTED_MAX: usize = 4 * 1024;
+
+/// A body that counts among the buffered bytes until it is sent or dropped.
+fn counted(body: Bytes, held: Option<Held>) -> Bytes {
+    struct Counted(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Held);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    match held {
+        Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
+        _ => body,
     }
 }
 

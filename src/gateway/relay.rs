@@ -1,21 +1,26 @@
 //! Everything but an answerable `follow_check`: handed on as it is, and what comes back handed back.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::state::Follow;
-use super::{Reply, Worker};
+use super::evict::Marks;
+use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
-use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
-use crate::domain::follow::pair::{Pair, PairKey, UserKey};
-use crate::domain::follow::writes::{self, Scope};
+use crate::domain::follow::writes;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit};
+use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{Answer, Call};
+
+/// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
+const RESERVE_MAX: Duration = Duration::from_millis(250);
+
+/// By when Chat has carried out or given up a call that it has not answered: its own timeout is 3 s
+/// (vendor page "RESTful API Overview", 1047/34620), and one more.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(4);
 
 /// What is to be handed on.
 pub(super) struct Order {
@@ -24,7 +29,7 @@ pub(super) struct Order {
     #[allow(dead_code, reason = "it is there to be dropped")]
     pub held: Held,
     pub traceparent: Option<HeaderValue>,
-    pub deadline: Instant,
+    pub asker: Asker,
 }
 
 impl Worker {
@@ -46,63 +51,49 @@ impl Worker {
                 task.await.map_err(|_| GatewayError::Internal)??
             }
         };
-        Ok(Reply::from_chat(answer.status, answer.content_type, answer.body))
+        let body = counted(answer.body, Some(answer.held));
+        Ok(Reply::from_chat(answer.status, answer.content_type, body))
+    }
+
+    /// Until when a call may get its permit. In the last moment it would be lost: the call is broken
+    /// off, and if it is a write nobody knows whether it was carried out.
+    pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
+        let reserve = (self.gateway.config.upstream.timeout / 10).min(RESERVE_MAX);
+        deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let waited = state.quotas.of(name).wait(&state.room, order.deadline, upstream.connect(), || true).await;
+        let Asker { caller, deadline } = order.asker;
+        let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
+        let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
         let permit = waited.map_err(|no_permit| match no_permit {
             NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
+            NoPermit::Stuck => stuck(),
             NoPermit::NotReady(error) => error,
         })?;
-        let Some(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
+        let Turn::Go(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
         // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
-        let _marks = writes::scope(name, &order.body).map(|scope| Marks::new(&state.follow, &scope));
+        let scope = writes::scope(name, &order.body);
+        let _marks = scope.as_ref().map(|scope| Marks::new(&state.follow, scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        upstream.send(lease, &state.signer, call, order.deadline).await
-    }
-}
-
-/// A write under way, for the fence: marks what it may change when it begins and when it ends,
-/// however it ends.
-struct Marks<'a> {
-    follow: &'a Follow,
-    pairs: Vec<PairKey>,
-    users: Vec<UserKey>,
-    all: bool,
-}
-
-impl<'a> Marks<'a> {
-    fn new(follow: &'a Follow, scope: &Scope) -> Self {
-        let user = |name: &String| follow.hasher.user(name);
-        let mut marks = Self { follow, pairs: Vec::new(), users: Vec::new(), all: false };
-        match scope {
-            Scope::Pairs { from, to } => {
-                let from = user(from);
-                marks.pairs = to.iter().map(|to| Pair { from, to: user(to) }.key()).collect();
-            }
-            Scope::Users(names) => marks.users = names.iter().map(user).collect(),
-            Scope::All => marks.all = true,
+        let result = upstream.send(lease, &state.signer, call, deadline).await;
+        if result.is_err()
+            && let Some(scope) = scope
+        {
+            // Chat may still be at it. What is asked until it has given up may be from before.
+            let gateway = Arc::clone(&self.gateway);
+            tokio::spawn(async move {
+                tokio::time::sleep(GIVEN_UP_AFTER).await;
+                gateway.evict(app, &scope);
+            });
         }
-        marks.mark();
-        marks
-    }
-
-    fn mark(&self) {
-        let (fence, now) = (&self.follow.fence, clock::tick());
-        self.pairs.iter().for_each(|pair| fence.mark_pair(*pair, now));
-        self.users.iter().for_each(|user| fence.mark_user(*user, now));
-        if self.all {
-            fence.mark_all(now);
-        }
+        result
     }
 }
 
-impl Drop for Marks<'_> {
-    fn drop(&mut self) {
-        self.mark();
-        // The fence alone keeps the promise; this only frees what can never be read again.
-        self.pairs.iter().for_each(|pair| self.follow.facts.remove(*pair));
-    }
+/// Those before this call took so long to connect that its deadline came.
+pub(super) fn stuck() -> GatewayError {
+    let what = "connecting takes too long, nothing was sent";
+    GatewayError::UpstreamUnreachable { what, cause: "other calls are still waiting for a connection".to_owned() }
 }

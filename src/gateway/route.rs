@@ -53,11 +53,7 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
 /// `forbidden`, `uri_too_long`, `not_found` or `method_not_allowed`.
 pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<Path<'a>, GatewayError> {
     check_caller(head, hosts, peer)?;
-    check_framing(&head.headers)?;
-    let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if target_len > TARGET_LEN_MAX {
-        return Err(GatewayError::UriTooLong);
-    }
+    check_shape(head)?;
     if head.method == Method::CONNECT {
         return Err(GatewayError::MethodNotAllowed);
     }
@@ -79,6 +75,17 @@ pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<
 pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     check_origin(&head.headers)?;
     check_host(head, hosts, peer)
+}
+
+/// Checks what every listener asks of a request: a target that is not too long, and a body whose
+/// length is told in one way.
+///
+/// # Errors
+/// `uri_too_long` or `bad_request`.
+pub fn check_shape(head: &Parts) -> Result<(), GatewayError> {
+    check_framing(&head.headers)?;
+    let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target_len > TARGET_LEN_MAX { Err(GatewayError::UriTooLong) } else { Ok(()) }
 }
 
 /// A body's length must be told in one way only. hyper takes more than that, and whoever stands

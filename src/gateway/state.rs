@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::{AppName, SdkAppId};
 use crate::domain::command::FOLLOW_CHECK;
+use crate::domain::follow::answer::CALL_ACCOUNTS_MAX;
 use crate::domain::follow::facts::Facts;
 use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
@@ -28,7 +30,8 @@ use crate::upstream::{Upstream, UpstreamError};
 pub struct Gateway {
     /// As it was read.
     pub config: Config,
-    pub(super) hosts: Hosts,
+    /// Names under which chatgate may be called.
+    pub hosts: Hosts,
     pub(super) apps: Vec<App>,
     by_name: HashMap<AppName, usize>,
     by_sdkappid: HashMap<SdkAppId, usize>,
@@ -36,7 +39,9 @@ pub struct Gateway {
     /// Requests being worked on.
     pub(super) requests: Arc<Budget>,
     /// Bytes of bodies and answers.
-    pub(super) buffered: Arc<Budget>,
+    pub buffered: Arc<Budget>,
+    /// The end: nothing may be begun any more.
+    pub stopped: AtomicBool,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -65,6 +70,9 @@ pub(super) struct Follow {
 pub(super) struct Desk {
     pub pending: Pending,
     pub waiters: HashMap<Ticket, Waiter>,
+    /// How many pairs a call has carried lately while others had to wait: what is queued will fill
+    /// calls about as well.
+    pub fill: f64,
     /// Calls that are on their way to fetch what is queued.
     pub carriers: usize,
 }
@@ -113,6 +121,7 @@ impl Gateway {
                     desk: Mutex::new(Desk {
                         pending: Pending::new(config.follow_check.flip),
                         waiters: HashMap::new(),
+                        fill: CALL_ACCOUNTS_MAX as f64,
                         carriers: 0,
                     }),
                 },
@@ -131,10 +140,22 @@ impl Gateway {
             default,
             requests: Budget::new(config.server.max_requests),
             buffered: Budget::new(config.server.max_buffered),
+            stopped: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             apps,
             config,
         }))
+    }
+
+    /// The app of that name; without a name the one of calls that name none.
+    pub fn app_named(&self, name: Option<&str>) -> Option<usize> {
+        let Some(name) = name else { return self.default };
+        name.parse::<AppName>().ok().and_then(|name| self.by_name.get(&name).copied())
+    }
+
+    /// The app of that number.
+    pub fn app_numbered(&self, number: SdkAppId) -> Option<usize> {
+        self.by_sdkappid.get(&number).copied()
     }
 
     /// The app that a request names by path prefix, header and query; all that are there must agree.

@@ -4,7 +4,9 @@ pub mod listener;
 mod refusals;
 pub mod timed_io;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::CONNECTION;
@@ -22,9 +24,9 @@ use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
 use crate::bounds::{Budget, Held};
 use crate::config;
-use crate::gateway::Worker;
-use crate::gateway::route::Peer;
-use crate::stack;
+use crate::domain::caller::CallerId;
+use crate::gateway::Downstream;
+use crate::stack::{self, Answers};
 
 /// Largest head of a request, in bytes; beyond it hyper answers 431. It also refuses more than 100
 /// header lines.
@@ -64,7 +66,7 @@ impl Connections {
 }
 
 /// Accepts until the drain begins; each connection is a task of the gateway's.
-pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connections) {
+pub async fn accept(accept: Accept, answers: impl Answers, connections: Connections) {
     let mut pause = ACCEPT_PAUSES.0;
     loop {
         let next = tokio::select! {
@@ -79,12 +81,13 @@ pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connection
                     tracing::warn!("a connection was closed: server.max_connections is reached");
                     continue;
                 };
-                let (worker, connections) = (Arc::clone(&worker), connections.clone());
-                let tasks = worker.gateway.tasks.clone();
+                let downstream = Downstream { peer, caller: caller_of(&stream) };
+                let (answers, connections) = (answers.clone(), connections.clone());
+                let tasks = answers.tasks().clone();
                 tasks.spawn(async move {
                     match stream {
-                        Accepted::Tcp(stream) => serve(stream, peer, worker, connections, place).await,
-                        Accepted::Unix(stream) => serve(stream, peer, worker, connections, place).await,
+                        Accepted::Tcp(stream) => serve(stream, downstream, answers, connections, place).await,
+                        Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
                     }
                 });
             }
@@ -97,13 +100,35 @@ pub async fn accept(accept: Accept, worker: Arc<Worker>, connections: Connection
     }
 }
 
-async fn serve<S>(stream: S, peer: Peer, worker: Arc<Worker>, connections: Connections, _place: Held)
+/// Who is to have a turn of its own: behind a Unix socket a process, behind another machine's address
+/// that machine. Processes of this machine look alike over TCP, so there it is a connection.
+fn caller_of(stream: &Accepted) -> CallerId {
+    static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+    // Three kinds of numbers, kept apart by their lowest bits.
+    let number = match stream {
+        Accepted::Unix(stream) => match stream.peer_cred().ok().and_then(|peer| peer.pid()) {
+            Some(pid) => u64::from(pid.unsigned_abs()) << 2 | 1,
+            None => CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3,
+        },
+        Accepted::Tcp(stream) => match stream.peer_addr() {
+            Ok(peer) if !peer.ip().to_canonical().is_loopback() => {
+                let mut hasher = DefaultHasher::new();
+                peer.ip().to_canonical().hash(&mut hasher);
+                hasher.finish() << 2 | 2
+            }
+            _ => CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3,
+        },
+    };
+    CallerId(number)
+}
+
+async fn serve<S>(stream: S, downstream: Downstream, answers: impl Answers, connections: Connections, _place: Held)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let at_work = AtWork::default();
     let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
-    let service = stack::service(worker, peer);
+    let service = stack::service(answers, downstream);
     let drain = connections.drain.clone();
     let counted = tower::service_fn(move |request: Request<Incoming>| {
         let work = at_work.begin();

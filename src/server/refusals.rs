@@ -20,6 +20,9 @@ use crate::error::GatewayError;
 #[derive(Debug)]
 pub(super) struct OwnRefusals<S> {
     stream: S,
+    /// Nothing has been written since the last flush. Only then an answer can begin: hyper flushes
+    /// when an answer is out whole, and what it writes in several pieces may look like anything.
+    at_boundary: bool,
     replaced: Option<Replaced>,
 }
 
@@ -33,7 +36,7 @@ struct Replaced {
 impl<S> OwnRefusals<S> {
     /// Wraps a connection.
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, replaced: None }
+        Self { stream, at_boundary: true, replaced: None }
     }
 }
 
@@ -71,11 +74,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.replaced.is_none() {
+        if self.replaced.is_none() && self.at_boundary {
             self.replaced = replacement(bytes).map(|bytes| Replaced { bytes, written: 0 });
         }
-        let Self { stream, replaced } = &mut *self;
-        let Some(answer) = replaced else { return Pin::new(stream).poll_write(cx, bytes) };
+        let Self { stream, at_boundary, replaced } = &mut *self;
+        let Some(answer) = replaced else {
+            let written = Pin::new(stream).poll_write(cx, bytes);
+            *at_boundary &= !matches!(written, Poll::Ready(Ok(1..)));
+            return written;
+        };
         while answer.written < answer.bytes.len() {
             match ready!(Pin::new(&mut *stream).poll_write(cx, &answer.bytes[answer.written..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -88,14 +95,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         // A refusal is one short piece; only the first piece can begin one.
         match bufs.iter().find(|buf| !buf.is_empty()) {
-            Some(first) if self.replaced.is_some() || replacement(first).is_some() => self.poll_write(cx, first),
-            _ => Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs),
+            Some(first) if self.replaced.is_some() || (self.at_boundary && replacement(first).is_some()) => {
+                self.poll_write(cx, first)
+            }
+            _ => {
+                let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+                self.at_boundary &= !matches!(written, Poll::Ready(Ok(1..)));
+                written
+            }
         }
     }
 
@@ -104,7 +117,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.at_boundary |= matches!(flushed, Poll::Ready(Ok(())));
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -138,6 +153,13 @@ mod tests {
         let body = got.split_once("\r\n\r\n").expect("a body").1;
         assert_eq!(serde_json::from_str::<serde_json::Value>(body).expect("JSON")["ErrorCode"], 129_431);
         assert!(got.contains(&format!("\r\ncontent-length: {}\r\n", body.len())));
+    }
+
+    #[tokio::test]
+    async fn what_a_body_says_is_never_taken_for_a_refusal() {
+        // Sixteen bytes fit at a time, so the body is resumed at every such place, the bare head's too.
+        let answer = "HTTP/1.1 200 O\r\nHTTP/1.1 400 x\r\nHTTP/1.1 400 x\r\nHTTP/1.1 431 y\r\n\r\n";
+        assert_eq!(through(answer.as_bytes()).await, answer);
     }
 
     #[tokio::test]

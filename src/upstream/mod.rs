@@ -20,7 +20,7 @@ use crate::clock;
 use crate::config;
 use crate::domain::command::CommandName;
 use crate::domain::envelope::Envelope;
-use crate::error::GatewayError;
+use crate::error::{GatewayError, chain};
 use crate::sign::Signer;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -92,6 +92,11 @@ impl Upstream {
     /// `upstream_unreachable`; nothing was sent.
     pub async fn connect(&self) -> Result<Lease, GatewayError> {
         self.pool.take().await.map_err(|fault| unreachable(NOT_SENT, &*fault))
+    }
+
+    /// Takes a connection back that no call was sent on.
+    pub fn give_back(&self, lease: Lease) {
+        self.pool.give_back(lease);
     }
 
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
@@ -179,16 +184,4 @@ pub enum UpstreamError {
 /// holds the signature.
 fn unreachable(what: &'static str, error: &(dyn std::error::Error + 'static)) -> GatewayError {
     GatewayError::UpstreamUnreachable { what, cause: chain(error) }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -343,7 +343,9 @@ async fn explain_names_the_source_of_each_of_the_first_200_accounts() {
 #[tokio::test]
 async fn the_cache_keeps_at_most_max_pairs() {
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("cache", "max_pairs = 1000").start().await;
+    // Nothing leaves by age while the pairs are counted.
+    let setup = Setup::new(&chat).set("cache", "max_pairs = 1000").set("cache", r#"ttl = "1h""#);
+    let gateway = setup.start().await;
     let names = |round: usize| (0..100).map(|n| format!("u{round}-{n}")).collect::<Vec<_>>();
     for round in 0..40 {
         gateway.ask(Ask::check(&format!("ann{round}"), &names(round))).await.checked();

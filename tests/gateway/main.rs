@@ -4,10 +4,12 @@
 //! there to write another.
 
 mod app_choice;
+mod batching;
 mod bounds;
 mod cli;
 mod concurrency;
 mod errors;
+mod evict;
 mod follow;
 mod freshness;
 mod http;
@@ -20,4 +22,5 @@ mod support;
 mod tls;
 mod upstream;
 mod waiting;
+mod webhook;
 mod writes;

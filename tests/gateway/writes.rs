@@ -331,3 +331,17 @@ async fn writes_are_never_answered_from_memory_and_other_commands_evict_nothing(
     }
     assert!(is_known(&gateway, "ann", "bob").await);
 }
+
+#[tokio::test]
+async fn a_write_that_chat_carries_out_late_is_seen_in_the_end() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#);
+    let gateway = setup.deadline("1s").start().await;
+    chat.script(|call| (call.command() == "follow/follow_add").then(Reply::hang));
+    let add = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
+    gateway.call("follow/follow_add", add).await.assert_error(504, "upstream_timeout", 60008);
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(gateway.check("ann", &["bob"]).await.cache().counts(), (1, 0, 0), "the old state is kept");
+    chat.follow("ann", "bob");
+    eventually("the write is seen", async || (gateway.check("ann", &["bob"]).await.types() == [2]).then_some(())).await;
+}

@@ -80,7 +80,7 @@ pub struct Items<'a>(HashMap<Cow<'a, str>, Found>);
 pub enum Found {
     /// One item, or several that say the same.
     Item(Item),
-    /// Items that contradict each other.
+    /// Items that contradict each other, or one that cannot be read.
     Contradiction,
 }
 
@@ -92,7 +92,11 @@ impl<'a> Items<'a> {
         let mut items = HashMap::with_capacity(answer.items.len());
         for raw in answer.items {
             let Ok(read) = serde_json::from_str::<RawItem<'a>>(raw.get()) else {
-                return None;
+                // Odd, but only for the account it is about.
+                if let Ok(Named { to }) = serde_json::from_str(raw.get()) {
+                    items.insert(to.0, Found::Contradiction);
+                }
+                continue;
             };
             let item = match (read.code, read.relation.and_then(FollowType::new)) {
                 (0, Some(relation)) => Item::Known(relation),
@@ -132,6 +136,13 @@ struct RawItem<'a> {
     code: i64,
     #[serde(default, rename = "FollowType", deserialize_with = "whole_number_or_none")]
     relation: Option<i64>,
+}
+
+/// The name of an item that is otherwise not as it should be.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow, rename = "To_Account")]
+    to: Text<'a>,
 }
 
 /// Borrowed where it can be; serde's own `Cow` always copies.
@@ -196,15 +207,19 @@ mod tests {
 
     #[test]
     fn an_answer_without_readable_items_is_none() {
-        for body in [
-            r#"{"ErrorCode":0}"#,
-            r#"{"ResultItem":{},"ErrorCode":0}"#,
-            r#"{"ResultItem":[7],"ErrorCode":0}"#,
-            r#"{"ResultItem":[{"ResultCode":0,"FollowType":1}],"ErrorCode":0}"#,
-            r#"{"ResultItem":[{"To_Account":"a","ResultCode":0,"ResultCode":1}],"ErrorCode":0}"#,
-        ] {
+        for body in [r#"{"ErrorCode":0}"#, r#"{"ResultItem":{},"ErrorCode":0}"#] {
             assert!(Items::read(body.as_bytes()).is_none(), "{body}");
         }
+    }
+
+    #[test]
+    fn an_odd_item_spoils_no_other() {
+        let body = br#"{"ResultItem":[7,{"ResultCode":0},{"To_Account":"a","ResultCode":"0"},
+            {"To_Account":"b","ResultCode":0,"ResultCode":1},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
+        let items = Items::read(body).expect("readable");
+        assert_eq!(items.get("a"), Some(&Found::Contradiction));
+        assert_eq!(items.get("b"), Some(&Found::Contradiction));
+        assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
     }
 
     proptest! {

@@ -10,9 +10,10 @@
 //! before that answer is passed on. A result may be used only if it was sent after the latest mark
 //! of its pair, of either user and of the app.
 //!
-//! The first mark keeps a lookup that overtakes the write from being answered later on; the second
-//! catches the lookup that was sent between the two and may have seen either state. A lookup sent
-//! after the second one left after Chat had carried the write out. Because readers compare, it does
+//! The second mark is what keeps the promise: a lookup sent after it left after Chat had carried the
+//! write out, and whatever was sent before it, between the two marks included, may have seen either
+//! state. The first mark is a spare: it stops answers from before the write a little earlier, and it
+//! is there if the one who was to make the second is not. Because readers compare, it does
 //! not matter who stores a result or when: a late store of an old result is never read.
 //!
 //! Marks are kept in arrays indexed by hash. Two pairs that share a place share their marks, which

@@ -1,4 +1,4 @@
-//! Which pairs a write changes.
+//! Which pairs a write changes, or an event says were changed.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use crate::domain::object::Object;
 
 /// The widest name of what a write may change that its body lets us be certain of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,17 @@ pub enum Scope {
     All,
 }
 
+impl Scope {
+    /// How wide it is, for people: `pairs`, `user` or `all`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Scope::Pairs { .. } => "pairs",
+            Scope::Users(_) => "user",
+            Scope::All => "all",
+        }
+    }
+}
+
 /// What a call may change; `None` for a command that changes no follow pair.
 ///
 /// A body that Chat might read otherwise than we do (not JSON, repeated members, names of an
@@ -31,9 +43,7 @@ pub enum Scope {
 /// would leave a wrong answer standing.
 pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
     if name == FOLLOW_ADD {
-        Some(follow_scope(body, |body| {
-            read::<Add>(body).map(|add| add.items.into_iter().map(|item| item.to).collect())
-        }))
+        Some(follow_scope(body, |body| read::<Add>(body).map(|add| names(add.items))))
     } else if name == FOLLOW_DELETE {
         Some(follow_scope(body, |body| read::<Delete>(body).map(|delete| delete.to)))
     } else if name == ACCOUNT_DELETE {
@@ -43,8 +53,23 @@ pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
     }
 }
 
+/// What an event names as followed (`true`) or no longer followed, read with the same care. An event
+/// without any target is none that Chat would send, so it counts as unreadable.
+///
+/// The two have different shapes (vendor pages 1047/70355 and 1047/70356).
+pub fn event_scope(followed: bool, body: &[u8]) -> Scope {
+    follow_scope(body, |body| {
+        let to = if followed {
+            read::<Followed>(body).map(|followed| names(followed.items))
+        } else {
+            read::<Delete>(body).map(|delete| delete.to)
+        };
+        to.filter(|to| !to.is_empty())
+    })
+}
+
 fn follow_scope(body: &[u8], targets: impl Fn(&[u8]) -> Option<Vec<String>>) -> Scope {
-    let Some(repeats) = read::<Repeats>(body) else { return Scope::All };
+    let Some(repeats) = repeats(body) else { return Scope::All };
     if repeats.outside {
         return Scope::All;
     }
@@ -56,16 +81,20 @@ fn follow_scope(body: &[u8], targets: impl Fn(&[u8]) -> Option<Vec<String>>) -> 
 }
 
 fn account_scope(body: &[u8]) -> Scope {
-    match (read::<Repeats>(body), read::<Accounts>(body)) {
+    match (repeats(body), read::<Accounts>(body)) {
         (Some(Repeats { outside: false, inside: false }), Some(accounts)) => {
-            Scope::Users(accounts.items.into_iter().map(|item| item.user).collect())
+            Scope::Users(accounts.items.into_iter().map(|Object(item)| item.user).collect())
         }
         _ => Scope::All,
     }
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
-    serde_json::from_slice(body).ok()
+    serde_json::from_slice(body).ok().map(|Object(read)| read)
+}
+
+fn names(items: Vec<Object<Target>>) -> Vec<String> {
+    items.into_iter().map(|Object(item)| item.to).collect()
 }
 
 #[derive(Deserialize)]
@@ -77,11 +106,17 @@ struct From {
 #[derive(Deserialize)]
 struct Add {
     #[serde(rename = "FollowItem")]
-    items: Vec<AddItem>,
+    items: Vec<Object<Target>>,
 }
 
 #[derive(Deserialize)]
-struct AddItem {
+struct Followed {
+    #[serde(rename = "FollowList")]
+    items: Vec<Object<Target>>,
+}
+
+#[derive(Deserialize)]
+struct Target {
     #[serde(rename = "To_Account")]
     to: String,
 }
@@ -95,7 +130,7 @@ struct Delete {
 #[derive(Deserialize)]
 struct Accounts {
     #[serde(rename = "DeleteItem")]
-    items: Vec<AccountItem>,
+    items: Vec<Object<AccountItem>>,
 }
 
 #[derive(Deserialize)]
@@ -112,6 +147,11 @@ struct Repeats {
     outside: bool,
     /// One further inside does.
     inside: bool,
+}
+
+/// `None` for what is not JSON.
+fn repeats(body: &[u8]) -> Option<Repeats> {
+    serde_json::from_slice(body).ok()
 }
 
 impl Repeats {
@@ -206,6 +246,7 @@ mod tests {
         for body in [
             r#"{"From_Account":"ann"}"#,
             r#"{"From_Account":"ann","FollowItem":["bob"]}"#,
+            r#"{"From_Account":"ann","FollowItem":[["bob"]]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":7}]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","To\u005fAccount":"cyd"}]}"#,
         ] {
@@ -218,6 +259,7 @@ mod tests {
         for body in [
             "",
             "[]",
+            r#"["ann",[{"To_Account":"bob"}]]"#,
             "{}",
             r#"{"From_Account":7,"FollowItem":[]}"#,
             r#"{"From_Account":"ann","From_Account":"eve","FollowItem":[{"To_Account":"bob"}]}"#,
@@ -227,6 +269,30 @@ mod tests {
         ] {
             assert_eq!(scope(FOLLOW_ADD, body.as_bytes()), Some(Scope::All), "{body}");
             assert_eq!(scope(ACCOUNT_DELETE, body.as_bytes()), Some(Scope::All), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_event_has_a_shape_for_each_kind_and_any_other_widens() {
+        let added = r#"{"CallbackCommand":"x","From_Account":"ann","FollowList":[{"To_Account":"bob"}],"EventTime":1}"#;
+        let deleted = r#"{"From_Account":"ann","To_Account":["bob","cyd"],"EventTime":1}"#;
+        assert_eq!(Some(event_scope(true, added.as_bytes())), pairs("ann", &["bob"]));
+        assert_eq!(Some(event_scope(false, deleted.as_bytes())), pairs("ann", &["bob", "cyd"]));
+        // The shape of the other kind, of the write, and of no target at all.
+        for (followed, body) in [
+            (false, added),
+            (true, deleted),
+            (true, r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#),
+            (true, r#"{"From_Account":"ann","FollowList":[]}"#),
+            (false, r#"{"From_Account":"ann","To_Account":[]}"#),
+            (false, r#"{"From_Account":"ann","To_Account":"bob"}"#),
+            (true, r#"{"From_Account":"ann","FollowList":[{"To_Account":"bob","to_account":"cyd"}]}"#),
+        ] {
+            assert_eq!(Some(event_scope(followed, body.as_bytes())), users(&["ann"]), "{body}");
+        }
+        for body in ["", "{", "[]", "{}", r#"{"From_Account":null}"#, &added.repeat(2), &format!("{{{added}}}")] {
+            assert_eq!(event_scope(true, body.as_bytes()), Scope::All, "{body}");
+            assert_eq!(event_scope(false, body.as_bytes()), Scope::All, "{body}");
         }
     }
 

@@ -121,6 +121,16 @@ impl Gateway {
         conn.try_answer().await.is_some()
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Processor time it has used, in ticks of usually 10 ms.
+    pub(crate) fn ticks(&self) -> u64 {
+        self.process.ticks()
+    }
+
     /// Sends a signal, for instance `"TERM"`.
     pub(crate) fn signal(&self, name: &str) {
         self.process.signal(name);

@@ -4,6 +4,7 @@
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
 //! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
+//! * [`hook`] posts webhooks as Chat does;
 //! * [`answer::Answer`] is what came back, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
 //!
@@ -19,10 +20,12 @@ pub(crate) mod gateway;
 pub(crate) mod graph;
 pub(crate) mod h2;
 mod harness;
+pub(crate) mod hook;
 pub(crate) mod process;
 pub(crate) mod reply;
 pub(crate) mod secrets;
 pub(crate) mod setup;
+pub(crate) mod stalls;
 pub(crate) mod tls;
 pub(crate) mod turn;
 pub(crate) mod usersig;

@@ -71,6 +71,20 @@ impl Process {
         assert!(status.success(), "{line}");
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Processor time it has used, in the kernel's ticks of usually 10 ms (proc(5), fields 14 and 15).
+    pub(crate) fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // The name in brackets may hold anything; what follows it does not.
+        let after = stat.rsplit_once(") ").expect("a name in brackets").1;
+        let fields: Vec<u64> = after.split(' ').skip(11).take(2).map(|field| field.parse().expect("ticks")).collect();
+        fields.iter().sum()
+    }
+
     /// The exit code if it has ended; -1 after a signal.
     pub(crate) fn try_exit(&mut self) -> Option<i32> {
         if self.exit.is_none()

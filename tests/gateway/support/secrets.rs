@@ -1,4 +1,4 @@
-//! What must never be seen: the keys and every signature that reached the fake Chat.
+//! What must never be seen: keys and tokens, every usersig that reached the fake Chat, every signature of a webhook.
 //!
 //! The list is shared by all tests of this binary, so each gateway's whole output and each answer
 //! is searched for the secrets of every test, not only of its own.
@@ -10,7 +10,7 @@ use super::app;
 
 static SIGNATURES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// The fake Chat saw this signature.
+/// This signature was made or seen.
 pub(crate) fn remember(signature: &str) {
     if signature.len() >= 64 {
         SIGNATURES.lock().expect("no panic under it").insert(signature.to_owned());
@@ -36,9 +36,12 @@ fn find(bytes: &[u8]) -> Option<String> {
         if contains(bytes, app.key) {
             return Some(format!("the key of app {}", app.name));
         }
+        if contains(bytes, app.webhook_token) {
+            return Some(format!("the webhook token of app {}", app.name));
+        }
     }
     let signatures = SIGNATURES.lock().expect("no panic under it");
-    signatures.iter().find(|signature| contains(bytes, signature)).map(|_| "a usersig".to_owned())
+    signatures.iter().find(|signature| contains(bytes, signature)).map(|_| "a signature".to_owned())
 }
 
 /// In any of the spellings that a URL, a log or a JSON text may give it.
@@ -61,4 +64,5 @@ fn the_search_finds_every_spelling() {
     assert!(find(format!("usersig={}", signature.replace('*', "%2A")).as_bytes()).is_some());
     assert!(find(format!("usersig={}", signature.replace('*', "%2a")).as_bytes()).is_some());
     assert!(find(format!("key is {}", app::ODD.key).as_bytes()).is_some());
+    assert!(find(format!("token is {}", app::ODD.webhook_token).as_bytes()).is_some());
 }

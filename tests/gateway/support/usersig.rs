@@ -73,6 +73,7 @@ fn the_verifier_agrees_with_the_vendors_vectors() {
             sdkappid: u32::try_from(vector["sdkappid"].as_u64().expect("a number")).expect("32 bits"),
             identifier: own("identifier"),
             key: own("key"),
+            webhook_token: "none",
         };
         let issued = vector["time"].as_u64().expect("a time");
         let last = issued + vector["expire"].as_u64().expect("a lifetime");

@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::super::pair::{Pair, UserKey};
-use super::{CallerId, Edge, EdgeId, Manner, Pending, Place, Ticket};
+use super::{Edge, EdgeId, Manner, Pending, Place, Ticket};
+use crate::domain::caller::CallerId;
 
 /// The queued edges of one user.
 #[derive(Debug, Default)]

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use self::graph::Node;
 use super::pair::{Pair, PairKey, UserKey};
+use crate::domain::caller::CallerId;
 use crate::domain::tick::Tick;
 
 pub use self::settle::{Outcome, Settled, Settlement};
@@ -37,10 +38,6 @@ pub use self::settle::{Outcome, Settled, Settlement};
 pub const WAITING_MAX: usize = 100_000;
 /// Most of them that one caller may have, so that a flood leaves room for the others.
 pub const WAITING_PER_CALLER_MAX: usize = WAITING_MAX / 2;
-
-/// Whose turn it is: a caller that is configured, or all that are not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallerId(pub u32);
 
 /// One request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +154,8 @@ struct Flight {
     from: UserKey,
     sent: Tick,
     edges: Vec<EdgeId>,
+    /// It was made, or is waited for, for more than one request, whether they are still there or not.
+    shared: bool,
 }
 
 /// What is left of a request.
@@ -208,16 +207,14 @@ impl Pending {
     }
 
     /// A request leaves: its deadline has passed, or its caller is gone. What is under way for it
-    /// goes on; what is only queued for it is dropped. Says whether anything was still queued for it.
-    pub fn leave(&mut self, ticket: Ticket) -> bool {
-        let Some(waiting) = self.tickets.remove(&ticket) else { return false };
-        let mut queued = false;
+    /// goes on; what is only queued for it is dropped.
+    pub fn leave(&mut self, ticket: Ticket) {
+        let Some(waiting) = self.tickets.remove(&ticket) else { return };
         for id in waiting.edges {
             let Some(edge) = self.edges.get_mut(&id) else { continue };
             let before = edge.waiters.len();
             edge.waiters.retain(|waiter| waiter.ticket != ticket);
             let gone = before - edge.waiters.len();
-            queued |= gone > 0 && edge.call.is_none();
             let idle = edge.waiters.is_empty() && edge.call.is_none();
             self.uncount(waiting.caller, gone);
             if idle {
@@ -225,7 +222,14 @@ impl Pending {
                 self.forget(id);
             }
         }
-        queued
+    }
+
+    /// Whether something that a request waits for is not under way yet.
+    pub fn is_queued(&self, ticket: Ticket) -> bool {
+        let edges = self.tickets.get(&ticket).into_iter().flat_map(|waiting| &waiting.edges);
+        edges
+            .filter_map(|id| self.edges.get(id))
+            .any(|edge| edge.call.is_none() && edge.waiters.iter().any(|waiter| waiter.ticket == ticket))
     }
 
     /// The next call, with at most `max` accounts; `None` if nothing is queued. It counts as sent at
@@ -248,7 +252,8 @@ impl Pending {
             from_name = Some(Arc::clone(near));
             to.push(Arc::clone(far));
         }
-        self.calls.insert(id, Flight { from, sent: now, edges: ids });
+        let shared = self.is_shared(&ids);
+        self.calls.insert(id, Flight { from, sent: now, edges: ids, shared });
         Some(Call { id, from: from_name?, to })
     }
 
@@ -260,6 +265,11 @@ impl Pending {
     /// Whether anything is queued.
     pub fn has_queued(&self) -> bool {
         !self.turns.is_empty()
+    }
+
+    /// How many callers have something queued.
+    pub fn callers_queued(&self) -> usize {
+        self.turns.len()
     }
 
     /// How many pairs are queued for one caller.
@@ -293,6 +303,9 @@ impl Pending {
                 edge.waiters.push(Waiter { ticket, slot: wanted.slot, turned });
                 edge.keep |= terms.keep;
                 let queued_at = edge.call.is_none().then_some((edge.age, id));
+                if let Some(flight) = edge.call.and_then(|call| self.calls.get_mut(&call)) {
+                    flight.shared = true;
+                }
                 if let Some(place) = queued_at {
                     self.enqueue_for(terms.caller, place);
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::answer::{Found, Item, Items};
 use super::super::facts::Fact;
 use super::super::pair::Pair;
-use super::{CallId, Edge, Flight, Manner, Pending, Ticket, Waiter};
+use super::{CallId, Edge, EdgeId, Manner, Pending, Ticket, Waiter};
 use crate::domain::tick::Tick;
 
 /// How a call went.
@@ -62,7 +62,6 @@ impl Pending {
         last_mark: impl Fn(Pair) -> Tick,
     ) -> (Vec<Settlement>, Vec<Kept>) {
         let Some(flight) = self.calls.remove(&call) else { return (Vec::new(), Vec::new()) };
-        let shared = self.is_shared(&flight);
         let (mut settlements, mut kept) = (Vec::new(), Vec::new());
         for &id in &flight.edges {
             // From here on the edge is in no queue and in no call.
@@ -71,7 +70,7 @@ impl Pending {
             let turned = edge.pair.from != flight.from;
             let found = match outcome {
                 Outcome::Answered(items) => items.get(if turned { &edge.from } else { &edge.to }),
-                Outcome::RefusedArguments if shared || turned => {
+                Outcome::RefusedArguments if flight.shared || turned => {
                     self.ask_each_alone(&edge);
                     continue;
                 }
@@ -116,13 +115,10 @@ impl Pending {
         (settlements, kept)
     }
 
-    /// Whether more than one request waits for what a call carries.
-    fn is_shared(&self, flight: &Flight) -> bool {
-        let mut tickets = flight
-            .edges
-            .iter()
-            .filter_map(|id| self.edges.get(id))
-            .flat_map(|edge| edge.waiters.iter().map(|waiter| waiter.ticket));
+    /// Whether more than one request waits for these.
+    pub(super) fn is_shared(&self, edges: &[EdgeId]) -> bool {
+        let waiters = edges.iter().filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
+        let mut tickets = waiters.map(|waiter| waiter.ticket);
         let first = tickets.next();
         tickets.any(|ticket| Some(ticket) != first)
     }

@@ -180,7 +180,7 @@ impl Simulation {
         let keep = 1 + self.below(3);
         slots.truncate(keep);
         let fresh = self.below(6);
-        let terms = Terms { caller: CallerId(self.below(2) as u32), join: fresh > 1, keep: fresh != 0 };
+        let terms = Terms { caller: CallerId(self.below(2) as u64), join: fresh > 1, keep: fresh != 0 };
         for slot in slots.iter_mut().filter(|_| terms.join) {
             let (from, to) = (USERS[from], USERS[slot.to]);
             let fact = self.facts.get(&index(from, to));

@@ -1,0 +1,291 @@
+//! The quota of one command, and the line in front of it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use governor::clock::{Clock, MonotonicClock};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+
+use super::pacer::Pacer;
+use crate::clock;
+use crate::domain::caller::CallerId;
+use crate::domain::tick::Tick;
+use crate::line::Line;
+
+/// How many calls of one command may have a connection ready and wait for their permit.
+const READY_MAX: usize = 8;
+
+/// The quota of one command.
+#[derive(Debug)]
+pub struct CommandQuota<C: Clock = MonotonicClock> {
+    configured: NonZeroU32,
+    clock: C,
+    own: ArcSwap<Pacer<C>>,
+    /// Until when the limit is another than the configured one, in ticks; 0 if it is not.
+    lowered_until: AtomicU64,
+    total: Option<Arc<Pacer<C>>>,
+    /// Callers take turns in getting ready.
+    line: Arc<Line>,
+    /// Held by the one that takes the next permit.
+    turn: Mutex<()>,
+    /// When the next permit is to be had, or was, in ticks.
+    next_at: AtomicU64,
+}
+
+/// Why a wait ended without a permit.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoPermit<E> {
+    /// No turn before the deadline. There may be one after so long, from now.
+    Late(Duration),
+    /// Not for want of quota: those before it took too long to get ready.
+    Stuck,
+    /// It could not get ready itself.
+    NotReady(E),
+}
+
+/// What a call has once it may go.
+#[derive(Debug)]
+pub struct Permit<T> {
+    /// Room among the calls in flight.
+    pub slot: OwnedSemaphorePermit,
+    /// What it got ready.
+    pub ready: T,
+}
+
+/// What becomes of a call whose turn has come.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// It may go.
+    Go(Permit<T>),
+    /// It is no longer wanted; here is what it got ready.
+    Unwanted(T),
+}
+
+/// How a call waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait<'a> {
+    /// Whose turn it takes.
+    pub caller: CallerId,
+    /// Room among the calls in flight.
+    pub room: &'a Arc<Semaphore>,
+    /// When it must have its permit.
+    pub deadline: Instant,
+}
+
+impl<C: Clock + Clone> CommandQuota<C> {
+    pub(super) fn new(per_second: NonZeroU32, total: Option<Arc<Pacer<C>>>, clock: C) -> Self {
+        Self {
+            configured: per_second,
+            own: ArcSwap::from_pointee(Pacer::new(per_second, clock.clone())),
+            clock,
+            lowered_until: AtomicU64::new(0),
+            total,
+            line: Line::new(READY_MAX),
+            turn: Mutex::new(()),
+            next_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Holds the command to `limit` until a moment, or to what is configured if that is less.
+    pub(super) fn lower(&self, limit: NonZeroU32, until: Tick) {
+        let limit = limit.min(self.configured);
+        // A new pacer begins with nothing, so that the two together give no more than either.
+        self.own.store(Arc::new(Pacer::spent(limit, self.clock.clone())));
+        let until = if limit < self.configured { until } else { Tick::NEVER };
+        self.lowered_until.store(until.micros(), Ordering::Release);
+    }
+
+    /// Takes a permit for one call, or says how long there will be none.
+    ///
+    /// The app's total is asked second: if it has none, the command's permit is lost. That errs on
+    /// the side of fewer calls, and only while the total is what holds calls back.
+    ///
+    /// # Errors
+    /// The time after which to ask again.
+    pub fn take(&self) -> Result<(), Duration> {
+        let lowered_until = Tick::from_micros(self.lowered_until.load(Ordering::Acquire));
+        if lowered_until != Tick::NEVER && clock::tick() >= lowered_until {
+            self.lower(self.configured, Tick::NEVER);
+        }
+        let own = self.own.load();
+        own.take()?;
+        let now = clock::tick();
+        let next_at = |next| Some(own.next_after(Tick::from_micros(next), now).micros());
+        let _ = self.next_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next_at);
+        self.total.as_ref().map_or(Ok(()), |total| total.take())
+    }
+
+    /// The time from one permit to the next once the burst is used up.
+    pub fn interval(&self) -> Duration {
+        self.own.load().interval()
+    }
+
+    /// In what time the next permit is to be had.
+    pub fn next_permit(&self) -> Duration {
+        self.next_at().since(clock::tick())
+    }
+
+    fn next_at(&self) -> Tick {
+        Tick::from_micros(self.next_at.load(Ordering::Relaxed))
+    }
+
+    /// How long somebody waits who has so many before him, if nobody leaves.
+    fn predicted_wait(&self, ahead: usize) -> Duration {
+        match u32::try_from(ahead).unwrap_or(u32::MAX) {
+            0 => Duration::ZERO,
+            ahead => self.next_permit() + self.interval().saturating_mul(ahead),
+        }
+    }
+
+    /// Waits in line, gets ready, and then takes room among the calls in flight and a permit together,
+    /// so that a permit is used at once and a call that waits holds no room. When its turn comes and
+    /// `wanted` says that the call is no longer, it takes nothing.
+    ///
+    /// Dropping the future gives the place up.
+    ///
+    /// # Errors
+    /// [`NoPermit::Late`] at once if the turn would come after the deadline. When the deadline
+    /// passes: `Late` if quota was what it waited for, else [`NoPermit::Stuck`]. And
+    /// [`NoPermit::NotReady`] with what `get_ready` says.
+    pub async fn wait<T, E>(
+        &self,
+        Wait { caller, room, deadline }: Wait<'_>,
+        get_ready: impl Future<Output = Result<T, E>>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Turn<T>, NoPermit<E>> {
+        let begun = clock::tick();
+        let in_line = self.line.join(caller);
+        let predicted = self.predicted_wait(in_line.ahead);
+        if clock::now() + predicted > deadline {
+            return Err(NoPermit::Late(predicted));
+        }
+        let waiting = async {
+            let _place = in_line.place().await;
+            let ready = get_ready.await.map_err(NoPermit::NotReady)?;
+            let _turn = self.turn.lock().await;
+            loop {
+                let slot = Arc::clone(room).acquire_owned().await.expect("nobody closes it");
+                if !wanted() {
+                    return Ok(Turn::Unwanted(ready));
+                }
+                let Err(wait) = self.take() else { return Ok(Turn::Go(Permit { slot, ready })) };
+                drop(slot);
+                if clock::now() + wait > deadline {
+                    return Err(NoPermit::Late(wait));
+                }
+                // The total may hold it back for longer than its own limit does.
+                self.next_at.fetch_max(clock::tick().after(wait).micros(), Ordering::Relaxed);
+                tokio::time::sleep(wait).await;
+            }
+        };
+        let waited = tokio::time::timeout_at(deadline.into(), waiting).await;
+        waited.unwrap_or_else(|_| {
+            let for_quota = self.next_at() >= begun;
+            Err(if for_quota { NoPermit::Late(self.interval()) } else { NoPermit::Stuck })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use governor::clock::FakeRelativeClock;
+
+    use super::*;
+
+    const MANY: CallerId = CallerId(1);
+    const FEW: CallerId = CallerId(2);
+
+    fn number(n: u32) -> NonZeroU32 {
+        NonZeroU32::new(n).expect("not 0")
+    }
+
+    fn by(room: &Arc<Semaphore>, millis: u64) -> Wait<'_> {
+        Wait { caller: MANY, room, deadline: clock::now() + Duration::from_millis(millis) }
+    }
+
+    async fn ready() -> Result<(), ()> {
+        Ok(())
+    }
+
+    #[test]
+    fn the_total_holds_back_every_command() {
+        let clock = FakeRelativeClock::default();
+        let total = Arc::new(Pacer::new(number(1), clock.clone()));
+        let one = CommandQuota::new(number(100), Some(Arc::clone(&total)), clock.clone());
+        let two = CommandQuota::new(number(100), Some(total), clock.clone());
+        assert!(one.take().is_ok());
+        let wait = two.take().expect_err("the total is used up");
+        assert!(wait > Duration::from_secs(1));
+        clock.advance(wait);
+        assert!(two.take().is_ok());
+    }
+
+    #[test]
+    fn a_lowered_limit_holds_for_its_time_and_is_never_above_the_configured_one() {
+        let clock = FakeRelativeClock::default();
+        let quota = CommandQuota::new(number(100), None, clock);
+        let configured = quota.interval();
+        quota.lower(number(10), clock::tick().after(Duration::from_secs(3600)));
+        assert!(quota.take().is_err(), "the change itself gives nothing away");
+        assert!(quota.interval() > configured * 8);
+        quota.lower(number(5000), clock::tick().after(Duration::from_secs(3600)));
+        assert_eq!(quota.interval(), configured);
+        quota.lower(number(10), clock::tick());
+        let _ = quota.take();
+        assert_eq!(quota.interval(), configured, "its time is over");
+    }
+
+    #[tokio::test]
+    async fn who_would_come_too_late_is_refused_at_once_and_told_when() {
+        let quota = CommandQuota::new(number(1), None, MonotonicClock);
+        let room = Arc::new(Semaphore::new(1));
+        let wait = by(&room, 300);
+        drop(quota.wait(wait, ready(), || true).await.expect("the first"));
+        let Err(NoPermit::Late(retry_after)) = quota.wait(wait, ready(), || true).await else {
+            panic!("there was a turn")
+        };
+        assert!(retry_after > Duration::from_millis(900), "{retry_after:?}");
+        assert!(clock::now() < wait.deadline, "it waited");
+        assert_eq!(room.available_permits(), 1, "who is refused holds no room");
+    }
+
+    #[tokio::test]
+    async fn those_in_line_count_for_who_comes_after_them_but_not_for_another_caller() {
+        let quota = Arc::new(CommandQuota::new(number(2), None, MonotonicClock));
+        let room = Arc::new(Semaphore::new(9));
+        drop(quota.wait(by(&room, 9000), ready(), || true).await.expect("the first"));
+        let flood: Vec<_> = (0..40)
+            .map(|_| {
+                let (quota, room) = (Arc::clone(&quota), Arc::clone(&room));
+                tokio::spawn(async move { quota.wait(by(&room, 60_000), ready(), || true).await.map(drop) })
+            })
+            .collect();
+        while quota.line.ahead_of(MANY) < 40 || quota.next_permit() == Duration::ZERO {
+            tokio::task::yield_now().await;
+        }
+        let begun = clock::now();
+        let deadline = begun + Duration::from_secs(10);
+        let refused = quota.wait(Wait { deadline, ..by(&room, 0) }, ready(), || true).await;
+        assert!(matches!(refused, Err(NoPermit::Late(_))));
+        assert!(clock::now() - begun < Duration::from_secs(1), "it was kept waiting");
+        let few = quota.predicted_wait(quota.line.ahead_of(FEW));
+        assert!(few < Duration::from_secs(8), "{few:?}");
+        flood.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_wanted_or_cannot_get_ready_takes_no_permit() {
+        let quota = CommandQuota::new(number(1), None, MonotonicClock);
+        let room = Arc::new(Semaphore::new(1));
+        let wait = by(&room, 300);
+        assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));
+        let broken = async { Err::<(), _>("no connection") };
+        assert!(matches!(quota.wait(wait, broken, || true).await, Err(NoPermit::NotReady("no connection"))));
+        let never = std::future::pending::<Result<(), ()>>();
+        assert!(matches!(quota.wait(by(&room, 20), never, || true).await, Err(NoPermit::Stuck)));
+        assert!(matches!(quota.wait(wait, ready(), || true).await, Ok(Turn::Go(_))), "the permit is there");
+    }
+}

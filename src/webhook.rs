@@ -1,0 +1,166 @@
+//! The webhook listener: Chat says that something has happened, and chatgate forgets what it knew of it.
+//!
+//! Anybody may reach this listener, so nothing is told here and nothing is believed: a request that the
+//! app's token signed, just now, makes chatgate forget or slow down, and that is all. What cannot be read
+//! with certainty makes it forget more. See [`crate::domain::webhook`] for what the signature is worth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{BodyError, read_whole};
+use crate::bounds::Budget;
+use crate::clock;
+use crate::config;
+use crate::domain::command::CommandName;
+use crate::domain::tick::Tick;
+use crate::domain::webhook::{Claims, Doubt, Event};
+use crate::error::GatewayError;
+use crate::gateway::{Downstream, Gateway, route};
+use crate::stack::Answers;
+
+/// Largest body, in bytes. One of 20 targets, the most that one call changes, has under 2 KiB.
+const BODY_LEN_MAX: usize = 64 * 1024;
+/// Bytes of all bodies at one time: apart from those of callers, who must not suffer from events.
+const BUFFERED_MAX: usize = 16 * 1024 * 1024;
+/// Refusals are told to the log once in so long: anybody can cause them.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
+/// What Chat wants to hear (vendor page "Webhook Overview", 1047/34354).
+const TAKEN: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
+
+/// What answers webhooks, for all apps.
+pub struct Webhooks {
+    gateway: Arc<Gateway>,
+    config: config::Webhook,
+    buffered: Arc<Budget>,
+    refusals: Refusals,
+}
+
+impl Webhooks {
+    /// For the apps of a gateway.
+    pub fn new(gateway: Arc<Gateway>, config: config::Webhook) -> Arc<Self> {
+        Arc::new(Self { gateway, config, buffered: Budget::new(BUFFERED_MAX), refusals: Refusals::default() })
+    }
+
+    /// Answers a request. What it makes chatgate forget is forgotten before the answer is there.
+    async fn handle<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        match self.take(request).await {
+            Ok(()) => {
+                let mut response = Response::new(Full::new(Bytes::from_static(TAKEN)));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            Err(error) => {
+                tracing::debug!(outcome = error.wire().slug, "a webhook was refused: {error}");
+                error.into_response()
+            }
+        }
+    }
+
+    async fn take<B>(&self, request: Request<B>) -> Result<(), GatewayError>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let (head, body) = request.into_parts();
+        route::check_shape(&head)?;
+        if head.method != Method::POST {
+            return Err(GatewayError::MethodNotAllowed);
+        }
+        let (app, command) = self.verify(head.uri.query().unwrap_or_default()).map_err(|doubt| {
+            self.refusals.note(doubt);
+            // One sentence for all of them: the cause is for the operator.
+            GatewayError::Unauthenticated("this is no webhook of a configured app, or not signed just now by its token")
+        })?;
+        let timeout = self.gateway.config.server.body_timeout;
+        let reading = read_whole(body, BODY_LEN_MAX, &self.buffered);
+        let read = tokio::time::timeout(timeout, reading).await;
+        let read = read.map_err(|_| GatewayError::BodyTimeout(timeout)).and_then(|read| {
+            read.map_err(|error| match error {
+                BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
+                BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
+                BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+            })
+        });
+        match read {
+            Ok((body, _held)) => {
+                self.heed(app, Event::read(&command, &body));
+                Ok(())
+            }
+            Err(error) => {
+                // Something has happened, and nobody will say again what: nothing is certain any more.
+                self.heed(app, Event::read(&command, b""));
+                Err(error)
+            }
+        }
+    }
+
+    /// The app and what has happened, if the app's token signed it just now.
+    fn verify(&self, query: &str) -> Result<(usize, String), Doubt> {
+        let claims = Claims::read(query)?;
+        let app = self.gateway.app_numbered(claims.sdkappid).ok_or(Doubt::NoToken)?;
+        let token = self.config.tokens.get(&self.gateway.config.apps[app].name).ok_or(Doubt::NoToken)?;
+        claims.verify(token, clock::unix_now(), self.config.window)?;
+        Ok((app, claims.command))
+    }
+
+    fn heed(&self, app: usize, event: Event) {
+        let name = &self.gateway.config.apps[app].name;
+        match event {
+            Event::Follow(scope) => {
+                self.gateway.evict(app, &scope);
+                tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
+            }
+            Event::OverLimit { command, limit } => {
+                let Ok(known) = CommandName::parse(&command) else { return };
+                tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
+                self.gateway.heed_alarm(app, known, limit);
+            }
+            Event::Other => {}
+        }
+    }
+}
+
+impl Answers for Arc<Webhooks> {
+    // Host and Origin are not asked: Chat calls by a public name, and there is nothing to be read here.
+    async fn answer(self, request: Request<Incoming>, _: Downstream) -> Response<Full<Bytes>> {
+        self.handle(request).await
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        &self.gateway.tasks
+    }
+}
+
+/// Webhooks that were not believed, for the log.
+#[derive(Default)]
+struct Refusals {
+    /// Since the log was told.
+    count: AtomicU64,
+    /// When it was told, in ticks.
+    told: AtomicU64,
+}
+
+impl Refusals {
+    fn note(&self, doubt: Doubt) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let (now, told) = (clock::tick(), self.told.load(Ordering::Relaxed));
+        let silent =
+            Tick::from_micros(told) == Tick::NEVER || now.since(Tick::from_micros(told)) >= REFUSALS_TOLD_EVERY;
+        let mine = |told| self.told.compare_exchange(told, now.micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if silent && mine(told) {
+            let refused = self.count.swap(0, Ordering::Relaxed);
+            tracing::warn!(refused, "webhooks were not believed; the last one: {doubt}");
+        }
+    }
+}

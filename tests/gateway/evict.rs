@@ -1,0 +1,153 @@
+//! `POST /cache/evict`: an operator knows of a change that did not come through the gateway.
+//!
+//! The gateway's ttl is an hour, so whatever is asked again was evicted.
+
+use crate::support::answer::Answer;
+use crate::support::app::{MAIN, OTHER};
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::gateway::Gateway;
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::Setup;
+
+async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
+    let lines = chat.app_lines();
+    let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = {main_is_default}")).app(OTHER, &lines);
+    setup.set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#).start().await
+}
+
+async fn order(gateway: &Gateway, ask: Ask) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+}
+
+async fn evict(gateway: &Gateway, body: &str) -> Answer {
+    order(gateway, Ask::post("/cache/evict").body(body)).await
+}
+
+/// Learns in both apps: ann and bob, ann and cyd, dan and bob.
+async fn learn(gateway: &Gateway) {
+    for app in [MAIN, OTHER] {
+        gateway.ask(Ask::check("ann", &["bob", "cyd"]).header("Chatgate-App", app.name)).await.checked();
+        gateway.ask(Ask::check("bob", &["dan"]).header("Chatgate-App", app.name)).await.checked();
+    }
+    assert_eq!(known(gateway).await, [true; 6]);
+}
+
+/// What is known of these, first in the main app, without changing it.
+async fn known(gateway: &Gateway) -> [bool; 6] {
+    let mut known = [false; 6];
+    let pairs = [("bob", "ann"), ("ann", "cyd"), ("dan", "bob")];
+    for (at, (app, (from, to))) in [MAIN, OTHER].iter().flat_map(|app| pairs.map(|pair| (app, pair))).enumerate() {
+        let ask = Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
+        let answer = gateway.ask(ask).await;
+        assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
+        known[at] = answer.status == 200;
+    }
+    known
+}
+
+#[tokio::test]
+async fn pairs_a_user_or_all_of_one_app_are_forgotten() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat, true).await;
+    let (t, f) = (true, false);
+    for (body, evicted, left) in [
+        (r#"{"App":"main","From_Account":"ann","To_Account":["bob"]}"#, "pairs", [f, t, t, t, t, t]),
+        (r#"{"From_Account":"bob","To_Account":["zoe","dan","ann"]}"#, "pairs", [f, t, f, t, t, t]),
+        (r#"{"App":"other","From_Account":"ann","To_Account":["\u0063yd"]}"#, "pairs", [t, t, t, t, f, t]),
+        (r#"{"App":"other","From_Account":"bob"}"#, "user", [t, t, t, f, t, f]),
+        (r#"{"From_Account":"ann"}"#, "user", [f, f, t, t, t, t]),
+        (r#"{"From_Account":"zoe"}"#, "user", [t, t, t, t, t, t]),
+        (r#"{"App":"other"}"#, "all", [t, t, t, f, f, f]),
+        ("{}", "all", [f, f, f, t, t, t]),
+    ] {
+        learn(&gateway).await;
+        let calls = chat.count();
+        let answer = evict(&gateway, body).await;
+        assert_eq!((answer.status, answer.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(known(&gateway).await, left, "{body}");
+        assert_eq!(chat.count(), calls, "Chat hears nothing of it");
+    }
+}
+
+#[tokio::test]
+async fn a_lookup_held_over_an_order_neither_answers_nor_is_kept() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat, true).await;
+    for body in ["{}", r#"{"From_Account":"bob"}"#, r#"{"From_Account":"bob","To_Account":["ann"]}"#] {
+        chat.graph().unfollow(MAIN.sdkappid, "ann", "bob");
+        assert_eq!(evict(&gateway, "{}").await.status, 200);
+        let gate = Gate::closed();
+        chat.once(Reply::model().held(&gate));
+        let before = chat.count();
+        let mut lookup = gateway.connect().await;
+        lookup.send(Ask::check("ann", &["bob"]).bytes()).await;
+        chat.seen(before + 1).await;
+        chat.follow("ann", "bob");
+        assert_eq!(evict(&gateway, body).await.status, 200);
+        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "{body}: a new check does not join");
+        gate.open();
+        assert_eq!(lookup.answer().await.types(), [2], "{body}: the lookup that was under way");
+        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "{body}: what was kept");
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_is_none_is_refused_and_forgets_nothing() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat, false).await;
+    learn(&gateway).await;
+    let large = format!(r#"{{"From_Account":"ann","To_Account":["{}"]}}"#, "x".repeat(1024 * 1024));
+    for (body, status, slug) in [
+        ("", 400, "bad_json"),
+        ("all", 400, "bad_json"),
+        ("[]", 400, "bad_json"),
+        (r#"["main","ann",["bob"]]"#, 400, "bad_json"),
+        (r#"{"App":"main","From":"ann"}"#, 400, "bad_json"),
+        (r#"{"App":"main","app":"other"}"#, 400, "bad_json"),
+        (r#"{"App":"main","App":"main"}"#, 400, "bad_json"),
+        (r#"{"App":"main","From_Account":null}"#, 400, "bad_json"),
+        (r#"{"App":"main","From_Account":"ann","To_Account":"bob"}"#, 400, "bad_json"),
+        (r#"{"App":"main","To_Account":["bob"]}"#, 400, "bad_parameter"),
+        (r#"{"App":"main","From_Account":"ann","To_Account":[]}"#, 400, "bad_parameter"),
+        (r#"{"App":"main","From_Account":""}"#, 400, "bad_parameter"),
+        (r#"{"App":"nobody","From_Account":"ann"}"#, 404, "unknown_app"),
+        (r#"{"App":"","From_Account":"ann"}"#, 404, "unknown_app"),
+        ("{}", 404, "unknown_app"),
+        (&large, 413, "body_too_large"),
+    ] {
+        let answer = evict(&gateway, body).await;
+        let shown = &body[..body.len().min(60)];
+        assert_eq!((answer.status, answer.slug()), (status, Some(slug)), "{shown}: {answer:?}");
+        assert_eq!(known(&gateway).await, [true; 6], "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn orders_are_no_matter_for_browsers_or_other_methods() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat, true).await;
+    learn(&gateway).await;
+    let good = Ask::post("/cache/evict");
+    for ask in [
+        good.clone().host("evil.example"),
+        good.clone().header("Origin", "http://localhost"),
+        good.clone().header("Sec-Fetch-Site", "none"),
+    ] {
+        assert_eq!(order(&gateway, ask).await.status, 403);
+    }
+    for method in ["GET", "PUT", "DELETE"] {
+        let answer = order(&gateway, Ask::new(method, "/cache/evict")).await;
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+    }
+    assert_eq!(order(&gateway, good.clone().target("/cache/evict/")).await.status, 404);
+    assert_eq!(gateway.ask(good.clone()).await.status, 404, "the data listener takes no orders");
+    assert_eq!(known(&gateway).await, [true; 6]);
+    // Several on one connection, with bodies.
+    let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+    for _ in 0..3 {
+        assert_eq!(conn.ask(&good).await.status, 200);
+    }
+    assert_eq!(known(&gateway).await, [false, false, false, true, true, true]);
+}

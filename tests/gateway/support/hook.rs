@@ -1,0 +1,94 @@
+//! Chat as the sender of webhooks: queries, signatures and bodies as the vendor's pages have them.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::json;
+
+use super::answer::Answer;
+use super::app::TestApp;
+use super::client::{Ask, Conn};
+use super::gateway::{Gateway, listening};
+use super::setup::Setup;
+use super::{PATIENCE, eventually, secrets, unix_now, within};
+
+pub(crate) const ADDED: &str = "Follow.CallbackAfterFollowAdd";
+pub(crate) const DELETED: &str = "Follow.CallbackAfterFollowDelete";
+pub(crate) const ALARM: &str = "Alert.RequestOverLimit";
+
+/// What Chat wants to hear.
+pub(crate) const TAKEN: &str = r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
+
+/// Listens for webhooks of these apps, each with its own token.
+pub(crate) fn listen(setup: Setup, apps: &[TestApp]) -> Setup {
+    let tokens = apps.iter().map(|app| {
+        let file = setup.file(&format!("{}.webhook", app.name), app.webhook_token);
+        format!("{} = {{ file = '{}' }}", app.name, file.display())
+    });
+    let tokens = tokens.collect::<Vec<_>>().join(", ");
+    setup
+        .set("webhook", r#"listen = "127.0.0.1:0""#)
+        .set("webhook", &format!("app_tokens = {{ {tokens} }}"))
+        .set("cache", r#"ttl = "1h""#)
+        .set("cache", r#"write_settle = "0s""#)
+}
+
+/// Where the gateway listens for them.
+pub(crate) async fn address(gateway: &Gateway) -> String {
+    eventually("it listens for webhooks", async || listening(&gateway.log(), "webhook").pop()).await
+}
+
+/// A webhook that is just now signed by the app's token.
+pub(crate) fn signed(app: TestApp, command: &str, body: &str) -> Ask {
+    signed_at(app, unix_now(), command, body)
+}
+
+/// The same at another second since 1970.
+pub(crate) fn signed_at(app: TestApp, at: u64, command: &str, body: &str) -> Ask {
+    Ask::post(&format!("/hook?{}", query(app, at, command))).host("hooks.example.com").body(body)
+}
+
+/// The query of a webhook.
+pub(crate) fn query(app: TestApp, at: u64, command: &str) -> String {
+    format!("{}&Sign={}&RequestTime={at}", claims(app, command), sign(app.webhook_token, at))
+}
+
+/// The query without its signature.
+pub(crate) fn claims(app: TestApp, command: &str) -> String {
+    format!("SdkAppid={}&CallbackCommand={command}&contenttype=json&ClientIP=192.0.2.7&OptPlatform=iOS", app.sdkappid)
+}
+
+/// Lower-case hex SHA-256 of token and time. From here on it must be seen nowhere else.
+pub(crate) fn sign(token: &str, at: u64) -> String {
+    let hash = digest(&SHA256, format!("{token}{at}").as_bytes());
+    let sign: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    secrets::remember(&sign);
+    sign
+}
+
+/// The body of an event about these pairs, in the shape of its kind.
+pub(crate) fn event(command: &str, from: &str, to: &[&str]) -> String {
+    let time = unix_now() * 1000;
+    let body = if command == ADDED {
+        let list: Vec<_> = to.iter().map(|to| json!({"To_Account": to})).collect();
+        json!({"CallbackCommand": command, "From_Account": from, "FollowList": list, "EventTime": time})
+    } else {
+        json!({"CallbackCommand": command, "From_Account": from, "To_Account": to, "EventTime": time})
+    };
+    body.to_string()
+}
+
+/// Posts it on a connection of its own.
+pub(crate) async fn post(address: &str, ask: &Ask) -> Answer {
+    let mut conn = Conn::open(address).await.expect("the webhook listener accepts");
+    within(PATIENCE, "an answer", conn.ask(ask)).await
+}
+
+/// Posts it, and it must be taken.
+#[track_caller]
+pub(crate) fn taken<'a>(address: &'a str, ask: &'a Ask) -> impl Future<Output = ()> + 'a {
+    let caller = std::panic::Location::caller();
+    async move {
+        let answer = post(address, ask).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, TAKEN), "{caller}: {answer:?}");
+        assert_eq!(answer.header("content-type"), Some("application/json"), "{caller}");
+    }
+}
