@@ -8,6 +8,7 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::domain::envelope;
+use crate::domain::parking::Parked;
 
 /// An answer of chatgate's own. Display is the sentence that the caller reads: what is wrong and what
 /// to do about it, in words that hold no secret and nothing of another caller.
@@ -62,6 +63,9 @@ pub enum GatewayError {
         /// When trying again may succeed.
         retry_after: Duration,
     },
+    /// Chat refuses the app or the command for a reason that asking again cannot mend.
+    #[error("{} (Chat said: {}; it is asked again now and then)", .0.why.hint, .0.why.info)]
+    Parked(Parked),
     /// Nothing was sent, or the connection broke before an answer.
     #[error("Chat cannot be reached: {what}")]
     UpstreamUnreachable {
@@ -117,6 +121,7 @@ impl GatewayError {
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
             GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
             GatewayError::RateLimited { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
+            GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.why.code),
             GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
             GatewayError::Overloaded(_) => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503),
@@ -151,6 +156,9 @@ impl GatewayError {
             }
             GatewayError::RateLimited { retry_after, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
+            }
+            GatewayError::Parked(parked) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(parked.retry_after)));
             }
             GatewayError::Overloaded(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

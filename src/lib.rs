@@ -27,7 +27,7 @@
 //! | [`bounds`], [`body`], [`mod@line`] | counters with a limit; whole bodies within one; callers in turn |
 //! | [`config`] | what an operator may say, all problems at once |
 //! | [`error`] | what chatgate answers when it answers itself |
-//! | [`quota`], [`sign`], [`upstream`] | calls a second; signatures; the way to Chat |
+//! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
 //! | [`webhook`] | what Chat says has happened |
@@ -48,6 +48,7 @@ pub mod error;
 pub mod gateway;
 pub mod line;
 pub mod quota;
+pub mod retry;
 pub mod sandbox;
 pub mod serve;
 pub mod server;

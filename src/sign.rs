@@ -1,6 +1,7 @@
 //! Signing: one signature serves many calls, is renewed ahead of time and checked at every use.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,15 @@ use crate::domain::usersig::{self, UserSig};
 /// A signature is renewed when one part in so many of its life is left.
 const RENEWED_PART: u64 = 5;
 
+/// Refused signatures are replaced no more often than this: if the fresh one is refused too, then time
+/// is not what it lacks.
+const REPLACED_EVERY_SECS: u64 = 5;
+/// A clock that differs from Chat's by this much is worth a warning. `Date` counts whole seconds and is as
+/// old as the answer took.
+const SKEW_SECS_MIN: i64 = 3;
+/// Chat's clock is followed no further than this.
+const SKEW_SECS_MAX: i64 = 24 * 3600;
+
 /// Everything but RFC 3986's unreserved characters is escaped in a query value.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -28,8 +38,10 @@ pub struct Signer {
     key: SecretKey,
     lifetime_secs: u64,
     current: ArcSwap<Signature>,
-    /// Held by the one that renews.
-    renewing: Mutex<()>,
+    /// Held by the one that renews: when a refused signature was replaced, in seconds since 1970.
+    renewing: Mutex<Option<u64>>,
+    /// By how many seconds Chat's clock is ahead of ours, as far as it matters; else 0.
+    skew: AtomicI64,
 }
 
 /// One signature and the query made of it. Neither can be printed.
@@ -39,6 +51,8 @@ pub struct Signature {
     query: Zeroizing<String>,
     issued_at: u64,
     lifetime_secs: u64,
+    /// Counts up with each one that the signer makes.
+    number: u64,
 }
 
 impl std::fmt::Debug for Signature {
@@ -52,7 +66,7 @@ impl Signer {
     pub fn new(app: SdkAppId, identifier: Identifier, key: SecretKey, lifetime: Duration, unix_now: Duration) -> Self {
         let lifetime_secs = lifetime.as_secs().max(1);
         let first = Signature::new(&key, app, &identifier, unix_now.as_secs(), lifetime_secs);
-        Self { app, identifier, key, lifetime_secs, current: ArcSwap::from_pointee(first), renewing: Mutex::new(()) }
+        Self { app, identifier, key, lifetime_secs, current: ArcSwap::from_pointee(first), renewing: Mutex::default(), skew: AtomicI64::new(0) }
     }
 
     /// A signature that is good at this moment.
@@ -61,7 +75,7 @@ impl Signer {
     /// one meanwhile. One that has ended, or is from a future that the clock has taken back, serves
     /// nobody: then all wait for the new one (some 20 µs).
     pub fn current(&self, unix_now: Duration) -> Arc<Signature> {
-        let now = unix_now.as_secs();
+        let now = self.signing_time(unix_now);
         let signature = self.current.load();
         if !signature.is_due(now) {
             return Arc::clone(&signature);
@@ -77,11 +91,71 @@ impl Signer {
         if !signature.is_due(now) {
             return signature;
         }
-        let fresh = Arc::new(Signature::new(&self.key, self.app, &self.identifier, now, self.lifetime_secs));
-        self.current.store(Arc::clone(&fresh));
+        let fresh = self.renew(now);
         drop(turn);
+        fresh
+    }
+
+    /// Chat refused a signature. Gives another one for one more attempt, if there is one that may fare
+    /// better: the first who comes with a refused signature retires it for all.
+    pub fn after_refusal(&self, refused: &Signature, unix_now: Duration) -> Option<Arc<Signature>> {
+        let now = self.signing_time(unix_now);
+        let mut replaced_at = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.load_full();
+        if current.number != refused.number {
+            return Some(current);
+        }
+        if replaced_at.is_some_and(|at| now.abs_diff(at) < REPLACED_EVERY_SECS) {
+            return None;
+        }
+        *replaced_at = Some(now);
+        // One of the same second would be the same text.
+        let issued_at = if now == refused.issued_at { now.saturating_sub(1) } else { now };
+        Some(self.renew(issued_at))
+    }
+
+    /// Only for the one who has `renewing`.
+    fn renew(&self, issued_at: u64) -> Arc<Signature> {
+        let mut fresh = Signature::new(&self.key, self.app, &self.identifier, issued_at, self.lifetime_secs);
+        fresh.number = self.current.load().number + 1;
+        let fresh = Arc::new(fresh);
+        self.current.store(Arc::clone(&fresh));
         tracing::debug!(sdkappid = self.app.get(), "usersig renewed");
         fresh
+    }
+
+    /// Takes in Chat's clock, as an answer's `Date` shows it, in seconds since 1970.
+    ///
+    /// If it is ahead of ours, signatures end sooner than we think, so time is taken from it. If it is
+    /// behind, nothing is lost: they only end later.
+    pub fn observe(&self, chat_now: u64, unix_now: Duration) {
+        let ahead = i64::try_from(i128::from(chat_now) - i128::from(unix_now.as_secs())).unwrap_or(0);
+        let skew = if ahead.abs() < SKEW_SECS_MIN { 0 } else { ahead.clamp(-SKEW_SECS_MAX, SKEW_SECS_MAX) };
+        let before = self.skew.load(Ordering::Relaxed);
+        if (skew - before).abs() >= SKEW_SECS_MIN || (skew == 0 && before != 0) {
+            self.skew.store(skew, Ordering::Relaxed);
+            let (sdkappid, seconds) = (self.app.get(), skew);
+            if skew == 0 {
+                tracing::info!(sdkappid, "this machine's clock and Chat's agree again");
+            } else {
+                tracing::warn!(sdkappid, seconds, "Chat's clock differs from this machine's; check time synchronisation");
+            }
+        }
+    }
+
+    /// By how many seconds Chat's clock is ahead of ours, if it is at least three either way; else 0.
+    pub fn skew(&self) -> i64 {
+        self.skew.load(Ordering::Relaxed)
+    }
+
+    fn signing_time(&self, unix_now: Duration) -> u64 {
+        unix_now.as_secs().saturating_add(u64::try_from(self.skew()).unwrap_or(0))
+    }
+
+    /// Seconds until the present signature ends; negative if it has.
+    pub fn expires_in(&self, unix_now: Duration) -> i64 {
+        let end = self.current.load().issued_at.saturating_add(self.lifetime_secs);
+        i64::try_from(i128::from(end) - i128::from(self.signing_time(unix_now))).unwrap_or(i64::MAX)
     }
 }
 
@@ -94,7 +168,7 @@ impl Signature {
         let usersig_text = usersig.expose();
         write!(query, "sdkappid={app}&identifier={identifier}&usersig={usersig_text}&contenttype=json&random=")
             .expect("text into memory");
-        Self { usersig, query, issued_at, lifetime_secs }
+        Self { usersig, query, issued_at, lifetime_secs, number: 0 }
     }
 
     /// The target of a call, signed: the one place where a signature becomes part of a URI. It goes
@@ -160,6 +234,35 @@ mod tests {
         assert_eq!(signer.current(at(1090)).issued_at, 1000);
         drop(turn);
         assert_eq!(signer.current(at(1100)).issued_at, 1100);
+    }
+
+    #[test]
+    fn the_first_refusal_retires_a_signature_for_all_and_the_next_one_only_after_a_while() {
+        let signer = signer("administrator");
+        let first = signer.current(at(1000));
+        let fresh: Vec<_> =
+            (0..200).map(|_| signer.after_refusal(&first, at(1000)).expect("another one").number).collect();
+        assert_eq!(fresh, [1; 200]);
+        let second = signer.current(at(1001));
+        assert_ne!(second.usersig(), first.usersig(), "though it is of the same second");
+        assert!(signer.after_refusal(&second, at(1003)).is_none());
+        assert_eq!(signer.after_refusal(&second, at(1006)).map(|third| third.number), Some(2));
+    }
+
+    #[test]
+    fn if_chat_s_clock_is_ahead_signatures_are_renewed_by_it() {
+        let signer = signer("administrator");
+        signer.observe(1002, at(1000));
+        assert_eq!((signer.skew(), signer.current(at(1000)).issued_at), (0, 1000));
+        signer.observe(1500, at(1000));
+        assert_eq!((signer.skew(), signer.current(at(1001)).issued_at), (500, 1501));
+        assert_eq!(signer.expires_in(at(1001)), 100);
+        signer.observe(900, at(1100));
+        assert_eq!((signer.skew(), signer.current(at(1200)).issued_at), (-200, 1200), "its own clock");
+        signer.observe(u64::MAX, at(1200));
+        assert_eq!(signer.skew(), SKEW_SECS_MAX);
+        signer.observe(1200, at(1200));
+        assert_eq!(signer.skew(), 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::config::{Access, App, Config, is_to_come, lower_limit, show_duration, show_size};
+use crate::config::{Access, App, Config, lower_limit, show_duration, show_size};
 use crate::domain::app::AppName;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
@@ -61,8 +61,7 @@ fn write_app(out: &mut String, app: &App, access: &Access) -> fmt::Result {
     writeln!(out, "  identifier    {:?}, signing for {} at a time", app.identifier.as_str(), lifetime(app))?;
     match &app.standby {
         Some(standby) => {
-            let yet = if is_to_come("app.standby") { " (not used in this version)" } else { "" };
-            writeln!(out, "  host          {} in {}\n  standby host  {standby}{yet}", app.endpoint, app.region)?;
+            writeln!(out, "  host          {} in {}\n  standby host  {standby}", app.endpoint, app.region)?;
         }
         None => writeln!(out, "  host          {}, without a standby", app.endpoint)?,
     }

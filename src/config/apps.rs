@@ -8,7 +8,7 @@ use super::secret::read_ca_file;
 use super::section::{SecretNames, Section};
 use super::tree::{Node, Place};
 use super::units::{Reading, boolean, duration, parsed, rate};
-use super::{APPS_MAX, App, Endpoint, Quota, later, lower_limit};
+use super::{APPS_MAX, App, Endpoint, Quota, lower_limit};
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::command::{CommandName, VENDOR_QPS_DEFAULT};
 use crate::domain::region::Region;
@@ -72,7 +72,7 @@ fn app(mut section: Section<'_>, seen: &mut Seen) -> Option<App> {
     let mut default = false;
     section.read("default", &mut default, boolean);
     let quota = quota(section.section("quota"));
-    later::check_app(&mut section);
+    let own_standby = section.optional("standby", parsed::<Endpoint>);
 
     refuse_twice(&section, "name", name.clone(), &mut seen.names);
     refuse_twice(&section, "sdkappid", sdkappid, &mut seen.numbers);
@@ -85,7 +85,7 @@ fn app(mut section: Section<'_>, seen: &mut Seen) -> Option<App> {
     section.finish();
 
     let region = region?;
-    let standby = written.is_none().then(|| Endpoint::https(region.standby_host()));
+    let standby = own_standby.or_else(|| written.is_none().then(|| Endpoint::https(region.standby_host())));
     let endpoint = written.unwrap_or_else(|| Endpoint::https(region.host()));
     Some(App {
         name: name?,

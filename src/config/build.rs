@@ -11,7 +11,7 @@ use super::problem::in_order;
 use super::section::{Reader, Section};
 use super::suggest::closest;
 use super::tree::{Node, Place, Table, parse};
-use super::units::{Reading, boolean, count, duration, parsed, show_duration, size};
+use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
     Access, Cache, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem, Problems,
     Server, Upstream, apps, later, webhook,
@@ -190,7 +190,7 @@ fn cache(mut section: Section<'_>) -> Cache {
     section.read("ttl", &mut cache.ttl, duration(millis(0)..=hours(24)));
     section.read("max_pairs", &mut cache.max_pairs, count(1..=100_000_000));
     section.read("write_settle", &mut cache.write_settle, duration(millis(0)..=millis(300_000)));
-    later::check_cache(&mut section);
+    section.read("stale_if_error", &mut cache.stale_if_error, duration(millis(0)..=hours(24)));
     section.finish();
     cache
 }
@@ -218,7 +218,10 @@ fn upstream(mut section: Section<'_>) -> Upstream {
     bound(&section, ("attempt_timeout", part), ("timeout", whole));
     let (whole, part) = (upstream.attempt_timeout, &mut upstream.connect_timeout);
     bound(&section, ("connect_timeout", part), ("attempt_timeout", whole));
-    later::check_upstream(&mut section);
+    let mut attempts = upstream.attempts as usize;
+    section.read("attempts", &mut attempts, count(1..=10));
+    upstream.attempts = attempts as u32;
+    section.read("retry_budget", &mut upstream.retry_budget, fraction(0.0..=1.0));
     section.finish();
     upstream
 }

@@ -2,14 +2,12 @@
 //! show, and then refused: a key that is silently ignored would promise what is not kept.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use super::Endpoint;
 use super::apps::at;
 use super::build::patterns;
 use super::section::{SecretNames, Section};
 use super::tree::{Node, Place};
-use super::units::{Reading, count, duration, fraction, parsed, rate, text};
+use super::units::{Reading, fraction, parsed, rate, text};
 use crate::domain::app::AppName;
 
 /// A key that is to come.
@@ -33,19 +31,11 @@ const TO_COME: &[ToCome] = &[
         feature: "a token for operators",
         instead: "leave it out and let admin listen on loopback or a Unix socket",
     },
-    ToCome { key: "app.standby", feature: "moving to a standby domain", instead: "leave it out" },
     ToCome {
         key: "caller",
         feature: "telling callers apart",
         instead: "leave it out, let a Unix socket's mode say who may call, and write [access] allow for all of them",
     },
-    ToCome {
-        key: "cache.stale_if_error",
-        feature: "answering from old facts",
-        instead: "leave it out or write \"0s\"",
-    },
-    ToCome { key: "upstream.attempts", feature: "trying a call again", instead: "leave it out or write 1" },
-    ToCome { key: "upstream.retry_budget", feature: "trying a call again", instead: "leave it out or write 0" },
     ToCome {
         key: "fleet",
         feature: "sharing between replicas",
@@ -54,7 +44,7 @@ const TO_COME: &[ToCome] = &[
     ToCome { key: "trace", feature: "exporting traces", instead: "leave it out" },
 ];
 
-/// Whether the feature of a key is still to come: `app.standby` and so on, without numbers.
+/// Whether the feature of a key is still to come: `server.tls` and so on, without numbers.
 pub fn is_to_come(key: &str) -> bool {
     TO_COME.iter().any(|row| row.key == key)
 }
@@ -82,27 +72,6 @@ pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>, apps: &Has
         refuse(root, key, key);
     }
     root.has("caller")
-}
-
-pub(super) fn check_app(app: &mut Section<'_>) {
-    app.optional("standby", parsed::<Endpoint>);
-    refuse(app, "standby", "app.standby");
-}
-
-pub(super) fn check_cache(cache: &mut Section<'_>) {
-    let stale = cache.optional("stale_if_error", duration(Duration::ZERO..=Duration::from_secs(24 * 3600)));
-    if stale != Some(Duration::ZERO) {
-        refuse(cache, "stale_if_error", "cache.stale_if_error");
-    }
-}
-
-pub(super) fn check_upstream(upstream: &mut Section<'_>) {
-    if upstream.optional("attempts", count(1..=10)) != Some(1) {
-        refuse(upstream, "attempts", "upstream.attempts");
-    }
-    if upstream.optional("retry_budget", fraction(0.0..=1.0)) != Some(0.0) {
-        refuse(upstream, "retry_budget", "upstream.retry_budget");
-    }
 }
 
 fn check_tls(server: &mut Section<'_>) {

@@ -163,8 +163,8 @@ pub struct App {
     pub region: Region,
     /// Where its calls go.
     pub endpoint: Endpoint,
-    /// Where they go while the endpoint cannot be reached: the region's second domain, `None` if the
-    /// endpoint was written.
+    /// Where they go while the endpoint cannot be reached. Default: the region's second domain, `None` if
+    /// the endpoint was written.
     pub standby: Option<Endpoint>,
     /// Certificates trusted for this app beside the public roots.
     pub extra_roots: Vec<CertificateDer<'static>>,
@@ -206,13 +206,20 @@ pub struct Cache {
     pub ttl: Duration,
     /// Pairs kept for each app, 1 to 100,000,000. Default 1,000,000.
     pub max_pairs: usize,
+    /// For so long past its ttl a pair may answer while Chat fails or quota is out, up to 24 h. Default 0.
+    pub stale_if_error: Duration,
     /// For so long after a relayed write answers about its pairs are not kept, up to 5 min. Default 1 s.
     pub write_settle: Duration,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { ttl: Duration::from_secs(30), max_pairs: 1_000_000, write_settle: Duration::from_secs(1) }
+        Self {
+            ttl: Duration::from_secs(30),
+            max_pairs: 1_000_000,
+            stale_if_error: Duration::ZERO,
+            write_settle: Duration::from_secs(1),
+        }
     }
 }
 
@@ -232,7 +239,7 @@ impl Default for FollowCheck {
 }
 
 /// `[upstream]`: calls to Chat.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// For one caller's request, waits and attempts together, 10 ms to 5 min. Default 5 s.
     pub timeout: Duration,
@@ -240,6 +247,10 @@ pub struct Upstream {
     pub attempt_timeout: Duration,
     /// For a connection with its TLS handshake, 10 ms to `attempt_timeout`. Default 1 s (or `attempt_timeout`).
     pub connect_timeout: Duration,
+    /// How often one call may be sent, the first time included, 1 to 10. Default 3.
+    pub attempts: u32,
+    /// How many further attempts a call may cost on average, 0 to 1. Default 0.1.
+    pub retry_budget: f64,
     /// Largest answer in bytes, 1 KiB to 64 MiB. Default 8 MiB.
     pub max_answer: usize,
     /// Calls under way at one time for each app, 1 to 10,000. Default 64.
@@ -256,6 +267,8 @@ impl Default for Upstream {
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(3500),
             connect_timeout: Duration::from_secs(1),
+            attempts: 3,
+            retry_budget: 0.1,
             max_answer: 8 << 20,
             max_in_flight: 64,
             connection_max_age: Duration::from_secs(300),

@@ -168,7 +168,7 @@ fn every_key_is_read() {
         ttl = "13s"
         max_pairs = 14
         write_settle = "15ms"
-        stale_if_error = "0s"
+        stale_if_error = "21s"
 
         [follow_check]
         max_to = 16
@@ -178,8 +178,8 @@ fn every_key_is_read() {
         timeout = "17s"
         attempt_timeout = "16s"
         connect_timeout = "15s"
-        attempts = 1
-        retry_budget = 0
+        attempts = 2
+        retry_budget = 0.3
         max_answer = "1KiB"
         max_in_flight = 18
         connection_max_age = "19s"

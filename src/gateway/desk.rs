@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::attempts::{First, Hindered, Journey};
 use super::state::{App, Desk, Follow};
-use super::{Refusal, Worker};
+use super::{Asker, Refusal, Worker};
 use crate::clock;
 use crate::domain::caller::CallerId;
-use crate::domain::command::FOLLOW_CHECK;
+use crate::domain::command::{CommandKind, FOLLOW_CHECK};
 use crate::domain::error_code::{self, ErrorClass};
 use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Items, write_question};
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit, Turn, Wait};
-use crate::upstream::{self, Answer, Lease};
+use crate::quota::{NoPermit, Turn, Wait};
+use crate::upstream::{self, Answer};
 
 /// Most carriers of one app: as many as can get ready for one command.
 const CARRIERS_MAX: usize = 8;
@@ -56,15 +57,14 @@ impl Worker {
     }
 
     /// One lookup under way. It belongs to nobody: callers come and go.
-    async fn fly(self: &Arc<Self>, app: usize, call: Call, permit: Permit<Lease>) {
+    async fn fly(self: &Arc<Self>, app: usize, call: Call, first: First) {
         let landing = Landing { worker: self, app, call: Some(call.id) };
         let body = Bytes::from(write_question(&call.from, call.to.iter().map(|to| &**to)));
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
-        let deadline = clock::now() + self.gateway.config.upstream.attempt_timeout;
-        let Permit { slot, ready: lease } = permit;
-        let result = self.upstreams[app].send(lease, &self.app(app).signer, request, deadline).await;
-        drop(slot);
-        landing.land(result);
+        let deadline = clock::now() + self.gateway.config.upstream.timeout;
+        let asker = Asker { caller: CallerId::SELF, deadline };
+        let journey = Journey { app, kind: CommandKind::Read, asker, scope: None };
+        landing.land(self.travel(journey, request, Some(first)).await);
     }
 }
 
@@ -81,30 +81,30 @@ impl Carrier {
         let state = worker.app(app);
         // Those it serves have their own deadlines; it goes home when nobody is left.
         let deadline = clock::now() + CARRIER_PATIENCE;
-        let wanted = || state.follow.desk().pending.has_queued();
+        let parked = || state.parking().check(FOLLOW_CHECK, clock::tick()).err();
+        let wanted = || state.follow.desk().pending.has_queued() && parked().is_none();
         let connect = worker.upstreams[app].connect();
         let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
-        let waited = state.follow.quota.wait(wait, connect, wanted).await;
-        let (permit, failure) = match waited {
-            Ok(Turn::Go(permit)) => (Some(permit), None),
+        let waited = match parked() {
+            None => state.follow.quota.wait(wait, connect, wanted).await,
+            Some(_) => Err(NoPermit::Stuck),
+        };
+        let first = match waited {
+            Ok(Turn::Go(permit)) => Some(Ok(permit)),
             Ok(Turn::Unwanted(lease)) => {
                 worker.upstreams[app].give_back(lease);
-                (None, None)
+                parked().map(|parked| Err(Hindered::Parked(parked)))
             }
-            Err(NoPermit::NotReady(error)) => (None, Some(error)),
-            Err(NoPermit::Late(_) | NoPermit::Stuck) => (None, None),
+            Err(NoPermit::NotReady(fault)) => Some(Err(Hindered::NotSent(fault))),
+            Err(NoPermit::Late(_) | NoPermit::Stuck) => parked().map(|parked| Err(Hindered::Parked(parked))),
         };
-        let call = if permit.is_some() || failure.is_some() { state.follow.desk().next_call() } else { None };
+        let call = if first.is_some() { state.follow.desk().next_call() } else { None };
         // From here on it is no carrier; if more is queued, the next one sets out.
         drop(self);
-        match (call, permit, failure) {
-            (Some(call), Some(permit), _) => worker.fly(app, call, permit).await,
-            // Nothing was sent, so no permit was needed.
-            (Some(call), None, Some(error)) => {
-                Landing { worker: &worker, app, call: Some(call.id) }.land(Err(error));
-            }
+        match (call, first) {
+            (Some(call), Some(first)) => worker.fly(app, call, first).await,
             // Another carrier was quicker; the permit is lost.
-            (None, Some(permit), _) => worker.upstreams[app].give_back(permit.ready),
+            (None, Some(Ok(permit))) => worker.upstreams[app].give_back(permit.ready),
             _ => {}
         }
     }

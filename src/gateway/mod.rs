@@ -7,6 +7,7 @@
 //!
 //! Both end in quota, then signature, then [`crate::upstream`].
 
+mod attempts;
 mod desk;
 mod evict;
 mod follow;

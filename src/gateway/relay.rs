@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::evict::Marks;
+use super::attempts::Journey;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
-use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{Answer, Call};
 
 /// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
@@ -63,21 +62,10 @@ impl Worker {
     }
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
-        let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let Asker { caller, deadline } = order.asker;
-        let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
-        let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
-        let permit = waited.map_err(|no_permit| match no_permit {
-            NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
-            NoPermit::Stuck => stuck(),
-            NoPermit::NotReady(error) => error,
-        })?;
-        let Turn::Go(Permit { slot: _slot, ready: lease }) = permit else { return Err(GatewayError::Internal) };
-        // Marks its pairs now and when it goes out of scope, which is before the answer goes out.
         let scope = writes::scope(name, &order.body);
-        let _marks = scope.as_ref().map(|scope| Marks::new(&state.follow, scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        let result = upstream.send(lease, &state.signer, call, deadline).await;
+        let journey = Journey { app, kind: name.kind(), asker: order.asker, scope: scope.as_ref() };
+        let result = self.travel(journey, call, None).await;
         if result.is_err()
             && let Some(scope) = scope
         {
@@ -90,10 +78,4 @@ impl Worker {
         }
         result
     }
-}
-
-/// Those before this call took so long to connect that its deadline came.
-pub(super) fn stuck() -> GatewayError {
-    let what = "connecting takes too long, nothing was sent";
-    GatewayError::UpstreamUnreachable { what, cause: "other calls are still waiting for a connection".to_owned() }
 }

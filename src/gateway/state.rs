@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
@@ -21,10 +21,12 @@ use crate::domain::follow::facts::Facts;
 use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
 use crate::domain::follow::pending::{Pending, Settled, Ticket};
+use crate::domain::parking::Parking;
 use crate::error::GatewayError;
 use crate::quota::{AppQuotas, CommandQuota};
+use crate::retry::RetryBudget;
 use crate::sign::Signer;
-use crate::upstream::{Upstream, UpstreamError};
+use crate::upstream::{SharedFailover, Upstream, UpstreamError};
 
 /// The gateway: one for all threads.
 pub struct Gateway {
@@ -52,6 +54,12 @@ pub(super) struct App {
     pub quotas: AppQuotas,
     /// Room for calls in flight.
     pub room: Arc<Semaphore>,
+    /// What Chat refuses for good.
+    pub parking: Mutex<Parking>,
+    /// Which domain is called.
+    pub failover: Arc<SharedFailover>,
+    /// What further attempts may cost.
+    pub retries: RetryBudget,
     pub follow: Follow,
 }
 
@@ -98,6 +106,12 @@ pub enum GatewayBuildError {
     Upstream(AppName, #[source] UpstreamError),
 }
 
+impl App {
+    pub(super) fn parking(&self) -> MutexGuard<'_, Parking> {
+        self.parking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Gateway {
     /// Builds it and signs for the first time; nothing is sent.
     ///
@@ -112,6 +126,9 @@ impl Gateway {
             apps.push(App {
                 signer: Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now),
                 room: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
+                parking: Mutex::default(),
+                failover: SharedFailover::new(app.standby.is_some()),
+                retries: RetryBudget::new(config.upstream.retry_budget),
                 follow: Follow {
                     hasher: UserHasher::new(&key),
                     facts: Facts::new(config.cache.max_pairs),
@@ -208,8 +225,9 @@ impl Worker {
     /// If an app's way to Chat cannot be built.
     pub fn new(gateway: Arc<Gateway>) -> Result<Arc<Self>, GatewayBuildError> {
         let mut upstreams = Vec::new();
-        for app in &gateway.config.apps {
-            let upstream = Upstream::new(app, &gateway.config.upstream, Arc::clone(&gateway.buffered));
+        for (app, state) in gateway.config.apps.iter().zip(&gateway.apps) {
+            let (failover, buffered) = (Arc::clone(&state.failover), Arc::clone(&gateway.buffered));
+            let upstream = Upstream::new(app, &gateway.config.upstream, failover, buffered);
             upstreams.push(upstream.map_err(|error| GatewayBuildError::Upstream(app.name.clone(), error))?);
         }
         Ok(Arc::new(Self { gateway, upstreams }))

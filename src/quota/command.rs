@@ -1,14 +1,15 @@
 //! The quota of one command, and the line in front of it.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use governor::clock::{Clock, MonotonicClock};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
+use super::learned::Learned;
 use super::pacer::Pacer;
 use crate::clock;
 use crate::domain::caller::CallerId;
@@ -21,11 +22,12 @@ const READY_MAX: usize = 8;
 /// The quota of one command.
 #[derive(Debug)]
 pub struct CommandQuota<C: Clock = MonotonicClock> {
-    configured: NonZeroU32,
     clock: C,
     own: ArcSwap<Pacer<C>>,
-    /// Until when the limit is another than the configured one, in ticks; 0 if it is not.
-    lowered_until: AtomicU64,
+    /// The limit that `own` keeps.
+    learned: StdMutex<Learned>,
+    /// When the limit may have to change by itself, in ticks; the largest number if it does not.
+    review_at: AtomicU64,
     total: Option<Arc<Pacer<C>>>,
     /// Callers take turns in getting ready.
     line: Arc<Line>,
@@ -78,10 +80,10 @@ pub struct Wait<'a> {
 impl<C: Clock + Clone> CommandQuota<C> {
     pub(super) fn new(per_second: NonZeroU32, total: Option<Arc<Pacer<C>>>, clock: C) -> Self {
         Self {
-            configured: per_second,
             own: ArcSwap::from_pointee(Pacer::new(per_second, clock.clone())),
             clock,
-            lowered_until: AtomicU64::new(0),
+            learned: StdMutex::new(Learned::new(per_second.get())),
+            review_at: AtomicU64::new(u64::MAX),
             total,
             line: Line::new(READY_MAX),
             turn: Mutex::new(()),
@@ -91,31 +93,59 @@ impl<C: Clock + Clone> CommandQuota<C> {
 
     /// Holds the command to `limit` until a moment, or to what is configured if that is less.
     pub(super) fn lower(&self, limit: NonZeroU32, until: Tick) {
-        let limit = limit.min(self.configured);
-        // A new pacer begins with nothing, so that the two together give no more than either.
-        self.own.store(Arc::new(Pacer::spent(limit, self.clock.clone())));
-        let until = if limit < self.configured { until } else { Tick::NEVER };
-        self.lowered_until.store(until.micros(), Ordering::Release);
+        self.change(|learned| learned.alarm(limit.get(), until));
+    }
+
+    /// Chat refused a call for its rate: fewer go out from now on, and slowly more again.
+    pub fn refused(&self) {
+        self.change(|learned| learned.refused(clock::tick()));
+    }
+
+    /// Calls a second as things are.
+    pub fn limit(&self) -> u32 {
+        self.learned().limit()
+    }
+
+    fn learned(&self) -> MutexGuard<'_, Learned> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Learned)) {
+        let mut learned = self.learned();
+        let before = learned.limit();
+        change(&mut learned);
+        if learned.limit() != before {
+            let limit = NonZeroU32::new(learned.limit()).unwrap_or(NonZeroU32::MIN);
+            // A new pacer begins with nothing, so that the two together give no more than either.
+            self.own.store(Arc::new(Pacer::spent(limit, self.clock.clone())));
+        }
+        self.review_at.store(learned.review_at().map_or(u64::MAX, Tick::micros), Ordering::Release);
     }
 
     /// Takes a permit for one call, or says how long there will be none.
     ///
-    /// The app's total is asked second: if it has none, the command's permit is lost. That errs on
-    /// the side of fewer calls, and only while the total is what holds calls back.
+    /// Both limits must have one. The command's is looked at first and taken last, for what is taken
+    /// and not used is lost; as those who wait come here one by one, hardly any is.
     ///
     /// # Errors
     /// The time after which to ask again.
     pub fn take(&self) -> Result<(), Duration> {
-        let lowered_until = Tick::from_micros(self.lowered_until.load(Ordering::Acquire));
-        if lowered_until != Tick::NEVER && clock::tick() >= lowered_until {
-            self.lower(self.configured, Tick::NEVER);
+        let now = clock::tick();
+        if now.micros() >= self.review_at.load(Ordering::Acquire) {
+            self.change(|learned| learned.review(now));
         }
         let own = self.own.load();
+        if let Some(total) = &self.total {
+            let wait = self.next_at().since(now);
+            if wait > Duration::ZERO {
+                return Err(wait);
+            }
+            total.take()?;
+        }
         own.take()?;
-        let now = clock::tick();
         let next_at = |next| Some(own.next_after(Tick::from_micros(next), now).micros());
         let _ = self.next_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next_at);
-        self.total.as_ref().map_or(Ok(()), |total| total.take())
+        Ok(())
     }
 
     /// The time from one permit to the next once the burst is used up.
@@ -221,6 +251,28 @@ mod tests {
         assert!(wait > Duration::from_secs(1));
         clock.advance(wait);
         assert!(two.take().is_ok());
+    }
+
+    #[test]
+    fn while_the_total_is_used_up_no_permit_of_a_slow_command_is_lost() {
+        let clock = FakeRelativeClock::default();
+        let total = Arc::new(Pacer::new(number(50), clock.clone()));
+        let fast = CommandQuota::new(number(100), Some(Arc::clone(&total)), clock.clone());
+        let slow = CommandQuota::new(number(1), Some(total), clock.clone());
+        assert!(fast.take().is_ok());
+        let wait = slow.take().expect_err("the total is used up");
+        assert!(wait < Duration::from_millis(100));
+        clock.advance(wait);
+        assert!(slow.take().is_ok());
+    }
+
+    #[test]
+    fn a_refusal_lowers_the_limit_and_gives_nothing_away() {
+        let clock = FakeRelativeClock::default();
+        let quota = CommandQuota::new(number(100), None, clock);
+        quota.refused();
+        assert_eq!(quota.limit(), 95);
+        assert!(quota.take().is_err());
     }
 
     #[test]

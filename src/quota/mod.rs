@@ -11,6 +11,7 @@
 //! the wire as they were let go.
 
 mod command;
+mod learned;
 mod pacer;
 
 use std::collections::HashMap;

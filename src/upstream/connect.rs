@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 
+use super::resolve::Resolver;
 use crate::clock;
 
 /// What TLS trusts: the public roots, and those that the app names in addition.
@@ -36,7 +37,7 @@ pub(super) fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConf
 /// Opens connections that know when to retire.
 #[derive(Clone)]
 pub(super) struct Connector {
-    inner: HttpsConnector<HttpConnector>,
+    inner: HttpsConnector<HttpConnector<Resolver>>,
     timeout: Duration,
     max_age: Duration,
 }
@@ -46,7 +47,7 @@ impl Connector {
     /// A connection is retired after `max_age`, less up to a tenth so that they do not all go at
     /// once, and the next one follows what DNS says then.
     pub(super) fn new(tls: ClientConfig, timeout: Duration, max_age: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::default());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(timeout));
@@ -59,7 +60,7 @@ impl Connector {
 
 /// Why there is no connection.
 pub(super) type Fault = Box<dyn std::error::Error + Send + Sync>;
-type Stream = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+type Stream = <HttpsConnector<HttpConnector<Resolver>> as Service<Uri>>::Response;
 
 impl Service<Uri> for Connector {
     type Response = Aging;

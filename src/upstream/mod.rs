@@ -1,14 +1,15 @@
-//! One call to Chat: connected first, signed last, answered whole or not at all.
+//! One attempt of a call to Chat: connected first, signed last, answered whole or not at all.
 
 mod connect;
 mod mask;
 mod pool;
+mod resolve;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, DATE, HOST};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
 
@@ -20,27 +21,104 @@ use crate::clock;
 use crate::config;
 use crate::domain::command::CommandName;
 use crate::domain::envelope::Envelope;
+use crate::domain::failover::{Failover, Side};
+use crate::domain::outcome::Seen;
 use crate::error::{GatewayError, chain};
-use crate::sign::Signer;
+use crate::sign::{Signature, Signer};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const NOT_SENT: &str = "name lookup, connecting or TLS failed, nothing was sent";
 const BROKEN: &str = "the connection broke before the answer was whole";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-pub use self::pool::Lease;
-
 /// One app's way to Chat, as one worker thread has it: connections are not shared between threads,
 /// nor between apps.
 pub struct Upstream {
-    pool: Pool,
-    host: HeaderValue,
+    app: String,
+    primary: Arc<End>,
+    standby: Option<Arc<End>>,
+    failover: Arc<SharedFailover>,
     attempt_timeout: Duration,
     max_answer: usize,
     buffered: Arc<Budget>,
 }
 
+/// One of the domains.
+struct End {
+    pool: Pool,
+    host: HeaderValue,
+}
+
+/// What all threads know of the way to Chat.
+#[derive(Debug)]
+pub struct SharedFailover(Mutex<Failover>);
+
+impl SharedFailover {
+    /// The primary serves.
+    pub fn new(has_standby: bool) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Failover::new(has_standby))))
+    }
+
+    /// Where calls go.
+    pub fn side(&self) -> Side {
+        self.state().side()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Failover> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that one call has to itself.
+pub struct Lease {
+    inner: pool::Lease,
+    side: Side,
+}
+
+/// An attempt that brought no answer of Chat.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Not a byte of the call left. With the cause in words.
+    NotSent(String),
+    /// The connection broke. With the cause in words.
+    Broken(String),
+    /// No whole answer in time.
+    TimedOut,
+    /// What came is no answer of Chat; with its HTTP status.
+    Invalid(&'static str, u16),
+    /// The answer found no room among the buffered bytes.
+    NoRoom,
+}
+
+impl Fault {
+    /// As the table of outcomes knows it.
+    pub fn seen(&self) -> Seen {
+        match self {
+            Fault::NotSent(_) => Seen::NotSent,
+            Fault::Broken(_) => Seen::Broken,
+            Fault::TimedOut => Seen::TimedOut,
+            Fault::Invalid(_, status) => Seen::Invalid(*status),
+            Fault::NoRoom => Seen::NoRoom,
+        }
+    }
+}
+
+impl From<Fault> for GatewayError {
+    /// What the caller reads, and what the log has in addition. Neither names the request's target: it
+    /// holds the signature.
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NotSent(cause) => GatewayError::UpstreamUnreachable { what: NOT_SENT, cause },
+            Fault::Broken(cause) => GatewayError::UpstreamUnreachable { what: BROKEN, cause },
+            Fault::TimedOut => GatewayError::UpstreamTimeout,
+            Fault::Invalid(what, _) => GatewayError::UpstreamInvalid(what),
+            Fault::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+        }
+    }
+}
+
 /// What is to be sent.
+#[derive(Debug, Clone)]
 pub struct Call<'a> {
     /// Becomes the path.
     pub name: CommandName<'a>,
@@ -70,15 +148,26 @@ impl Upstream {
     ///
     /// # Errors
     /// If a certificate that the app names cannot be trusted.
-    pub fn new(app: &config::App, settings: &config::Upstream, buffered: Arc<Budget>) -> Result<Self, UpstreamError> {
+    pub fn new(
+        app: &config::App,
+        settings: &config::Upstream,
+        failover: Arc<SharedFailover>,
+        buffered: Arc<Budget>,
+    ) -> Result<Self, UpstreamError> {
         let tls = connect::tls_config(&app.extra_roots).map_err(UpstreamError::Certificate)?;
         let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
-        let authority = app.endpoint.authority();
-        let scheme = if app.endpoint.tls { "https" } else { "http" };
-        let endpoint = format!("{scheme}://{authority}/").parse::<Uri>().map_err(UpstreamError::Endpoint)?;
+        let end = |endpoint: &config::Endpoint| {
+            let authority = endpoint.authority();
+            let scheme = if endpoint.tls { "https" } else { "http" };
+            let uri = format!("{scheme}://{authority}/").parse::<Uri>().map_err(UpstreamError::Endpoint)?;
+            let pool = Pool::new(connector.clone(), uri, settings.idle_timeout, settings.max_in_flight);
+            Ok(Arc::new(End { pool, host: HeaderValue::try_from(authority).map_err(UpstreamError::Host)? }))
+        };
         Ok(Self {
-            pool: Pool::new(connector, endpoint, settings.idle_timeout, settings.max_in_flight),
-            host: HeaderValue::try_from(authority).map_err(UpstreamError::Host)?,
+            app: app.name.to_string(),
+            primary: end(&app.endpoint)?,
+            standby: app.standby.as_ref().map(end).transpose()?,
+            failover,
             attempt_timeout: settings.attempt_timeout,
             max_answer: settings.max_answer,
             buffered,
@@ -86,17 +175,69 @@ impl Upstream {
     }
 
     /// A connection for one call, to be had before its permit: connecting takes a time that must not
-    /// lie between permit and socket. Bounded by `upstream.connect_timeout`.
+    /// lie between permit and socket. Bounded by twice `upstream.connect_timeout`, and a pause of at most
+    /// a second after failures in a row.
     ///
     /// # Errors
-    /// `upstream_unreachable`; nothing was sent.
-    pub async fn connect(&self) -> Result<Lease, GatewayError> {
-        self.pool.take().await.map_err(|fault| unreachable(NOT_SENT, &*fault))
+    /// [`Fault::NotSent`], when no side can be reached.
+    pub async fn connect(&self) -> Result<Lease, Fault> {
+        let pause = {
+            let mut failover = self.failover.state();
+            if failover.take_probe(clock::tick()) {
+                self.probe_primary();
+            }
+            failover.pause(clock::tick())
+        };
+        if pause > Duration::ZERO {
+            tokio::time::sleep(pause).await;
+        }
+        let side = self.failover.side();
+        let fault = match self.connect_to(side).await {
+            Ok(lease) => return Ok(lease),
+            Err(fault) => fault,
+        };
+        if self.standby.is_some()
+            && let Ok(lease) = self.connect_to(side.other()).await
+        {
+            return Ok(lease);
+        }
+        self.failover.state().failed(clock::tick());
+        Err(fault)
+    }
+
+    async fn connect_to(&self, side: Side) -> Result<Lease, Fault> {
+        let inner = self.end(side).pool.take().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
+        if !inner.reused && self.failover.state().connected(side, clock::tick()) {
+            tracing::warn!(app = self.app, ?side, "the other domain cannot be reached, calls go to this one from now on");
+        }
+        Ok(Lease { inner, side })
+    }
+
+    /// Knocks at the primary while the standby serves: a connection with its TLS handshake, no call.
+    fn probe_primary(&self) {
+        let (primary, failover, app) = (Arc::clone(&self.primary), Arc::clone(&self.failover), self.app.clone());
+        tokio::spawn(async move {
+            let opened = primary.pool.open().await;
+            let back = failover.state().probed(opened.is_ok());
+            if let Ok(lease) = opened {
+                primary.pool.give_back(lease);
+            }
+            if back {
+                tracing::info!(app, "the primary domain can be reached again, calls go there");
+            }
+        });
+    }
+
+    fn end(&self, side: Side) -> &End {
+        match (side, &self.standby) {
+            (Side::Standby, Some(standby)) => standby,
+            _ => &self.primary,
+        }
     }
 
     /// Takes a connection back that no call was sent on.
     pub fn give_back(&self, lease: Lease) {
-        self.pool.give_back(lease);
+        self.end(lease.side).pool.give_back(lease.inner);
     }
 
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
@@ -105,28 +246,34 @@ impl Upstream {
     /// Dropping the future breaks the call off, so a write must not be dropped.
     ///
     /// # Errors
-    /// `upstream_unreachable`, `upstream_invalid`, `upstream_timeout` or `overloaded`.
+    /// See [`Fault`].
     pub async fn send(
         &self,
         lease: Lease,
         signer: &Signer,
+        signature: &Signature,
         call: Call<'_>,
         deadline: Instant,
-    ) -> Result<Answer, GatewayError> {
+    ) -> Result<Answer, Fault> {
         let until = deadline.min(clock::now() + self.attempt_timeout);
-        match tokio::time::timeout_at(until.into(), self.exchange(lease, signer, call)).await {
-            Ok(result) => result,
-            Err(_) => Err(GatewayError::UpstreamTimeout),
-        }
+        let exchange = self.exchange(lease, signer, signature, call);
+        tokio::time::timeout_at(until.into(), exchange).await.unwrap_or(Err(Fault::TimedOut))
     }
 
-    async fn exchange(&self, mut lease: Lease, signer: &Signer, call: Call<'_>) -> Result<Answer, GatewayError> {
-        let signature = signer.current(clock::unix_now());
+    async fn exchange(
+        &self,
+        lease: Lease,
+        signer: &Signer,
+        signature: &Signature,
+        call: Call<'_>,
+    ) -> Result<Answer, Fault> {
+        let Lease { mut inner, side } = lease;
+        let end = self.end(side);
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = signature.target(call.name, clock::call_number()).into();
         let headers = request.headers_mut();
-        headers.insert(HOST, self.host.clone());
+        headers.insert(HOST, end.host.clone());
         headers.insert(CONTENT_TYPE, JSON);
         headers.insert(ACCEPT, JSON);
         if let Some(traceparent) = call.traceparent {
@@ -134,33 +281,36 @@ impl Upstream {
         }
 
         let response = loop {
-            match lease.send(request).await {
+            match inner.send(request).await {
                 Ok(response) => break response,
                 // Chat had closed the connection before a byte of this call left: a new one is as good.
-                Err(Unsent::Whole(whole)) if lease.reused => {
+                Err(Unsent::Whole(whole)) if inner.reused => {
                     request = *whole;
-                    lease = self.pool.open().await.map_err(|fault| unreachable(NOT_SENT, &*fault))?;
+                    inner = end.pool.open().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
                 }
-                Err(Unsent::Whole(_)) => {
-                    let cause = "a new connection was closed at once".to_owned();
-                    return Err(GatewayError::UpstreamUnreachable { what: NOT_SENT, cause });
-                }
-                Err(Unsent::Perhaps(error)) => return Err(unreachable(BROKEN, &error)),
+                Err(Unsent::Whole(_)) => return Err(Fault::NotSent("a new connection was closed at once".to_owned())),
+                Err(Unsent::Perhaps(error)) => return Err(Fault::Broken(chain(&error))),
             }
         };
         let (head, body) = response.into_parts();
+        let status = head.status.as_u16();
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(GatewayError::UpstreamInvalid("it is compressed, which was not asked for"));
+            return Err(Fault::Invalid("it is compressed, which was not asked for", status));
         }
         let (body, held) = read_whole(body, self.max_answer, &self.buffered).await.map_err(|error| match error {
-            BodyError::TooLarge => GatewayError::UpstreamInvalid("it is larger than upstream.max_answer"),
-            BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-            BodyError::Broken(error) => unreachable(BROKEN, &error),
+            BodyError::TooLarge => Fault::Invalid("it is larger than upstream.max_answer", status),
+            BodyError::NoRoom => Fault::NoRoom,
+            BodyError::Broken(error) => Fault::Broken(chain(&error)),
         })?;
-        self.pool.give_back(lease);
+        end.pool.give_back(inner);
         let error_code = Envelope::parse(&body)
-            .map_err(|_| GatewayError::UpstreamInvalid("it is no JSON object with an integer ErrorCode"))?
+            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?
             .error_code;
+        // Only what is surely from Chat tells its time.
+        let date = head.headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {
+            signer.observe(since.as_secs(), clock::unix_now());
+        }
         let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::mask_header(value, signature.usersig()));
         Ok(Answer { status: head.status, content_type, body: mask::mask(body, signature.usersig()), error_code, held })
     }
@@ -178,10 +328,4 @@ pub enum UpstreamError {
     /// The endpoint's host.
     #[error("the endpoint's host is not valid in a header")]
     Host(#[source] http::header::InvalidHeaderValue),
-}
-
-/// What the caller reads, and what the log has in addition. Neither names the request's target: it
-/// holds the signature.
-fn unreachable(what: &'static str, error: &(dyn std::error::Error + 'static)) -> GatewayError {
-    GatewayError::UpstreamUnreachable { what, cause: chain(error) }
 }

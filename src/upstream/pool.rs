@@ -50,7 +50,7 @@ struct Connection {
 }
 
 /// A connection that one call has to itself.
-pub struct Lease {
+pub(super) struct Lease {
     connection: Connection,
     /// It has carried calls before, so Chat may have closed it meanwhile.
     pub(super) reused: bool,

@@ -98,9 +98,6 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     // What is to come.
     ("[server]\ntls = { cert_file = 'a', key_file = 'b' }", 2, "server.tls", "TLS for callers is not in this version"),
     ("[server]\nadmin_token_file = 'a'", 2, "server.admin_token_file", "a token for operators is not in this version"),
-    ("[cache]\nstale_if_error = '1m'", 2, "cache.stale_if_error", "answering from old facts is not in this version"),
-    ("[upstream]\nattempts = 3", 2, "upstream.attempts", "trying a call again is not in this version"),
-    ("[upstream]\nretry_budget = 0.1", 2, "upstream.retry_budget", "trying a call again is not in this version"),
     ("[fleet]\nredis = 'redis://127.0.0.1:6379'", 1, "fleet", "sharing between replicas is not in this version"),
     ("[trace]\notlp = 'http://127.0.0.1:4317'", 1, "trace", "exporting traces is not in this version"),
 ];
@@ -139,7 +136,6 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[app]]\nendpoint = 'http://example.com'", 2, "app[0].endpoint", "would send the signature in clear text"),
     ("[[app]]\nendpoint = 'https://example.com/v4'", 2, "app[0].endpoint", "has more than scheme, host and port"),
     ("[[app]]\nendpoint = 'example.com'", 2, "app[0].endpoint", "is not an endpoint"),
-    ("[[app]]\nstandby = 'https://example.com'", 2, "app[0].standby", "moving to a standby domain is not in this version"),
     ("[[app]]\nidentifier = ''", 2, "app[0].identifier", "is empty"),
     ("[[app]]\nidentifier = \"a\\nb\"", 2, "app[0].identifier", "has a control character"),
     ("[[app]]\nca_file = 'none.pem'", 2, "app[0].ca_file", "the file it names cannot be read (there is no such file)"),

@@ -1,0 +1,182 @@
+//! One call with all its attempts: permit, signature, socket, and what the table of outcomes makes of
+//! what comes back.
+
+use std::time::Duration;
+
+use super::evict::Marks;
+use super::state::App;
+use super::{Asker, Worker};
+use crate::clock;
+use crate::domain::command::{CommandKind, CommandName};
+use crate::domain::envelope::Envelope;
+use crate::domain::follow::writes::Scope;
+use crate::domain::outcome::{Effect, Next, Seen, judge};
+use crate::domain::parking::{Change, Parked, Told};
+use crate::domain::tick::Tick;
+use crate::error::GatewayError;
+use crate::quota::{NoPermit, Permit, Turn, Wait};
+use crate::retry;
+use crate::upstream::{Answer, Call, Fault, Lease};
+
+/// A call and what it is allowed.
+pub(super) struct Journey<'a> {
+    pub app: usize,
+    pub kind: CommandKind,
+    /// All attempts and waits end by this deadline, and take this caller's turns.
+    pub asker: Asker,
+    /// What the call may change: marked when it goes out, and once more when it is over.
+    pub scope: Option<&'a Scope>,
+}
+
+/// The way to a first attempt, for who has gone it already.
+pub(super) type First = Result<Permit<Lease>, Hindered>;
+
+/// Why an attempt could not be made.
+#[derive(Debug)]
+pub(super) enum Hindered {
+    /// No connection.
+    NotSent(Fault),
+    /// What it would ask is parked.
+    Parked(Parked),
+    /// No permit before the deadline; after so long there may be one.
+    Late(Duration),
+    /// Other calls took too long to connect.
+    Stuck,
+}
+
+impl Worker {
+    /// Makes attempts until one is good enough, or nothing more may be tried. What it gives is the last
+    /// answer that there was: if there is no time for one more attempt, the caller learns why the one
+    /// before failed.
+    pub(super) async fn travel(
+        &self,
+        journey: Journey<'_>,
+        call: Call<'_>,
+        mut first: Option<First>,
+    ) -> Result<Answer, GatewayError> {
+        let Journey { app, kind, asker, scope } = journey;
+        let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
+        let attempts_max = self.gateway.config.upstream.attempts;
+        let (mut tried, mut signed_again, mut marks) = (0, false, None);
+        let mut last = None;
+        state.retries.earn();
+        loop {
+            let way = match first.take() {
+                Some(way) => way,
+                None => self.way(app, name, asker).await,
+            };
+            let (result, signature) = match way {
+                Ok(Permit { slot: _slot, ready: lease }) => {
+                    if let Err(parked) = state.parking().admit(name, clock::tick()) {
+                        upstream.give_back(lease);
+                        return last.unwrap_or(Err(GatewayError::Parked(parked)));
+                    }
+                    marks = marks.or_else(|| scope.map(|scope| Marks::new(&state.follow, scope)));
+                    let (signature, sent) = (state.signer.current(clock::unix_now()), clock::tick());
+                    let result = upstream.send(lease, &state.signer, &signature, call.clone(), asker.deadline).await;
+                    if let Ok(answer) = &result {
+                        state.heed(name, answer, kind, sent);
+                    }
+                    (result, Some(signature))
+                }
+                Err(Hindered::NotSent(fault)) => (Err(fault), None),
+                Err(hindered) => return last.unwrap_or_else(|| Err(hindered.into_error(name))),
+            };
+            tried += 1;
+            let seen = match &result {
+                Ok(answer) => Seen::Answer(answer.error_code),
+                Err(fault) => fault.seen(),
+            };
+            let result = result.map_err(GatewayError::from);
+            let pause = match judge(seen, kind).next {
+                Next::HandOn => return result,
+                Next::SignAgain => {
+                    let refused = signature.filter(|_| !signed_again);
+                    let fresh = refused.and_then(|refused| state.signer.after_refusal(&refused, clock::unix_now()));
+                    if fresh.is_none() {
+                        return result;
+                    }
+                    signed_again = true;
+                    Duration::ZERO
+                }
+                Next::TryAgain => {
+                    let pause = retry::pause(tried, clock::call_number());
+                    let in_time = clock::now() + pause < self.latest_permit(asker.deadline);
+                    if tried >= attempts_max || !in_time || !state.retries.spend() {
+                        return result;
+                    }
+                    pause
+                }
+            };
+            tracing::debug!(command = %name, tried, ?seen, ?pause, "one more attempt");
+            last = Some(result);
+            if pause > Duration::ZERO {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// A connection, then room and permit.
+    async fn way(&self, app: usize, name: CommandName<'_>, asker: Asker) -> First {
+        let (state, upstream) = (self.app(app), &self.upstreams[app]);
+        let parked = || state.parking().check(name, clock::tick()).err();
+        if let Some(parked) = parked() {
+            return Err(Hindered::Parked(parked));
+        }
+        let deadline = self.latest_permit(asker.deadline);
+        let wait = Wait { caller: asker.caller, room: &state.room, deadline };
+        match state.quotas.of(name).wait(wait, upstream.connect(), || parked().is_none()).await {
+            Ok(Turn::Go(permit)) => Ok(permit),
+            Ok(Turn::Unwanted(lease)) => {
+                upstream.give_back(lease);
+                Err(parked().map_or(Hindered::Stuck, Hindered::Parked))
+            }
+            Err(NoPermit::Late(retry_after)) => Err(Hindered::Late(retry_after)),
+            Err(NoPermit::Stuck) => Err(Hindered::Stuck),
+            Err(NoPermit::NotReady(fault)) => Err(Hindered::NotSent(fault)),
+        }
+    }
+}
+
+impl Hindered {
+    fn into_error(self, name: CommandName<'_>) -> GatewayError {
+        match self {
+            Hindered::NotSent(fault) => fault.into(),
+            Hindered::Parked(parked) => GatewayError::Parked(parked),
+            Hindered::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
+            Hindered::Stuck => {
+                let what = "connecting takes too long, nothing was sent";
+                let cause = "other calls are still waiting for a connection".to_owned();
+                GatewayError::UpstreamUnreachable { what, cause }
+            }
+        }
+    }
+}
+
+impl App {
+    /// What an answer means for the calls that follow.
+    fn heed(&self, name: CommandName<'_>, answer: &Answer, kind: CommandKind, sent: Tick) {
+        let effect = judge(Seen::Answer(answer.error_code), kind).effect;
+        if effect == Effect::SlowDown {
+            self.quotas.of(name).refused();
+            tracing::warn!(command = %name, code = answer.error_code, limit = self.quotas.of(name).limit(), "Chat wants fewer calls");
+        }
+        let info = match effect {
+            Effect::None | Effect::SlowDown => None,
+            _ => Envelope::parse(&answer.body).ok().and_then(|envelope| envelope.error_info),
+        };
+        let info = info.unwrap_or_default();
+        let told = Told { command: name, code: answer.error_code, info: &info, sent };
+        let change = self.parking().heed(told, effect, clock::tick());
+        match change {
+            Change::None => {}
+            Change::App(why) => {
+                tracing::warn!(code = why.code, info = why.info, "Chat refuses the app; {}", why.hint);
+            }
+            Change::Command(why) => {
+                tracing::warn!(command = %name, code = why.code, info = why.info, "Chat refuses the command; {}", why.hint);
+            }
+            Change::Lifted => tracing::info!(command = %name, "Chat takes calls again"),
+        }
+    }
+}
