@@ -129,7 +129,7 @@ impl Signer {
     /// If it is ahead of ours, signatures end sooner than we think, so time is taken from it. If it is
     /// behind, nothing is lost: they only end later.
     pub fn observe(&self, chat_now: u64, unix_now: Duration) {
-        let ahead = i64::try_from(i128::from(chat_now) - i128::from(unix_now.as_secs())).unwrap_or(0);
+        let ahead = i64::try_from(i128::from(chat_now) - i128::from(unix_now.as_secs())).unwrap_or(i64::MAX);
         let skew = if ahead.abs() < SKEW_SECS_MIN { 0 } else { ahead.clamp(-SKEW_SECS_MAX, SKEW_SECS_MAX) };
         let before = self.skew.load(Ordering::Relaxed);
         if (skew - before).abs() >= SKEW_SECS_MIN || (skew == 0 && before != 0) {
