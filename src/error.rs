@@ -137,6 +137,18 @@ impl GatewayError {
         self.wire().status.is_server_error()
     }
 
+    /// Whether Chat, the way there or the quota failed, so that an older answer is better than none.
+    pub fn is_trouble(&self) -> bool {
+        matches!(
+            self,
+            GatewayError::RateLimited { .. }
+                | GatewayError::Parked(_)
+                | GatewayError::UpstreamUnreachable { .. }
+                | GatewayError::UpstreamInvalid(_)
+                | GatewayError::UpstreamTimeout
+        )
+    }
+
     /// The body of the answer: the vendor's envelope.
     pub fn envelope(&self) -> Vec<u8> {
         envelope::write(self.wire().code, &format!("chatgate: {self}"))

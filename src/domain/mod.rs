@@ -15,6 +15,7 @@ pub mod object;
 pub mod outcome;
 pub mod parking;
 pub mod region;
+pub mod sickness;
 pub mod tick;
 pub mod usersig;
 pub mod webhook;

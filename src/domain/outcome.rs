@@ -102,6 +102,14 @@ pub fn is_accepted(code: i64) -> bool {
     !matches!(verdict.effect, Effect::ParkApp | Effect::Silence) && verdict.next != Next::SignAgain
 }
 
+/// Whether a code means that Chat fails or holds back, so that an older answer is better than none: not
+/// what is wrong with the question.
+pub fn is_trouble(code: i64) -> bool {
+    let class = error_code::lookup(code).map(|row| row.class);
+    matches!(class, Some(ErrorClass::Transient | ErrorClass::Throttled | ErrorClass::Auth))
+        || matches!(judge_code(code, Next::HandOn).effect, Effect::ParkApp | Effect::Silence)
+}
+
 /// What to look at when Chat refuses an app or a command for good.
 pub fn hint(code: i64) -> &'static str {
     match code {
@@ -168,6 +176,16 @@ mod tests {
                 assert_ne!(hint(code), hint(0), "{code}");
                 assert_eq!(read.next, Next::HandOn, "{code}");
             }
+        }
+    }
+
+    #[test]
+    fn an_older_answer_stands_in_for_trouble_and_not_for_what_is_wrong_with_a_question() {
+        for code in [60008, 60007, 70001, 70009, 70050, 60026] {
+            assert!(is_trouble(code), "{code}");
+        }
+        for code in [0, 30001, 30003, 30005, 60010, 70107, 123_456] {
+            assert!(!is_trouble(code), "{code}");
         }
     }
 

@@ -16,6 +16,7 @@ use crate::domain::error_code::{self, ErrorClass};
 use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Items, write_question};
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Call, CallId, Outcome, Settled, Settlement};
+use crate::domain::outcome::is_trouble;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::quota::{NoPermit, Turn, Wait};
@@ -132,6 +133,11 @@ impl Landing<'_> {
 
     fn finish(&self, call: CallId, result: Result<Answer, GatewayError>) {
         let state = self.worker.app(self.app);
+        let is_trouble = match &result {
+            Ok(answer) => is_trouble(answer.error_code),
+            Err(error) => error.is_trouble(),
+        };
+        state.follow.sickness.note(is_trouble, clock::tick());
         match result {
             Ok(answer) if answer.error_code == 0 => match Items::read(&answer.body) {
                 Some(items) => state.settle(call, &Outcome::Answered(&items), None),

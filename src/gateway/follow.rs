@@ -21,6 +21,7 @@ use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
 use crate::domain::follow::question::Question;
+use crate::domain::outcome::is_trouble;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::quota::CommandQuota;
@@ -62,12 +63,22 @@ impl Worker {
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
         let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
+        let mut fell_back = false;
         while slots.iter().any(|slot| slot.known.is_none()) {
             if manner.wishes.only_if_cached {
                 return Err(GatewayError::NotCached);
             }
+            // While Chat is sick, what can be answered without it is, but for a probe now and then.
+            if follow.sickness.is_sick(clock::tick()) && self.fall_back(app, &mut slots, &manner.wishes) {
+                fell_back = true;
+                break;
+            }
             match Box::pin(self.fetch(app, question, &mut slots, &manner)).await {
                 Ok(()) => {}
+                Err(ended) if ended.is_trouble() && self.fall_back(app, &mut slots, &manner.wishes) => {
+                    fell_back = true;
+                    break;
+                }
                 Err(Ended::Refused(refusal)) => return refuse(&refusal),
                 Err(Ended::Gateway(error)) => return Err(error),
             }
@@ -84,7 +95,7 @@ impl Worker {
             ..=UNCOUNTED_MAX => None,
             _ => Some(self.gateway.buffered.take(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
         };
-        let mut reply = reply(question, &slots, &slot_of, &manner, refused, expired);
+        let mut reply = reply(question, &slots, &slot_of, &manner, [refused, expired, fell_back]);
         reply.body = counted(reply.body, held);
         Ok(reply)
     }
@@ -122,6 +133,27 @@ impl Worker {
         (refused, missing > 0 && expired == missing)
     }
 
+    /// Lets facts past their ttl stand in for all that is missing, or for nothing
+    /// (`cache.stale_if_error`).
+    fn fall_back(&self, app: usize, slots: &mut [Slot], wishes: &Wishes) -> bool {
+        let (follow, cache) = (&self.app(app).follow, &self.gateway.config.cache);
+        if cache.stale_if_error == Duration::ZERO || !wishes.may_fall_back() {
+            return false;
+        }
+        let (now, oldest) = (clock::tick(), cache.ttl + cache.stale_if_error);
+        let mut found = Vec::new();
+        for (at, slot) in slots.iter().enumerate().filter(|(_, slot)| slot.known.is_none()) {
+            let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
+            let Some(fact) = fact.filter(|fact| now.since(fact.sent) < oldest) else { return false };
+            let source = if now.since(fact.sent) < cache.ttl { Source::Hit } else { Source::Stale };
+            found.push((at, Known::from_fact(slot.pair, fact, source)));
+        }
+        for (at, known) in found {
+            slots[at].known = Some(known);
+        }
+        true
+    }
+
     /// Waits for the missing pairs.
     async fn fetch(
         self: &Arc<Self>,
@@ -135,6 +167,7 @@ impl Worker {
             return Err(Ended::Gateway(GatewayError::UpstreamTimeout));
         }
         let state = self.app(app);
+        state.parking().check(FOLLOW_CHECK, clock::tick()).map_err(GatewayError::Parked)?;
         let fence = &state.follow.fence;
         let desk = state.follow.desk();
         // A lookup that was under way may have landed since: it leaves its facts while it has the desk,
@@ -217,6 +250,19 @@ fn refuse_hopeless(quota: &CommandQuota, calls_ahead: u32, deadline: Instant) ->
 enum Ended {
     Refused(Arc<Refusal>),
     Gateway(GatewayError),
+}
+
+impl Ended {
+    /// Whether Chat, the way there or the quota failed, and not the question.
+    fn is_trouble(&self) -> bool {
+        match self {
+            Ended::Refused(refusal) => match &**refusal {
+                Refusal::Chat(answer) => is_trouble(answer.error_code),
+                Refusal::Gateway(error) => error.is_trouble(),
+            },
+            Ended::Gateway(error) => error.is_trouble(),
+        }
+    }
 }
 
 impl From<GatewayError> for Ended {
@@ -315,12 +361,11 @@ fn reply(
     slots: &[Slot],
     slot_of: &[u32],
     manner: &Manner,
-    refused: bool,
-    expired: bool,
+    [refused, expired, fell_back]: [bool; 3],
 ) -> Reply {
     let known = |slot: &u32| slots[*slot as usize].known.as_ref().expect("every pair has its answer");
     let body = write_answer(question.to.iter().zip(slot_of).map(|(to, slot)| (to, &known(slot).item)));
-    let (mut tally, mut oldest) = (Tally::default(), Tick::from_micros(u64::MAX));
+    let (mut tally, mut oldest) = (Tally { fell_back, ..Tally::default() }, Tick::from_micros(u64::MAX));
     for known in slots.iter().filter_map(|slot| slot.known.as_ref()) {
         tally.count(known.source);
         oldest = oldest.min(known.sent);

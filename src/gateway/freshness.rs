@@ -72,6 +72,15 @@ impl Wishes {
     }
 }
 
+impl Wishes {
+    /// Whether a fact past its ttl may stand in where Chat does not answer, if the configuration says so
+    /// (RFC 5861, section 4): not for who wants to know how things are now.
+    pub fn may_fall_back(&self) -> bool {
+        let wants_now = self.no_cache || self.no_store || self.max_age.is_some();
+        !wants_now && self.max_stale != Some(Duration::ZERO)
+    }
+}
+
 /// What a kept fact is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -123,6 +132,8 @@ pub struct Tally {
     pub fetched: usize,
     pub flipped: usize,
     pub stale: usize,
+    /// Stale ones stand in for what Chat did not answer.
+    pub fell_back: bool,
 }
 
 impl Tally {
@@ -143,8 +154,10 @@ impl Tally {
     /// The value of `Cache-Status` (RFC 9211). `expired` says whether every pair that was not in the
     /// cache had been there once and was past its ttl.
     pub fn cache_status(&self, wishes: &Wishes, refused: bool, expired: bool) -> String {
-        let Tally { hit, joined, fetched, flipped, stale } = self;
-        let outcome = if joined + fetched == 0 {
+        let Tally { hit, joined, fetched, flipped, stale, fell_back } = self;
+        let outcome = if *fell_back {
+            "fwd=stale"
+        } else if joined + fetched == 0 {
             "hit"
         } else if wishes.no_store {
             "fwd=bypass"
@@ -202,11 +215,23 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_to_know_how_things_are_now_gets_no_substitute() {
+        for (value, may) in [("", true), ("max-stale=9", true), ("only-if-cached", true)] {
+            assert_eq!(wishes(value).may_fall_back(), may, "{value}");
+        }
+        for value in ["no-cache", "no-store", "max-age=60", "max-stale=0"] {
+            assert!(!wishes(value).may_fall_back(), "{value}");
+        }
+    }
+
+    #[test]
     fn the_status_tells_why_chat_was_asked() {
-        let tally = |hit, joined, fetched| Tally { hit, joined, fetched, flipped: 0, stale: 0 };
+        let tally = |hit, joined, fetched| Tally { hit, joined, fetched, ..Tally::default() };
         let none = Wishes::default();
         let of = |tally: Tally, expired| tally.cache_status(&none, false, expired);
         assert_eq!(of(tally(3, 0, 0), false), "chatgate; hit; detail=\"hit=3 joined=0 fetched=0 flipped=0 stale=0\"");
+        let fell_back = Tally { hit: 1, stale: 2, fell_back: true, ..Tally::default() };
+        assert!(of(fell_back, false).starts_with("chatgate; fwd=stale; "));
         assert!(of(tally(1, 0, 2), false).starts_with("chatgate; fwd=partial; "));
         assert!(of(tally(0, 1, 2), false).starts_with("chatgate; fwd=miss; "));
         assert!(of(tally(0, 0, 2), true).starts_with("chatgate; fwd=stale; "));

@@ -22,6 +22,7 @@ use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
 use crate::domain::follow::pending::{Pending, Settled, Ticket};
 use crate::domain::parking::Parking;
+use crate::domain::sickness::Sickness;
 use crate::error::GatewayError;
 use crate::quota::{AppQuotas, CommandQuota};
 use crate::retry::RetryBudget;
@@ -68,6 +69,8 @@ pub(super) struct Follow {
     pub hasher: UserHasher,
     pub facts: Facts,
     pub fence: Fence,
+    /// Whether lookups have failed lately.
+    pub sickness: Sickness,
     /// How long after a write answers about its pairs are not kept.
     pub write_settle: Duration,
     pub quota: Arc<CommandQuota>,
@@ -133,6 +136,7 @@ impl Gateway {
                     hasher: UserHasher::new(&key),
                     facts: Facts::new(config.cache.max_pairs),
                     fence: Fence::default(),
+                    sickness: Sickness::default(),
                     write_settle: config.cache.write_settle,
                     quota: quotas.of(FOLLOW_CHECK),
                     desk: Mutex::new(Desk {
