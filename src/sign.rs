@@ -66,7 +66,15 @@ impl Signer {
     pub fn new(app: SdkAppId, identifier: Identifier, key: SecretKey, lifetime: Duration, unix_now: Duration) -> Self {
         let lifetime_secs = lifetime.as_secs().max(1);
         let first = Signature::new(&key, app, &identifier, unix_now.as_secs(), lifetime_secs);
-        Self { app, identifier, key, lifetime_secs, current: ArcSwap::from_pointee(first), renewing: Mutex::default(), skew: AtomicI64::new(0) }
+        Self {
+            app,
+            identifier,
+            key,
+            lifetime_secs,
+            current: ArcSwap::from_pointee(first),
+            renewing: Mutex::default(),
+            skew: AtomicI64::new(0),
+        }
     }
 
     /// A signature that is good at this moment.
@@ -138,7 +146,11 @@ impl Signer {
             if skew == 0 {
                 tracing::info!(sdkappid, "this machine's clock and Chat's agree again");
             } else {
-                tracing::warn!(sdkappid, seconds, "Chat's clock differs from this machine's; check time synchronisation");
+                tracing::warn!(
+                    sdkappid,
+                    seconds,
+                    "Chat's clock differs from this machine's; check time synchronisation"
+                );
             }
         }
     }

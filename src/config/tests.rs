@@ -222,7 +222,10 @@ fn every_key_is_read() {
     let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
     assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
     assert!(config.access.require_header && config.access.open);
-    assert_eq!(config.cache, Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) });
+    assert_eq!(
+        config.cache,
+        Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }
+    );
     assert_eq!(config.follow_check, FollowCheck { max_to: 16, flip: false });
     let upstream = Upstream {
         attempts: 2,

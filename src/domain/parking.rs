@@ -219,7 +219,10 @@ mod tests {
         let admitted = (4..=123).filter(|second| parking.admit(CHECK, at(*second)).is_ok()).count();
         assert_eq!(admitted, 4);
         assert_eq!(tell(&mut parking, CHECK, 0, 123, 124), Change::Lifted);
-        assert!(parking.admit(named("openim/sendmsg"), at(124)).is_ok() && parking.admit(named("openim/sendmsg"), at(124)).is_ok());
+        assert!(
+            parking.admit(named("openim/sendmsg"), at(124)).is_ok()
+                && parking.admit(named("openim/sendmsg"), at(124)).is_ok()
+        );
     }
 
     #[test]
@@ -251,7 +254,10 @@ mod tests {
         assert!(matches!(tell(&mut parking, CHECK, 70050, 0, 1), Change::App(_)));
         tell(&mut parking, named("openim/sendmsg"), 0, 0, 2);
         assert!(parking.admit(named("openim/sendmsg"), at(60)).is_err());
-        assert!(parking.admit(named("openim/sendmsg"), at(61)).is_ok() && parking.admit(named("openim/sendmsg"), at(61)).is_ok());
+        assert!(
+            parking.admit(named("openim/sendmsg"), at(61)).is_ok()
+                && parking.admit(named("openim/sendmsg"), at(61)).is_ok()
+        );
     }
 
     #[test]

@@ -208,7 +208,11 @@ impl Upstream {
     async fn connect_to(&self, side: Side) -> Result<Lease, Fault> {
         let inner = self.end(side).pool.take().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
         if !inner.reused && self.failover.state().connected(side, clock::tick()) {
-            tracing::warn!(app = self.app, ?side, "the other domain cannot be reached, calls go to this one from now on");
+            tracing::warn!(
+                app = self.app,
+                ?side,
+                "the other domain cannot be reached, calls go to this one from now on"
+            );
         }
         Ok(Lease { inner, side })
     }

@@ -64,7 +64,11 @@ where
                 }
                 (found, Some(known)) => {
                     let error = found.err().map(|error| error.to_string());
-                    tracing::warn!(name = name.as_str(), error, "a name lookup failed, the last good addresses serve on");
+                    tracing::warn!(
+                        name = name.as_str(),
+                        error,
+                        "a name lookup failed, the last good addresses serve on"
+                    );
                     Ok(last[known].1.clone().into_iter())
                 }
                 (found, None) => found.map(Vec::into_iter),

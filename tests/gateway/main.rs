@@ -15,6 +15,7 @@ mod freshness;
 mod http;
 mod leaks;
 mod lifecycle;
+mod outcomes;
 mod quota;
 mod relay;
 mod slow;
