@@ -48,7 +48,11 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     writeln!(out, "\ncache           {} pairs an app, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
     let buffered = show_size(server.max_buffered);
     writeln!(out, "at one time     {} requests, {buffered} of bodies and answers", server.max_requests)?;
-    let timeout = show_duration(config.upstream.timeout);
+    let upstream = &config.upstream;
+    let (timeout, attempt) = (show_duration(upstream.timeout), show_duration(upstream.attempt_timeout));
+    let attempts = upstream.attempts;
+    let most = if attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts (a write: 1)") };
+    writeln!(out, "a call          at most {most} of {attempt} each, {} more on average", upstream.retry_budget)?;
     writeln!(
         out,
         "worst-case wait {timeout}: by then a caller whose request is in has an answer, if only `upstream_timeout` or \

@@ -159,8 +159,7 @@ impl Parking {
     fn accepted(&mut self) -> bool {
         self.suspected = None;
         // Silence is kept whatever else comes back: those answers were under way.
-        let lifted = self.app.take_if(|entry| !entry.passes).is_some();
-        lifted
+        self.app.take_if(|entry| !entry.passes).is_some()
     }
 
     /// Why the app is parked, if it is.
@@ -180,7 +179,8 @@ fn is(name: &str, command: CommandName<'_>) -> bool {
 
 impl Entry {
     fn new(told: Told<'_>, probe_at: Tick, passes: bool) -> Self {
-        let end = told.info.floor_char_boundary(INFO_LEN_MAX);
+        let ends = told.info.char_indices().map(|(at, character)| at + character.len_utf8());
+        let end = ends.take_while(|end| *end <= INFO_LEN_MAX).last().unwrap_or(0);
         let info = told.info[..end].to_owned();
         Self { why: Arc::new(Why { code: told.code, info, hint: hint(told.code) }), probe_at, passes }
     }

@@ -14,11 +14,13 @@ const ADDRESSES_MAX: usize = 16;
 /// Most names whose addresses are kept: an app has two.
 const NAMES_MAX: usize = 4;
 
+type Known = Vec<(Name, Vec<SocketAddr>)>;
+
 /// The system's resolver with a memory.
 #[derive(Clone)]
 pub(super) struct Resolver<R = GaiResolver> {
     inner: R,
-    last: Arc<Mutex<Vec<(Name, Vec<SocketAddr>)>>>,
+    last: Arc<Mutex<Known>>,
 }
 
 impl Default for Resolver {

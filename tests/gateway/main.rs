@@ -6,6 +6,7 @@
 mod app_choice;
 mod batching;
 mod bounds;
+mod chaos;
 mod cli;
 mod concurrency;
 mod errors;
