@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -19,7 +19,7 @@ pub enum GatewayError {
     /// A query parameter or a member of `follow_check` that is not as the vendor wants it.
     #[error("{0}")]
     BadParameter(String),
-    /// Nobody who is known sent it: a webhook that the app's token did not sign, or not now.
+    /// Nobody who is known sent it: no token or a wrong one, or a webhook that was not signed just now.
     #[error("{0}")]
     Unauthenticated(&'static str),
     /// Not allowed: by the access list, or because it looks like a browser's request.
@@ -146,6 +146,10 @@ impl GatewayError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("chatgate-error", HeaderValue::from_static(wire.slug));
         match self {
+            // RFC 9110 section 15.5.2 wants one in every 401, RFC 6750 section 3 has this one.
+            GatewayError::Unauthenticated(_) => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             GatewayError::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }

@@ -152,7 +152,7 @@ impl Worker {
             })
             .collect();
         let wishes = &manner.wishes;
-        let Asker { caller, deadline } = manner.asker;
+        let Asker { caller, deadline, .. } = manner.asker;
         let terms = Terms { caller, join: wishes.may_join(), keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;

@@ -64,7 +64,7 @@ impl Worker {
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let Asker { caller, deadline } = order.asker;
+        let Asker { caller, deadline, .. } = order.asker;
         let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
         let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
         let permit = waited.map_err(|no_permit| match no_permit {
