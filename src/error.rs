@@ -62,6 +62,14 @@ pub enum GatewayError {
         /// When trying again may succeed.
         retry_after: Duration,
     },
+    /// Nothing of the caller's own share before the deadline.
+    #[error("caller {caller} has used up its share and a turn would come after the deadline; try again after {} s, lower the rate, or raise the caller's quota", whole_seconds(*.retry_after))]
+    ShareUsedUp {
+        /// Whose share it is.
+        caller: String,
+        /// When trying again may succeed.
+        retry_after: Duration,
+    },
     /// Nothing was sent, or the connection broke before an answer.
     #[error("Chat cannot be reached: {what}")]
     UpstreamUnreachable {
@@ -116,7 +124,9 @@ impl GatewayError {
             GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
             GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
-            GatewayError::RateLimited { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
+            GatewayError::RateLimited { .. } | GatewayError::ShareUsedUp { .. } => {
+                ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007)
+            }
             GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
             GatewayError::Overloaded(_) => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503),
@@ -153,7 +163,7 @@ impl GatewayError {
             GatewayError::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
-            GatewayError::RateLimited { retry_after, .. } => {
+            GatewayError::RateLimited { retry_after, .. } | GatewayError::ShareUsedUp { retry_after, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
             }
             GatewayError::Overloaded(_) => {

@@ -18,6 +18,7 @@ use crate::domain::caller::{CallerId, CallerName, TOKEN_LEN_MAX, TokenDigest};
 use crate::domain::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
+use crate::quota::Share;
 
 /// Who may call, and what.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ struct Caller {
     /// The numbers of its apps; `None`: all.
     apps: Option<Vec<usize>>,
     rights: Rights,
+    /// Calls that it may cause; `None`: no bound of its own.
+    share: Option<Share>,
 }
 
 #[derive(Debug)]
@@ -61,6 +64,7 @@ impl Access {
             id: CallerId::named(&caller.name),
             apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
             rights: Rights { allow: caller.allow.clone(), report_only: caller.report_only },
+            share: caller.quota.map(Share::new),
         };
         let config::Access { allow, report_only, .. } = &config.access;
         Self {
@@ -120,6 +124,24 @@ impl Access {
             }
             None => format!("{name} is not allowed; add it to access.allow if it should be"),
         }))
+    }
+
+    /// Reserves calls of a caller's share, if it has one: how long it has to wait before it causes them.
+    ///
+    /// # Errors
+    /// `rate_limited` if that is longer than `patience`. Then nothing is reserved.
+    pub(super) fn charge(
+        &self,
+        listed: Option<Listed>,
+        calls: impl FnOnce() -> usize,
+        patience: Duration,
+    ) -> Result<Duration, GatewayError> {
+        let Some(Caller { name, share: Some(share), .. }) = listed.map(|listed| self.caller(listed)) else {
+            return Ok(Duration::ZERO);
+        };
+        let calls = u32::try_from(calls()).unwrap_or(u32::MAX);
+        let reserved = share.reserve(calls, clock::tick(), patience);
+        reserved.map_err(|retry_after| GatewayError::ShareUsedUp { caller: name.to_string(), retry_after })
     }
 
     /// Whose turn a caller's requests take.

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use super::evict::Marks;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
+use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
@@ -64,8 +65,15 @@ impl Worker {
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let Asker { caller, deadline, .. } = order.asker;
-        let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
+        let Asker { caller, listed, deadline } = order.asker;
+        let latest = self.latest_permit(deadline);
+        // Before it joins the line: who waits for its own share keeps nobody else waiting. What then
+        // finds no quota of its command is charged all the same.
+        let wait = self.gateway.access.charge(listed, || 1, latest.saturating_duration_since(clock::now()))?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        let wait = Wait { caller, room: &state.room, deadline: latest };
         let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
         let permit = waited.map_err(|no_permit| match no_permit {
             NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },

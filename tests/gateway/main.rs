@@ -6,6 +6,7 @@
 mod app_choice;
 mod batching;
 mod bounds;
+mod callers;
 mod cli;
 mod concurrency;
 mod errors;
@@ -17,6 +18,7 @@ mod leaks;
 mod lifecycle;
 mod quota;
 mod relay;
+mod shares;
 mod slow;
 mod support;
 mod tls;
