@@ -12,10 +12,13 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
+use subtle::ConstantTimeEq as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::Gateway;
+use crate::domain::caller::TokenDigest;
+use crate::error::GatewayError;
 use crate::gateway::route::{Peer, check_caller};
+use crate::gateway::{Gateway, access};
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -60,6 +63,9 @@ impl Admin {
     /// What can be said without the body.
     fn answer(&self, head: &Parts, peer: Peer) -> Answer {
         let state = &self.state;
+        if let Err(error) = access::check_uid(&state.gateway.config.server.unix_uids, peer) {
+            return Answer::Whole(error.into_response());
+        }
         Answer::Whole(match (head.uri.path(), &head.method) {
             ("/livez", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "alive\n"),
             ("/readyz" | "/healthz", &Method::GET | &Method::HEAD) => {
@@ -83,13 +89,24 @@ impl Admin {
         })
     }
 
-    /// Why an order is not taken: orders are for who is on this machine, and not for a browser.
+    /// Why an order is not taken: orders are for who has the operators' token, or without one for who
+    /// is on this machine, and not for a browser.
     fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
-        if let Err(error) = check_caller(head, &self.state.gateway.hosts, peer) {
+        let gateway = &self.state.gateway;
+        if let Err(error) = check_caller(head, &gateway.hosts, peer) {
             return Some(error.into_response());
         }
-        let refusal = "orders are taken over loopback or a Unix socket only\n";
-        (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, refusal))
+        let Some(token) = &gateway.config.server.admin_token else {
+            let refusal =
+                "orders are taken over loopback or a Unix socket only, unless server.admin_token_file names a token\n";
+            return (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, refusal));
+        };
+        let given = access::bearer_token(&head.headers).map(TokenDigest::of);
+        if given.is_some_and(|given| given.ct_eq(&token.digest()).into()) {
+            return None;
+        }
+        let refusal = "an order needs the header \"Authorization: Bearer TOKEN\", as server.admin_token_file has it";
+        Some(GatewayError::Unauthenticated(refusal).into_response())
     }
 }
 
@@ -103,7 +120,7 @@ enum Answer {
 /// Whether a request came over loopback or a Unix socket.
 fn is_local(peer: Peer) -> bool {
     match peer {
-        Peer::Unix => true,
+        Peer::Unix { .. } => true,
         Peer::Tcp { local } => local.is_loopback(),
     }
 }
@@ -135,12 +152,18 @@ mod tests {
 
     const LOOPBACK: Peer = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::LOCALHOST) };
 
+    const TOKEN: &str = "the-token-of-operators";
+
     fn admin(quit: CancellationToken) -> Admin {
+        admin_with("", quit)
+    }
+
+    fn admin_with(server: &str, quit: CancellationToken) -> Admin {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("chatgate.toml");
         let app = "[[app]]\nname = 'main'\nsdkappid = 1\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n";
-        std::fs::write(&file, app).expect("own folder");
-        let config = crate::config::load(&file, &[("KEY", "key")].into_iter().collect());
+        std::fs::write(&file, format!("{app}[server]\n{server}\n")).expect("own folder");
+        let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         Admin::new(Gateway::new(config).unwrap_or_else(|error| panic!("{error}")), quit)
     }
@@ -183,7 +206,39 @@ mod tests {
         }
         assert_eq!(ask(&admin, "POST", "/cache/evict", &[host], LOOPBACK), 200);
         assert!(!quit.is_cancelled());
-        assert_eq!(ask(&admin, "POST", "/quit", &[host], Peer::Unix), 200);
+        assert_eq!(ask(&admin, "POST", "/quit", &[host], Peer::Unix { uid: None }), 200);
         assert!(quit.is_cancelled());
+    }
+
+    #[test]
+    fn with_a_token_orders_are_taken_from_who_has_it_wherever_he_is() {
+        let quit = CancellationToken::new();
+        let admin = admin_with("admin_token_env = 'TOKEN'", quit.clone());
+        let host = ("host", "localhost");
+        let elsewhere = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
+        let bearer = |token: &str| format!("Bearer {token}");
+        let (right, wrong) = (bearer(TOKEN), bearer("the-token-of-operator"));
+        for peer in [LOOPBACK, elsewhere, Peer::Unix { uid: None }] {
+            assert_eq!(ask(&admin, "POST", "/quit", &[host], peer), 401);
+            assert_eq!(ask(&admin, "POST", "/quit", &[host, ("authorization", &wrong)], peer), 401);
+            assert_eq!(ask(&admin, "POST", "/quit", &[host, ("authorization", TOKEN)], peer), 401);
+            assert_eq!(ask(&admin, "POST", "/quit", &[host, ("authorization", &right), ("origin", "x")], peer), 403);
+            assert_eq!(ask(&admin, "GET", "/livez", &[], peer), 200, "who only looks needs none");
+            assert_eq!(ask(&admin, "POST", "/cache/evict", &[host, ("authorization", &right)], peer), 200);
+        }
+        assert!(!quit.is_cancelled());
+        assert_eq!(ask(&admin, "POST", "/quit", &[host, ("authorization", &right)], elsewhere), 200);
+        assert!(quit.is_cancelled());
+    }
+
+    #[test]
+    fn processes_of_other_users_are_told_nothing() {
+        let admin = admin_with("unix_uids = [7]", CancellationToken::new());
+        for (uid, status) in [(Some(7), 200), (Some(8), 403), (Some(0), 403), (None, 403)] {
+            assert_eq!(ask(&admin, "GET", "/livez", &[], Peer::Unix { uid }), status, "{uid:?}");
+            let order = ask(&admin, "POST", "/cache/evict", &[("host", "localhost")], Peer::Unix { uid });
+            assert_eq!(order, status, "{uid:?}");
+        }
+        assert_eq!(ask(&admin, "GET", "/livez", &[], LOOPBACK), 200);
     }
 }

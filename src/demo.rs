@@ -179,6 +179,7 @@ impl Chat {
             },
             apps: vec![app],
             access: Access { allow: vec![CommandPattern::Any], ..Access::default() },
+            callers: Vec::new(),
             cache: Cache { max_pairs: 100_000, ..Cache::default() },
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -20,7 +20,7 @@ pub enum GatewayError {
     /// A query parameter or a member of `follow_check` that is not as the vendor wants it.
     #[error("{0}")]
     BadParameter(String),
-    /// Nobody who is known sent it: a webhook that the app's token did not sign, or not now.
+    /// Nobody who is known sent it: no token or a wrong one, or a webhook that was not signed just now.
     #[error("{0}")]
     Unauthenticated(&'static str),
     /// Not allowed: by the access list, or because it looks like a browser's request.
@@ -66,6 +66,14 @@ pub enum GatewayError {
     /// Chat refuses the app or the command for a reason that asking again cannot mend.
     #[error("{} (Chat said: {}; it is asked again now and then)", .0.why.hint, .0.why.info)]
     Parked(Parked),
+    /// Nothing of the caller's own share before the deadline.
+    #[error("caller {caller} has used up its share and a turn would come after the deadline; try again after {} s, lower the rate, or raise the caller's quota", whole_seconds(*.retry_after))]
+    ShareUsedUp {
+        /// Whose share it is.
+        caller: String,
+        /// When trying again may succeed.
+        retry_after: Duration,
+    },
     /// Nothing was sent, or the connection broke before an answer.
     #[error("Chat cannot be reached: {what}")]
     UpstreamUnreachable {
@@ -120,7 +128,9 @@ impl GatewayError {
             GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
             GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
-            GatewayError::RateLimited { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
+            GatewayError::RateLimited { .. } | GatewayError::ShareUsedUp { .. } => {
+                ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007)
+            }
             GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.why.code),
             GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
@@ -142,6 +152,7 @@ impl GatewayError {
         matches!(
             self,
             GatewayError::RateLimited { .. }
+                | GatewayError::ShareUsedUp { .. }
                 | GatewayError::Parked(_)
                 | GatewayError::UpstreamUnreachable { .. }
                 | GatewayError::UpstreamInvalid(_)
@@ -163,10 +174,14 @@ impl GatewayError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("chatgate-error", HeaderValue::from_static(wire.slug));
         match self {
+            // RFC 9110 section 15.5.2 wants one in every 401, RFC 6750 section 3 has this one.
+            GatewayError::Unauthenticated(_) => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             GatewayError::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
-            GatewayError::RateLimited { retry_after, .. } => {
+            GatewayError::RateLimited { retry_after, .. } | GatewayError::ShareUsedUp { retry_after, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
             }
             GatewayError::Parked(parked) => {

@@ -44,6 +44,7 @@ impl Gateway {
             quota: Quota { per_command: NonZeroU32::new(per_second).expect("not 0"), ..Quota::default() },
         };
         let config = Config {
+            callers: Vec::new(),
             server: Server { listen: vec![any()], admin: any(), max_connections: 20_000, ..Server::default() },
             apps: vec![app],
             access: Access::default(),

@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use crate::config::{Access, App, Config, lower_limit, show_duration, show_size};
+use crate::config::{Access, App, Caller, Config, lower_limit, show_duration, show_size};
 use crate::domain::app::AppName;
-use crate::domain::command::{CommandName, KNOWN_COMMANDS};
+use crate::domain::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 
 /// What the configuration comes to, for people. Warnings are not part of it.
 pub(super) fn report(config: &Config) -> String {
@@ -16,9 +16,15 @@ pub(super) fn report(config: &Config) -> String {
 fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     let server = &config.server;
     for address in &server.listen {
-        writeln!(out, "data listener   {address}{}", reach(address.is_local()))?;
+        writeln!(out, "data listener   {address}{}", reach(address.is_local(), !config.callers.is_empty()))?;
     }
-    writeln!(out, "admin listener  {}{}", server.admin, reach(server.admin.is_local()))?;
+    let token = if server.admin_token.is_some() { ", orders with a token" } else { "" };
+    let reachable = reach(server.admin.is_local(), server.admin_token.is_some() || !config.callers.is_empty());
+    writeln!(out, "admin listener  {}{reachable}{token}", server.admin)?;
+    if !server.unix_uids.is_empty() {
+        let uids: Vec<String> = server.unix_uids.iter().map(u32::to_string).collect();
+        writeln!(out, "Unix sockets    for users {}", uids.join(", "))?;
+    }
     if let Some(webhook) = &config.webhook {
         let mut apps: Vec<&str> = webhook.tokens.keys().map(AppName::as_str).collect();
         apps.sort_unstable();
@@ -28,18 +34,19 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     if !server.hosts.is_empty() {
         writeln!(out, "host names      {}", server.hosts.join(", "))?;
     }
-    let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
     let header = if config.access.require_header { ", with the header `Chatgate: 1`" } else { "" };
-    writeln!(
-        out,
-        "callers may     {}{header}",
-        if allow.is_empty() { "nothing".to_owned() } else { allow.join(", ") }
-    )?;
+    if config.callers.is_empty() {
+        let Access { allow, report_only, .. } = &config.access;
+        writeln!(out, "callers may     {}{header}", allowed(allow, *report_only))?;
+    } else {
+        writeln!(out, "callers         need a token{header}")?;
+        config.callers.iter().try_for_each(|caller| write_caller(out, caller))?;
+    }
     let default = config.default_app().map(|app| &app.name);
     for app in &config.apps {
         let mark = if Some(&app.name) == default { ", for calls that name no app" } else { "" };
         writeln!(out, "\napp {}{mark}", app.name)?;
-        write_app(out, app, &config.access)?;
+        write_app(out, app, config)?;
     }
     if default.is_none() {
         writeln!(out, "\nno app is the default: every call has to name one")?;
@@ -60,7 +67,21 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     )
 }
 
-fn write_app(out: &mut String, app: &App, access: &Access) -> fmt::Result {
+fn write_caller(out: &mut String, caller: &Caller) -> fmt::Result {
+    let apps: Option<Vec<&str>> = caller.apps.as_ref().map(|apps| apps.iter().map(AppName::as_str).collect());
+    let apps = apps.map_or("all apps".to_owned(), |apps| apps.join(", "));
+    let quota = caller.quota.map_or("no quota of its own".to_owned(), |quota| format!("{quota}/s"));
+    let may = allowed(&caller.allow, caller.report_only);
+    writeln!(out, "  {}\n    may         {may}\n    of          {apps}\n    quota       {quota}", caller.name)
+}
+
+fn allowed(allow: &[CommandPattern], report_only: bool) -> String {
+    let patterns: Vec<String> = allow.iter().map(ToString::to_string).collect();
+    let patterns = if patterns.is_empty() { "nothing".to_owned() } else { patterns.join(", ") };
+    if report_only { format!("{patterns}; all else is let through and logged (report_only)") } else { patterns }
+}
+
+fn write_app(out: &mut String, app: &App, config: &Config) -> fmt::Result {
     writeln!(out, "  sdkappid      {}", app.sdkappid)?;
     writeln!(out, "  identifier    {:?}, signing for {} at a time", app.identifier.as_str(), lifetime(app))?;
     match &app.standby {
@@ -74,7 +95,7 @@ fn write_app(out: &mut String, app: &App, access: &Access) -> fmt::Result {
     }
     let quota = &app.quota;
     let total = quota.total.map_or("no bound".to_owned(), |total| format!("{total}/s"));
-    let exceptions = exceptions(app, access);
+    let exceptions = exceptions(app, config);
     let except = if exceptions.is_empty() { "" } else { ", except" };
     writeln!(out, "  quota         {}/s for each command, {total} for all together{except}", quota.per_command)?;
     for (name, rate, why) in exceptions {
@@ -85,9 +106,12 @@ fn write_app(out: &mut String, app: &App, access: &Access) -> fmt::Result {
 
 /// Commands whose rate is not `per_command`, by name: rate and why. The vendor's lower limits of commands
 /// that nobody may call would only be in the way.
-fn exceptions(app: &App, access: &Access) -> Vec<(String, String, &'static str)> {
+fn exceptions(app: &App, config: &Config) -> Vec<(String, String, &'static str)> {
     let own = app.quota.commands.iter().map(|(name, rate)| (name.clone(), format!("{rate}/s"), "configured"));
-    let allowed = |name: &CommandName<'_>| access.allow.iter().any(|pattern| pattern.matches(*name));
+    let of_callers = config.callers.iter().flat_map(|caller| &caller.allow);
+    let allow: Vec<_> =
+        if config.callers.is_empty() { config.access.allow.iter().collect() } else { of_callers.collect() };
+    let allowed = |name: &CommandName<'_>| allow.iter().any(|pattern| pattern.matches(*name));
     let lower = KNOWN_COMMANDS.iter().map(|known| known.name).filter(allowed);
     let lower = lower.filter(|name| lower_limit(*name).is_some_and(|vendor| vendor < app.quota.per_command));
     let lower = lower.filter(|name| !app.quota.commands.contains_key(&name.to_string()));
@@ -101,8 +125,12 @@ fn lifetime(app: &App) -> String {
     show_duration(app.usersig_lifetime)
 }
 
-fn reach(local: bool) -> &'static str {
-    if local { "" } else { ", which other machines can reach (access.open)" }
+fn reach(local: bool, asked: bool) -> &'static str {
+    match (local, asked) {
+        (true, _) => "",
+        (false, true) => ", which other machines can reach",
+        (false, false) => ", which other machines can reach (access.open)",
+    }
 }
 
 fn plural(count: usize, noun: &str) -> String {
@@ -120,7 +148,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("c.toml");
         std::fs::write(&path, text).expect("written");
-        let env: Env = [("KEY", KEY)].into_iter().collect();
+        let tokens = [("TOKEN", "a-token-that-is-long"), ("OTHER", "a-token-that-is-another")];
+        let env: Env = tokens.into_iter().chain([("KEY", KEY)]).collect();
         report(&load(&path, &env).unwrap_or_else(|problems| panic!("{problems}")))
     }
 
@@ -159,6 +188,29 @@ mod tests {
         assert!(text.contains("worst-case wait 17s") && text.contains("adminapijpn.my-imcloud.com"), "{text}");
         assert!(!text.contains("timpush/push"), "nobody may call it\n{text}");
         assert!(!text.contains(&KEY[..8]), "{text}");
+    }
+
+    #[test]
+    fn it_names_callers_and_what_they_may_but_no_token() {
+        let text = report_of(
+            "[server]\nlisten = '0.0.0.0:1'\nunix_uids = [0, 7]\nadmin_token_env = 'KEY'\n\
+             [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
+             [[caller]]\nname = 'feed'\ntoken_env = 'TOKEN'\napps = ['one']\nallow = ['timpush/push']\nquota = '50/s'\n\
+             [[caller]]\nname = 'trial'\ntoken_env = 'OTHER'\nreport_only = true\n",
+        );
+        for line in [
+            "data listener   0.0.0.0:1, which other machines can reach",
+            "admin listener  127.0.0.1:8701, orders with a token",
+            "Unix sockets    for users 0, 7",
+            "callers         need a token",
+            "  feed\n    may         timpush/push\n    of          one\n    quota       50/s",
+            "  trial\n    may         follow/follow_check; all else is let through and logged (report_only)\n    \
+             of          all apps\n    quota       no quota of its own",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");
+        }
+        assert!(text.contains("vendor's limit"), "timpush/push has a lower one, and somebody may call it\n{text}");
+        assert!(!text.contains("a-token-that") && !text.contains(&KEY[..8]), "{text}");
     }
 
     #[test]

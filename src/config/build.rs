@@ -8,14 +8,15 @@ use std::time::Duration;
 use super::address::host_name;
 use super::overlay::lay_over;
 use super::problem::in_order;
-use super::section::{Reader, Section};
+use super::section::{Reader, SecretNames, Section};
 use super::suggest::closest;
 use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
-    Access, Cache, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem, Problems,
-    Server, Upstream, apps, later, webhook,
+    Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem,
+    Problems, Server, Upstream, apps, callers, later, webhook,
 };
+use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
 
 pub(super) fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
@@ -73,17 +74,20 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let upstream = upstream(root.section("upstream"));
     let log = log(root.section("log"));
     let webhook = webhook::webhook(reader, &mut root, &names, &server);
-    let callers = later::check(&mut root, &mut server_section, &names);
-    if !access.open && !callers {
-        refuse_open_listeners(reader, &server, &listen_places);
+    let callers = callers::callers(&mut root, &names, &access);
+    later::check(&mut root, &mut server_section);
+    if !access.open {
+        let asks = Asks { callers: root.has("caller"), operators: server.admin_token.is_some() };
+        refuse_open_listeners(reader, &server, &listen_places, asks);
     }
+    judge_together(&server_section, &access_section, (&server, &access, &callers));
     if server.max_buffered < server.max_body {
         server_section.warning("max_buffered", "is less than max_body: a body larger than this is always refused");
     }
     access_section.finish();
     server_section.finish();
     root.finish();
-    Config { server, apps, access, cache, follow_check, upstream, webhook, log, warnings: Vec::new() }
+    Config { server, apps, access, callers, cache, follow_check, upstream, webhook, log, warnings: Vec::new() }
 }
 
 /// The server, and the places of its listeners: those of `listen` in their order, then that of `admin`.
@@ -99,6 +103,10 @@ fn server(section: &mut Section<'_>) -> (Server, Vec<(String, Place)>) {
     section.read("admin", &mut server.admin, parsed);
     places.push(("server.admin".to_owned(), admin_place));
     section.read("unix_mode", &mut server.unix_mode, unix_mode);
+    if let Some(uids) = section.list("unix_uids", false, 1..=100, uid) {
+        server.unix_uids = uids.into_iter().map(|(uid, _)| uid).collect();
+    }
+    server.admin_token = callers::token(section, &ADMIN_TOKEN, false);
     if let Some(hosts) = section.list("hosts", false, 0..=100, host) {
         server.hosts = hosts.into_iter().map(|(host, _)| host).collect();
     }
@@ -136,16 +144,56 @@ fn refuse_collisions(section: &Section<'_>, server: &Server) {
     }
 }
 
+/// The token of operators.
+const ADMIN_TOKEN: SecretNames =
+    SecretNames { inline: "admin_token", file: "admin_token_file", env: "admin_token_env" };
+
+/// Who is asked who they are.
+struct Asks {
+    callers: bool,
+    operators: bool,
+}
+
 /// Whoever reaches a listener acts as administrator, so one that other machines reach must be meant.
-fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)]) {
-    let addresses = server.listen.iter().chain([&server.admin]);
-    for (_, (key, place)) in addresses.zip(places).filter(|(address, _)| !address.is_local()) {
+fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)], asks: Asks) {
+    let data = server.listen.iter().map(|address| (address, asks.callers));
+    // What operators may read without a token is no secret; what they may order from afar needs one.
+    let addresses = data.chain([(&server.admin, asks.callers || asks.operators)]);
+    for ((address, asked), (key, place)) in addresses.zip(places) {
+        if address.is_local() || asked {
+            continue;
+        }
         reader.problem(
             place,
             key,
             "other machines can reach this address, and nobody is asked who they are; listen on 127.0.0.1, [::1] \
-             or \"unix:/path\", or write access.open = true if every machine that can reach it may call",
+             or \"unix:/path\", give each [[caller]] a token, or write access.open = true if every machine that can \
+             reach it may call",
         );
+    }
+}
+
+/// What only shows when server, access and callers are looked at together.
+fn judge_together(
+    server_section: &Section<'_>,
+    access_section: &Section<'_>,
+    (server, access, callers): (&Server, &Access, &[Caller]),
+) {
+    if access.open && callers.is_empty() && !server.listen.iter().all(ListenAddr::is_local) {
+        access_section.warning("open", "lets every machine that can reach server.listen call as administrator");
+    }
+    if !callers.is_empty() && access_section.has("allow") {
+        let message = "is for callers without a token, of whom there are none once a [[caller]] is listed";
+        access_section.warning("allow", message);
+    }
+    if access.report_only && callers.is_empty() {
+        access_section.warning("report_only", "lets every command through, whatever allow says");
+    }
+    let of_operators = server.admin_token.as_ref().map(BearerToken::digest);
+    if of_operators.is_some_and(|digest| digest.find_in(callers.iter().map(|caller| &caller.token)).is_some()) {
+        let key = if server_section.has(ADMIN_TOKEN.file) { ADMIN_TOKEN.file } else { ADMIN_TOKEN.env };
+        let message = "names the token of a caller, who could then stop the gateway; give operators one of their own";
+        server_section.problem(key, message);
     }
 }
 
@@ -157,6 +205,7 @@ fn access(section: &mut Section<'_>) -> Access {
         }
         access.allow = allow;
     }
+    section.read("report_only", &mut access.report_only, boolean);
     section.read("require_header", &mut access.require_header, boolean);
     section.read("open", &mut access.open, boolean);
     access
@@ -263,6 +312,11 @@ fn unix_mode(node: &Node) -> Reading<u32> {
         node.text().filter(|text| (3..=4).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()));
     let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok());
     mode.filter(|mode| *mode <= 0o777).ok_or_else(|| "must be octal digits in quotes, \"000\" to \"0777\"".to_owned())
+}
+
+fn uid(node: &Node) -> Reading<u32> {
+    let number = node.integer().and_then(|number| u32::try_from(number).ok());
+    number.ok_or_else(|| "must be the number of a user, as `id -u` shows it, without quotes".to_owned())
 }
 
 fn host(node: &Node) -> Reading<String> {

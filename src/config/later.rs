@@ -1,14 +1,8 @@
 //! Keys whose feature is not there yet. They are read and checked like all others, so that their mistakes
 //! show, and then refused: a key that is silently ignored would promise what is not kept.
 
-use std::collections::HashSet;
-
-use super::apps::at;
-use super::build::patterns;
-use super::section::{SecretNames, Section};
-use super::tree::{Node, Place};
-use super::units::{Reading, fraction, parsed, rate, text};
-use crate::domain::app::AppName;
+use super::section::Section;
+use super::units::{fraction, text};
 
 /// A key that is to come.
 struct ToCome {
@@ -25,16 +19,6 @@ const TO_COME: &[ToCome] = &[
         key: "server.tls",
         feature: "TLS for callers",
         instead: "leave it out and listen on loopback or a Unix socket",
-    },
-    ToCome {
-        key: "server.admin_token_file",
-        feature: "a token for operators",
-        instead: "leave it out and let admin listen on loopback or a Unix socket",
-    },
-    ToCome {
-        key: "caller",
-        feature: "telling callers apart",
-        instead: "leave it out, let a Unix socket's mode say who may call, and write [access] allow for all of them",
     },
     ToCome {
         key: "fleet",
@@ -58,20 +42,16 @@ fn refuse(section: &Section<'_>, key: &str, full_key: &str) {
     }
 }
 
-/// Whole sections, and the keys of `[server]`. Gives whether there are callers.
-pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>, apps: &HashSet<AppName>) -> bool {
+/// Whole sections, and the keys of `[server]`.
+pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>) {
     check_tls(server);
-    server.path_value("admin_token_file");
-    refuse(server, "admin_token_file", "server.admin_token_file");
-    check_callers(root, apps);
     check_fleet(root);
     let mut trace = root.section("trace");
     trace.optional("otlp", text);
     trace.finish();
-    for key in ["caller", "fleet", "trace"] {
+    for key in ["fleet", "trace"] {
         refuse(root, key, key);
     }
-    root.has("caller")
 }
 
 fn check_tls(server: &mut Section<'_>) {
@@ -83,32 +63,6 @@ fn check_tls(server: &mut Section<'_>) {
     tls.optional("client_ca_file", text);
     tls.finish();
     refuse(server, "tls", "server.tls");
-}
-
-const TOKEN: SecretNames = SecretNames { inline: "token", file: "token_file", env: "token_env" };
-
-fn check_callers(root: &mut Section<'_>, apps: &HashSet<AppName>) {
-    let mut seen: Vec<(AppName, Place)> = Vec::new();
-    for mut caller in root.sections("caller") {
-        if let Some(name) = caller.required("name", "name = \"feed\"", parsed::<AppName>) {
-            match seen.iter().find(|(other, _)| *other == name) {
-                Some((_, first)) => {
-                    caller.problem("name", format_args!("is that of another caller{}; give each its own", at(first)));
-                }
-                None => seen.push((name, caller.place_of("name").clone())),
-            }
-        }
-        caller.secret(&TOKEN, true);
-        caller.list("apps", false, 0..=super::APPS_MAX, |node| known_app(node, apps));
-        patterns(&mut caller, "allow");
-        caller.optional("quota", rate);
-        caller.finish();
-    }
-}
-
-fn known_app(node: &Node, apps: &HashSet<AppName>) -> Reading<()> {
-    let name: AppName = parsed(node)?;
-    if apps.contains(&name) { Ok(()) } else { Err("names no app that is configured".to_owned()) }
 }
 
 fn check_fleet(root: &mut Section<'_>) {

@@ -11,6 +11,7 @@
 mod address;
 mod apps;
 mod build;
+mod callers;
 mod later;
 mod overlay;
 mod problem;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 
 pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError, UNIX_PATH_LEN_MAX};
+pub use self::callers::{CALLERS_MAX, Caller};
 pub use self::later::is_to_come;
 pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
@@ -36,6 +38,7 @@ pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretTe
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, FOLLOW_CHECK};
 use crate::domain::region::Region;
 
@@ -65,6 +68,9 @@ pub struct Config {
     pub apps: Vec<App>,
     /// What callers may do.
     pub access: Access,
+    /// Callers with a token: at most [`CALLERS_MAX`], no two of one name or token. Without any, nobody
+    /// is asked who they are.
+    pub callers: Vec<Caller>,
     /// How long pairs are remembered.
     pub cache: Cache,
     /// How `follow/follow_check` is answered.
@@ -98,6 +104,10 @@ pub struct Server {
     pub admin: ListenAddr,
     /// Mode of the Unix sockets, 0 to 0o777. Default 0o660.
     pub unix_mode: u32,
+    /// Users whose processes may call over a Unix socket, at most 100; empty: all that its mode lets in.
+    pub unix_uids: Vec<u32>,
+    /// What operators must send with an order; `None`: orders are taken from this machine only.
+    pub admin_token: Option<BearerToken>,
     /// Names accepted in `Host` beside loopback names and the listen addresses: lower case, no port,
     /// IPv6 in brackets. At most 100.
     pub hosts: Vec<String>,
@@ -134,6 +144,8 @@ impl Default for Server {
             listen: vec![loopback(8700)],
             admin: loopback(8701),
             unix_mode: 0o660,
+            unix_uids: Vec::new(),
+            admin_token: None,
             hosts: Vec::new(),
             max_body: 1 << 20,
             max_connections: 4096,
@@ -183,8 +195,10 @@ pub struct App {
 /// `[access]`: what callers may do. The gateway signs as administrator, so what is not allowed is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// Commands that callers may use, at most 1000 patterns. Default `follow/follow_check` alone.
+    /// Commands that callers without a token may use, at most 1000 patterns. Default `follow/follow_check` alone.
     pub allow: Vec<CommandPattern>,
+    /// Whether commands that are not allowed are let through and logged. Default false.
+    pub report_only: bool,
     /// Whether every data request must carry `Chatgate: 1`. Default false.
     pub require_header: bool,
     /// Whether listeners that other machines reach are meant, though nobody is asked who they are.
@@ -194,9 +208,13 @@ pub struct Access {
 
 impl Default for Access {
     fn default() -> Self {
-        let follow_check = CommandPattern::One(FOLLOW_CHECK.service().into(), FOLLOW_CHECK.command().into());
-        Self { allow: vec![follow_check], require_header: false, open: false }
+        Self { allow: allow_default(), report_only: false, require_header: false, open: false }
     }
+}
+
+/// What is allowed where nothing else is said.
+fn allow_default() -> Vec<CommandPattern> {
+    vec![CommandPattern::One(FOLLOW_CHECK.service().into(), FOLLOW_CHECK.command().into())]
 }
 
 /// `[cache]`: how long pairs are remembered.

@@ -8,11 +8,14 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::domain::caller::TokenDigest;
 
 mod refusals;
 
 /// A key that must never be seen, in the form the console shows keys in.
 const MARKED: &str = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
+
+const ADMIN_TOKEN: &str = "token-of-operators";
 
 const APP: &str = "[[app]]\nname = 'main'\nsdkappid = 1400000001\nregion = 'singapore'\nsecret_key_file = 'chat-key'\n";
 
@@ -69,7 +72,7 @@ fn assert_defaults(config: &Config) {
     assert_eq!(config.follow_check, FollowCheck::default());
     assert_eq!(config.upstream, Upstream::default());
     assert_eq!(config.log, Log::default());
-    assert!(config.webhook.is_none());
+    assert!(config.webhook.is_none() && config.callers.is_empty());
     assert_eq!(config.warnings, []);
     let [app] = config.apps.as_slice() else { panic!("{config:?}") };
     assert_eq!((app.name.as_str(), app.sdkappid.get(), app.region), ("main", 1_400_000_001, Region::Singapore));
@@ -97,11 +100,12 @@ fn the_explained_file_shows_the_defaults() {
 #[test]
 fn the_explained_file_has_every_key() {
     let explained = include_str!("../../config/chatgate.toml");
-    let sections = ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "webhook", "log"];
+    let sections =
+        ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "webhook", "log", "caller.0"];
     for section in sections {
         // The message for a key that nobody could have meant lists the keys there are.
         let variable = format!("CHATGATE__{}__QQQQQQQQQQ", section.replace('.', "__").to_uppercase());
-        let folder = Folder::with(APP);
+        let folder = Folder::with(&format!("{APP}[[caller]]\n"));
         let problems = folder.problems(&[(&variable, "1")]);
         let listed = problems.iter().find_map(|problem| problem.split_once("there are "));
         let keys = listed.expect("a list of keys").1;
@@ -126,6 +130,8 @@ fn every_key_is_read() {
         listen = ["127.0.0.1:1", "unix:/run/x.sock"]
         admin = "[::1]:2"
         unix_mode = "0600"
+        unix_uids = [0, 1000]
+        admin_token_file = "admin-token"
         hosts = ["Chatgate.Internal", "::1"]
         max_body = "2MiB"
         max_connections = 3
@@ -161,8 +167,21 @@ fn every_key_is_read() {
 
         [access]
         allow = ["follow/*", "profile/portrait_get"]
+        report_only = true
         require_header = true
         open = true
+
+        [[caller]]
+        name = "feed"
+        token_file = "feed-token"
+        apps = ["two", "one"]
+        allow = ["*"]
+        report_only = false
+        quota = "50/s"
+
+        [[caller]]
+        name = "chat-2"
+        token_env = "CHAT_TOKEN"
 
         [cache]
         ttl = "13s"
@@ -197,13 +216,19 @@ fn every_key_is_read() {
     );
     let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
     folder.secret("ca.pem", &certificate.pem());
-    let config = folder.load(&[("KEY", MARKED)]).unwrap_or_else(|problems| panic!("{problems}"));
+    folder.secret("admin-token", &format!("{ADMIN_TOKEN}\n"));
+    folder.secret("feed-token", "token-of-the-feed\r\n");
+    let config = folder
+        .load(&[("KEY", MARKED), ("CHAT_TOKEN", "token-of-the-chat")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
     let secs = Duration::from_secs;
     let address = |text: &str| text.parse::<ListenAddr>().expect(text);
     let server = Server {
         listen: vec![address("127.0.0.1:1"), address("unix:/run/x.sock")],
         admin: address("[::1]:2"),
         unix_mode: 0o600,
+        unix_uids: vec![0, 1000],
+        admin_token: BearerToken::new(ADMIN_TOKEN).ok(),
         hosts: vec!["chatgate.internal".into(), "[::1]".into()],
         max_body: 2 << 20,
         max_connections: 3,
@@ -221,7 +246,17 @@ fn every_key_is_read() {
     assert_eq!(config.server, server);
     let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
     assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
-    assert!(config.access.require_header && config.access.open);
+    assert!(config.access.report_only && config.access.require_header && config.access.open);
+    let [feed, chat] = config.callers.as_slice() else { panic!("{:?}", config.callers) };
+    let tokens = [feed.token, chat.token];
+    assert_eq!(TokenDigest::of(b"token-of-the-feed").find_in(&tokens), Some(0));
+    assert_eq!(TokenDigest::of(b"token-of-the-chat").find_in(&tokens), Some(1));
+    let apps: Vec<&str> = feed.apps.iter().flatten().map(AppName::as_str).collect();
+    assert_eq!((feed.name.as_str(), apps.as_slice()), ("feed", ["two", "one"].as_slice()));
+    assert_eq!((&feed.allow, feed.report_only), (&vec![CommandPattern::Any], false));
+    assert_eq!(feed.quota.map(|quota| quota.get()), Some(50));
+    assert_eq!((chat.name.as_str(), &chat.apps, chat.quota), ("chat-2", &None, None));
+    assert_eq!((&chat.allow, chat.report_only), (&Access::default().allow, true));
     assert_eq!(
         config.cache,
         Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }

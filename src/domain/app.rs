@@ -106,17 +106,23 @@ impl FromStr for AppName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text.is_empty() {
-            return Err(NameError::Empty);
-        }
-        if text.len() > 32 {
-            return Err(NameError::TooLong);
-        }
-        if !text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
-            return Err(NameError::Alphabet);
-        }
+        check_name(text)?;
         Ok(Self(text.into()))
     }
+}
+
+/// Checks what operators name apps and callers: `[a-z0-9-]{1,32}`.
+pub(super) fn check_name(text: &str) -> Result<(), NameError> {
+    if text.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if text.len() > 32 {
+        return Err(NameError::TooLong);
+    }
+    if !text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+        return Err(NameError::Alphabet);
+    }
+    Ok(())
 }
 
 /// The app's secret: whoever has it is administrator of every user of the app.

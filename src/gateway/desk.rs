@@ -63,7 +63,7 @@ impl Worker {
         let body = Bytes::from(write_question(&call.from, call.to.iter().map(|to| &**to)));
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.timeout;
-        let asker = Asker { caller: CallerId::SELF, deadline };
+        let asker = Asker { caller: CallerId::SELF, listed: None, deadline };
         let journey = Journey { app, kind: CommandKind::Read, asker, scope: None };
         landing.land(self.travel(journey, request, Some(first)).await);
     }

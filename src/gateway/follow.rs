@@ -16,7 +16,7 @@ use super::state::{Got, Waiter};
 use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::{Item, write_answer};
+use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
@@ -63,7 +63,7 @@ impl Worker {
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
         let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
-        let mut fell_back = false;
+        let (mut fell_back, mut paid) = (false, false);
         while slots.iter().any(|slot| slot.known.is_none()) {
             if manner.wishes.only_if_cached {
                 return Err(GatewayError::NotCached);
@@ -73,8 +73,12 @@ impl Worker {
                 fell_back = true;
                 break;
             }
-            match Box::pin(self.fetch(app, question, &mut slots, &manner)).await {
-                Ok(()) => {}
+            match Box::pin(self.fetch(app, question, &mut slots, &manner, paid)).await {
+                Ok(()) => paid = false,
+                Err(Ended::NotYet(wait)) => {
+                    tokio::time::sleep(wait).await;
+                    paid = true;
+                }
                 Err(ended) if ended.is_trouble() && self.fall_back(app, &mut slots, &manner.wishes) => {
                     fell_back = true;
                     break;
@@ -154,13 +158,15 @@ impl Worker {
         true
     }
 
-    /// Waits for the missing pairs.
+    /// Waits for the missing pairs. A caller with a share of its own is charged for as many calls as
+    /// those of them need that nobody is asking for already, as if it were alone; unless it has `paid`.
     async fn fetch(
         self: &Arc<Self>,
         app: usize,
         question: &Question<'_>,
         slots: &mut [Slot],
         manner: &Manner,
+        paid: bool,
     ) -> Result<(), Ended> {
         // Only a later round comes here too late: the calls of those before it took the time there was.
         if clock::now() >= manner.asker.deadline {
@@ -185,13 +191,25 @@ impl Worker {
             })
             .collect();
         let wishes = &manner.wishes;
-        let Asker { caller, deadline } = manner.asker;
+        let Asker { caller, listed, deadline } = manner.asker;
+        // What is not under way when only the time for a call is left would be answered too late.
+        let latest = self.latest_permit(deadline);
         let terms = Terms { caller, join: wishes.may_join(), keep: !wishes.no_store };
         let (tell, told) = oneshot::channel();
         let joined;
         let mut leaving = {
             let mut desk = desk;
             refuse_hopeless(&state.follow.quota, desk.calls_ahead(caller, wanted.len()), deadline)?;
+            if !paid {
+                let new = || desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair));
+                let calls = || new().div_ceil(CALL_ACCOUNTS_MAX);
+                let patience = latest.saturating_duration_since(clock::now());
+                let wait = self.gateway.access.charge(listed, calls, patience)?;
+                // Its pairs do not join the others before: they would be asked for in others' calls.
+                if !wait.is_zero() {
+                    return Err(Ended::NotYet(wait));
+                }
+            }
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
             joined = was_joined;
@@ -200,8 +218,6 @@ impl Worker {
         };
         self.pump(app);
         tokio::pin!(told);
-        // What is not under way when only the time for a call is left would be answered too late.
-        let latest = self.latest_permit(deadline);
         let told = match tokio::time::timeout_at(latest.into(), told.as_mut()).await {
             Ok(told) => told,
             Err(_) if leaving.is_queued() => {
@@ -248,6 +264,8 @@ fn refuse_hopeless(quota: &CommandQuota, calls_ahead: u32, deadline: Instant) ->
 
 /// Why a wait ended without an answer.
 enum Ended {
+    /// It has not begun: the caller's share allows it after so long, which is reserved.
+    NotYet(Duration),
     Refused(Arc<Refusal>),
     Gateway(GatewayError),
 }
@@ -261,6 +279,7 @@ impl Ended {
                 Refusal::Gateway(error) => error.is_trouble(),
             },
             Ended::Gateway(error) => error.is_trouble(),
+            Ended::NotYet(_) => false,
         }
     }
 }

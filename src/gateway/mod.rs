@@ -1,12 +1,13 @@
 //! One request, from its head to its answer.
 //!
-//! 1. [`route`]: Host and Origin, path, method, query, app.
-//! 2. access: what the app's callers may call.
+//! 1. [`route`] and [`access`]: Host and Origin, who asks, path, method, query, app.
+//! 2. [`access`] again: what this caller may call.
 //! 3. body: whole, in time, within bounds.
 //! 4. `follow` for a `follow_check` that facts can answer, `relay` for all else.
 //!
 //! Both end in quota, then signature, then [`crate::upstream`].
 
+pub mod access;
 mod attempts;
 mod desk;
 mod evict;
@@ -25,6 +26,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 
+use self::access::Listed;
 use self::freshness::Wishes;
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
@@ -58,14 +60,17 @@ pub(crate) enum Refusal {
 pub struct Downstream {
     /// The way it came in.
     pub peer: Peer,
-    /// Who is to have a turn.
+    /// Who is to have a turn, if it shows no token.
     pub caller: CallerId,
 }
 
 /// Who waits, and until when.
 #[derive(Debug, Clone, Copy)]
 struct Asker {
+    /// Whose turn it takes.
     caller: CallerId,
+    /// Which of the configured callers it is; `None` if there are none.
+    listed: Option<Listed>,
     deadline: std::time::Instant,
 }
 
@@ -101,7 +106,12 @@ impl Worker {
     {
         let gateway = &self.gateway;
         let (head, body) = request.into_parts();
-        let path = route::check_and_read(&head, &gateway.hosts, downstream.peer)?;
+        route::check_caller(&head, &gateway.hosts, downstream.peer)?;
+        // Before anything is answered on a connection it must be sure where the request ends.
+        route::check_shape(&head)?;
+        access::check_uid(&gateway.config.server.unix_uids, downstream.peer)?;
+        let listed = gateway.access.identify(&head.headers)?;
+        let path = route::read(&head)?;
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
@@ -113,16 +123,12 @@ impl Worker {
             headers.push(value.to_str().unwrap_or_default());
         }
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
-        if !gateway.config.access.allow.iter().any(|pattern| pattern.matches(path.name)) {
-            let name = path.name;
-            return Err(GatewayError::Forbidden(format!(
-                "{name} is not allowed; add it to access.allow if it should be"
-            )));
-        }
+        gateway.access.authorize(listed, app, path.name)?;
         let (body, held) = self.read_body(&head, body).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
-        let asker = Asker { caller: downstream.caller, deadline: clock::now() + gateway.config.upstream.timeout };
+        let caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
+        let asker = Asker { caller, listed, deadline: clock::now() + gateway.config.upstream.timeout };
 
         if path.name == FOLLOW_CHECK {
             return self.follow_check(app, &head, body, held, asker).await;

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use super::attempts::Journey;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
+use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
@@ -62,6 +63,14 @@ impl Worker {
     }
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
+        let Asker { listed, deadline, .. } = order.asker;
+        // Before it joins the line: who waits for its own share keeps nobody else waiting. What then
+        // finds no quota of its command is charged all the same.
+        let patience = self.latest_permit(deadline).saturating_duration_since(clock::now());
+        let wait = self.gateway.access.charge(listed, || 1, patience)?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
         let scope = writes::scope(name, &order.body);
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let journey = Journey { app, kind: name.kind(), asker: order.asker, scope: scope.as_ref() };

@@ -46,14 +46,11 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
     Ok(Path { app, name })
 }
 
-/// The checks that come before anything is looked up, in the order of the contract: Host and Origin,
-/// then the size of the target, then the path, then the method.
+/// Reads what a request names, path before method.
 ///
 /// # Errors
-/// `forbidden`, `uri_too_long`, `not_found` or `method_not_allowed`.
-pub fn check_and_read<'a>(head: &'a Parts, hosts: &Hosts, peer: Peer) -> Result<Path<'a>, GatewayError> {
-    check_caller(head, hosts, peer)?;
-    check_shape(head)?;
+/// `not_found` or `method_not_allowed`.
+pub fn read(head: &Parts) -> Result<Path<'_>, GatewayError> {
     if head.method == Method::CONNECT {
         return Err(GatewayError::MethodNotAllowed);
     }
@@ -112,7 +109,10 @@ pub enum Peer {
         local: std::net::IpAddr,
     },
     /// Over a Unix socket.
-    Unix,
+    Unix {
+        /// The user whose process the peer is, if the system says so.
+        uid: Option<u32>,
+    },
 }
 
 /// A browser says where a request comes from; no service does. Either header is enough.
@@ -220,7 +220,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        slug(check_and_read(&head, &Hosts::new(&["gate.internal".to_owned()]), HERE))
+        let checked = check_caller(&head, &Hosts::new(&["gate.internal".to_owned()]), HERE);
+        slug(checked.and_then(|()| check_shape(&head)).and_then(|()| read(&head).map(drop)))
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::Refusal;
+use super::access::Access;
 use super::route::Hosts;
 use crate::bounds::Budget;
 use crate::clock;
@@ -35,6 +36,8 @@ pub struct Gateway {
     pub config: Config,
     /// Names under which chatgate may be called.
     pub hosts: Hosts,
+    /// Who may call, and what.
+    pub access: Access,
     pub(super) apps: Vec<App>,
     by_name: HashMap<AppName, usize>,
     by_sdkappid: HashMap<SdkAppId, usize>,
@@ -156,6 +159,7 @@ impl Gateway {
         };
         Ok(Arc::new(Self {
             hosts: Hosts::new(&config.server.hosts),
+            access: Access::new(&config),
             by_name: config.apps.iter().map(|app| (app.name.clone(), index(app))).collect(),
             by_sdkappid: config.apps.iter().map(|app| (app.sdkappid, index(app))).collect(),
             default,

@@ -13,6 +13,7 @@
 mod command;
 mod learned;
 mod pacer;
+mod share;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -27,6 +28,7 @@ use crate::config;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
 pub use self::command::{CommandQuota, NoPermit, Permit, Turn, Wait};
+pub use self::share::Share;
 
 /// Most commands outside the built-in table that have a quota of their own at one time; further
 /// ones share one. Each takes some 500 bytes.

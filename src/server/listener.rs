@@ -150,7 +150,8 @@ impl Accept {
             }
             Accept::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Accepted::Unix(stream), Peer::Unix))
+                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                Ok((Accepted::Unix(stream), Peer::Unix { uid }))
             }
         }
     }

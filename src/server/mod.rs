@@ -104,7 +104,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
 /// that machine. Processes of this machine look alike over TCP, so there it is a connection.
 fn caller_of(stream: &Accepted) -> CallerId {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-    // Three kinds of numbers, kept apart by their lowest bits.
+    // Three kinds of numbers, kept apart by their lowest bits, beside 0 of callers with a name.
     let number = match stream {
         Accepted::Unix(stream) => match stream.peer_cred().ok().and_then(|peer| peer.pid()) {
             Some(pid) => u64::from(pid.unsigned_abs()) << 2 | 1,

@@ -6,6 +6,7 @@
 mod app_choice;
 mod batching;
 mod bounds;
+mod callers;
 mod chaos;
 mod cli;
 mod concurrency;
@@ -19,6 +20,7 @@ mod lifecycle;
 mod outcomes;
 mod quota;
 mod relay;
+mod shares;
 mod slow;
 mod support;
 mod tls;

@@ -97,7 +97,10 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nwindw = '1s'", 4, "webhook.windw", "there is no such key; did you mean \"window\"?"),
     // What is to come.
     ("[server]\ntls = { cert_file = 'a', key_file = 'b' }", 2, "server.tls", "TLS for callers is not in this version"),
-    ("[server]\nadmin_token_file = 'a'", 2, "server.admin_token_file", "a token for operators is not in this version"),
+    ("[server]\nadmin_token_file = 'a'", 2, "server.admin_token_file", "the file it names cannot be read"),
+    ("[server]\nadmin_token = 'a'", 2, "server.admin_token", "a secret must not stand in the configuration"),
+    ("[server]\nunix_uids = []", 2, "server.unix_uids", "must have 1 to 100 items"),
+    ("[server]\nunix_uids = [1, -1]", 2, "server.unix_uids[1]", "must be the number of a user"),
     ("[fleet]\nredis = 'redis://127.0.0.1:6379'", 1, "fleet", "sharing between replicas is not in this version"),
     ("[trace]\notlp = 'http://127.0.0.1:4317'", 1, "trace", "exporting traces is not in this version"),
 ];
@@ -167,7 +170,10 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[caller]]\ntoken = 'x'", 2, "caller[0].token", "a secret must not stand in the configuration"),
     ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "the file it names cannot be read"),
     ("[[caller]]", 1, "caller[0].token_file", "is missing"),
-    ("[[caller]]", 1, "caller", "telling callers apart is not in this version"),
+    ("[[caller]]", 1, "caller[0].name", "is missing"),
+    ("[[caller]]\nname = 'A'", 2, "caller[0].name", "may only have a-z, 0-9 and '-'"),
+    ("[[caller]]\napps = []", 2, "caller[0].apps", "must have 1 to 256 items"),
+    ("[[caller]]\nreport_only = 1", 2, "caller[0].report_only", "must be true or false"),
     ("[webhook]\nwindow = '0s'", 2, "webhook.window", "is out of bounds"),
     ("[webhook]\napp_tokens = { main = 'x' }", 2, "webhook.app_tokens.\"main\"", "must name where the token is"),
     ("[webhook]\napp_tokens = { main = { file = 'none' } }", 2, "webhook.app_tokens.\"main\".file", "the file it names cannot be read"),
@@ -232,6 +238,64 @@ fn open_listeners_are_fine_if_they_are_meant() {
     assert!(Folder::with(&format!("{text}[access]\nopen = true\n")).load(&[]).is_ok());
     let text = format!("{APP}[server]\nlisten = ['127.0.0.1:0', '127.0.0.1:0', 'unix:/x']\nadmin = '127.0.0.1:0'\n");
     assert!(Folder::with(&text).load(&[]).is_ok());
+}
+
+#[test]
+fn where_callers_are_asked_who_they_are_listeners_may_be_open() {
+    let open = |data: &str, admin: &str, more: &str| {
+        let folder = Folder::with(&format!("{APP}[server]\nlisten = '{data}'\nadmin = '{admin}'\n{more}"));
+        folder.secret("token", "a-token-of-somebody");
+        folder.load(&[]).map(|config| config.warnings.len()).map_err(|problems| problems.all().len())
+    };
+    let (here, there) = ("127.0.0.1:0", "0.0.0.0:0");
+    let caller = "[[caller]]\nname = 'a'\ntoken_file = 'token'\n";
+    let admin_token = "admin_token_file = 'token'\n";
+    assert_eq!(open(there, there, caller), Ok(0));
+    assert_eq!(open(here, there, admin_token), Ok(0));
+    assert_eq!(open(there, there, admin_token), Err(1), "operators' token says nothing of callers");
+    assert_eq!(open(there, here, "[access]\nopen = true\n"), Ok(1), "it is said what that means");
+    assert_eq!(open(here, there, "[access]\nopen = true\n"), Ok(0));
+}
+
+#[test]
+fn no_two_callers_have_one_token_and_none_that_of_operators() {
+    let callers = "[[caller]]\nname = 'a'\ntoken_file = 'one'\n[[caller]]\nname = 'b'\ntoken_env = 'TWO'\n";
+    let folder = Folder::with(&format!("{APP}[server]\nadmin_token_file = 'three'\n{callers}"));
+    let problems = |one: &str, two: &str, three: &str| {
+        folder.secret("one", one);
+        folder.secret("three", three);
+        match folder.load(&[("TWO", two)]) {
+            Ok(_) => Vec::new(),
+            Err(_) => folder.problems(&[("TWO", two)]),
+        }
+    };
+    assert_eq!(problems("first-token-of-all", "second-token-of-all", "third-token-of-all"), [""; 0]);
+    let same = problems("first-token-of-all\n", "first-token-of-all", "third-token-of-all");
+    assert_eq!(same.len(), 1, "{same:?}");
+    let expected = "config.toml:13: caller[1].token_env: names the token of another caller (line 10); give each";
+    assert!(same[0].starts_with(expected), "{same:?}");
+    let same = problems("first-token-of-all", "second-token-of-all", "second-token-of-all");
+    let expected = "config.toml:7: server.admin_token_file: names the token of a caller";
+    assert!(same.len() == 1 && same[0].starts_with(expected), "{same:?}");
+    let bad = problems("too-short", "a blank in the token", "third-token-of-all");
+    assert_eq!(bad.len(), 2, "{bad:?}");
+    assert!(bad[0].contains("caller[0].token_file: the token is shorter than 16 characters"), "{bad:?}");
+    assert!(bad[1].contains("caller[1].token_env: the token has a blank"), "{bad:?}");
+    assert!(!bad.join("").contains("too-short") && !bad.join("").contains("a blank in the token"), "{bad:?}");
+}
+
+#[test]
+fn there_are_a_thousand_callers_at_most() {
+    let text = |count: usize| -> String {
+        let caller = |number: usize| format!("[[caller]]\nname = 'c{number}'\ntoken_env = 'T{number}'\n");
+        format!("{APP}{}", (0..count).map(caller).collect::<String>())
+    };
+    let names: Vec<String> = (0..=CALLERS_MAX).map(|number| format!("T{number}")).collect();
+    let tokens: Vec<String> = (0..=CALLERS_MAX).map(|number| format!("a-token-of-caller-{number}")).collect();
+    let env: Vec<(&str, &str)> = names.iter().zip(&tokens).map(|(name, token)| (&**name, &**token)).collect();
+    assert_eq!(Folder::with(&text(CALLERS_MAX)).load(&env).map(|config| config.callers.len()).ok(), Some(CALLERS_MAX));
+    let problems = Folder::with(&text(CALLERS_MAX + 1)).problems(&env);
+    assert!(problems.len() == 1 && problems[0].contains("caller: stands more than 1000 times"), "{problems:?}");
 }
 
 #[test]

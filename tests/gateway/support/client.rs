@@ -44,6 +44,11 @@ impl Ask {
         self
     }
 
+    /// With a caller's token.
+    pub(crate) fn token(self, token: &str) -> Ask {
+        self.header("Authorization", &format!("Bearer {token}"))
+    }
+
     /// Another `Host`.
     pub(crate) fn host(mut self, host: &str) -> Ask {
         self.host = host.to_owned();

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::app::{MAIN, TestApp};
 use super::chat::FakeChat;
 use super::gateway::Gateway;
+use super::secrets;
 use super::wire::free_address;
 
 /// A configuration in the making: loopback, free ports, every command allowed, and what the test adds.
@@ -52,6 +53,14 @@ impl Setup {
         let mut text = format!("[[app]]\nname = \"{}\"\nsdkappid = {}\n", app.name, app.sdkappid);
         let _ = write!(text, "identifier = '{}'\nsecret_key_file = '{}'\n{lines}\n", app.identifier, key.display());
         self.apps.push(text);
+        self
+    }
+
+    /// Adds a caller with this token, and `lines` beside its name and token.
+    pub(crate) fn caller(mut self, name: &str, token: &str, lines: &str) -> Setup {
+        secrets::remember(token);
+        let file = self.file(&format!("{name}.token"), token);
+        self.apps.push(format!("[[caller]]\nname = '{name}'\ntoken_file = '{}'\n{lines}\n", file.display()));
         self
     }
 

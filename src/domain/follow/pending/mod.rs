@@ -206,6 +206,12 @@ impl Pending {
         Ok((ticket, joined))
     }
 
+    /// How many of these pairs would have to be asked for: those that [`Pending::ask`] would not say to
+    /// have joined a lookup.
+    pub fn new_among(&self, terms: Terms, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> usize {
+        wanted.iter().filter(|one| self.to_join(terms, one.pair, &last_mark).is_none()).count()
+    }
+
     /// A request leaves: its deadline has passed, or its caller is gone. What is under way for it
     /// goes on; what is only queued for it is dropped.
     pub fn leave(&mut self, ticket: Ticket) {
@@ -290,28 +296,21 @@ impl Pending {
         last_mark: &impl Fn(Pair) -> Tick,
     ) -> bool {
         self.count(terms.caller);
-        let key = wanted.pair.key();
-        if let Some(&id) = self.joinable.get(&key)
+        if let Some(id) = self.to_join(terms, wanted.pair, last_mark)
             && let Some(edge) = self.edges.get_mut(&id)
         {
-            let useful = match edge.call.and_then(|call| self.calls.get(&call)) {
-                None => true,
-                Some(flight) => terms.join && flight.sent > last_mark(wanted.pair),
-            };
-            if useful {
-                let turned = edge.pair.from != wanted.pair.from;
-                edge.waiters.push(Waiter { ticket, slot: wanted.slot, turned });
-                edge.keep |= terms.keep;
-                let queued_at = edge.call.is_none().then_some((edge.age, id));
-                if let Some(flight) = edge.call.and_then(|call| self.calls.get_mut(&call)) {
-                    flight.shared = true;
-                }
-                if let Some(place) = queued_at {
-                    self.enqueue_for(terms.caller, place);
-                }
-                self.remember(ticket, id);
-                return true;
+            let turned = edge.pair.from != wanted.pair.from;
+            edge.waiters.push(Waiter { ticket, slot: wanted.slot, turned });
+            edge.keep |= terms.keep;
+            let queued_at = edge.call.is_none().then_some((edge.age, id));
+            if let Some(flight) = edge.call.and_then(|call| self.calls.get_mut(&call)) {
+                flight.shared = true;
             }
+            if let Some(place) = queued_at {
+                self.enqueue_for(terms.caller, place);
+            }
+            self.remember(ticket, id);
+            return true;
         }
         let age = self.number();
         let waiter = Waiter { ticket, slot: wanted.slot, turned: false };
@@ -326,6 +325,16 @@ impl Pending {
             waiters: vec![waiter],
         });
         false
+    }
+
+    /// The edge that a newcomer for the pair joins, if there is one that is of use to it.
+    fn to_join(&self, terms: Terms, pair: Pair, last_mark: &impl Fn(Pair) -> Tick) -> Option<EdgeId> {
+        let id = *self.joinable.get(&pair.key())?;
+        let useful = match self.edges.get(&id)?.call.and_then(|call| self.calls.get(&call)) {
+            None => true,
+            Some(flight) => terms.join && flight.sent > last_mark(pair),
+        };
+        useful.then_some(id)
     }
 
     fn number(&mut self) -> u64 {

@@ -216,7 +216,9 @@ impl Simulation {
         }
         request.left = wanted.len();
         let fence = &self.fence;
-        let (ticket, _) = self.pending.ask(request.terms, &wanted, |pair| fence.last_mark(pair)).expect("room");
+        let new = self.pending.new_among(request.terms, &wanted, |pair| fence.last_mark(pair));
+        let (ticket, joined) = self.pending.ask(request.terms, &wanted, |pair| fence.last_mark(pair)).expect("room");
+        assert_eq!(new, joined.iter().filter(|joined| !**joined).count(), "it foretells what is not joined");
         self.requests.insert(ticket, request);
         Ok(())
     }
