@@ -153,11 +153,20 @@ async fn flooded(per: impl Fn(&str, usize) -> Ask) {
     let http2 = Http2::open(gateway.address()).await;
     let flood: Vec<_> = (0..90)
         .map(|n| {
-            let (http2, ask) = (http2.clone(), per("many", n).token(MANY));
-            tokio::spawn(async move { http2.ask(&ask).await })
+            let http2 = http2.clone();
+            let asks: Vec<Ask> = (0..200).map(|round| per("many", n + 90 * round).token(MANY)).collect();
+            tokio::spawn(async move {
+                for ask in asks {
+                    if http2.ask(&ask).await.status != 200 {
+                        // Who is refused does not come back in the same instant.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            })
         })
         .collect();
     chat.seen(2).await;
+    gateway.round_trips().await;
     for n in 0..4 {
         // On the flood's own connection.
         let answer = http2.ask(&per("few", n).token(FEW)).await;
