@@ -4,13 +4,14 @@
 //! request shows a token, and what it may call is said with its caller.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::route::Peer;
+use crate::bounds::{Budget, Held};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::AppName;
@@ -44,6 +45,8 @@ struct Caller {
     rights: Rights,
     /// Calls that it may cause; `None`: no bound of its own.
     share: Option<Share>,
+    /// Its requests being worked on.
+    requests: Arc<Budget>,
 }
 
 #[derive(Debug)]
@@ -59,12 +62,18 @@ impl Access {
         let number = |name: &AppName| {
             config.apps.iter().position(|app| app.name == *name).expect("callers name configured apps")
         };
+        // Where there are others, one who floods leaves half of all places to them.
+        let requests_max = match config.server.max_requests {
+            max if config.callers.len() > 1 => max.div_ceil(2),
+            max => max,
+        };
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
             id: CallerId::named(&caller.name),
             apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
             rights: Rights { allow: caller.allow.clone(), report_only: caller.report_only },
             share: caller.quota.map(Share::new),
+            requests: Budget::new(requests_max),
         };
         let config::Access { allow, report_only, .. } = &config.access;
         Self {
@@ -124,6 +133,16 @@ impl Access {
             }
             None => format!("{name} is not allowed; add it to access.allow if it should be"),
         }))
+    }
+
+    /// A place for one more request of this caller; `None` if it needs none, as there are no callers.
+    ///
+    /// # Errors
+    /// `overloaded` if the caller has as many as one may have.
+    pub(super) fn begin(&self, listed: Option<Listed>) -> Result<Option<Held>, GatewayError> {
+        let Some(listed) = listed else { return Ok(None) };
+        let place = self.caller(listed).requests.take(1);
+        place.map(Some).ok_or(GatewayError::Overloaded("requests of one caller (half of server.max_requests)"))
     }
 
     /// Reserves calls of a caller's share, if it has one: how long it has to wait before it causes them.

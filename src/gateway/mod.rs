@@ -126,6 +126,7 @@ impl Worker {
         gateway.access.authorize(listed, app, path.name)?;
         let (body, held) = self.read_body(&head, body).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
+        let _own = gateway.access.begin(listed)?;
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
         let asker = Asker { caller, listed, deadline: clock::now() + gateway.config.upstream.timeout };

@@ -146,6 +146,33 @@ async fn a_share_holds_for_lookups_that_come_one_by_one() {
     assert!(chat.count() <= served, "{} calls for {served}", chat.count());
 }
 
+#[tokio::test]
+async fn one_caller_gets_no_more_than_half_of_the_places() {
+    let chat = FakeChat::start().await;
+    let gateway = setup(&chat, "").set("server", "max_requests = 4").start().await;
+    let gate = Gate::closed();
+    let held = gate.clone();
+    chat.script(move |call| (call.command() == "openim/sendmsg").then(|| Reply::model().held(&held)));
+    let waiting = Http2::open(gateway.address()).await;
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let waiting = waiting.clone();
+            tokio::spawn(async move { waiting.ask(&Ask::command("openim/sendmsg").token(MANY)).await })
+        })
+        .collect();
+    chat.seen(2).await;
+    let query = || Ask::command("openim/querystate");
+    let answer = gateway.ask(query().token(MANY)).await;
+    answer.assert_error(503, "overloaded", 129_503);
+    assert!(answer.text().contains("one caller") && answer.retry_after() == 1, "{answer:?}");
+    gateway.ask(query().token(FEW)).await.assert_relayed(200, OK);
+    gate.open();
+    for answer in waiting {
+        answer.await.expect("no panic").assert_relayed(200, OK);
+    }
+    gateway.ask(query().token(MANY)).await.assert_relayed(200, OK);
+}
+
 /// Both callers share one connection's kind and address: only their tokens tell them apart.
 async fn flooded(per: impl Fn(&str, usize) -> Ask) {
     let chat = FakeChat::start().await;
@@ -153,11 +180,20 @@ async fn flooded(per: impl Fn(&str, usize) -> Ask) {
     let http2 = Http2::open(gateway.address()).await;
     let flood: Vec<_> = (0..90)
         .map(|n| {
-            let (http2, ask) = (http2.clone(), per("many", n).token(MANY));
-            tokio::spawn(async move { http2.ask(&ask).await })
+            let http2 = http2.clone();
+            let asks: Vec<Ask> = (0..200).map(|round| per("many", n + 90 * round).token(MANY)).collect();
+            tokio::spawn(async move {
+                for ask in asks {
+                    if http2.ask(&ask).await.status != 200 {
+                        // Who is refused does not come back in the same instant.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            })
         })
         .collect();
     chat.seen(2).await;
+    gateway.round_trips().await;
     for n in 0..4 {
         // On the flood's own connection.
         let answer = http2.ask(&per("few", n).token(FEW)).await;
