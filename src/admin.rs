@@ -1,10 +1,12 @@
-//! The admin listener: is it alive, is it ready, let it forget, let it go.
+//! The admin listener: is it alive, is it ready, what does it do, let it forget, let it go.
 
 mod evict;
+mod metrics;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
@@ -14,8 +16,11 @@ use http_body::Body;
 use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
+use crate::bounds::Budget;
+use crate::clock;
 use crate::gateway::Gateway;
 use crate::gateway::route::{Peer, check_caller};
+use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -29,12 +34,28 @@ struct State {
     ready: AtomicBool,
     /// Told when the program is to stop.
     quit: CancellationToken,
+    /// Connections of callers, once there can be any.
+    connections: OnceLock<Arc<Budget>>,
+    /// Since 1970.
+    started_at: Duration,
+}
+
+impl State {
+    fn connections(&self) -> usize {
+        self.connections.get().map_or(0, |connections| connections.held())
+    }
 }
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
     pub fn new(gateway: Arc<Gateway>, quit: CancellationToken) -> Self {
-        Self { state: Arc::new(State { gateway, ready: AtomicBool::new(false), quit }) }
+        let (ready, connections, started_at) = (AtomicBool::new(false), OnceLock::new(), clock::unix_now());
+        Self { state: Arc::new(State { gateway, ready, quit, connections, started_at }) }
+    }
+
+    /// Where callers' connections are counted.
+    pub fn watch_connections(&self, connections: &Arc<Budget>) {
+        let _ = self.state.connections.set(Arc::clone(connections));
     }
 
     /// What `/readyz` says from now on.
@@ -69,6 +90,9 @@ impl Admin {
                     text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
                 }
             }
+            ("/metrics", &Method::GET | &Method::HEAD) => {
+                typed(metrics::render(state), HeaderValue::from_static(CONTENT_TYPE_METRICS))
+            }
             ("/quit" | "/cache/evict", &Method::POST) => match self.refuse_order(head, peer) {
                 Some(refusal) => refusal,
                 None if head.uri.path() == "/cache/evict" => return Answer::Evict,
@@ -77,9 +101,12 @@ impl Admin {
                     text(StatusCode::OK, "stopping\n")
                 }
             },
-            ("/livez" | "/readyz" | "/healthz", _) => not_allowed("GET, HEAD"),
+            ("/livez" | "/readyz" | "/healthz" | "/metrics", _) => not_allowed("GET, HEAD"),
             ("/quit" | "/cache/evict", _) => not_allowed("POST"),
-            _ => text(StatusCode::NOT_FOUND, "no such path; there are /livez, /readyz, /cache/evict and /quit\n"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "no such path; there are /livez, /readyz, /metrics, /cache/evict and /quit\n",
+            ),
         })
     }
 
@@ -116,8 +143,12 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
 }
 
 fn json(text: String) -> Response<Full<Bytes>> {
+    typed(text, HeaderValue::from_static("application/json"))
+}
+
+fn typed(text: String, content_type: HeaderValue) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 

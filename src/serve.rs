@@ -101,6 +101,7 @@ impl Server {
         let drain = CancellationToken::new();
         let done = CancellationToken::new();
         let connections = Connections::new(&self.gateway.config.server, drain.clone());
+        self.admin.watch_connections(&connections.budget);
         let listeners = Arc::new(self.listeners);
         let mut threads = Vec::new();
         for number in 0..worker_threads() {

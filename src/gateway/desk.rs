@@ -62,7 +62,7 @@ impl Worker {
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.attempt_timeout;
         let Permit { slot, ready: lease } = permit;
-        let result = self.upstreams[app].send(lease, &self.app(app).signer, request, deadline).await;
+        let result = self.send(app, lease, request, deadline, None).await;
         drop(slot);
         landing.land(result);
     }
@@ -84,7 +84,11 @@ impl Carrier {
         let wanted = || state.follow.desk().pending.has_queued();
         let connect = worker.upstreams[app].connect();
         let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
+        let begun = clock::now();
         let waited = state.follow.quota.wait(wait, connect, wanted).await;
+        if !matches!(waited, Ok(Turn::Unwanted(_))) {
+            worker.waited(app, begun);
+        }
         let (permit, failure) = match waited {
             Ok(Turn::Go(permit)) => (Some(permit), None),
             Ok(Turn::Unwanted(lease)) => {

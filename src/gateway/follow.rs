@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::sync::oneshot;
 
 use super::freshness::{Source, Tally, Use, Wishes};
+use super::record::Trail;
 use super::state::{Got, Waiter};
 use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
@@ -57,6 +58,7 @@ impl Worker {
         app: usize,
         question: &Question<'_>,
         manner: Manner,
+        trail: &mut Trail,
     ) -> Result<Reply, GatewayError> {
         let follow = &self.app(app).follow;
         let from = follow.hasher.user(&question.from);
@@ -66,7 +68,10 @@ impl Worker {
             if manner.wishes.only_if_cached {
                 return Err(GatewayError::NotCached);
             }
-            match Box::pin(self.fetch(app, question, &mut slots, &manner)).await {
+            let begun = clock::now();
+            let fetched = Box::pin(self.fetch(app, question, &mut slots, &manner)).await;
+            trail.waited(clock::now() - begun);
+            match fetched {
                 Ok(()) => {}
                 Err(Ended::Refused(refusal)) => return refuse(&refusal),
                 Err(Ended::Gateway(error)) => return Err(error),
@@ -296,7 +301,9 @@ fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>,
 /// Chat's refusal goes on as it came.
 fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
     match refusal {
-        Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
+        Refusal::Chat(answer) => {
+            Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone(), answer.error_code))
+        }
         Refusal::Gateway(error) => Err(error.clone()),
     }
 }
@@ -340,5 +347,7 @@ fn reply(
         cache_status: Some(tally.cache_status(&manner.wishes, refused, expired)),
         age: Some(now.since(oldest).as_secs()),
         explain,
+        error_code: 0,
+        pairs: Some(tally),
     }
 }

@@ -9,8 +9,10 @@
 
 mod desk;
 mod evict;
+mod figures;
 mod follow;
 pub mod freshness;
+mod record;
 mod relay;
 pub mod route;
 mod state;
@@ -24,7 +26,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 
-use self::freshness::Wishes;
+use self::freshness::{Tally, Wishes};
+use self::record::Trail;
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Held;
@@ -33,8 +36,10 @@ use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::question::{self, QuestionError, Reading};
 use crate::error::GatewayError;
+use crate::metrics::labels::CommandLabel;
 use crate::upstream;
 
+pub use self::figures::AppFigures;
 pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -77,6 +82,10 @@ struct Reply {
     cache_status: Option<String>,
     age: Option<u64>,
     explain: Option<String>,
+    /// 0 unless Chat said no.
+    error_code: i64,
+    /// Where the pairs of the answer came from.
+    pairs: Option<Tally>,
 }
 
 impl Worker {
@@ -85,22 +94,26 @@ impl Worker {
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        match self.answer(request, downstream).await {
-            Ok(reply) => reply.into_response(),
-            Err(error) => {
-                log(&error);
-                error.into_response()
-            }
-        }
+        let (head, body) = request.into_parts();
+        let mut trail = Trail::begin(downstream.caller);
+        let answered = self.answer(&head, body, downstream, &mut trail).await;
+        self.record(&head, &trail, &answered);
+        answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 
-    async fn answer<B>(self: &Arc<Self>, request: Request<B>, downstream: Downstream) -> Result<Reply, GatewayError>
+    async fn answer<B>(
+        self: &Arc<Self>,
+        head: &Parts,
+        body: B,
+        downstream: Downstream,
+        trail: &mut Trail,
+    ) -> Result<Reply, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let gateway = &self.gateway;
-        let (head, body) = request.into_parts();
-        let path = route::check_and_read(&head, &gateway.hosts, downstream.peer)?;
+        let path = route::check_and_read(head, &gateway.hosts, downstream.peer)?;
+        trail.command = CommandLabel::of(path.name);
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
@@ -112,19 +125,20 @@ impl Worker {
             headers.push(value.to_str().unwrap_or_default());
         }
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
+        trail.app = Some(app);
         if !gateway.config.access.allow.iter().any(|pattern| pattern.matches(path.name)) {
             let name = path.name;
             return Err(GatewayError::Forbidden(format!(
                 "{name} is not allowed; add it to access.allow if it should be"
             )));
         }
-        let (body, held) = self.read_body(&head, body).await?;
+        let (body, held) = self.read_body(head, body).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let asker = Asker { caller: downstream.caller, deadline: clock::now() + gateway.config.upstream.timeout };
 
         if path.name == FOLLOW_CHECK {
-            return self.follow_check(app, &head, body, held, asker).await;
+            return self.follow_check(app, head, body, held, asker, trail).await;
         }
         check_object(&body)?;
         // Boxed, as below: what a hit does not need must not be part of every request's future, which
@@ -132,7 +146,7 @@ impl Worker {
         Box::pin(self.relay(
             app,
             path.name,
-            relay::Order { body, held, traceparent: traceparent(&head.headers), asker },
+            relay::Order { body, held, traceparent: traceparent(&head.headers), asker, notes: trail.notes() },
         ))
         .await
     }
@@ -165,6 +179,7 @@ impl Worker {
         body: Bytes,
         held: Held,
         asker: Asker,
+        trail: &mut Trail,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
         let wishes = Wishes::read(&head.headers);
@@ -175,7 +190,7 @@ impl Worker {
                     return Err(GatewayError::NotCached);
                 }
                 let traceparent = traceparent(&head.headers);
-                let order = relay::Order { body: body.clone(), held, traceparent, asker };
+                let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.notes() };
                 let mut reply = Box::pin(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
@@ -186,13 +201,13 @@ impl Worker {
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
         let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
-        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }).await
+        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }, trail).await
     }
 }
 
 impl Reply {
-    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes) -> Self {
-        Self { status, content_type, body, cache_status: None, age: None, explain: None }
+    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes, error_code: i64) -> Self {
+        Self { status, content_type, body, cache_status: None, age: None, explain: None, error_code, pairs: None }
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
@@ -231,18 +246,6 @@ fn counted(body: Bytes, held: Option<Held>) -> Bytes {
     match held {
         Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
         _ => body,
-    }
-}
-
-/// Faults of ours and of what is behind us are for operators, the others for whoever looks closely.
-fn log(error: &GatewayError) {
-    let outcome = error.wire().slug;
-    match error {
-        GatewayError::UpstreamUnreachable { cause, .. } => tracing::warn!(outcome, cause, "{error}"),
-        // Nothing went wrong: the caller wanted no more than what was there.
-        GatewayError::NotCached => tracing::debug!(outcome, "{error}"),
-        _ if error.is_ours() => tracing::warn!(outcome, "{error}"),
-        _ => tracing::debug!(outcome, "{error}"),
     }
 }
 

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::evict::Marks;
+use super::record::Notes;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
+use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
@@ -30,6 +32,8 @@ pub(super) struct Order {
     pub held: Held,
     pub traceparent: Option<HeaderValue>,
     pub asker: Asker,
+    /// Told what the call does.
+    pub notes: Arc<Notes>,
 }
 
 impl Worker {
@@ -52,7 +56,7 @@ impl Worker {
             }
         };
         let body = counted(answer.body, Some(answer.held));
-        Ok(Reply::from_chat(answer.status, answer.content_type, body))
+        Ok(Reply::from_chat(answer.status, answer.content_type, body, answer.error_code))
     }
 
     /// Until when a call may get its permit. In the last moment it would be lost: the call is broken
@@ -66,7 +70,9 @@ impl Worker {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
         let Asker { caller, deadline } = order.asker;
         let wait = Wait { caller, room: &state.room, deadline: self.latest_permit(deadline) };
+        let begun = clock::now();
         let waited = state.quotas.of(name).wait(wait, upstream.connect(), || true).await;
+        order.notes.waited(self.waited(app, begun));
         let permit = waited.map_err(|no_permit| match no_permit {
             NoPermit::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
             NoPermit::Stuck => stuck(),
@@ -77,7 +83,7 @@ impl Worker {
         let scope = writes::scope(name, &order.body);
         let _marks = scope.as_ref().map(|scope| Marks::new(&state.follow, scope));
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        let result = upstream.send(lease, &state.signer, call, deadline).await;
+        let result = self.send(app, lease, call, deadline, Some(&order.notes)).await;
         if result.is_err()
             && let Some(scope) = scope
         {

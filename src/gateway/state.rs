@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::Refusal;
+use super::record::Samples;
 use super::route::Hosts;
 use crate::bounds::Budget;
 use crate::clock;
@@ -22,6 +23,7 @@ use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
 use crate::domain::follow::pending::{Pending, Settled, Ticket};
 use crate::error::GatewayError;
+use crate::metrics::{Metrics, Recorder};
 use crate::quota::{AppQuotas, CommandQuota};
 use crate::sign::Signer;
 use crate::upstream::{Upstream, UpstreamError};
@@ -37,11 +39,15 @@ pub struct Gateway {
     by_sdkappid: HashMap<SdkAppId, usize>,
     default: Option<usize>,
     /// Requests being worked on.
-    pub(super) requests: Arc<Budget>,
+    pub requests: Arc<Budget>,
     /// Bytes of bodies and answers.
     pub buffered: Arc<Budget>,
     /// The end: nothing may be begun any more.
     pub stopped: AtomicBool,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Which requests are logged.
+    pub(super) samples: Samples,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -141,6 +147,8 @@ impl Gateway {
             requests: Budget::new(config.server.max_requests),
             buffered: Budget::new(config.server.max_buffered),
             stopped: AtomicBool::new(false),
+            metrics: Metrics::new(apps.len()),
+            samples: Samples::default(),
             tasks: TaskTracker::new(),
             apps,
             config,
@@ -199,6 +207,8 @@ pub struct Worker {
     /// What all share.
     pub gateway: Arc<Gateway>,
     pub(super) upstreams: Vec<Upstream>,
+    /// Its own counters.
+    pub(super) recorder: Arc<Recorder>,
 }
 
 impl Worker {
@@ -212,7 +222,8 @@ impl Worker {
             let upstream = Upstream::new(app, &gateway.config.upstream, Arc::clone(&gateway.buffered));
             upstreams.push(upstream.map_err(|error| GatewayBuildError::Upstream(app.name.clone(), error))?);
         }
-        Ok(Arc::new(Self { gateway, upstreams }))
+        let recorder = gateway.metrics.recorder();
+        Ok(Arc::new(Self { gateway, upstreams, recorder }))
     }
 
     pub(super) fn app(&self, index: usize) -> &App {

@@ -35,6 +35,19 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
     next_at: AtomicU64,
 }
 
+/// How a quota stands at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaFigures {
+    /// Calls a second, as configured.
+    pub configured: NonZeroU32,
+    /// Calls a second that it is held to now; less than configured after an alarm of Chat's.
+    pub limit: NonZeroU32,
+    /// In what time the next permit is to be had.
+    pub next_permit: Duration,
+    /// Calls in line.
+    pub waiting: usize,
+}
+
 /// Why a wait ended without a permit.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NoPermit<E> {
@@ -126,6 +139,16 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// In what time the next permit is to be had.
     pub fn next_permit(&self) -> Duration {
         self.next_at().since(clock::tick())
+    }
+
+    /// How it stands.
+    pub fn figures(&self) -> QuotaFigures {
+        QuotaFigures {
+            configured: self.configured,
+            limit: self.own.load().per_second(),
+            next_permit: self.next_permit(),
+            waiting: self.line.waiting(),
+        }
     }
 
     fn next_at(&self) -> Tick {

@@ -28,6 +28,7 @@ fn pace(per_second: NonZeroU32) -> (NonZeroU32, Duration) {
 pub(super) struct Pacer<C: Clock> {
     limiter: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
     clock: C,
+    per_second: NonZeroU32,
     burst: NonZeroU32,
     interval: Duration,
 }
@@ -37,7 +38,7 @@ impl<C: Clock + Clone> Pacer<C> {
     pub(super) fn new(per_second: NonZeroU32, clock: C) -> Self {
         let (burst, interval) = pace(per_second);
         let quota = Quota::with_period(interval).expect("an interval is at least a nanosecond").allow_burst(burst);
-        Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, burst, interval }
+        Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, per_second, burst, interval }
     }
 
     /// With its burst spent, to take the place of another pacer in the middle of a second.
@@ -58,6 +59,11 @@ impl<C: Clock + Clone> Pacer<C> {
         let burst = self.interval.saturating_mul(self.burst.get() - 1);
         let earliest = Tick::from_micros(now.micros().saturating_sub(Tick::NEVER.after(burst).micros()));
         next.max(earliest).after(self.interval)
+    }
+
+    /// The rate.
+    pub(super) fn per_second(&self) -> NonZeroU32 {
+        self.per_second
     }
 
     /// The time from one permit to the next once the burst is used up.

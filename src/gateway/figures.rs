@@ -1,0 +1,47 @@
+//! How an app stands, for operators.
+
+use super::state::Gateway;
+use crate::domain::command::CommandName;
+use crate::quota::QuotaFigures;
+
+/// How an app stands at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppFigures {
+    /// Pairs in the cache, old ones too.
+    pub cache_pairs: usize,
+    /// Pairs that are waited for, counted for each request that waits.
+    pub pairs_waiting: usize,
+    /// Distinct pairs that no call has taken yet.
+    pub pairs_queued: usize,
+    /// Calls on their way to Chat.
+    pub calls_in_flight: usize,
+    /// When its signature was issued, in seconds since 1970.
+    pub signature_issued_at: u64,
+    /// How many seconds a signature is good.
+    pub signature_lifetime: u64,
+}
+
+impl Gateway {
+    /// How an app stands now. `app` is its place in the configuration.
+    pub fn figures(&self, app: usize) -> AppFigures {
+        let state = &self.apps[app];
+        let (pairs_waiting, pairs_queued) = {
+            let desk = state.follow.desk();
+            (desk.pending.waiting(), desk.pending.queued())
+        };
+        let (signature_issued_at, signature_lifetime) = state.signer.validity();
+        AppFigures {
+            cache_pairs: state.follow.facts.len(),
+            pairs_waiting,
+            pairs_queued,
+            calls_in_flight: self.config.upstream.max_in_flight.saturating_sub(state.room.available_permits()),
+            signature_issued_at,
+            signature_lifetime,
+        }
+    }
+
+    /// How the quota of a command of an app stands now.
+    pub fn quota_figures(&self, app: usize, name: CommandName<'_>) -> QuotaFigures {
+        self.apps[app].quotas.of(name).figures()
+    }
+}
