@@ -20,6 +20,7 @@ mod quota;
 mod relay;
 mod request_log;
 mod slow;
+mod status;
 mod support;
 mod tls;
 mod upstream;
