@@ -1,24 +1,38 @@
-//! The admin listener: is it alive, is it ready, let it forget, let it go.
+//! The admin listener: is it alive, is it ready, what does it do, let it forget, let it go.
 
+mod effective;
 mod evict;
+mod history;
+mod log_level;
+mod metrics;
+mod page;
+mod status;
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
+use serde_json::Value;
 use subtle::ConstantTimeEq as _;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::history::History;
+use crate::body::{BodyError, read_whole};
+use crate::bounds::Budget;
+use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
-use crate::gateway::route::{Peer, check_caller};
+use crate::gateway::route::{Peer, check_caller, check_host};
 use crate::gateway::{Gateway, access};
+use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -32,12 +46,41 @@ struct State {
     ready: AtomicBool,
     /// Told when the program is to stop.
     quit: CancellationToken,
+    /// Connections of callers, once there can be any.
+    connections: OnceLock<Arc<Budget>>,
+    /// The last two minutes.
+    history: History,
+    /// Since 1970.
+    started_at: Duration,
+}
+
+impl State {
+    fn connections(&self) -> usize {
+        self.connections.get().map_or(0, |connections| connections.held())
+    }
 }
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
     pub fn new(gateway: Arc<Gateway>, quit: CancellationToken) -> Self {
-        Self { state: Arc::new(State { gateway, ready: AtomicBool::new(false), quit }) }
+        let history = History::new(gateway.config.apps.len());
+        let (ready, connections, started_at) = (AtomicBool::new(false), OnceLock::new(), clock::unix_now());
+        Self { state: Arc::new(State { gateway, ready, quit, connections, history, started_at }) }
+    }
+
+    /// Where callers' connections are counted.
+    pub fn watch_connections(&self, connections: &Arc<Budget>) {
+        let _ = self.state.connections.set(Arc::clone(connections));
+    }
+
+    /// Looks at the counters once a second, for ever: `/status` and the page tell of what it sees.
+    pub async fn watch(self) {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            seconds.tick().await;
+            self.state.history.add(&self.state.gateway);
+        }
     }
 
     /// What `/readyz` says from now on.
@@ -51,42 +94,73 @@ impl Admin {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
+        let gateway = &self.state.gateway;
         Ok(match self.answer(&head, peer) {
             Answer::Whole(answer) => answer,
-            Answer::Evict => match evict::evict(&self.state.gateway, body).await {
-                Ok(evicted) => json(format!("{{\"evicted\":\"{evicted}\"}}\n")),
-                Err(error) => error.into_response(),
-            },
+            Answer::Order(order) => {
+                let read = read_order(gateway, body, order.body_len_max()).await;
+                let done = read.and_then(|body| order.carry_out(gateway, &body));
+                done.map_or_else(GatewayError::into_response, |(what, done)| json(&serde_json::json!({ what: done })))
+            }
         })
     }
 
     /// What can be said without the body.
     fn answer(&self, head: &Parts, peer: Peer) -> Answer {
-        let state = &self.state;
-        if let Err(error) = access::check_uid(&state.gateway.config.server.unix_uids, peer) {
+        if let Err(error) = access::check_uid(&self.state.gateway.config.server.unix_uids, peer) {
             return Answer::Whole(error.into_response());
         }
-        Answer::Whole(match (head.uri.path(), &head.method) {
-            ("/livez", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "alive\n"),
-            ("/readyz" | "/healthz", &Method::GET | &Method::HEAD) => {
-                if state.ready.load(Ordering::Acquire) {
-                    text(StatusCode::OK, "ready\n")
-                } else {
-                    text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
-                }
-            }
-            ("/quit" | "/cache/evict", &Method::POST) => match self.refuse_order(head, peer) {
+        let path = head.uri.path();
+        let order = match path {
+            "/cache/evict" => Some(Order::Evict),
+            "/log" => Some(Order::LogLevel),
+            _ => None,
+        };
+        Answer::Whole(match (&head.method, order) {
+            (&Method::GET | &Method::HEAD, None) if path != "/quit" => self.show(head, path, peer),
+            (&Method::POST, order) if order.is_some() || path == "/quit" => match self.refuse_order(head, peer) {
                 Some(refusal) => refusal,
-                None if head.uri.path() == "/cache/evict" => return Answer::Evict,
-                None => {
-                    state.quit.cancel();
-                    text(StatusCode::OK, "stopping\n")
-                }
+                None => match order {
+                    Some(order) => return Answer::Order(order),
+                    None => {
+                        self.state.quit.cancel();
+                        text(StatusCode::OK, "stopping\n")
+                    }
+                },
             },
-            ("/livez" | "/readyz" | "/healthz", _) => not_allowed("GET, HEAD"),
-            ("/quit" | "/cache/evict", _) => not_allowed("POST"),
-            _ => text(StatusCode::NOT_FOUND, "no such path; there are /livez, /readyz, /cache/evict and /quit\n"),
+            (_, Some(_)) => not_allowed("POST"),
+            (_, None) if path == "/quit" => not_allowed("POST"),
+            (_, None) => match self.show(head, path, peer).status() {
+                StatusCode::NOT_FOUND => no_such_path(),
+                _ => not_allowed("GET, HEAD"),
+            },
         })
+    }
+
+    /// What can be looked at.
+    fn show(&self, head: &Parts, path: &str, peer: Peer) -> Response<Full<Bytes>> {
+        let state = &self.state;
+        match path {
+            "/livez" => text(StatusCode::OK, "alive\n"),
+            "/readyz" | "/healthz" if state.ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
+            "/readyz" | "/healthz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n"),
+            "/metrics" => typed(metrics::render(state), HeaderValue::from_static(CONTENT_TYPE_METRICS)),
+            _ => {
+                // What a browser may show: not under a name that somebody else has bound to our address.
+                if let Err(error) = check_host(head, &state.gateway.hosts, peer) {
+                    return error.into_response();
+                }
+                if let Some(file) = page::file(path) {
+                    return file;
+                }
+                let shown = match path.strip_prefix("/status") {
+                    Some("") => Some(status::render(state)),
+                    Some(rest) => rest.strip_prefix("/history/").and_then(|app| status::history(state, app)),
+                    None => None,
+                };
+                shown.map_or_else(no_such_path, |shown| json(&shown))
+            }
+        }
     }
 
     /// Why an order is not taken: orders are for who has the operators' token, or without one for who
@@ -113,8 +187,48 @@ impl Admin {
 /// What a head comes to.
 enum Answer {
     Whole(Response<Full<Bytes>>),
-    /// The order is taken; its body says what to forget.
+    /// The order is taken; its body says what to do.
+    Order(Order),
+}
+
+/// An order with a body.
+#[derive(Clone, Copy)]
+enum Order {
     Evict,
+    LogLevel,
+}
+
+impl Order {
+    fn body_len_max(self) -> usize {
+        match self {
+            Order::Evict => evict::BODY_LEN_MAX,
+            Order::LogLevel => log_level::BODY_LEN_MAX,
+        }
+    }
+
+    /// Gives what to call what was done, and what it was.
+    fn carry_out(self, gateway: &Gateway, body: &[u8]) -> Result<(&'static str, &'static str), GatewayError> {
+        match self {
+            Order::Evict => evict::evict(gateway, body).map(|evicted| ("evicted", evicted)),
+            Order::LogLevel => log_level::set(body).map(|level| ("level", level)),
+        }
+    }
+}
+
+/// Reads the body of an order.
+async fn read_order<B>(gateway: &Gateway, body: B, max: usize) -> Result<Bytes, GatewayError>
+where
+    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+{
+    let timeout = gateway.config.server.body_timeout;
+    let reading = read_whole(body, max, &gateway.buffered);
+    let read = tokio::time::timeout(timeout, reading).await.map_err(|_| GatewayError::BodyTimeout(timeout))?;
+    // Its bytes need not be counted for the moment that it takes to carry it out.
+    read.map(|(body, _held)| body).map_err(|error| match error {
+        BodyError::TooLarge => GatewayError::BodyTooLarge(max, ""),
+        BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+        BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+    })
 }
 
 /// Whether a request came over loopback or a Unix socket.
@@ -125,6 +239,11 @@ fn is_local(peer: Peer) -> bool {
     }
 }
 
+fn no_such_path() -> Response<Full<Bytes>> {
+    let paths = "no such path; there are /, /livez, /readyz, /metrics, /status, /cache/evict, /log and /quit\n";
+    text(StatusCode::NOT_FOUND, paths)
+}
+
 fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
@@ -132,9 +251,15 @@ fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-fn json(text: String) -> Response<Full<Bytes>> {
+fn json(value: &Value) -> Response<Full<Bytes>> {
+    let mut response = typed(format!("{value}\n"), HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn typed(text: String, content_type: HeaderValue) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }
 
@@ -176,7 +301,7 @@ mod tests {
         let (head, ()) = request.body(()).expect("a request").into_parts();
         match admin.answer(&head, peer) {
             Answer::Whole(answer) => answer.status().as_u16(),
-            Answer::Evict => 200,
+            Answer::Order(_) => 200,
         }
     }
 
@@ -188,7 +313,23 @@ mod tests {
         admin.set_ready(true);
         assert_eq!(ask(&admin, "GET", "/readyz", &[], LOOPBACK), 200);
         assert_eq!(ask(&admin, "POST", "/readyz", &[], LOOPBACK), 405);
-        assert_eq!(ask(&admin, "GET", "/metricz", &[], LOOPBACK), 404);
+        assert_eq!(ask(&admin, "GET", "/metrics", &[], LOOPBACK), 200);
+        assert_eq!(ask(&admin, "POST", "/metrics", &[], LOOPBACK), 405);
+    }
+
+    #[test]
+    fn what_a_browser_may_show_is_shown_under_own_names_only() {
+        let admin = admin(CancellationToken::new());
+        let here = [("host", "127.0.0.1:8701")];
+        for path in ["/", "/page.js", "/page.css", "/status", "/status/history/main"] {
+            assert_eq!(ask(&admin, "GET", path, &here, LOOPBACK), 200, "{path}");
+            assert_eq!(ask(&admin, "POST", path, &here, LOOPBACK), 405, "{path}");
+            assert_eq!(ask(&admin, "GET", path, &[("host", "evil")], LOOPBACK), 403, "{path}");
+        }
+        for path in ["/metricz", "/status/", "/status/history/", "/status/history/other", "/page.html", "//"] {
+            assert_eq!(ask(&admin, "GET", path, &here, LOOPBACK), 404, "{path}");
+            assert_eq!(ask(&admin, "POST", path, &here, LOOPBACK), 404, "{path}");
+        }
     }
 
     #[test]
@@ -197,7 +338,7 @@ mod tests {
         let admin = admin(quit.clone());
         let host = ("host", "localhost");
         let elsewhere = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
-        for path in ["/quit", "/cache/evict"] {
+        for path in ["/quit", "/cache/evict", "/log"] {
             assert_eq!(ask(&admin, "GET", path, &[host], LOOPBACK), 405);
             assert_eq!(ask(&admin, "POST", path, &[("host", "evil")], LOOPBACK), 403);
             assert_eq!(ask(&admin, "POST", path, &[host, ("origin", "http://evil")], LOOPBACK), 403);

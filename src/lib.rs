@@ -27,6 +27,7 @@
 //! | [`bounds`], [`body`], [`mod@line`] | counters with a limit; whole bodies within one; callers in turn |
 //! | [`config`] | what an operator may say, all problems at once |
 //! | [`error`] | what chatgate answers when it answers itself |
+//! | [`metrics`] | what is counted |
 //! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
@@ -47,6 +48,7 @@ pub mod domain;
 pub mod error;
 pub mod gateway;
 pub mod line;
+pub mod metrics;
 pub mod quota;
 pub mod retry;
 pub mod sandbox;

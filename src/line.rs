@@ -64,6 +64,11 @@ impl Line {
         InLine { ahead, place: None, waiting: Some((given, leaving)) }
     }
 
+    /// How many wait in it, those past it not included.
+    pub fn waiting(&self) -> usize {
+        self.state().queues.values().map(VecDeque::len).sum()
+    }
+
     #[cfg(test)]
     pub(crate) fn ahead_of(&self, caller: CallerId) -> usize {
         self.state().ahead_of(caller)

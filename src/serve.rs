@@ -101,6 +101,7 @@ impl Server {
         let drain = CancellationToken::new();
         let done = CancellationToken::new();
         let connections = Connections::new(&self.gateway.config.server, drain.clone());
+        self.admin.watch_connections(&connections.budget);
         let listeners = Arc::new(self.listeners);
         let mut threads = Vec::new();
         for number in 0..worker_threads() {
@@ -115,6 +116,7 @@ impl Server {
             tracing::info!(listener = "admin", address = %self.admin_listener.address(), "listening");
             let limits = connections.limits;
             tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
+            tokio::spawn(self.admin.clone().watch());
             let mut open = Open { data: listeners, webhook: None };
             if let Some((listener, webhooks)) = self.webhook {
                 tracing::info!(listener = "webhook", address = %listener.address(), "listening");

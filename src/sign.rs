@@ -77,6 +77,12 @@ impl Signer {
         }
     }
 
+    /// When the present signature was issued, in seconds since 1970, and how many seconds it is good.
+    pub fn validity(&self) -> (u64, u64) {
+        let signature = self.current.load();
+        (signature.issued_at, signature.lifetime_secs)
+    }
+
     /// A signature that is good at this moment.
     ///
     /// One that is near its end is renewed by the first who sees it; the others go on with the old

@@ -1,10 +1,7 @@
 //! `POST /cache/evict`: an operator knows of a change that did not come through here.
 
-use bytes::Bytes;
-use http_body::Body;
 use serde::Deserialize;
 
-use crate::body::{BodyError, read_whole};
 use crate::domain::app::check_user_id;
 use crate::domain::follow::writes::Scope;
 use crate::domain::object::{Object, given};
@@ -12,7 +9,7 @@ use crate::error::GatewayError;
 use crate::gateway::Gateway;
 
 /// Largest body, in bytes: some 25,000 of the longest names.
-const BODY_LEN_MAX: usize = 1024 * 1024;
+pub(super) const BODY_LEN_MAX: usize = 1024 * 1024;
 
 /// What to forget. Every member may be left out, none may be `null`, and there are no others.
 #[derive(Debug, Deserialize)]
@@ -33,19 +30,8 @@ struct Order {
 ///
 /// # Errors
 /// What is wrong with the order, of which then nothing was carried out.
-pub(super) async fn evict<B>(gateway: &Gateway, body: B) -> Result<&'static str, GatewayError>
-where
-    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-{
-    let timeout = gateway.config.server.body_timeout;
-    let reading = read_whole(body, BODY_LEN_MAX, &gateway.buffered);
-    let read = tokio::time::timeout(timeout, reading).await.map_err(|_| GatewayError::BodyTimeout(timeout))?;
-    let (body, _held) = read.map_err(|error| match error {
-        BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
-        BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-        BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
-    })?;
-    let (app, scope) = read_order(&body)?;
+pub(super) fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
+    let (app, scope) = read_order(body)?;
     let index = gateway.app_named(app.as_deref()).ok_or_else(|| {
         GatewayError::UnknownApp(match app {
             Some(_) => "no app of that name is configured".to_owned(),

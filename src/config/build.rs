@@ -13,8 +13,8 @@ use super::suggest::closest;
 use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
-    Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, PATH_DEFAULT, Problem,
-    Problems, Server, Upstream, apps, callers, later, webhook,
+    Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, LogRequests,
+    PATH_DEFAULT, Problem, Problems, Server, Upstream, apps, callers, later, webhook,
 };
 use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
@@ -295,16 +295,30 @@ fn log(mut section: Section<'_>) -> Log {
         Some("text") => Ok(LogFormat::Text),
         _ => Err("must be \"json\" or \"text\"".to_owned()),
     });
-    section.read("level", &mut log.level, |node| match node.text() {
-        Some("error") => Ok(tracing::Level::ERROR),
-        Some("warn") => Ok(tracing::Level::WARN),
-        Some("info") => Ok(tracing::Level::INFO),
-        Some("debug") => Ok(tracing::Level::DEBUG),
-        Some("trace") => Ok(tracing::Level::TRACE),
-        _ => Err("must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"".to_owned()),
+    section.read("level", &mut log.level, |node| {
+        let level = node.text().and_then(parse_level);
+        level.ok_or_else(|| "must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"".to_owned())
+    });
+    section.read("requests", &mut log.requests, |node| match node.text() {
+        Some("sampled") => Ok(LogRequests::Sampled),
+        Some("all") => Ok(LogRequests::All),
+        Some("off") => Ok(LogRequests::Off),
+        _ => Err("must be \"sampled\", \"all\" or \"off\"".to_owned()),
     });
     section.finish();
     log
+}
+
+/// A level by its word.
+pub(super) fn parse_level(word: &str) -> Option<tracing::Level> {
+    match word {
+        "error" => Some(tracing::Level::ERROR),
+        "warn" => Some(tracing::Level::WARN),
+        "info" => Some(tracing::Level::INFO),
+        "debug" => Some(tracing::Level::DEBUG),
+        "trace" => Some(tracing::Level::TRACE),
+        _ => None,
+    }
 }
 
 fn unix_mode(node: &Node) -> Reading<u32> {

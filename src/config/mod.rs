@@ -59,6 +59,11 @@ pub fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
     build::load(path, env)
 }
 
+/// A level of the log by its word: `error` to `trace`, in lower case.
+pub fn parse_level(word: &str) -> Option<tracing::Level> {
+    build::parse_level(word)
+}
+
 /// Everything an operator may say. `Debug` shows no secret.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -302,11 +307,35 @@ pub struct Log {
     pub format: LogFormat,
     /// The least important events that are logged. Default info.
     pub level: tracing::Level,
+    /// Which requests are logged. Default sampled.
+    pub requests: LogRequests,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Json, level: tracing::Level::INFO }
+        Self { format: LogFormat::Json, level: tracing::Level::INFO, requests: LogRequests::Sampled }
+    }
+}
+
+/// Which requests have a line in the log. Failures of chatgate or of what is behind it always have one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogRequests {
+    /// A few each second.
+    Sampled,
+    /// Every one.
+    All,
+    /// None.
+    Off,
+}
+
+impl LogRequests {
+    /// Its word in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            LogRequests::Sampled => "sampled",
+            LogRequests::All => "all",
+            LogRequests::Off => "off",
+        }
     }
 }
 

@@ -212,6 +212,7 @@ fn every_key_is_read() {
         [log]
         format = "text"
         level = "debug"
+        requests = "all"
         "#,
     );
     let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
@@ -276,7 +277,8 @@ fn every_key_is_read() {
     assert_eq!(config.upstream, upstream);
     let webhook = config.webhook.as_ref().expect("written");
     assert_eq!((&webhook.listen, webhook.window, webhook.tokens.len()), (&address("0.0.0.0:8702"), secs(21), 2));
-    assert_eq!(config.log, Log { format: LogFormat::Text, level: tracing::Level::DEBUG });
+    let (format, level) = (LogFormat::Text, tracing::Level::DEBUG);
+    assert_eq!(config.log, Log { format, level, requests: LogRequests::All });
     assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("two"));
     let [one, two] = config.apps.as_slice() else { panic!("{:?}", config.apps) };
     assert_eq!((one.endpoint.to_string().as_str(), &one.standby), ("http://127.0.0.1:9700", &None));

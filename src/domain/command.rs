@@ -50,7 +50,7 @@ impl<'a> CommandName<'a> {
 
     /// What the built-in table knows of it.
     pub fn known(&self) -> Option<&'static KnownCommand> {
-        TABLE.get(self).copied()
+        row_number(*self).map(|row| &KNOWN_COMMANDS[row])
     }
 
     /// Whether it may change something. A command nobody listed is taken for one that does.
@@ -101,8 +101,13 @@ pub static KNOWN_COMMANDS: LazyLock<Vec<KnownCommand>> = LazyLock::new(|| {
     include_str!("commands.csv").lines().skip(1).map(|line| row(line).expect("a row of the built-in table")).collect()
 });
 
-static TABLE: LazyLock<HashMap<CommandName<'static>, &'static KnownCommand>> =
-    LazyLock::new(|| KNOWN_COMMANDS.iter().map(|known| (known.name, known)).collect());
+/// The place of a command in [`KNOWN_COMMANDS`].
+pub fn row_number(name: CommandName<'_>) -> Option<usize> {
+    ROWS.get(&name).copied()
+}
+
+static ROWS: LazyLock<HashMap<CommandName<'static>, usize>> =
+    LazyLock::new(|| KNOWN_COMMANDS.iter().zip(0..).map(|(known, row)| (known.name, row)).collect());
 
 fn row(line: &'static str) -> Option<KnownCommand> {
     let (service, rest) = line.split_once(',')?;
@@ -180,7 +185,7 @@ mod tests {
     fn the_table_is_whole() {
         let lines = include_str!("commands.csv").lines().count() - 1;
         assert_eq!(KNOWN_COMMANDS.len(), lines);
-        assert_eq!(TABLE.len(), lines, "a command stands twice");
+        assert_eq!(ROWS.len(), lines, "a command stands twice");
         for name in [FOLLOW_CHECK, FOLLOW_ADD, FOLLOW_DELETE, ACCOUNT_DELETE] {
             assert!(name.known().is_some(), "{name}");
         }

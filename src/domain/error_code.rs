@@ -56,8 +56,13 @@ pub struct ErrorRow {
 
 /// What is known of a code; `None` for 0, for the gateway's own and for codes the vendor never named.
 pub fn lookup(code: i64) -> Option<&'static ErrorRow> {
-    let after = TABLE.partition_point(|row| *row.codes.start() <= code);
-    TABLE[..after].last().filter(|row| row.codes.contains(&code))
+    row_number(code).map(|row| &TABLE[row])
+}
+
+/// The place of a code's row in [`table`].
+pub fn row_number(code: i64) -> Option<usize> {
+    let row = TABLE.partition_point(|row| *row.codes.start() <= code).checked_sub(1)?;
+    TABLE[row].codes.contains(&code).then_some(row)
 }
 
 /// Every row, in ascending order of codes.

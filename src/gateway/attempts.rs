@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::evict::Marks;
+use super::record::Notes;
 use super::state::App;
 use super::{Asker, Worker};
 use crate::clock;
@@ -26,6 +27,8 @@ pub(super) struct Journey<'a> {
     pub asker: Asker,
     /// What the call may change: marked when it goes out, and once more when it is over.
     pub scope: Option<&'a Scope>,
+    /// Of the request that it is made for, if it is made for one.
+    pub notes: Option<&'a Notes>,
 }
 
 /// The way to a first attempt, for who has gone it already.
@@ -54,7 +57,7 @@ impl Worker {
         call: Call<'_>,
         mut first: Option<First>,
     ) -> Result<Answer, GatewayError> {
-        let Journey { app, kind, asker, scope } = journey;
+        let Journey { app, kind, asker, scope, notes } = journey;
         let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
         let attempts_max = self.gateway.config.upstream.attempts;
         let (mut tried, mut signed_again, mut marks) = (0, false, None);
@@ -63,7 +66,7 @@ impl Worker {
         loop {
             let way = match first.take() {
                 Some(way) => way,
-                None => self.way(app, name, asker).await,
+                None => self.way(app, name, asker, notes).await,
             };
             let (result, signature) = match way {
                 Ok(Permit { slot: _slot, ready: lease }) => {
@@ -73,7 +76,7 @@ impl Worker {
                     }
                     marks = marks.or_else(|| scope.map(|scope| Marks::new(&state.follow, scope)));
                     let (signature, sent) = (state.signer.current(clock::unix_now()), clock::tick());
-                    let result = upstream.send(lease, &state.signer, &signature, call.clone(), asker.deadline).await;
+                    let result = self.send(app, lease, &signature, call.clone(), asker.deadline, notes).await;
                     if let Ok(answer) = &result {
                         state.heed(name, answer, kind, sent);
                     }
@@ -117,7 +120,7 @@ impl Worker {
     }
 
     /// A connection, then room and permit.
-    async fn way(&self, app: usize, name: CommandName<'_>, asker: Asker) -> First {
+    async fn way(&self, app: usize, name: CommandName<'_>, asker: Asker, notes: Option<&Notes>) -> First {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
         let parked = || state.parking().check(name, clock::tick()).err();
         if let Some(parked) = parked() {
@@ -125,7 +128,13 @@ impl Worker {
         }
         let deadline = self.latest_permit(asker.deadline);
         let wait = Wait { caller: asker.caller, room: &state.room, deadline };
-        match state.quotas.of(name).wait(wait, upstream.connect(), || parked().is_none()).await {
+        let begun = clock::now();
+        let waited = state.quotas.of(name).wait(wait, upstream.connect(), || parked().is_none()).await;
+        let span = self.waited(app, begun);
+        if let Some(notes) = notes {
+            notes.waited(span);
+        }
+        match waited {
             Ok(Turn::Go(permit)) => Ok(permit),
             Ok(Turn::Unwanted(lease)) => {
                 upstream.give_back(lease);

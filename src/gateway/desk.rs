@@ -64,7 +64,7 @@ impl Worker {
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.timeout;
         let asker = Asker { caller: CallerId::SELF, listed: None, deadline };
-        let journey = Journey { app, kind: CommandKind::Read, asker, scope: None };
+        let journey = Journey { app, kind: CommandKind::Read, asker, scope: None, notes: None };
         landing.land(self.travel(journey, request, Some(first)).await);
     }
 }
@@ -86,10 +86,14 @@ impl Carrier {
         let wanted = || state.follow.desk().pending.has_queued() && parked().is_none();
         let connect = worker.upstreams[app].connect();
         let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
+        let begun = clock::now();
         let waited = match parked() {
             None => state.follow.quota.wait(wait, connect, wanted).await,
             Some(_) => Err(NoPermit::Stuck),
         };
+        if !matches!(waited, Ok(Turn::Unwanted(_))) {
+            worker.waited(app, begun);
+        }
         let first = match waited {
             Ok(Turn::Go(permit)) => Some(Ok(permit)),
             Ok(Turn::Unwanted(lease)) => {

@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::sync::oneshot;
 
 use super::freshness::{Source, Tally, Use, Wishes};
+use super::record::Trail;
 use super::state::{Got, Waiter};
 use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
@@ -58,6 +59,7 @@ impl Worker {
         app: usize,
         question: &Question<'_>,
         manner: Manner,
+        trail: &mut Trail,
     ) -> Result<Reply, GatewayError> {
         let follow = &self.app(app).follow;
         let from = follow.hasher.user(&question.from);
@@ -73,10 +75,14 @@ impl Worker {
                 fell_back = true;
                 break;
             }
-            match Box::pin(self.fetch(app, question, &mut slots, &manner, paid)).await {
+            let begun = clock::now();
+            let fetched = Box::pin(self.fetch(app, question, &mut slots, &manner, paid)).await;
+            trail.waited(clock::now() - begun);
+            match fetched {
                 Ok(()) => paid = false,
                 Err(Ended::NotYet(wait)) => {
                     tokio::time::sleep(wait).await;
+                    trail.waited(wait);
                     paid = true;
                 }
                 Err(ended) if ended.is_trouble() && self.fall_back(app, &mut slots, &manner.wishes) => {
@@ -361,7 +367,9 @@ fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>,
 /// Chat's refusal goes on as it came.
 fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
     match refusal {
-        Refusal::Chat(answer) => Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone())),
+        Refusal::Chat(answer) => {
+            Ok(Reply::from_chat(answer.status, answer.content_type.clone(), answer.body.clone(), answer.error_code))
+        }
         Refusal::Gateway(error) => Err(error.clone()),
     }
 }
@@ -404,5 +412,7 @@ fn reply(
         cache_status: Some(tally.cache_status(&manner.wishes, refused, expired)),
         age: Some(now.since(oldest).as_secs()),
         explain,
+        error_code: 0,
+        pairs: Some(tally),
     }
 }

@@ -11,8 +11,10 @@ pub mod access;
 mod attempts;
 mod desk;
 mod evict;
+mod figures;
 mod follow;
 pub mod freshness;
+mod record;
 mod relay;
 pub mod route;
 mod state;
@@ -27,7 +29,8 @@ use http_body::Body;
 use http_body_util::Full;
 
 use self::access::Listed;
-use self::freshness::Wishes;
+use self::freshness::{Tally, Wishes};
+use self::record::Trail;
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Held;
@@ -36,8 +39,10 @@ use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::question::{self, QuestionError, Reading};
 use crate::error::GatewayError;
+use crate::metrics::labels::CommandLabel;
 use crate::upstream;
 
+pub use self::figures::AppFigures;
 pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -83,6 +88,10 @@ struct Reply {
     cache_status: Option<String>,
     age: Option<u64>,
     explain: Option<String>,
+    /// 0 unless Chat said no.
+    error_code: i64,
+    /// Where the pairs of the answer came from.
+    pairs: Option<Tally>,
 }
 
 impl Worker {
@@ -91,27 +100,32 @@ impl Worker {
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        match self.answer(request, downstream).await {
-            Ok(reply) => reply.into_response(),
-            Err(error) => {
-                log(&error);
-                error.into_response()
-            }
-        }
+        let (head, body) = request.into_parts();
+        let mut trail = Trail::begin(downstream.caller);
+        let answered = self.answer(&head, body, downstream, &mut trail).await;
+        self.record(&head, &trail, &answered);
+        answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 
-    async fn answer<B>(self: &Arc<Self>, request: Request<B>, downstream: Downstream) -> Result<Reply, GatewayError>
+    async fn answer<B>(
+        self: &Arc<Self>,
+        head: &Parts,
+        body: B,
+        downstream: Downstream,
+        trail: &mut Trail,
+    ) -> Result<Reply, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let gateway = &self.gateway;
-        let (head, body) = request.into_parts();
-        route::check_caller(&head, &gateway.hosts, downstream.peer)?;
+        route::check_caller(head, &gateway.hosts, downstream.peer)?;
         // Before anything is answered on a connection it must be sure where the request ends.
-        route::check_shape(&head)?;
+        route::check_shape(head)?;
         access::check_uid(&gateway.config.server.unix_uids, downstream.peer)?;
         let listed = gateway.access.identify(&head.headers)?;
-        let path = route::read(&head)?;
+        trail.caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
+        let path = route::read(head)?;
+        trail.command = CommandLabel::of(path.name);
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
@@ -123,8 +137,9 @@ impl Worker {
             headers.push(value.to_str().unwrap_or_default());
         }
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
+        trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
-        let (body, held) = self.read_body(&head, body).await?;
+        let (body, held) = self.read_body(head, body).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _own = gateway.access.begin(listed)?;
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
@@ -132,7 +147,7 @@ impl Worker {
         let asker = Asker { caller, listed, deadline: clock::now() + gateway.config.upstream.timeout };
 
         if path.name == FOLLOW_CHECK {
-            return self.follow_check(app, &head, body, held, asker).await;
+            return self.follow_check(app, head, body, held, asker, trail).await;
         }
         check_object(&body)?;
         // Boxed, as below: what a hit does not need must not be part of every request's future, which
@@ -140,7 +155,7 @@ impl Worker {
         Box::pin(self.relay(
             app,
             path.name,
-            relay::Order { body, held, traceparent: traceparent(&head.headers), asker },
+            relay::Order { body, held, traceparent: traceparent(&head.headers), asker, notes: trail.notes() },
         ))
         .await
     }
@@ -173,6 +188,7 @@ impl Worker {
         body: Bytes,
         held: Held,
         asker: Asker,
+        trail: &mut Trail,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
         let wishes = Wishes::read(&head.headers);
@@ -183,7 +199,7 @@ impl Worker {
                     return Err(GatewayError::NotCached);
                 }
                 let traceparent = traceparent(&head.headers);
-                let order = relay::Order { body: body.clone(), held, traceparent, asker };
+                let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.notes() };
                 let mut reply = Box::pin(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
@@ -194,13 +210,13 @@ impl Worker {
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
         let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
-        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }).await
+        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }, trail).await
     }
 }
 
 impl Reply {
-    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes) -> Self {
-        Self { status, content_type, body, cache_status: None, age: None, explain: None }
+    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes, error_code: i64) -> Self {
+        Self { status, content_type, body, cache_status: None, age: None, explain: None, error_code, pairs: None }
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
@@ -239,18 +255,6 @@ fn counted(body: Bytes, held: Option<Held>) -> Bytes {
     match held {
         Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
         _ => body,
-    }
-}
-
-/// Faults of ours and of what is behind us are for operators, the others for whoever looks closely.
-fn log(error: &GatewayError) {
-    let outcome = error.wire().slug;
-    match error {
-        GatewayError::UpstreamUnreachable { cause, .. } => tracing::warn!(outcome, cause, "{error}"),
-        // Nothing went wrong: the caller wanted no more than what was there.
-        GatewayError::NotCached => tracing::debug!(outcome, "{error}"),
-        _ if error.is_ours() => tracing::warn!(outcome, "{error}"),
-        _ => tracing::debug!(outcome, "{error}"),
     }
 }
 

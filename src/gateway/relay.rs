@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::attempts::Journey;
+use super::record::Notes;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
 use crate::clock;
@@ -30,6 +31,8 @@ pub(super) struct Order {
     pub held: Held,
     pub traceparent: Option<HeaderValue>,
     pub asker: Asker,
+    /// Told what the call does.
+    pub notes: Arc<Notes>,
 }
 
 impl Worker {
@@ -52,7 +55,7 @@ impl Worker {
             }
         };
         let body = counted(answer.body, Some(answer.held));
-        Ok(Reply::from_chat(answer.status, answer.content_type, body))
+        Ok(Reply::from_chat(answer.status, answer.content_type, body, answer.error_code))
     }
 
     /// Until when a call may get its permit. In the last moment it would be lost: the call is broken
@@ -73,7 +76,8 @@ impl Worker {
         }
         let scope = writes::scope(name, &order.body);
         let call = Call { name, body: order.body, traceparent: order.traceparent };
-        let journey = Journey { app, kind: name.kind(), asker: order.asker, scope: scope.as_ref() };
+        let (asker, notes) = (order.asker, Some(&*order.notes));
+        let journey = Journey { app, kind: name.kind(), asker, scope: scope.as_ref(), notes };
         let result = self.travel(journey, call, None).await;
         if result.is_err()
             && let Some(scope) = scope

@@ -146,7 +146,11 @@ impl Hosts {
     }
 }
 
-fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+/// Refuses who knows chatgate by a name that is not its own.
+///
+/// # Errors
+/// `forbidden`.
+pub fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     let refuse = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
     let mut given = head.headers.get_all(HOST).iter();
     let (first, second) = (given.next(), given.next());

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Refusal;
 use super::access::Access;
+use super::record::Samples;
 use super::route::Hosts;
 use crate::bounds::Budget;
 use crate::clock;
@@ -25,6 +26,7 @@ use crate::domain::follow::pending::{Pending, Settled, Ticket};
 use crate::domain::parking::Parking;
 use crate::domain::sickness::Sickness;
 use crate::error::GatewayError;
+use crate::metrics::{Metrics, Recorder};
 use crate::quota::{AppQuotas, CommandQuota};
 use crate::retry::RetryBudget;
 use crate::sign::Signer;
@@ -43,11 +45,15 @@ pub struct Gateway {
     by_sdkappid: HashMap<SdkAppId, usize>,
     default: Option<usize>,
     /// Requests being worked on.
-    pub(super) requests: Arc<Budget>,
+    pub requests: Arc<Budget>,
     /// Bytes of bodies and answers.
     pub buffered: Arc<Budget>,
     /// The end: nothing may be begun any more.
     pub stopped: AtomicBool,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Which requests are logged.
+    pub(super) samples: Samples,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -166,6 +172,8 @@ impl Gateway {
             requests: Budget::new(config.server.max_requests),
             buffered: Budget::new(config.server.max_buffered),
             stopped: AtomicBool::new(false),
+            metrics: Metrics::new(apps.len()),
+            samples: Samples::default(),
             tasks: TaskTracker::new(),
             apps,
             config,
@@ -224,6 +232,8 @@ pub struct Worker {
     /// What all share.
     pub gateway: Arc<Gateway>,
     pub(super) upstreams: Vec<Upstream>,
+    /// Its own counters.
+    pub(super) recorder: Arc<Recorder>,
 }
 
 impl Worker {
@@ -238,7 +248,8 @@ impl Worker {
             let upstream = Upstream::new(app, &gateway.config.upstream, failover, buffered);
             upstreams.push(upstream.map_err(|error| GatewayBuildError::Upstream(app.name.clone(), error))?);
         }
-        Ok(Arc::new(Self { gateway, upstreams }))
+        let recorder = gateway.metrics.recorder();
+        Ok(Arc::new(Self { gateway, upstreams, recorder }))
     }
 
     pub(super) fn app(&self, index: usize) -> &App {

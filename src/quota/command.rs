@@ -37,6 +37,19 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
     next_at: AtomicU64,
 }
 
+/// How a quota stands at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaFigures {
+    /// Calls a second, as configured.
+    pub configured: u32,
+    /// Calls a second that it is held to now; less than configured after alarms and refusals of Chat's.
+    pub limit: u32,
+    /// In what time the next permit is to be had.
+    pub next_permit: Duration,
+    /// Calls in line.
+    pub waiting: usize,
+}
+
 /// Why a wait ended without a permit.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NoPermit<E> {
@@ -156,6 +169,15 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// In what time the next permit is to be had.
     pub fn next_permit(&self) -> Duration {
         self.next_at().since(clock::tick())
+    }
+
+    /// How it stands.
+    pub fn figures(&self) -> QuotaFigures {
+        let (configured, limit) = {
+            let learned = self.learned();
+            (learned.configured(), learned.limit())
+        };
+        QuotaFigures { configured, limit, next_permit: self.next_permit(), waiting: self.line.waiting() }
     }
 
     fn next_at(&self) -> Tick {

@@ -36,6 +36,11 @@ impl Learned {
         Self { configured, limit: configured, cut_at: Tick::NEVER, grows_at: Tick::NEVER, alarm: None }
     }
 
+    /// Calls a second at the most.
+    pub(super) fn configured(&self) -> u32 {
+        self.configured
+    }
+
     /// Calls a second, at least 1.
     pub(super) fn limit(&self) -> u32 {
         self.alarm.map_or(self.limit, |(alarm, _)| alarm.min(self.limit))

@@ -27,7 +27,7 @@ use crate::clock;
 use crate::config;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
-pub use self::command::{CommandQuota, NoPermit, Permit, Turn, Wait};
+pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
 pub use self::share::Share;
 
 /// Most commands outside the built-in table that have a quota of their own at one time; further

@@ -143,6 +143,14 @@ fn the_readme_lists_the_errors_that_the_program_has() {
 }
 
 #[test]
+fn every_error_has_a_label_of_its_own_in_the_metrics() {
+    let sources: String = each_source("src").map(|file| file.text).collect();
+    let labels = read("src/metrics/labels.rs");
+    let missing = slugs_of_the_code(&sources).into_iter().filter(|slug| !labels.contains(&format!("\"{slug}\"")));
+    none_of(missing.map(|slug| format!("src/metrics/labels.rs: OUTCOMES does not list {slug}")));
+}
+
+#[test]
 fn links_between_the_documents_lead_somewhere() {
     for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
         let text = read(document);

@@ -57,6 +57,7 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[upstream]\nconnection_max_age = '99ms'", 2, "upstream.connection_max_age", "is out of bounds"),
     ("[upstream]\nidle_timeout = '2h'", 2, "upstream.idle_timeout", "is out of bounds"),
     // Words.
+    ("[log]\nrequests = true", 2, "log.requests", "must be \"sampled\", \"all\" or \"off\""),
     ("[log]\nlevel = 'INFO'", 2, "log.level", "must be \"error\", \"warn\""),
     ("[log]\nformat = 'xml'", 2, "log.format", "must be \"json\" or \"text\""),
     ("[access]\nallow = ['follow']", 2, "access.allow[0]", "is not a pattern; write \"*\""),
@@ -73,7 +74,7 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[cache]\nTTL = '1s'", 2, "cache.TTL", "there is no such key"),
     ("[follow_check]\nmax_too = 1", 2, "follow_check.max_too", "there is no such key; did you mean \"max_to\"?"),
     ("[upstream]\ntimeouts = '1s'", 2, "upstream.timeouts", "there is no such key; did you mean \"timeout\"?"),
-    ("[log]\ncolour = true", 2, "log.colour", "there is no such key; there are format, level"),
+    ("[log]\ncolour = true", 2, "log.colour", "there is no such key; there are format, level, requests"),
     // Shapes.
     ("[[server]]", 1, "server", "stands only once; write [server]"),
     ("[[log]]\nlevel = 'info'", 1, "log", "stands only once; write [log]"),

@@ -4,6 +4,7 @@
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
 //! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
+//! * [`exposition`] reads `/metrics` to the letter;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`answer::Answer`] is what came back, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
@@ -16,6 +17,7 @@ pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod chat;
 pub(crate) mod client;
+pub(crate) mod exposition;
 pub(crate) mod gateway;
 pub(crate) mod graph;
 pub(crate) mod h2;

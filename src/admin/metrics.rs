@@ -1,0 +1,138 @@
+//! `GET /metrics`.
+
+use super::State;
+use crate::clock;
+use crate::metrics::histogram::Spread;
+use crate::metrics::labels::{CallEnd, Outcome};
+use crate::metrics::process::Process;
+use crate::metrics::text::{Exposition, Kind};
+use crate::metrics::{AppTotals, SOURCES};
+use crate::telemetry;
+
+/// Everything there is to count, in Prometheus' text format.
+pub(super) fn render(state: &State) -> String {
+    let gateway = &state.gateway;
+    let names: Vec<&str> = gateway.config.apps.iter().map(|app| app.name.as_str()).collect();
+    let totals = gateway.metrics.totals();
+    let mut text = Exposition::default();
+    // What came to no app has an empty name, which Prometheus treats like none.
+    let apps: Vec<(&str, &AppTotals)> = names.iter().copied().chain([""]).zip(&totals).collect();
+    requests(&mut text, &apps);
+    calls(&mut text, &apps[..names.len()]);
+    app_gauges(&mut text, state, &names);
+    program(&mut text, state);
+    text.finish()
+}
+
+fn requests(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
+    let name = "chatgate_requests_total";
+    text.begin(name, Kind::Counter, "Requests answered, by what became of them: ok, failed (Chat said so) or a slug.");
+    for (app, totals) in apps {
+        for (command, totals) in &totals.commands {
+            for outcome in Outcome::all().filter(|outcome| totals.requests[outcome.index()] > 0) {
+                let labels = [("app", *app), ("command", &command.text()), ("outcome", outcome.text())];
+                text.sample(name, &labels, totals.requests[outcome.index()]);
+            }
+        }
+    }
+    let name = "chatgate_request_duration_seconds";
+    text.begin(name, Kind::Histogram, "From a request's head to its answer, waits and calls included.");
+    for (app, totals) in apps {
+        for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.request_time.count() > 0) {
+            text.spread(name, &[("app", app), ("command", &command.text())], &totals.request_time);
+        }
+    }
+}
+
+fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
+    let name = "chatgate_upstream_calls_total";
+    text.begin(name, Kind::Counter, "Calls sent to Chat, by ErrorCode (0 is success), or why none came.");
+    for (app, totals) in apps {
+        for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.call_count() > 0) {
+            for end in CallEnd::all().filter(|end| totals.calls[end.index()] > 0) {
+                let labels = [("app", *app), ("command", &command.text()), ("error_code", &end.text())];
+                text.sample(name, &labels, totals.calls[end.index()]);
+            }
+        }
+    }
+    let together = |part: fn(&AppTotals) -> &Spread| {
+        apps.iter().fold(Spread::default(), |mut sum, (_, totals)| {
+            sum.add(part(totals));
+            sum
+        })
+    };
+    let name = "chatgate_upstream_duration_seconds";
+    text.begin(name, Kind::Histogram, "From sending a call to its whole answer.");
+    text.spread(name, &[], &together(|totals| &totals.call_time));
+    let name = "chatgate_quota_wait_seconds";
+    text.begin(name, Kind::Histogram, "How long calls waited for their turn and their connection.");
+    text.spread(name, &[], &together(|totals| &totals.quota_wait));
+    let name = "chatgate_follow_pairs_total";
+    text.begin(name, Kind::Counter, "Pairs answered, by where they came from. Flipped ones are among the fetched.");
+    for (app, totals) in apps {
+        for (source, count) in SOURCES.iter().zip(totals.pairs) {
+            text.sample(name, &[("app", app), ("source", source)], count);
+        }
+    }
+}
+
+fn app_gauges(text: &mut Exposition, state: &State, names: &[&str]) {
+    let gateway = &state.gateway;
+    let now = clock::unix_now().as_secs_f64();
+    let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.figures(app))).collect();
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
+        text.begin(name, Kind::Gauge, help);
+        for (app, (label, _)) in figures.iter().enumerate() {
+            text.sample(name, &[("app", label)], value(app));
+        }
+    };
+    gauge("chatgate_cache_pairs", "Pairs in the cache, those past their ttl too.", &|app| {
+        figures[app].1.cache_pairs as f64
+    });
+    gauge("chatgate_pairs_queued", "Pairs that wait for a call.", &|app| figures[app].1.pairs_queued as f64);
+    gauge("chatgate_upstream_calls_in_flight", "Calls on their way to Chat.", &|app| {
+        figures[app].1.calls_in_flight as f64
+    });
+    gauge("chatgate_usersig_expires_seconds", "Seconds that the present signature is still good.", &|app| {
+        let figures = &figures[app].1;
+        (figures.signature_issued_at + figures.signature_lifetime) as f64 - now
+    });
+    gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|app| {
+        f64::from(gateway.place(app).0 as u8)
+    });
+}
+
+fn program(text: &mut Exposition, state: &State) {
+    let gateway = &state.gateway;
+    let budget = [
+        ("chatgate_connections", "Connections to the data listeners.", state.connections()),
+        ("chatgate_requests_in_flight", "Requests being worked on.", gateway.requests.held()),
+        ("chatgate_buffered_bytes", "Bytes of bodies and answers held in memory.", gateway.buffered.held()),
+    ];
+    for (name, help, value) in budget {
+        text.single(name, Kind::Gauge, help, value);
+    }
+    let help = "Lines of the log that found no room.";
+    text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, telemetry::dropped_lines());
+    let name = "chatgate_build_info";
+    text.begin(name, Kind::Gauge, "The version that runs.");
+    text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let process = Process::now();
+    let seconds = "Processor time used, in seconds.";
+    let start = "When the process started, in seconds since 1970.";
+    text.single("process_start_time_seconds", Kind::Gauge, start, state.started_at.as_secs_f64());
+    if let Some(value) = process.cpu_secs {
+        text.single("process_cpu_seconds_total", Kind::Counter, seconds, value);
+    }
+    let gauges = [
+        ("process_resident_memory_bytes", "Memory in use, in bytes.", process.resident_bytes),
+        ("process_open_fds", "File descriptors open.", process.open_fds),
+        ("process_max_fds", "File descriptors that may be open.", process.max_fds),
+        ("process_threads", "Threads.", process.threads),
+    ];
+    for (name, help, value) in gauges {
+        if let Some(value) = value {
+            text.single(name, Kind::Gauge, help, value);
+        }
+    }
+}

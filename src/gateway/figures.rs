@@ -1,0 +1,73 @@
+//! How an app stands, for operators.
+
+use super::state::Gateway;
+use crate::domain::command::CommandName;
+use crate::domain::failover::Side;
+use crate::domain::parking::Why;
+use crate::metrics::UpstreamPlace;
+use crate::quota::QuotaFigures;
+
+/// How an app stands at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppFigures {
+    /// Pairs in the cache, old ones too.
+    pub cache_pairs: usize,
+    /// Pairs that are waited for, counted for each request that waits.
+    pub pairs_waiting: usize,
+    /// Distinct pairs that no call has taken yet.
+    pub pairs_queued: usize,
+    /// Calls on their way to Chat.
+    pub calls_in_flight: usize,
+    /// When its signature was issued, in seconds since 1970.
+    pub signature_issued_at: u64,
+    /// How many seconds a signature is good.
+    pub signature_lifetime: u64,
+}
+
+impl Gateway {
+    /// How an app stands now. `app` is its place in the configuration.
+    pub fn figures(&self, app: usize) -> AppFigures {
+        let state = &self.apps[app];
+        let (pairs_waiting, pairs_queued) = {
+            let desk = state.follow.desk();
+            (desk.pending.waiting(), desk.pending.queued())
+        };
+        let (signature_issued_at, signature_lifetime) = state.signer.validity();
+        AppFigures {
+            cache_pairs: state.follow.facts.len(),
+            pairs_waiting,
+            pairs_queued,
+            calls_in_flight: self.config.upstream.max_in_flight.saturating_sub(state.room.available_permits()),
+            signature_issued_at,
+            signature_lifetime,
+        }
+    }
+
+    /// Where the calls of an app go, and why if not to its own domain, in plain words.
+    pub fn place(&self, app: usize) -> (UpstreamPlace, Option<String>) {
+        let state = &self.apps[app];
+        let parking = state.parking();
+        if let Some(why) = parking.app() {
+            return (UpstreamPlace::Parked, Some(told(why)));
+        }
+        let commands: Vec<String> = parking.commands().map(|(name, why)| format!("{name}: {}", told(why))).collect();
+        match state.failover.side() {
+            Side::Standby => (UpstreamPlace::Standby, Some("the primary domain cannot be reached".to_owned())),
+            Side::Primary => (UpstreamPlace::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
+        }
+    }
+
+    /// By how many seconds Chat's clock is ahead of this machine's.
+    pub fn clock_skew(&self, app: usize) -> i64 {
+        self.apps[app].signer.skew()
+    }
+
+    /// How the quota of a command of an app stands now.
+    pub fn quota_figures(&self, app: usize, name: CommandName<'_>) -> QuotaFigures {
+        self.apps[app].quotas.of(name).figures()
+    }
+}
+
+fn told(why: &Why) -> String {
+    format!("Chat answers {}: {}", why.code, why.hint)
+}

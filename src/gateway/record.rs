@@ -1,0 +1,273 @@
+//! What is left of a request: its counters, and its line in the log if it gets one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::HeaderName;
+use http::request::Parts;
+
+use super::{Reply, Worker, traceparent};
+use crate::clock;
+use crate::config::LogRequests;
+use crate::domain::caller::CallerId;
+use crate::domain::tick::Tick;
+use crate::error::GatewayError;
+use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
+use crate::metrics::{PairCounts, Recorder};
+use crate::sign::Signature;
+use crate::upstream::{Answer, Call, Fault, Lease};
+
+/// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
+const SAMPLES_PER_SECOND: u32 = 10;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What becomes known of a request on its way.
+pub(super) struct Trail {
+    pub caller: CallerId,
+    /// `None` until one is chosen.
+    pub app: Option<usize>,
+    pub command: CommandLabel,
+    begun: Instant,
+    /// How long it has waited for lookups, its own and others'.
+    waited: Duration,
+    /// Of its own call, if it is relayed.
+    notes: Option<Arc<Notes>>,
+}
+
+impl Trail {
+    pub(super) fn begin(caller: CallerId) -> Self {
+        let (app, command, waited, notes) = (None, CommandLabel::other(), Duration::ZERO, None);
+        Self { caller, app, command, begun: clock::now(), waited, notes }
+    }
+
+    /// It has waited for so long more.
+    pub(super) fn waited(&mut self, more: Duration) {
+        self.waited += more;
+    }
+
+    /// A call of its own begins.
+    pub(super) fn notes(&mut self) -> Arc<Notes> {
+        let notes = Arc::new(Notes::default());
+        self.notes = Some(Arc::clone(&notes));
+        notes
+    }
+}
+
+/// What a call of one request does, which runs in a task of its own if it is a write.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    attempts: AtomicU32,
+    waited_micros: AtomicU64,
+    upstream_micros: AtomicU64,
+}
+
+impl Notes {
+    pub(super) fn waited(&self, more: Duration) {
+        self.waited_micros.fetch_add(more.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn called(&self, took: Duration) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.upstream_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// Sends a call and counts it, also if it is broken off.
+    ///
+    /// # Errors
+    /// As [`Upstream::send`](crate::upstream::Upstream::send).
+    pub(super) async fn send(
+        &self,
+        app: usize,
+        lease: Lease,
+        signature: &Signature,
+        call: Call<'_>,
+        deadline: Instant,
+        notes: Option<&Notes>,
+    ) -> Result<Answer, Fault> {
+        let (recorder, command) = (&self.recorder, CommandLabel::of(call.name));
+        let mut underway = Underway { recorder, app, command, notes, begun: clock::now(), end: CallEnd::abandoned() };
+        let result = self.upstreams[app].send(lease, &self.app(app).signer, signature, call, deadline).await;
+        underway.end = match &result {
+            Ok(answer) => CallEnd::answered(answer.error_code),
+            Err(fault) => CallEnd::unanswered(&fault.clone().into()),
+        };
+        result
+    }
+
+    /// A call has waited for its turn since `begun`; says how long.
+    pub(super) fn waited(&self, app: usize, begun: Instant) -> Duration {
+        let waited = clock::now() - begun;
+        self.recorder.waited(app, waited);
+        waited
+    }
+
+    /// A request has its answer.
+    pub(super) fn record(&self, head: &Parts, trail: &Trail, answered: &Result<Reply, GatewayError>) {
+        let took = clock::now() - trail.begun;
+        let outcome = match answered {
+            Ok(reply) if reply.error_code == 0 => Outcome::OK,
+            Ok(_) => Outcome::FAILED,
+            Err(error) => Outcome::refused(error),
+        };
+        self.recorder.request(trail.app, trail.command, outcome, took);
+        let pairs = answered.as_ref().ok().and_then(|reply| reply.pairs).map(|tally| {
+            [tally.hit, tally.joined, tally.fetched, tally.flipped, tally.stale].map(|count| count as u64)
+        });
+        if let (Some(app), Some(pairs)) = (trail.app, &pairs) {
+            self.recorder.pairs(app, pairs);
+        }
+        let is_fault =
+            answered.as_ref().is_err_and(|error| error.is_ours() && !matches!(error, GatewayError::NotCached));
+        if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, outcome == Outcome::OK) {
+            self.log(head, trail, answered, &Ended { outcome, took, pairs, is_fault });
+        }
+    }
+
+    /// Writes the line. It names no user and holds nothing of body, query or signature.
+    #[cold]
+    fn log(&self, head: &Parts, trail: &Trail, answered: &Result<Reply, GatewayError>, ended: &Ended) {
+        let (status, error) = match answered {
+            Ok(reply) => (reply.status, None),
+            Err(error) => (error.wire().status, Some(error)),
+        };
+        let cause = match error {
+            Some(GatewayError::UpstreamUnreachable { cause, .. }) => Some(cause.as_str()),
+            _ => None,
+        };
+        let app = trail.app.map(|app| tracing::field::display(&self.gateway.config.apps[app].name));
+        let request_id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let traceparent = traceparent(&head.headers);
+        let trace_id = traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
+        let notes = trail.notes.as_deref();
+        let (waited, attempts, upstream_us) = match notes {
+            None => (trail.waited.as_micros() as u64, None, None),
+            Some(notes) => (
+                notes.waited_micros.load(Ordering::Relaxed),
+                Some(notes.attempts.load(Ordering::Relaxed)),
+                Some(notes.upstream_micros.load(Ordering::Relaxed)),
+            ),
+        };
+        let source = |at: usize| ended.pairs.map(|pairs| pairs[at]);
+        let error_code = answered.as_ref().ok().map(|reply| reply.error_code).filter(|code| *code != 0);
+        let text = error.map_or_else(|| "request".to_owned(), ToString::to_string);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    app,
+                    caller = trail.caller.0,
+                    command = &*trail.command.text(),
+                    outcome = ended.outcome.text(),
+                    status = status.as_u16(),
+                    error_code,
+                    took_us = ended.took.as_micros() as u64,
+                    waited_us = waited,
+                    attempts,
+                    upstream_us,
+                    hit = source(0),
+                    joined = source(1),
+                    fetched = source(2),
+                    flipped = source(3),
+                    stale = source(4),
+                    request_id,
+                    trace_id,
+                    cause,
+                    "{text}"
+                )
+            };
+        }
+        if ended.is_fault { line!(warn) } else { line!(info) }
+    }
+}
+
+/// How a request has ended.
+struct Ended {
+    outcome: Outcome,
+    took: Duration,
+    pairs: Option<PairCounts>,
+    /// Not the caller's doing, nor Chat's own refusal.
+    is_fault: bool,
+}
+
+/// Counts a call when it is over, whatever ends it.
+struct Underway<'a> {
+    recorder: &'a Recorder,
+    app: usize,
+    command: CommandLabel,
+    notes: Option<&'a Notes>,
+    begun: Instant,
+    end: CallEnd,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        let took = clock::now() - self.begun;
+        self.recorder.call(self.app, self.command, self.end, took);
+        if let Some(notes) = self.notes {
+            notes.called(took);
+        }
+    }
+}
+
+/// Which requests are logged.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    well: Sample,
+    ill: Sample,
+}
+
+impl Samples {
+    fn takes(&self, requests: LogRequests, went_well: bool) -> bool {
+        match requests {
+            LogRequests::All => true,
+            LogRequests::Off => false,
+            LogRequests::Sampled => {
+                let sample = if went_well { &self.well } else { &self.ill };
+                sample.takes(clock::tick())
+            }
+        }
+    }
+}
+
+/// The first few of each second. Two threads that meet at the turn of a second may take a few more.
+#[derive(Debug, Default)]
+struct Sample {
+    second: AtomicU64,
+    taken: AtomicU32,
+}
+
+impl Sample {
+    fn takes(&self, now: Tick) -> bool {
+        let second = now.micros() / 1_000_000;
+        if self.second.load(Ordering::Relaxed) != second {
+            self.second.store(second, Ordering::Relaxed);
+            self.taken.store(0, Ordering::Relaxed);
+        }
+        // Once it is full it is only read, so that threads do not fight for it.
+        self.taken.load(Ordering::Relaxed) < SAMPLES_PER_SECOND
+            && self.taken.fetch_add(1, Ordering::Relaxed) < SAMPLES_PER_SECOND
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_each_second_are_taken() {
+        let sample = Sample::default();
+        let taken = |second: u64| (0..1000).filter(|n| sample.takes(Tick::from_micros(second * 1_000_000 + n))).count();
+        assert_eq!((taken(5), taken(5), taken(6)), (10, 0, 10));
+    }
+
+    #[test]
+    fn failures_have_a_sample_of_their_own() {
+        let samples = Samples::default();
+        while samples.takes(LogRequests::Sampled, true) {}
+        assert!(samples.takes(LogRequests::Sampled, false));
+        assert!(samples.takes(LogRequests::All, true));
+        assert!(!samples.takes(LogRequests::Off, false));
+    }
+}

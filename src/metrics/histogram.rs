@@ -1,0 +1,168 @@
+//! How long things take: counts by fixed bounds, exact to about a third.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds, in microseconds: six in each decade, from 10 µs to 10 s. What takes longer is counted
+/// beyond the last.
+pub const BOUNDS_MICROS: [u64; 37] = bounds();
+/// Buckets, the one beyond the last bound included.
+const BUCKETS: usize = BOUNDS_MICROS.len() + 1;
+
+const fn bounds() -> [u64; 37] {
+    let (steps, mut bounds, mut at, mut decade) = ([10, 15, 20, 30, 50, 70], [0; 37], 0, 1);
+    while at < bounds.len() {
+        bounds[at] = steps[at % 6] * decade;
+        at += 1;
+        if at.is_multiple_of(6) {
+            decade *= 10;
+        }
+    }
+    bounds
+}
+
+/// A histogram that many threads may add to; each addition is two atomic ones.
+#[derive(Debug)]
+pub struct Histogram {
+    counts: [AtomicU64; BUCKETS],
+    sum_micros: AtomicU64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], sum_micros: AtomicU64::new(0) }
+    }
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn add(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Adds what it holds now to a sum.
+    pub fn add_to(&self, sum: &mut Spread) {
+        for (sum, count) in sum.counts.iter_mut().zip(&self.counts) {
+            *sum += count.load(Ordering::Relaxed);
+        }
+        sum.sum_micros = sum.sum_micros.wrapping_add(self.sum_micros.load(Ordering::Relaxed));
+    }
+}
+
+/// What a histogram, or several together, held at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spread {
+    counts: [u64; BUCKETS],
+    sum_micros: u64,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { counts: [0; BUCKETS], sum_micros: 0 }
+    }
+}
+
+impl Spread {
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// All of them together, in seconds.
+    pub fn sum_secs(&self) -> f64 {
+        self.sum_micros as f64 / 1e6
+    }
+
+    /// Adds another.
+    pub fn add(&mut self, other: &Spread) {
+        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += count;
+        }
+        self.sum_micros = self.sum_micros.wrapping_add(other.sum_micros);
+    }
+
+    /// What has come since an earlier moment.
+    pub fn since(&self, earlier: &Spread) -> Spread {
+        let mut counts = self.counts;
+        for (count, earlier) in counts.iter_mut().zip(&earlier.counts) {
+            *count = count.saturating_sub(*earlier);
+        }
+        Spread { counts, sum_micros: self.sum_micros.wrapping_sub(earlier.sum_micros) }
+    }
+
+    /// For each bound how many took at most that long.
+    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
+        let mut sum = 0;
+        BOUNDS_MICROS.iter().zip(&self.counts).map(move |(bound, count)| {
+            sum += count;
+            (*bound, sum)
+        })
+    }
+
+    /// The time that this share of them (0 to 1) took at most, in seconds, as if they lay evenly between the
+    /// bounds; what lies beyond the last bound is told as that bound. `None` if nothing was counted.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let wanted = share * self.count() as f64;
+        let (mut below, mut lower) = (0, 0);
+        for (bound, count) in BOUNDS_MICROS.into_iter().zip(self.counts) {
+            if count > 0 && (below + count) as f64 >= wanted {
+                let part = ((wanted - below as f64) / count as f64).max(0.0);
+                return Some((lower as f64 + part * (bound - lower) as f64) / 1e6);
+            }
+            below += count;
+            lower = bound;
+        }
+        (self.count() > 0).then_some(lower as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spread(micros: &[u64]) -> Spread {
+        let (histogram, mut spread) = (Histogram::default(), Spread::default());
+        micros.iter().for_each(|micros| histogram.add(Duration::from_micros(*micros)));
+        histogram.add_to(&mut spread);
+        spread
+    }
+
+    #[test]
+    fn bounds_rise_from_ten_microseconds_to_ten_seconds() {
+        assert!(BOUNDS_MICROS.is_sorted_by(|a, b| a < b), "{BOUNDS_MICROS:?}");
+        assert_eq!((BOUNDS_MICROS[0], BOUNDS_MICROS[36]), (10, 10_000_000));
+    }
+
+    #[test]
+    fn a_time_counts_below_its_bound_and_one_on_the_bound_too() {
+        let spread = spread(&[0, 10, 11, 10_000_000, 10_000_001, u64::MAX]);
+        let at = |bound| spread.cumulative().find(|(at, _)| *at == bound).map(|(_, count)| count);
+        assert_eq!((at(10), at(15), at(7_000_000), at(10_000_000)), (Some(2), Some(3), Some(3), Some(4)));
+        assert_eq!(spread.count(), 6);
+    }
+
+    #[test]
+    fn quantiles_are_off_by_no_more_than_their_bucket() {
+        assert_eq!(Spread::default().quantile(0.5), None);
+        let thousand: Vec<u64> = (1..=1000).map(|n| n * 100).collect();
+        let spread = spread(&thousand);
+        for share in [0.1, 0.5, 0.9, 0.99] {
+            let (told, exact) = (spread.quantile(share).expect("some"), share * 0.1);
+            assert!((told / exact - 1.0).abs() < 0.35, "{share}: {told} for {exact}");
+        }
+        assert_eq!(self::spread(&[99_000_000]).quantile(0.5), Some(10.0));
+        assert!((spread.sum_secs() - 50.05).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_came_since_is_told_apart() {
+        let (early, late) = (spread(&[100, 200]), spread(&[100, 200, 5000]));
+        let mut again = late.since(&early);
+        assert_eq!((again.count(), again.sum_secs()), (1, 0.005));
+        again.add(&early);
+        assert_eq!(again, late);
+    }
+}

@@ -1,0 +1,80 @@
+//! One line a request in the log, and what it may hold.
+
+use serde_json::Value;
+
+use crate::support::chat::FakeChat;
+use crate::support::client::Ask;
+use crate::support::eventually;
+use crate::support::gateway::Gateway;
+use crate::support::setup::Setup;
+
+/// The lines about requests.
+fn lines(gateway: &Gateway) -> Vec<Value> {
+    let log = gateway.log();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line.get("outcome").is_some()).collect()
+}
+
+async fn line(gateway: &Gateway, outcome: &str) -> Value {
+    eventually("the request's line", async || lines(gateway).into_iter().find(|line| line["outcome"] == outcome)).await
+}
+
+#[tokio::test]
+async fn a_line_says_what_became_of_the_request_and_names_no_user() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let ask = Ask::check("private-ann", &["private-bob"]).header("X-Request-Id", "my-id").header("traceparent", trace);
+    gateway.ask(ask.target("/v4/follow/follow_check?usersig=private-sig")).await.checked();
+    let line = line(&gateway, "ok").await;
+    assert_eq!(line["level"], "INFO");
+    for (name, value) in [
+        ("app", Value::from("main")),
+        ("command", "follow/follow_check".into()),
+        ("status", 200.into()),
+        ("fetched", 1.into()),
+        ("hit", 0.into()),
+        ("request_id", "my-id".into()),
+        ("trace_id", "0af7651916cd43dd8448eb211c80319c".into()),
+    ] {
+        assert_eq!(line[name], value, "{name} in {line}");
+    }
+    for number in ["took_us", "waited_us"] {
+        assert!(line[number].as_u64().is_some_and(|micros| micros > 0), "{number} in {line}");
+    }
+    assert!(!gateway.log().contains("private"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn a_relayed_call_tells_of_its_attempts_and_a_refusal_of_its_reason() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    gateway.call("openim/sendmsg", "{}").await;
+    gateway.call("openim/sendmsg", "[]").await;
+    let relayed = line(&gateway, "ok").await;
+    assert_eq!(relayed["attempts"], 1, "{relayed}");
+    assert!(relayed["upstream_us"].as_u64().is_some_and(|micros| micros > 0), "{relayed}");
+    let refused = line(&gateway, "bad_json").await;
+    assert_eq!((&refused["status"], &refused["level"]), (&400.into(), &"INFO".into()), "{refused}");
+    assert!(refused["message"].as_str().is_some_and(|text| text.contains("JSON object")), "{refused}");
+}
+
+#[tokio::test]
+async fn sampled_lines_are_few_and_off_means_none_but_faults() {
+    let chat = FakeChat::start().await;
+    let sampled = Setup::new(&chat).start().await;
+    let mut caller = sampled.connect().await;
+    for _ in 0..200 {
+        caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+    }
+    line(&sampled, "ok").await;
+    // 200 requests take a few seconds at the very most.
+    assert!(lines(&sampled).len() < 150, "{}", lines(&sampled).len());
+    let off = Setup::new(&chat).set("log", r#"requests = "off""#).deadline("200ms").start().await;
+    off.check("ann", &["bob"]).await.checked();
+    chat.always(crate::support::reply::Reply::hang());
+    off.check("cyd", &["bob"]).await.assert_error(504, "upstream_timeout", 60008);
+    let fault = line(&off, "upstream_timeout").await;
+    assert_eq!(fault["level"], "WARN");
+    assert_eq!(lines(&off).len(), 1, "{:?}", lines(&off));
+}
