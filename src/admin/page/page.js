@@ -36,7 +36,7 @@ const PLOTS = [
   { id: "requests", title: "Requests a second", write: number,
     curves: [["ok", (p) => p.ok], ["failed", (p) => p.failed], ["refused", (p) => p.refused]] },
   { id: "latency", title: "Latency of the last 10 s", write: millis,
-    curves: [["p50", (p) => p.p50_ms], ["p99", (p) => p.p99_ms], ["p90", (p) => p.p90_ms]] },
+    curves: [["p50", (p) => p.p50_ms], ["p90", (p) => p.p90_ms], ["p99", (p) => p.p99_ms]] },
   { id: "pairs", title: "Pairs by source", write: (value) => percent(value === null ? null : value / 100), top: 100,
     curves: [["hit", shareOf((p) => p.hit)], ["fetched", shareOf((p) => p.fetched)],
       ["joined", shareOf((p) => p.joined)], ["stale", shareOf((p) => p.stale)]] },
@@ -101,7 +101,8 @@ function drawPlot(plot, points) {
     for (const point of points) {
       const now = value(point);
       if (now === null || now === undefined || x(point) < LEFT) { pen = "M"; continue; }
-      drawing += `${pen}${x(point).toFixed(1)} ${y(now).toFixed(1)}`;
+      // A point with no neighbours shows as a dot.
+      drawing += `${pen}${x(point).toFixed(1)} ${y(now).toFixed(1)}${pen === "M" ? "h0" : ""}`;
       pen = "L";
     }
     plot.paths[at].setAttribute("d", drawing);

@@ -1,0 +1,200 @@
+//! The operators' page in a real browser: headless Chromium, driven by chromedriver over WebDriver (W3C).
+//!
+//! With `CHATGATE_PAGE_SHOTS` naming a folder, pictures of the page are left there to be looked at.
+
+mod support;
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+use support::{Program, Stream, shell};
+
+/// How often a condition is looked at before the test gives up.
+const LOOKS_MAX: usize = 150;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+#[test]
+fn the_page_shows_what_status_says_live_and_without_errors() {
+    let mut demo = Program::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut address = |listener: &str| {
+        demo.wait_until(|program| {
+            let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut found = events.filter(|event| event["listener"] == listener);
+            found.find_map(|event| event["address"].as_str().map(str::to_owned))
+        })
+    };
+    let (data, admin) = (address("data"), address("admin"));
+    let ask = |to: &str| {
+        let body = format!(r#"{{"From_Account":"alice","To_Account":["{to}"]}}"#);
+        shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'"));
+    };
+    ["bob", "bob", "carol", "nobody"].iter().for_each(|to| ask(to));
+
+    let browser = Browser::start();
+    browser.open(&format!("http://{admin}/"));
+    browser.until("the first figures", "return document.querySelector('#state').textContent === 'Ready'");
+    let status = || -> Value { serde_json::from_str(&shell(&format!("curl -s http://{admin}/status"))).expect("JSON") };
+    // Values on the page equal those of /status, which stand still now.
+    let cell = |table: &str, column: usize| {
+        browser.run(&format!("return document.querySelector('#{table} tbody tr').children[{column}].textContent"))
+    };
+    let app = &status()["apps"][0];
+    assert_eq!(cell("apps", 0), app["name"]);
+    assert_eq!(cell("apps", 1), "on its own domain");
+    assert_eq!(cell("apps", 6), app["cache"]["pairs"].to_string());
+    let hits = app["cache"]["hit_ratio"].as_f64().expect("some pairs") * 100.0;
+    assert!(
+        cell("apps", 5).as_str().is_some_and(|text| text.trim_end_matches(" %").parse() == Ok(hits.round())),
+        "{hits}"
+    );
+    assert_eq!(cell("quota", 0), "follow/follow_check");
+    assert_eq!(cell("quota", 2), app["quota"][0]["limit"].to_string());
+    assert_eq!(cell("codes", 0), "0");
+    assert_eq!(cell("codes", 1), app["since_start"]["calls"][0]["count"].to_string());
+    // It goes on by itself.
+    let calls = cell("codes", 1);
+    ask("dave");
+    browser.until("one more call", &format!("return document.querySelector('#codes td').textContent !== {calls}"));
+    assert_eq!(cell("codes", 1), status()["apps"][0]["since_start"]["calls"][0]["count"].to_string());
+    browser.until(
+        "the curves are drawn",
+        "return document.querySelector('#plot-requests .c0').getAttribute('d').includes('L')",
+    );
+    // Each plot has a name and says its values in words; every control can be reached by keyboard.
+    let untold = "return [...document.querySelectorAll('figure > svg')].filter(svg => svg.getAttribute('role') !== 'img' \
+                  || !document.getElementById(svg.getAttribute('aria-labelledby'))?.textContent \
+                  || !document.getElementById(svg.getAttribute('aria-describedby'))?.textContent.startsWith('Now: ')).length";
+    assert_eq!(browser.run(untold), 0);
+    assert_eq!(browser.run("return document.querySelectorAll('figure').length"), 6);
+
+    let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    for (name, width, scheme) in [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "light")] {
+        browser.look(width, scheme);
+        assert_eq!(browser.run(wide), false, "{name}: the page is wider than its window");
+        browser.shoot(name);
+    }
+    assert_eq!(browser.complaints(), Vec::<String>::new(), "the console is not empty");
+    // When chatgate has gone, the page says so.
+    assert!(demo.stop().success());
+    browser.until("it says that there is no answer", "return document.querySelector('#state').className === 'bad'");
+}
+
+/// A browser of its own, which ends with the test.
+struct Browser {
+    driver: std::process::Child,
+    session: String,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    fn start() -> Self {
+        let profile = tempfile::tempdir().expect("a temporary folder");
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+        let driver = std::process::Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("chromedriver is there (tests/run installs it)");
+        let mut browser = Self { driver, session: format!("http://127.0.0.1:{port}"), _profile: profile };
+        let up = |url: &str| shell(&format!("curl -s {url}/status || true")).contains("\"ready\":true");
+        assert!(
+            (0..LOOKS_MAX).any(|_| up(&browser.session) || {
+                sleep(BETWEEN_LOOKS);
+                false
+            }),
+            "chromedriver"
+        );
+        let mut arguments: Vec<String> = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+        ]
+        .map(str::to_owned)
+        .into();
+        arguments.push(format!("--user-data-dir={}", browser._profile.path().display()));
+        let wanted = json!({ "capabilities": { "alwaysMatch": {
+            "goog:chromeOptions": { "args": arguments },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        } } });
+        let session = browser.post("/session", &wanted);
+        browser.session += &format!("/session/{}", session["sessionId"].as_str().expect("a session"));
+        browser
+    }
+
+    /// A WebDriver command.
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let file = self._profile.path().join("command.json");
+        std::fs::write(&file, body.to_string()).expect("own folder");
+        let line = format!(
+            "curl -s {}{path} -H 'Content-Type: application/json' --data-binary @{}",
+            self.session,
+            file.display()
+        );
+        let answer: Value = serde_json::from_str(&shell(&line)).expect("JSON");
+        assert!(answer["value"]["error"].is_null(), "{path}: {answer}");
+        answer["value"].clone()
+    }
+
+    fn open(&self, url: &str) {
+        self.post("/url", &json!({ "url": url }));
+    }
+
+    fn run(&self, script: &str) -> Value {
+        self.post("/execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    fn until(&self, what: &str, script: &str) {
+        let told = (0..LOOKS_MAX).any(|_| {
+            self.run(script) == true || {
+                sleep(BETWEEN_LOOKS);
+                false
+            }
+        });
+        assert!(told, "waited in vain for: {what}; state {}", self.run("return document.body.innerText"));
+    }
+
+    fn look(&self, width: u32, scheme: &str) {
+        let devtools = |command: &str, parameters: Value| {
+            self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }));
+        };
+        let size = json!({ "width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 600 });
+        devtools("Emulation.setDeviceMetricsOverride", size);
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        devtools("Emulation.setEmulatedMedia", features);
+    }
+
+    fn shoot(&self, name: &str) {
+        let Some(folder) = std::env::var_os("CHATGATE_PAGE_SHOTS") else { return };
+        let answer = shell(&format!("curl -s {}/screenshot", self.session));
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        let text = answer["value"].as_str().expect("a picture");
+        let picture = base64::engine::general_purpose::STANDARD.decode(text).expect("base64");
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the folder is there");
+    }
+
+    /// What the browser's console has to complain about.
+    fn complaints(&self) -> Vec<String> {
+        let all = self.post("/se/log", &json!({ "type": "browser" }));
+        all.as_array().expect("a list").iter().map(Value::to_string).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Closes the browser, which is the driver's child and not ours.
+        let _ = std::process::Command::new("curl").args(["-s", "-m", "5", "-X", "DELETE", &self.session]).output();
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
