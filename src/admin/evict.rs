@@ -43,7 +43,7 @@ where
     let (body, _held) = read.map_err(|error| match error {
         BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
         BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-        BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+        BodyError::Broken(_) => GatewayError::BadRequest,
     })?;
     let (app, scope) = read_order(&body)?;
     let index = gateway.app_named(app.as_deref()).ok_or_else(|| {

@@ -154,7 +154,7 @@ impl Worker {
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
-            BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+            BodyError::Broken(_) => GatewayError::BadRequest,
         })
     }
 

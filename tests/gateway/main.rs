@@ -18,6 +18,7 @@ mod lifecycle;
 mod quota;
 mod relay;
 mod slow;
+mod smuggling;
 mod support;
 mod tls;
 mod upstream;
