@@ -4,8 +4,8 @@
 //!   refuses when that head's turn comes, after everything that was asked before it. Broken chunks reach
 //!   hyper as a broken connection, so their request fails. Nothing after either is handed on.
 //! - Out: hyper answers what it refuses with a bare status. A caller is to get the same kind of answer
-//!   for everything, so such an answer is replaced. It is recognised by its status and by having no
-//!   `X-Request-Id`, which every answer that went through our layers has.
+//!   for everything, so such an answer is replaced. It is recognised by its status, by having no body,
+//!   which every refusal of ours has, and no `X-Request-Id`, which whatever went through our layers has.
 
 use std::io;
 use std::pin::Pin;
@@ -79,7 +79,8 @@ fn replacement(bytes: &[u8], fault: Option<Fault>) -> Option<Vec<u8>> {
         (b"14", _) => GatewayError::UriTooLong,
         _ => return None,
     };
-    if memmem::find(bytes, b"\r\nx-request-id: ").is_some() {
+    let has = |line: &[u8]| memmem::find(bytes, line).is_some();
+    if has(b"\r\nx-request-id: ") || !has(b"\r\ncontent-length: 0\r\n") {
         return None;
     }
     let wire = error.wire();
@@ -215,6 +216,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 400 Bad Request\r\nx-request-id: 7\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 404 Not Found\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
             "a body that says HTTP/1.1 400 somewhere",
         ] {
             assert_eq!(through(text.as_bytes()).await, text);

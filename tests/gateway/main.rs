@@ -12,6 +12,7 @@ mod errors;
 mod evict;
 mod follow;
 mod freshness;
+mod h2_floods;
 mod http;
 mod leaks;
 mod lifecycle;
