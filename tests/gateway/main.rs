@@ -14,6 +14,7 @@ mod follow;
 mod freshness;
 mod h2_floods;
 mod http;
+mod json;
 mod leaks;
 mod lifecycle;
 mod quota;
