@@ -227,7 +227,7 @@ where
     read.map(|(body, _held)| body).map_err(|error| match error {
         BodyError::TooLarge => GatewayError::BodyTooLarge(max, ""),
         BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-        BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+        BodyError::Broken(_) => GatewayError::BadRequest,
     })
 }
 

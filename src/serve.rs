@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +15,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::gateway::{Gateway, GatewayBuildError, Worker};
 use crate::server::listener::{Accept, Accepted, BindError, Listener};
-use crate::server::timed_io::{AtWork, TimedIo};
+use crate::server::timed_io::AtWork;
 use crate::server::{self, Connections};
 use crate::webhook::Webhooks;
 
@@ -259,8 +257,8 @@ async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Lim
             let _place = place;
             let at_work = AtWork::default();
             let counted = at_work.clone();
-            let service = tower::service_fn(move |request| {
-                let (admin, work) = (admin.clone(), counted.begin());
+            let service = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let (admin, work) = (admin.clone(), counted.begin(request.version() >= http::Version::HTTP_2));
                 async move {
                     let answer = admin.handle(request, peer).await;
                     drop(work);
@@ -268,14 +266,13 @@ async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Lim
                 }
             });
             let service = TowerToHyperService::new(service);
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+            let builder = server::builder();
             let served = match stream {
                 Accepted::Tcp(stream) => {
-                    builder.serve_connection(TokioIo::new(TimedIo::new(stream, limits, at_work)), service).await
+                    builder.serve_connection(server::guarded(stream, limits, at_work), service).await
                 }
                 Accepted::Unix(stream) => {
-                    builder.serve_connection(TokioIo::new(TimedIo::new(stream, limits, at_work)), service).await
+                    builder.serve_connection(server::guarded(stream, limits, at_work), service).await
                 }
             };
             if let Err(error) = served {

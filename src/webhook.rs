@@ -89,7 +89,7 @@ impl Webhooks {
             read.map_err(|error| match error {
                 BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
                 BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
-                BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+                BodyError::Broken(_) => GatewayError::BadRequest,
             })
         });
         match read {

@@ -40,6 +40,30 @@ pub fn given<'a, D: Deserializer<'a>, T: Deserialize<'a>>(json: D) -> Result<Opt
     T::deserialize(json).map(Some)
 }
 
+/// Deepest nesting of objects and arrays that is handed on. The vendor's bodies nest six deep; what reads
+/// JSON by recursion, there or on the way, ends at some depth.
+pub const DEPTH_MAX: usize = 128;
+
+/// Whether JSON nests deeper than [`DEPTH_MAX`]. `json` must be well-formed.
+pub fn is_too_deep(json: &[u8]) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH_MAX {
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +82,16 @@ mod tests {
         for bad in ["[1]", "null", r#"{"one":null}"#, r#"{"one":1,"one":1}"#] {
             assert_eq!(read(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn depth_is_counted_outside_of_texts() {
+        let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(!is_too_deep(deep(DEPTH_MAX).as_bytes()));
+        assert!(is_too_deep(deep(DEPTH_MAX + 1).as_bytes()));
+        assert!(is_too_deep(deep(1_000_000).as_bytes()));
+        let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
+        assert!(!is_too_deep(text.as_bytes()));
+        assert!(!is_too_deep("[[],[],{}]".repeat(500).as_bytes()));
     }
 }

@@ -38,6 +38,7 @@ use crate::clock;
 use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::question::{self, QuestionError, Reading};
+use crate::domain::object::{DEPTH_MAX, is_too_deep};
 use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
 use crate::upstream;
@@ -177,7 +178,7 @@ impl Worker {
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
-            BodyError::Broken(_) => GatewayError::BadJson("the body did not arrive whole".to_owned()),
+            BodyError::Broken(_) => GatewayError::BadRequest,
         })
     }
 
@@ -195,6 +196,7 @@ impl Worker {
         let question = match question::read(&body, config.follow_check.max_to) {
             Ok(Reading::Plain(question)) => question,
             Ok(Reading::Further) => {
+                check_depth(&body)?;
                 if wishes.only_if_cached {
                     return Err(GatewayError::NotCached);
                 }
@@ -277,5 +279,12 @@ fn check_object(body: &[u8]) -> Result<(), GatewayError> {
         return Err(bad("it does not start with '{'".to_owned()));
     }
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| bad(error.to_string()))?;
+    check_depth(body)
+}
+
+fn check_depth(body: &[u8]) -> Result<(), GatewayError> {
+    if is_too_deep(body) {
+        return Err(GatewayError::BadJson(format!("the body nests deeper than {DEPTH_MAX} objects and arrays")));
+    }
     Ok(())
 }

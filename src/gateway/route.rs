@@ -12,6 +12,10 @@ use crate::error::GatewayError;
 
 /// Longest request target, in bytes.
 pub const TARGET_LEN_MAX: usize = 8 * 1024;
+/// Longest head, in bytes, its line ends included.
+pub const HEAD_LEN_MAX: usize = 64 * 1024;
+/// Most header lines, the request line not among them.
+pub const HEAD_LINES_MAX: usize = 100;
 
 /// Names an app.
 pub const APP_HEADER: &str = "chatgate-app";
@@ -74,20 +78,32 @@ pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), Gatew
     check_host(head, hosts, peer)
 }
 
-/// Checks what every listener asks of a request: a target that is not too long, and a body whose
-/// length is told in one way.
+/// Checks what every listener asks of a request: a head and a target that are not too large, and a
+/// body whose length is told in one way.
 ///
 /// # Errors
-/// `uri_too_long` or `bad_request`.
+/// `head_too_large`, `uri_too_long` or `bad_request`.
 pub fn check_shape(head: &Parts) -> Result<(), GatewayError> {
+    check_head_size(&head.headers)?;
     check_framing(&head.headers)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_len > TARGET_LEN_MAX { Err(GatewayError::UriTooLong) } else { Ok(()) }
 }
 
+/// HTTP/1 heads were measured as they came; what HTTP/2 has unpacked is measured here.
+fn check_head_size(headers: &HeaderMap) -> Result<(), GatewayError> {
+    // Each line with the 32 bytes that RFC 9113 section 6.5.2 adds to it would refuse a head that
+    // HTTP/1 may have; it is measured as HTTP/1 writes it.
+    let len: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if headers.len() > HEAD_LINES_MAX || len > HEAD_LEN_MAX { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
+}
+
 /// A body's length must be told in one way only. hyper takes more than that, and whoever stands
 /// between a caller and us may read such a request otherwise (RFC 9112 section 11.2).
 fn check_framing(headers: &HeaderMap) -> Result<(), GatewayError> {
+    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(GatewayError::BadRequest);
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),

@@ -1,5 +1,7 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, drained at the end.
 
+pub mod framing;
+pub mod head;
 pub mod listener;
 mod refusals;
 pub mod timed_io;
@@ -26,11 +28,12 @@ use crate::bounds::{Budget, Held};
 use crate::config;
 use crate::domain::caller::CallerId;
 use crate::gateway::Downstream;
+use crate::gateway::route::HEAD_LEN_MAX;
 use crate::stack::{self, Answers};
 
-/// Largest head of a request, in bytes; beyond it hyper answers 431. It also refuses more than 100
-/// header lines.
-const HEAD_LEN_MAX: usize = 64 * 1024;
+/// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare
+/// status 431 is answered. Twice ours, so that heads a little too large get an answer in our words.
+const H2_HEAD_LEN_MAX: u32 = 2 * HEAD_LEN_MAX as u32;
 /// Requests that one HTTP/2 connection may have at work.
 const STREAMS_MAX: u32 = 100;
 /// Streams that a peer may have opened and reset before it is taken for an attack (CVE-2023-44487).
@@ -127,12 +130,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let at_work = AtWork::default();
-    let io = TokioIo::new(OwnRefusals::new(TimedIo::new(stream, connections.limits, at_work.clone())));
+    let io = guarded(stream, connections.limits, at_work.clone());
     let service = stack::service(answers, downstream);
     let drain = connections.drain.clone();
     let counted = tower::service_fn(move |request: Request<Incoming>| {
-        let work = at_work.begin();
         let keeps = request.version() >= Version::HTTP_2;
+        let work = at_work.begin(keeps);
         let answering = service.clone().oneshot(request);
         let drain = drain.clone();
         async move {
@@ -170,7 +173,13 @@ where
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+/// A connection as every listener serves it: within time limits, with one way to read each request.
+pub(crate) fn guarded<S>(stream: S, limits: Limits, at_work: AtWork) -> TokioIo<OwnRefusals<TimedIo<S>>> {
+    TokioIo::new(OwnRefusals::new(TimedIo::new(stream, limits, at_work)))
+}
+
+/// HTTP/1.1 and HTTP/2 with every bound set.
+pub(crate) fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Head and idle limits are those of TimedIo.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
@@ -180,6 +189,6 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(STREAMS_MAX)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .max_header_list_size(HEAD_LEN_MAX as u32);
+        .max_header_list_size(H2_HEAD_LEN_MAX);
     builder
 }

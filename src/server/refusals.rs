@@ -1,9 +1,11 @@
-//! What hyper refuses by itself, in our words.
+//! What never becomes a request: found on its way in, and answered in our words.
 //!
-//! A head that is too large or is not HTTP never becomes a request, and hyper answers it with a bare
-//! status. A caller is to get the same kind of answer for everything, so such an answer is replaced
-//! on its way out. It is recognised by its status and by having no `X-Request-Id`, which every
-//! answer that went through our layers has.
+//! - In: [`Follower`] reads along. A head that it refuses reaches hyper broken off by a NUL, which hyper
+//!   refuses when that head's turn comes, after everything that was asked before it. Broken chunks reach
+//!   hyper as a broken connection, so their request fails. Nothing after either is handed on.
+//! - Out: hyper answers what it refuses with a bare status. A caller is to get the same kind of answer
+//!   for everything, so such an answer is replaced. It is recognised by its status, by having no body,
+//!   which every refusal of ours has, and no `X-Request-Id`, which whatever went through our layers has.
 
 use std::io;
 use std::pin::Pin;
@@ -13,17 +15,35 @@ use http::StatusCode;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::framing::Follower;
+use super::head::Fault;
 use crate::clock;
 use crate::error::GatewayError;
 
-/// A connection whose bare refusals are put into our words.
+/// Breaks off a head: no NUL may stand anywhere in it, and the empty line makes hyper look at once.
+const BROKEN_OFF: &[u8] = b"\0\r\n\r\n";
+
+/// A connection that hands on only what can be read in one way, and whose bare refusals are put into
+/// our words.
 #[derive(Debug)]
-pub(super) struct OwnRefusals<S> {
+pub(crate) struct OwnRefusals<S> {
     stream: S,
+    follower: Follower,
+    /// Set once something was refused: nothing more is read.
+    ended: Option<Ended>,
     /// Nothing has been written since the last flush. Only then an answer can begin: hyper flushes
     /// when an answer is out whole, and what it writes in several pieces may look like anything.
     at_boundary: bool,
     replaced: Option<Replaced>,
+}
+
+/// What reading gives after a refusal.
+#[derive(Debug, Clone, Copy)]
+enum Ended {
+    /// The rest of [`BROKEN_OFF`], then the end; and why.
+    Head(&'static [u8], Fault),
+    /// An error.
+    Chunks,
 }
 
 /// An answer that goes out instead of hyper's.
@@ -35,22 +55,32 @@ struct Replaced {
 
 impl<S> OwnRefusals<S> {
     /// Wraps a connection.
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, at_boundary: true, replaced: None }
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, follower: Follower::default(), ended: None, at_boundary: true, replaced: None }
+    }
+
+    /// The fault of the head that was broken off.
+    fn fault(&self) -> Option<Fault> {
+        match self.ended {
+            Some(Ended::Head(_, fault)) => Some(fault),
+            _ => None,
+        }
     }
 }
 
-/// Our answer for a bare refusal; `None` for everything else.
-fn replacement(bytes: &[u8]) -> Option<Vec<u8>> {
+/// Our answer for a bare refusal; `None` for everything else. `fault` is what we found in the head
+/// ourselves; without it hyper found something.
+fn replacement(bytes: &[u8], fault: Option<Fault>) -> Option<Vec<u8>> {
     // The first test is all that an ordinary answer pays.
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
-    let error = match status.get(..2)? {
-        b"00" => GatewayError::BadRequest,
-        b"14" => GatewayError::UriTooLong,
-        b"31" => GatewayError::HeadTooLarge,
+    let error = match (status.get(..2)?, fault) {
+        (b"00", Some(Fault::TooLarge)) | (b"31", _) => GatewayError::HeadTooLarge,
+        (b"00", _) => GatewayError::BadRequest,
+        (b"14", _) => GatewayError::UriTooLong,
         _ => return None,
     };
-    if memmem::find(bytes, b"\r\nx-request-id: ").is_some() {
+    let has = |line: &[u8]| memmem::find(bytes, line).is_some();
+    if has(b"\r\nx-request-id: ") || !has(b"\r\ncontent-length: 0\r\n") {
         return None;
     }
     let wire = error.wire();
@@ -68,16 +98,34 @@ fn replacement(bytes: &[u8]) -> Option<Vec<u8>> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.ended.is_none() {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+            let Err(stop) = self.follower.follow(&buf.filled()[before..]) else { return Poll::Ready(Ok(())) };
+            self.ended = Some(if stop.in_head { Ended::Head(BROKEN_OFF, stop.fault) } else { Ended::Chunks });
+            buf.set_filled(before + stop.sound);
+            if stop.sound > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        Poll::Ready(match &mut self.ended {
+            Some(Ended::Head(left, _)) => {
+                let (now, later) = left.split_at(left.len().min(buf.remaining()));
+                buf.put_slice(now);
+                *left = later;
+                Ok(())
+            }
+            Some(Ended::Chunks) | None => Err(io::Error::new(io::ErrorKind::InvalidData, "the chunks are not sound")),
+        })
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.replaced.is_none() && self.at_boundary {
-            self.replaced = replacement(bytes).map(|bytes| Replaced { bytes, written: 0 });
+            self.replaced = replacement(bytes, self.fault()).map(|bytes| Replaced { bytes, written: 0 });
         }
-        let Self { stream, at_boundary, replaced } = &mut *self;
+        let Self { stream, at_boundary, replaced, .. } = &mut *self;
         let Some(answer) = replaced else {
             let written = Pin::new(stream).poll_write(cx, bytes);
             *at_boundary &= !matches!(written, Poll::Ready(Ok(1..)));
@@ -101,7 +149,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     ) -> Poll<io::Result<usize>> {
         // A refusal is one short piece; only the first piece can begin one.
         match bufs.iter().find(|buf| !buf.is_empty()) {
-            Some(first) if self.replaced.is_some() || (self.at_boundary && replacement(first).is_some()) => {
+            Some(first) if self.replaced.is_some() || (self.at_boundary && replacement(first, None).is_some()) => {
                 self.poll_write(cx, first)
             }
             _ => {
@@ -168,6 +216,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 400 Bad Request\r\nx-request-id: 7\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 404 Not Found\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
             "a body that says HTTP/1.1 400 somewhere",
         ] {
             assert_eq!(through(text.as_bytes()).await, text);

@@ -3,7 +3,8 @@
 //!
 //! - Until its first request is there, and from the first byte of a further head until that request
 //!   is there: `head`.
-//! - Between requests a connection may be idle for `idle`.
+//! - Between requests a connection may be idle for `idle`. Over HTTP/2 all bytes between requests count
+//!   as idleness, since most of them are PINGs and SETTINGS and only HTTP/2 itself can tell.
 //! - From the moment the peer stops taking an answer until it has taken all of it: `write`.
 //!
 //! While a request is being worked on reading has no limit here: its body and its answer have their
@@ -12,7 +13,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -40,13 +41,21 @@ pub struct AtWork(Arc<Counts>);
 struct Counts {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    http2: AtomicBool,
 }
 
 impl AtWork {
-    /// Counts one more, until the guard is dropped.
-    pub fn begin(&self) -> Work {
+    /// Counts one more, until the guard is dropped. `http2`: it came over HTTP/2.
+    pub fn begin(&self, http2: bool) -> Work {
+        if http2 {
+            self.0.http2.store(true, Ordering::Release);
+        }
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         Work(Arc::clone(&self.0))
+    }
+
+    fn http2(&self) -> bool {
+        self.0.http2.load(Ordering::Acquire)
     }
 
     fn begun(&self) -> usize {
@@ -162,7 +171,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 self.look();
-                if buf.filled().len() > before && !self.at_work.any() {
+                if buf.filled().len() > before && !self.at_work.any() && !self.at_work.http2() {
                     self.head_begun = true;
                 }
                 Poll::Ready(result)
@@ -229,11 +238,27 @@ mod tests {
         let (_peer, stream) = duplex(64);
         let at_work = AtWork::default();
         let mut io = TimedIo::new(stream, limits(), at_work.clone());
-        drop(at_work.begin());
+        drop(at_work.begin(false));
         let begun = clock::now();
         let error = io.read_u8().await.expect_err("nobody writes");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(clock::now() - begun >= limits().idle);
+    }
+
+    #[tokio::test]
+    async fn over_http2_bytes_between_requests_neither_begin_a_head_nor_end_idleness() {
+        let (mut peer, stream) = duplex(64);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        drop(at_work.begin(true));
+        let begun = clock::now();
+        tokio::spawn(async move {
+            while peer.write_u8(b'x').await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        while io.read_u8().await.is_ok() {}
+        assert!(clock::now() - begun >= limits().idle, "closed by the head limit");
     }
 
     #[tokio::test]
@@ -255,7 +280,7 @@ mod tests {
         while clock::now() - begun < limits().idle * 2 {
             peer.write_u8(b'x').await.expect("open");
             io.read_u8().await.expect("in time");
-            drop(at_work.begin());
+            drop(at_work.begin(false));
             let silent = tokio::time::timeout(limits().head / 2, io.read_u8()).await;
             assert!(silent.is_err(), "closed while it was in use");
         }
@@ -285,7 +310,7 @@ mod tests {
         let (mut peer, stream) = duplex(64);
         let at_work = AtWork::default();
         let mut io = TimedIo::new(stream, limits(), at_work.clone());
-        let work = at_work.begin();
+        let work = at_work.begin(false);
         tokio::spawn(async move {
             tokio::time::sleep(limits().idle * 2).await;
             peer.write_u8(b'x').await.expect("open");
