@@ -104,11 +104,13 @@ impl Worker {
                 }
                 Next::TryAgain => {
                     let pause = retry::pause(tried, clock::call_number());
-                    let in_time = clock::now() + pause < self.latest_permit(asker.deadline);
-                    if tried >= attempts_max || !in_time || !state.retries.spend() {
+                    let left = self.latest_permit(asker.deadline).saturating_duration_since(clock::now());
+                    if tried >= attempts_max || pause >= left || !state.retries.spend() {
                         return result;
                     }
-                    pause
+                    // It is one more call that this caller causes.
+                    let Ok(wait) = self.gateway.access.charge(asker.listed, || 1, left) else { return result };
+                    pause.max(wait)
                 }
             };
             tracing::debug!(command = %name, tried, ?seen, ?pause, "one more attempt");
