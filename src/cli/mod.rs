@@ -4,6 +4,7 @@
 //! at run time, [`USAGE`] wrong usage, [`BAD_CONFIG`] bad configuration.
 
 mod check;
+mod control;
 mod init;
 mod output;
 mod start;
@@ -49,6 +50,12 @@ enum Command {
     Check(ConfigArgs),
     /// Writes a configuration to fill in, with every key explained
     Init(init::InitArgs),
+    /// Asks a running gateway whether it is ready
+    Healthcheck(control::AdminArgs),
+    /// Waits until a gateway is ready
+    Wait(control::WaitArgs),
+    /// Tells a running gateway to finish what it has and end, and waits for that
+    Stop(control::StopArgs),
     /// Makes signatures and takes them apart
     #[command(subcommand)]
     Usersig(usersig::UsersigCommand),
@@ -80,6 +87,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Sandbox(args) => start::sandbox(args),
         Command::Check(args) => load(&config_path(args.config)).map_or_else(|code| code, |config| check(&config)),
         Command::Init(args) => init::run(&args),
+        Command::Healthcheck(args) => control::healthcheck(args),
+        Command::Wait(args) => control::wait(args),
+        Command::Stop(args) => control::stop(args),
         Command::Usersig(command) => usersig::run(command),
         Command::Version => print(concat!("chatgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }

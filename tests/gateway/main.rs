@@ -10,6 +10,7 @@ mod callers;
 mod chaos;
 mod cli;
 mod concurrency;
+mod control;
 mod errors;
 mod evict;
 mod follow;
