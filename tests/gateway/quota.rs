@@ -210,7 +210,8 @@ async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() 
     };
     let (answers, took) = tokio::join!(press, others);
     all_sound(&answers);
-    assert!(took < Duration::from_secs(2), "the free ones took {took:?}");
+    // One a second, they would take fifty.
+    assert!(took < Duration::from_secs(20), "the free ones took {took:?}");
     let limited: Vec<Instant> = chat
         .calls_of("openim/querystate")
         .iter()

@@ -72,7 +72,8 @@ async fn a_share_bounds_calls_of_all_commands_together_and_nobody_else_s() {
     let served = served(&many);
     assert!((3..=5).contains(&served), "{served} of 30 served");
     assert_eq!(chat.count(), served + 100);
-    assert!(few < Duration::from_secs(2), "the other one was held up for {few:?}");
+    // At the first one's share its hundred calls would take fifty seconds.
+    assert!(few < Duration::from_secs(20), "the other one was held up for {few:?}");
 }
 
 #[tokio::test]
