@@ -1,6 +1,7 @@
 //! The admin listener: is it alive, is it ready, let it forget, let it go.
 
 mod evict;
+mod reload;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
+use crate::gateway::access;
+use crate::gateway::current::Current;
 use crate::gateway::route::{Peer, check_caller};
-use crate::gateway::{Gateway, access};
+use crate::reload::Reloader;
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -27,7 +30,8 @@ pub struct Admin {
 }
 
 struct State {
-    gateway: Arc<Gateway>,
+    current: Arc<Current>,
+    reloader: Arc<Reloader>,
     /// Listening, signed, and not about to stop.
     ready: AtomicBool,
     /// Told when the program is to stop.
@@ -36,8 +40,8 @@ struct State {
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
-    pub fn new(gateway: Arc<Gateway>, quit: CancellationToken) -> Self {
-        Self { state: Arc::new(State { gateway, ready: AtomicBool::new(false), quit }) }
+    pub fn new(current: Arc<Current>, reloader: Arc<Reloader>, quit: CancellationToken) -> Self {
+        Self { state: Arc::new(State { current, reloader, ready: AtomicBool::new(false), quit }) }
     }
 
     /// What `/readyz` says from now on.
@@ -53,9 +57,14 @@ impl Admin {
         let (head, body) = request.into_parts();
         Ok(match self.answer(&head, peer) {
             Answer::Whole(answer) => answer,
-            Answer::Evict => match evict::evict(&self.state.gateway, body).await {
+            Answer::Evict => match evict::evict(&self.state.current.gateway(), body).await {
                 Ok(evicted) => json(format!("{{\"evicted\":\"{evicted}\"}}\n")),
                 Err(error) => error.into_response(),
+            },
+            // In a task of its own: one who leaves stops it no longer.
+            Answer::Reload => match tokio::spawn(async move { reload::reload(&self.state.reloader).await }).await {
+                Ok(answer) => answer,
+                Err(_) => GatewayError::Internal.into_response(),
             },
         })
     }
@@ -63,7 +72,7 @@ impl Admin {
     /// What can be said without the body.
     fn answer(&self, head: &Parts, peer: Peer) -> Answer {
         let state = &self.state;
-        if let Err(error) = access::check_uid(&state.gateway.config.server.unix_uids, peer) {
+        if let Err(error) = access::check_uid(&state.current.gateway().config.server.unix_uids, peer) {
             return Answer::Whole(error.into_response());
         }
         Answer::Whole(match (head.uri.path(), &head.method) {
@@ -75,24 +84,28 @@ impl Admin {
                     text(StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or draining\n")
                 }
             }
-            ("/quit" | "/cache/evict", &Method::POST) => match self.refuse_order(head, peer) {
+            ("/quit" | "/cache/evict" | "/reload", &Method::POST) => match self.refuse_order(head, peer) {
                 Some(refusal) => refusal,
                 None if head.uri.path() == "/cache/evict" => return Answer::Evict,
+                None if head.uri.path() == "/reload" => return Answer::Reload,
                 None => {
                     state.quit.cancel();
                     text(StatusCode::OK, "stopping\n")
                 }
             },
             ("/livez" | "/readyz" | "/healthz", _) => not_allowed("GET, HEAD"),
-            ("/quit" | "/cache/evict", _) => not_allowed("POST"),
-            _ => text(StatusCode::NOT_FOUND, "no such path; there are /livez, /readyz, /cache/evict and /quit\n"),
+            ("/quit" | "/cache/evict" | "/reload", _) => not_allowed("POST"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "no such path; there are /livez, /readyz, /cache/evict, /reload and /quit\n",
+            ),
         })
     }
 
     /// Why an order is not taken: orders are for who has the operators' token, or without one for who
     /// is on this machine, and not for a browser.
     fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
-        let gateway = &self.state.gateway;
+        let gateway = self.state.current.gateway();
         if let Err(error) = check_caller(head, &gateway.hosts, peer) {
             return Some(error.into_response());
         }
@@ -115,6 +128,8 @@ enum Answer {
     Whole(Response<Full<Bytes>>),
     /// The order is taken; its body says what to forget.
     Evict,
+    /// The order is taken.
+    Reload,
 }
 
 /// Whether a request came over loopback or a Unix socket.
@@ -125,8 +140,8 @@ fn is_local(peer: Peer) -> bool {
     }
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
@@ -165,7 +180,8 @@ mod tests {
         std::fs::write(&file, format!("{app}[server]\n{server}\n")).expect("own folder");
         let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
-        Admin::new(Gateway::new(config).unwrap_or_else(|error| panic!("{error}")), quit)
+        let current = Current::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
+        Admin::new(Arc::clone(&current), Reloader::new(current, None), quit)
     }
 
     fn ask(admin: &Admin, method: &str, path: &str, headers: &[(&str, &str)], peer: Peer) -> u16 {
@@ -176,7 +192,7 @@ mod tests {
         let (head, ()) = request.body(()).expect("a request").into_parts();
         match admin.answer(&head, peer) {
             Answer::Whole(answer) => answer.status().as_u16(),
-            Answer::Evict => 200,
+            Answer::Evict | Answer::Reload => 200,
         }
     }
 
@@ -197,7 +213,7 @@ mod tests {
         let admin = admin(quit.clone());
         let host = ("host", "localhost");
         let elsewhere = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
-        for path in ["/quit", "/cache/evict"] {
+        for path in ["/quit", "/cache/evict", "/reload"] {
             assert_eq!(ask(&admin, "GET", path, &[host], LOOPBACK), 405);
             assert_eq!(ask(&admin, "POST", path, &[("host", "evil")], LOOPBACK), 403);
             assert_eq!(ask(&admin, "POST", path, &[host, ("origin", "http://evil")], LOOPBACK), 403);

@@ -4,7 +4,7 @@
 //! request shows a token, and what it may call is said with its caller.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -43,7 +43,7 @@ struct Caller {
     apps: Option<Vec<usize>>,
     rights: Rights,
     /// Calls that it may cause; `None`: no bound of its own.
-    share: Option<Share>,
+    share: Option<Arc<Share>>,
 }
 
 #[derive(Debug)]
@@ -54,17 +54,27 @@ struct Rights {
 }
 
 impl Access {
-    /// As configured.
-    pub fn new(config: &Config) -> Self {
+    /// As configured. A caller that `before` knows keeps its share as it stands; if its rate has changed
+    /// it begins with nothing to spend.
+    pub fn new(config: &Config, before: Option<&Self>) -> Self {
         let number = |name: &AppName| {
             config.apps.iter().position(|app| app.name == *name).expect("callers name configured apps")
+        };
+        let share = |caller: &config::Caller| {
+            let rate = caller.quota?;
+            let known = before.and_then(|before| before.callers.iter().find(|other| other.name == caller.name));
+            Some(match known.map(|known| &known.share) {
+                Some(Some(share)) if share.per_second() == rate => Arc::clone(share),
+                Some(_) => Arc::new(Share::spent(rate, clock::tick())),
+                None => Arc::new(Share::new(rate)),
+            })
         };
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
             id: CallerId::named(&caller.name),
             apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
             rights: Rights { allow: caller.allow.clone(), report_only: caller.report_only },
-            share: caller.quota.map(Share::new),
+            share: share(caller),
         };
         let config::Access { allow, report_only, .. } = &config.access;
         Self {
