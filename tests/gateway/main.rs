@@ -20,6 +20,7 @@ mod lifecycle;
 mod outcomes;
 mod quota;
 mod relay;
+mod reload;
 mod shares;
 mod slow;
 mod support;
