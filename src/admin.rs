@@ -6,6 +6,7 @@ mod history;
 mod log_level;
 mod metrics;
 mod page;
+mod reload;
 mod status;
 
 use std::convert::Infallible;
@@ -30,9 +31,11 @@ use crate::bounds::Budget;
 use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
+use crate::gateway::current::Current;
 use crate::gateway::route::{Peer, check_caller, check_host};
 use crate::gateway::{Gateway, access};
 use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
+use crate::reload::Reloader;
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -41,7 +44,8 @@ pub struct Admin {
 }
 
 struct State {
-    gateway: Arc<Gateway>,
+    current: Arc<Current>,
+    reloader: Arc<Reloader>,
     /// Listening, signed, and not about to stop.
     ready: AtomicBool,
     /// Told when the program is to stop.
@@ -62,10 +66,10 @@ impl State {
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
-    pub fn new(gateway: Arc<Gateway>, quit: CancellationToken) -> Self {
-        let history = History::new(gateway.config.apps.len());
-        let (ready, connections, started_at) = (AtomicBool::new(false), OnceLock::new(), clock::unix_now());
-        Self { state: Arc::new(State { gateway, ready, quit, connections, history, started_at }) }
+    pub fn new(current: Arc<Current>, reloader: Arc<Reloader>, quit: CancellationToken) -> Self {
+        let (history, started_at) = (History::default(), clock::unix_now());
+        let (ready, connections) = (AtomicBool::new(false), OnceLock::new());
+        Self { state: Arc::new(State { current, reloader, ready, quit, connections, history, started_at }) }
     }
 
     /// Where callers' connections are counted.
@@ -79,7 +83,7 @@ impl Admin {
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             seconds.tick().await;
-            self.state.history.add(&self.state.gateway);
+            self.state.history.add(&self.state.current.gateway());
         }
     }
 
@@ -94,20 +98,25 @@ impl Admin {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let gateway = &self.state.gateway;
         Ok(match self.answer(&head, peer) {
             Answer::Whole(answer) => answer,
             Answer::Order(order) => {
-                let read = read_order(gateway, body, order.body_len_max()).await;
-                let done = read.and_then(|body| order.carry_out(gateway, &body));
+                let gateway = self.state.current.gateway();
+                let read = read_order(&gateway, body, order.body_len_max()).await;
+                let done = read.and_then(|body| order.carry_out(&gateway, &body));
                 done.map_or_else(GatewayError::into_response, |(what, done)| json(&serde_json::json!({ what: done })))
             }
+            // In a task of its own: one who leaves stops it no longer.
+            Answer::Reload => match tokio::spawn(async move { reload::reload(&self.state.reloader).await }).await {
+                Ok(answer) => answer,
+                Err(_) => GatewayError::Internal.into_response(),
+            },
         })
     }
 
     /// What can be said without the body.
     fn answer(&self, head: &Parts, peer: Peer) -> Answer {
-        if let Err(error) = access::check_uid(&self.state.gateway.config.server.unix_uids, peer) {
+        if let Err(error) = access::check_uid(&self.state.current.gateway().config.server.unix_uids, peer) {
             return Answer::Whole(error.into_response());
         }
         let path = head.uri.path();
@@ -116,12 +125,15 @@ impl Admin {
             "/log" => Some(Order::LogLevel),
             _ => None,
         };
+        // These have no body.
+        let is_plain_order = matches!(path, "/quit" | "/reload");
         Answer::Whole(match (&head.method, order) {
-            (&Method::GET | &Method::HEAD, None) if path != "/quit" => self.show(head, path, peer),
-            (&Method::POST, order) if order.is_some() || path == "/quit" => match self.refuse_order(head, peer) {
+            (&Method::GET | &Method::HEAD, None) if !is_plain_order => self.show(head, path, peer),
+            (&Method::POST, order) if order.is_some() || is_plain_order => match self.refuse_order(head, peer) {
                 Some(refusal) => refusal,
                 None => match order {
                     Some(order) => return Answer::Order(order),
+                    None if path == "/reload" => return Answer::Reload,
                     None => {
                         self.state.quit.cancel();
                         text(StatusCode::OK, "stopping\n")
@@ -129,7 +141,7 @@ impl Admin {
                 },
             },
             (_, Some(_)) => not_allowed("POST"),
-            (_, None) if path == "/quit" => not_allowed("POST"),
+            (_, None) if is_plain_order => not_allowed("POST"),
             (_, None) => match self.show(head, path, peer).status() {
                 StatusCode::NOT_FOUND => no_such_path(),
                 _ => not_allowed("GET, HEAD"),
@@ -147,7 +159,7 @@ impl Admin {
             "/metrics" => typed(metrics::render(state), HeaderValue::from_static(CONTENT_TYPE_METRICS)),
             _ => {
                 // What a browser may show: not under a name that somebody else has bound to our address.
-                if let Err(error) = check_host(head, &state.gateway.hosts, peer) {
+                if let Err(error) = check_host(head, &state.current.gateway().hosts, peer) {
                     return error.into_response();
                 }
                 if let Some(file) = page::file(path) {
@@ -166,7 +178,7 @@ impl Admin {
     /// Why an order is not taken: orders are for who has the operators' token, or without one for who
     /// is on this machine, and not for a browser.
     fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
-        let gateway = &self.state.gateway;
+        let gateway = self.state.current.gateway();
         if let Err(error) = check_caller(head, &gateway.hosts, peer) {
             return Some(error.into_response());
         }
@@ -189,6 +201,8 @@ enum Answer {
     Whole(Response<Full<Bytes>>),
     /// The order is taken; its body says what to do.
     Order(Order),
+    /// The order is taken.
+    Reload,
 }
 
 /// An order with a body.
@@ -240,12 +254,12 @@ fn is_local(peer: Peer) -> bool {
 }
 
 fn no_such_path() -> Response<Full<Bytes>> {
-    let paths = "no such path; there are /, /livez, /readyz, /metrics, /status, /cache/evict, /log and /quit\n";
+    let paths = "no such path; there are /, /livez, /readyz, /metrics, /status, /cache/evict, /log, /reload and /quit\n";
     text(StatusCode::NOT_FOUND, paths)
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
@@ -290,7 +304,8 @@ mod tests {
         std::fs::write(&file, format!("{app}[server]\n{server}\n")).expect("own folder");
         let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
-        Admin::new(Gateway::new(config).unwrap_or_else(|error| panic!("{error}")), quit)
+        let current = Current::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
+        Admin::new(Arc::clone(&current), Reloader::new(current, None), quit)
     }
 
     fn ask(admin: &Admin, method: &str, path: &str, headers: &[(&str, &str)], peer: Peer) -> u16 {
@@ -301,7 +316,7 @@ mod tests {
         let (head, ()) = request.body(()).expect("a request").into_parts();
         match admin.answer(&head, peer) {
             Answer::Whole(answer) => answer.status().as_u16(),
-            Answer::Order(_) => 200,
+            Answer::Order(_) | Answer::Reload => 200,
         }
     }
 
@@ -338,7 +353,7 @@ mod tests {
         let admin = admin(quit.clone());
         let host = ("host", "localhost");
         let elsewhere = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
-        for path in ["/quit", "/cache/evict", "/log"] {
+        for path in ["/quit", "/cache/evict", "/log", "/reload"] {
             assert_eq!(ask(&admin, "GET", path, &[host], LOOPBACK), 405);
             assert_eq!(ask(&admin, "POST", path, &[("host", "evil")], LOOPBACK), 403);
             assert_eq!(ask(&admin, "POST", path, &[host, ("origin", "http://evil")], LOOPBACK), 403);

@@ -62,11 +62,11 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
     }
     let chat = Chat::start()?;
     let config = chat.gateway(args.listen.unwrap_or(DATA), args.admin.unwrap_or(ADMIN));
-    let server = match serve::Server::bind(config) {
+    let server = match serve::Server::bind(config, None) {
         // A demo is not to fail because another one is running.
         Err(ServeError::Bind(_)) if args.listen.is_none() || args.admin.is_none() => {
             let any = SocketAddr::new(DATA.ip(), 0);
-            serve::Server::bind(chat.gateway(args.listen.unwrap_or(any), args.admin.unwrap_or(any)))
+            serve::Server::bind(chat.gateway(args.listen.unwrap_or(any), args.admin.unwrap_or(any)), None)
         }
         other => other,
     }?;
@@ -186,6 +186,7 @@ impl Chat {
             webhook: None,
             log: Log::default(),
             warnings: Vec::new(),
+            source: Default::default(),
         }
     }
 

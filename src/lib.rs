@@ -32,6 +32,7 @@
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
 //! | [`webhook`] | what Chat says has happened |
+//! | [`reload`] | a new configuration in a running program |
 //! | [`admin`], [`telemetry`] | for operators |
 //! | [`serve`] | the life of the program |
 //! | [`sandbox`], [`demo`] | a Chat that says no; a gateway in front of it |
@@ -50,6 +51,7 @@ pub mod gateway;
 pub mod line;
 pub mod metrics;
 pub mod quota;
+pub mod reload;
 pub mod retry;
 pub mod sandbox;
 pub mod serve;

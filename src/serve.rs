@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::gateway::{Gateway, GatewayBuildError, Worker};
+use crate::gateway::current::{Current, ThreadWorker};
+use crate::gateway::{Gateway, GatewayBuildError};
+use crate::reload::{Extent, Origin, Reloader};
 use crate::server::listener::{Accept, Accepted, BindError, Listener};
 use crate::server::timed_io::AtWork;
 use crate::server::{self, Connections};
@@ -24,7 +26,8 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// A gateway whose sockets are bound, not yet serving.
 pub struct Server {
-    gateway: Arc<Gateway>,
+    current: Arc<Current>,
+    reloader: Arc<Reloader>,
     listeners: Vec<Listener>,
     admin_listener: Listener,
     /// Where Chat posts, and who answers it.
@@ -50,11 +53,13 @@ pub enum ServeError {
 
 impl Server {
     /// Binds every socket and signs for the first time. Nothing is sent, so Chat need not be there.
+    /// Reloads read from `origin`.
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub fn bind(config: Config) -> Result<Self, ServeError> {
-        let gateway = Gateway::new(config)?;
+    pub fn bind(config: Config, origin: Option<Origin>) -> Result<Self, ServeError> {
+        let current = Current::new(config, worker_threads())?;
+        let gateway = current.gateway();
         let server = &gateway.config.server;
         let mut listeners = Vec::new();
         for address in &server.listen {
@@ -64,13 +69,14 @@ impl Server {
         let webhook = match &gateway.config.webhook {
             Some(webhook) => {
                 let listener = Listener::bind(&webhook.listen, server.unix_mode)?;
-                Some((listener, Webhooks::new(Arc::clone(&gateway), webhook.clone())))
+                Some((listener, Webhooks::new(Arc::clone(&current))))
             }
             None => None,
         };
         let quit = CancellationToken::new();
-        let admin = Admin::new(Arc::clone(&gateway), quit.clone());
-        Ok(Self { listeners, admin_listener, webhook, admin, quit, gateway })
+        let reloader = Reloader::new(Arc::clone(&current), origin);
+        let admin = Admin::new(Arc::clone(&current), Arc::clone(&reloader), quit.clone());
+        Ok(Self { listeners, admin_listener, webhook, admin, quit, current, reloader })
     }
 
     /// The data listeners, with the ports they have got.
@@ -98,14 +104,15 @@ impl Server {
     pub fn run(self) -> Result<ExitCode, ServeError> {
         let drain = CancellationToken::new();
         let done = CancellationToken::new();
-        let connections = Connections::new(&self.gateway.config.server, drain.clone());
+        // Of this, what is used below is what no reload changes.
+        let first = self.current.gateway();
+        let connections = Connections::new(&first.config.server, drain.clone());
         self.admin.watch_connections(&connections.budget);
         let listeners = Arc::new(self.listeners);
         let mut threads = Vec::new();
-        for number in 0..worker_threads() {
-            let worker = Worker::new(Arc::clone(&self.gateway))?;
+        for (number, worker) in self.current.threads().iter().enumerate() {
             let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
-            threads.push(spawn_worker(number, worker, listeners, connections, done.clone())?);
+            threads.push(spawn_worker(number, worker.clone(), listeners, connections, done.clone())?);
         }
         let outcome = runtime()?.block_on(async {
             for listener in listeners.iter() {
@@ -120,14 +127,17 @@ impl Server {
                 tracing::info!(listener = "webhook", address = %listener.address(), "listening");
                 // Places of its own: a flood from outside takes none from callers. And it is served on this
                 // thread, since forgetting is a matter of microseconds.
-                let connections = Connections::new(&self.gateway.config.server, drain.clone());
+                let connections = Connections::new(&first.config.server, drain.clone());
                 tokio::spawn(server::accept(listener.for_this_runtime()?, webhooks, connections));
                 open.webhook = Some(listener);
             }
+            let hangups = signal(SignalKind::hangup())?;
+            tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangups));
+            tokio::spawn(self.reloader.watch());
             self.admin.set_ready(true);
-            supervise(&self.gateway, &self.admin, &self.quit, &drain, open).await
+            supervise(&first, &self.admin, &self.quit, &drain, open).await
         });
-        self.gateway.stopped.store(true, Ordering::Release);
+        first.stopped.store(true, Ordering::Release);
         done.cancel();
         for thread in threads {
             // A worker that panicked has been logged; the others' work is what counts.
@@ -187,6 +197,14 @@ async fn supervise(
     })
 }
 
+/// SIGHUP reads everything again.
+async fn reload_on_hangup(reloader: Arc<Reloader>, mut hangups: Signal) {
+    while hangups.recv().await.is_some() {
+        // What comes of it is in the log.
+        let _ = reloader.reload(Extent::Everything, "SIGHUP").await;
+    }
+}
+
 /// SIGTERM and SIGINT.
 struct Signals {
     terminate: Signal,
@@ -218,7 +236,7 @@ fn runtime() -> io::Result<Runtime> {
 
 fn spawn_worker(
     number: usize,
-    worker: Arc<Worker>,
+    worker: ThreadWorker,
     listeners: Arc<Vec<Listener>>,
     connections: Connections,
     done: CancellationToken,
@@ -229,7 +247,7 @@ fn spawn_worker(
             for listener in listeners.iter() {
                 match listener.for_this_runtime() {
                     Ok(accept) => {
-                        tokio::spawn(server::accept(accept, Arc::clone(&worker), connections.clone()));
+                        tokio::spawn(server::accept(accept, worker.clone(), connections.clone()));
                     }
                     Err(error) => tracing::error!(%error, "a listener is lost on this thread"),
                 }

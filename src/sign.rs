@@ -1,7 +1,7 @@
 //! Signing: one signature serves many calls, is renewed ahead of time and checked at every use.
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::domain::app::{Identifier, SdkAppId, SecretKey};
@@ -26,6 +27,9 @@ const REPLACED_EVERY_SECS: u64 = 5;
 const SKEW_SECS_MIN: i64 = 3;
 /// Chat's clock is followed no further than this.
 const SKEW_SECS_MAX: i64 = 24 * 3600;
+
+/// How many signatures were made.
+static NUMBERS: AtomicU64 = AtomicU64::new(0);
 
 /// Everything but RFC 3986's unreserved characters is escaped in a query value.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -51,7 +55,7 @@ pub struct Signature {
     query: Zeroizing<String>,
     issued_at: u64,
     lifetime_secs: u64,
-    /// Counts up with each one that the signer makes.
+    /// No two of this process have one number, so that a refused one is known after a reload too.
     number: u64,
 }
 
@@ -81,6 +85,25 @@ impl Signer {
     pub fn validity(&self) -> (u64, u64) {
         let signature = self.current.load();
         (signature.issued_at, signature.lifetime_secs)
+    }
+
+    /// The signer that takes this one's place at a reload; `None` if it would sign alike. It knows Chat's
+    /// clock already.
+    pub fn successor(
+        &self,
+        identifier: &Identifier,
+        key: &SecretKey,
+        lifetime: Duration,
+        unix_now: Duration,
+    ) -> Option<Self> {
+        let same_key: bool = self.key.expose().ct_eq(key.expose()).into();
+        if same_key && self.identifier == *identifier && self.lifetime_secs == lifetime.as_secs().max(1) {
+            return None;
+        }
+        let signing_time = Duration::from_secs(self.signing_time(unix_now));
+        let mut next = Self::new(self.app, identifier.clone(), key.clone(), lifetime, signing_time);
+        *next.skew.get_mut() = self.skew();
+        Some(next)
     }
 
     /// A signature that is good at this moment.
@@ -130,9 +153,7 @@ impl Signer {
 
     /// Only for the one who has `renewing`.
     fn renew(&self, issued_at: u64) -> Arc<Signature> {
-        let mut fresh = Signature::new(&self.key, self.app, &self.identifier, issued_at, self.lifetime_secs);
-        fresh.number = self.current.load().number + 1;
-        let fresh = Arc::new(fresh);
+        let fresh = Arc::new(Signature::new(&self.key, self.app, &self.identifier, issued_at, self.lifetime_secs));
         self.current.store(Arc::clone(&fresh));
         tracing::debug!(sdkappid = self.app.get(), "usersig renewed");
         fresh
@@ -186,7 +207,7 @@ impl Signature {
         let usersig_text = usersig.expose();
         write!(query, "sdkappid={app}&identifier={identifier}&usersig={usersig_text}&contenttype=json&random=")
             .expect("text into memory");
-        Self { usersig, query, issued_at, lifetime_secs, number: 0 }
+        Self { usersig, query, issued_at, lifetime_secs, number: NUMBERS.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The target of a call, signed: the one place where a signature becomes part of a URI. It goes
@@ -240,6 +261,23 @@ mod tests {
     }
 
     #[test]
+    fn another_key_means_another_signer_that_replaces_what_the_old_one_signed() {
+        let (old, day) = (signer("administrator"), Duration::from_secs(100));
+        let key = |text: &str| SecretKey::new(text).expect("not empty");
+        let successor =
+            |name: &str, text: &str, life| old.successor(&name.parse().expect("a name"), &key(text), life, at(1001));
+        assert!(successor("administrator", "a key", day).is_none());
+        assert!(successor("another", "a key", day).is_some());
+        assert!(successor("administrator", "a key", day * 2).is_some());
+        old.observe(1501, at(1001));
+        let new = successor("administrator", "b key", day).expect("another key");
+        assert_eq!((new.skew(), new.current(at(1001)).issued_at), (500, 1501), "Chat's clock is known");
+        let refused = old.current(at(1001));
+        let fresh = new.after_refusal(&refused, at(1001)).expect("the new signer's");
+        assert_eq!(fresh.number, new.current(at(1001)).number, "which was not refused and stays");
+    }
+
+    #[test]
     fn a_clock_that_was_set_back_means_a_new_signature() {
         let signer = signer("administrator");
         assert_eq!(signer.current(at(999)).issued_at, 999);
@@ -260,11 +298,13 @@ mod tests {
         let first = signer.current(at(1000));
         let fresh: Vec<_> =
             (0..200).map(|_| signer.after_refusal(&first, at(1000)).expect("another one").number).collect();
-        assert_eq!(fresh, [1; 200]);
+        assert_eq!(fresh, [fresh[0]; 200], "one for all");
+        assert_ne!(fresh[0], first.number);
         let second = signer.current(at(1001));
         assert_ne!(second.usersig(), first.usersig(), "though it is of the same second");
         assert!(signer.after_refusal(&second, at(1003)).is_none());
-        assert_eq!(signer.after_refusal(&second, at(1006)).map(|third| third.number), Some(2));
+        let third = signer.after_refusal(&second, at(1006)).expect("a third");
+        assert!(third.number != second.number && third.number != first.number);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
@@ -15,7 +14,8 @@ use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, 
 
 use crate::clock;
 use crate::error::GatewayError;
-use crate::gateway::{Downstream, Worker};
+use crate::gateway::Downstream;
+use crate::gateway::current::ThreadWorker;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken from a caller, in bytes.
@@ -34,20 +34,20 @@ pub trait Answers: Clone + Send + 'static {
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
     /// The tasks that a stop waits for; connections are among them.
-    fn tasks(&self) -> &TaskTracker;
+    fn tasks(&self) -> TaskTracker;
 }
 
-impl Answers for Arc<Worker> {
+impl Answers for ThreadWorker {
     fn answer(
         self,
         request: Request<Incoming>,
         downstream: Downstream,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
-        self.handle(request, downstream)
+        self.now().handle(request, downstream)
     }
 
-    fn tasks(&self) -> &TaskTracker {
-        &self.gateway.tasks
+    fn tasks(&self) -> TaskTracker {
+        self.now().gateway.tasks.clone()
     }
 }
 

@@ -19,11 +19,11 @@ use tokio_util::task::TaskTracker;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Budget;
 use crate::clock;
-use crate::config;
 use crate::domain::command::CommandName;
 use crate::domain::tick::Tick;
 use crate::domain::webhook::{Claims, Doubt, Event};
 use crate::error::GatewayError;
+use crate::gateway::current::Current;
 use crate::gateway::{Downstream, Gateway, route};
 use crate::stack::Answers;
 
@@ -38,16 +38,15 @@ const TAKEN: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
 
 /// What answers webhooks, for all apps.
 pub struct Webhooks {
-    gateway: Arc<Gateway>,
-    config: config::Webhook,
+    current: Arc<Current>,
     buffered: Arc<Budget>,
     refusals: Refusals,
 }
 
 impl Webhooks {
-    /// For the apps of a gateway.
-    pub fn new(gateway: Arc<Gateway>, config: config::Webhook) -> Arc<Self> {
-        Arc::new(Self { gateway, config, buffered: Budget::new(BUFFERED_MAX), refusals: Refusals::default() })
+    /// For the apps of the gateway of now.
+    pub fn new(current: Arc<Current>) -> Arc<Self> {
+        Arc::new(Self { current, buffered: Budget::new(BUFFERED_MAX), refusals: Refusals::default() })
     }
 
     /// Answers a request. What it makes chatgate forget is forgotten before the answer is there.
@@ -77,12 +76,13 @@ impl Webhooks {
         if head.method != Method::POST {
             return Err(GatewayError::MethodNotAllowed);
         }
-        let (app, command) = self.verify(head.uri.query().unwrap_or_default()).map_err(|doubt| {
+        let gateway = self.current.gateway();
+        let (app, command) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|doubt| {
             self.refusals.note(doubt);
             // One sentence for all of them: the cause is for the operator.
             GatewayError::Unauthenticated("this is no webhook of a configured app, or not signed just now by its token")
         })?;
-        let timeout = self.gateway.config.server.body_timeout;
+        let timeout = gateway.config.server.body_timeout;
         let reading = read_whole(body, BODY_LEN_MAX, &self.buffered);
         let read = tokio::time::timeout(timeout, reading).await;
         let read = read.map_err(|_| GatewayError::BodyTimeout(timeout)).and_then(|read| {
@@ -94,40 +94,41 @@ impl Webhooks {
         });
         match read {
             Ok((body, _held)) => {
-                self.heed(app, Event::read(&command, &body));
+                heed(&gateway, app, Event::read(&command, &body));
                 Ok(())
             }
             Err(error) => {
                 // Something has happened, and nobody will say again what: nothing is certain any more.
-                self.heed(app, Event::read(&command, b""));
+                heed(&gateway, app, Event::read(&command, b""));
                 Err(error)
             }
         }
     }
+}
 
-    /// The app and what has happened, if the app's token signed it just now.
-    fn verify(&self, query: &str) -> Result<(usize, String), Doubt> {
-        let claims = Claims::read(query)?;
-        let app = self.gateway.app_numbered(claims.sdkappid).ok_or(Doubt::NoToken)?;
-        let token = self.config.tokens.get(&self.gateway.config.apps[app].name).ok_or(Doubt::NoToken)?;
-        claims.verify(token, clock::unix_now(), self.config.window)?;
-        Ok((app, claims.command))
-    }
+/// The app and what has happened, if the app's token signed it just now.
+fn verify(gateway: &Gateway, query: &str) -> Result<(usize, String), Doubt> {
+    let claims = Claims::read(query)?;
+    let app = gateway.app_numbered(claims.sdkappid).ok_or(Doubt::NoToken)?;
+    let config = gateway.config.webhook.as_ref().ok_or(Doubt::NoToken)?;
+    let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(Doubt::NoToken)?;
+    claims.verify(token, clock::unix_now(), config.window)?;
+    Ok((app, claims.command))
+}
 
-    fn heed(&self, app: usize, event: Event) {
-        let name = &self.gateway.config.apps[app].name;
-        match event {
-            Event::Follow(scope) => {
-                self.gateway.evict(app, &scope);
-                tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
-            }
-            Event::OverLimit { command, limit } => {
-                let Ok(known) = CommandName::parse(&command) else { return };
-                tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
-                self.gateway.heed_alarm(app, known, limit);
-            }
-            Event::Other => {}
+fn heed(gateway: &Gateway, app: usize, event: Event) {
+    let name = &gateway.config.apps[app].name;
+    match event {
+        Event::Follow(scope) => {
+            gateway.evict(app, &scope);
+            tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
         }
+        Event::OverLimit { command, limit } => {
+            let Ok(known) = CommandName::parse(&command) else { return };
+            tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
+            gateway.heed_alarm(app, known, limit);
+        }
+        Event::Other => {}
     }
 }
 
@@ -137,8 +138,8 @@ impl Answers for Arc<Webhooks> {
         self.handle(request).await
     }
 
-    fn tasks(&self) -> &TaskTracker {
-        &self.gateway.tasks
+    fn tasks(&self) -> TaskTracker {
+        self.current.gateway().tasks.clone()
     }
 }
 

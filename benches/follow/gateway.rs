@@ -54,8 +54,9 @@ impl Gateway {
             log: Log::default(),
             webhook: None,
             warnings: Vec::new(),
+            source: Default::default(),
         };
-        let server = serve::Server::bind(config).expect("free ports");
+        let server = serve::Server::bind(config, None).expect("free ports");
         let address = server.addresses()[0].parse().expect("an address");
         let quit = server.quit();
         let thread = std::thread::spawn(move || {

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::clock;
+use crate::domain::app::AppName;
 use crate::domain::tick::Tick;
 use crate::gateway::Gateway;
 use crate::metrics::AppTotals;
@@ -19,9 +20,9 @@ pub(super) const POINTS_MAX: usize = 120;
 /// How many seconds the percentiles of a point look back: of one second alone they would jump about.
 const LATENCY_SECS: usize = 10;
 
-/// The points of all apps.
-#[derive(Debug)]
-pub(super) struct History(Mutex<Vec<AppHistory>>);
+/// The points of all apps there are, by name.
+#[derive(Debug, Default)]
+pub(super) struct History(Mutex<Vec<(AppName, AppHistory)>>);
 
 #[derive(Debug, Default)]
 struct AppHistory {
@@ -74,16 +75,19 @@ struct Seen {
 }
 
 impl History {
-    /// Nothing yet, for so many apps.
-    pub(super) fn new(apps: usize) -> Self {
-        Self(Mutex::new((0..apps).map(|_| AppHistory::default()).collect()))
-    }
-
     /// Adds a point to each app.
     pub(super) fn add(&self, gateway: &Gateway) {
         let totals = gateway.metrics.totals();
         let (now, unix_now) = (clock::tick(), clock::unix_now().as_secs());
-        for (app, (history, totals)) in self.apps().iter_mut().zip(&totals).enumerate() {
+        let mut apps = self.apps();
+        let configured = &gateway.config.apps;
+        apps.retain(|(name, _)| configured.iter().any(|app| app.name == *name));
+        for (app, (config, totals)) in configured.iter().zip(&totals).enumerate() {
+            let known = apps.iter().position(|(name, _)| *name == config.name).unwrap_or_else(|| {
+                apps.push((config.name.clone(), AppHistory::default()));
+                apps.len() - 1
+            });
+            let history = &mut apps[known].1;
             let seen = Seen::new(now, totals);
             let Some(before) = history.seen.back() else {
                 history.seen.push_back(seen);
@@ -109,17 +113,20 @@ impl History {
     }
 
     /// The latest point of an app, and calls a second of each command at it.
-    pub(super) fn latest(&self, app: usize) -> (Point, Vec<(CommandLabel, f64)>) {
+    pub(super) fn latest(&self, app: &AppName) -> (Point, Vec<(CommandLabel, f64)>) {
         let apps = self.apps();
-        (apps[app].points.back().cloned().unwrap_or_default(), apps[app].rates.clone())
+        let history = apps.iter().find(|(name, _)| name == app).map(|(_, history)| history);
+        history.map(|history| (history.points.back().cloned().unwrap_or_default(), history.rates.clone())).unwrap_or_default()
     }
 
     /// All points of an app, the latest last.
-    pub(super) fn points(&self, app: usize) -> Vec<Point> {
-        self.apps()[app].points.iter().cloned().collect()
+    pub(super) fn points(&self, app: &AppName) -> Vec<Point> {
+        let apps = self.apps();
+        let history = apps.iter().find(|(name, _)| name == app).map(|(_, history)| history);
+        history.map(|history| history.points.iter().cloned().collect()).unwrap_or_default()
     }
 
-    fn apps(&self) -> MutexGuard<'_, Vec<AppHistory>> {
+    fn apps(&self) -> MutexGuard<'_, Vec<(AppName, AppHistory)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

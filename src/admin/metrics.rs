@@ -2,6 +2,7 @@
 
 use super::State;
 use crate::clock;
+use crate::gateway::Gateway;
 use crate::metrics::histogram::Spread;
 use crate::metrics::labels::{CallEnd, Outcome};
 use crate::metrics::process::Process;
@@ -11,7 +12,7 @@ use crate::telemetry;
 
 /// Everything there is to count, in Prometheus' text format.
 pub(super) fn render(state: &State) -> String {
-    let gateway = &state.gateway;
+    let gateway = &state.current.gateway();
     let names: Vec<&str> = gateway.config.apps.iter().map(|app| app.name.as_str()).collect();
     let totals = gateway.metrics.totals();
     let mut text = Exposition::default();
@@ -19,8 +20,8 @@ pub(super) fn render(state: &State) -> String {
     let apps: Vec<(&str, &AppTotals)> = names.iter().copied().chain([""]).zip(&totals).collect();
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
-    app_gauges(&mut text, state, &names);
-    program(&mut text, state);
+    app_gauges(&mut text, gateway, &names);
+    program(&mut text, gateway, state);
     text.finish()
 }
 
@@ -76,8 +77,7 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     }
 }
 
-fn app_gauges(text: &mut Exposition, state: &State, names: &[&str]) {
-    let gateway = &state.gateway;
+fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let now = clock::unix_now().as_secs_f64();
     let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.figures(app))).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
@@ -102,8 +102,7 @@ fn app_gauges(text: &mut Exposition, state: &State, names: &[&str]) {
     });
 }
 
-fn program(text: &mut Exposition, state: &State) {
-    let gateway = &state.gateway;
+fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     let budget = [
         ("chatgate_connections", "Connections to the data listeners.", state.connections()),
         ("chatgate_requests_in_flight", "Requests being worked on.", gateway.requests.held()),

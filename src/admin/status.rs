@@ -10,6 +10,7 @@ use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
 use crate::domain::command::CommandName;
+use crate::gateway::Gateway;
 use crate::metrics::histogram::Spread;
 use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
 use crate::metrics::process::Process;
@@ -18,12 +19,12 @@ use crate::telemetry;
 
 /// The whole document.
 pub(super) fn render(state: &State) -> Value {
-    let gateway = &state.gateway;
+    let gateway = &state.current.gateway();
     let config = &gateway.config;
     let totals = gateway.metrics.totals();
     let (now, process) = (clock::unix_now(), Process::now());
     let budget = |held: usize, max: usize| json!({ "now": held, "max": max });
-    let apps: Vec<Value> = (0..config.apps.len()).map(|app| app_status(state, app, &totals[app])).collect();
+    let apps: Vec<Value> = (0..config.apps.len()).map(|app| app_status(state, gateway, app, &totals[app])).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": rounded(now.as_secs_f64()),
@@ -49,10 +50,9 @@ pub(super) fn render(state: &State) -> Value {
     })
 }
 
-fn app_status(state: &State, app: usize, totals: &AppTotals) -> Value {
-    let gateway = &state.gateway;
+fn app_status(state: &State, gateway: &Gateway, app: usize, totals: &AppTotals) -> Value {
     let (config, figures) = (&gateway.config.apps[app], gateway.figures(app));
-    let (point, rates) = state.history.latest(app);
+    let (point, rates) = state.history.latest(&config.name);
     let (place, cause) = gateway.place(app);
     let age = clock::unix_now().as_secs_f64() - figures.signature_issued_at as f64;
     let mut request_time = Spread::default();
@@ -77,7 +77,7 @@ fn app_status(state: &State, app: usize, totals: &AppTotals) -> Value {
         },
         "queue": { "pairs_queued": figures.pairs_queued, "pairs_waited_for": figures.pairs_waiting },
         "calls_in_flight": { "now": figures.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
-        "quota": quotas(state, app, &rates),
+        "quota": quotas(gateway, app, &rates),
         "last_second": point,
         "since_start": {
             "requests": requests(totals),
@@ -104,9 +104,9 @@ fn hit_ratio(totals: &AppTotals) -> Option<f64> {
 }
 
 /// The quotas of the commands that were called, `follow_check` or not.
-fn quotas(state: &State, app: usize, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
+fn quotas(gateway: &Gateway, app: usize, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
     let quota = |name: CommandName<'_>, rate: f64| {
-        let figures = state.gateway.quota_figures(app, name);
+        let figures = gateway.quota_figures(app, name);
         json!({
             "command": name.to_string(),
             "limit": figures.limit,
@@ -144,6 +144,7 @@ fn percentiles(spread: &Spread) -> Value {
 
 /// `GET /status/history/NAME`: the points of one app, the latest last.
 pub(super) fn history(state: &State, name: &str) -> Option<Value> {
-    let app = state.gateway.config.apps.iter().position(|app| app.name.as_str() == name)?;
-    Some(json!({ "app": name, "points": state.history.points(app) }))
+    let gateway = state.current.gateway();
+    let app = gateway.config.apps.iter().find(|app| app.name.as_str() == name)?;
+    Some(json!({ "app": name, "points": state.history.points(&app.name) }))
 }

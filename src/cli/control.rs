@@ -176,7 +176,7 @@ impl Admin {
         if let (None, Some(address)) = (&config, &admin) {
             return Ok(Self { address: address.clone(), token: None });
         }
-        let server = load(&config_path(config))?.server;
+        let server = load(&config_path(config), &Env::from_process())?.server;
         let address = match (admin, server.admin) {
             (Some(address), _) => address,
             (None, ListenAddr::Unix(path)) => Address::Unix(path),

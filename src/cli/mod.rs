@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 use self::output::{complain, print};
 use crate::config::{Config, Env, PATH_DEFAULT};
 use crate::demo::DemoArgs;
+use crate::reload::Origin;
 use crate::sandbox::SandboxArgs;
 
 /// Exit code for wrong usage, as clap has it.
@@ -82,10 +83,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match cli.command {
-        Command::Serve(args) => load(&config_path(args.config)).map_or_else(|code| code, start::serve),
+        Command::Serve(args) => {
+            let origin = Origin { path: config_path(args.config), env: Env::of_process() };
+            load(&origin.path, &origin.env).map_or_else(|code| code, |config| start::serve(config, origin))
+        }
         Command::Demo(args) => start::demo(&args),
         Command::Sandbox(args) => start::sandbox(args),
-        Command::Check(args) => load(&config_path(args.config)).map_or_else(|code| code, |config| check(&config)),
+        Command::Check(args) => {
+            load(&config_path(args.config), &Env::of_process()).map_or_else(|code| code, |config| check(&config))
+        }
         Command::Init(args) => init::run(&args),
         Command::Healthcheck(args) => control::healthcheck(args),
         Command::Wait(args) => control::wait(args),
@@ -103,8 +109,8 @@ fn check(config: &Config) -> ExitCode {
 }
 
 /// The configuration, or the exit code after all its problems were told.
-fn load(path: &Path) -> Result<Config, ExitCode> {
-    crate::config::load(path, &Env::of_process()).map_err(|problems| {
+fn load(path: &Path, env: &Env) -> Result<Config, ExitCode> {
+    crate::config::load(path, env).map_err(|problems| {
         complain(problems);
         ExitCode::from(BAD_CONFIG)
     })

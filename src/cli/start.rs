@@ -10,17 +10,18 @@ use super::output::{complain, print};
 use crate::config::{Config, Log};
 use crate::demo::{self, DemoArgs};
 use crate::error::chain;
+use crate::reload::Origin;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::serve::Server;
 use crate::telemetry::Telemetry;
 
 /// `chatgate serve`: what the configuration leaves doubtful goes to the log first.
-pub(super) fn serve(config: Config) -> ExitCode {
+pub(super) fn serve(config: Config, origin: Origin) -> ExitCode {
     let _log = Telemetry::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(file = warning.file, line = warning.line, "{}: {}", warning.key, warning.message);
     }
-    match Server::bind(config).and_then(Server::run) {
+    match Server::bind(config, Some(origin)).and_then(Server::run) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{}", chain(&error));

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::output::{complain, print};
 use super::{USAGE, config_path, load};
 use crate::clock;
-use crate::config::{App, Config, parse_duration, read_secret_file, show_duration};
+use crate::config::{App, Config, Env, parse_duration, read_secret_file, show_duration};
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::usersig::{self, Document};
 
@@ -146,7 +146,7 @@ impl SignerArgs {
     /// The signer, or the exit code after the user was told what is wrong.
     fn find(self) -> Result<Signer, ExitCode> {
         let (Some(sdkappid), Some(identifier), Some(key_file)) = (self.sdkappid, self.identifier, self.key_file) else {
-            let config = load(&config_path(self.config))?;
+            let config = load(&config_path(self.config), &Env::of_process())?;
             let app = choose(&config, self.app.as_ref())?;
             return Ok(Signer {
                 sdkappid: app.sdkappid,

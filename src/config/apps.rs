@@ -140,7 +140,7 @@ fn lifetime(node: &Node) -> Reading<Duration> {
 }
 
 fn extra_roots(section: &mut Section<'_>) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-    let Some(path) = section.path_value("ca_file") else { return Vec::new() };
+    let Some(path) = section.named_file("ca_file") else { return Vec::new() };
     match read_ca_file(&path) {
         Ok(roots) => roots,
         Err(message) => {

@@ -8,30 +8,34 @@ use std::time::Duration;
 use super::address::host_name;
 use super::overlay::lay_over;
 use super::problem::in_order;
-use super::section::{Reader, SecretNames, Section};
+use super::section::{Findings, Reader, SecretNames, Section, shown_path};
 use super::suggest::closest;
 use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
     Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, LogRequests,
-    PATH_DEFAULT, Problem, Problems, Server, Upstream, apps, callers, later, webhook,
+    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, later, webhook,
 };
 use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
 
 pub(super) fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
-    let reader = Reader::new(path, env);
-    let whole =
-        |line, message| Problem { file: reader.file().to_owned(), line, column: None, key: String::new(), message };
+    let file = shown_path(path);
+    let whole = |line, message| Problem { file, line, column: None, key: String::new(), message };
     let text = read_file(path).map_err(|(line, message)| Problems::one(whole(line, message)))?;
+    load_text(path, text, env)
+}
+
+pub(super) fn load_text(path: &Path, text: String, env: &Env) -> Result<Config, Problems> {
+    let reader = Reader::new(path, env);
     let mut table = parse(reader.file(), &text).map_err(Problems::one)?;
     lay_over(&mut table, env, &reader);
     let built = build(&reader, &table);
-    let (problems, mut warnings) = reader.into_findings();
+    let Findings { problems, mut warnings, files } = reader.into_findings();
     in_order(&mut warnings);
     match Problems::of(problems) {
         Some(problems) => Err(problems),
-        None => Ok(Config { warnings, ..built }),
+        None => Ok(Config { warnings, source: Source { text, files }, ..built }),
     }
 }
 
@@ -87,7 +91,19 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     access_section.finish();
     server_section.finish();
     root.finish();
-    Config { server, apps, access, callers, cache, follow_check, upstream, webhook, log, warnings: Vec::new() }
+    Config {
+        server,
+        apps,
+        access,
+        callers,
+        cache,
+        follow_check,
+        upstream,
+        webhook,
+        log,
+        warnings: Vec::new(),
+        source: Source::default(),
+    }
 }
 
 /// The server, and the places of its listeners: those of `listen` in their order, then that of `admin`.

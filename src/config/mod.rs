@@ -18,6 +18,7 @@ mod problem;
 mod quota;
 mod secret;
 mod section;
+mod source;
 mod suggest;
 mod tree;
 mod units;
@@ -35,6 +36,7 @@ pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};
 pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
+pub use self::source::{NamedFile, Source};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
@@ -64,6 +66,14 @@ pub fn parse_level(word: &str) -> Option<tracing::Level> {
     build::parse_level(word)
 }
 
+/// Reads every file that this text names, as if it stood in the file at `path`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(path: &Path, text: String, env: &Env) -> Result<Config, Problems> {
+    build::load_text(path, text, env)
+}
+
 /// Everything an operator may say. `Debug` shows no secret.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -88,9 +98,34 @@ pub struct Config {
     pub log: Log,
     /// What is doubtful but no reason to refuse.
     pub warnings: Vec<Problem>,
+    /// What it was read from.
+    pub source: Source,
 }
 
 impl Config {
+    /// Refuses listeners that other machines reach where nobody is asked who they are and that is not
+    /// said to be meant: for a configuration whose listeners were put in place of those it was read with.
+    ///
+    /// # Errors
+    /// A problem for each of them.
+    pub fn refuse_open_listeners(&self) -> Result<(), Problems> {
+        let asks = !self.callers.is_empty();
+        let admin_asks = asks || self.server.admin_token.is_some();
+        let data = self.server.listen.iter().map(|address| ("server.listen", address, asks));
+        let all = data.chain([("server.admin", &self.server.admin, admin_asks)]);
+        let open = all.filter(|(_, address, asks)| !self.access.open && !asks && !address.is_local());
+        let problem = |(key, ..): (&str, &ListenAddr, bool)| Problem {
+            file: String::new(),
+            line: None,
+            column: None,
+            key: key.to_owned(),
+            message: "other machines reach the address that it has until a restart, and nobody would be asked who \
+                      they are; restart, or give each [[caller]] a token"
+                .to_owned(),
+        };
+        Problems::of(open.map(problem).collect()).map_or(Ok(()), Err)
+    }
+
     /// The app of calls that name none: the only one, or the one marked as default.
     pub fn default_app(&self) -> Option<&App> {
         match self.apps.as_slice() {

@@ -121,7 +121,7 @@ mod tests {
             inside = list.or(found).and_then(Node::table);
         }
         let text = found.and_then(Node::text).map(str::to_owned);
-        (reader.into_findings().0.iter().map(ToString::to_string).collect(), text)
+        (reader.into_findings().problems.iter().map(ToString::to_string).collect(), text)
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         let env: Env = [("CHATGATE__LOG__LEVEL", OsString::from_vec(vec![0xff]))].into_iter().collect();
         let reader = Reader::new(Path::new("x"), &env);
         lay_over(&mut Table::new(), &env, &reader);
-        assert_eq!(reader.into_findings().0[0].to_string(), "CHATGATE__LOG__LEVEL: is not UTF-8 text");
+        assert_eq!(reader.into_findings().problems[0].to_string(), "CHATGATE__LOG__LEVEL: is not UTF-8 text");
         assert_eq!(format!("{env:?}"), "Env(1 variables)");
     }
 }

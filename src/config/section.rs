@@ -5,12 +5,12 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use super::Env;
 use super::problem::Problem;
 use super::secret::{Remark, SecretError, SecretText, one_line, read_regular_secret_file};
 use super::suggest::closest;
 use super::tree::{Node, Place, Table, Value, line_of};
 use super::units::Reading;
+use super::{Env, NamedFile};
 use crate::domain::command::CommandName;
 
 /// Longest name of a key that a message repeats. A longer one is no slip of a key's name; it could
@@ -24,6 +24,15 @@ pub(super) struct Reader<'a> {
     env: &'a Env,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    files: RefCell<Vec<NamedFile>>,
+}
+
+/// What a whole reading has found.
+pub(super) struct Findings {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+    /// The files that were named, as they were just before they were read.
+    pub files: Vec<NamedFile>,
 }
 
 impl<'a> Reader<'a> {
@@ -35,6 +44,7 @@ impl<'a> Reader<'a> {
             env,
             problems: RefCell::default(),
             warnings: RefCell::default(),
+            files: RefCell::default(),
         }
     }
 
@@ -50,9 +60,9 @@ impl<'a> Reader<'a> {
         self.warnings.borrow_mut().push(self.at(place, key, message));
     }
 
-    /// Problems and warnings.
-    pub(super) fn into_findings(self) -> (Vec<Problem>, Vec<Problem>) {
-        (self.problems.into_inner(), self.warnings.into_inner())
+    pub(super) fn into_findings(self) -> Findings {
+        let (problems, warnings) = (self.problems.into_inner(), self.warnings.into_inner());
+        Findings { problems, warnings, files: self.files.into_inner() }
     }
 
     fn at(&self, place: &Place, key: &str, message: impl Display) -> Problem {
@@ -226,6 +236,14 @@ impl<'a> Section<'a> {
         Some(self.reader.folder.join(path))
     }
 
+    /// The path of a file that is read with the configuration and watched after it. It is looked at here,
+    /// before it is read: a change in between is then seen as one.
+    pub(super) fn named_file(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = self.path_value(key)?;
+        self.reader.files.borrow_mut().push(NamedFile::look(&path));
+        Some(path)
+    }
+
     /// A secret that is named by `*_file` or `*_env`, just one of them. If it stands here itself, that
     /// is a problem of its own, whose message does not show it.
     pub(super) fn secret(&mut self, names: &SecretNames, required: bool) -> Option<SecretText> {
@@ -243,7 +261,7 @@ impl<'a> Section<'a> {
             _ => {}
         }
         let from_env = self.optional(env, super::units::text).map(|name| (env, self.reader.secret_of_variable(&name)));
-        let from_file = self.path_value(file).map(|path| (file, read_regular_secret_file(&path)));
+        let from_file = self.named_file(file).map(|path| (file, read_regular_secret_file(&path)));
         let (key, found) = from_file.or(from_env)?;
         match found {
             Ok((secret, remarks)) => {
@@ -326,7 +344,7 @@ impl Reader<'_> {
 }
 
 /// A path as messages show it: one line whatever its name holds.
-fn shown_path(path: &Path) -> String {
+pub(super) fn shown_path(path: &Path) -> String {
     let text = path.display().to_string();
     if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text }
 }

@@ -44,7 +44,7 @@ struct Caller {
     apps: Option<Vec<usize>>,
     rights: Rights,
     /// Calls that it may cause; `None`: no bound of its own.
-    share: Option<Share>,
+    share: Option<Arc<Share>>,
     /// Its requests being worked on.
     requests: Arc<Budget>,
 }
@@ -57,8 +57,9 @@ struct Rights {
 }
 
 impl Access {
-    /// As configured.
-    pub fn new(config: &Config) -> Self {
+    /// As configured. A caller that `before` knows keeps its share as it stands; if its rate has changed
+    /// it begins with nothing to spend.
+    pub fn new(config: &Config, before: Option<&Self>) -> Self {
         let number = |name: &AppName| {
             config.apps.iter().position(|app| app.name == *name).expect("callers name configured apps")
         };
@@ -67,13 +68,24 @@ impl Access {
             max if config.callers.len() > 1 => max.div_ceil(2),
             max => max,
         };
+        let share = |caller: &config::Caller| {
+            let rate = caller.quota?;
+            let known = before.and_then(|before| before.callers.iter().find(|other| other.name == caller.name));
+            Some(match known.map(|known| &known.share) {
+                Some(Some(share)) if share.per_second() == rate => Arc::clone(share),
+                Some(_) => Arc::new(Share::spent(rate, clock::tick())),
+                None => Arc::new(Share::new(rate)),
+            })
+        };
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
             id: CallerId::named(&caller.name),
             apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
             rights: Rights { allow: caller.allow.clone(), report_only: caller.report_only },
-            share: caller.quota.map(Share::new),
-            requests: Budget::new(requests_max),
+            share: share(caller),
+            requests: before
+                .and_then(|before| before.callers.iter().find(|other| other.name == caller.name))
+                .map_or_else(|| Budget::new(requests_max), |known| Arc::clone(&known.requests)),
         };
         let config::Access { allow, report_only, .. } = &config.access;
         Self {

@@ -75,8 +75,10 @@ impl Worker {
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
                     marks = marks.or_else(|| scope.map(|scope| Marks::new(&state.follow, scope)));
-                    let (signature, sent) = (state.signer.current(clock::unix_now()), clock::tick());
-                    let result = self.send(app, lease, &signature, call.clone(), asker.deadline, notes).await;
+                    let signer = state.signer.load_full();
+                    let (signature, sent) = (signer.current(clock::unix_now()), clock::tick());
+                    let result =
+                        self.send(app, lease, (&signer, &signature), call.clone(), asker.deadline, notes).await;
                     if let Ok(answer) = &result {
                         state.heed(name, answer, kind, sent);
                     }
@@ -95,7 +97,8 @@ impl Worker {
                 Next::HandOn => return result,
                 Next::SignAgain => {
                     let refused = signature.filter(|_| !signed_again);
-                    let fresh = refused.and_then(|refused| state.signer.after_refusal(&refused, clock::unix_now()));
+                    let fresh =
+                        refused.and_then(|refused| state.signer.load().after_refusal(&refused, clock::unix_now()));
                     if fresh.is_none() {
                         return result;
                     }

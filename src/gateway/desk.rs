@@ -179,14 +179,14 @@ fn is_about_arguments(code: i64) -> bool {
 impl App {
     /// A call is over: keeps what may be kept, tells who waited.
     fn settle(&self, call: CallId, outcome: &Outcome<'_>, refusal: Option<Refusal>) {
-        let Follow { facts, fence, .. } = &self.follow;
+        let Follow { facts, fence, .. } = &*self.follow;
         let mark = |pair: Pair| fence.last_mark(pair);
         let mut desk = self.follow.desk();
         let (settlements, kept) = desk.pending.finish(call, outcome, mark);
         for (pair, fact) in kept {
             // Soon after a write Chat's own replicas may not agree yet.
             let last_mark = mark(pair);
-            if last_mark == Tick::NEVER || fact.sent > last_mark.after(self.follow.write_settle) {
+            if last_mark == Tick::NEVER || fact.sent > last_mark.after(self.write_settle) {
                 facts.insert(pair.key(), fact);
             }
         }

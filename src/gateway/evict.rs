@@ -58,7 +58,7 @@ impl Follow {
         }
     }
 
-    fn evict(&self, keys: &Keys) {
+    pub(super) fn evict(&self, keys: &Keys) {
         self.mark(keys);
         // The fence alone keeps the promise; this only frees what can never be read again.
         keys.pairs.iter().for_each(|pair| self.facts.remove(*pair));

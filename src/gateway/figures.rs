@@ -32,7 +32,7 @@ impl Gateway {
             let desk = state.follow.desk();
             (desk.pending.waiting(), desk.pending.queued())
         };
-        let (signature_issued_at, signature_lifetime) = state.signer.validity();
+        let (signature_issued_at, signature_lifetime) = state.signer.load().validity();
         AppFigures {
             cache_pairs: state.follow.facts.len(),
             pairs_waiting,
@@ -59,7 +59,7 @@ impl Gateway {
 
     /// By how many seconds Chat's clock is ahead of this machine's.
     pub fn clock_skew(&self, app: usize) -> i64 {
-        self.apps[app].signer.skew()
+        self.apps[app].signer.load().skew()
     }
 
     /// How the quota of a command of an app stands now.

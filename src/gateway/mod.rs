@@ -9,6 +9,7 @@
 
 pub mod access;
 mod attempts;
+pub mod current;
 mod desk;
 mod evict;
 mod figures;

@@ -15,7 +15,7 @@ use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
 use crate::metrics::{PairCounts, Recorder};
-use crate::sign::Signature;
+use crate::sign::{Signature, Signer};
 use crate::upstream::{Answer, Call, Fault, Lease};
 
 /// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
@@ -82,14 +82,14 @@ impl Worker {
         &self,
         app: usize,
         lease: Lease,
-        signature: &Signature,
+        (signer, signature): (&Signer, &Signature),
         call: Call<'_>,
         deadline: Instant,
         notes: Option<&Notes>,
     ) -> Result<Answer, Fault> {
         let (recorder, command) = (&self.recorder, CommandLabel::of(call.name));
         let mut underway = Underway { recorder, app, command, notes, begun: clock::now(), end: CallEnd::abandoned() };
-        let result = self.upstreams[app].send(lease, &self.app(app).signer, signature, call, deadline).await;
+        let result = self.upstreams[app].send(lease, signer, signature, call, deadline).await;
         underway.end = match &result {
             Ok(answer) => CallEnd::answered(answer.error_code),
             Err(fault) => CallEnd::unanswered(&fault.clone().into()),

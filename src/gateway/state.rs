@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,7 @@ use crate::domain::follow::facts::Facts;
 use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
 use crate::domain::follow::pending::{Pending, Settled, Ticket};
+use crate::domain::follow::writes::Scope;
 use crate::domain::parking::Parking;
 use crate::domain::sickness::Sickness;
 use crate::error::GatewayError;
@@ -49,7 +51,7 @@ pub struct Gateway {
     /// Bytes of bodies and answers.
     pub buffered: Arc<Budget>,
     /// The end: nothing may be begun any more.
-    pub stopped: AtomicBool,
+    pub stopped: Arc<AtomicBool>,
     /// What is counted.
     pub metrics: Metrics,
     /// Which requests are logged.
@@ -58,19 +60,23 @@ pub struct Gateway {
     pub tasks: TaskTracker,
 }
 
-/// One app. Apps share nothing of this.
+/// One app. Apps share nothing of this. What stands behind an `Arc` outlives a reload: calls under way
+/// on the old configuration and new ones keep one quota, one fence and one desk.
 pub(super) struct App {
-    pub signer: Signer,
-    pub quotas: AppQuotas,
+    /// Replaced in place, so that what goes out after a reload is signed anew whoever sends it.
+    pub signer: Arc<ArcSwap<Signer>>,
+    pub quotas: Arc<AppQuotas>,
     /// Room for calls in flight.
     pub room: Arc<Semaphore>,
     /// What Chat refuses for good.
-    pub parking: Mutex<Parking>,
+    pub parking: Arc<Mutex<Parking>>,
     /// Which domain is called.
     pub failover: Arc<SharedFailover>,
     /// What further attempts may cost.
     pub retries: RetryBudget,
-    pub follow: Follow,
+    /// How long after a write answers about its pairs are not kept.
+    pub write_settle: Duration,
+    pub follow: Arc<Follow>,
 }
 
 /// What is known and what is being asked of an app's pairs.
@@ -80,8 +86,6 @@ pub(super) struct Follow {
     pub fence: Fence,
     /// Whether lookups have failed lately.
     pub sickness: Sickness,
-    /// How long after a write answers about its pairs are not kept.
-    pub write_settle: Duration,
     pub quota: Arc<CommandQuota>,
     pub desk: Mutex<Desk>,
 }
@@ -122,6 +126,50 @@ impl App {
     pub(super) fn parking(&self) -> MutexGuard<'_, Parking> {
         self.parking.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn new(app: &config::App, config: &Config) -> Result<Self, GatewayBuildError> {
+        let key = clock::unguessable().map_err(GatewayBuildError::Random)?;
+        let quotas = Arc::new(AppQuotas::new(app.quota.clone()));
+        let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
+        let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now);
+        Ok(Self {
+            signer: Arc::new(ArcSwap::from_pointee(signer)),
+            room: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
+            parking: Arc::default(),
+            failover: SharedFailover::new(app.standby.is_some()),
+            retries: RetryBudget::new(config.upstream.retry_budget),
+            write_settle: config.cache.write_settle,
+            follow: Arc::new(Follow {
+                hasher: UserHasher::new(&key),
+                facts: Facts::new(config.cache.max_pairs),
+                fence: Fence::default(),
+                sickness: Sickness::default(),
+                quota: quotas.of(FOLLOW_CHECK),
+                desk: Mutex::new(Desk {
+                    pending: Pending::new(config.follow_check.flip),
+                    waiters: HashMap::new(),
+                    fill: CALL_ACCOUNTS_MAX as f64,
+                    carriers: 0,
+                }),
+            }),
+            quotas,
+        })
+    }
+
+    /// The same app under another configuration. Nothing of it has changed yet; see [`Gateway::begin`].
+    fn continued(&self, before: &config::App, app: &config::App, config: &Config) -> Self {
+        let same_way = before.endpoint == app.endpoint && before.standby == app.standby;
+        Self {
+            signer: Arc::clone(&self.signer),
+            quotas: Arc::clone(&self.quotas),
+            room: Arc::clone(&self.room),
+            parking: Arc::clone(&self.parking),
+            failover: if same_way { Arc::clone(&self.failover) } else { SharedFailover::new(app.standby.is_some()) },
+            retries: RetryBudget::new(config.upstream.retry_budget),
+            write_settle: config.cache.write_settle,
+            follow: Arc::clone(&self.follow),
+        }
+    }
 }
 
 impl Gateway {
@@ -130,54 +178,76 @@ impl Gateway {
     /// # Errors
     /// See [`GatewayBuildError`].
     pub fn new(config: Config) -> Result<Arc<Self>, GatewayBuildError> {
-        let mut apps = Vec::new();
-        for app in &config.apps {
-            let key = clock::unguessable().map_err(GatewayBuildError::Random)?;
-            let quotas = AppQuotas::new(app.quota.clone());
+        let apps = config.apps.iter().map(|app| App::new(app, &config)).collect::<Result<_, _>>()?;
+        let (access, server) = (Access::new(&config, None), &config.server);
+        let (requests, buffered) = (Budget::new(server.max_requests), Budget::new(server.max_buffered));
+        let metrics = Metrics::new(config.apps.len());
+        let common = (requests, buffered, Arc::default(), TaskTracker::new());
+        Ok(Self::put_together(config, apps, access, metrics, common))
+    }
+
+    /// The gateway that takes this one's place. An app goes on if it has the same sdkappid, whatever its
+    /// name: to Chat it is the same. Nothing has changed until [`Gateway::begin`].
+    pub(super) fn successor(&self, config: Config) -> Result<Arc<Self>, GatewayBuildError> {
+        let app = |app: &config::App| match self.by_sdkappid.get(&app.sdkappid) {
+            Some(&index) => Ok(self.apps[index].continued(&self.config.apps[index], app, &config)),
+            None => App::new(app, &config),
+        };
+        let apps = config.apps.iter().map(app).collect::<Result<_, _>>()?;
+        let access = Access::new(&config, Some(&self.access));
+        let common =
+            (Arc::clone(&self.requests), Arc::clone(&self.buffered), Arc::clone(&self.stopped), self.tasks.clone());
+        let before = |app: &config::App| self.by_sdkappid.get(&app.sdkappid).copied();
+        let metrics = self.metrics.successor(&config.apps.iter().map(before).collect::<Vec<_>>());
+        Ok(Self::put_together(config, apps, access, metrics, common))
+    }
+
+    /// From now on its apps, which go on from those of `before`, are as it is configured.
+    pub(super) fn begin(&self, before: &Self) {
+        for (app, state) in self.config.apps.iter().zip(&self.apps) {
+            let Some(&index) = before.by_sdkappid.get(&app.sdkappid) else { continue };
             let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
-            apps.push(App {
-                signer: Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now),
-                room: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
-                parking: Mutex::default(),
-                failover: SharedFailover::new(app.standby.is_some()),
-                retries: RetryBudget::new(config.upstream.retry_budget),
-                follow: Follow {
-                    hasher: UserHasher::new(&key),
-                    facts: Facts::new(config.cache.max_pairs),
-                    fence: Fence::default(),
-                    sickness: Sickness::default(),
-                    write_settle: config.cache.write_settle,
-                    quota: quotas.of(FOLLOW_CHECK),
-                    desk: Mutex::new(Desk {
-                        pending: Pending::new(config.follow_check.flip),
-                        waiters: HashMap::new(),
-                        fill: CALL_ACCOUNTS_MAX as f64,
-                        carriers: 0,
-                    }),
-                },
-                quotas,
-            });
+            let next = state.signer.load().successor(&app.identifier, &app.secret_key, lifetime, now);
+            if let Some(next) = next {
+                state.signer.store(Arc::new(next));
+            }
+            state.quotas.configure(app.quota.clone());
+            let old = &before.config.apps[index];
+            // Another Chat may hold other pairs.
+            if old.endpoint != app.endpoint || old.identifier != app.identifier {
+                state.follow.evict(&state.follow.keys(&Scope::All));
+            }
+            *state.parking() = Parking::default();
         }
+    }
+
+    fn put_together(
+        config: Config,
+        apps: Vec<App>,
+        access: Access,
+        metrics: Metrics,
+        (requests, buffered, stopped, tasks): (Arc<Budget>, Arc<Budget>, Arc<AtomicBool>, TaskTracker),
+    ) -> Arc<Self> {
         let index = |app: &config::App| config.apps.iter().position(|other| other.name == app.name).expect("itself");
         let default = match config.apps.as_slice() {
             [_] => Some(0),
             apps => apps.iter().position(|app| app.default),
         };
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             hosts: Hosts::new(&config.server.hosts),
-            access: Access::new(&config),
+            access,
             by_name: config.apps.iter().map(|app| (app.name.clone(), index(app))).collect(),
             by_sdkappid: config.apps.iter().map(|app| (app.sdkappid, index(app))).collect(),
             default,
-            requests: Budget::new(config.server.max_requests),
-            buffered: Budget::new(config.server.max_buffered),
-            stopped: AtomicBool::new(false),
-            metrics: Metrics::new(apps.len()),
+            requests,
+            buffered,
+            stopped,
+            metrics,
             samples: Samples::default(),
-            tasks: TaskTracker::new(),
+            tasks,
             apps,
             config,
-        }))
+        })
     }
 
     /// The app of that name; without a name the one of calls that name none.

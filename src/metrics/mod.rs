@@ -9,7 +9,7 @@ pub mod labels;
 pub mod process;
 pub mod text;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,19 +26,38 @@ pub type PairCounts = [u64; SOURCES.len()];
 #[derive(Debug)]
 pub struct Metrics {
     recorders: Mutex<Vec<Arc<Recorder>>>,
+    /// So many of them have been handed out.
+    handed_out: AtomicUsize,
     apps: usize,
 }
 
 impl Metrics {
     /// For so many apps, which are known by their number.
     pub fn new(apps: usize) -> Self {
-        Self { recorders: Mutex::default(), apps }
+        Self { recorders: Mutex::default(), handed_out: AtomicUsize::new(0), apps }
+    }
+
+    /// Counters that go on from these: `before` says which app each one was, if it was there. Who still
+    /// counts with the old ones counts into both.
+    pub fn successor(&self, before: &[Option<usize>]) -> Self {
+        let next = |recorder: &Arc<Recorder>| {
+            let known = |app: &Option<usize>| app.map_or_else(Arc::default, |app| Arc::clone(&recorder.apps[app]));
+            let no_app = recorder.apps.last().expect("there is always one for no app");
+            Arc::new(Recorder { apps: before.iter().map(known).chain([Arc::clone(no_app)]).collect() })
+        };
+        let recorders = self.recorders().iter().map(next).collect();
+        Self { recorders: Mutex::new(recorders), handed_out: AtomicUsize::new(0), apps: before.len() }
     }
 
     /// The counters of one more thread.
     pub fn recorder(&self) -> Arc<Recorder> {
+        let number = self.handed_out.fetch_add(1, Ordering::Relaxed);
+        let mut recorders = self.recorders();
+        if let Some(recorder) = recorders.get(number) {
+            return Arc::clone(recorder);
+        }
         let recorder = Arc::new(Recorder::new(self.apps));
-        self.recorders().push(Arc::clone(&recorder));
+        recorders.push(Arc::clone(&recorder));
         recorder
     }
 
@@ -62,10 +81,10 @@ impl Metrics {
 #[derive(Debug)]
 pub struct Recorder {
     /// The last one is for requests that came to no app.
-    apps: Box<[AppRecorder]>,
+    apps: Box<[Arc<AppRecorder>]>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct AppRecorder {
     /// By [`CommandLabel`]; made when a command is first called.
     commands: Box<[OnceLock<Box<CommandRecorder>>]>,
@@ -83,13 +102,20 @@ struct CommandRecorder {
     calls: Box<[AtomicU64]>,
 }
 
+impl Default for AppRecorder {
+    fn default() -> Self {
+        Self {
+            commands: (0..CommandLabel::count()).map(|_| OnceLock::new()).collect(),
+            pairs: Default::default(),
+            call_time: Histogram::default(),
+            quota_wait: Histogram::default(),
+        }
+    }
+}
+
 impl Recorder {
     fn new(apps: usize) -> Self {
-        let app = || AppRecorder {
-            commands: (0..CommandLabel::count()).map(|_| OnceLock::new()).collect(),
-            ..AppRecorder::default()
-        };
-        Self { apps: (0..=apps).map(|_| app()).collect() }
+        Self { apps: (0..=apps).map(|_| Arc::default()).collect() }
     }
 
     /// A request has its answer. `app` is `None` if it came to no app.
@@ -246,5 +272,21 @@ mod tests {
         assert_eq!((totals_of(check).call_count(), totals_of(add).call_count()), (1, 0));
         assert_eq!((app.pairs, app.call_time.count(), app.quota_wait.count()), ([4, 0, 2, 1, 0], 1, 1));
         assert_eq!(totals[2].commands[0].0, CommandLabel::other());
+    }
+
+    #[test]
+    fn counting_goes_on_when_apps_change() {
+        let metrics = Metrics::new(2);
+        let old = metrics.recorder();
+        let (check, took) = (CommandLabel::of(FOLLOW_CHECK), Duration::from_millis(1));
+        old.request(Some(1), check, Outcome::OK, took);
+        old.request(None, check, Outcome::OK, took);
+        let next = metrics.successor(&[Some(1), None]);
+        let new = next.recorder();
+        new.request(Some(0), check, Outcome::OK, took);
+        old.request(Some(1), check, Outcome::OK, took);
+        let count = |app: usize| next.totals()[app].commands.iter().map(|(_, row)| row.requests[Outcome::OK.index()]).sum();
+        let counts: [u64; 3] = [count(0), count(1), count(2)];
+        assert_eq!(counts, [3, 0, 1]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use governor::clock::{Clock, MonotonicClock};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
@@ -19,6 +19,9 @@ use crate::line::Line;
 /// How many calls of one command may have a connection ready and wait for their permit.
 const READY_MAX: usize = 8;
 
+/// The pace of all commands of an app together, if they have one.
+pub(super) type Total<C> = ArcSwapOption<Pacer<C>>;
+
 /// The quota of one command.
 #[derive(Debug)]
 pub struct CommandQuota<C: Clock = MonotonicClock> {
@@ -28,7 +31,8 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
     learned: StdMutex<Learned>,
     /// When the limit may have to change by itself, in ticks; the largest number if it does not.
     review_at: AtomicU64,
-    total: Option<Arc<Pacer<C>>>,
+    /// Of the whole app, which may change at a reload.
+    total: Arc<Total<C>>,
     /// Callers take turns in getting ready.
     line: Arc<Line>,
     /// Held by the one that takes the next permit.
@@ -91,7 +95,7 @@ pub struct Wait<'a> {
 }
 
 impl<C: Clock + Clone> CommandQuota<C> {
-    pub(super) fn new(per_second: NonZeroU32, total: Option<Arc<Pacer<C>>>, clock: C) -> Self {
+    pub(super) fn new(per_second: NonZeroU32, total: Arc<Total<C>>, clock: C) -> Self {
         Self {
             own: ArcSwap::from_pointee(Pacer::new(per_second, clock.clone())),
             clock,
@@ -112,6 +116,11 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// Chat refused a call for its rate: fewer go out from now on, and slowly more again.
     pub fn refused(&self) {
         self.change(|learned| learned.refused(clock::tick()));
+    }
+
+    /// Another configured limit, as after a reload. Nothing changes if it is the same.
+    pub(super) fn configure(&self, per_second: NonZeroU32) {
+        self.change(|learned| learned.configure(per_second.get()));
     }
 
     /// Calls a second as things are.
@@ -148,7 +157,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
             self.change(|learned| learned.review(now));
         }
         let own = self.own.load();
-        if let Some(total) = &self.total {
+        if let Some(total) = &*self.total.load() {
             let wait = self.next_at().since(now);
             if wait > Duration::ZERO {
                 return Err(wait);
@@ -247,6 +256,10 @@ mod tests {
 
     use super::*;
 
+    fn shared(total: &Arc<Pacer<FakeRelativeClock>>) -> Arc<Total<FakeRelativeClock>> {
+        Arc::new(Total::new(Some(Arc::clone(total))))
+    }
+
     const MANY: CallerId = CallerId(1);
     const FEW: CallerId = CallerId(2);
 
@@ -266,8 +279,8 @@ mod tests {
     fn the_total_holds_back_every_command() {
         let clock = FakeRelativeClock::default();
         let total = Arc::new(Pacer::new(number(1), clock.clone()));
-        let one = CommandQuota::new(number(100), Some(Arc::clone(&total)), clock.clone());
-        let two = CommandQuota::new(number(100), Some(total), clock.clone());
+        let one = CommandQuota::new(number(100), shared(&total), clock.clone());
+        let two = CommandQuota::new(number(100), shared(&total), clock.clone());
         assert!(one.take().is_ok());
         let wait = two.take().expect_err("the total is used up");
         assert!(wait > Duration::from_secs(1));
@@ -279,8 +292,8 @@ mod tests {
     fn while_the_total_is_used_up_no_permit_of_a_slow_command_is_lost() {
         let clock = FakeRelativeClock::default();
         let total = Arc::new(Pacer::new(number(50), clock.clone()));
-        let fast = CommandQuota::new(number(100), Some(Arc::clone(&total)), clock.clone());
-        let slow = CommandQuota::new(number(1), Some(total), clock.clone());
+        let fast = CommandQuota::new(number(100), shared(&total), clock.clone());
+        let slow = CommandQuota::new(number(1), shared(&total), clock.clone());
         assert!(fast.take().is_ok());
         let wait = slow.take().expect_err("the total is used up");
         assert!(wait < Duration::from_millis(100));
@@ -291,7 +304,7 @@ mod tests {
     #[test]
     fn a_refusal_lowers_the_limit_and_gives_nothing_away() {
         let clock = FakeRelativeClock::default();
-        let quota = CommandQuota::new(number(100), None, clock);
+        let quota = CommandQuota::new(number(100), Arc::default(), clock);
         quota.refused();
         assert_eq!(quota.limit(), 95);
         assert!(quota.take().is_err());
@@ -300,7 +313,7 @@ mod tests {
     #[test]
     fn a_lowered_limit_holds_for_its_time_and_is_never_above_the_configured_one() {
         let clock = FakeRelativeClock::default();
-        let quota = CommandQuota::new(number(100), None, clock);
+        let quota = CommandQuota::new(number(100), Arc::default(), clock);
         let configured = quota.interval();
         quota.lower(number(10), clock::tick().after(Duration::from_secs(3600)));
         assert!(quota.take().is_err(), "the change itself gives nothing away");
@@ -314,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_would_come_too_late_is_refused_at_once_and_told_when() {
-        let quota = CommandQuota::new(number(1), None, MonotonicClock);
+        let quota = CommandQuota::new(number(1), Arc::default(), MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
         drop(quota.wait(wait, ready(), || true).await.expect("the first"));
@@ -328,7 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_in_line_count_for_who_comes_after_them_but_not_for_another_caller() {
-        let quota = Arc::new(CommandQuota::new(number(2), None, MonotonicClock));
+        let quota = Arc::new(CommandQuota::new(number(2), Arc::default(), MonotonicClock));
         let room = Arc::new(Semaphore::new(9));
         drop(quota.wait(by(&room, 9000), ready(), || true).await.expect("the first"));
         let flood: Vec<_> = (0..40)
@@ -352,7 +365,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_longer_wanted_or_cannot_get_ready_takes_no_permit() {
-        let quota = CommandQuota::new(number(1), None, MonotonicClock);
+        let quota = CommandQuota::new(number(1), Arc::default(), MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
         assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));

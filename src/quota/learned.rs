@@ -41,6 +41,15 @@ impl Learned {
         self.configured
     }
 
+    /// Another configured limit: it holds at once, and what was learned under the old one is forgotten,
+    /// but not an alarm that is lower.
+    pub(super) fn configure(&mut self, configured: u32) {
+        if configured != self.configured {
+            (self.configured, self.limit, self.cut_at) = (configured, configured, Tick::NEVER);
+            self.alarm = self.alarm.filter(|(alarm, _)| *alarm < configured);
+        }
+    }
+
     /// Calls a second, at least 1.
     pub(super) fn limit(&self) -> u32 {
         self.alarm.map_or(self.limit, |(alarm, _)| alarm.min(self.limit))

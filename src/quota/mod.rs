@@ -20,8 +20,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use governor::clock::MonotonicClock;
 
+use self::command::Total;
 use self::pacer::Pacer;
 use crate::clock;
 use crate::config;
@@ -41,8 +43,8 @@ pub const ALERT_HOLDS: Duration = Duration::from_secs(600);
 /// The quotas of one app.
 #[derive(Debug)]
 pub struct AppQuotas {
-    config: config::Quota,
-    total: Option<Arc<Pacer<MonotonicClock>>>,
+    config: ArcSwap<config::Quota>,
+    total: Arc<Total<MonotonicClock>>,
     known: HashMap<CommandName<'static>, Arc<CommandQuota>>,
     /// Commands nobody listed, by name. Those not called for a while leave by themselves.
     others: moka::sync::Cache<String, Arc<CommandQuota>>,
@@ -54,13 +56,14 @@ impl AppQuotas {
     /// From the configured numbers and the vendor's own lower ones.
     pub fn new(config: config::Quota) -> Self {
         let total = config.total.map(|total| Arc::new(Pacer::new(total, MonotonicClock)));
-        let quota = |limit| Arc::new(CommandQuota::new(limit, total.clone(), MonotonicClock));
+        let total = Arc::new(Total::new(total));
+        let quota = |limit| Arc::new(CommandQuota::new(limit, Arc::clone(&total), MonotonicClock));
         Self {
             known: KNOWN_COMMANDS.iter().map(|known| (known.name, quota(config.limit(known.name)))).collect(),
             others: moka::sync::Cache::builder().max_capacity(OTHERS_MAX).time_to_idle(OTHERS_IDLE).build(),
             rest: quota(config.per_command),
+            config: ArcSwap::from_pointee(config),
             total,
-            config,
         }
     }
 
@@ -70,21 +73,40 @@ impl AppQuotas {
         self.of(name).lower(limit, clock::tick().after(ALERT_HOLDS));
     }
 
+    /// Other numbers, as after a reload. What has gone out keeps its weight: a rate that stays goes on
+    /// where it is, one that changes begins with nothing to spend.
+    pub fn configure(&self, config: config::Quota) {
+        let before = self.config.load_full();
+        if *before == config {
+            return;
+        }
+        if before.total != config.total {
+            self.total.store(config.total.map(|total| Arc::new(Pacer::spent(total, MonotonicClock))));
+        }
+        for (name, quota) in &self.known {
+            quota.configure(config.limit(*name));
+        }
+        self.rest.configure(config.per_command);
+        self.config.store(Arc::new(config));
+    }
+
     /// The quota of a command.
     pub fn of(&self, name: CommandName<'_>) -> Arc<CommandQuota> {
         if let Some(known) = self.known.get(&name) {
             return Arc::clone(known);
         }
-        let key = name.to_string();
+        let (key, limit) = (name.to_string(), self.config.load().limit(name));
         if let Some(other) = self.others.get(&key) {
+            // It may be from before a reload.
+            other.configure(limit);
             return other;
         }
         // A place must never be given up while its quota counts, so a full house takes nobody in.
         if self.others.entry_count() >= OTHERS_MAX / 2 {
             return Arc::clone(&self.rest);
         }
-        let limit = self.config.limit(name);
-        self.others.get_with(key, || Arc::new(CommandQuota::new(limit, self.total.clone(), MonotonicClock)))
+        let total = Arc::clone(&self.total);
+        self.others.get_with(key, || Arc::new(CommandQuota::new(limit, total, MonotonicClock)))
     }
 }
 

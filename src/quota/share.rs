@@ -14,6 +14,7 @@ use crate::domain::tick::Tick;
 /// reserved and not used is lost.
 #[derive(Debug)]
 pub struct Share {
+    per_second: NonZeroU32,
     /// In nanoseconds.
     interval: u64,
     /// How much may be granted at once after a rest, less one, in nanoseconds of interval.
@@ -27,7 +28,25 @@ impl Share {
     pub fn new(per_second: NonZeroU32) -> Self {
         let (burst, interval) = pace(per_second);
         let interval = nanos(interval);
-        Self { interval, credit: interval.saturating_mul(u64::from(burst.get() - 1)), next: AtomicU64::new(0) }
+        Self {
+            per_second,
+            interval,
+            credit: interval.saturating_mul(u64::from(burst.get() - 1)),
+            next: AtomicU64::new(0),
+        }
+    }
+
+    /// With nothing to spend at `now`, to take the place of another share.
+    pub fn spent(per_second: NonZeroU32, now: Tick) -> Self {
+        let mut share = Self::new(per_second);
+        let first = now.micros().saturating_mul(1000).saturating_add(share.interval);
+        *share.next.get_mut() = first;
+        share
+    }
+
+    /// Calls a second.
+    pub fn per_second(&self) -> NonZeroU32 {
+        self.per_second
     }
 
     /// Reserves so many calls: how long to wait from `now` until the last of them may go.

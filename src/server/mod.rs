@@ -86,7 +86,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                 };
                 let downstream = Downstream { peer, caller: caller_of(&stream) };
                 let (answers, connections) = (answers.clone(), connections.clone());
-                let tasks = answers.tasks().clone();
+                let tasks = answers.tasks();
                 tasks.spawn(async move {
                     match stream {
                         Accepted::Tcp(stream) => serve(stream, downstream, answers, connections, place).await,

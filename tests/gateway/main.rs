@@ -24,6 +24,7 @@ mod metrics;
 mod outcomes;
 mod quota;
 mod relay;
+mod reload;
 mod request_log;
 mod shares;
 mod slow;

@@ -41,6 +41,8 @@ struct Shared {
     /// Cancelled and replaced by [`FakeChat::drop_connections`].
     connections: Mutex<CancellationToken>,
     tls: Option<TlsAcceptor>,
+    /// Keys of the main app that hold beside its first, as in the days of a rotation.
+    further_keys: Mutex<Vec<&'static str>>,
 }
 
 impl FakeChat {
@@ -75,6 +77,7 @@ impl FakeChat {
             accepted: AtomicUsize::new(0),
             connections: Mutex::new(stop.child_token()),
             tls,
+            further_keys: Mutex::default(),
         });
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, shared.clone())));
         FakeChat { address, endpoint, shared, stop }
@@ -102,6 +105,12 @@ impl FakeChat {
     /// Sets what is asked for every later call; where it answers `None`, the graph answers.
     pub(crate) fn script(&self, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) {
         *self.shared.script.lock().expect("no panic under it") = Some(Arc::new(script));
+    }
+
+    /// From now on this key of the main app holds too.
+    pub(crate) fn also_takes(&self, key: &'static str) {
+        secrets::remember(key);
+        self.shared.further_keys.lock().expect("no panic under it").push(key);
     }
 
     /// Every later call gets this.
@@ -278,7 +287,8 @@ impl Shared {
     /// Keeps the call and says what is wrong with it.
     fn record(&self, call: &Call) -> Vec<String> {
         secrets::remember(&call.usersig());
-        let faults = faults(call, &self.authority);
+        let keys = self.further_keys.lock().expect("no panic under it").clone();
+        let faults = faults(call, &self.authority, &keys);
         if !faults.is_empty() {
             let text = format!("{} {}: {}", call.method, call.path(), faults.join(", "));
             self.violations.lock().expect("no panic under it").push(text);
@@ -291,8 +301,8 @@ impl Shared {
 /// Headers that may reach upstream, besides those that frame the message.
 const HEADERS: [&str; 5] = ["host", "content-type", "content-length", "accept", "traceparent"];
 
-/// Everything about a request that the contract forbids.
-pub(super) fn faults(call: &Call, authority: &str) -> Vec<String> {
+/// Everything about a request that the contract forbids. `further_keys` are of the main app.
+pub(super) fn faults(call: &Call, authority: &str, further_keys: &[&'static str]) -> Vec<String> {
     let mut faults = Vec::new();
     let mut expect = |holds: bool, what: &str| {
         if !holds {
@@ -332,7 +342,11 @@ pub(super) fn faults(call: &Call, authority: &str) -> Vec<String> {
         None => expect(false, "unknown sdkappid"),
         Some(app) => {
             expect(value("identifier") == app.identifier, "identifier is not the app's");
-            if let Err(why) = usersig::verify(&value("usersig"), app, unix_now()) {
+            let verify = |key| usersig::verify(&value("usersig"), app::TestApp { key, ..app }, unix_now());
+            let other = || app == app::MAIN && further_keys.iter().any(|key| verify(key).is_ok());
+            if let Err(why) = verify(app.key)
+                && !other()
+            {
                 expect(false, &format!("usersig {why}"));
             }
         }

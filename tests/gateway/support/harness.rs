@@ -92,7 +92,7 @@ fn each_forbidden_thing_is_found() {
     };
     let good = [("Host", "chat"), ("content-type", "application/json"), ("content-length", "2")];
     let target = format!("/v4/a/b?{query}");
-    let found = |call: Call| faults(&call, "chat").join("; ");
+    let found = |call: Call| faults(&call, "chat", &[]).join("; ");
     assert_eq!(found(call(&target, &good)), "usersig is not base64");
     for (target, headers, fault) in [
         (target.replace("/v4/a/b", "/v4/a/b/c"), &good[..], "path is not"),

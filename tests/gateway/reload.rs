@@ -1,0 +1,245 @@
+//! A new configuration in a running gateway: all of it or nothing, and nobody notices.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::support::answer::Answer;
+use crate::support::app::{MAIN, TestApp};
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::gateway::Gateway;
+use crate::support::graph::fail;
+use crate::support::reply::Reply;
+use crate::support::setup::Setup;
+use crate::support::{eventually, now, turn, unix_now, usersig};
+
+const READ: &str = "follow/follow_get";
+/// What the main app's key is changed to, one after the other.
+const KEYS: [&str; 5] = [
+    "new0key1marked0key0of0the0main0app0never0to0be0seen0anywhere0001",
+    "new0key2marked0key0of0the0main0app0never0to0be0seen0anywhere0002",
+    "new0key3marked0key0of0the0main0app0never0to0be0seen0anywhere0003",
+    "new0key4marked0key0of0the0main0app0never0to0be0seen0anywhere0004",
+    "new0key5marked0key0of0the0main0app0never0to0be0seen0anywhere0005",
+];
+
+async fn reload(gateway: &Gateway) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&Ask::post("/reload")).await
+}
+
+/// How often the log says that.
+fn said(gateway: &Gateway, what: &str) -> usize {
+    gateway.log().matches(what).count()
+}
+
+async fn reloaded(gateway: &Gateway, times: usize) {
+    let done = async || (said(gateway, r#""message":"reloaded""#) >= times).then_some(());
+    eventually("a reload", done).await;
+}
+
+fn rewrite(gateway: &Gateway, text: &str) {
+    std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
+}
+
+/// Callers that never rest until they are told.
+struct Load {
+    over: Arc<AtomicBool>,
+    callers: Vec<JoinHandle<usize>>,
+}
+
+impl Load {
+    fn begin(gateway: &Gateway) -> Load {
+        let over = Arc::new(AtomicBool::new(false));
+        let caller = |number: usize| {
+            let (address, over) = (gateway.address().to_owned(), Arc::clone(&over));
+            async move {
+                let mut conn = Conn::open(&address).await.expect("accepted");
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let from = format!("caller{number}");
+                    let answer = match count % 3 {
+                        0 => conn.ask(&Ask::check(&from, &[format!("new{count}"), "known".to_owned()])).await,
+                        1 => conn.ask(&Ask::check(&from, &["known"])).await,
+                        _ => conn.ask(&Ask::command(READ)).await,
+                    };
+                    assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
+                    assert_eq!(answer.json()["ErrorCode"], 0, "{answer:?}");
+                    count += 1;
+                }
+                count
+            }
+        };
+        let callers = (0..4).map(|number| tokio::spawn(caller(number))).collect();
+        Load { over, callers }
+    }
+
+    /// How many requests there were, none of which failed.
+    async fn end(self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
+        let mut count = 0;
+        for caller in self.callers {
+            count += caller.await.expect("every request is answered well");
+        }
+        count
+    }
+}
+
+#[tokio::test]
+async fn twenty_reloads_under_load_fail_no_request() {
+    let chat = FakeChat::start().await;
+    chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
+    let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#);
+    let texts = [r#"max_to = 500"#, r#"max_to = 700"#].map(|line| format!("{}[follow_check]\n{line}\n", setup.text()));
+    let gateway = setup.start().await;
+    let load = Load::begin(&gateway);
+    for times in 1..=20 {
+        rewrite(&gateway, &texts[times % 2]);
+        if times % 2 == 0 {
+            gateway.signal("HUP");
+        } else {
+            assert_eq!(reload(&gateway).await.text(), "reloaded\n");
+        }
+        reloaded(&gateway, times).await;
+        let seen = chat.count();
+        chat.seen(seen + 3).await;
+    }
+    let count = load.end().await;
+    assert!(count > 100, "{count}");
+}
+
+/// Waits until a call that comes now is signed with this key.
+async fn signed_with(gateway: &Gateway, chat: &FakeChat, key: &'static str) {
+    eventually("calls signed with the new key", async || {
+        gateway.call(READ, "{}").await;
+        usersig::verify(&chat.last().usersig(), TestApp { key, ..MAIN }, unix_now()).ok()
+    })
+    .await;
+}
+
+/// As Kubernetes does it: the file is a link into a folder that is itself a link, and that one is turned.
+fn turn_link(dir: &Path, name: &str, key: &str) {
+    let folder = dir.join(name);
+    std::fs::create_dir(&folder).expect("own directory");
+    std::fs::write(folder.join("key"), key).expect("own directory");
+    std::os::unix::fs::symlink(name, dir.join("..data_tmp")).expect("own directory");
+    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).expect("own directory");
+}
+
+#[tokio::test]
+async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_and_fails_none() {
+    let chat = FakeChat::start().await;
+    chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
+    let setup = Setup::new(&chat);
+    let dir = setup.dir().to_owned();
+    let gateway = setup.start().await;
+    let load = Load::begin(&gateway);
+    for (number, key) in KEYS.into_iter().enumerate() {
+        chat.also_takes(key);
+        if number < 2 {
+            std::fs::write(dir.join("fresh"), key).expect("own directory");
+            std::fs::rename(dir.join("fresh"), dir.join("main.key")).expect("own directory");
+        } else {
+            turn_link(&dir, &format!("v{number}"), key);
+            if number == 2 {
+                std::os::unix::fs::symlink("..data/key", dir.join("link")).expect("own directory");
+                std::fs::rename(dir.join("link"), dir.join("main.key")).expect("own directory");
+            }
+        }
+        signed_with(&gateway, &chat, key).await;
+    }
+    let count = load.end().await;
+    assert!(count > 100, "{count}");
+    assert_eq!(said(&gateway, r#""message":"reloaded""#), 5);
+}
+
+#[tokio::test]
+async fn what_is_wrong_changes_nothing_and_is_told() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let (text, dir) = (setup.text(), setup.dir().to_owned());
+    let gateway = setup.start().await;
+    rewrite(&gateway, &format!("{text}[follow_check]\nmax_to = 0\n[cache]\nttl = 'soon'\n"));
+    let answer = reload(&gateway).await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(answer.text().contains("follow_check.max_to") && answer.text().contains("cache.ttl"), "{answer:?}");
+    gateway.signal("HUP");
+    let told = async || (said(&gateway, "not reloaded, nothing has changed") >= 4).then_some(());
+    eventually("two warnings each time", told).await;
+    // A file that it names is gone: told once, and what is known serves on.
+    rewrite(&gateway, &text);
+    std::fs::rename(dir.join("main.key"), dir.join("away")).expect("own directory");
+    let told = async || (said(&gateway, "there is no such file") >= 1).then_some(());
+    eventually("a warning", told).await;
+    gateway.check("ann", &["bob"]).await.checked();
+    assert_eq!(said(&gateway, r#""message":"reloaded""#), 0);
+    std::fs::rename(dir.join("away"), dir.join("main.key")).expect("own directory");
+    assert_eq!(reload(&gateway).await.text(), "reloaded\n");
+}
+
+#[tokio::test]
+async fn what_takes_a_restart_is_named_and_no_listener_is_opened_by_it() {
+    let chat = FakeChat::start().await;
+    let token = "a0token0that0is0long0enough0and0marked0for0the0search0of0secrets01";
+    let setup = Setup::new(&chat).listen(&["0.0.0.0:0"]).caller("feed", token, "allow = ['*']");
+    let gateway = setup.start().await;
+    let other = Setup::new(&chat).set("cache", "max_pairs = 7");
+    // Read by itself this is right: it listens on loopback. But the old listener is there until a restart.
+    rewrite(&gateway, &other.text());
+    let answer = reload(&gateway).await;
+    assert_eq!(answer.status, 400, "{answer:?}");
+    assert!(answer.text().contains("server.listen"), "{answer:?}");
+    let port = gateway.address().rsplit_once(':').expect("a port").1;
+    let ask =
+        |ask: Ask| async move { Conn::open(&format!("127.0.0.1:{port}")).await.expect("accepted").ask(&ask).await };
+    assert_eq!(ask(Ask::check("ann", &["bob"])).await.status, 401);
+    let other = other.caller("feed", token, "allow = ['*']");
+    rewrite(&gateway, &other.text());
+    let text = reload(&gateway).await.text();
+    assert!(text.contains("server.listen takes a restart") && text.contains("cache.max_pairs takes"), "{text}");
+    assert_eq!(ask(Ask::check("ann", &["bob"]).token(token)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_reload_lifts_parking_and_keeps_what_is_known() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).start().await;
+    gateway.check("ann", &["bob"]).await.checked();
+    let refusal = fail(70009, "verify usersig failed");
+    chat.always(Reply::json(refusal.clone()));
+    for _ in 0..2 {
+        gateway.call(READ, "{}").await.assert_relayed(200, &refusal);
+    }
+    gateway.call(READ, "{}").await.assert_error(503, "parked", 70009);
+    chat.no_script();
+    gateway.call(READ, "{}").await.assert_error(503, "parked", 70009);
+    assert_eq!(reload(&gateway).await.status, 200);
+    gateway.check("ann", &["cyd"]).await.checked();
+    let calls = chat.count();
+    assert_eq!(gateway.check("bob", &["ann"]).await.cache().outcome, "hit");
+    assert_eq!(chat.count(), calls);
+}
+
+#[tokio::test]
+async fn a_reload_gives_no_fresh_burst() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("app.quota", r#"per_command = "2/s""#);
+    let text = setup.text();
+    let gateway = setup.start().await;
+    let begun = now();
+    for count in 0..6 {
+        // The rate as it is, and another one.
+        let rate = if count % 2 == 0 { "2/s" } else { "3/s" };
+        rewrite(&gateway, &text.replace("\"2/s\"", &format!("\"{rate}\"")));
+        assert_eq!(reload(&gateway).await.status, 200);
+        gateway.check("ann", &[&format!("user{count}")]).await.checked();
+    }
+    // The first may go at once, each further one after a third of a second at the earliest.
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(1500), "{took:?}");
+    assert_eq!(chat.count(), 6);
+}
