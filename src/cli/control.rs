@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::output::{complain, print};
 use super::{USAGE, config_path, load};
 use crate::clock;
-use crate::config::{ListenAddr, parse_duration};
+use crate::config::{Env, ListenAddr, parse_duration};
 use crate::domain::caller::BearerToken;
 
 /// How long `healthcheck` waits for its answer. A listener that is well answers in milliseconds.
@@ -176,7 +176,7 @@ impl Admin {
         if let (None, Some(address)) = (&config, &admin) {
             return Ok(Self { address: address.clone(), token: None });
         }
-        let server = load(&config_path(config), &Env::from_process())?.server;
+        let server = load(&config_path(config), &Env::of_process())?.server;
         let address = match (admin, server.admin) {
             (Some(address), _) => address,
             (None, ListenAddr::Unix(path)) => Address::Unix(path),
