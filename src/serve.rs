@@ -58,18 +58,13 @@ impl Server {
     pub fn bind(config: Config) -> Result<Self, ServeError> {
         let gateway = Gateway::new(config)?;
         let server = &gateway.config.server;
-        let mut listeners = Vec::new();
-        for address in &server.listen {
-            listeners.push(Listener::bind(address, server.unix_mode)?);
-        }
-        let admin_listener = Listener::bind(&server.admin, server.unix_mode)?;
-        let webhook = match &gateway.config.webhook {
-            Some(webhook) => {
-                let listener = Listener::bind(&webhook.listen, server.unix_mode)?;
-                Some((listener, Webhooks::new(Arc::clone(&gateway), webhook.clone())))
-            }
-            None => None,
-        };
+        let webhook = gateway.config.webhook.as_ref();
+        let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook.map(|webhook| &webhook.listen));
+        let mut bound = Listener::bind_all(addresses, server.unix_mode)?.into_iter();
+        let admin_listener = bound.next().expect("as many as addresses");
+        let listeners = bound.by_ref().take(server.listen.len()).collect();
+        let webhook = bound.next().zip(webhook);
+        let webhook = webhook.map(|(listener, own)| (listener, Webhooks::new(Arc::clone(&gateway), own.clone())));
         let quit = CancellationToken::new();
         let admin = Admin::new(Arc::clone(&gateway), quit.clone());
         Ok(Self { listeners, admin_listener, webhook, admin, quit, gateway })
