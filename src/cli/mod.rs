@@ -82,8 +82,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match cli.command {
-        Command::Serve(args) => load(&config_path(args.config)).map_or_else(|code| code, start::serve),
-        Command::Demo(args) => start::demo(&args),
+        Command::Serve(args) => {
+            start::hide_memory();
+            load(&config_path(args.config)).map_or_else(|code| code, start::serve)
+        }
+        Command::Demo(args) => {
+            start::hide_memory();
+            start::demo(&args)
+        }
         Command::Sandbox(args) => start::sandbox(args),
         Command::Check(args) => load(&config_path(args.config)).map_or_else(|code| code, |config| check(&config)),
         Command::Init(args) => init::run(&args),
