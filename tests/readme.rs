@@ -58,7 +58,7 @@ fn the_readme_s_configuration_is_accepted() {
     let config = blocks(&readme(), "toml").join("\n");
     assert!(config.contains("[[app]]"), "the README's toml blocks were not found");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for secret in ["chat-key", "webhook-token"] {
+    for secret in ["chat-key", "feed-token", "webhook-token"] {
         let file = folder.path().join(secret);
         fs::write(&file, format!("{}\n", "5b".repeat(32))).expect("a secret's file");
         fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
