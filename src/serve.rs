@@ -61,18 +61,13 @@ impl Server {
         let current = Current::new(config, worker_threads())?;
         let gateway = current.gateway();
         let server = &gateway.config.server;
-        let mut listeners = Vec::new();
-        for address in &server.listen {
-            listeners.push(Listener::bind(address, server.unix_mode)?);
-        }
-        let admin_listener = Listener::bind(&server.admin, server.unix_mode)?;
-        let webhook = match &gateway.config.webhook {
-            Some(webhook) => {
-                let listener = Listener::bind(&webhook.listen, server.unix_mode)?;
-                Some((listener, Webhooks::new(Arc::clone(&current))))
-            }
-            None => None,
-        };
+        let webhook = gateway.config.webhook.as_ref();
+        let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook.map(|webhook| &webhook.listen));
+        let mut bound = Listener::bind_all(addresses, server.unix_mode)?.into_iter();
+        let admin_listener = bound.next().expect("as many as addresses");
+        let listeners = bound.by_ref().take(server.listen.len()).collect();
+        let webhook = bound.next().zip(webhook);
+        let webhook = webhook.map(|(listener, _)| (listener, Webhooks::new(Arc::clone(&current))));
         let quit = CancellationToken::new();
         let reloader = Reloader::new(Arc::clone(&current), origin);
         let admin = Admin::new(Arc::clone(&current), Arc::clone(&reloader), quit.clone());

@@ -1,7 +1,7 @@
 //! `chatgate init`: a starter to fill in.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,6 +27,12 @@ pub(super) fn run(args: &InitArgs) -> ExitCode {
                  secret_key_file, then run `chatgate check --config {file}`"
             ));
             ExitCode::SUCCESS
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            complain(format_args!(
+                "{file} is there already and is left as it is; name another file, or move that one away"
+            ));
+            ExitCode::FAILURE
         }
         Err(error) => {
             complain(format_args!("cannot write {file}: {error}; nothing was changed"));

@@ -84,10 +84,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => {
+            start::hide_memory();
             let origin = Origin { path: config_path(args.config), env: Env::of_process() };
             load(&origin.path, &origin.env).map_or_else(|code| code, |config| start::serve(config, origin))
         }
-        Command::Demo(args) => start::demo(&args),
+        Command::Demo(args) => {
+            start::hide_memory();
+            start::demo(&args)
+        }
         Command::Sandbox(args) => start::sandbox(args),
         Command::Check(args) => {
             load(&config_path(args.config), &Env::of_process()).map_or_else(|code| code, |config| check(&config))

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,18 @@ use crate::reload::Origin;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::serve::Server;
 use crate::telemetry::Telemetry;
+
+/// Keeps this process's memory, which holds the key, out of core dumps and from other processes of the same user:
+/// PR_SET_DUMPABLE of prctl(2) keeps debuggers and /proc/PID/mem away too, RLIMIT_CORE stands where a core would be
+/// written to a file. Before the first secret is read.
+pub(super) fn hide_memory() {
+    let done = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    if let Err(error) = done {
+        // Some sandboxes refuse these calls. Serving goes on: the key is as safe as in other programs.
+        complain(format_args!("warning: core dumps cannot be turned off: {error}"));
+    }
+}
 
 /// `chatgate serve`: what the configuration leaves doubtful goes to the log first.
 pub(super) fn serve(config: Config, origin: Origin) -> ExitCode {
@@ -79,4 +92,19 @@ fn run_sandbox(config: SandboxConfig) -> Result<(), Box<dyn std::error::Error>> 
         tokio::join!(sandbox.run(stop.clone()), stopping);
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{dumpable_behavior, getrlimit};
+
+    use super::*;
+
+    #[test]
+    fn memory_is_in_no_core_dump_and_no_debugger() {
+        hide_memory();
+        assert_eq!(dumpable_behavior().expect("readable"), DumpableBehavior::NotDumpable);
+        let core = getrlimit(Resource::Core);
+        assert_eq!((core.current, core.maximum), (Some(0), Some(0)));
+    }
 }

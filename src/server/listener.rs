@@ -47,6 +47,27 @@ impl Listener {
         bound.map_err(|error| BindError { address: address.clone(), what: error.to_string() })
     }
 
+    /// Binds all of them, in their order, or none: those that are bound already leave no file behind.
+    ///
+    /// # Errors
+    /// That of the first that cannot be bound.
+    pub fn bind_all<'a>(
+        addresses: impl IntoIterator<Item = &'a ListenAddr>,
+        unix_mode: u32,
+    ) -> Result<Vec<Self>, BindError> {
+        let mut bound: Vec<Self> = Vec::new();
+        for address in addresses {
+            match Self::bind(address, unix_mode) {
+                Ok(listener) => bound.push(listener),
+                Err(error) => {
+                    bound.iter().for_each(Self::remove);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(bound)
+    }
+
     /// The address in the form of the configuration, with the port it has got.
     pub fn address(&self) -> ListenAddr {
         match self {
@@ -181,6 +202,17 @@ mod tests {
         assert!(unix(&path).expect_err("a file").to_string().contains("left alone"));
         assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
         assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn all_are_bound_or_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let socket = |name: &str| ListenAddr::Unix(dir.path().join(name));
+        let good = Listener::bind_all([&socket("a"), &socket("b")], 0o600).expect("free");
+        assert_eq!(good.iter().map(Listener::address).collect::<Vec<_>>(), [socket("a"), socket("b")]);
+        let again = Listener::bind_all([&socket("c"), &socket("a")], 0o600).expect_err("a is in use").to_string();
+        assert!(again.contains("another process"), "{again}");
+        assert!(dir.path().join("a").exists() && !dir.path().join("c").exists(), "it takes back its own only");
     }
 
     #[test]

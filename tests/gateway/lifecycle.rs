@@ -302,3 +302,33 @@ async fn a_log_that_nobody_reads_holds_up_no_request() {
     child.kill().expect("own child");
     child.wait().expect("own child");
 }
+
+#[tokio::test]
+async fn its_memory_is_in_no_core_dump_and_hidden_from_its_own_user() {
+    use std::os::unix::fs::MetadataExt;
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let proc = |name: &str| format!("/proc/{}/{name}", gateway.pid());
+    let limits = std::fs::read_to_string(proc("limits")).expect("everybody may read limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line for it");
+    let words: Vec<&str> = core.split_whitespace().collect();
+    assert_eq!(words[4..6], ["0", "0"], "{core}");
+    // A process that is not dumpable belongs to root in /proc, whoever runs it (proc(5)). If root runs the
+    // tests that is so anyway; then only the test in src/cli/start.rs would notice.
+    assert_eq!(std::fs::metadata(proc("environ")).expect("it is there").uid(), 0);
+    assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_no_socket_behind() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = taken.local_addr().map(|address| (address, taken)).expect("bound");
+    let setup = Setup::without_apps().app(MAIN, "region = \"tokyo\"");
+    let socket = setup.dir().join("gate.sock");
+    let unix = format!("unix:{}", socket.display());
+    let setup = setup.listen(&[&unix, &taken.0.to_string()]);
+    let outcome = serve_to_its_end(&setup).await;
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(outcome.stderr.contains(&taken.0.to_string()), "{outcome:?}");
+    assert!(!socket.exists(), "a socket that nobody listens on");
+}
