@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
+use crate::support::eventually;
 use crate::support::graph::OK;
 use crate::support::process::{Finished, Process};
 use crate::support::reply::{Gate, Reply};
@@ -82,12 +83,12 @@ async fn stop_waits_for_the_drain_and_says_when_that_takes_too_long() {
     holding.send(Ask::command(CALL).bytes()).await;
     chat.seen(1).await;
     let (admin, dir) = (gateway.admin().to_owned(), gateway.dir().to_owned());
+    let mut stop = Process::start(&["stop", "--admin", &admin], &dir, &[]);
+    eventually("the order has come", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
     assert_fails(&run(&dir, &["stop", "--admin", &admin, "--timeout", "300ms"]).await, "still listens");
     assert_fails(&run(&dir, &["healthcheck", "--admin", &admin]).await, "503");
     assert_fails(&run(&dir, &["wait", "--admin", &admin, "--timeout", "300ms"]).await, "draining");
-    let mut stop = Process::start(&["stop", "--admin", &admin], &dir, &[]);
-    // It stays as long as the call does: more round trips than it needs to look once.
-    gateway.admin_get("/livez").await;
+    // It stays as long as the call does.
     assert_eq!(stop.try_exit(), None, "{}", stop.stderr());
     gate.open();
     holding.answer().await.assert_relayed(200, OK);

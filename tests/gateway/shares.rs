@@ -177,7 +177,7 @@ async fn one_caller_gets_no_more_than_half_of_the_places() {
 /// Both callers share one connection's kind and address: only their tokens tell them apart.
 async fn flooded(per: impl Fn(&str, usize) -> Ask) {
     let chat = FakeChat::start().await;
-    let gateway = setup(&chat, "").set("app.quota", r#"per_command = "5/s""#).deadline("4s").start().await;
+    let gateway = setup(&chat, "").set("app.quota", r#"per_command = "5/s""#).deadline("12s").start().await;
     let http2 = Http2::open(gateway.address()).await;
     let flood: Vec<_> = (0..90)
         .map(|n| {
