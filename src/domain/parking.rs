@@ -163,8 +163,9 @@ impl Parking {
     }
 
     /// Why the app is parked, if it is.
-    pub fn app(&self) -> Option<&Arc<Why>> {
-        self.app.as_ref().map(|entry| &entry.why)
+    pub fn app(&self, now: Tick) -> Option<&Arc<Why>> {
+        let is_over = |entry: &Entry| entry.passes && now >= entry.probe_at;
+        self.app.as_ref().filter(|entry| !is_over(entry)).map(|entry| &entry.why)
     }
 
     /// The commands that are parked, and why.
@@ -254,6 +255,7 @@ mod tests {
         assert!(matches!(tell(&mut parking, CHECK, 70050, 0, 1), Change::App(_)));
         tell(&mut parking, named("openim/sendmsg"), 0, 0, 2);
         assert!(parking.admit(named("openim/sendmsg"), at(60)).is_err());
+        assert!(parking.app(at(60)).is_some() && parking.app(at(61)).is_none());
         assert!(
             parking.admit(named("openim/sendmsg"), at(61)).is_ok()
                 && parking.admit(named("openim/sendmsg"), at(61)).is_ok()

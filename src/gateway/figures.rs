@@ -1,6 +1,7 @@
 //! How an app stands, for operators.
 
 use super::state::Gateway;
+use crate::clock;
 use crate::domain::command::CommandName;
 use crate::domain::failover::Side;
 use crate::domain::parking::Why;
@@ -47,7 +48,7 @@ impl Gateway {
     pub fn place(&self, app: usize) -> (UpstreamPlace, Option<String>) {
         let state = &self.apps[app];
         let parking = state.parking();
-        if let Some(why) = parking.app() {
+        if let Some(why) = parking.app(clock::tick()) {
             return (UpstreamPlace::Parked, Some(told(why)));
         }
         let commands: Vec<String> = parking.commands().map(|(name, why)| format!("{name}: {}", told(why))).collect();

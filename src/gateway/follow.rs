@@ -77,26 +77,26 @@ impl Worker {
             }
             let begun = clock::now();
             let fetched = Box::pin(self.fetch(app, question, &mut slots, &manner, paid)).await;
+            if let Err(Ended::NotYet(wait)) = &fetched {
+                tokio::time::sleep(*wait).await;
+            }
             trail.waited(clock::now() - begun);
+            // A write may have come between: what was sent before it does not answer after it, whatever
+            // became of the lookup.
+            for slot in &mut slots {
+                if slot.known.as_ref().is_some_and(|known| !follow.fence.admits(slot.pair, known.sent)) {
+                    slot.known = None;
+                }
+            }
             match fetched {
                 Ok(()) => paid = false,
-                Err(Ended::NotYet(wait)) => {
-                    tokio::time::sleep(wait).await;
-                    trail.waited(wait);
-                    paid = true;
-                }
+                Err(Ended::NotYet(_)) => paid = true,
                 Err(ended) if ended.is_trouble() && self.fall_back(app, &mut slots, &manner.wishes) => {
                     fell_back = true;
                     break;
                 }
                 Err(Ended::Refused(refusal)) => return refuse(&refusal),
                 Err(Ended::Gateway(error)) => return Err(error),
-            }
-            // A write may have come between: what was sent before it does not answer after it.
-            for slot in &mut slots {
-                if slot.known.as_ref().is_some_and(|known| !follow.fence.admits(slot.pair, known.sent)) {
-                    slot.known = None;
-                }
             }
         }
         // An item as it came from Chat may be long, and stands once for each time it was asked for.

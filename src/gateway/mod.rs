@@ -125,7 +125,7 @@ impl Worker {
         route::check_shape(head)?;
         access::check_uid(&gateway.config.server.unix_uids, downstream.peer)?;
         let listed = gateway.access.identify(&head.headers)?;
-        trail.caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
+        trail.listed = listed;
         let path = route::read(head)?;
         trail.command = CommandLabel::of(path.name);
         if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {

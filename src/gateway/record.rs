@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::HeaderName;
 use http::request::Parts;
 
+use super::access::Listed;
 use super::{Reply, Worker, traceparent};
 use crate::clock;
 use crate::config::LogRequests;
@@ -24,7 +25,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What becomes known of a request on its way.
 pub(super) struct Trail {
-    pub caller: CallerId,
+    /// Whose turns it takes: a number that tells apart those who have no name.
+    caller: CallerId,
+    /// `None` if there are no callers, or it is of none of them.
+    pub listed: Option<Listed>,
     /// `None` until one is chosen.
     pub app: Option<usize>,
     pub command: CommandLabel,
@@ -38,7 +42,7 @@ pub(super) struct Trail {
 impl Trail {
     pub(super) fn begin(caller: CallerId) -> Self {
         let (app, command, waited, notes) = (None, CommandLabel::other(), Duration::ZERO, None);
-        Self { caller, app, command, begun: clock::now(), waited, notes }
+        Self { caller, listed: None, app, command, begun: clock::now(), waited, notes }
     }
 
     /// It has waited for so long more.
@@ -138,6 +142,10 @@ impl Worker {
             _ => None,
         };
         let app = trail.app.map(|app| tracing::field::display(&self.gateway.config.apps[app].name));
+        let caller = match trail.listed {
+            Some(listed) => self.gateway.access.name_of(listed).to_string(),
+            None => trail.caller.0.to_string(),
+        };
         let request_id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
         let traceparent = traceparent(&head.headers);
         let trace_id = traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
@@ -157,7 +165,7 @@ impl Worker {
             ($level:ident) => {
                 tracing::$level!(
                     app,
-                    caller = trail.caller.0,
+                    caller,
                     command = &*trail.command.text(),
                     outcome = ended.outcome.text(),
                     status = status.as_u16(),

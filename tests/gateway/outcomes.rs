@@ -10,7 +10,7 @@ use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
 use crate::support::eventually;
 use crate::support::graph::{OK, fail};
-use crate::support::reply::{Reply, What, render};
+use crate::support::reply::{Gate, Reply, What, render};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
 
@@ -247,6 +247,31 @@ async fn an_older_fact_stands_in_while_chat_fails_but_never_one_from_before_a_wr
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"cyd"}]}"#;
     gateway.call("follow/follow_add", write).await.json();
     assert_eq!(gateway.check("ann", &["cyd"]).await.json()["ErrorCode"], 60008, "it is from before the write");
+}
+
+#[tokio::test]
+async fn a_write_during_a_failed_lookup_voids_what_was_known_when_it_began() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("cache", "ttl = \"2s\"").set("cache", "stale_if_error = \"1h\"");
+    let gateway = Arc::new(setup.set("upstream", "attempts = 1").start().await);
+    gateway.check("ann", &["old"]).await.checked();
+    let cached = Ask::check("ann", &["old"]).header("Cache-Control", "only-if-cached");
+    eventually("the first fact is past its ttl", async || {
+        (gateway.ask(cached.clone()).await.slug() == Some("not_cached")).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    let (gate, before) = (Gate::closed(), chat.count());
+    let held = Reply::json(fail(60008, "sick")).held(&gate);
+    chat.script(move |call| (call.command() == "follow/follow_check").then(|| held.clone()));
+    let asking = Arc::clone(&gateway);
+    let asked = tokio::spawn(async move { asking.check("ann", &["bob", "old"]).await });
+    chat.seen(before + 1).await;
+    let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
+    assert_eq!(gateway.call("follow/follow_add", write).await.json()["ErrorCode"], 0);
+    gate.open();
+    let answer = asked.await.expect("answered");
+    assert_eq!(answer.json()["ErrorCode"], 60008, "bob's fact is from before the write: {}", answer.text());
 }
 
 #[tokio::test]

@@ -46,6 +46,18 @@ async fn a_line_says_what_became_of_the_request_and_names_no_user() {
 }
 
 #[tokio::test]
+async fn a_caller_with_a_token_is_called_by_its_name() {
+    let (chat, token) = (FakeChat::start().await, "a-token-of-the-feed-0123");
+    let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("log", r#"requests = "all""#);
+    let gateway = setup.start().await;
+    gateway.ask(Ask::command("openim/sendmsg").body("{}").token(token)).await;
+    gateway.call("openim/sendmsg", "{}").await.assert_error(401, "unauthenticated", 129_401);
+    assert_eq!(line(&gateway, "ok").await["caller"], "feed");
+    assert_ne!(line(&gateway, "unauthenticated").await["caller"], "feed");
+    assert!(!gateway.log().contains(token));
+}
+
+#[tokio::test]
 async fn a_relayed_call_tells_of_its_attempts_and_a_refusal_of_its_reason() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;

@@ -102,7 +102,6 @@ fn readers_who_pause_between_look_judgement_and_question() {
 }
 
 #[test]
-#[ignore = "takes a minute; its halves are above"]
 fn a_write_and_readers_who_all_pause() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
