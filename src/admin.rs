@@ -254,7 +254,8 @@ fn is_local(peer: Peer) -> bool {
 }
 
 fn no_such_path() -> Response<Full<Bytes>> {
-    let paths = "no such path; there are /, /livez, /readyz, /metrics, /status, /cache/evict, /log, /reload and /quit\n";
+    let paths =
+        "no such path; there are /, /livez, /readyz, /metrics, /status, /cache/evict, /log, /reload and /quit\n";
     text(StatusCode::NOT_FOUND, paths)
 }
 

@@ -116,7 +116,9 @@ impl History {
     pub(super) fn latest(&self, app: &AppName) -> (Point, Vec<(CommandLabel, f64)>) {
         let apps = self.apps();
         let history = apps.iter().find(|(name, _)| name == app).map(|(_, history)| history);
-        history.map(|history| (history.points.back().cloned().unwrap_or_default(), history.rates.clone())).unwrap_or_default()
+        history
+            .map(|history| (history.points.back().cloned().unwrap_or_default(), history.rates.clone()))
+            .unwrap_or_default()
     }
 
     /// All points of an app, the latest last.

@@ -285,7 +285,8 @@ mod tests {
         let new = next.recorder();
         new.request(Some(0), check, Outcome::OK, took);
         old.request(Some(1), check, Outcome::OK, took);
-        let count = |app: usize| next.totals()[app].commands.iter().map(|(_, row)| row.requests[Outcome::OK.index()]).sum();
+        let count =
+            |app: usize| next.totals()[app].commands.iter().map(|(_, row)| row.requests[Outcome::OK.index()]).sum();
         let counts: [u64; 3] = [count(0), count(1), count(2)];
         assert_eq!(counts, [3, 0, 1]);
     }
