@@ -1,0 +1,44 @@
+//! deploy/prometheus.
+
+use std::fs;
+
+use crate::{project, read, said, tool};
+
+#[test]
+fn each_alert_fires_for_what_it_is_for_and_for_nothing_else() {
+    let rules = read("deploy/prometheus/alerts.yml");
+    let tests = read("deploy/prometheus/alerts_test.yml");
+    let judge = |rules: &str| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::write(folder.path().join("alerts.yml"), rules).expect("own folder");
+        fs::write(folder.path().join("alerts_test.yml"), &tests).expect("own folder");
+        let mut promtool = tool("promtool", "prometheus");
+        promtool.args(["test", "rules", "alerts_test.yml"]).current_dir(folder.path()).output().expect("it starts")
+    };
+    let output = judge(&rules);
+    assert!(output.status.success(), "{}", said(&output));
+    for name in names(&rules) {
+        assert!(tests.contains(&format!("- name: {name}\n")), "alerts_test.yml has no test of {name}");
+    }
+    for (from, to) in [("> 0.05", "> 0.5"), ("== 2", "== 3"), ("> 0.01", "> 0.001")] {
+        assert!(rules.contains(from), "{from}");
+        assert!(!judge(&rules.replace(from, to)).status.success(), "{to} passed");
+    }
+}
+
+#[test]
+fn the_rules_are_well_formed() {
+    let output = tool("promtool", "prometheus")
+        .args(["check", "rules"])
+        .arg(project("deploy/prometheus/alerts.yml"))
+        .output()
+        .expect("it starts");
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// What the alerts are called.
+pub(crate) fn names(rules: &str) -> Vec<&str> {
+    let names: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(!names.is_empty(), "the rules were not understood");
+    names
+}

@@ -1,0 +1,108 @@
+//! What stands in deploy/ is true: it parses, tools that know its grammar accept it, and what it says of the
+//! program is what the program does. tests/run installs those tools.
+
+mod alerts;
+mod compose;
+mod image;
+mod kubernetes;
+mod systemd;
+
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A file or folder of the project.
+fn project(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(project(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// A tool that has to be there. `what` is what tests/run installs it as.
+fn tool(name: &str, what: &str) -> Command {
+    let there = Command::new("sh").args(["-c", "command -v \"$0\"", name]).stdout(Stdio::null()).status();
+    assert!(there.expect("sh runs").success(), "{name} is missing; tests/run installs it ({what})");
+    let mut command = Command::new(name);
+    command.stdin(Stdio::null()).current_dir(project("."));
+    command
+}
+
+/// A program of the tests' Python environment.
+fn python_tool(name: &str) -> Command {
+    let python = std::env::var("CHATGATE_TEST_PYTHON")
+        .map_or_else(|_| project("target/test-tools/python/bin/python"), PathBuf::from);
+    let program = python.with_file_name(name);
+    assert!(program.exists(), "{} is missing; tests/run makes it", program.display());
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).current_dir(project("."));
+    command
+}
+
+/// Runs it, hands it a text, and gives what it printed.
+fn run_with(command: &mut Command, text: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    // A tool that ends before it has read all says why in its output.
+    let _ = child.stdin.take().expect("it was piped").write_all(text.as_bytes());
+    child.wait_with_output().expect("it was started")
+}
+
+/// All that it printed, for a failure's message.
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The documents of a YAML text.
+fn yaml(text: &str) -> Vec<Value> {
+    let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
+    let output = run_with(python_tool("python").args(["-c", script]), text);
+    assert!(output.status.success(), "{}\n{text}", said(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON was printed")
+}
+
+/// Holds that `chatgate check` takes a configuration once its secrets are there; `paths` are replaced by files
+/// that hold one.
+///
+/// What is still to come (src/config/later.rs) may be refused, and nothing beside.
+fn check_configuration(name: &str, paths: &[&str]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut config = read(name);
+    for (path, number) in paths.iter().zip(1..) {
+        let file = folder.path().join(format!("secret-{number}"));
+        let secret = if path.ends_with("redis-url") {
+            "redis://:secret@127.0.0.1:6379\n".to_owned()
+        } else {
+            format!("{}{number}\n", "5b".repeat(32))
+        };
+        fs::write(&file, secret).expect("a secret's file");
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
+        assert!(config.contains(path), "{name} does not name {path}");
+        config = config.replace(path, file.to_str().expect("a plain path"));
+    }
+    let file = folder.path().join("chatgate.toml");
+    fs::write(&file, config).expect("a configuration");
+    let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .args(["check", "--config"])
+        .arg(&file)
+        .env("CHAT_KEY", "5b".repeat(32))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts");
+    let words = String::from_utf8_lossy(&output.stderr);
+    let problems: Vec<&str> = words
+        .lines()
+        .filter(|line| !line.starts_with("warning:") && !line.contains("is not in this version"))
+        .collect();
+    assert!(problems.is_empty(), "{name}:\n{words}");
+    assert!(output.status.success() || words.contains("is not in this version"), "{name}: {output:?}");
+}
