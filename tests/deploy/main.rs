@@ -5,6 +5,9 @@ mod alerts;
 mod compose;
 mod image;
 mod kubernetes;
+mod queries;
+#[path = "../support/mod.rs"]
+mod support;
 mod systemd;
 
 use std::fs::{self, Permissions};
