@@ -1,5 +1,8 @@
 //! deploy/compose.
 
+use serde_json::Value;
+
+use crate::support::{Program, Stream};
 use crate::{check_configuration, project, python_tool, read, run_with, said, tool, yaml};
 
 /// Reads Compose's grammar strictly, and says whether what the parts name of each other is there.
@@ -56,4 +59,15 @@ fn the_configurations_are_accepted() {
         .output()
         .expect("it starts");
     assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn the_sandbox_takes_its_arguments() {
+    let file = yaml(&read("deploy/compose/compose.yaml")).remove(0);
+    let arguments: Vec<&str> =
+        file["services"]["sandbox"]["command"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    // On a port of its own: the file's is for a network of its own.
+    let arguments: Vec<String> = arguments.iter().map(|text| text.replace(":9700", ":0")).collect();
+    let mut sandbox = Program::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    sandbox.wait_until(|program| program.heard(Stream::Stderr).find(|line| line.contains("\"address\"")).map(drop));
 }

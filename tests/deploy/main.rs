@@ -5,6 +5,7 @@ mod alerts;
 mod compose;
 mod image;
 mod kubernetes;
+mod openapi;
 mod queries;
 #[path = "../support/mod.rs"]
 mod support;

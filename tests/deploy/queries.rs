@@ -36,7 +36,9 @@ fn exposition() -> String {
     let (data, admin) = (address("data"), address("admin"));
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'; curl -s http://{data}/v4/a/b -d '{{}}'"));
-    shell(&format!("curl -s http://{admin}/metrics"))
+    let exposition = shell(&format!("curl -s http://{admin}/metrics"));
+    assert!(demo.stop().success(), "the demo ends in good order");
+    exposition
 }
 
 /// Queries of the dashboard, and of its variables and annotations.
