@@ -1,4 +1,4 @@
-//! What the README tells a stranger to do works, and what it shows is what happens.
+//! What README.md and docs/ tell a stranger to do works, and what they show is what happens.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -19,17 +19,23 @@ const ADDRESSES: [&str; 2] = ["127.0.0.1:8700", "127.0.0.1:8701"];
 const VARYING: &[&str] = &["age", "date", "x-request-id", "content-length"];
 
 #[test]
-fn the_readme_shows_what_the_demo_answers() {
-    let steps = steps(&readme());
-    assert!(steps.len() > 3, "the README's console blocks were not found: {steps:?}");
-    let mut demo = Demo::start();
-    for step in steps {
-        let printed = shell(&demo.readdress(&step.command));
-        if let Some(difference) = difference(&step.shown, &printed) {
-            panic!("{difference}\nthe README shows for `{}`:\n{}\nwhat happens:\n{printed}", step.command, step.shown);
+fn the_documents_show_what_the_demo_answers() {
+    assert!(steps(&readme()).len() > 3, "the README's console blocks were not found");
+    for (name, text) in documents() {
+        let steps = steps(&text);
+        if steps.is_empty() {
+            continue;
         }
+        // One for each: they are read one at a time.
+        let mut demo = Demo::start();
+        for step in steps {
+            let printed = shell(&demo.readdress(&step.command));
+            if let Some(difference) = difference(&step.shown, &printed) {
+                panic!("{difference}\n{name} shows for `{}`:\n{}\nwhat happens:\n{printed}", step.command, step.shown);
+            }
+        }
+        assert!(demo.program.stop().success(), "the demo ends in good order");
     }
-    assert!(demo.program.stop().success(), "the demo ends in good order");
 }
 
 #[test]
@@ -54,24 +60,59 @@ fn the_demo_prints_the_readme_s_first_command_first() {
 }
 
 #[test]
-fn the_readme_s_configuration_is_accepted() {
-    let config = blocks(&readme(), "toml").join("\n");
-    assert!(config.contains("[[app]]"), "the README's toml blocks were not found");
+fn the_documents_configurations_are_accepted() {
+    assert!(readme().contains("\n[[app]]\n"), "the README's toml blocks were not found");
+    for (name, text) in documents() {
+        let config = blocks(&text, "toml").join("\n");
+        if !config.is_empty() {
+            check(&name, &config);
+        }
+    }
+}
+
+/// Holds that `chatgate check` takes a configuration.
+fn check(document: &str, config: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for secret in ["chat-key", "feed-token", "webhook-token"] {
         let file = folder.path().join(secret);
         fs::write(&file, format!("{}\n", "5b".repeat(32))).expect("a secret's file");
         fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
     }
-    fs::write(folder.path().join("chatgate.toml"), &config).expect("a configuration");
+    fs::write(folder.path().join("chatgate.toml"), config).expect("a configuration");
     let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
         .args(["check", "--config", "chatgate.toml"])
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .output()
         .expect("the program starts");
-    assert!(output.status.success(), "{}\n{config}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("1400000001"), "{output:?}");
+    assert!(output.status.success(), "{document}: {}\n{config}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1400000001"), "{document}: {output:?}");
+}
+
+/// Those that install, or go on until they are stopped, are not run; but the shell understands all of them,
+/// and the commands and options of chatgate in them are there.
+#[test]
+fn the_documents_commands_are_well_formed() {
+    let mut seen = 0;
+    for (name, text) in documents() {
+        for block in blocks(&text, "sh") {
+            let output = Command::new("sh").args(["-n", "-c", &block]).output().expect("sh runs");
+            assert!(output.status.success(), "{name}: {}\n{block}", String::from_utf8_lossy(&output.stderr));
+            for line in block.lines().filter_map(|line| line.strip_prefix("chatgate ")) {
+                let mut words = line.split_whitespace().take_while(|word| *word != "#");
+                let command = words.next().expect("a command");
+                let help = Command::new(env!("CARGO_BIN_EXE_chatgate")).args([command, "--help"]).output();
+                let help = help.expect("the program starts");
+                assert!(help.status.success(), "{name}: {line}");
+                let help = String::from_utf8_lossy(&help.stdout).into_owned();
+                for option in words.filter(|word| word.starts_with("--")) {
+                    assert!(help.contains(option), "{name}: {line}: no {option}");
+                }
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 3, "the commands were not found");
 }
 
 // --- The demo -----------------------------------------------------------------------------------
@@ -127,10 +168,24 @@ fn address_of(listener: &str, line: &str) -> Option<String> {
     if event["listener"] == listener { event["address"].as_str().map(str::to_owned) } else { None }
 }
 
-// --- The README ---------------------------------------------------------------------------------
+// --- The documents ------------------------------------------------------------------------------
 
 fn readme() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
+}
+
+/// The README and everything in docs/, by name.
+fn documents() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let mut names: Vec<String> = fs::read_dir(&folder)
+        .expect("docs/")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name"))
+        .filter(|name| name.ends_with(".md"))
+        .collect();
+    names.sort();
+    let read = |name: &String| fs::read_to_string(folder.join(name)).expect("a document");
+    let others = names.iter().map(|name| (format!("docs/{name}"), read(name)));
+    std::iter::once(("README.md".to_owned(), readme())).chain(others).collect()
 }
 
 /// The text inside the fenced blocks of one language.

@@ -34,16 +34,51 @@ pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
     before_statuses.iter().filter_map(|text| text.rsplit_once("(\"")).map(|(_, slug)| slug.to_owned()).collect()
 }
 
-/// Targets of the document's links that are files of the project, without their `#anchor`.
-pub(crate) fn local_links(document: &str) -> Vec<&str> {
+/// Targets of the document's links that are in the project: file (empty for the document itself) and anchor
+/// (empty for its top).
+pub(crate) fn local_links(document: &str) -> Vec<(&str, &str)> {
     let targets = document.match_indices("](").filter_map(|(start, open)| {
         let rest = &document[start + open.len()..];
         rest.split_once(')').map(|(target, _)| target)
     });
     targets
-        .filter(|target| !target.contains("://") && !target.starts_with('#'))
-        .map(|target| target.split_once('#').map_or(target, |(file, _)| file))
+        .filter(|target| !target.contains("://"))
+        .map(|target| target.split_once('#').unwrap_or((target, "")))
         .collect()
+}
+
+/// The anchors of the document's headings, as GitHub makes them: lower case, blanks to `-`, other signs away.
+pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
+    let mut in_block = false;
+    let headings = document.lines().filter(move |line| {
+        in_block ^= line.starts_with("```");
+        !in_block && line.starts_with('#')
+    });
+    let anchor = |heading: &str| {
+        let text = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = text.chars().filter(|sign| sign.is_alphanumeric() || matches!(sign, ' ' | '-' | '_'));
+        kept.map(|sign| if sign == ' ' { '-' } else { sign }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// The column of a table in CSV whose first line names its columns; no cell before it may be quoted.
+pub(crate) fn column<'a>(table: &'a str, name: &str) -> BTreeSet<&'a str> {
+    let mut lines = table.lines();
+    let place = lines.next().and_then(|head| head.split(',').position(|cell| cell == name)).expect("such a column");
+    lines.filter_map(|line| line.split(',').nth(place)).collect()
+}
+
+/// The numbers of a match arm's pattern: `60006 | 70014 => ...ParkApp...`, for arms that name one of the effects.
+pub(crate) fn codes_with_effect(code: &str, effects: &[&str]) -> BTreeSet<u32> {
+    let dense = code.split_whitespace().collect::<Vec<_>>().join(" ");
+    let pieces: Vec<&str> = dense.split(" => ").collect();
+    let arms = pieces.windows(2).filter(|pair| {
+        let body = pair[1].split(['}', ')']).next().unwrap_or_default();
+        effects.iter().any(|effect| body.ends_with(effect))
+    });
+    let patterns = arms.map(|pair| pair[0].rsplit(['{', '}', ',']).next().unwrap_or_default());
+    patterns.flat_map(|pattern| pattern.split('|').filter_map(|number| number.trim().parse().ok())).collect()
 }
 
 #[cfg(test)]
@@ -61,6 +96,12 @@ mod tests {
         assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
         let code = "A => (\"a_b\", StatusCode::OK, 1),\nB => {\n(\n\"c\",\nStatusCode::OK,\n2)}\n(\"d\", 3)";
         assert_eq!(slugs_of_the_code(code), BTreeSet::from(["a_b", "c"].map(str::to_owned)));
-        assert_eq!(local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)"), ["LICENSE", "F.md"]);
+        let links = local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)");
+        assert_eq!(links, [("LICENSE", ""), ("", "d"), ("F.md", "g")]);
+        let headings = "# A b, c_d\n```\n# no\n```\n### `x`: Y's\n";
+        assert_eq!(anchors(headings), BTreeSet::from(["a-b-c_d", "x-ys"].map(str::to_owned)));
+        assert_eq!(column("a,b\n1,x\n2,y,\"z\"\n", "b"), BTreeSet::from(["x", "y"]));
+        let code = "match code { 1 | 2 => (N, E::Park),\n3 | 4 => {\n(N, E::Stop)\n}\n5 => (N, E::None), }";
+        assert_eq!(codes_with_effect(code, &["Park", "Stop"]), BTreeSet::from([1, 2, 3, 4]));
     }
 }

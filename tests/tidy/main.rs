@@ -13,7 +13,10 @@ mod documents;
 mod manifest;
 
 use code::{code_of, lines_naming, lines_naming_other_modules, outside_tests};
-use documents::{local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme, subcommands};
+use documents::{
+    anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme,
+    subcommands,
+};
 use manifest::{dependencies, feature_policy_breaches};
 
 /// Longest source file, in lines. Beyond it there is a second reason to change in it.
@@ -152,11 +155,67 @@ fn every_error_has_a_label_of_its_own_in_the_metrics() {
 
 #[test]
 fn links_between_the_documents_lead_somewhere() {
-    for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"] {
-        let text = read(document);
-        let broken = local_links(&text).into_iter().filter(|link| !root().join(link).exists());
-        none_of(broken.map(|link| format!("{document}: {link} does not exist")));
+    let mut followed = 0;
+    for document in documents() {
+        let (text, folder) = (read(&document), Path::new(&document).parent().expect("a folder"));
+        for (file, anchor) in local_links(&text) {
+            followed += 1;
+            let target = if file.is_empty() { root().join(&document) } else { root().join(folder).join(file) };
+            assert!(target.exists(), "{document}: {file} does not exist");
+            if !anchor.is_empty() {
+                let there = anchors(&fs::read_to_string(&target).unwrap_or_default());
+                assert!(there.contains(anchor), "{document}: {file} has no heading {anchor}");
+            }
+        }
     }
+    assert!(followed > 20, "the links were not found");
+}
+
+#[test]
+fn operators_are_told_what_to_do_about_each_error_alert_and_class() {
+    let operations = read("docs/operations.md");
+    let headings = anchors(&operations);
+    let sources: String = each_source("src").map(|file| file.text).collect();
+    let alerts = read("deploy/prometheus/alerts.yml");
+    let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_lowercase);
+    let wanted: BTreeSet<String> = slugs_of_the_code(&sources).into_iter().chain(alerts).collect();
+    assert!(wanted.contains("bad_json") && wanted.contains("chatgatedown"), "not understood: {wanted:?}");
+    none_of(wanted.difference(&headings).map(|name| format!("docs/operations.md has no heading {name}")));
+
+    let table = read("src/domain/error_codes.csv");
+    let classes = column(&table, "class");
+    assert!(classes.contains("throttled"), "not understood: {classes:?}");
+    none_of(classes.iter().filter(|class| !headings.contains(**class)).map(|class| format!("no heading {class}")));
+
+    let parking = codes_with_effect(&read("src/domain/outcome.rs"), &["ParkApp", "ParkCommand", "Silence"]);
+    assert!(parking.len() > 10, "not understood: {parking:?}");
+    let (_, last) = operations.split_once("### Codes that park").expect("a heading");
+    none_of(
+        parking.iter().filter(|code| !last.contains(&code.to_string())).map(|code| format!("says nothing of {code}")),
+    );
+}
+
+#[test]
+fn the_alerts_name_their_entry() {
+    let (operations, alerts) = (anchors(&read("docs/operations.md")), read("deploy/prometheus/alerts.yml"));
+    let named = alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook: docs/operations.md#"));
+    let named: Vec<&str> = named.collect();
+    assert_eq!(named.len(), alerts.matches("- alert: ").count(), "each alert has a runbook");
+    none_of(named.into_iter().filter(|name| !operations.contains(*name)));
+}
+
+/// Everything written for people, by its path from the root.
+fn documents() -> Vec<String> {
+    let mut found = Vec::new();
+    for folder in ["", "benches/", "docs/"] {
+        for entry in fs::read_dir(root().join(folder)).expect("a folder of the project") {
+            let name = entry.expect("an entry").file_name().into_string().expect("a plain name");
+            if name.ends_with(".md") {
+                found.push(format!("{folder}{name}"));
+            }
+        }
+    }
+    found
 }
 
 struct Source {
