@@ -65,7 +65,10 @@ fn address(program: &mut Program, listener: Option<&str>) -> String {
 
 /// Asks the program at an address for what the document at a path says.
 fn explore(document: &Path, address: &str, more: &[&str]) -> Output {
+    // Where it runs it leaves a folder behind.
+    let folder = tempfile::tempdir().expect("a temporary folder");
     python_tool("schemathesis")
+        .current_dir(folder.path())
         .arg("run")
         .arg(document)
         .args(["--url", &format!("http://{address}"), "--phases", "examples,coverage,fuzzing"])
