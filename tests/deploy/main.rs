@@ -6,6 +6,7 @@ mod compose;
 mod image;
 mod kubernetes;
 mod openapi;
+mod package;
 mod queries;
 #[path = "../support/mod.rs"]
 mod support;
