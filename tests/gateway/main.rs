@@ -11,6 +11,7 @@ mod chaos;
 mod cli;
 mod concurrency;
 mod control;
+mod doctor;
 mod errors;
 mod evict;
 mod follow;
