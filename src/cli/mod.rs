@@ -8,6 +8,7 @@ mod control;
 mod doctor;
 mod init;
 mod output;
+mod pages;
 mod start;
 mod usersig;
 
@@ -63,6 +64,10 @@ enum Command {
     /// Makes signatures and takes them apart
     #[command(subcommand)]
     Usersig(usersig::UsersigCommand),
+    /// Prints a script that makes a shell complete this program's command line
+    Completions(pages::CompletionsArgs),
+    /// Prints a manual page, in roff
+    Man(pages::ManArgs),
     /// Prints the version
     #[command(hide = true)] // beside --version, for those who type it like a command
     Version,
@@ -105,6 +110,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Wait(args) => control::wait(args),
         Command::Stop(args) => control::stop(args),
         Command::Usersig(command) => usersig::run(command),
+        Command::Completions(args) => pages::completions(&args),
+        Command::Man(args) => pages::man(&args),
         Command::Version => print(concat!("chatgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }

@@ -23,6 +23,7 @@ mod leaks;
 mod lifecycle;
 mod metrics;
 mod outcomes;
+mod pages;
 mod quota;
 mod relay;
 mod reload;
