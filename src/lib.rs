@@ -35,6 +35,7 @@
 //! | [`reload`] | a new configuration in a running program |
 //! | [`admin`], [`telemetry`] | for operators |
 //! | [`serve`] | the life of the program |
+//! | [`doctor`] | what is wrong between here and Chat |
 //! | [`sandbox`], [`demo`] | a Chat that says no; a gateway in front of it |
 //! | [`cli`] | what may be typed |
 
@@ -45,6 +46,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod domain;
 pub mod error;
 pub mod gateway;

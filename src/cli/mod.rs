@@ -1,12 +1,14 @@
 //! The command line: what may be typed, and what each command prints and returns.
 //!
 //! stdout carries what was asked for, stderr the log and words to people. Exit codes: 0 fine, 1 failed
-//! at run time, [`USAGE`] wrong usage, [`BAD_CONFIG`] bad configuration.
+//! at run time, [`USAGE`] wrong usage, [`BAD_CONFIG`] bad configuration; `doctor` has one for each cause.
 
 mod check;
 mod control;
+mod doctor;
 mod init;
 mod output;
+mod pages;
 mod start;
 mod usersig;
 
@@ -49,6 +51,8 @@ enum Command {
     Sandbox(SandboxArgs),
     /// Reads the configuration and every file it names, and says what it comes to
     Check(ConfigArgs),
+    /// Finds out what is wrong with a key, an app or a network: one harmless call for each app
+    Doctor(doctor::DoctorArgs),
     /// Writes a configuration to fill in, with every key explained
     Init(init::InitArgs),
     /// Asks a running gateway whether it is ready
@@ -60,6 +64,10 @@ enum Command {
     /// Makes signatures and takes them apart
     #[command(subcommand)]
     Usersig(usersig::UsersigCommand),
+    /// Prints a script that makes a shell complete this program's command line
+    Completions(pages::CompletionsArgs),
+    /// Prints a manual page, in roff
+    Man(pages::ManArgs),
     /// Prints the version
     #[command(hide = true)] // beside --version, for those who type it like a command
     Version,
@@ -96,11 +104,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => {
             load(&config_path(args.config), &Env::of_process()).map_or_else(|code| code, |config| check(&config))
         }
+        Command::Doctor(args) => doctor::run(args),
         Command::Init(args) => init::run(&args),
         Command::Healthcheck(args) => control::healthcheck(args),
         Command::Wait(args) => control::wait(args),
         Command::Stop(args) => control::stop(args),
         Command::Usersig(command) => usersig::run(command),
+        Command::Completions(args) => pages::completions(&args),
+        Command::Man(args) => pages::man(&args),
         Command::Version => print(concat!("chatgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }

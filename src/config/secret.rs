@@ -52,6 +52,11 @@ pub enum SecretError {
     Empty,
     #[error("it has more than one line; it must hold the secret as its one line")]
     ManyLines,
+    #[error(
+        "it is a key in PEM, which is of the first generation of signatures; take the secret key that the console \
+         shows for HMAC-SHA256, one line of 64 hex digits"
+    )]
+    Pem,
 }
 
 /// What is doubtful about a secret that was read.
@@ -103,7 +108,8 @@ pub(super) fn one_line(text: &str) -> Result<(SecretText, Vec<Remark>), SecretEr
     }
     let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.contains(['\n', '\r']) {
-        return Err(SecretError::ManyLines);
+        let pem = line.trim_start().starts_with("-----BEGIN");
+        return Err(if pem { SecretError::Pem } else { SecretError::ManyLines });
     }
     if line.is_empty() {
         return Err(SecretError::Empty);
@@ -196,6 +202,8 @@ mod tests {
         for text in ["a\nb", "a\n\n", "a\rb", "\na", "a\r", "a\r\r\n"] {
             assert!(matches!(line(text), Err(SecretError::ManyLines)), "{text:?}");
         }
+        let pem = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n";
+        assert!(matches!(line(pem), Err(SecretError::Pem)));
         assert!(line(&"k".repeat(SECRET_LEN_MAX)).is_ok());
         assert!(matches!(line(&"k".repeat(SECRET_LEN_MAX + 1)), Err(SecretError::TooLarge)));
     }

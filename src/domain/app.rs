@@ -143,10 +143,33 @@ impl SecretKey {
         &self.0
     }
 
-    /// Whether the text looks as the console shows keys. `doctor` remarks on one that does not.
-    pub fn is_64_hex_digits(&self) -> bool {
-        self.0.len() == 64 && self.0.iter().all(u8::is_ascii_hexdigit)
+    /// What the text looks like, for `chatgate doctor`: every text is taken as a key.
+    pub fn shape(&self) -> KeyShape {
+        let text = &self.0;
+        let blank = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control());
+        if text.trim_ascii_start().starts_with(b"-----BEGIN") {
+            KeyShape::Pem
+        } else if text.starts_with("\u{feff}".as_bytes()) || blank(text.first()) || blank(text.last()) {
+            KeyShape::Blanks
+        } else if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) {
+            KeyShape::Usual
+        } else {
+            KeyShape::Unusual(text.len())
+        }
     }
+}
+
+/// What a key looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyShape {
+    /// 64 hex digits, as the console shows keys.
+    Usual,
+    /// PEM, as keys of the first generation of signatures are.
+    Pem,
+    /// It begins or ends with a blank or a byte order mark.
+    Blanks,
+    /// Something else, of so many bytes.
+    Unusual(usize),
 }
 
 impl fmt::Debug for SecretKey {
@@ -163,8 +186,19 @@ mod tests {
     fn a_key_never_prints_itself() {
         let key = SecretKey::new("b2dbdd29fed7a43f").expect("not empty");
         assert_eq!(format!("{key:?}"), "SecretKey(hidden)");
-        assert!(!key.is_64_hex_digits());
         assert!(SecretKey::new("").is_none());
+    }
+
+    #[test]
+    fn keys_have_shapes() {
+        let shape = |text: &str| SecretKey::new(text).expect("not empty").shape();
+        assert_eq!(shape(&"0aF9".repeat(16)), KeyShape::Usual);
+        assert_eq!(shape(&"0aF9".repeat(15)), KeyShape::Unusual(60));
+        assert_eq!(shape(&"0aG9".repeat(16)), KeyShape::Unusual(64));
+        for text in [" key", "key ", "key\t", "\u{feff}key"] {
+            assert_eq!(shape(text), KeyShape::Blanks, "{text:?}");
+        }
+        assert_eq!(shape("-----BEGIN PRIVATE KEY-----\\nMIG\\n"), KeyShape::Pem);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::Full;
 
 use self::connect::Connector;
+pub(crate) use self::connect::tls_config;
 use self::pool::{Pool, Unsent};
 use crate::body::{BodyError, read_whole};
 use crate::bounds::{Budget, Held};
@@ -154,7 +155,7 @@ impl Upstream {
         failover: Arc<SharedFailover>,
         buffered: Arc<Budget>,
     ) -> Result<Self, UpstreamError> {
-        let tls = connect::tls_config(&app.extra_roots).map_err(UpstreamError::Certificate)?;
+        let tls = tls_config(&app.extra_roots).map_err(UpstreamError::Certificate)?;
         let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
         let end = |endpoint: &config::Endpoint| {
             let authority = endpoint.authority();
