@@ -151,7 +151,7 @@ impl Trial {
         self.assert_writes(name, &done);
         let mut take = |kind: &str| tallies.remove(kind).unwrap_or_default();
         let outcome = Outcome { writes: take("write"), reads: take("read"), checks: take("check") };
-        println!("fault: {name}; requests {requests}; {outcome:?}");
+        eprintln!("fault: {name}; requests {requests}; {outcome:?}");
         outcome
     }
 
@@ -171,7 +171,7 @@ impl Trial {
         .await;
         let took = now() - begun;
         self.assert_writes(name, &[]);
-        println!("recovery: {name}; {} ms; tries {tried}", took.as_millis());
+        eprintln!("recovery: {name}; {} ms; tries {tried}", took.as_millis());
     }
 
     /// No write reached Chat twice, and all of `done` did.
