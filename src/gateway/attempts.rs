@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::course::{Course, Step};
 use super::evict::Marks;
 use super::record::Notes;
 use super::state::App;
@@ -11,12 +12,11 @@ use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::envelope::Envelope;
 use crate::domain::follow::writes::Scope;
-use crate::domain::outcome::{Effect, Next, Seen, judge};
+use crate::domain::outcome::{Effect, Seen, judge};
 use crate::domain::parking::{Change, Parked, Told};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::quota::{NoPermit, Permit, Turn, Wait};
-use crate::retry;
 use crate::upstream::{Answer, Call, Fault, Lease};
 
 /// A call and what it is allowed.
@@ -59,10 +59,8 @@ impl Worker {
     ) -> Result<Answer, GatewayError> {
         let Journey { app, kind, asker, scope, notes } = journey;
         let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
-        let attempts_max = self.gateway.config.upstream.attempts;
-        let (mut tried, mut signed_again, mut marks) = (0, false, None);
-        let mut last = None;
-        state.retries.earn();
+        let mut course = Course::begin(kind, self.gateway.config.upstream.attempts, &state.retries);
+        let (mut marks, mut last) = (None, None);
         loop {
             let way = match first.take() {
                 Some(way) => way,
@@ -87,36 +85,29 @@ impl Worker {
                 Err(Hindered::NotSent(fault)) => (Err(fault), None),
                 Err(hindered) => return last.unwrap_or_else(|| Err(hindered.into_error(name))),
             };
-            tried += 1;
             let seen = match &result {
                 Ok(answer) => Seen::Answer(answer.error_code),
                 Err(fault) => fault.seen(),
             };
             let result = result.map_err(GatewayError::from);
-            let pause = match judge(seen, kind).next {
-                Next::HandOn => return result,
-                Next::SignAgain => {
-                    let refused = signature.filter(|_| !signed_again);
+            let left = self.latest_permit(asker.deadline).saturating_duration_since(clock::now());
+            let pause = match course.after(seen, left, clock::call_number(), &state.retries) {
+                Step::HandOn => return result,
+                Step::SignAgain => {
                     let fresh =
-                        refused.and_then(|refused| state.signer.load().after_refusal(&refused, clock::unix_now()));
+                        signature.and_then(|refused| state.signer.load().after_refusal(&refused, clock::unix_now()));
                     if fresh.is_none() {
                         return result;
                     }
-                    signed_again = true;
                     Duration::ZERO
                 }
-                Next::TryAgain => {
-                    let pause = retry::pause(tried, clock::call_number());
-                    let left = self.latest_permit(asker.deadline).saturating_duration_since(clock::now());
-                    if tried >= attempts_max || pause >= left || !state.retries.spend() {
-                        return result;
-                    }
+                Step::TryAgain(pause) => {
                     // It is one more call that this caller causes.
                     let Ok(wait) = self.gateway.access.charge(asker.listed, || 1, left) else { return result };
                     pause.max(wait)
                 }
             };
-            tracing::debug!(command = %name, tried, ?seen, ?pause, "one more attempt");
+            tracing::debug!(command = %name, tried = course.tried(), ?seen, ?pause, "one more attempt");
             last = Some(result);
             if pause > Duration::ZERO {
                 tokio::time::sleep(pause).await;

@@ -9,6 +9,7 @@
 
 pub mod access;
 mod attempts;
+mod course;
 pub mod current;
 mod desk;
 mod evict;
@@ -18,6 +19,8 @@ pub mod freshness;
 mod record;
 mod relay;
 pub mod route;
+#[cfg(test)]
+mod simulation;
 mod state;
 
 use std::sync::Arc;

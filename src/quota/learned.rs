@@ -20,7 +20,7 @@ const GROWTH_PART: u32 = 100;
 
 /// The limit of one command.
 #[derive(Debug)]
-pub(super) struct Learned {
+pub(crate) struct Learned {
     configured: u32,
     limit: u32,
     /// The last cut.
@@ -32,7 +32,7 @@ pub(super) struct Learned {
 }
 
 impl Learned {
-    pub(super) fn new(configured: u32) -> Self {
+    pub(crate) fn new(configured: u32) -> Self {
         Self { configured, limit: configured, cut_at: Tick::NEVER, grows_at: Tick::NEVER, alarm: None }
     }
 
@@ -51,7 +51,7 @@ impl Learned {
     }
 
     /// Calls a second, at least 1.
-    pub(super) fn limit(&self) -> u32 {
+    pub(crate) fn limit(&self) -> u32 {
         self.alarm.map_or(self.limit, |(alarm, _)| alarm.min(self.limit))
     }
 
@@ -62,7 +62,7 @@ impl Learned {
     }
 
     /// Chat refused a call for its rate.
-    pub(super) fn refused(&mut self, now: Tick) {
+    pub(crate) fn refused(&mut self, now: Tick) {
         let since = now.since(self.cut_at);
         if self.cut_at != Tick::NEVER && since < ONE_CAUSE {
             return;
@@ -81,7 +81,7 @@ impl Learned {
     }
 
     /// Lets go what is over, and grows.
-    pub(super) fn review(&mut self, now: Tick) {
+    pub(crate) fn review(&mut self, now: Tick) {
         self.alarm = self.alarm.filter(|(_, until)| now < *until);
         if self.limit < self.configured && now >= self.grows_at {
             self.limit = self.limit.saturating_add((self.limit / GROWTH_PART).max(1)).min(self.configured);

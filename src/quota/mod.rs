@@ -32,6 +32,9 @@ use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
 pub use self::share::Share;
 
+#[cfg(test)]
+pub(crate) use self::{learned::Learned, pacer::pace};
+
 /// Most commands outside the built-in table that have a quota of their own at one time; further
 /// ones share one. Each takes some 500 bytes.
 const OTHERS_MAX: u64 = 1024;

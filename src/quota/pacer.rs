@@ -16,7 +16,7 @@ const JITTER: Duration = Duration::from_millis(50);
 const BURST_PART: u32 = 50;
 
 /// Burst and interval that keep every second at `per_second` calls or fewer.
-pub(super) fn pace(per_second: NonZeroU32) -> (NonZeroU32, Duration) {
+pub(crate) fn pace(per_second: NonZeroU32) -> (NonZeroU32, Duration) {
     let burst = NonZeroU32::new(per_second.get() / BURST_PART).unwrap_or(NonZeroU32::MIN);
     let window = (Duration::from_secs(1) + JITTER).as_nanos() as u64;
     let intervals = u64::from(per_second.get() - burst.get()) + 1;

@@ -85,7 +85,7 @@ pub enum Fault {
     Broken(String),
     /// No whole answer in time.
     TimedOut,
-    /// What came is no answer of Chat; with its HTTP status.
+    /// What came is no answer of Chat; with its HTTP status, 0 if it has none.
     Invalid(&'static str, u16),
     /// The answer found no room among the buffered bytes.
     NoRoom,
@@ -294,6 +294,8 @@ impl Upstream {
                     inner = end.pool.open().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
                 }
                 Err(Unsent::Whole(_)) => return Err(Fault::NotSent("a new connection was closed at once".to_owned())),
+                // Nobody said with which status.
+                Err(Unsent::Perhaps(error)) if error.is_parse() => return Err(Fault::Invalid("it is not HTTP", 0)),
                 Err(Unsent::Perhaps(error)) => return Err(Fault::Broken(chain(&error))),
             }
         };

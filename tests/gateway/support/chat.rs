@@ -40,7 +40,7 @@ struct Shared {
     accepted: AtomicUsize,
     /// Cancelled and replaced by [`FakeChat::drop_connections`].
     connections: Mutex<CancellationToken>,
-    tls: Option<TlsAcceptor>,
+    tls: Mutex<Option<TlsAcceptor>>,
     /// Keys of the main app that hold beside its first, as in the days of a rotation.
     further_keys: Mutex<Vec<&'static str>>,
 }
@@ -65,6 +65,18 @@ impl FakeChat {
         FakeChat::serve(listener, format!("https://{authority}"), authority, Some(acceptor))
     }
 
+    /// Asked for as `authority`, which something leads here; HTTPS if there is a certificate.
+    pub(crate) async fn start_behind(address: SocketAddr, authority: String, tls: Option<TlsAcceptor>) -> FakeChat {
+        let listener = TcpListener::bind(address).await.expect("a free port");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        FakeChat::serve(listener, format!("{scheme}://{authority}"), authority, tls)
+    }
+
+    /// Shows another certificate to whoever connects from now on.
+    pub(crate) fn show(&self, tls: TlsAcceptor) {
+        *self.shared.tls.lock().expect("no panic under it") = Some(tls);
+    }
+
     fn serve(listener: TcpListener, endpoint: String, authority: String, tls: Option<TlsAcceptor>) -> FakeChat {
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
@@ -76,7 +88,7 @@ impl FakeChat {
             violations: Mutex::default(),
             accepted: AtomicUsize::new(0),
             connections: Mutex::new(stop.child_token()),
-            tls,
+            tls: Mutex::new(tls),
             further_keys: Mutex::default(),
         });
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, shared.clone())));
@@ -193,7 +205,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let alive = shared.connections.lock().expect("no panic under it").clone();
         tokio::spawn(alive.run_until_cancelled_owned(async move {
             let _ = stream.set_nodelay(true);
-            match shared.tls.clone() {
+            let tls = shared.tls.lock().expect("no panic under it").clone();
+            match tls {
                 None => {
                     let mut stream = stream;
                     if converse(&mut stream, &shared, number).await == End::Reset {

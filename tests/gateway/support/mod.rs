@@ -3,9 +3,11 @@
 //! * [`setup::Setup`] writes a configuration and starts the real binary as a [`gateway::Gateway`];
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
+//! * [`link::Link`] is the network before it, which goes bad on order, and [`hosts::Hosts`] its names;
 //! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
 //! * [`exposition`] reads `/metrics` to the letter;
 //! * [`hook`] posts webhooks as Chat does;
+//! * [`trial::Trial`] puts a gateway under a fault and asserts what holds under each;
 //! * [`answer::Answer`] is what came back, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
 //!
@@ -23,12 +25,15 @@ pub(crate) mod graph;
 pub(crate) mod h2;
 mod harness;
 pub(crate) mod hook;
+pub(crate) mod hosts;
+pub(crate) mod link;
 pub(crate) mod process;
 pub(crate) mod reply;
 pub(crate) mod secrets;
 pub(crate) mod setup;
 pub(crate) mod stalls;
 pub(crate) mod tls;
+pub(crate) mod trial;
 pub(crate) mod turn;
 pub(crate) mod usersig;
 pub(crate) mod wire;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{PATIENCE, eventually, secrets};
+use super::{PATIENCE, eventually, hosts, secrets};
 
 /// A running program. Dropping it kills it by its process id and searches its output for secrets.
 pub(crate) struct Process {
@@ -29,10 +29,10 @@ pub(crate) struct Finished {
 }
 
 impl Process {
-    /// Starts `chatgate` with these arguments in `dir`. Proxy and key-log variables are set to traps:
+    /// Starts `chatgate` with these arguments in `dir`, with names of its own if `dir` has some. Proxy and key-log variables are set to traps:
     /// the first would break every upstream call, the second would leave a file ([`Process::drop`]).
     pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chatgate"));
+        let mut command = hosts::command(env!("CARGO_BIN_EXE_chatgate"), dir);
         command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.env_remove("CHATGATE_CONFIG").env("SSLKEYLOGFILE", dir.join(KEY_LOG)).env("NO_COLOR", "1");
         for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {

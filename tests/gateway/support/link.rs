@@ -1,0 +1,232 @@
+//! The network between the gateway and the fake Chat: a relay of bytes that goes bad on order.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::wire::reset_on_drop;
+
+/// How the network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weather {
+    /// Bytes pass at once.
+    Fair,
+    /// Every piece passes after so long, in both directions.
+    Late(Duration),
+    /// Answers pass byte by byte, one in so long.
+    Drip(Duration),
+    /// Connections are taken and nothing passes, as behind a firewall that forgot them.
+    Silent,
+    /// Requests pass, answers do not.
+    Mute,
+    /// Whatever moves is answered with a reset.
+    Cutting,
+    /// Requests pass, their answers become resets.
+    CuttingAnswers,
+    /// Nobody listens, and what was connected is reset.
+    Closed,
+    /// Not even connections are answered: first packets are lost.
+    Deaf,
+}
+
+/// A TCP relay on a loopback port.
+pub(crate) struct Link {
+    address: SocketAddr,
+    target: SocketAddr,
+    weather: watch::Sender<Weather>,
+    /// Counts up each time that all connections are reset.
+    cuts: watch::Sender<u32>,
+    state: State,
+}
+
+enum State {
+    /// The port is ours, and nobody listens.
+    Bound(TcpSocket),
+    Accepting(JoinHandle<()>),
+    /// Nobody accepts, and there is no more room for those who want to be.
+    Full {
+        listener: TcpListener,
+        crowd: Vec<JoinHandle<()>>,
+    },
+    Changing,
+}
+
+impl Link {
+    /// Holds a port, refuses connections.
+    pub(crate) fn new() -> Link {
+        Link::at("127.0.0.1:0".parse().expect("an address"))
+    }
+
+    /// The same at a certain address.
+    pub(crate) fn at(address: SocketAddr) -> Link {
+        let socket = bound(address);
+        let address = socket.local_addr().expect("bound");
+        let (weather, cuts) = (watch::Sender::new(Weather::Closed), watch::Sender::new(0));
+        Link { address, target: address, weather, cuts, state: State::Bound(socket) }
+    }
+
+    /// Where the gateway finds it.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Opens the way to `target`.
+    pub(crate) async fn lead_to(&mut self, target: SocketAddr) {
+        self.target = target;
+        self.set(Weather::Fair).await;
+    }
+
+    /// Changes the weather, for connections that are there too.
+    pub(crate) async fn set(&mut self, weather: Weather) {
+        self.weather.send_replace(weather);
+        self.state = match std::mem::replace(&mut self.state, State::Changing) {
+            State::Accepting(task) if matches!(weather, Weather::Closed | Weather::Deaf) => {
+                task.abort();
+                // Until the listener is really gone its port cannot be bound again.
+                let _ = task.await;
+                self.reset_all();
+                State::Bound(bound(self.address))
+            }
+            state => state,
+        };
+        self.state = match (std::mem::replace(&mut self.state, State::Changing), weather) {
+            (state @ State::Bound(_), Weather::Closed) => state,
+            (State::Bound(socket), Weather::Deaf) => crowded(socket, self.address),
+            (State::Bound(socket), _) => self.accept(socket.listen(1024).expect("a bound socket")),
+            (State::Full { listener, crowd }, _) => {
+                crowd.iter().for_each(JoinHandle::abort);
+                self.accept(listener)
+            }
+            (state, _) => state,
+        };
+    }
+
+    /// Resets every connection there is. New ones fare as the weather is.
+    pub(crate) fn reset_all(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    fn accept(&self, listener: TcpListener) -> State {
+        let (target, weather, cuts) = (self.target, self.weather.clone(), self.cuts.clone());
+        State::Accepting(tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (weather, mut cut) = (weather.subscribe(), cuts.subscribe());
+                cut.mark_unchanged();
+                tokio::spawn(async move {
+                    let Ok(far) = TcpStream::connect(target).await else { return };
+                    let _ = (near.set_nodelay(true), far.set_nodelay(true));
+                    carry(near, far, weather, cut).await;
+                });
+            }
+        }))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        match &self.state {
+            State::Accepting(task) => task.abort(),
+            State::Full { crowd, .. } => crowd.iter().for_each(JoinHandle::abort),
+            State::Bound(_) | State::Changing => {}
+        }
+        self.reset_all();
+    }
+}
+
+/// A socket that has the port and does not listen: connecting to it is refused.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an own socket");
+    socket.bind(address).expect("a port of our own");
+    socket
+}
+
+/// A listener that accepts nobody and whose queue is full, so that the kernel drops what comes.
+fn crowded(socket: TcpSocket, address: SocketAddr) -> State {
+    let listener = socket.listen(0).expect("a bound socket");
+    let join = || {
+        tokio::spawn(async move {
+            let _stream = TcpStream::connect(address).await;
+            std::future::pending::<()>().await;
+        })
+    };
+    State::Full { listener, crowd: (0..4).map(|_| join()).collect() }
+}
+
+/// Why a direction ended.
+enum Ended {
+    Closed,
+    Reset,
+}
+
+/// Carries both directions until one of them ends.
+async fn carry(
+    mut near: TcpStream,
+    mut far: TcpStream,
+    weather: watch::Receiver<Weather>,
+    mut cut: watch::Receiver<u32>,
+) {
+    let ended = {
+        let ((near_read, near_write), (far_read, far_write)) = (near.split(), far.split());
+        let up = direct(near_read, far_write, weather.clone(), false);
+        let down = direct(far_read, near_write, weather, true);
+        tokio::select! {
+            ended = up => ended,
+            ended = down => ended,
+            _ = cut.changed() => Ended::Reset,
+        }
+    };
+    if matches!(ended, Ended::Reset) {
+        reset_on_drop(&near);
+    }
+}
+
+/// Carries one direction.
+async fn direct(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut weather: watch::Receiver<Weather>,
+    is_answer: bool,
+) -> Ended {
+    let mut piece = vec![0; 16 * 1024];
+    loop {
+        let len = match from.read(&mut piece).await {
+            Ok(len @ 1..) => len,
+            Ok(0) => return Ended::Closed,
+            Err(_) => return Ended::Reset,
+        };
+        let passes =
+            |weather: &Weather| !matches!(weather, Weather::Silent) && !(is_answer && *weather == Weather::Mute);
+        // What is held back passes when the weather changes, as retransmitted packets do.
+        let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
+        let sent = match now {
+            Weather::Cutting => return Ended::Reset,
+            Weather::CuttingAnswers if is_answer => return Ended::Reset,
+            Weather::Late(span) => {
+                tokio::time::sleep(span).await;
+                to.write_all(&piece[..len]).await
+            }
+            Weather::Drip(span) if is_answer => drip(&mut to, &piece[..len], span).await,
+            _ => to.write_all(&piece[..len]).await,
+        };
+        if sent.is_err() {
+            return Ended::Reset;
+        }
+    }
+}
+
+async fn drip(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], span: Duration) -> std::io::Result<()> {
+    for byte in bytes {
+        to.write_all(&[*byte]).await?;
+        to.flush().await?;
+        match span {
+            Duration::ZERO => tokio::task::yield_now().await,
+            span => tokio::time::sleep(span).await,
+        }
+    }
+    Ok(())
+}
