@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use crate::config::{self, Config, Env, NamedFile, Problem, Problems};
+use crate::config::{self, Config, Env, NamedFile, Problem, Problems, Tls};
 use crate::error::chain;
 use crate::gateway::GatewayBuildError;
 use crate::gateway::current::Current;
@@ -174,6 +174,12 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "upstream.max_in_flight": upstream.max_in_flight,
         "log": log,
     );
+    // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.
+    let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.asks_callers);
+    if terms(&new.server.tls) != terms(&old.server.tls) {
+        new.server.tls.clone_from(&old.server.tls);
+        kept.push("server.tls");
+    }
     match (&mut new.webhook, &old.webhook) {
         (Some(new), Some(old)) if new.listen != old.listen => {
             new.listen = old.listen.clone();

@@ -102,7 +102,7 @@ impl Server {
         // Of this, what is used below is what no reload changes.
         let first = self.current.gateway();
         let connections = Connections::new(&first.config.server, drain.clone());
-        self.admin.watch_connections(&connections.budget);
+        self.admin.watch_connections(&connections);
         let listeners = Arc::new(self.listeners);
         let mut threads = Vec::new();
         for (number, worker) in self.current.threads().iter().enumerate() {

@@ -20,6 +20,7 @@ mod http;
 mod json;
 mod leaks;
 mod lifecycle;
+mod listener_tls;
 mod metrics;
 mod outcomes;
 mod quota;
