@@ -306,7 +306,7 @@ mod tests {
         let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         let current = Current::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
-        Admin::new(Arc::clone(&current), Reloader::new(current, None), quit)
+        Admin::new(Arc::clone(&current), Reloader::new(current, None, crate::systemd::Notifier::nobody()), quit)
     }
 
     fn ask(admin: &Admin, method: &str, path: &str, headers: &[(&str, &str)], peer: Peer) -> u16 {

@@ -1,5 +1,6 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
 
+pub mod adopted;
 pub mod framing;
 pub mod head;
 pub mod listener;

@@ -32,6 +32,7 @@ mod slow;
 mod smuggling;
 mod status;
 mod support;
+mod systemd;
 mod tls;
 mod upstream;
 mod waiting;
