@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::history::History;
 use crate::body::{BodyError, read_whole};
-use crate::bounds::Budget;
 use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
@@ -36,6 +35,7 @@ use crate::gateway::route::{Peer, check_caller, check_host};
 use crate::gateway::{Gateway, access};
 use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 use crate::reload::Reloader;
+use crate::server::Connections;
 
 /// What the admin listener sees of the program.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ struct State {
     /// Told when the program is to stop.
     quit: CancellationToken,
     /// Connections of callers, once there can be any.
-    connections: OnceLock<Arc<Budget>>,
+    connections: OnceLock<Connections>,
     /// The last two minutes.
     history: History,
     /// Since 1970.
@@ -60,7 +60,7 @@ struct State {
 
 impl State {
     fn connections(&self) -> usize {
-        self.connections.get().map_or(0, |connections| connections.held())
+        self.connections.get().map_or(0, |connections| connections.budget.held())
     }
 }
 
@@ -73,8 +73,8 @@ impl Admin {
     }
 
     /// Where callers' connections are counted.
-    pub fn watch_connections(&self, connections: &Arc<Budget>) {
-        let _ = self.state.connections.set(Arc::clone(connections));
+    pub fn watch_connections(&self, connections: &Connections) {
+        let _ = self.state.connections.set(connections.clone());
     }
 
     /// Looks at the counters once a second, for ever: `/status` and the page tell of what it sees.
@@ -306,7 +306,7 @@ mod tests {
         let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
         let current = Current::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
-        Admin::new(Arc::clone(&current), Reloader::new(current, None), quit)
+        Admin::new(Arc::clone(&current), Reloader::new(current, None, crate::systemd::Notifier::nobody()), quit)
     }
 
     fn ask(admin: &Admin, method: &str, path: &str, headers: &[(&str, &str)], peer: Peer) -> u16 {

@@ -22,6 +22,13 @@ pub fn tick() -> Tick {
     Tick::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 8) + 1)
 }
 
+/// The system's monotonic clock in microseconds, as other programs of this machine read it.
+pub fn monotonic_micros() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let part = |number: i64| u64::try_from(number).unwrap_or_default();
+    part(time.tv_sec).saturating_mul(1_000_000).saturating_add(part(time.tv_nsec) / 1000)
+}
+
 /// The wall clock: time since 1970-01-01 UTC, 0 if it is set before that.
 pub fn unix_now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()

@@ -31,6 +31,7 @@
 //! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
+//! | [`systemd`] | what the service manager is told |
 //! | [`webhook`] | what Chat says has happened |
 //! | [`reload`] | a new configuration in a running program |
 //! | [`admin`], [`telemetry`] | for operators |
@@ -60,6 +61,7 @@ pub mod serve;
 pub mod server;
 pub mod sign;
 pub mod stack;
+pub mod systemd;
 pub mod telemetry;
 pub mod upstream;
 pub mod webhook;

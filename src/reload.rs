@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use crate::config::{self, Config, Env, NamedFile, Problem, Problems};
+use crate::config::{self, Config, Env, NamedFile, Problem, Problems, Tls};
 use crate::error::chain;
 use crate::gateway::GatewayBuildError;
 use crate::gateway::current::Current;
+use crate::systemd::Notifier;
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +35,8 @@ pub struct Reloader {
     origin: Option<Arc<Origin>>,
     /// One at a time.
     turn: Mutex<()>,
+    /// Is told of each.
+    manager: Notifier,
 }
 
 /// Why nothing was reloaded. The messages hold no secret.
@@ -63,9 +66,9 @@ pub enum Extent {
 }
 
 impl Reloader {
-    /// For the gateway of now.
-    pub fn new(current: Arc<Current>, origin: Option<Origin>) -> Arc<Self> {
-        Arc::new(Self { current, origin: origin.map(Arc::new), turn: Mutex::default() })
+    /// For the gateway of now. The service manager is told of each reload.
+    pub fn new(current: Arc<Current>, origin: Option<Origin>, manager: Notifier) -> Arc<Self> {
+        Arc::new(Self { current, origin: origin.map(Arc::new), turn: Mutex::default(), manager })
     }
 
     /// Reloads. Gives the keys whose new values take a restart, for which the old ones hold.
@@ -74,6 +77,7 @@ impl Reloader {
     /// See [`ReloadError`]. Then nothing has changed.
     pub async fn reload(&self, extent: Extent, cause: &str) -> Result<Vec<&'static str>, ReloadError> {
         let _turn = self.turn.lock().await;
+        self.manager.reloading();
         let result = self.try_reload(extent).await;
         match &result {
             Ok(kept) => {
@@ -89,6 +93,7 @@ impl Reloader {
             }
             Err(error) => tracing::warn!(cause, "not reloaded, nothing has changed: {}", chain(error)),
         }
+        self.manager.ready();
         result
     }
 
@@ -174,6 +179,12 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "upstream.max_in_flight": upstream.max_in_flight,
         "log": log,
     );
+    // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.
+    let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.asks_callers);
+    if terms(&new.server.tls) != terms(&old.server.tls) {
+        new.server.tls.clone_from(&old.server.tls);
+        kept.push("server.tls");
+    }
     match (&mut new.webhook, &old.webhook) {
         (Some(new), Some(old)) if new.listen != old.listen => {
             new.listen = old.listen.clone();

@@ -16,9 +16,11 @@ use crate::config::Config;
 use crate::gateway::current::{Current, ThreadWorker};
 use crate::gateway::{Gateway, GatewayBuildError};
 use crate::reload::{Extent, Origin, Reloader};
-use crate::server::listener::{Accept, Accepted, BindError, Listener};
+use crate::server::adopted::{AdoptError, Adopted};
+use crate::server::listener::{Accept, Accepted, BindError, Listener, SocketFile};
 use crate::server::timed_io::AtWork;
 use crate::server::{self, Connections};
+use crate::systemd::Notifier;
 use crate::webhook::Webhooks;
 
 /// Admin connections at once; probes and people need few.
@@ -35,6 +37,8 @@ pub struct Server {
     admin: Admin,
     /// Stop after what is at work; also cancelled by `POST /quit`.
     quit: CancellationToken,
+    /// Who started us, if it wants to be told.
+    manager: Notifier,
 }
 
 /// Why the program cannot serve.
@@ -43,6 +47,9 @@ pub enum ServeError {
     /// A socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket that systemd has opened.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
     /// The gateway.
     #[error(transparent)]
     Build(#[from] GatewayBuildError),
@@ -53,7 +60,8 @@ pub enum ServeError {
 
 impl Server {
     /// Binds every socket and signs for the first time. Nothing is sent, so Chat need not be there.
-    /// Reloads read from `origin`.
+    /// Reloads read from `origin`, and only with one the environment is heeded: sockets of systemd and whom to
+    /// tell.
     ///
     /// # Errors
     /// See [`ServeError`].
@@ -63,15 +71,19 @@ impl Server {
         let server = &gateway.config.server;
         let webhook = gateway.config.webhook.as_ref();
         let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook.map(|webhook| &webhook.listen));
-        let mut bound = Listener::bind_all(addresses, server.unix_mode)?.into_iter();
+        let env = origin.as_ref().map(|origin| &origin.env);
+        let mut adopted = env.map_or_else(|| Ok(Adopted::default()), Adopted::of_process)?;
+        let mut bound = Listener::bind_all(addresses, server.unix_mode, &mut adopted)?.into_iter();
+        adopted.refuse_rest()?;
+        let manager = env.map_or_else(Notifier::nobody, Notifier::new);
         let admin_listener = bound.next().expect("as many as addresses");
         let listeners = bound.by_ref().take(server.listen.len()).collect();
         let webhook = bound.next().zip(webhook);
         let webhook = webhook.map(|(listener, _)| (listener, Webhooks::new(Arc::clone(&current))));
         let quit = CancellationToken::new();
-        let reloader = Reloader::new(Arc::clone(&current), origin);
+        let reloader = Reloader::new(Arc::clone(&current), origin, manager.clone());
         let admin = Admin::new(Arc::clone(&current), Arc::clone(&reloader), quit.clone());
-        Ok(Self { listeners, admin_listener, webhook, admin, quit, current, reloader })
+        Ok(Self { listeners, admin_listener, webhook, admin, quit, current, reloader, manager })
     }
 
     /// The data listeners, with the ports they have got.
@@ -97,19 +109,29 @@ impl Server {
     /// # Errors
     /// If threads or runtimes cannot be made.
     pub fn run(self) -> Result<ExitCode, ServeError> {
+        // Dropped last, whatever goes wrong below.
+        let _files = self.socket_files();
+        let runtime = runtime()?;
+        // Before anything says that we are here: who has read it may send one.
+        let signals = {
+            let _in = runtime.enter();
+            Signals::new()?
+        };
         let drain = CancellationToken::new();
         let done = CancellationToken::new();
         // Of this, what is used below is what no reload changes.
         let first = self.current.gateway();
         let connections = Connections::new(&first.config.server, drain.clone());
-        self.admin.watch_connections(&connections.budget);
+        self.admin.watch_connections(&connections);
         let listeners = Arc::new(self.listeners);
-        let mut threads = Vec::new();
+        let (mut threads, mut handles) = (Vec::new(), Vec::new());
         for (number, worker) in self.current.threads().iter().enumerate() {
             let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
-            threads.push(spawn_worker(number, worker.clone(), listeners, connections, done.clone())?);
+            let runtime = self::runtime()?;
+            handles.push(runtime.handle().clone());
+            threads.push(spawn_worker((number, runtime), worker.clone(), listeners, connections, done.clone())?);
         }
-        let outcome = runtime()?.block_on(async {
+        let outcome = runtime.block_on(async {
             for listener in listeners.iter() {
                 tracing::info!(listener = "data", address = %listener.address(), "listening");
             }
@@ -126,11 +148,14 @@ impl Server {
                 tokio::spawn(server::accept(listener.for_this_runtime()?, webhooks, connections));
                 open.webhook = Some(listener);
             }
-            let hangups = signal(SignalKind::hangup())?;
+            self.admin.set_ready(true);
+            self.manager.ready();
+            tokio::spawn(self.manager.clone().watch(handles));
+            let Signals { stops, hangups } = signals;
             tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangups));
             tokio::spawn(self.reloader.watch());
-            self.admin.set_ready(true);
-            supervise(&first, &self.admin, &self.quit, &drain, open).await
+            let orders = Orders { stops, quit: self.quit, drain };
+            supervise(&first, &self.admin, &self.manager, orders, open).await
         });
         first.stopped.store(true, Ordering::Release);
         done.cancel();
@@ -138,8 +163,23 @@ impl Server {
             // A worker that panicked has been logged; the others' work is what counts.
             let _ = thread.join();
         }
-        self.admin_listener.remove();
         Ok(outcome?)
+    }
+
+    fn socket_files(&self) -> SocketFiles {
+        let webhook = self.webhook.as_ref().map(|(listener, _)| listener);
+        let all = self.listeners.iter().chain([&self.admin_listener]).chain(webhook);
+        SocketFiles(all.filter_map(Listener::file).cloned().collect())
+    }
+}
+
+/// The files of all Unix sockets, which go with this. A thread may still hold a socket when the program ends; then
+/// its file would stay.
+struct SocketFiles(Vec<Arc<SocketFile>>);
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|file| file.remove());
     }
 }
 
@@ -153,17 +193,17 @@ struct Open {
 async fn supervise(
     gateway: &Gateway,
     admin: &Admin,
-    quit: &CancellationToken,
-    drain: &CancellationToken,
+    manager: &Notifier,
+    Orders { mut stops, quit, drain }: Orders,
     open: Open,
 ) -> io::Result<ExitCode> {
-    let mut signals = Signals::new()?;
     tokio::select! {
-        name = signals.next() => tracing::info!(signal = name, "asked to stop"),
+        name = stops.next() => tracing::info!(signal = name, "asked to stop"),
         () = quit.cancelled() => tracing::info!("asked to stop by POST /quit"),
     }
     let server = &gateway.config.server;
     admin.set_ready(false);
+    manager.stopping();
     let draining = async {
         tokio::time::sleep(server.drain_delay).await;
         drain.cancel();
@@ -185,7 +225,7 @@ async fn supervise(
                 ExitCode::FAILURE
             }
         }
-        name = signals.next() => {
+        name = stops.next() => {
             tracing::warn!(signal = name, "asked again to stop; what was left is cut off");
             ExitCode::FAILURE
         }
@@ -200,17 +240,37 @@ async fn reload_on_hangup(reloader: Arc<Reloader>, mut hangups: Signal) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// What ends it: the first order to stop, and then the second.
+struct Orders {
+    stops: Stops,
+    /// Cancelled by `POST /quit`.
+    quit: CancellationToken,
+    /// To be cancelled when the drain begins.
+    drain: CancellationToken,
+}
+
+/// The signals that mean something to us.
 struct Signals {
+    stops: Stops,
+    /// SIGHUP.
+    hangups: Signal,
+}
+
+impl Signals {
+    /// Takes them over; until then each of them ends the program. Within a runtime.
+    fn new() -> io::Result<Self> {
+        let stops = Stops { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+        Ok(Self { stops, hangups: signal(SignalKind::hangup())? })
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Stops {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
+impl Stops {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -230,13 +290,12 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 fn spawn_worker(
-    number: usize,
+    (number, runtime): (usize, Runtime),
     worker: ThreadWorker,
     listeners: Arc<Vec<Listener>>,
     connections: Connections,
     done: CancellationToken,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime = runtime()?;
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
         runtime.block_on(async {
             for listener in listeners.iter() {

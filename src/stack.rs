@@ -2,11 +2,13 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -35,6 +37,9 @@ pub trait Answers: Clone + Send + 'static {
 
     /// The tasks that a stop waits for; connections are among them.
     fn tasks(&self) -> TaskTracker;
+
+    /// How TLS is served to a TCP connection that begins now; `None`: the connection is plain.
+    fn tls(&self) -> Option<Arc<ServerConfig>>;
 }
 
 impl Answers for ThreadWorker {
@@ -48,6 +53,10 @@ impl Answers for ThreadWorker {
 
     fn tasks(&self) -> TaskTracker {
         self.now().gateway.tasks.clone()
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.now().gateway.config.server.tls.as_ref().map(|tls| Arc::clone(&tls.serving))
     }
 }
 

@@ -73,9 +73,14 @@ fn the_documents_configurations_are_accepted() {
 /// Holds that `chatgate check` takes a configuration.
 fn check(document: &str, config: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for secret in ["chat-key", "feed-token", "webhook-token"] {
-        let file = folder.path().join(secret);
-        fs::write(&file, format!("{}\n", "5b".repeat(32))).expect("a secret's file");
+    let tls = rcgen::generate_simple_self_signed(["chatgate.internal".to_owned()]).expect("a certificate");
+    let (certificate, key) = (tls.cert.pem(), tls.signing_key.serialize_pem());
+    let secret = format!("{}\n", "5b".repeat(32));
+    let secrets = ["chat-key", "feed-token", "webhook-token"].map(|name| (name, &secret));
+    let of_tls = [("server.pem", &certificate), ("server.key", &key), ("clients.pem", &certificate)];
+    for (name, text) in secrets.into_iter().chain(of_tls) {
+        let file = folder.path().join(name);
+        fs::write(&file, text).expect("a secret's file");
         fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
     }
     fs::write(folder.path().join("chatgate.toml"), config).expect("a configuration");

@@ -30,6 +30,11 @@ pub(super) fn effective(config: &Config) -> Value {
             "drain_delay": span(server.drain_delay),
             "drain_timeout": span(server.drain_timeout),
             "explain": server.explain,
+            "tls": server.tls.as_ref().map(|tls| json!({
+                "certificate": tls.certificate.subject,
+                "ends_at": tls.certificate.ends_at_text(),
+                "callers_show_certificates": tls.asks_callers,
+            })),
         },
         "app": apps.iter().map(app).collect::<Vec<_>>(),
         "access": {

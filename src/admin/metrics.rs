@@ -8,6 +8,7 @@ use crate::metrics::labels::{CallEnd, Outcome};
 use crate::metrics::process::Process;
 use crate::metrics::text::{Exposition, Kind};
 use crate::metrics::{AppTotals, SOURCES};
+use crate::server::tls::Cause;
 use crate::telemetry;
 
 /// Everything there is to count, in Prometheus' text format.
@@ -110,6 +111,16 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     ];
     for (name, help, value) in budget {
         text.single(name, Kind::Gauge, help, value);
+    }
+    if let (Some(tls), Some(connections)) = (&gateway.config.server.tls, state.connections.get()) {
+        let left = tls.certificate.ends_at.as_secs_f64() - clock::unix_now().as_secs_f64();
+        let help = "Seconds that the certificate of server.tls is still good.";
+        text.single("chatgate_tls_certificate_expires_seconds", Kind::Gauge, help, left);
+        let name = "chatgate_tls_handshakes_failed_total";
+        text.begin(name, Kind::Counter, "TLS handshakes of callers that came to nothing.");
+        for cause in Cause::ALL {
+            text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
+        }
     }
     let help = "Lines of the log that found no room.";
     text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, telemetry::dropped_lines());

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::config::{Access, App, Caller, Config, lower_limit, show_duration, show_size};
+use crate::config::{Access, App, Caller, Config, ListenAddr, Tls, lower_limit, show_duration, show_size};
 use crate::domain::app::AppName;
 use crate::domain::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 
@@ -16,7 +16,16 @@ pub(super) fn report(config: &Config) -> String {
 fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     let server = &config.server;
     for address in &server.listen {
-        writeln!(out, "data listener   {address}{}", reach(address.is_local(), !config.callers.is_empty()))?;
+        let tls = server.tls.as_ref().filter(|_| matches!(address, ListenAddr::Tcp(_)));
+        let asked = !config.callers.is_empty() || server.asks_for_certificates();
+        let over = if tls.is_some() { ", over TLS" } else { "" };
+        writeln!(out, "data listener   {address}{}{over}", reach(address.is_local(), asked))?;
+    }
+    if let Some(Tls { certificate, asks_callers, .. }) = &server.tls {
+        writeln!(out, "certificate     {}\n  ends          {}", certificate.subject, certificate.ends_at_text())?;
+        if *asks_callers {
+            writeln!(out, "  callers       must show one of server.tls.client_ca_file over TCP")?;
+        }
     }
     let token = if server.admin_token.is_some() { ", orders with a token" } else { "" };
     let reachable = reach(server.admin.is_local(), server.admin_token.is_some() || !config.callers.is_empty());

@@ -14,7 +14,7 @@ use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
     Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, LogRequests,
-    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, later, webhook,
+    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, later, tls, webhook,
 };
 use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
@@ -69,7 +69,8 @@ fn read_file(path: &Path) -> Result<String, (Option<usize>, String)> {
 fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let mut root = Section::root(reader, table);
     let mut server_section = root.section("server");
-    let (server, listen_places) = server(&mut server_section);
+    let (mut server, listen_places) = server(&mut server_section);
+    let certificates_asked = tls::tls(&mut server_section, &mut server);
     let (apps, names) = apps::apps(&mut root);
     let mut access_section = root.section("access");
     let access = access(&mut access_section);
@@ -79,9 +80,13 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let log = log(root.section("log"));
     let webhook = webhook::webhook(reader, &mut root, &names, &server);
     let callers = callers::callers(&mut root, &names, &access);
-    later::check(&mut root, &mut server_section);
+    later::check(&mut root);
     if !access.open {
-        let asks = Asks { callers: root.has("caller"), operators: server.admin_token.is_some() };
+        let asks = Asks {
+            callers: root.has("caller"),
+            certificates: certificates_asked,
+            operators: server.admin_token.is_some(),
+        };
         refuse_open_listeners(reader, &server, &listen_places, asks);
     }
     judge_together(&server_section, &access_section, (&server, &access, &callers));
@@ -167,12 +172,14 @@ const ADMIN_TOKEN: SecretNames =
 /// Who is asked who they are.
 struct Asks {
     callers: bool,
+    /// Of callers, over TCP, but not of operators.
+    certificates: bool,
     operators: bool,
 }
 
 /// Whoever reaches a listener acts as administrator, so one that other machines reach must be meant.
 fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)], asks: Asks) {
-    let data = server.listen.iter().map(|address| (address, asks.callers));
+    let data = server.listen.iter().map(|address| (address, asks.callers || asks.certificates));
     // What operators may read without a token is no secret; what they may order from afar needs one.
     let addresses = data.chain([(&server.admin, asks.callers || asks.operators)]);
     for ((address, asked), (key, place)) in addresses.zip(places) {
@@ -195,7 +202,11 @@ fn judge_together(
     access_section: &Section<'_>,
     (server, access, callers): (&Server, &Access, &[Caller]),
 ) {
-    if access.open && callers.is_empty() && !server.listen.iter().all(ListenAddr::is_local) {
+    if access.open
+        && callers.is_empty()
+        && !server.asks_for_certificates()
+        && !server.listen.iter().all(ListenAddr::is_local)
+    {
         access_section.warning("open", "lets every machine that can reach server.listen call as administrator");
     }
     if !callers.is_empty() && access_section.has("allow") {

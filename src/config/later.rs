@@ -16,11 +16,6 @@ struct ToCome {
 /// All of them. A feature that comes takes its row away; its checks below become its reading.
 const TO_COME: &[ToCome] = &[
     ToCome {
-        key: "server.tls",
-        feature: "TLS for callers",
-        instead: "leave it out and listen on loopback or a Unix socket",
-    },
-    ToCome {
         key: "fleet",
         feature: "sharing between replicas",
         instead: "leave it out and divide [app.quota] among the replicas",
@@ -28,7 +23,7 @@ const TO_COME: &[ToCome] = &[
     ToCome { key: "trace", feature: "exporting traces", instead: "leave it out" },
 ];
 
-/// Whether the feature of a key is still to come: `server.tls` and so on, without numbers.
+/// Whether the feature of a key is still to come: `fleet` and so on, without numbers.
 pub fn is_to_come(key: &str) -> bool {
     TO_COME.iter().any(|row| row.key == key)
 }
@@ -42,9 +37,8 @@ fn refuse(section: &Section<'_>, key: &str, full_key: &str) {
     }
 }
 
-/// Whole sections, and the keys of `[server]`.
-pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>) {
-    check_tls(server);
+/// Whole sections.
+pub(super) fn check(root: &mut Section<'_>) {
     check_fleet(root);
     let mut trace = root.section("trace");
     trace.optional("otlp", text);
@@ -52,17 +46,6 @@ pub(super) fn check(root: &mut Section<'_>, server: &mut Section<'_>) {
     for key in ["fleet", "trace"] {
         refuse(root, key, key);
     }
-}
-
-fn check_tls(server: &mut Section<'_>) {
-    let mut tls = server.section("tls");
-    if server.has("tls") {
-        tls.required("cert_file", "cert_file = \"FILE\"", text);
-        tls.required("key_file", "key_file = \"FILE\"", text);
-    }
-    tls.optional("client_ca_file", text);
-    tls.finish();
-    refuse(server, "tls", "server.tls");
 }
 
 fn check_fleet(root: &mut Section<'_>) {

@@ -20,6 +20,7 @@ mod secret;
 mod section;
 mod source;
 mod suggest;
+mod tls;
 mod tree;
 mod units;
 mod webhook;
@@ -37,6 +38,7 @@ pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};
 pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
 pub use self::source::{NamedFile, Source};
+pub use self::tls::{Certificate, Tls};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
@@ -109,8 +111,9 @@ impl Config {
     /// # Errors
     /// A problem for each of them.
     pub fn refuse_open_listeners(&self) -> Result<(), Problems> {
-        let asks = !self.callers.is_empty();
-        let admin_asks = asks || self.server.admin_token.is_some();
+        let asks_callers = !self.callers.is_empty();
+        let asks = asks_callers || self.server.asks_for_certificates();
+        let admin_asks = asks_callers || self.server.admin_token.is_some();
         let data = self.server.listen.iter().map(|address| ("server.listen", address, asks));
         let all = data.chain([("server.admin", &self.server.admin, admin_asks)]);
         let open = all.filter(|(_, address, asks)| !self.access.open && !asks && !address.is_local());
@@ -175,6 +178,15 @@ pub struct Server {
     pub drain_timeout: Duration,
     /// Whether `Chatgate-Explain` is answered. Default false.
     pub explain: bool,
+    /// TLS of the TCP listeners of `listen`; `None`: they are plain.
+    pub tls: Option<Tls>,
+}
+
+impl Server {
+    /// Whether callers over TCP must show a certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.asks_callers)
+    }
 }
 
 impl Default for Server {
@@ -199,6 +211,7 @@ impl Default for Server {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(25),
             explain: false,
+            tls: None,
         }
     }
 }

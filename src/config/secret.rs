@@ -135,17 +135,7 @@ pub(super) fn read_regular_secret_file(path: &Path) -> Result<(SecretText, Vec<R
 /// # Errors
 /// A sentence that says what is wrong with the file.
 pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = || {
-        require_regular(path)?;
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(SecretError::Unreadable)?;
-        file.take(CA_LEN_MAX as u64 + 1).read_to_end(&mut bytes).map_err(SecretError::Unreadable)?;
-        Ok(bytes)
-    };
-    let pem = read().map_err(|error: SecretError| error.to_string())?;
-    if pem.len() > CA_LEN_MAX {
-        return Err("the file it names is larger than 1 MiB".to_owned());
-    }
+    let (pem, _) = read_pem_file(path)?;
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|_| "the file it names is not PEM (text with -----BEGIN CERTIFICATE-----)".to_owned())?;
@@ -158,6 +148,29 @@ pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
             .map_err(|_| format!("certificate {number} of the file it names cannot be used as a root of trust"))?;
     }
     Ok(certificates)
+}
+
+/// Reads a file of certificates or of a key, which is wiped on drop, with a remark if it is one that all
+/// users of this machine can read.
+///
+/// # Errors
+/// A sentence that says what is wrong with the file.
+pub(super) fn read_pem_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<Remark>), String> {
+    let read = || {
+        require_regular(path)?;
+        let file = File::open(path).map_err(SecretError::Unreadable)?;
+        let metadata = file.metadata().map_err(SecretError::Unreadable)?;
+        // Room for all of it from the start: a buffer that grows leaves unwiped copies behind.
+        let len = usize::try_from(metadata.len()).unwrap_or(CA_LEN_MAX).min(CA_LEN_MAX);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(len + 2));
+        file.take(CA_LEN_MAX as u64 + 1).read_to_end(&mut bytes).map_err(SecretError::Unreadable)?;
+        Ok((bytes, world_readable(&metadata).then_some(Remark::WorldReadable)))
+    };
+    let (pem, remark) = read().map_err(|error: SecretError| error.to_string())?;
+    if pem.len() > CA_LEN_MAX {
+        return Err("the file it names is larger than 1 MiB".to_owned());
+    }
+    Ok((pem, remark))
 }
 
 fn require_regular(path: &Path) -> Result<(), SecretError> {

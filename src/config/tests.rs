@@ -11,6 +11,7 @@ use super::*;
 use crate::domain::caller::TokenDigest;
 
 mod refusals;
+mod tls;
 
 /// A key that must never be seen, in the form the console shows keys in.
 const MARKED: &str = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
@@ -100,8 +101,19 @@ fn the_explained_file_shows_the_defaults() {
 #[test]
 fn the_explained_file_has_every_key() {
     let explained = include_str!("../../config/chatgate.toml");
-    let sections =
-        ["server", "app.0", "app.0.quota", "access", "cache", "follow_check", "upstream", "webhook", "log", "caller.0"];
+    let sections = [
+        "server",
+        "server.tls",
+        "app.0",
+        "app.0.quota",
+        "access",
+        "cache",
+        "follow_check",
+        "upstream",
+        "webhook",
+        "log",
+        "caller.0",
+    ];
     for section in sections {
         // The message for a key that nobody could have meant lists the keys there are.
         let variable = format!("CHATGATE__{}__QQQQQQQQQQ", section.replace('.', "__").to_uppercase());
@@ -243,6 +255,7 @@ fn every_key_is_read() {
         drain_delay: secs(11),
         drain_timeout: secs(12),
         explain: true,
+        tls: None,
     };
     assert_eq!(config.server, server);
     let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();

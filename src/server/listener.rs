@@ -5,10 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::adopted::Adopted;
 use crate::config::ListenAddr;
 use crate::gateway::route::Peer;
 
@@ -21,8 +24,41 @@ const BACKLOG: i32 = 1024;
 pub enum Listener {
     /// With the address it has got.
     Tcp(std::net::TcpListener, SocketAddr),
-    /// With its path, which is removed when the program ends.
-    Unix(StdUnixListener, PathBuf),
+    /// With its file.
+    Unix(StdUnixListener, Arc<SocketFile>),
+}
+
+/// The file of a Unix socket. It goes with the socket, unless others have made it.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// It is ours and still there.
+    ours: AtomicBool,
+}
+
+impl SocketFile {
+    fn of_ours(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { path, ours: AtomicBool::new(true) })
+    }
+
+    /// One that stays when we go.
+    pub fn of_others(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { path, ours: AtomicBool::new(false) })
+    }
+
+    /// Removes it, once: a later process may have put another one into its place.
+    pub fn remove(&self) {
+        if self.ours.swap(false, Ordering::AcqRel) {
+            // It may be gone already; then that is what was wanted.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 /// A socket that cannot be listened on.
@@ -47,32 +83,25 @@ impl Listener {
         bound.map_err(|error| BindError { address: address.clone(), what: error.to_string() })
     }
 
-    /// Binds all of them, in their order, or none: those that are bound already leave no file behind.
+    /// Binds all of them, in their order, or none: those that are bound already leave no file behind. One that
+    /// is among the adopted is taken from there.
     ///
     /// # Errors
     /// That of the first that cannot be bound.
     pub fn bind_all<'a>(
         addresses: impl IntoIterator<Item = &'a ListenAddr>,
         unix_mode: u32,
+        adopted: &mut Adopted,
     ) -> Result<Vec<Self>, BindError> {
-        let mut bound: Vec<Self> = Vec::new();
-        for address in addresses {
-            match Self::bind(address, unix_mode) {
-                Ok(listener) => bound.push(listener),
-                Err(error) => {
-                    bound.iter().for_each(Self::remove);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(bound)
+        let place = |address| adopted.take(address).map_or_else(|| Self::bind(address, unix_mode), Ok);
+        addresses.into_iter().map(place).collect()
     }
 
     /// The address in the form of the configuration, with the port it has got.
     pub fn address(&self) -> ListenAddr {
         match self {
             Listener::Tcp(_, address) => ListenAddr::Tcp(*address),
-            Listener::Unix(_, path) => ListenAddr::Unix(path.clone()),
+            Listener::Unix(_, file) => ListenAddr::Unix(file.path.clone()),
         }
     }
 
@@ -87,11 +116,18 @@ impl Listener {
         })
     }
 
-    /// Removes the file of a Unix socket.
+    /// Removes the file of a Unix socket, if it is ours: other copies of the socket may live a little longer.
     pub fn remove(&self) {
-        if let Listener::Unix(_, path) = self {
-            // It may be gone already; then that is what was wanted.
-            let _ = std::fs::remove_file(path);
+        if let Some(file) = self.file() {
+            file.remove();
+        }
+    }
+
+    /// The file of a Unix socket.
+    pub fn file(&self) -> Option<&Arc<SocketFile>> {
+        match self {
+            Listener::Tcp(..) => None,
+            Listener::Unix(_, file) => Some(file),
         }
     }
 }
@@ -135,7 +171,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
         let _ = std::fs::remove_file(&hidden);
         return Err(error);
     }
-    Ok(Listener::Unix(listener, path.to_owned()))
+    Ok(Listener::Unix(listener, SocketFile::of_ours(path.to_owned())))
 }
 
 /// A listener that belongs to a runtime.
@@ -194,11 +230,14 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert!(unix(&path).expect_err("in use").to_string().contains("another process"));
         drop(first);
+        assert!(!path.exists(), "it goes with the socket");
+        drop(StdUnixListener::bind(&path).expect("free"));
         assert!(path.exists(), "a process that was killed leaves it behind");
         let second = unix(&path).expect("stale");
         second.remove();
         assert!(!path.exists());
         std::fs::write(&path, "precious").expect("written");
+        drop(second);
         assert!(unix(&path).expect_err("a file").to_string().contains("left alone"));
         assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
         assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1, "nothing else is left");
@@ -208,9 +247,10 @@ mod tests {
     fn all_are_bound_or_none() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = |name: &str| ListenAddr::Unix(dir.path().join(name));
-        let good = Listener::bind_all([&socket("a"), &socket("b")], 0o600).expect("free");
+        let bind_all = |addresses: [&ListenAddr; 2]| Listener::bind_all(addresses, 0o600, &mut Adopted::default());
+        let good = bind_all([&socket("a"), &socket("b")]).expect("free");
         assert_eq!(good.iter().map(Listener::address).collect::<Vec<_>>(), [socket("a"), socket("b")]);
-        let again = Listener::bind_all([&socket("c"), &socket("a")], 0o600).expect_err("a is in use").to_string();
+        let again = bind_all([&socket("c"), &socket("a")]).expect_err("a is in use").to_string();
         assert!(again.contains("another process"), "{again}");
         assert!(dir.path().join("a").exists() && !dir.path().join("c").exists(), "it takes back its own only");
     }

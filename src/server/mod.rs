@@ -1,10 +1,12 @@
-//! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, drained at the end.
+//! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
 
+pub mod adopted;
 pub mod framing;
 pub mod head;
 pub mod listener;
 mod refusals;
 pub mod timed_io;
+pub mod tls;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -17,13 +19,16 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use self::listener::{Accept, Accepted};
 use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
+use self::tls::Handshakes;
 use crate::bounds::{Budget, Held};
 use crate::config;
 use crate::domain::caller::CallerId;
@@ -51,6 +56,8 @@ pub struct Connections {
     pub budget: Arc<Budget>,
     /// Their time limits.
     pub limits: Limits,
+    /// How those over TLS begin.
+    pub handshakes: Handshakes,
     /// No new ones, and the present ones end after what they have at work.
     pub drain: CancellationToken,
     linger: Duration,
@@ -62,6 +69,7 @@ impl Connections {
         Self {
             budget: Budget::new(server.max_connections),
             limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
+            handshakes: Handshakes::new(server.handshake_timeout),
             drain,
             linger: LINGER_MAX.min(server.drain_timeout / 4),
         }
@@ -89,7 +97,13 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                 let tasks = answers.tasks();
                 tasks.spawn(async move {
                     match stream {
-                        Accepted::Tcp(stream) => serve(stream, downstream, answers, connections, place).await,
+                        Accepted::Tcp(stream) => match answers.tls() {
+                            None => serve(stream, downstream, answers, connections, place).await,
+                            // In a box, so that plain connections do not carry its size.
+                            Some(tls) => {
+                                Box::pin(serve_tls(stream, tls, downstream, answers, connections, place)).await
+                            }
+                        },
                         Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
                     }
                 });
@@ -123,6 +137,20 @@ fn caller_of(stream: &Accepted) -> CallerId {
         },
     };
     CallerId(number)
+}
+
+async fn serve_tls(
+    stream: TcpStream,
+    tls: Arc<ServerConfig>,
+    downstream: Downstream,
+    answers: impl Answers,
+    connections: Connections,
+    place: Held,
+) {
+    let Connections { handshakes, drain, linger, .. } = &connections;
+    if let Some(stream) = handshakes.shake(stream, tls, drain, *linger).await {
+        serve(stream, downstream, answers, connections, place).await;
+    }
 }
 
 async fn serve<S>(stream: S, downstream: Downstream, answers: impl Answers, connections: Connections, _place: Held)

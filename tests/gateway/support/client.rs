@@ -106,6 +106,11 @@ impl Conn {
         Ok(Conn { stream, unread: Vec::new() })
     }
 
+    /// Over what is connected already.
+    pub(crate) fn over(stream: impl Stream + 'static) -> Conn {
+        Conn { stream: Box::new(stream), unread: Vec::new() }
+    }
+
     /// A connection whose kernel buffer takes little, so that an answer that is not read piles up at
     /// the gateway.
     pub(crate) async fn open_narrow(address: &str) -> Conn {

@@ -26,12 +26,18 @@ impl Gateway {
     /// Starts `serve` with the text as its configuration and waits until `listeners` data listeners
     /// and the admin listener are up. `dir` holds the files that the text names.
     pub(crate) async fn start(config: &str, dir: Arc<TempDir>, env: &[(&str, &str)], listeners: usize) -> Gateway {
-        let turn = super::turn::shared().await;
         let file = dir.path().join("chatgate.toml");
         std::fs::write(&file, config).expect("own directory");
-        let mut process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), env);
+        let turn = super::turn::shared().await;
+        let process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), env);
+        Gateway::of(process, turn, dir, listeners).await
+    }
+
+    /// The same of a process that the test has started.
+    pub(crate) async fn of(mut process: Process, turn: Arc<Turn>, dir: Arc<TempDir>, listeners: usize) -> Gateway {
         let (data, admin) = eventually("the gateway listens", async || {
             if let Some(code) = process.try_exit() {
+                let config = std::fs::read_to_string(dir.path().join("chatgate.toml")).unwrap_or_default();
                 panic!("ended with {code} instead of listening:\n{}\n{config}", process.stderr());
             }
             let log = process.stderr();

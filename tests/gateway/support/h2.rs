@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::answer::Answer;
 use super::client::Ask;
+use super::wire::Stream;
 use super::{PATIENCE, within};
 
 /// An HTTP/2 connection. Copies share it, each call has a stream of its own.
@@ -18,9 +19,12 @@ pub(crate) struct Http2 {
 
 impl Http2 {
     pub(crate) async fn open(address: &str) -> Http2 {
-        let stream = TcpStream::connect(address).await.expect("accepted");
-        let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2 by prior knowledge");
+        Http2::over(TcpStream::connect(address).await.expect("accepted")).await
+    }
+
+    /// Over what is connected already.
+    pub(crate) async fn over(stream: impl Stream + 'static) -> Http2 {
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
         tokio::spawn(connection);
         Http2 { sender }
     }

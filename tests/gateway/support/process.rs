@@ -33,17 +33,21 @@ impl Process {
     /// the first would break every upstream call, the second would leave a file ([`Process::drop`]).
     pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
         let mut command = hosts::command(env!("CARGO_BIN_EXE_chatgate"), dir);
-        command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
+        Process::spawn(command, dir, env)
+    }
+
+    /// The same of a command of the test's own that becomes `chatgate`. Its stdout is kept if it is piped.
+    pub(crate) fn spawn(mut command: Command, dir: &Path, env: &[(&str, &str)]) -> Process {
+        command.current_dir(dir).stderr(Stdio::piped());
         command.env_remove("CHATGATE_CONFIG").env("SSLKEYLOGFILE", dir.join(KEY_LOG)).env("NO_COLOR", "1");
         for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
             command.env(proxy, "http://127.0.0.1:9");
         }
         let mut child = command.envs(env.iter().copied()).spawn().expect("the binary starts");
         let (stdout, stderr) = (Captured::default(), Captured::default());
-        let readers = vec![
-            stdout.read_from(child.stdout.take().expect("piped")),
-            stderr.read_from(child.stderr.take().expect("piped")),
-        ];
+        let mut readers = vec![stderr.read_from(child.stderr.take().expect("piped"))];
+        readers.extend(child.stdout.take().map(|pipe| stdout.read_from(pipe)));
         Process { child, readers, stdout, stderr, exit: None }
     }
 

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::app::{MAIN, TestApp};
 use super::chat::FakeChat;
 use super::gateway::Gateway;
+use super::process::Process;
 use super::secrets;
 use super::wire::free_address;
 
@@ -71,8 +72,9 @@ impl Setup {
     }
 
     /// Sets an environment variable of the gateway.
-    pub(crate) fn env(mut self, name: &'static str, value: &'static str) -> Setup {
-        self.env.push((name, value));
+    pub(crate) fn env(mut self, name: &'static str, value: &str) -> Setup {
+        // The few of a test may stay until its end.
+        self.env.push((name, value.to_owned().leak()));
         self
     }
 
@@ -138,6 +140,15 @@ impl Setup {
         let (data, admin) = (free_address().to_string(), free_address().to_string());
         let setup = self.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
         Gateway::start_at(&setup.text(), setup.dir.clone(), vec![data], admin).await
+    }
+
+    /// Starts the gateway by a command of the test's own, to which `serve` and the file are added.
+    pub(crate) async fn start_by(self, mut command: std::process::Command) -> Gateway {
+        let file = self.write();
+        command.args(["serve", "--config"]).arg(file);
+        let turn = super::turn::shared().await;
+        let process = Process::spawn(command, self.dir.path(), &self.env);
+        Gateway::of(process, turn, self.dir.clone(), self.listeners).await
     }
 
     /// Starts the gateway and waits until it listens.

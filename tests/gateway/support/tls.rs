@@ -1,17 +1,32 @@
-//! A private CA and the certificates of the fake Chat.
+//! A private CA, its certificates, and callers over TLS.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
-use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::secrets;
+
+static BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
+static OLDER: &[&SupportedProtocolVersion] = &[&version::TLS12];
 
 /// A certificate authority that nobody but the test trusts.
 pub(crate) struct Ca {
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in PEM.
+pub(crate) struct Pem {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
 }
 
 impl Ca {
@@ -26,6 +41,19 @@ impl Ca {
     /// For `ca_file`.
     pub(crate) fn pem(&self) -> String {
         self.certificate.pem()
+    }
+
+    /// A certificate for this name, good for so long. Its key is searched for in all output from here on.
+    pub(crate) fn issue(&self, name: &str, good_for: Duration) -> Pem {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        #[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+        let now = SystemTime::now();
+        params.not_after = (now + good_for).into();
+        let key = KeyPair::generate().expect("a key");
+        let leaf = params.signed_by(&key, &self.issuer).expect("signed");
+        let pem = Pem { certificate: leaf.pem(), key: key.serialize_pem() };
+        pem.key.lines().filter(|line| !line.starts_with("-----")).for_each(secrets::remember);
+        pem
     }
 
     /// A server's side of TLS with a good certificate for this name.
@@ -60,5 +88,57 @@ impl Ca {
             .with_single_cert(vec![leaf.der().clone()], key.into())
             .expect("a fitting key");
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// A caller that trusts this authority and knows the gateway as `localhost`.
+    pub(crate) fn caller(&self) -> TlsCaller<'_> {
+        TlsCaller { ca: self, shows: None, alpn: &[], versions: BOTH }
+    }
+}
+
+/// A caller's side of TLS, in the making.
+pub(crate) struct TlsCaller<'a> {
+    ca: &'a Ca,
+    shows: Option<&'a Pem>,
+    alpn: &'a [&'a str],
+    versions: &'static [&'static SupportedProtocolVersion],
+}
+
+impl<'a> TlsCaller<'a> {
+    /// Shows this certificate if it is asked for one.
+    pub(crate) fn shows(self, pem: &'a Pem) -> Self {
+        TlsCaller { shows: Some(pem), ..self }
+    }
+
+    /// Offers these protocols.
+    pub(crate) fn alpn(self, alpn: &'a [&'a str]) -> Self {
+        TlsCaller { alpn, ..self }
+    }
+
+    /// Speaks TLS 1.2 only.
+    pub(crate) fn tls12(self) -> Self {
+        TlsCaller { versions: OLDER, ..self }
+    }
+
+    /// Connects, with a handshake of its own each time.
+    pub(crate) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.certificate.der().clone()).expect("a CA");
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(self.versions)
+            .expect("versions of the provider")
+            .with_root_certificates(roots);
+        let mut config = match self.shows {
+            None => builder.with_no_client_auth(),
+            Some(Pem { certificate, key }) => {
+                let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+                builder.with_client_auth_cert(vec![certificate], key).expect("a fitting key")
+            }
+        };
+        config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let stream = TcpStream::connect(address).await?;
+        let name = "localhost".try_into().expect("a name");
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 }
