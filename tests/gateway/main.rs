@@ -13,6 +13,7 @@ mod concurrency;
 mod control;
 mod errors;
 mod evict;
+mod exhaustion;
 mod follow;
 mod freshness;
 mod h2_floods;

@@ -3,7 +3,8 @@
 //! * [`setup::Setup`] writes a configuration and starts the real binary as a [`gateway::Gateway`];
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
-//! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
+//! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2, [`h2_raw`]
+//!   its single frames;
 //! * [`exposition`] reads `/metrics` to the letter;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`answer::Answer`] is what came back, with the contract's shapes as assertions;
@@ -21,6 +22,7 @@ pub(crate) mod exposition;
 pub(crate) mod gateway;
 pub(crate) mod graph;
 pub(crate) mod h2;
+pub(crate) mod h2_raw;
 mod harness;
 pub(crate) mod hook;
 pub(crate) mod process;
