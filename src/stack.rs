@@ -18,6 +18,7 @@ use crate::clock;
 use crate::error::GatewayError;
 use crate::gateway::Downstream;
 use crate::gateway::current::ThreadWorker;
+use crate::metrics::labels::Outcome;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken from a caller, in bytes.
@@ -35,6 +36,9 @@ pub trait Answers: Clone + Send + 'static {
         downstream: Downstream,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
+    /// What was to be a request was refused before it became one.
+    fn refused(&self, _: Outcome) {}
+
     /// The tasks that a stop waits for; connections are among them.
     fn tasks(&self) -> TaskTracker;
 
@@ -49,6 +53,10 @@ impl Answers for ThreadWorker {
         downstream: Downstream,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
         self.now().handle(request, downstream)
+    }
+
+    fn refused(&self, outcome: Outcome) {
+        self.now().refused(outcome);
     }
 
     fn tasks(&self) -> TaskTracker {

@@ -34,7 +34,7 @@ use http_body_util::Full;
 
 use self::access::Listed;
 use self::freshness::{Tally, Wishes};
-use self::record::Trail;
+use self::record::{Asked, Trail};
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Held;
@@ -106,9 +106,9 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut trail = Trail::begin(downstream.caller);
-        let answered = self.answer(&head, body, downstream, &mut trail).await;
-        self.record(&head, &trail, &answered);
+        let mut asked = Asked::begin(&self.recorder, downstream.caller);
+        let answered = self.answer(&head, body, downstream, &mut asked.trail).await;
+        self.record(&head, asked, &answered);
         answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 

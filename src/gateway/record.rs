@@ -58,6 +58,29 @@ impl Trail {
     }
 }
 
+/// A request until it has its answer. Its caller may leave before that: then it is dropped with the future
+/// that works on it, and counted as abandoned. Calls that it caused may go on and are counted by themselves.
+pub(super) struct Asked<'a> {
+    recorder: &'a Recorder,
+    pub trail: Trail,
+    answered: bool,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn begin(recorder: &'a Recorder, caller: CallerId) -> Self {
+        Self { recorder, trail: Trail::begin(caller), answered: false }
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let Trail { app, command, begun, .. } = self.trail;
+            self.recorder.request(app, command, Outcome::ABANDONED, clock::now() - begun);
+        }
+    }
+}
+
 /// What a call of one request does, which runs in a task of its own if it is a write.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
@@ -108,8 +131,15 @@ impl Worker {
         waited
     }
 
+    /// What was to be a request was refused before it became one: it names nothing and took no time.
+    pub(crate) fn refused(&self, outcome: Outcome) {
+        self.recorder.request(None, CommandLabel::other(), outcome, Duration::ZERO);
+    }
+
     /// A request has its answer.
-    pub(super) fn record(&self, head: &Parts, trail: &Trail, answered: &Result<Reply, GatewayError>) {
+    pub(super) fn record(&self, head: &Parts, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
+        asked.answered = true;
+        let trail = &asked.trail;
         let took = clock::now() - trail.begun;
         let outcome = match answered {
             Ok(reply) if reply.error_code == 0 => Outcome::OK,

@@ -54,10 +54,11 @@ impl CommandLabel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome(usize);
 
-/// `ok`, `failed`, and every slug that a request can end with.
-const OUTCOMES: [&str; 25] = [
+/// `ok`, `failed`, `abandoned`, and every slug that a request can end with.
+const OUTCOMES: [&str; 26] = [
     "ok",
     "failed",
+    "abandoned",
     "bad_json",
     "bad_parameter",
     "bad_request",
@@ -88,6 +89,8 @@ impl Outcome {
     pub const OK: Outcome = Outcome(0);
     /// Chat said no.
     pub const FAILED: Outcome = Outcome(1);
+    /// The caller left before it was answered.
+    pub const ABANDONED: Outcome = Outcome(2);
     /// How many there are.
     pub const COUNT: usize = OUTCOMES.len();
 

@@ -1,6 +1,7 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
 
 pub mod adopted;
+pub mod frames;
 pub mod framing;
 pub mod head;
 pub mod listener;
@@ -159,7 +160,8 @@ where
 {
     let at_work = AtWork::default();
     let io = guarded(stream, connections.limits, at_work.clone());
-    let service = stack::service(answers, downstream);
+    let service = stack::service(answers.clone(), downstream);
+    let refused = at_work.clone();
     let drain = connections.drain.clone();
     let counted = tower::service_fn(move |request: Request<Incoming>| {
         let keeps = request.version() >= Version::HTTP_2;
@@ -195,6 +197,9 @@ where
             }
         }
     };
+    if let Some(outcome) = refused.refusal() {
+        answers.refused(outcome);
+    }
     if let Err(error) = served {
         // A peer that goes away or sends what is not HTTP. The text is hyper's and holds no bytes.
         tracing::debug!(%error, "a connection ended early");
@@ -203,7 +208,7 @@ where
 
 /// A connection as every listener serves it: within time limits, with one way to read each request.
 pub(crate) fn guarded<S>(stream: S, limits: Limits, at_work: AtWork) -> TokioIo<OwnRefusals<TimedIo<S>>> {
-    TokioIo::new(OwnRefusals::new(TimedIo::new(stream, limits, at_work)))
+    TokioIo::new(OwnRefusals::new(TimedIo::new(stream, limits, at_work.clone()), at_work))
 }
 
 /// HTTP/1.1 and HTTP/2 with every bound set.

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::framing::Follower;
 use super::head::Fault;
+use super::timed_io::AtWork;
 use crate::clock;
 use crate::error::GatewayError;
 
@@ -28,6 +29,7 @@ const BROKEN_OFF: &[u8] = b"\0\r\n\r\n";
 #[derive(Debug)]
 pub(crate) struct OwnRefusals<S> {
     stream: S,
+    at_work: AtWork,
     follower: Follower,
     /// Set once something was refused: nothing more is read.
     ended: Option<Ended>,
@@ -54,9 +56,9 @@ struct Replaced {
 }
 
 impl<S> OwnRefusals<S> {
-    /// Wraps a connection.
-    pub(crate) fn new(stream: S) -> Self {
-        Self { stream, follower: Follower::default(), ended: None, at_boundary: true, replaced: None }
+    /// Wraps a connection. What is refused is told to `at_work`.
+    pub(crate) fn new(stream: S, at_work: AtWork) -> Self {
+        Self { stream, at_work, follower: Follower::default(), ended: None, at_boundary: true, replaced: None }
     }
 
     /// The fault of the head that was broken off.
@@ -68,9 +70,9 @@ impl<S> OwnRefusals<S> {
     }
 }
 
-/// Our answer for a bare refusal; `None` for everything else. `fault` is what we found in the head
+/// What a bare refusal is about; `None` for everything else. `fault` is what we found in the head
 /// ourselves; without it hyper found something.
-fn replacement(bytes: &[u8], fault: Option<Fault>) -> Option<Vec<u8>> {
+fn refusal(bytes: &[u8], fault: Option<Fault>) -> Option<GatewayError> {
     // The first test is all that an ordinary answer pays.
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
     let error = match (status.get(..2)?, fault) {
@@ -80,9 +82,12 @@ fn replacement(bytes: &[u8], fault: Option<Fault>) -> Option<Vec<u8>> {
         _ => return None,
     };
     let has = |line: &[u8]| memmem::find(bytes, line).is_some();
-    if has(b"\r\nx-request-id: ") || !has(b"\r\ncontent-length: 0\r\n") {
-        return None;
-    }
+    let is_bare = !has(b"\r\nx-request-id: ") && has(b"\r\ncontent-length: 0\r\n");
+    is_bare.then_some(error)
+}
+
+/// The answer in our words, whole.
+fn answer_of(error: &GatewayError) -> Vec<u8> {
     let wire = error.wire();
     let body = error.envelope();
     let reason = StatusCode::canonical_reason(&wire.status).unwrap_or_default();
@@ -93,7 +98,7 @@ fn replacement(bytes: &[u8], fault: Option<Fault>) -> Option<Vec<u8>> {
         clock::request_number(),
         body.len(),
     );
-    Some([head.as_bytes(), &body].concat())
+    [head.as_bytes(), &body].concat()
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
@@ -122,8 +127,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.replaced.is_none() && self.at_boundary {
-            self.replaced = replacement(bytes, self.fault()).map(|bytes| Replaced { bytes, written: 0 });
+        if self.replaced.is_none()
+            && self.at_boundary
+            && let Some(error) = refusal(bytes, self.fault())
+        {
+            self.at_work.refused(&error);
+            self.replaced = Some(Replaced { bytes: answer_of(&error), written: 0 });
         }
         let Self { stream, at_boundary, replaced, .. } = &mut *self;
         let Some(answer) = replaced else {
@@ -149,7 +158,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
     ) -> Poll<io::Result<usize>> {
         // A refusal is one short piece; only the first piece can begin one.
         match bufs.iter().find(|buf| !buf.is_empty()) {
-            Some(first) if self.replaced.is_some() || (self.at_boundary && replacement(first, None).is_some()) => {
+            Some(first) if self.replaced.is_some() || (self.at_boundary && refusal(first, None).is_some()) => {
                 self.poll_write(cx, first)
             }
             _ => {
@@ -184,7 +193,7 @@ mod tests {
     /// What arrives when `bytes` are written, through a pipe of 16 bytes.
     async fn through(bytes: &'static [u8]) -> String {
         let (mut peer, stream) = duplex(16);
-        let writing = tokio::spawn(async move { OwnRefusals::new(stream).write_all(bytes).await });
+        let writing = tokio::spawn(async move { OwnRefusals::new(stream, AtWork::default()).write_all(bytes).await });
         let mut got = String::new();
         peer.read_to_string(&mut got).await.expect("text");
         writing.await.expect("no panic").expect("written");

@@ -4,7 +4,7 @@
 //! - Until its first request is there, and from the first byte of a further head until that request
 //!   is there: `head`.
 //! - Between requests a connection may be idle for `idle`. Over HTTP/2 all bytes between requests count
-//!   as idleness, since most of them are PINGs and SETTINGS and only HTTP/2 itself can tell.
+//!   as idleness, since most of them are PINGs and SETTINGS, except those of a head.
 //! - From the moment the peer stops taking an answer until it has taken all of it: `write`.
 //!
 //! While a request is being worked on reading has no limit here: its body and its answer have their
@@ -12,15 +12,18 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::frames::Frames;
 use crate::clock;
+use crate::error::GatewayError;
+use crate::metrics::labels::Outcome;
 
 /// The limits.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +36,7 @@ pub struct Limits {
     pub write: Duration,
 }
 
-/// The requests of a connection. Shared by its service and its [`TimedIo`].
+/// The requests of a connection. Shared by its service and what it reads and writes through.
 #[derive(Debug, Clone, Default)]
 pub struct AtWork(Arc<Counts>);
 
@@ -42,6 +45,7 @@ struct Counts {
     begun: AtomicUsize,
     ended: AtomicUsize,
     http2: AtomicBool,
+    refused: OnceLock<Outcome>,
 }
 
 impl AtWork {
@@ -52,6 +56,16 @@ impl AtWork {
         }
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         Work(Arc::clone(&self.0))
+    }
+
+    /// What was to be a request was answered with this error before it became one. The connection ends with it.
+    pub fn refused(&self, error: &GatewayError) {
+        let _ = self.0.refused.set(Outcome::refused(error));
+    }
+
+    /// What [`AtWork::refused`] was told.
+    pub fn refusal(&self) -> Option<Outcome> {
+        self.0.refused.get().copied()
     }
 
     fn http2(&self) -> bool {
@@ -84,26 +98,37 @@ pub struct TimedIo<S> {
     limits: Limits,
     at_work: AtWork,
     sleep: Option<Pin<Box<Sleep>>>,
-    waiting_for: Option<(Waiting, Instant)>,
+    /// When the next request must have begun. Over HTTP/2 a head that becomes no request does not move it.
+    idle_until: Option<Instant>,
+    /// When the head that has begun must be whole.
+    head_until: Option<Instant>,
+    /// The one of the two that counts, if one does.
+    read_until: Option<Instant>,
     /// When the peer must have taken what is being written.
     write_until: Option<Instant>,
     /// A head is awaited, or has begun, that no request has been made of yet.
     head_begun: bool,
     /// How many requests had begun when we last looked.
     seen: usize,
-}
-
-/// What reading waits for, and since when it must have come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Waiting {
-    Idle,
-    Head,
+    frames: Frames,
 }
 
 impl<S> TimedIo<S> {
     /// Wraps a fresh connection.
     pub fn new(stream: S, limits: Limits, at_work: AtWork) -> Self {
-        Self { stream, limits, at_work, sleep: None, waiting_for: None, write_until: None, head_begun: true, seen: 0 }
+        Self {
+            stream,
+            limits,
+            at_work,
+            sleep: None,
+            idle_until: None,
+            head_until: None,
+            read_until: None,
+            write_until: None,
+            head_begun: true,
+            seen: 0,
+            frames: Frames::default(),
+        }
     }
 
     /// If a request has begun, the bytes so far have become that request, and waiting begins anew.
@@ -112,7 +137,7 @@ impl<S> TimedIo<S> {
         if begun != self.seen {
             self.seen = begun;
             self.head_begun = false;
-            self.waiting_for = None;
+            (self.idle_until, self.head_until, self.read_until) = (None, None, None);
         }
     }
 
@@ -122,16 +147,16 @@ impl<S> TimedIo<S> {
         if self.at_work.any() {
             return None;
         }
-        let (waiting, limit) =
-            if self.head_begun { (Waiting::Head, self.limits.head) } else { (Waiting::Idle, self.limits.idle) };
-        match self.waiting_for {
-            Some((same, until)) if same == waiting => Some(until),
-            _ => {
-                let until = clock::now() + limit;
-                self.waiting_for = Some((waiting, until));
-                Some(until)
-            }
-        }
+        let until = if self.head_begun {
+            let limit = self.limits.head;
+            *self.head_until.get_or_insert_with(|| clock::now() + limit)
+        } else {
+            let limit = self.limits.idle;
+            self.head_until = None;
+            *self.idle_until.get_or_insert_with(|| clock::now() + limit)
+        };
+        self.read_until = Some(until);
+        self.read_until
     }
 
     /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
@@ -140,8 +165,7 @@ impl<S> TimedIo<S> {
         if now >= until {
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
         }
-        let nearest =
-            self.write_until.into_iter().chain(self.waiting_for.map(|(_, until)| until)).fold(until, Instant::min);
+        let nearest = self.write_until.into_iter().chain(self.read_until).fold(until, Instant::min);
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(nearest.into())));
         // A timer that fires early is set again; that is cheaper than setting it for every request.
         while sleep.deadline() > nearest.into() || sleep.as_mut().poll(cx).is_ready() {
@@ -171,8 +195,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
                 self.look();
-                if buf.filled().len() > before && !self.at_work.any() && !self.at_work.http2() {
-                    self.head_begun = true;
+                self.frames.follow(&buf.filled()[before..]);
+                if buf.filled().len() > before && !self.at_work.any() {
+                    self.head_begun = !self.at_work.http2() || self.frames.inside_head();
                 }
                 Poll::Ready(result)
             }
@@ -259,6 +284,27 @@ mod tests {
         });
         while io.read_u8().await.is_ok() {}
         assert!(clock::now() - begun >= limits().idle, "closed by the head limit");
+    }
+
+    #[tokio::test]
+    async fn over_http2_a_further_head_must_be_whole_within_the_head_limit() {
+        let (mut peer, stream) = duplex(1024);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("open");
+        io.read_exact(&mut [0; 24]).await.expect("in time");
+        drop(at_work.begin(true));
+        let begun = clock::now();
+        tokio::spawn(async move {
+            // The beginning of a head, then pieces of it without an end.
+            let mut next: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, b'x'];
+            while peer.write_all(next).await.is_ok() {
+                next = &[0, 0, 1, 9, 0, 0, 0, 0, 1, b'x'];
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        while io.read_u8().await.is_ok() {}
+        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
     }
 
     #[tokio::test]

@@ -3,26 +3,37 @@
 //! Every test of this binary searches the gateway's whole output and all of its answers for secrets (see
 //! `support::secrets`); here the log is at its most verbose, and everything that can go wrong does.
 
-use crate::support::app::{MAIN, ODD, OTHER};
+use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
 use crate::support::graph::fail;
+use crate::support::h2::Http2;
 use crate::support::process::Process;
 use crate::support::reply::Reply;
 use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::wire::free_address;
-use crate::support::{secrets, unix_now, usersig};
+use crate::support::{eventually, secrets, unix_now, usersig};
+
+/// Its Chat shows a certificate that is over.
+const EXPIRED: TestApp = TestApp { name: "expired", sdkappid: 1_400_000_003, ..OTHER };
+/// Its Chat speaks no TLS, though it should.
+const NO_TLS: TestApp = TestApp { name: "no-tls", sdkappid: 1_400_000_004, ..OTHER };
 
 async fn everything_goes_wrong(format: &'static str) {
     let ca = Ca::new();
     let plain = FakeChat::start().await;
     let hidden = FakeChat::start_tls(ca.acceptor("elsewhere.example")).await;
+    let expired = FakeChat::start_tls(ca.expired_acceptor("localhost")).await;
+    let no_tls = FakeChat::start().await;
     let setup = Setup::without_apps();
+    let trusted = setup.file("ca.pem", &ca.pem());
     let gateway = setup
         .app(MAIN, &format!("{}\ndefault = true", plain.app_lines()))
         .app(OTHER, &hidden.app_lines())
         .app(ODD, &format!("endpoint = \"http://{}\"", free_address()))
+        .app(EXPIRED, &format!("{}\nca_file = '{}'", expired.app_lines(), trusted.display()))
+        .app(NO_TLS, &format!("endpoint = \"https://localhost:{}\"", no_tls.address().port()))
         .set("log", r#"level = "trace""#)
         .set("log", &format!("format = \"{format}\""))
         .set("server", "explain = true")
@@ -45,7 +56,8 @@ async fn everything_goes_wrong(format: &'static str) {
         })
     });
     let add = r#"{"From_Account":"a","FollowItem":[{"To_Account":"b"}]}"#;
-    for app in [MAIN, OTHER, ODD] {
+    let http2 = Http2::open(gateway.address()).await;
+    for app in [MAIN, OTHER, ODD, EXPIRED, NO_TLS] {
         for command in [
             "odd/echo",
             "odd/echo_head",
@@ -61,6 +73,7 @@ async fn everything_goes_wrong(format: &'static str) {
         gateway.ask(Ask::check("a", &["b"]).header("Chatgate-App", app.name).header("Chatgate-Explain", "1")).await;
         gateway.ask(Ask::command("follow/follow_add").body(add).header("Chatgate-App", app.name)).await;
         gateway.ask(Ask::post(&format!("/v4/odd/echo?sdkappid={}&usersig=x&y=1", app.sdkappid))).await;
+        http2.ask(&Ask::command("odd/echo_head").header("Chatgate-App", app.name)).await;
     }
     gateway.ask(Ask::post("/nowhere")).await;
     gateway.ask(Ask::command("odd/echo").body("[")).await;
@@ -71,13 +84,41 @@ async fn everything_goes_wrong(format: &'static str) {
     leaving.send(Ask::command("odd/hang").bytes()).await;
     plain.seen(10).await;
     drop(leaving);
-    for path in ["/livez", "/readyz", "/status", "/metrics", "/", "/nowhere"] {
-        let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
-        conn.ask(&Ask::new("GET", path)).await;
+    // Bytes of TLS, of broken HTTP/2, and of nothing.
+    for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff", b"\0"] {
+        let mut conn = gateway.connect().await;
+        conn.send(bytes).await;
+        conn.finish().await;
+        conn.rest().await;
     }
+    // What operators see and say, sound or not.
+    let mut operators: Vec<Ask> =
+        ["/livez", "/readyz", "/status", "/metrics", "/", "/page.js", "/page.css", "/history", "/nowhere"]
+            .map(|path| Ask::new("GET", path))
+            .into();
+    let evict = |body: &str| Ask::post("/cache/evict").body(body);
+    operators.extend([evict(r#"{"App":"main"}"#), evict("["), evict(r#"{"App":"none"}"#), Ask::post("/reload")]);
+    operators
+        .extend([Ask::post("/log").body(r#"{"level":"trace"}"#), Ask::post("/log").body(r#"{"level":"usersig"}"#)]);
+    for ask in operators {
+        let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+        conn.ask(&ask).await;
+    }
+    // A key file that is broken off in the middle of its change, then whole again.
+    let key_file = gateway.dir().join("main.key");
+    std::fs::write(&key_file, format!("{}\n{}", MAIN.key, MAIN.key)).expect("own directory");
+    gateway.signal("HUP");
+    eventually("it is refused", async || gateway.log().contains("not reloaded").then_some(())).await;
+    std::fs::write(&key_file, MAIN.key).expect("own directory");
+    gateway.signal("HUP");
+    let taken = |line: &str| line.contains("reloaded") && !line.contains("not reloaded");
+    eventually("it is taken", async || gateway.log().lines().any(taken).then_some(())).await;
     assert!(plain.calls().iter().all(|call| usersig::verify(&call.usersig(), MAIN, unix_now()).is_ok()));
     assert!(secrets::remembered() >= 1);
-    assert_eq!(hidden.count(), 0);
+    assert_eq!((hidden.count(), expired.count()), (0, 0));
+    // TLS to a peer that speaks none looks like broken HTTP to it.
+    no_tls.forgive();
+    assert_eq!(no_tls.count(), 0);
     let log = gateway.log();
     // A log that says nothing would prove nothing.
     assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log is not verbose");

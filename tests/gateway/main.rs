@@ -15,6 +15,7 @@ mod dns;
 mod doctor;
 mod errors;
 mod evict;
+mod exhaustion;
 mod faults;
 mod follow;
 mod freshness;

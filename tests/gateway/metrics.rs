@@ -159,3 +159,32 @@ async fn what_is_under_way_shows_while_it_is() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn who_leaves_unanswered_and_what_never_became_a_request_are_counted() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    for (seen, ask) in [Ask::command("openim/querystate"), Ask::check("a", &["b"])].into_iter().enumerate() {
+        let mut leaving = gateway.connect().await;
+        leaving.send(ask.bytes()).await;
+        chat.seen(seen + 1).await;
+        drop(leaving);
+    }
+    for head in ["POST /v4/a/b HTTP/1.1\r\nbroken\r\n\r\n".to_owned(), "x".repeat(70_000)] {
+        let mut conn = gateway.connect().await;
+        conn.send(head).await;
+        conn.rest().await;
+    }
+    let nobody = |outcome: &'static str| [("app", ""), ("command", "other"), ("outcome", outcome)];
+    eventually("all four are counted", async || {
+        let metrics = metrics(&gateway).await;
+        let refused =
+            ["bad_request", "head_too_large"].map(|outcome| metrics.value("chatgate_requests_total", &nobody(outcome)));
+        let left = ["openim/querystate", CHECK.1].map(|command| requests(&metrics, command, "abandoned"));
+        (refused == [1.0, 1.0] && left == [1.0, 1.0]).then_some(())
+    })
+    .await;
+    gate.open();
+}

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::pair::FollowType;
+use crate::domain::object::Object;
 
 /// What is said about one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,12 +89,12 @@ impl<'a> Items<'a> {
     /// Reads the items of a successful answer. `None` if it has none that can be read as such: then
     /// the answer does not fit the question.
     pub fn read(body: &'a [u8]) -> Option<Self> {
-        let answer: Answer<'a> = serde_json::from_slice(body).ok()?;
+        let Object(answer): Object<Answer<'a>> = serde_json::from_slice(body).ok()?;
         let mut items = HashMap::with_capacity(answer.items.len());
         for raw in answer.items {
-            let Ok(read) = serde_json::from_str::<RawItem<'a>>(raw.get()) else {
+            let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'a>>>(raw.get()) else {
                 // Odd, but only for the account it is about.
-                if let Ok(Named { to }) = serde_json::from_str(raw.get()) {
+                if let Ok(Object(Named { to })) = serde_json::from_str(raw.get()) {
                     items.insert(to.0, Found::Contradiction);
                 }
                 continue;

@@ -137,6 +137,11 @@ impl Gateway {
         self.process.ticks()
     }
 
+    /// Memory that it holds, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.process.memory()
+    }
+
     /// Sends a signal, for instance `"TERM"`.
     pub(crate) fn signal(&self, name: &str) {
         self.process.signal(name);

@@ -4,7 +4,8 @@
 //! * [`chat::FakeChat`] is the upstream. It reads HTTP by itself, byte by byte, and fails the test at its
 //!   end if any request that reached it was not exactly as the contract says;
 //! * [`link::Link`] is the network before it, which goes bad on order, and [`hosts::Hosts`] its names;
-//! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2;
+//! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2, [`h2_raw`]
+//!   its single frames;
 //! * [`exposition`] reads `/metrics` to the letter;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`trial::Trial`] puts a gateway under a fault and asserts what holds under each;
@@ -23,6 +24,7 @@ pub(crate) mod exposition;
 pub(crate) mod gateway;
 pub(crate) mod graph;
 pub(crate) mod h2;
+pub(crate) mod h2_raw;
 mod harness;
 pub(crate) mod hook;
 pub(crate) mod hosts;

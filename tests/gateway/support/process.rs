@@ -89,6 +89,13 @@ impl Process {
         fields.iter().sum()
     }
 
+    /// Memory of its own that it holds, in bytes (proc(5), VmRSS).
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of that name");
+        line.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
+    }
+
     /// The exit code if it has ended; -1 after a signal.
     pub(crate) fn try_exit(&mut self) -> Option<i32> {
         if self.exit.is_none()

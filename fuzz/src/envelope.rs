@@ -1,0 +1,38 @@
+//! Answers of Chat to anything.
+
+use chatgate::domain::envelope::{Envelope, write};
+use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
+
+use super::json::{self, Json};
+
+/// Reads the bytes as an answer, and writes one that says them.
+pub fn run(bytes: &[u8]) {
+    if json::is_too_long(bytes) {
+        return;
+    }
+    let envelope = Envelope::parse(bytes);
+    let other = json::read(bytes);
+    if let Some(json) = &other {
+        assert_eq!(is_too_deep(bytes), json.depth() > DEPTH_MAX);
+    }
+    let code = other.as_ref().and_then(|json| json.only("ErrorCode")).and_then(Json::whole);
+    match &envelope {
+        Ok(envelope) => {
+            let json = other.as_ref().expect("two readers disagree about what JSON is");
+            assert_eq!(code, Some(envelope.error_code));
+            for (name, ours) in [("ActionStatus", &envelope.action_status), ("ErrorInfo", &envelope.error_info)] {
+                // Of several the last, as most readers have it; Chat's answer goes on as it came.
+                let theirs = json.members(name).last().and_then(|value| value.text().map(str::to_owned));
+                assert_eq!(ours.as_deref(), theirs.as_deref(), "{name}");
+            }
+        }
+        // Half a surrogate pair in a member's name is refused; elsewhere it passes.
+        Err(_) => assert!(code.is_none() || other.is_some_and(|json| json.is_odd()), "an answer was not read"),
+    }
+    let info = String::from_utf8_lossy(bytes);
+    let code = bytes.first().map_or(0, |byte| i64::from(*byte) - 128);
+    let written = write(code, &info);
+    let read = Envelope::parse(&written).expect("our own writing");
+    assert_eq!((read.error_code, read.error_info.as_deref()), (code, Some(&*info)));
+    assert_eq!(read.action_status.as_deref(), Some(if code == 0 { "OK" } else { "FAIL" }));
+}

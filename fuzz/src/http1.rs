@@ -1,0 +1,277 @@
+//! HTTP/1 as three read it: ours, httparse, hyper. The first byte says how the rest is cut.
+//!
+//! Ours may refuse what the others take, never the other way round: as far as it takes the bytes, all
+//! three must find the same requests, or the connection must end.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::Future as _;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use bytes::Bytes;
+use chatgate::gateway::route::HEAD_LEN_MAX;
+use chatgate::server::framing::{Follower, Stop};
+use chatgate::server::head::{Framing, Head, field};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A request as one reader sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    method: String,
+    target: String,
+    host: Option<Vec<u8>>,
+    /// `None`: cut off.
+    body: Option<Vec<u8>>,
+}
+
+/// Follows the bytes as one connection.
+pub fn run(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else { return };
+    let size = usize::from(*size).max(1);
+    let whole = follow(bytes, bytes.len().max(1));
+    let cut = follow(bytes, size);
+    // However the bytes are cut, what is sound ends in the same line.
+    let place =
+        |stop: &Stop| (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head);
+    assert_eq!(whole.as_ref().map_err(place).err(), cut.as_ref().map_err(place).err());
+    let (sound, idle) = match &whole {
+        Ok(follower) => (bytes.len(), follower.between_requests()),
+        Err(stop) => (stop.sound, false),
+    };
+    let sound = &bytes[..sound];
+    if sound.starts_with(b"PRI * HTTP/2.0\r\n") {
+        return;
+    }
+    let ours = split(sound);
+    if whole.is_ok() && idle {
+        assert!(ours.iter().all(|seen| seen.body.is_some()), "idle within {ours:?}");
+    }
+    let (theirs, rests) = hyper_reads(sound, size);
+    // hyper may give up earlier: it closes after an answer, or refuses a target that is no URI.
+    assert!(theirs.len() <= ours.len(), "hyper found more: {theirs:?} in {ours:?}");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!((&ours.method, &ours.host, &ours.body), (&theirs.method, &theirs.host, &theirs.body));
+        assert!(same_target(&ours.target, &theirs.target), "{} became {}", ours.target, theirs.target);
+    }
+    // At rest it stands where ours stands.
+    if rests {
+        assert_eq!(theirs.len(), ours.len(), "{theirs:?} of {ours:?}");
+    }
+}
+
+/// Gives the follower the bytes in pieces of that size.
+fn follow(bytes: &[u8], size: usize) -> Result<Follower, Stop> {
+    let mut follower = Follower::default();
+    let mut at = 0;
+    for piece in bytes.chunks(size) {
+        follower.follow(piece).map_err(|stop| Stop { sound: at + stop.sound, ..stop })?;
+        at += piece.len();
+    }
+    Ok(follower)
+}
+
+/// The requests in bytes that are sound: heads line by line by our own reader, each head once more by
+/// httparse, bodies by the framing that ours has found.
+fn split(mut bytes: &[u8]) -> Vec<Seen> {
+    let mut all = Vec::new();
+    while let Some((mut seen, framing, head_len)) = head(bytes) {
+        check_with_httparse(&bytes[..head_len], &seen);
+        bytes = &bytes[head_len..];
+        let taken = match framing {
+            Framing::Length(length) => {
+                let body = usize::try_from(length).ok().and_then(|length| bytes.get(..length));
+                body.map(|body| (body.to_vec(), body.len()))
+            }
+            Framing::Chunked => chunks(bytes),
+            Framing::Http2 => unreachable!("only at the very beginning"),
+        };
+        let Some((body, len)) = taken else {
+            all.push(seen);
+            break;
+        };
+        seen.body = Some(body);
+        bytes = &bytes[len..];
+        all.push(seen);
+    }
+    all
+}
+
+fn head(bytes: &[u8]) -> Option<(Seen, Framing, usize)> {
+    let (mut head, mut len) = (Head::default(), 0);
+    let mut seen: Option<Seen> = None;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if !line.ends_with(b"\n") {
+            return None;
+        }
+        len += line.len();
+        let framing = head.line(line).expect("the follower took it");
+        let text = std::str::from_utf8(&line[..line.len() - 2]);
+        match &mut seen {
+            None if line == b"\r\n" => {}
+            None => {
+                let mut words = text.expect("a request line is ASCII").split(' ').map(str::to_owned);
+                let (method, target) = (words.next().expect("three words"), words.next().expect("three words"));
+                seen = Some(Seen { method, target, host: None, body: None });
+            }
+            Some(seen) if line != b"\r\n" => {
+                let (name, value) = field(&line[..line.len() - 2]).expect("the follower took it");
+                if name.eq_ignore_ascii_case(b"host") {
+                    seen.host = Some(value.to_vec());
+                }
+            }
+            Some(_) => {}
+        }
+        if let Some(framing) = framing {
+            return seen.map(|seen| (seen, framing, len));
+        }
+    }
+    None
+}
+
+fn check_with_httparse(head: &[u8], seen: &Seen) {
+    let mut lines = [httparse::EMPTY_HEADER; 128];
+    let mut request = httparse::Request::new(&mut lines);
+    let status = request.parse(head);
+    // Its alphabet of targets is the narrower one.
+    if status == Err(httparse::Error::Token) || status == Err(httparse::Error::HeaderValue) {
+        return;
+    }
+    assert_eq!(status, Ok(httparse::Status::Complete(head.len())));
+    assert_eq!((request.method, request.path), (Some(&*seen.method), Some(&*seen.target)));
+    let values = |name: &str| -> Vec<&[u8]> {
+        request.headers.iter().filter(|line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value).collect()
+    };
+    assert_eq!(values("host"), seen.host.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    assert!(values("content-length").len() + values("transfer-encoding").len() <= 1);
+}
+
+/// A chunked body and its length on the wire, if it is whole.
+fn chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    let line = |at: usize| {
+        let len = bytes[at..].windows(2).position(|end| end == b"\r\n")?;
+        Some((&bytes[at..at + len], at + len + 2))
+    };
+    loop {
+        let (text, begin) = line(at)?;
+        let digits = std::str::from_utf8(text.split(|byte| *byte == b';').next()?).expect("digits");
+        let size = usize::from_str_radix(digits, 16).expect("digits");
+        if size == 0 {
+            let mut next = begin;
+            loop {
+                let (text, end) = line(next)?;
+                if text.is_empty() {
+                    return Some((body, end));
+                }
+                next = end;
+            }
+        }
+        let chunk = bytes.get(begin..begin.checked_add(size)?)?;
+        body.extend_from_slice(chunk);
+        at = begin + size;
+        (bytes.get(at..at + 2)? == b"\r\n").then_some(())?;
+        at += 2;
+    }
+}
+
+/// hyper takes a target apart and shows it again; an absolute one may gain the slash that it lacks.
+fn same_target(ours: &str, theirs: &str) -> bool {
+    let slash = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();
+    ours == theirs
+        || (!ours.starts_with('/') && slash(ours) == slash(theirs))
+        || (!ours.starts_with('/') && theirs.to_ascii_lowercase().replacen("/?", "?", 1) == ours.to_ascii_lowercase())
+}
+
+/// What hyper makes of the bytes, and whether it waits for more of them in the end.
+fn hyper_reads(bytes: &[u8], size: usize) -> (Vec<Seen>, bool) {
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let service = hyper::service::service_fn({
+        let seen = Rc::clone(&seen);
+        move |request: Request<Incoming>| note(request, Rc::clone(&seen))
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
+    let pieces = Pieces { bytes: bytes.to_vec(), at: 0, size };
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(pieces), service));
+    let woken = Arc::new(Woken(AtomicBool::new(true)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut rests = true;
+    // At the end of the bytes nothing comes any more, so that hyper rests when it has done what it can. (An
+    // end would make it drop what it is at.)
+    while woken.0.swap(false, Ordering::AcqRel) {
+        rests = connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        if !rests {
+            break;
+        }
+    }
+    (seen.take(), rests)
+}
+
+/// Whether somebody has asked to be polled again.
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+async fn note(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (head, body) = request.into_parts();
+    let place = seen.borrow().len();
+    seen.borrow_mut().push(Seen {
+        method: head.method.to_string(),
+        target: head.uri.to_string(),
+        host: head.headers.get("host").map(|host| host.as_bytes().to_vec()),
+        body: None,
+    });
+    if let Ok(body) = body.collect().await {
+        seen.borrow_mut()[place].body = Some(body.to_bytes().to_vec());
+    }
+    // Not a good one, since CONNECT would become a tunnel.
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::NOT_FOUND;
+    Ok(answer)
+}
+
+/// Bytes that come in pieces, and then nothing; what is written goes nowhere.
+struct Pieces {
+    bytes: Vec<u8>,
+    at: usize,
+    size: usize,
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.at == self.bytes.len() {
+            return Poll::Pending;
+        }
+        let len = self.size.min(buf.remaining()).min(self.bytes.len() - self.at);
+        buf.put_slice(&self.bytes[self.at..self.at + len]);
+        self.at += len;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Pieces {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,108 @@
+//! Targets and heads of requests: a line each for the path, the query, the Host and Cache-Control.
+
+use chatgate::gateway::freshness::Wishes;
+use chatgate::gateway::route;
+use http::{HeaderMap, HeaderValue, Request};
+use percent_encoding::percent_decode_str;
+
+/// The parameters that never go upstream.
+const OURS: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
+
+/// Reads each line as what it stands for.
+pub fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let mut lines = text.split('\n');
+    path(lines.next().unwrap_or_default());
+    query(lines.next().unwrap_or_default());
+    host(lines.next().unwrap_or_default());
+    wishes(lines.next().unwrap_or_default());
+}
+
+fn path(text: &str) {
+    let segment = |text: &str| {
+        (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let app_name = |text: &str| {
+        (1..=32).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    let parts: Vec<&str> = text.split('/').collect();
+    let sound = match parts.as_slice() {
+        ["", "v4", service, command] => segment(service) && segment(command),
+        ["", "apps", app, "v4", service, command] => app_name(app) && segment(service) && segment(command),
+        _ => false,
+    };
+    let read = route::path(text);
+    assert_eq!(read.is_ok(), sound, "{text:?}");
+    if let Ok(read) = read {
+        let app = read.app.map_or_else(String::new, |app| format!("/apps/{app}"));
+        assert_eq!(format!("{app}/v4/{}", read.name), text);
+    }
+}
+
+fn query(text: &str) {
+    let decode = |text: &str| {
+        let decoded = percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+        decoded.trim().to_owned()
+    };
+    let parts = text.split('&').filter(|part| !part.is_empty());
+    let pairs: Vec<(String, String)> = parts
+        .map(|part| part.split_once('=').unwrap_or((part, "")))
+        .map(|(name, value)| (decode(name).to_lowercase(), decode(value)))
+        .collect();
+    let ours = pairs.iter().all(|(name, _)| OURS.contains(&name.as_str()));
+    let read = route::query(text);
+    assert_eq!(read.is_ok(), ours, "{text:?}");
+    if let Ok(apps) = read {
+        let theirs: Vec<String> =
+            pairs.into_iter().filter(|(name, _)| name == "sdkappid").map(|(_, value)| value).collect();
+        assert_eq!(apps, theirs);
+    }
+}
+
+fn host(text: &str) {
+    let Ok(value) = HeaderValue::from_str(text) else { return };
+    let request = Request::post("/v4/follow/follow_check").header("host", value).body(()).expect("a request");
+    let (head, ()) = request.into_parts();
+    let hosts = route::Hosts::new(&["gate.internal".to_owned(), "[fd00::7]".to_owned()]);
+    let peer = route::Peer::Tcp { local: std::net::Ipv4Addr::new(10, 1, 2, 3).into() };
+    if route::check_host(&head, &hosts, peer).is_err() {
+        return;
+    }
+    // A second reader: whatever is let in is one of these names, with or without a port.
+    let (name, port) = match text.rfind(':') {
+        Some(colon) if !text.ends_with(']') => (&text[..colon], Some(&text[colon + 1..])),
+        _ => (text, None),
+    };
+    assert!(port.is_none_or(|port| port.parse::<u16>().is_ok()), "{text:?}");
+    let name = name.to_ascii_lowercase();
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(&name);
+    let is_ours = match bare.parse::<std::net::IpAddr>() {
+        Ok(ip) => {
+            let ip = ip.to_canonical();
+            ip.is_loopback() || ip.to_string() == "10.1.2.3" || ip.to_string() == "fd00::7"
+        }
+        Err(_) => bare == "localhost" || bare == "gate.internal",
+    };
+    assert!(is_ours, "{text:?} was let in");
+}
+
+fn wishes(text: &str) {
+    let Ok(value) = HeaderValue::from_str(text) else { return };
+    let read = |headers: &[(&'static str, HeaderValue)]| {
+        Wishes::read(&HeaderMap::from_iter(
+            headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.clone())),
+        ))
+    };
+    let wishes = read(&[("cache-control", value.clone())]);
+    // A directive that cannot be read is passed over, never taken for another.
+    let has = |name: &str| text.to_ascii_lowercase().contains(name);
+    assert!(!wishes.no_cache || has("no-cache"));
+    assert!(!wishes.no_store || has("no-store"));
+    assert!(!wishes.only_if_cached || has("only-if-cached"));
+    assert!(wishes.max_age.is_none() || has("max-age"));
+    assert!(wishes.max_stale.is_none() || has("max-stale"));
+    // An order among the lines does not matter to what is switched on.
+    let no_store = read(&[("cache-control", value), ("cache-control", HeaderValue::from_static("no-store"))]);
+    assert!(no_store.no_store && !no_store.may_join());
+}

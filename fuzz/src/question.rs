@@ -1,0 +1,98 @@
+//! Bodies of `follow_check`, and the questions and answers that are written from them.
+
+use std::borrow::Cow;
+
+use chatgate::domain::app::{USER_ID_LEN_MAX, check_user_id};
+use chatgate::domain::follow::answer::{Item, Items, write_answer, write_question};
+use chatgate::domain::follow::pair::FollowType;
+use chatgate::domain::follow::question::{Question, QuestionError, Reading, read};
+use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
+
+use super::json::{self, Json};
+
+/// Small, so that the fuzzer gets past it.
+const TO_MAX: usize = 8;
+
+/// Reads the bytes as a body.
+pub fn run(body: &[u8]) {
+    if json::is_too_long(body) {
+        return;
+    }
+    let reading = read(body, TO_MAX);
+    let other = json::read(body);
+    if let Some(json) = &other {
+        assert_eq!(is_too_deep(body), json.depth() > DEPTH_MAX);
+    }
+    let Some(Json::Object(members)) = &other else {
+        assert!(matches!(reading, Err(QuestionError::NotJson(_))), "{reading:?} of what is no object");
+        return;
+    };
+    let object = Json::Object(members.clone());
+    let known = |name: &Option<String>| matches!(name.as_deref(), Some("From_Account" | "To_Account"));
+    let twice = ["From_Account", "To_Account"].iter().any(|name| object.members(name).len() > 1);
+    let further = members.iter().any(|(name, _)| !known(name));
+    if !object.is_odd() {
+        assert!(!matches!(reading, Err(QuestionError::NotJson(_))), "{reading:?} of an object");
+        assert_eq!(matches!(reading, Err(QuestionError::Repeated(_))), twice);
+        assert_eq!(matches!(reading, Ok(Reading::Further)), further && !twice);
+    }
+    match reading {
+        Ok(Reading::Plain(question)) => {
+            assert!(!twice && !further);
+            assert_eq!(object.only("From_Account").and_then(Json::text), Some(&*question.from));
+            let Some(Json::List(to)) = object.only("To_Account") else { panic!("no list") };
+            let to: Vec<_> = to.iter().map(|name| name.text().expect("texts only")).collect();
+            assert_eq!(question.to, to);
+            assert!((1..=TO_MAX).contains(&to.len()));
+            for name in to.iter().copied().chain([&*question.from]) {
+                assert!(check_user_id(name).is_ok() && (1..=USER_ID_LEN_MAX).contains(&name.len()));
+                assert!(!name.contains(char::is_control));
+            }
+            writes_what_it_read(&question);
+        }
+        Ok(Reading::Further) => assert!(further && !twice),
+        Err(QuestionError::Shape(_) | QuestionError::TooMany(..) | QuestionError::From(_) | QuestionError::To(..)) => {
+            assert!(!further && !twice);
+            assert!(!is_sound(&object), "refused: {object:?}");
+        }
+        Err(QuestionError::Repeated(_)) => assert!(twice),
+        Err(QuestionError::NotJson(_)) => {}
+    }
+}
+
+/// Whether an object is a question as the contract has it.
+fn is_sound(object: &Json<'_>) -> bool {
+    let name = |value: &Json<'_>| value.text().is_some_and(|text| check_user_id(text).is_ok());
+    let from = object.only("From_Account").is_some_and(name);
+    let to = |to: &Json<'_>| matches!(to, Json::List(items) if (1..=TO_MAX).contains(&items.len()) && items.iter().all(name));
+    from && object.only("To_Account").is_some_and(to)
+}
+
+fn writes_what_it_read(question: &Question<'_>) {
+    let body = write_question(&question.from, question.to.iter().map(|name| &**name));
+    assert_eq!(read(&body, TO_MAX).expect("our own writing"), Reading::Plain(clone(question)));
+    let items: Vec<Item> =
+        (0..question.to.len()).map(|at| Item::Known(FollowType::new(at as i64 % 4).expect("0 to 3"))).collect();
+    let answer = write_answer(question.to.iter().zip(&items));
+    let json = json::read(&answer).expect("our own writing");
+    let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
+    assert_eq!(written.len(), question.to.len());
+    for ((name, item), at) in question.to.iter().zip(written).zip(0..) {
+        assert_eq!(item.only("To_Account").and_then(Json::text), Some(&**name));
+        assert_eq!(item.only("FollowType").and_then(Json::whole), Some(at % 4));
+        assert_eq!(item.only("ResultCode").and_then(Json::whole), Some(0));
+    }
+    // What Chat would say in the same words is read as it was meant, if no name stands there twice.
+    let names: std::collections::HashSet<_> = question.to.iter().collect();
+    if names.len() == question.to.len() {
+        let read = Items::read(&answer).expect("our own writing");
+        for (name, item) in question.to.iter().zip(items) {
+            assert_eq!(read.get(name), Some(&chatgate::domain::follow::answer::Found::Item(item)));
+        }
+    }
+}
+
+fn clone<'a>(question: &Question<'a>) -> Question<'a> {
+    let Question { from, to } = question;
+    Question { from: Cow::clone(from), to: to.clone() }
+}

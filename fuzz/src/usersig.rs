@@ -1,0 +1,102 @@
+//! Signatures: taken apart by two readers, and made and verified.
+
+use std::io::Read as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
+use chatgate::domain::usersig::{DOCUMENT_LEN_MAX, UserSigError, mint, parse};
+
+/// Reads the bytes as a signature, and as what one is made of.
+pub fn run(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        take_apart(text);
+        // The fuzzer makes no zlib by itself, so what it makes is also put into one.
+        let mut deflater = flate2::read::ZlibEncoder::new(bytes, flate2::Compression::fast());
+        let mut deflated = Vec::new();
+        deflater.read_to_end(&mut deflated).expect("from memory into memory");
+        take_apart(&vendor_text(&STANDARD.encode(deflated)));
+    }
+    make(bytes);
+}
+
+/// From the standard alphabet to the vendor's.
+fn vendor_text(text: &str) -> String {
+    text.replace('+', "*").replace('/', "-").replace('=', "_")
+}
+
+fn take_apart(text: &str) {
+    let ours = parse(text);
+    if text.contains(['+', '/', '=']) {
+        assert!(ours.is_err(), "the standard alphabet is not the vendor's");
+    }
+    let theirs = read(text);
+    let Ok(document) = ours else {
+        // Whatever a lenient reader finds sound in form, ours takes too, unless it says a member twice,
+        // of an unexpected type or with control characters.
+        return;
+    };
+    let theirs = theirs.expect("two readers disagree");
+    let member = |name: &str| theirs.get(name).cloned().unwrap_or_default();
+    assert_eq!(member("TLS.identifier").as_str().unwrap_or_default(), document.identifier);
+    assert_eq!(member("TLS.ver").as_str().unwrap_or_default(), document.version);
+    assert_eq!(member("TLS.sdkappid").as_u64().unwrap_or_default(), document.sdkappid);
+    assert_eq!(member("TLS.time").as_u64().unwrap_or_default(), document.issued_at);
+    assert_eq!(member("TLS.expire").as_u64().unwrap_or_default(), document.lifetime_secs);
+    assert_eq!(member("TLS.userbuf").as_str().map(str::to_owned), document.userbuf);
+    assert!(!document.identifier.contains(char::is_control));
+    assert!(document.expires_at() >= document.issued_at);
+    // Nobody guesses an HMAC.
+    let app = SdkAppId::new(1).expect("not 0");
+    let key = SecretKey::new("a key that signed nothing yet").expect("not empty");
+    assert!(document.verify(&key, app, "administrator", 0).is_err());
+    assert!(!format!("{document:?}").contains(member("TLS.sig").as_str().filter(|sig| sig.len() > 20).unwrap_or("\n")));
+}
+
+/// With other tools.
+fn read(text: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+    let standard = text.replace('*', "+").replace('-', "/").replace('_', "=");
+    let deflated = STANDARD.decode(standard).ok()?;
+    let mut json = Vec::new();
+    let whole =
+        flate2::read::ZlibDecoder::new(&*deflated).take(DOCUMENT_LEN_MAX as u64 + 1).read_to_end(&mut json).ok()?;
+    let json: serde_json::Value = serde_json::from_slice(&json).ok()?;
+    json.as_object().filter(|_| whole <= DOCUMENT_LEN_MAX).cloned()
+}
+
+fn make(bytes: &[u8]) {
+    let Some((numbers, texts)) = bytes.split_at_checked(20) else { return };
+    let Ok(texts) = std::str::from_utf8(texts) else { return };
+    let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight"));
+    let app = SdkAppId::new(u32::from_le_bytes(numbers[..4].try_into().expect("four")));
+    let (issued_at, lifetime) = (number(4), number(12));
+    let (identifier, key) = texts.split_once('\n').unwrap_or((texts, "key"));
+    let (Some(app), Ok(identifier), Some(key)) = (app, identifier.parse::<Identifier>(), SecretKey::new(key)) else {
+        return;
+    };
+    let sig = mint(&key, app, &identifier, issued_at, lifetime);
+    let text = sig.expose();
+    assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"*-_".contains(&byte)), "{text}");
+    let document = parse(text).expect("our own making");
+    let name = identifier.as_str();
+    assert_eq!((document.identifier.as_str(), document.sdkappid), (name, app.get().into()));
+    assert_eq!((document.issued_at, document.lifetime_secs), (issued_at, lifetime));
+    let end = document.expires_at();
+    assert_eq!(document.verify(&key, app, name, end), Ok(()));
+    if let Some(after) = end.checked_add(1) {
+        assert_eq!(document.verify(&key, app, name, after), Err(UserSigError::Expired { at: end }));
+    }
+    let other_key = SecretKey::new(&format!("{texts}x")).expect("not empty");
+    assert_eq!(document.verify(&other_key, app, name, end), Err(UserSigError::WrongKey));
+    assert_eq!(
+        document.verify(&key, app, "somebody else by a long name 0123", end),
+        Err(UserSigError::WrongIdentifier)
+    );
+    // Every part of it is signed.
+    let mut changed = document.clone();
+    changed.lifetime_secs ^= 1;
+    assert!(changed.verify(&key, app, name, changed.issued_at).is_err());
+    let mut changed = document;
+    changed.issued_at ^= 1;
+    assert!(changed.verify(&key, app, name, changed.issued_at).is_err());
+}

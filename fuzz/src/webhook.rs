@@ -1,0 +1,103 @@
+//! What Chat posts, or somebody who says to be Chat: the query, a line feed, the body.
+
+use std::time::Duration;
+
+use chatgate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use chatgate::domain::follow::writes::{Scope, scope};
+use chatgate::domain::webhook::{Claims, Event, Token};
+
+use super::json::{self, Json};
+
+/// A day in 2026, in seconds since 1970.
+const NOW: Duration = Duration::from_secs(1_790_000_000);
+
+/// Reads the first line as a query and the rest as the body of each event and each write.
+pub fn run(bytes: &[u8]) {
+    if json::is_too_long(bytes) {
+        return;
+    }
+    let line_len = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+    let (query, body) = (&bytes[..line_len], bytes.get(line_len + 1..).unwrap_or_default());
+    if let Ok(query) = std::str::from_utf8(query) {
+        claims(query);
+    }
+    let json = json::read(body);
+    let list = |object: &str, name: &'static str| (object.to_owned(), name);
+    for (event, write, (object, name)) in [
+        ("Follow.CallbackAfterFollowAdd", None, list("FollowList", "To_Account")),
+        ("Follow.CallbackAfterFollowDelete", Some(FOLLOW_DELETE), list("", "To_Account")),
+        ("", Some(FOLLOW_ADD), list("FollowItem", "To_Account")),
+    ] {
+        let named = Named::of(json.as_ref(), &object, name);
+        if let Some(write) = write {
+            named.covered_by(&scope(write, body).expect("a write"));
+        }
+        if !event.is_empty() {
+            let Event::Follow(scope) = Event::read(event, body) else { panic!("{event} is one of following") };
+            named.covered_by(&scope);
+        }
+    }
+    let deleted = scope(ACCOUNT_DELETE, body).expect("a write");
+    assert!(!matches!(deleted, Scope::Pairs { .. }));
+    for user in Named::of(json.as_ref(), "DeleteItem", "UserID").to {
+        assert!(deleted == Scope::All || matches!(&deleted, Scope::Users(users) if users.contains(&user)), "{user}");
+    }
+    if let Event::OverLimit { command, limit } = Event::read("Alert.RequestOverLimit", body) {
+        assert!(CommandName::parse(&command).is_ok_and(|name| name.known().is_some()));
+        let json = json.expect("an alarm is JSON");
+        assert_eq!(json.only("Limit").and_then(Json::whole), Some(limit.get().into()));
+    }
+    assert_eq!(Event::read("C2C.CallbackAfterSendMsg", body), Event::Other);
+}
+
+/// Every name that any reader of the body could find.
+struct Named {
+    from: Vec<String>,
+    to: Vec<String>,
+}
+
+impl Named {
+    fn of(json: Option<&Json<'_>>, object: &str, name: &str) -> Self {
+        let texts =
+            |values: Vec<&Json<'_>>| values.iter().filter_map(|value| value.text().map(str::to_owned)).collect();
+        let Some(json) = json else { return Self { from: Vec::new(), to: Vec::new() } };
+        let to = if object.is_empty() {
+            texts(json.members(name).into_iter().flat_map(items).collect())
+        } else {
+            texts(json.members(object).into_iter().flat_map(items).flat_map(|item| item.members(name)).collect())
+        };
+        Self { from: texts(json.members("From_Account")), to }
+    }
+
+    /// A scope may be wider than what was meant, never narrower, whichever of two members is meant.
+    fn covered_by(&self, scope: &Scope) {
+        match scope {
+            Scope::All => {}
+            Scope::Users(users) => assert!(self.from.iter().all(|from| users.contains(from)), "{users:?}"),
+            Scope::Pairs { from, to } => {
+                assert!(self.from.iter().all(|one| one == from), "{:?}", self.from);
+                assert!(self.to.iter().all(|one| to.contains(one)), "{:?} but {to:?}", self.to);
+            }
+        }
+    }
+}
+
+fn items<'s, 'a>(value: &'s Json<'a>) -> &'s [Json<'a>] {
+    if let Json::List(items) = value { items } else { &[] }
+}
+
+fn claims(query: &str) {
+    let token = Token::new("a token").expect("not empty");
+    if let Ok(claims) = Claims::read(query) {
+        assert_ne!(claims.sdkappid.get(), 0);
+        // Nobody guesses a SHA-256.
+        assert!(claims.verify(&token, NOW, Duration::from_secs(60)).is_err());
+        assert!(!format!("{claims:?}").contains(query), "it could be repeated");
+        let once = query.split('&').filter(|part| {
+            let name = part.split('=').next().unwrap_or_default();
+            let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+            name.eq_ignore_ascii_case("Sign")
+        });
+        assert_eq!(once.count(), 1);
+    }
+}

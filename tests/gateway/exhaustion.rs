@@ -1,0 +1,88 @@
+//! What the machine runs out of costs only what needs it, and nothing once it is there again.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::setup::Setup;
+use crate::support::wire::free_address;
+use crate::support::{eventually, now, turn};
+
+const CALL: &str = "openim/querystate";
+
+/// Sets the gateway's limit of open files.
+fn limit_files(gateway: &Gateway, limit: Rlimit) {
+    let pid = Pid::from_raw(i32::try_from(gateway.pid()).expect("a pid")).expect("not 0");
+    prlimit(Some(pid), Resource::Nofile, limit).expect("an own child");
+}
+
+#[tokio::test]
+async fn without_descriptors_it_serves_whom_it_has_does_not_spin_and_recovers() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).start().await;
+    let mut held = gateway.connect().await;
+    held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    // A child begins with its parent's limits.
+    let before = getrlimit(Resource::Nofile);
+    limit_files(&gateway, Rlimit { current: Some(48), ..before.clone() });
+    // The kernel takes connections as long as its backlog has room; the gateway takes those it has numbers for.
+    let mut waiting = Vec::new();
+    for _ in 0..100 {
+        let mut conn = gateway.connect().await;
+        conn.send(Ask::command("no/such/path").bytes()).await;
+        waiting.push(conn);
+    }
+    eventually("accepting has failed", async || gateway.log().contains("could not be accepted").then_some(())).await;
+    for _ in 0..20 {
+        held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    }
+    // Ticks are hundredths of a second: a loop without a pause would use all of them, the pauses leave few.
+    let (begun, ticks) = (now(), gateway.ticks());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (spent, used) = (begun.elapsed(), gateway.ticks() - ticks);
+    assert!(used < 30, "{used} ticks in {spent:?}");
+    let lines = gateway.log().matches("could not be accepted").count();
+    assert!(lines < 200, "{lines} lines");
+    assert!(gateway.log().len() < 1 << 20);
+    // Room again: those that waited in the backlog are served, and so is a new one.
+    limit_files(&gateway, before);
+    for conn in &mut waiting {
+        conn.answer().await.assert_error(404, "not_found", 60009);
+    }
+    gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+    assert_eq!(gateway.admin_get("/livez").await.status, 200);
+    assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn with_no_room_for_the_log_requests_are_served() {
+    let chat = FakeChat::start().await;
+    let (data, admin) = (free_address().to_string(), free_address().to_string());
+    let setup = Setup::new(&chat).set("log", r#"level = "trace""#).listen(&[&data]);
+    let setup = setup.set("server", &format!("admin = \"{admin}\""));
+    let file = setup.write();
+    // Every write to it fails with ENOSPC (full(4)).
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a Linux system");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        .args(["serve", "--config", &file.to_string_lossy()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(full)
+        .spawn()
+        .expect("the binary starts");
+    let mut conn = eventually("it listens", async || Conn::open(&data).await.ok()).await;
+    for _ in 0..50 {
+        conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    }
+    let mut operator = eventually("it listens", async || Conn::open(&admin).await.ok()).await;
+    assert_eq!(operator.ask(&Ask::new("GET", "/metrics")).await.status, 200);
+    let line = format!("kill -s TERM {}", child.id());
+    assert!(std::process::Command::new("sh").args(["-c", &line]).status().expect("a shell").success());
+    let code = eventually("it stops", async || child.try_wait().expect("own child")).await;
+    assert_eq!(code.code(), Some(0));
+}
