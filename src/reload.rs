@@ -172,6 +172,7 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "cache.max_pairs": cache.max_pairs,
         "follow_check.flip": follow_check.flip,
         "upstream.max_in_flight": upstream.max_in_flight,
+        "fleet": fleet,
         "log": log,
     );
     match (&mut new.webhook, &old.webhook) {
