@@ -5,16 +5,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::gateway::current::{Current, ThreadWorker};
-use crate::gateway::{Gateway, GatewayBuildError};
+use crate::gateway::{Ear, Gateway, GatewayBuildError};
 use crate::reload::{Extent, Origin, Reloader};
 use crate::server::listener::{Accept, Accepted, BindError, Listener};
 use crate::server::timed_io::AtWork;
@@ -23,6 +25,8 @@ use crate::webhook::Webhooks;
 
 /// Admin connections at once; probes and people need few.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// How long callers wait at the start for Redis to be found.
+const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A gateway whose sockets are bound, not yet serving.
 pub struct Server {
@@ -105,10 +109,6 @@ impl Server {
         self.admin.watch_connections(&connections.budget);
         let listeners = Arc::new(self.listeners);
         let mut threads = Vec::new();
-        for (number, worker) in self.current.threads().iter().enumerate() {
-            let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
-            threads.push(spawn_worker(number, worker.clone(), listeners, connections, done.clone())?);
-        }
         let outcome = runtime()?.block_on(async {
             for listener in listeners.iter() {
                 tracing::info!(listener = "data", address = %listener.address(), "listening");
@@ -129,6 +129,11 @@ impl Server {
             let hangups = signal(SignalKind::hangup())?;
             tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangups));
             tokio::spawn(self.reloader.watch());
+            find_fleet(&self.current).await;
+            for (number, worker) in self.current.threads().iter().enumerate() {
+                let (listeners, connections) = (Arc::clone(&open.data), connections.clone());
+                threads.push(spawn_worker(number, worker.clone(), listeners, connections, done.clone())?);
+            }
             self.admin.set_ready(true);
             supervise(&first, &self.admin, &self.quit, &drain, open).await
         });
@@ -141,6 +146,15 @@ impl Server {
         self.admin_listener.remove();
         Ok(outcome?)
     }
+}
+
+/// Looks for Redis, from now on for good. Callers are let in when the first attempt is over, or takes too
+/// long: who joins the others before it has learned anything has nothing to forget.
+async fn find_fleet(current: &Arc<Current>) {
+    let Some(fleet) = current.gateway().fleet.clone() else { return };
+    let (tried, first) = oneshot::channel();
+    tokio::spawn(fleet.run(Arc::new(Ear(Arc::clone(current))), tried));
+    let _ = tokio::time::timeout(FLEET_TIMEOUT, first).await;
 }
 
 /// The listeners that a drain closes.

@@ -63,7 +63,9 @@ pub(super) fn fleet(root: &mut Section<'_>) -> Option<Fleet> {
     let plain = section.optional("redis", |node| {
         let url = text(node)?;
         if url.contains('@') {
-            return Err("must not hold a password; put the whole URL into a file and name that with url_file".to_owned());
+            return Err(
+                "must not hold a password; put the whole URL into a file and name that with url_file".to_owned()
+            );
         }
         parsed::<RedisUrl>(node)
     });
@@ -75,7 +77,8 @@ pub(super) fn fleet(root: &mut Section<'_>) -> Option<Fleet> {
     if section.has("redis") && of_file {
         section.problem("redis", "stands beside url_file or url_env; write only one of them");
     } else if written && !section.has("redis") && !of_file && !section.has(URL.inline) {
-        section.problem("redis", "is missing; write redis = \"redis://HOST:PORT\", or url_file for one with a password");
+        section
+            .problem("redis", "is missing; write redis = \"redis://HOST:PORT\", or url_file for one with a password");
     }
     let (mut prefix, mut share) = (PREFIX_DEFAULT.to_owned(), SHARE_DEFAULT);
     section.read("prefix", &mut prefix, |node| {

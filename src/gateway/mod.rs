@@ -18,6 +18,7 @@ pub mod freshness;
 mod record;
 mod relay;
 pub mod route;
+mod sharing;
 mod state;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use crate::metrics::labels::CommandLabel;
 use crate::upstream;
 
 pub use self::figures::AppFigures;
+pub use self::sharing::Ear;
 pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

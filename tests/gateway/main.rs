@@ -13,6 +13,8 @@ mod concurrency;
 mod control;
 mod errors;
 mod evict;
+mod fleet;
+mod fleet_faults;
 mod follow;
 mod freshness;
 mod h2_floods;

@@ -24,6 +24,7 @@ pub(crate) mod h2;
 mod harness;
 pub(crate) mod hook;
 pub(crate) mod process;
+pub(crate) mod redis;
 pub(crate) mod reply;
 pub(crate) mod secrets;
 pub(crate) mod setup;
