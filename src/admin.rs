@@ -103,7 +103,10 @@ impl Admin {
             Answer::Order(order) => {
                 let gateway = self.state.current.gateway();
                 let read = read_order(&gateway, body, order.body_len_max()).await;
-                let done = read.and_then(|body| order.carry_out(&gateway, &body));
+                let done = match read {
+                    Ok(body) => order.carry_out(&gateway, &body).await,
+                    Err(error) => Err(error),
+                };
                 done.map_or_else(GatewayError::into_response, |(what, done)| json(&serde_json::json!({ what: done })))
             }
             // In a task of its own: one who leaves stops it no longer.
@@ -221,9 +224,9 @@ impl Order {
     }
 
     /// Gives what to call what was done, and what it was.
-    fn carry_out(self, gateway: &Gateway, body: &[u8]) -> Result<(&'static str, &'static str), GatewayError> {
+    async fn carry_out(self, gateway: &Gateway, body: &[u8]) -> Result<(&'static str, &'static str), GatewayError> {
         match self {
-            Order::Evict => evict::evict(gateway, body).map(|evicted| ("evicted", evicted)),
+            Order::Evict => evict::evict(gateway, body).await.map(|evicted| ("evicted", evicted)),
             Order::LogLevel => log_level::set(body).map(|level| ("level", level)),
         }
     }

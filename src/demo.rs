@@ -184,6 +184,7 @@ impl Chat {
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
             webhook: None,
+            fleet: None,
             log: Log::default(),
             warnings: Vec::new(),
             source: Default::default(),

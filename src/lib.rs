@@ -28,6 +28,7 @@
 //! | [`config`] | what an operator may say, all problems at once |
 //! | [`error`] | what chatgate answers when it answers itself |
 //! | [`metrics`] | what is counted |
+//! | [`fleet`] | what replicas share through Redis |
 //! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
@@ -50,6 +51,7 @@ pub mod demo;
 pub mod doctor;
 pub mod domain;
 pub mod error;
+pub mod fleet;
 pub mod gateway;
 pub mod line;
 pub mod metrics;

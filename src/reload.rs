@@ -177,6 +177,7 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "cache.max_pairs": cache.max_pairs,
         "follow_check.flip": follow_check.flip,
         "upstream.max_in_flight": upstream.max_in_flight,
+        "fleet": fleet,
         "log": log,
     );
     // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.

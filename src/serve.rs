@@ -5,16 +5,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::gateway::current::{Current, ThreadWorker};
-use crate::gateway::{Gateway, GatewayBuildError};
+use crate::gateway::{Ear, Gateway, GatewayBuildError};
 use crate::reload::{Extent, Origin, Reloader};
 use crate::server::adopted::{AdoptError, Adopted};
 use crate::server::listener::{Accept, Accepted, BindError, Listener, SocketFile};
@@ -25,6 +27,8 @@ use crate::webhook::Webhooks;
 
 /// Admin connections at once; probes and people need few.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// How long callers wait at the start for Redis to be found.
+const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A gateway whose sockets are bound, not yet serving.
 pub struct Server {
@@ -124,6 +128,7 @@ impl Server {
         let connections = Connections::new(&first.config.server, drain.clone());
         self.admin.watch_connections(&connections);
         let listeners = Arc::new(self.listeners);
+        runtime.block_on(find_fleet(&self.current));
         let (mut threads, mut handles) = (Vec::new(), Vec::new());
         for (number, worker) in self.current.threads().iter().enumerate() {
             let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
@@ -181,6 +186,15 @@ impl Drop for SocketFiles {
     fn drop(&mut self) {
         self.0.iter().for_each(|file| file.remove());
     }
+}
+
+/// Looks for Redis, from now on for good. Callers are let in when the first attempt is over, or takes too
+/// long: who joins the others before it has learned anything has nothing to forget.
+async fn find_fleet(current: &Arc<Current>) {
+    let Some(fleet) = current.gateway().fleet.clone() else { return };
+    let (tried, first) = oneshot::channel();
+    tokio::spawn(fleet.run(Arc::new(Ear(Arc::clone(current))), tried));
+    let _ = tokio::time::timeout(FLEET_TIMEOUT, first).await;
 }
 
 /// The listeners that a drain closes.

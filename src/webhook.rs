@@ -94,12 +94,12 @@ impl Webhooks {
         });
         match read {
             Ok((body, _held)) => {
-                heed(&gateway, app, Event::read(&command, &body));
+                heed(&gateway, app, Event::read(&command, &body)).await;
                 Ok(())
             }
             Err(error) => {
                 // Something has happened, and nobody will say again what: nothing is certain any more.
-                heed(&gateway, app, Event::read(&command, b""));
+                heed(&gateway, app, Event::read(&command, b"")).await;
                 Err(error)
             }
         }
@@ -116,11 +116,11 @@ fn verify(gateway: &Gateway, query: &str) -> Result<(usize, String), Doubt> {
     Ok((app, claims.command))
 }
 
-fn heed(gateway: &Gateway, app: usize, event: Event) {
+async fn heed(gateway: &Gateway, app: usize, event: Event) {
     let name = &gateway.config.apps[app].name;
     match event {
         Event::Follow(scope) => {
-            gateway.evict(app, &scope);
+            gateway.evict_everywhere(app, &scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
         }
         Event::OverLimit { command, limit } => {

@@ -53,6 +53,7 @@ impl Gateway {
             upstream: Upstream::default(),
             log: Log::default(),
             webhook: None,
+            fleet: None,
             warnings: Vec::new(),
             source: Default::default(),
         };

@@ -10,7 +10,7 @@ use crate::domain::command::KNOWN_COMMANDS;
 
 /// Everything but keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
-    let Config { server, apps, access, cache, follow_check, upstream, webhook, log, .. } = config;
+    let Config { server, apps, access, cache, follow_check, upstream, webhook, fleet, log, .. } = config;
     let texts = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>();
     json!({
         "server": {
@@ -62,6 +62,8 @@ pub(super) fn effective(config: &Config) -> Value {
             "apps": texts(&mut webhook.tokens.keys().map(ToString::to_string)),
             "window": span(webhook.window),
         })),
+        // The address may hold a password.
+        "fleet": fleet.as_ref().map(|fleet| json!({ "prefix": fleet.prefix, "share": fleet.share })),
         "log": {
             "format": if log.format == LogFormat::Json { "json" } else { "text" },
             "level": log.level.as_str().to_ascii_lowercase(),

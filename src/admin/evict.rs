@@ -30,7 +30,7 @@ struct Order {
 ///
 /// # Errors
 /// What is wrong with the order, of which then nothing was carried out.
-pub(super) fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
+pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
     let (app, scope) = read_order(body)?;
     let index = gateway.app_named(app.as_deref()).ok_or_else(|| {
         GatewayError::UnknownApp(match app {
@@ -38,7 +38,7 @@ pub(super) fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, Gate
             None => "several apps are configured and none is the default; name one with App".to_owned(),
         })
     })?;
-    gateway.evict(index, &scope);
+    gateway.evict_everywhere(index, &scope).await;
     let evicted = scope.name();
     tracing::info!(app = %gateway.config.apps[index].name, evicted, "evicted by an operator's order");
     Ok(evicted)

@@ -2,6 +2,7 @@
 
 use super::State;
 use crate::clock;
+use crate::fleet::Mode;
 use crate::gateway::Gateway;
 use crate::metrics::histogram::Spread;
 use crate::metrics::labels::{CallEnd, Outcome};
@@ -22,6 +23,7 @@ pub(super) fn render(state: &State) -> String {
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
     app_gauges(&mut text, gateway, &names);
+    fleet(&mut text, gateway);
     program(&mut text, gateway, state);
     text.finish()
 }
@@ -101,6 +103,25 @@ fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|app| {
         f64::from(gateway.place(app).0 as u8)
     });
+}
+
+/// What is shared with other replicas, if anything is.
+fn fleet(text: &mut Exposition, gateway: &Gateway) {
+    let Some(fleet) = &gateway.fleet else { return };
+    let figures = fleet.figures();
+    let together = u8::from(figures.mode == Mode::Together);
+    text.single("chatgate_fleet_together", Kind::Gauge, "1 while Redis is there, 0 while alone.", together);
+    let counters = [
+        ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.losses),
+        ("chatgate_fleet_permits_total", "Permits that Redis has granted.", figures.permits),
+        ("chatgate_fleet_pairs_read_total", "Pairs looked for in Redis.", figures.pairs_read),
+        ("chatgate_fleet_pairs_found_total", "Pairs found in Redis.", figures.pairs_found),
+        ("chatgate_fleet_evictions_told_total", "Evictions told to other replicas.", figures.evictions_told),
+        ("chatgate_fleet_evictions_heard_total", "Evictions told by other replicas.", figures.evictions_heard),
+    ];
+    for (name, help, value) in counters {
+        text.single(name, Kind::Counter, help, value);
+    }
 }
 
 fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {

@@ -44,6 +44,18 @@ pub(super) fn render(state: &State) -> Value {
             "max_fds": process.max_fds,
             "threads": process.threads,
         },
+        "fleet": gateway.fleet.as_ref().map(|fleet| {
+            let figures = fleet.figures();
+            json!({
+                "mode": figures.mode.word(),
+                "losses": figures.losses,
+                "permits": figures.permits,
+                "pairs_read": figures.pairs_read,
+                "pairs_found": figures.pairs_found,
+                "evictions_told": figures.evictions_told,
+                "evictions_heard": figures.evictions_heard,
+            })
+        }),
         "apps": apps,
         "without_app": { "requests": requests(&totals[config.apps.len()]) },
         "config": effective(config),

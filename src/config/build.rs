@@ -14,7 +14,7 @@ use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
     Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, LogRequests,
-    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, later, tls, webhook,
+    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, fleet, later, tls, webhook,
 };
 use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
@@ -79,6 +79,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let upstream = upstream(root.section("upstream"));
     let log = log(root.section("log"));
     let webhook = webhook::webhook(reader, &mut root, &names, &server);
+    let fleet = fleet::fleet(&mut root);
     let callers = callers::callers(&mut root, &names, &access);
     later::check(&mut root);
     if !access.open {
@@ -105,6 +106,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
         follow_check,
         upstream,
         webhook,
+        fleet,
         log,
         warnings: Vec::new(),
         source: Source::default(),

@@ -2,7 +2,7 @@
 //! show, and then refused: a key that is silently ignored would promise what is not kept.
 
 use super::section::Section;
-use super::units::{fraction, text};
+use super::units::text;
 
 /// A key that is to come.
 struct ToCome {
@@ -14,16 +14,9 @@ struct ToCome {
 }
 
 /// All of them. A feature that comes takes its row away; its checks below become its reading.
-const TO_COME: &[ToCome] = &[
-    ToCome {
-        key: "fleet",
-        feature: "sharing between replicas",
-        instead: "leave it out and divide [app.quota] among the replicas",
-    },
-    ToCome { key: "trace", feature: "exporting traces", instead: "leave it out" },
-];
+const TO_COME: &[ToCome] = &[ToCome { key: "trace", feature: "exporting traces", instead: "leave it out" }];
 
-/// Whether the feature of a key is still to come: `fleet` and so on, without numbers.
+/// Whether the feature of a key is still to come: `trace` and so on, without numbers.
 pub fn is_to_come(key: &str) -> bool {
     TO_COME.iter().any(|row| row.key == key)
 }
@@ -39,33 +32,8 @@ fn refuse(section: &Section<'_>, key: &str, full_key: &str) {
 
 /// Whole sections.
 pub(super) fn check(root: &mut Section<'_>) {
-    check_fleet(root);
     let mut trace = root.section("trace");
     trace.optional("otlp", text);
     trace.finish();
-    for key in ["fleet", "trace"] {
-        refuse(root, key, key);
-    }
-}
-
-fn check_fleet(root: &mut Section<'_>) {
-    let mut fleet = root.section("fleet");
-    fleet.optional("redis", |node| {
-        let url = text(node)?;
-        let rest = url.strip_prefix("redis://").or_else(|| url.strip_prefix("rediss://"));
-        match rest {
-            Some(rest) if rest.contains('@') => {
-                Err("must not hold a password; put the whole URL into a file and name that with url_file".to_owned())
-            }
-            Some(_) => Ok(()),
-            None => Err("is not an address of Redis; write \"redis://HOST:PORT\" or \"rediss://HOST:PORT\"".to_owned()),
-        }
-    });
-    fleet.path_value("url_file");
-    if fleet.has("redis") && fleet.has("url_file") {
-        fleet.problem("url_file", "stands beside redis; write only one of them");
-    }
-    fleet.optional("prefix", text);
-    fleet.optional("share", fraction(0.01..=1.0));
-    fleet.finish();
+    refuse(root, "trace", "trace");
 }

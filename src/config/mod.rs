@@ -12,6 +12,7 @@ mod address;
 mod apps;
 mod build;
 mod callers;
+mod fleet;
 mod later;
 mod overlay;
 mod problem;
@@ -32,6 +33,7 @@ use rustls::pki_types::CertificateDer;
 
 pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError, UNIX_PATH_LEN_MAX};
 pub use self::callers::{CALLERS_MAX, Caller};
+pub use self::fleet::{Fleet, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
 pub use self::later::is_to_come;
 pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
@@ -96,6 +98,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Events from Chat; `None`: none are taken.
     pub webhook: Option<Webhook>,
+    /// What is shared with other replicas; `None`: there are none.
+    pub fleet: Option<Fleet>,
     /// What is logged.
     pub log: Log,
     /// What is doubtful but no reason to refuse.

@@ -10,6 +10,7 @@ pub mod command;
 pub mod envelope;
 pub mod error_code;
 pub mod failover;
+pub mod fleet;
 pub mod follow;
 pub mod object;
 pub mod outcome;

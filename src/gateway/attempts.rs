@@ -1,6 +1,7 @@
 //! One call with all its attempts: permit, signature, socket, and what the table of outcomes makes of
 //! what comes back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::course::{Course, Step};
@@ -13,7 +14,7 @@ use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::envelope::Envelope;
 use crate::domain::follow::writes::Scope;
 use crate::domain::outcome::{Effect, Seen, judge};
-use crate::domain::parking::{Change, Parked, Told};
+use crate::domain::parking::{self, Parked, Told};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::quota::{NoPermit, Permit, Turn, Wait};
@@ -26,9 +27,15 @@ pub(super) struct Journey<'a> {
     /// All attempts and waits end by this deadline, and take this caller's turns.
     pub asker: Asker,
     /// What the call may change: marked when it goes out, and once more when it is over.
-    pub scope: Option<&'a Scope>,
+    pub change: Option<&'a Change>,
     /// Of the request that it is made for, if it is made for one.
     pub notes: Option<&'a Notes>,
+}
+
+/// What a call may change, and whether it may have: it has gone out.
+pub(super) struct Change {
+    pub scope: Scope,
+    pub begun: AtomicBool,
 }
 
 /// The way to a first attempt, for who has gone it already.
@@ -57,7 +64,7 @@ impl Worker {
         call: Call<'_>,
         mut first: Option<First>,
     ) -> Result<Answer, GatewayError> {
-        let Journey { app, kind, asker, scope, notes } = journey;
+        let Journey { app, kind, asker, change, notes } = journey;
         let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
         let mut course = Course::begin(kind, self.gateway.config.upstream.attempts, &state.retries);
         let (mut marks, mut last) = (None, None);
@@ -72,7 +79,10 @@ impl Worker {
                         upstream.give_back(lease);
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
-                    marks = marks.or_else(|| scope.map(|scope| Marks::new(&state.follow, scope)));
+                    marks = marks.or_else(|| change.map(|change| Marks::new(&state.follow, &change.scope)));
+                    if let Some(change) = change {
+                        change.begun.store(true, Ordering::Relaxed);
+                    }
                     let signer = state.signer.load_full();
                     let (signature, sent) = (signer.current(clock::unix_now()), clock::tick());
                     let result =
@@ -174,14 +184,14 @@ impl App {
         let told = Told { command: name, code: answer.error_code, info: &info, sent };
         let change = self.parking().heed(told, effect, clock::tick());
         match change {
-            Change::None => {}
-            Change::App(why) => {
+            parking::Change::None => {}
+            parking::Change::App(why) => {
                 tracing::warn!(code = why.code, info = why.info, "Chat refuses the app; {}", why.hint);
             }
-            Change::Command(why) => {
+            parking::Change::Command(why) => {
                 tracing::warn!(command = %name, code = why.code, info = why.info, "Chat refuses the command; {}", why.hint);
             }
-            Change::Lifted => tracing::info!(command = %name, "Chat takes calls again"),
+            parking::Change::Lifted => tracing::info!(command = %name, "Chat takes calls again"),
         }
     }
 }

@@ -64,7 +64,7 @@ impl Worker {
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.timeout;
         let asker = Asker { caller: CallerId::SELF, listed: None, deadline };
-        let journey = Journey { app, kind: CommandKind::Read, asker, scope: None, notes: None };
+        let journey = Journey { app, kind: CommandKind::Read, asker, change: None, notes: None };
         landing.land(self.travel(journey, request, Some(first)).await);
     }
 }
@@ -183,14 +183,18 @@ impl App {
         let mark = |pair: Pair| fence.last_mark(pair);
         let mut desk = self.follow.desk();
         let (settlements, kept) = desk.pending.finish(call, outcome, mark);
-        for (pair, fact) in kept {
+        let mut settled = Vec::new();
+        for kept in &kept {
             // Soon after a write Chat's own replicas may not agree yet.
-            let last_mark = mark(pair);
-            if last_mark == Tick::NEVER || fact.sent > last_mark.after(self.write_settle) {
-                facts.insert(pair.key(), fact);
+            let last_mark = mark(kept.pair);
+            if last_mark == Tick::NEVER || kept.fact.sent > last_mark.after(self.write_settle) {
+                facts.insert(kept.pair.key(), kept.fact);
+                settled.push(kept);
             }
         }
         desk.tell(settlements, refusal.map(Arc::new));
+        drop(desk);
+        self.share(&settled);
     }
 }
 

@@ -38,15 +38,15 @@ pub(super) struct Manner {
 }
 
 /// One distinct pair of a question.
-struct Slot {
-    pair: Pair,
+pub(super) struct Slot {
+    pub pair: Pair,
     /// Where it stands first among the accounts.
-    first: usize,
-    known: Option<Known>,
+    pub first: usize,
+    pub known: Option<Known>,
 }
 
 /// What may answer for a pair.
-struct Known {
+pub(super) struct Known {
     item: Item,
     sent: Tick,
     source: Source,
@@ -65,6 +65,12 @@ impl Worker {
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
         let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
+        let wants_kept = !manner.wishes.no_cache && !manner.wishes.no_store;
+        if wants_kept && slots.iter().any(|slot| slot.known.is_none()) && self.app(app).member.is_some() {
+            // Boxed: what a hit does not need must not be part of every request's future.
+            Box::pin(self.look_in_fleet(app, question, &slots)).await;
+            self.look_up(app, &mut slots, &manner.wishes);
+        }
         let (mut fell_back, mut paid) = (false, false);
         while slots.iter().any(|slot| slot.known.is_none()) {
             if manner.wishes.only_if_cached {

@@ -19,6 +19,7 @@ pub mod freshness;
 mod record;
 mod relay;
 pub mod route;
+mod sharing;
 #[cfg(test)]
 mod simulation;
 mod state;
@@ -48,6 +49,7 @@ use crate::metrics::labels::CommandLabel;
 use crate::upstream;
 
 pub use self::figures::AppFigures;
+pub use self::sharing::Ear;
 pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");

@@ -1,12 +1,13 @@
 //! Everything but an answerable `follow_check`: handed on as it is, and what comes back handed back.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::attempts::Journey;
+use super::attempts::{Change, Journey};
 use super::record::Notes;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
@@ -74,19 +75,24 @@ impl Worker {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let scope = writes::scope(name, &order.body);
+        let change = writes::scope(name, &order.body).map(|scope| Change { scope, begun: AtomicBool::new(false) });
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
-        let journey = Journey { app, kind: name.kind(), asker, scope: scope.as_ref(), notes };
+        let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes };
         let result = self.travel(journey, call, None).await;
+        let change = change.filter(|change| change.begun.load(Ordering::Relaxed));
+        if let Some(change) = &change {
+            // Before its caller hears of it, so do the other replicas.
+            self.gateway.tell(app, &change.scope).await;
+        }
         if result.is_err()
-            && let Some(scope) = scope
+            && let Some(Change { scope, .. }) = change
         {
             // Chat may still be at it. What is asked until it has given up may be from before.
             let gateway = Arc::clone(&self.gateway);
             tokio::spawn(async move {
                 tokio::time::sleep(GIVEN_UP_AFTER).await;
-                gateway.evict(app, &scope);
+                gateway.evict_everywhere(app, &scope).await;
             });
         }
         result

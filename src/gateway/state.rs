@@ -14,6 +14,7 @@ use super::Refusal;
 use super::access::Access;
 use super::record::Samples;
 use super::route::Hosts;
+use super::sharing::Member;
 use crate::bounds::Budget;
 use crate::clock;
 use crate::config::{self, Config};
@@ -28,6 +29,7 @@ use crate::domain::follow::writes::Scope;
 use crate::domain::parking::Parking;
 use crate::domain::sickness::Sickness;
 use crate::error::GatewayError;
+use crate::fleet::{Fleet, FleetError};
 use crate::metrics::{Metrics, Recorder};
 use crate::quota::{AppQuotas, CommandQuota};
 use crate::retry::RetryBudget;
@@ -52,6 +54,8 @@ pub struct Gateway {
     pub buffered: Arc<Budget>,
     /// The end: nothing may be begun any more.
     pub stopped: Arc<AtomicBool>,
+    /// What is shared with other replicas.
+    pub fleet: Option<Arc<Fleet>>,
     /// What is counted.
     pub metrics: Metrics,
     /// Which requests are logged.
@@ -77,6 +81,8 @@ pub(super) struct App {
     /// How long after a write answers about its pairs are not kept.
     pub write_settle: Duration,
     pub follow: Arc<Follow>,
+    /// Its part in the fleet.
+    pub member: Option<Member>,
 }
 
 /// What is known and what is being asked of an app's pairs.
@@ -120,16 +126,23 @@ pub enum GatewayBuildError {
     /// An app's way to Chat.
     #[error("app {0}")]
     Upstream(AppName, #[source] UpstreamError),
+    /// What is shared.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
 }
+
+/// What all generations share, in the order of [`Gateway`]: requests, bytes, the end, tasks, the fleet.
+type Common = (Arc<Budget>, Arc<Budget>, Arc<AtomicBool>, TaskTracker, Option<Arc<Fleet>>);
 
 impl App {
     pub(super) fn parking(&self) -> MutexGuard<'_, Parking> {
         self.parking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn new(app: &config::App, config: &Config) -> Result<Self, GatewayBuildError> {
+    fn new(app: &config::App, config: &Config, fleet: Option<&Arc<Fleet>>) -> Result<Self, GatewayBuildError> {
         let key = clock::unguessable().map_err(GatewayBuildError::Random)?;
-        let quotas = Arc::new(AppQuotas::new(app.quota.clone()));
+        let shared = fleet.map(|fleet| (Arc::clone(fleet), app.sdkappid));
+        let quotas = Arc::new(AppQuotas::new(app.quota.clone(), shared));
         let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
         let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now);
         Ok(Self {
@@ -153,6 +166,7 @@ impl App {
                 }),
             }),
             quotas,
+            member: fleet.map(|fleet| Member::new(fleet, app, config)),
         })
     }
 
@@ -168,6 +182,8 @@ impl App {
             retries: RetryBudget::new(config.upstream.retry_budget),
             write_settle: config.cache.write_settle,
             follow: Arc::clone(&self.follow),
+            // Its keys come from the app's, which may be another one.
+            member: self.member.as_ref().map(|member| Member::new(&member.fleet, app, config)),
         }
     }
 }
@@ -178,11 +194,12 @@ impl Gateway {
     /// # Errors
     /// See [`GatewayBuildError`].
     pub fn new(config: Config) -> Result<Arc<Self>, GatewayBuildError> {
-        let apps = config.apps.iter().map(|app| App::new(app, &config)).collect::<Result<_, _>>()?;
+        let fleet = config.fleet.as_ref().map(Fleet::new).transpose()?;
+        let apps = config.apps.iter().map(|app| App::new(app, &config, fleet.as_ref())).collect::<Result<_, _>>()?;
         let (access, server) = (Access::new(&config, None), &config.server);
         let (requests, buffered) = (Budget::new(server.max_requests), Budget::new(server.max_buffered));
         let metrics = Metrics::new(config.apps.len());
-        let common = (requests, buffered, Arc::default(), TaskTracker::new());
+        let common = (requests, buffered, Arc::default(), TaskTracker::new(), fleet);
         Ok(Self::put_together(config, apps, access, metrics, common))
     }
 
@@ -191,12 +208,12 @@ impl Gateway {
     pub(super) fn successor(&self, config: Config) -> Result<Arc<Self>, GatewayBuildError> {
         let app = |app: &config::App| match self.by_sdkappid.get(&app.sdkappid) {
             Some(&index) => Ok(self.apps[index].continued(&self.config.apps[index], app, &config)),
-            None => App::new(app, &config),
+            None => App::new(app, &config, self.fleet.as_ref()),
         };
         let apps = config.apps.iter().map(app).collect::<Result<_, _>>()?;
         let access = Access::new(&config, Some(&self.access));
-        let common =
-            (Arc::clone(&self.requests), Arc::clone(&self.buffered), Arc::clone(&self.stopped), self.tasks.clone());
+        let (requests, buffered) = (Arc::clone(&self.requests), Arc::clone(&self.buffered));
+        let common = (requests, buffered, Arc::clone(&self.stopped), self.tasks.clone(), self.fleet.clone());
         let before = |app: &config::App| self.by_sdkappid.get(&app.sdkappid).copied();
         let metrics = self.metrics.successor(&config.apps.iter().map(before).collect::<Vec<_>>());
         Ok(Self::put_together(config, apps, access, metrics, common))
@@ -226,7 +243,7 @@ impl Gateway {
         apps: Vec<App>,
         access: Access,
         metrics: Metrics,
-        (requests, buffered, stopped, tasks): (Arc<Budget>, Arc<Budget>, Arc<AtomicBool>, TaskTracker),
+        (requests, buffered, stopped, tasks, fleet): Common,
     ) -> Arc<Self> {
         let index = |app: &config::App| config.apps.iter().position(|other| other.name == app.name).expect("itself");
         let default = match config.apps.as_slice() {
@@ -244,6 +261,7 @@ impl Gateway {
             stopped,
             metrics,
             samples: Samples::default(),
+            fleet,
             tasks,
             apps,
             config,

@@ -1,16 +1,18 @@
 //! The quota of one command, and the line in front of it.
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use governor::clock::{Clock, MonotonicClock};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use super::learned::Learned;
-use super::pacer::Pacer;
+use super::pacer::{Pacer, Part};
+use super::together::{Leased, Together};
+use super::total::Total;
 use crate::clock;
 use crate::domain::caller::CallerId;
 use crate::domain::tick::Tick;
@@ -18,9 +20,6 @@ use crate::line::Line;
 
 /// How many calls of one command may have a connection ready and wait for their permit.
 const READY_MAX: usize = 8;
-
-/// The pace of all commands of an app together, if they have one.
-pub(super) type Total<C> = ArcSwapOption<Pacer<C>>;
 
 /// The quota of one command.
 #[derive(Debug)]
@@ -33,8 +32,12 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
     review_at: AtomicU64,
     /// Of the whole app, which may change at a reload.
     total: Arc<Total<C>>,
+    /// Its part in the quota of the fleet, if there is one.
+    together: Option<Together>,
     /// Callers take turns in getting ready.
     line: Arc<Line>,
+    /// Those that are ready and lack only a permit.
+    ready: AtomicUsize,
     /// Held by the one that takes the next permit.
     turn: Mutex<()>,
     /// When the next permit is to be had, or was, in ticks.
@@ -95,9 +98,15 @@ pub struct Wait<'a> {
 }
 
 impl<C: Clock + Clone> CommandQuota<C> {
-    pub(super) fn new(per_second: NonZeroU32, total: Arc<Total<C>>, clock: C) -> Self {
+    pub(super) fn new(per_second: NonZeroU32, total: Arc<Total<C>>, together: Option<Together>, clock: C) -> Self {
+        let own = match &together {
+            None => Pacer::new(per_second, clock.clone()),
+            Some(together) => Pacer::part(per_second, together.part(), clock.clone()),
+        };
         Self {
-            own: ArcSwap::from_pointee(Pacer::new(per_second, clock.clone())),
+            own: ArcSwap::from_pointee(own),
+            together,
+            ready: AtomicUsize::new(0),
             clock,
             learned: StdMutex::new(Learned::new(per_second.get())),
             review_at: AtomicU64::new(u64::MAX),
@@ -137,11 +146,51 @@ impl<C: Clock + Clone> CommandQuota<C> {
         let before = learned.limit();
         change(&mut learned);
         if learned.limit() != before {
-            let limit = NonZeroU32::new(learned.limit()).unwrap_or(NonZeroU32::MIN);
-            // A new pacer begins with nothing, so that the two together give no more than either.
-            self.own.store(Arc::new(Pacer::spent(limit, self.clock.clone())));
+            self.begin_anew(&learned);
         }
         self.review_at.store(learned.review_at().map_or(u64::MAX, Tick::micros), Ordering::Release);
+    }
+
+    /// A new pacer begins with nothing, so that the two together give no more than either.
+    fn begin_anew(&self, learned: &Learned) {
+        let limit = NonZeroU32::new(learned.limit()).unwrap_or(NonZeroU32::MIN);
+        let part = self.together.as_ref().map_or(Part::Whole, Together::part);
+        self.own.store(Arc::new(Pacer::part(limit, part, self.clock.clone())));
+    }
+
+    /// A permit that is at hand, or what to do for one.
+    fn try_take(&self) -> Result<(), Hold> {
+        let Some(together) = &self.together else { return self.take().map_err(Hold::For) };
+        let now = clock::tick();
+        self.review(now);
+        if together.has_changed() {
+            let learned = self.learned();
+            if together.heed_change() {
+                self.begin_anew(&learned);
+            }
+        }
+        match together.draw(now) {
+            Leased::Permit => {
+                self.next_at.fetch_max(now.micros(), Ordering::Relaxed);
+                Ok(())
+            }
+            Leased::From(at) => Err(Hold::For(at.since(now))),
+            Leased::Nothing => Err(Hold::Lease),
+            Leased::Alone => self.take().map_err(Hold::For),
+        }
+    }
+
+    /// Leases permits for those that are ready. How long to wait if there are none, and none if Redis is away.
+    async fn lease(&self) -> Option<Duration> {
+        let together = self.together.as_ref()?;
+        let limit = NonZeroU32::new(self.limit()).unwrap_or(NonZeroU32::MIN);
+        together.lease(limit, self.total.per_second(), self.ready.load(Ordering::Relaxed)).await
+    }
+
+    fn review(&self, now: Tick) {
+        if now.micros() >= self.review_at.load(Ordering::Acquire) {
+            self.change(|learned| learned.review(now));
+        }
     }
 
     /// Takes a permit for one call, or says how long there will be none.
@@ -153,11 +202,9 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// The time after which to ask again.
     pub fn take(&self) -> Result<(), Duration> {
         let now = clock::tick();
-        if now.micros() >= self.review_at.load(Ordering::Acquire) {
-            self.change(|learned| learned.review(now));
-        }
+        self.review(now);
         let own = self.own.load();
-        if let Some(total) = &*self.total.load() {
+        if let Some(total) = &*self.total.pacer() {
             let wait = self.next_at().since(now);
             if wait > Duration::ZERO {
                 return Err(wait);
@@ -226,13 +273,22 @@ impl<C: Clock + Clone> CommandQuota<C> {
         let waiting = async {
             let _place = in_line.place().await;
             let ready = get_ready.await.map_err(NoPermit::NotReady)?;
+            let _ready = Counted::one_more(&self.ready);
             let _turn = self.turn.lock().await;
             loop {
                 let slot = Arc::clone(room).acquire_owned().await.expect("nobody closes it");
                 if !wanted() {
                     return Ok(Turn::Unwanted(ready));
                 }
-                let Err(wait) = self.take() else { return Ok(Turn::Go(Permit { slot, ready })) };
+                let wait = match self.try_take() {
+                    Ok(()) => return Ok(Turn::Go(Permit { slot, ready })),
+                    Err(Hold::For(wait)) => wait,
+                    // It keeps its room meanwhile, so that what is leased is used at once.
+                    Err(Hold::Lease) => match self.lease().await {
+                        None => continue,
+                        Some(wait) => wait,
+                    },
+                };
                 drop(slot);
                 if clock::now() + wait > deadline {
                     return Err(NoPermit::Late(wait));
@@ -250,14 +306,42 @@ impl<C: Clock + Clone> CommandQuota<C> {
     }
 }
 
+/// What to do for a permit.
+enum Hold {
+    /// Wait so long.
+    For(Duration),
+    /// Lease some.
+    Lease,
+}
+
+/// Counts one as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn one_more(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use governor::clock::FakeRelativeClock;
 
     use super::*;
 
-    fn shared(total: &Arc<Pacer<FakeRelativeClock>>) -> Arc<Total<FakeRelativeClock>> {
-        Arc::new(Total::new(Some(Arc::clone(total))))
+    fn total(per_second: u32, clock: &FakeRelativeClock) -> Arc<Total<FakeRelativeClock>> {
+        Arc::new(Total::new(Some(number(per_second)), None, clock.clone()))
+    }
+
+    fn none<C: Clock + Clone>(clock: C) -> Arc<Total<C>> {
+        Arc::new(Total::new(None, None, clock))
     }
 
     const MANY: CallerId = CallerId(1);
@@ -278,9 +362,9 @@ mod tests {
     #[test]
     fn the_total_holds_back_every_command() {
         let clock = FakeRelativeClock::default();
-        let total = Arc::new(Pacer::new(number(1), clock.clone()));
-        let one = CommandQuota::new(number(100), shared(&total), clock.clone());
-        let two = CommandQuota::new(number(100), shared(&total), clock.clone());
+        let total = total(1, &clock);
+        let one = CommandQuota::new(number(100), Arc::clone(&total), None, clock.clone());
+        let two = CommandQuota::new(number(100), total, None, clock.clone());
         assert!(one.take().is_ok());
         let wait = two.take().expect_err("the total is used up");
         assert!(wait > Duration::from_secs(1));
@@ -291,9 +375,9 @@ mod tests {
     #[test]
     fn while_the_total_is_used_up_no_permit_of_a_slow_command_is_lost() {
         let clock = FakeRelativeClock::default();
-        let total = Arc::new(Pacer::new(number(50), clock.clone()));
-        let fast = CommandQuota::new(number(100), shared(&total), clock.clone());
-        let slow = CommandQuota::new(number(1), shared(&total), clock.clone());
+        let total = total(50, &clock);
+        let fast = CommandQuota::new(number(100), Arc::clone(&total), None, clock.clone());
+        let slow = CommandQuota::new(number(1), total, None, clock.clone());
         assert!(fast.take().is_ok());
         let wait = slow.take().expect_err("the total is used up");
         assert!(wait < Duration::from_millis(100));
@@ -304,7 +388,7 @@ mod tests {
     #[test]
     fn a_refusal_lowers_the_limit_and_gives_nothing_away() {
         let clock = FakeRelativeClock::default();
-        let quota = CommandQuota::new(number(100), Arc::default(), clock);
+        let quota = CommandQuota::new(number(100), none(clock.clone()), None, clock);
         quota.refused();
         assert_eq!(quota.limit(), 95);
         assert!(quota.take().is_err());
@@ -313,7 +397,7 @@ mod tests {
     #[test]
     fn a_lowered_limit_holds_for_its_time_and_is_never_above_the_configured_one() {
         let clock = FakeRelativeClock::default();
-        let quota = CommandQuota::new(number(100), Arc::default(), clock);
+        let quota = CommandQuota::new(number(100), none(clock.clone()), None, clock);
         let configured = quota.interval();
         quota.lower(number(10), clock::tick().after(Duration::from_secs(3600)));
         assert!(quota.take().is_err(), "the change itself gives nothing away");
@@ -327,7 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_would_come_too_late_is_refused_at_once_and_told_when() {
-        let quota = CommandQuota::new(number(1), Arc::default(), MonotonicClock);
+        let quota = CommandQuota::new(number(1), none(MonotonicClock), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
         drop(quota.wait(wait, ready(), || true).await.expect("the first"));
@@ -341,7 +425,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_in_line_count_for_who_comes_after_them_but_not_for_another_caller() {
-        let quota = Arc::new(CommandQuota::new(number(2), Arc::default(), MonotonicClock));
+        let quota = Arc::new(CommandQuota::new(number(2), none(MonotonicClock), None, MonotonicClock));
         let room = Arc::new(Semaphore::new(9));
         drop(quota.wait(by(&room, 9000), ready(), || true).await.expect("the first"));
         let flood: Vec<_> = (0..40)
@@ -365,7 +449,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_longer_wanted_or_cannot_get_ready_takes_no_permit() {
-        let quota = CommandQuota::new(number(1), Arc::default(), MonotonicClock);
+        let quota = CommandQuota::new(number(1), none(MonotonicClock), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
         assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));

@@ -9,11 +9,16 @@
 //! Whoever waits does so in turn, caller by caller, and only if its turn comes before the deadline.
 //! The permit is the last thing that a call takes: its connection is there already, so that calls reach
 //! the wire as they were let go.
+//!
+//! With a [fleet](crate::fleet) the permits are leased from Redis, at the pace of all replicas together; while
+//! Redis is away a pacer of our own gives a share of the limit.
 
 mod command;
 mod learned;
 mod pacer;
 mod share;
+mod together;
+mod total;
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -23,11 +28,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use governor::clock::MonotonicClock;
 
-use self::command::Total;
-use self::pacer::Pacer;
+use self::together::Together;
+use self::total::Total;
 use crate::clock;
 use crate::config;
+use crate::domain::app::SdkAppId;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
+use crate::fleet::Fleet;
 
 pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
 pub use self::share::Share;
@@ -48,6 +55,8 @@ pub const ALERT_HOLDS: Duration = Duration::from_secs(600);
 pub struct AppQuotas {
     config: ArcSwap<config::Quota>,
     total: Arc<Total<MonotonicClock>>,
+    /// Who shares them, as which app.
+    fleet: Option<(Arc<Fleet>, SdkAppId)>,
     known: HashMap<CommandName<'static>, Arc<CommandQuota>>,
     /// Commands nobody listed, by name. Those not called for a while leave by themselves.
     others: moka::sync::Cache<String, Arc<CommandQuota>>,
@@ -57,16 +66,21 @@ pub struct AppQuotas {
 
 impl AppQuotas {
     /// From the configured numbers and the vendor's own lower ones.
-    pub fn new(config: config::Quota) -> Self {
-        let total = config.total.map(|total| Arc::new(Pacer::new(total, MonotonicClock)));
-        let total = Arc::new(Total::new(total));
-        let quota = |limit| Arc::new(CommandQuota::new(limit, Arc::clone(&total), MonotonicClock));
+    pub fn new(config: config::Quota, fleet: Option<(Arc<Fleet>, SdkAppId)>) -> Self {
+        let shared = fleet.as_ref().map(|(fleet, _)| Arc::clone(fleet));
+        let total = Arc::new(Total::new(config.total, shared, MonotonicClock));
+        let quota = |name: &str, limit| {
+            let together = together(fleet.as_ref(), name);
+            Arc::new(CommandQuota::new(limit, Arc::clone(&total), together, MonotonicClock))
+        };
+        let known = |name: CommandName<'static>| (name, quota(&name.to_string(), config.limit(name)));
         Self {
-            known: KNOWN_COMMANDS.iter().map(|known| (known.name, quota(config.limit(known.name)))).collect(),
+            known: KNOWN_COMMANDS.iter().map(|row| known(row.name)).collect(),
             others: moka::sync::Cache::builder().max_capacity(OTHERS_MAX).time_to_idle(OTHERS_IDLE).build(),
-            rest: quota(config.per_command),
+            rest: quota("rest", config.per_command),
             config: ArcSwap::from_pointee(config),
             total,
+            fleet,
         }
     }
 
@@ -84,7 +98,7 @@ impl AppQuotas {
             return;
         }
         if before.total != config.total {
-            self.total.store(config.total.map(|total| Arc::new(Pacer::spent(total, MonotonicClock))));
+            self.total.configure(config.total);
         }
         for (name, quota) in &self.known {
             quota.configure(config.limit(*name));
@@ -109,8 +123,14 @@ impl AppQuotas {
             return Arc::clone(&self.rest);
         }
         let total = Arc::clone(&self.total);
-        self.others.get_with(key, || Arc::new(CommandQuota::new(limit, total, MonotonicClock)))
+        let together = together(self.fleet.as_ref(), &key);
+        self.others.get_with(key, || Arc::new(CommandQuota::new(limit, total, together, MonotonicClock)))
     }
+}
+
+/// A command's part in what is shared.
+fn together(fleet: Option<&(Arc<Fleet>, SdkAppId)>, name: &str) -> Option<Together> {
+    fleet.map(|(fleet, app)| Together::new(Arc::clone(fleet), *app, name))
 }
 
 #[cfg(test)]
@@ -124,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn commands_outside_the_table_have_quotas_of_their_own_up_to_a_bound() {
         let config = config::Quota { per_command: number(5), total: None, commands: HashMap::new() };
-        let quotas = AppQuotas::new(config);
+        let quotas = AppQuotas::new(config, None);
         let name = |n: usize| format!("future/command_{n}");
         for n in 0..5000 {
             let text = name(n);

@@ -8,7 +8,9 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
+use crate::domain::fleet::lease;
 use crate::domain::tick::Tick;
+use crate::fleet::Pace;
 
 /// How much later than another a call may reach the wire after its permit.
 const JITTER: Duration = Duration::from_millis(50);
@@ -17,10 +19,32 @@ const BURST_PART: u32 = 50;
 
 /// Burst and interval that keep every second at `per_second` calls or fewer.
 pub(crate) fn pace(per_second: NonZeroU32) -> (NonZeroU32, Duration) {
+    pace_within(per_second, JITTER)
+}
+
+/// The pace that a whole fleet keeps: its permits are used within a life after their moment.
+pub(super) fn fleet_pace(per_second: NonZeroU32) -> Pace {
+    let (burst, interval) = pace_within(per_second, JITTER + lease::LIFE);
+    Pace { interval, burst: burst.get() }
+}
+
+/// The same where calls may leave up to `late` after their moment.
+fn pace_within(per_second: NonZeroU32, late: Duration) -> (NonZeroU32, Duration) {
     let burst = NonZeroU32::new(per_second.get() / BURST_PART).unwrap_or(NonZeroU32::MIN);
-    let window = (Duration::from_secs(1) + JITTER).as_nanos() as u64;
+    let window = (Duration::from_secs(1) + late).as_nanos() as u64;
     let intervals = u64::from(per_second.get() - burst.get()) + 1;
     (burst, Duration::from_nanos(window / intervals + 1))
+}
+
+/// How much of a limit a pacer gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Part {
+    /// All of it.
+    Whole,
+    /// What a replica has alone, above 0 and up to 1.
+    Share(f64),
+    /// The pace of the fleet, whose permits it does not give itself: it only foretells.
+    Fleet,
 }
 
 /// GCRA for one rate.
@@ -35,14 +59,42 @@ pub(super) struct Pacer<C: Clock> {
 impl<C: Clock + Clone> Pacer<C> {
     /// With its burst to spend.
     pub(super) fn new(per_second: NonZeroU32, clock: C) -> Self {
+        Self::at(pace(per_second), clock)
+    }
+
+    /// With its burst spent, for a part of the limit. A share below one call a second makes its intervals
+    /// longer: many replicas alone must not add up to more.
+    pub(super) fn part(per_second: NonZeroU32, part: Part, clock: C) -> Self {
         let (burst, interval) = pace(per_second);
+        Self::at_rest(
+            match part {
+                Part::Whole => (burst, interval),
+                Part::Share(share) => {
+                    let burst = (f64::from(burst.get()) * share) as u32;
+                    (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval.div_f64(share))
+                }
+                Part::Fleet => {
+                    let pace = fleet_pace(per_second);
+                    (NonZeroU32::new(pace.burst).unwrap_or(NonZeroU32::MIN), pace.interval)
+                }
+            },
+            clock,
+        )
+    }
+
+    fn at((burst, interval): (NonZeroU32, Duration), clock: C) -> Self {
         let quota = Quota::with_period(interval).expect("an interval is at least a nanosecond").allow_burst(burst);
         Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, burst, interval }
     }
 
     /// With its burst spent, to take the place of another pacer in the middle of a second.
-    pub(super) fn spent(per_second: NonZeroU32, clock: C) -> Self {
-        let pacer = Self::new(per_second, clock);
+    #[cfg(test)]
+    fn spent(per_second: NonZeroU32, clock: C) -> Self {
+        Self::part(per_second, Part::Whole, clock)
+    }
+
+    fn at_rest(pace: (NonZeroU32, Duration), clock: C) -> Self {
+        let pacer = Self::at(pace, clock);
         let all = pacer.limiter.check_n(pacer.burst);
         debug_assert!(matches!(all, Ok(Ok(()))), "a new pacer has its whole burst");
         pacer
@@ -113,6 +165,30 @@ mod tests {
             }
             let mean = permits.len() as f64 / span.as_secs_f64();
             assert!(mean >= 0.9 * f64::from(per_second), "{mean} a second of {per_second}");
+        }
+    }
+
+    #[test]
+    fn a_share_is_a_share_of_any_limit_and_begins_with_nothing() {
+        for (per_second, share) in [(200, 0.25), (200, 1.0), (3, 0.1), (1, 0.25), (10_000, 0.01)] {
+            let clock = FakeRelativeClock::default();
+            let pacer = Pacer::part(number(per_second), Part::Share(share), clock.clone());
+            assert!(pacer.take().is_err(), "{per_second}");
+            let (mut permits, span) = (0, Duration::from_secs(40));
+            let mut now = Duration::ZERO;
+            while now < span {
+                match pacer.take() {
+                    Ok(()) => permits += 1,
+                    Err(wait) => {
+                        let wait = wait.max(Duration::from_nanos(1));
+                        clock.advance(wait);
+                        now += wait;
+                    }
+                }
+            }
+            let most = f64::from(per_second) * share * span.as_secs_f64();
+            assert!(f64::from(permits) <= most + 1.0, "{permits} of {per_second} at {share}");
+            assert!(f64::from(permits) >= 0.9 * most - 1.0, "{permits} of {per_second} at {share}");
         }
     }
 

@@ -17,6 +17,8 @@ mod errors;
 mod evict;
 mod exhaustion;
 mod faults;
+mod fleet;
+mod fleet_faults;
 mod follow;
 mod freshness;
 mod h2_floods;

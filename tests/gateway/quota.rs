@@ -16,30 +16,30 @@ use crate::support::{now, turn, within};
 /// What one second is here. Calls are stamped when the fake reads them, a little after they arrive, and
 /// never all by the same little; on a busy machine by as much as threads had to wait. What is left is
 /// always long enough to catch calls that go out together.
-fn a_second(stalls: &Stalls) -> Duration {
+pub(crate) fn a_second(stalls: &Stalls) -> Duration {
     Duration::from_millis(990).saturating_sub(stalls.total()).max(Duration::from_millis(300))
 }
 
 /// The part of a limit that must be used: nine tenths, where the machine lets it be.
-fn used(limit: f64, stalls: &Stalls) -> f64 {
+pub(crate) fn used(limit: f64, stalls: &Stalls) -> f64 {
     limit * if stalls.total() < Duration::from_millis(300) { 0.9 } else { 0.5 }
 }
 
 /// Most calls in any span of that length.
-fn most_in(second: Duration, times: &[Instant]) -> usize {
+pub(crate) fn most_in(second: Duration, times: &[Instant]) -> usize {
     let mut times = times.to_vec();
     times.sort();
     (0..times.len()).map(|i| times[i..].partition_point(|time| *time < times[i] + second)).max().unwrap_or(0)
 }
 
 /// Calls a second, from the first call to the last.
-fn mean(times: &[Instant]) -> f64 {
+pub(crate) fn mean(times: &[Instant]) -> f64 {
     let span = times[times.len() - 1] - times[0];
     (times.len() - 1) as f64 / span.as_secs_f64()
 }
 
 /// `callers` callers ask this again and again for `span`. All answers.
-async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Duration) -> Vec<Answer> {
+pub(crate) async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Duration) -> Vec<Answer> {
     let until = now() + span;
     let tasks: Vec<_> = (0..callers)
         .map(|_| {
@@ -66,7 +66,7 @@ async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Duration) -> 
 }
 
 #[track_caller]
-fn all_sound(answers: &[Answer]) {
+pub(crate) fn all_sound(answers: &[Answer]) {
     for answer in answers {
         if answer.status == 200 {
             answer.assert_relayed(200, OK);

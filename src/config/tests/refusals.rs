@@ -106,7 +106,9 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[server]\nadmin_token = 'a'", 2, "server.admin_token", "a secret must not stand in the configuration"),
     ("[server]\nunix_uids = []", 2, "server.unix_uids", "must have 1 to 100 items"),
     ("[server]\nunix_uids = [1, -1]", 2, "server.unix_uids[1]", "must be the number of a user"),
-    ("[fleet]\nredis = 'redis://127.0.0.1:6379'", 1, "fleet", "sharing between replicas is not in this version"),
+    ("[fleet]\nshare = 0.5", 1, "fleet.redis", "is missing; write redis = \"redis://HOST:PORT\""),
+    ("[fleet]\nredis = 'redis://x'\nprefix = 'a b'", 3, "fleet.prefix", "must be 1 to 64 of"),
+    ("[fleet]\nurl = 'redis://:p@x'", 2, "fleet.url", "a secret must not stand in the configuration"),
     ("[trace]\notlp = 'http://127.0.0.1:4317'", 1, "trace", "exporting traces is not in this version"),
 ];
 

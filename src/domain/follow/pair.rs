@@ -38,6 +38,11 @@ impl UserKey {
     pub const fn spread(self) -> u64 {
         (self.0 >> 64) as u64
     }
+
+    /// All of it.
+    pub const fn bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
 }
 
 /// Makes [`UserKey`]s; each app has its own, so that no key of one means anything in another.
@@ -80,6 +85,11 @@ impl PairKey {
     /// 64 further bits, evenly spread, for choosing that place.
     pub const fn spread(self) -> u64 {
         (self.0 >> 64) as u64
+    }
+
+    /// All of it.
+    pub const fn bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
     }
 
     #[cfg(test)]

@@ -30,6 +30,7 @@ pub(crate) mod hook;
 pub(crate) mod hosts;
 pub(crate) mod link;
 pub(crate) mod process;
+pub(crate) mod redis;
 pub(crate) mod reply;
 pub(crate) mod secrets;
 pub(crate) mod setup;

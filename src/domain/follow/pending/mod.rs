@@ -31,7 +31,7 @@ use super::pair::{Pair, PairKey, UserKey};
 use crate::domain::caller::CallerId;
 use crate::domain::tick::Tick;
 
-pub use self::settle::{Outcome, Settled, Settlement};
+pub use self::settle::{Kept, Outcome, Settled, Settlement};
 
 /// Most pairs that may be waited for in one app, counted for each waiter: five seconds of full
 /// calls at the vendor's 200 a second. What comes on top could not be answered in time.

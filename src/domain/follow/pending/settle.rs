@@ -50,7 +50,17 @@ pub enum Settled {
 }
 
 /// What is to be kept of an answer.
-type Kept = (Pair, Fact);
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// The pair, as it was asked for.
+    pub pair: Pair,
+    /// What was learned.
+    pub fact: Fact,
+    /// The user of `pair.from`.
+    pub from: Arc<str>,
+    /// The user of `pair.to`.
+    pub to: Arc<str>,
+}
 
 impl Pending {
     /// A call is over. Says who gets what and which facts may be kept; what has to be asked again is
@@ -90,7 +100,8 @@ impl Pending {
                 let as_called = if turned { edge.pair.reversed() } else { edge.pair };
                 let fact = Fact { stored: as_called.turned(*seen), sent: flight.sent };
                 if edge.keep {
-                    kept.push((edge.pair, fact));
+                    let (from, to) = (Arc::clone(&edge.from), Arc::clone(&edge.to));
+                    kept.push(Kept { pair: edge.pair, fact, from, to });
                 }
                 for waiter in edge.waiters {
                     let flipped = waiter.turned != turned;

@@ -269,7 +269,7 @@ impl Simulation {
                 (pair(&call.from, to).key() == wanted.key()).then(|| (index(&call.from, to), *version))
             })
         };
-        for (pair, fact) in kept {
+        for Kept { pair, fact, .. } in kept {
             let (index, version) = version_of(pair).expect("asked for");
             self.facts.insert(index, (fact, version));
         }

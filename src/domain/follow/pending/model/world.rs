@@ -443,7 +443,7 @@ impl World {
             How::Failed => Outcome::Failed,
         };
         let (settlements, kept) = self.pending.finish(call.id, &outcome, |pair| scene.last_mark(pair));
-        for (pair, fact) in kept {
+        for Kept { pair, fact, .. } in kept {
             let pair = (0..2).find(|index| scene.both(*index).key() == pair.key()).ok_or("no pair of ours")?;
             self.storing.push((pair, fact));
             if !scene.setup.fine_readers {
