@@ -15,6 +15,7 @@ mod errors;
 mod evict;
 mod fleet;
 mod fleet_faults;
+mod fleet_marks;
 mod follow;
 mod freshness;
 mod h2_floods;
