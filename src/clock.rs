@@ -11,15 +11,19 @@ use crate::domain::tick::Tick;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// What the ticks begin with: two days. What another replica has learned before this program began has a
+/// moment too, and none that counts is older than a day.
+const BEFORE_START: Duration = Duration::from_secs(48 * 60 * 60);
+
 /// The monotonic clock.
 pub fn now() -> Instant {
     Instant::now()
 }
 
-/// The monotonic clock as microseconds since the first reading. Never [`Tick::NEVER`].
+/// The monotonic clock as microseconds, from two days on since the first reading. Never [`Tick::NEVER`].
 pub fn tick() -> Tick {
-    let since = START.elapsed();
-    Tick::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 8) + 1)
+    let since = BEFORE_START + START.elapsed();
+    Tick::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 8))
 }
 
 /// The system's monotonic clock in microseconds, as other programs of this machine read it.

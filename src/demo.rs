@@ -12,7 +12,9 @@ use rustls::pki_types::pem::PemObject;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::config::{Access, Cache, Config, Endpoint, FollowCheck, ListenAddr, Log, Quota, Server, Upstream};
+use crate::config::{
+    Access, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, RedisUrl, Server, Upstream,
+};
 use crate::domain::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::command::CommandPattern;
 use crate::domain::region::Region;
@@ -34,6 +36,12 @@ pub struct DemoArgs {
     /// Where its admin listener is [default: 127.0.0.1:8701, or any free port if that is taken]
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
+    /// So many gateways that share what they know, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub replicas: u8,
+    /// The Redis or Valkey that they share it through, as redis://HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub redis: Option<RedisUrl>,
 }
 
 /// Why there is no demo.
@@ -48,6 +56,12 @@ pub enum DemoError {
     /// An address that others could reach.
     #[error("the demo lets everybody in, so it listens on loopback only; {0} is not")]
     NotLoopback(SocketAddr),
+    /// Replicas that would not know of each other.
+    #[error("replicas share what they know through Redis; say where it is with --redis redis://HOST:PORT")]
+    NoRedis,
+    /// A thread.
+    #[error("a replica cannot start: {0}")]
+    Thread(io::Error),
 }
 
 /// Runs both until SIGTERM or SIGINT. `print` gets the lines for the user once everything listens.
@@ -60,7 +74,13 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
             return Err(DemoError::NotLoopback(*address));
         }
     }
-    let chat = Chat::start()?;
+    if args.replicas > 1 && args.redis.is_none() {
+        return Err(DemoError::NoRedis);
+    }
+    let fleet =
+        args.redis.clone().map(|redis| Fleet { redis, prefix: demo_prefix(), share: 1.0 / f64::from(args.replicas) });
+    let mut chat = Chat::start()?;
+    chat.fleet = fleet;
     let config = chat.gateway(args.listen.unwrap_or(DATA), args.admin.unwrap_or(ADMIN));
     let server = match serve::Server::bind(config, None) {
         // A demo is not to fail because another one is running.
@@ -70,10 +90,30 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
         }
         other => other,
     }?;
-    print(&guide(&server.addresses()[0], &server.admin_address()));
+    let any = SocketAddr::new(DATA.ip(), 0);
+    let others = (1..args.replicas).map(|_| serve::Server::bind(chat.gateway(any, any), None));
+    let others = others.collect::<Result<Vec<_>, _>>()?;
+    let mut text = guide(&server.addresses()[0], &server.admin_address());
+    for other in &others {
+        text += &format!("# Another replica: {}, for operators {}\n", other.addresses()[0], other.admin_address());
+    }
+    print(&text);
+    let quits: Vec<_> = others.iter().map(serve::Server::quit).collect();
+    let start = |other: serve::Server| thread::Builder::new().name("replica".to_owned()).spawn(move || other.run());
+    let threads = others.into_iter().map(start).collect::<Result<Vec<_>, _>>().map_err(DemoError::Thread)?;
     let outcome = server.run();
+    quits.iter().for_each(CancellationToken::cancel);
+    for thread in threads {
+        // The first one's outcome is the demo's.
+        let _ = thread.join();
+    }
     chat.stop();
     Ok(outcome?)
+}
+
+/// Names of its own: each demo has another key, and what another one left in Redis is none of its business.
+fn demo_prefix() -> String {
+    format!("chatgate-demo-{:08x}", clock::call_number())
 }
 
 /// What to do with it.
@@ -112,6 +152,8 @@ struct Chat {
     key: SecretKey,
     ca: CertificateDer<'static>,
     address: SocketAddr,
+    /// What gateways in front of it share.
+    fleet: Option<Fleet>,
     stop: CancellationToken,
     thread: thread::JoinHandle<()>,
 }
@@ -152,7 +194,7 @@ impl Chat {
             .name("sandbox".to_owned())
             .spawn(move || runtime.block_on(sandbox.run(stopped)))
             .map_err(|error| fail(&error))?;
-        Ok(Self { sdkappid, identifier, key, ca, address, stop, thread })
+        Ok(Self { sdkappid, identifier, key, ca, address, fleet: None, stop, thread })
     }
 
     /// The configuration of a gateway in front of it.
@@ -184,7 +226,7 @@ impl Chat {
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
             webhook: None,
-            fleet: None,
+            fleet: self.fleet.clone(),
             log: Log::default(),
             warnings: Vec::new(),
             source: Default::default(),

@@ -111,6 +111,7 @@ fn the_explained_file_has_every_key() {
         "follow_check",
         "upstream",
         "webhook",
+        "fleet",
         "log",
         "caller.0",
     ];
@@ -132,6 +133,23 @@ fn the_explained_file_has_every_key() {
             assert!(stands, "{section}: {key}");
         }
     }
+}
+
+#[test]
+fn a_fleet_is_read_and_its_password_shown_nowhere() {
+    let folder = Folder::with(&format!("{APP}[fleet]\nredis = 'rediss://10.0.0.1:6380/2'\n"));
+    let fleet = folder.load(&[]).expect("good").fleet.expect("a fleet");
+    assert_eq!((fleet.redis.expose(), &*fleet.prefix, fleet.share), ("rediss://10.0.0.1:6380/2", "chatgate", 0.25));
+    let folder = Folder::with(&format!("{APP}[fleet]\nurl_file = 'url'\nprefix = 'a:b'\nshare = 1\n"));
+    folder.secret("url", &format!("redis://:{MARKED}@host\n"));
+    let config = folder.load(&[]).expect("good");
+    assert!(!format!("{config:?}").contains(MARKED));
+    let fleet = config.fleet.expect("a fleet");
+    assert_eq!((fleet.redis.expose(), fleet.share), (&*format!("redis://:{MARKED}@host"), 1.0));
+    folder.secret("url", &format!("http://:{MARKED}@host\n"));
+    let problems = folder.problems(&[]);
+    assert!(problems.len() == 1 && problems[0].contains("is not an address of Redis"), "{problems:?}");
+    assert!(!problems[0].contains(MARKED));
 }
 
 #[test]

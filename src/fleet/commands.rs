@@ -67,6 +67,8 @@ pub struct Granted {
     pub asked: Tick,
     /// When they were heard of.
     pub heard: Tick,
+    /// When Redis answered, by its clock, in microseconds since 1970.
+    pub moment: u64,
     /// Their moments, as distances from when Redis answered.
     pub moments: Vec<Duration>,
     /// If there is none: when to ask again.
@@ -97,6 +99,7 @@ impl Fleet {
         Some(Granted {
             asked: times.asked,
             heard: times.heard,
+            moment: *moment,
             moments: moments.iter().map(|micros| Duration::from_micros(*micros)).collect(),
             again: Duration::from_micros(*again).max(Duration::from_millis(1)),
         })

@@ -84,11 +84,11 @@ impl Fleet {
                     failures = if clock::now() - begun >= HELD { 0 } else { failures + 1 };
                 }
                 Ok(Err(error)) => {
-                    tracing::debug!(cause = cause(&error), "Redis was not found");
+                    tell_failure(failures, &cause(&error));
                     failures += 1;
                 }
                 Err(_) => {
-                    tracing::debug!("Redis was not found in time");
+                    tell_failure(failures, "it does not answer in time");
                     failures += 1;
                 }
             }
@@ -179,7 +179,7 @@ impl Fleet {
         let heard = clock::tick();
         match answer {
             Ok(Ok(answer)) => {
-                if !link.health().answered(heard.since(asked)) {
+                if !link.health().answered(heard.since(asked), heard) {
                     self.lose(link.number, "it answers too slowly");
                 }
                 Some((answer, Times { asked, heard }))
@@ -197,7 +197,7 @@ impl Fleet {
 
     /// A command was given up before its answer came, for it was not worth the wait.
     pub(super) fn note_slow(&self, link: &Link) {
-        if !link.health().answered(PATIENCE) {
+        if !link.health().answered(PATIENCE, clock::tick()) {
             self.lose(link.number, "it answers too slowly");
         }
     }
@@ -255,6 +255,13 @@ fn hear(fleet: &Weak<Fleet>, hears: &dyn Hears, number: u64, push: PushInfo) {
         // Who is subscribed no more hears no more.
         PushKind::Disconnection | PushKind::Unsubscribe => fleet.lose(number, "the connection is closed"),
         _ => {}
+    }
+}
+
+/// Ever more rarely, for it may be away for long.
+fn tell_failure(failures: u32, cause: &str) {
+    if failures == 0 || failures.is_power_of_two() {
+        tracing::warn!(cause, failures, "Redis is not to be had; this replica is alone");
     }
 }
 

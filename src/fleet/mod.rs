@@ -1,8 +1,8 @@
 //! What replicas of chatgate share through Redis or Valkey: quota, facts and evictions.
 //!
 //! A replica is *together* with the others while Redis answers, and *alone* otherwise; it changes from one to
-//! the other by itself and never waits for Redis longer than [`PATIENCE`]. Any failure of one command, or three
-//! slow answers, end the connection: a Redis that is half there is worse than none.
+//! the other by itself and never waits for Redis longer than [`PATIENCE`]. Any failure of one command, or none
+//! but slow answers for a while, end the connection: a Redis that is half there is worse than none.
 //!
 //! * **One connection** for all, in RESP3: answers and evictions come over it in the order in which Redis made
 //!   them. So where there is a connection there is a subscription, and a replica that loses one loses both and

@@ -29,7 +29,7 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(fleet: &Arc<Fleet>, app: &config::App, config: &Config) -> Self {
-        let keys = Arc::new(FleetKeys::new(&app.secret_key, app.sdkappid));
+        let keys = Arc::new(FleetKeys::new(&app.secret_key, app.sdkappid, &app.endpoint.to_string()));
         let shared = Shared { app: app.sdkappid, keys, ttl: config.cache.ttl };
         Self { fleet: Arc::clone(fleet), shared: Arc::new(shared) }
     }

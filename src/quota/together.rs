@@ -6,10 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::pacer::{Part, fleet_pace};
+use crate::clock;
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::lease::{Drawn, LEASE_MAX, Leases};
 use crate::domain::tick::Tick;
 use crate::fleet::{Fleet, LeaseOrder, Mode, mode_of};
+
+/// Who was granted nothing asks again up to so much later than it could: less than what is granted ahead.
+const SPREAD: Duration = Duration::from_millis(200);
+/// The same under a total, which is not granted ahead.
+const SPREAD_WITH_TOTAL: Duration = Duration::from_millis(20);
 
 /// Of one command.
 #[derive(Debug)]
@@ -89,7 +95,10 @@ impl Together {
         };
         let granted = self.fleet.lease(order).await?;
         if granted.moments.is_empty() {
-            return Some(granted.again);
+            // Others have what there is for the next while, so many that wait need not ask all at once.
+            let most = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
+            let random = f64::from(clock::call_number()) / f64::from(u32::MAX);
+            return Some(granted.again + most.mul_f64(random));
         }
         self.leases().add(granted.asked, granted.heard, granted.moments);
         None

@@ -1,5 +1,7 @@
 //! Redis is killed, frozen, slow, emptied or cut off: no caller notices.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -12,8 +14,11 @@ use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::redis::{Redis, Way};
 
+const CALLERS: usize = 4;
+
 /// Callers who go on and on: lookups of pairs that are new, pairs that are known, and other calls.
 struct Traffic {
+    rounds: Arc<[AtomicUsize; CALLERS]>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Vec<String>>>,
 }
@@ -21,8 +26,9 @@ struct Traffic {
 impl Traffic {
     fn on(gateway: &Gateway) -> Traffic {
         let stop = CancellationToken::new();
-        let tasks = (0..4).map(|caller| {
-            let (address, stop) = (gateway.address().to_owned(), stop.clone());
+        let rounds: Arc<[AtomicUsize; CALLERS]> = Arc::default();
+        let tasks = (0..CALLERS).map(|caller| {
+            let (address, stop, rounds) = (gateway.address().to_owned(), stop.clone(), rounds.clone());
             tokio::spawn(async move {
                 let (mut failed, mut round) = (Vec::new(), 0);
                 while !stop.is_cancelled() {
@@ -41,17 +47,26 @@ impl Traffic {
                         }
                     }
                     round += 1;
+                    rounds[caller].store(round, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                assert!(round > 3, "hardly anything was asked");
                 failed
             })
         });
-        Traffic { tasks: tasks.collect(), stop }
+        Traffic { tasks: tasks.collect(), stop, rounds }
+    }
+
+    /// Waits until everybody has asked for everything some more times.
+    async fn some(&self) {
+        let rounds = || self.rounds.iter().map(|round| round.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let wanted: Vec<usize> = rounds().iter().map(|round| round + 3).collect();
+        let enough = async || rounds().iter().zip(&wanted).all(|(now, wanted)| now >= wanted).then_some(());
+        eventually("callers go on", enough).await;
     }
 
     /// How many requests failed. None may.
     async fn end(self) {
+        self.some().await;
         self.stop.cancel();
         for task in self.tasks {
             let failed = task.await.expect("no panic");
@@ -69,9 +84,11 @@ async fn redis_is_killed_and_comes_back() {
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
+    traffic.some().await;
     for _ in 0..2 {
         redis.kill();
         alone(&gateway).await;
+        traffic.some().await;
         redis.start_again().await;
         together(&gateway).await;
     }
@@ -83,8 +100,10 @@ async fn redis_is_frozen_and_thaws() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
+    traffic.some().await;
     redis.signal("STOP");
     alone(&gateway).await;
+    traffic.some().await;
     redis.signal("CONT");
     together(&gateway).await;
     traffic.end().await;
@@ -96,8 +115,10 @@ async fn redis_is_slow_for_a_while() {
     let way = Way::to(&redis).await;
     let gateway = replica(setup(&chat, way.address())).await;
     let traffic = Traffic::on(&gateway);
+    traffic.some().await;
     way.late(Duration::from_millis(50));
     alone(&gateway).await;
+    traffic.some().await;
     way.late(Duration::ZERO);
     together(&gateway).await;
     traffic.end().await;
@@ -109,8 +130,10 @@ async fn the_way_to_redis_is_cut_and_mended() {
     let way = Way::to(&redis).await;
     let gateway = replica(setup(&chat, way.address())).await;
     let traffic = Traffic::on(&gateway);
+    traffic.some().await;
     way.cut(true);
     alone(&gateway).await;
+    traffic.some().await;
     way.cut(false);
     together(&gateway).await;
     traffic.end().await;
@@ -121,6 +144,7 @@ async fn redis_is_emptied() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
+    traffic.some().await;
     for _ in 0..3 {
         redis.say("FLUSHALL").await;
         redis.say("SCRIPT FLUSH").await;

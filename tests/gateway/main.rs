@@ -19,6 +19,7 @@ mod exhaustion;
 mod faults;
 mod fleet;
 mod fleet_faults;
+mod fleet_marks;
 mod follow;
 mod freshness;
 mod h2_floods;

@@ -2,24 +2,30 @@
 
 use std::time::Duration;
 
+use crate::domain::tick::Tick;
+
 /// An answer that takes so long is of little use: a permit is dead by then.
 pub const SLOW: Duration = Duration::from_millis(30);
-/// So many slow answers in a row are as bad as none.
-const SLOW_MAX: u32 = 3;
+/// If for so long there are none but slow ones, that is as bad as none.
+const SLOW_MAX: Duration = Duration::from_millis(60);
 /// The first pause before Redis is looked for again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// What is thought of one connection.
 #[derive(Debug, Default)]
 pub struct Health {
-    slow: u32,
+    /// The first slow answer since the last quick one.
+    slow_since: Option<Tick>,
 }
 
 impl Health {
     /// Takes note of an answer. Says whether the connection is still good.
-    pub fn answered(&mut self, took: Duration) -> bool {
-        self.slow = if took < SLOW { 0 } else { self.slow + 1 };
-        self.slow < SLOW_MAX
+    pub fn answered(&mut self, took: Duration, now: Tick) -> bool {
+        if took < SLOW {
+            self.slow_since = None;
+            return true;
+        }
+        now.since(*self.slow_since.get_or_insert(now)) < SLOW_MAX
     }
 }
 
@@ -36,13 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_slow_answers_in_a_row_are_too_many() {
+    fn a_moment_of_slowness_is_forgiven_and_no_more() {
         let (fast, slow) = (Duration::from_millis(1), SLOW);
+        let at = |millis: u64| Tick::from_micros(1_000_000 + millis * 1000);
         let mut health = Health::default();
-        for took in [slow, slow, fast, slow, slow] {
-            assert!(health.answered(took));
+        for (took, now) in [(slow, 0), (slow, 0), (slow, 59), (fast, 60), (slow, 61), (slow, 120)] {
+            assert!(health.answered(took, at(now)), "{now}");
         }
-        assert!(!health.answered(slow));
+        assert!(!health.answered(slow, at(121)));
     }
 
     #[test]

@@ -22,12 +22,13 @@ pub struct FleetKeys {
 }
 
 impl FleetKeys {
-    /// From the app's secret. Another secret gives other keys, which have nothing in common.
-    pub fn new(secret: &SecretKey, app: SdkAppId) -> Self {
+    /// From the app's secret and the address of its Chat. Another one of them gives other keys, which have
+    /// nothing in common: what another Chat holds is of no use.
+    pub fn new(secret: &SecretKey, app: SdkAppId, chat: &str) -> Self {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose());
         // A signature's text begins otherwise, so no key is ever a signature.
         let derive = |purpose: &str| {
-            let tag = hmac::sign(&secret, format!("chatgate fleet 1\n{purpose}\n{}", app.get()).as_bytes());
+            let tag = hmac::sign(&secret, format!("chatgate fleet 1\n{purpose}\n{}\n{chat}", app.get()).as_bytes());
             let mut key = Zeroizing::new([0; 32]);
             key.copy_from_slice(tag.as_ref());
             key
@@ -77,7 +78,7 @@ impl std::fmt::Debug for FleetKeys {
 
 #[cfg(test)]
 pub(super) fn for_test(secret: &str, app: u32) -> FleetKeys {
-    FleetKeys::new(&SecretKey::new(secret).expect("not empty"), SdkAppId::new(app).expect("not 0"))
+    FleetKeys::new(&SecretKey::new(secret).expect("not empty"), SdkAppId::new(app).expect("not 0"), "chat")
 }
 
 #[cfg(test)]

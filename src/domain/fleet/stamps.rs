@@ -11,7 +11,7 @@ use crate::domain::tick::Tick;
 
 /// How many are remembered...
 const STAMPS_MAX: usize = 128;
-/// ...none of them closer to the one before than this, so that they reach back for some seconds.
+/// ...no three of them within this, so that they reach back for some seconds.
 const APART: Duration = Duration::from_millis(40);
 
 /// What Redis has told of its clock over one connection.
@@ -21,8 +21,10 @@ pub struct Stamps(VecDeque<(Tick, u64)>);
 impl Stamps {
     /// Redis said that it was `moment`, in microseconds.
     pub fn note(&mut self, heard: Tick, moment: u64) {
-        if self.0.back().is_some_and(|(last, _)| heard.since(*last) < APART) {
-            return;
+        let before = self.0.len().checked_sub(2).and_then(|at| self.0.get(at));
+        if before.is_some_and(|(before, _)| heard.since(*before) < APART) {
+            // The newest is always there.
+            self.0.pop_back();
         }
         if self.0.len() == STAMPS_MAX {
             self.0.pop_front();
@@ -48,13 +50,17 @@ mod tests {
     fn the_latest_before_a_moment_counts_and_what_is_too_old_is_forgotten() {
         let mut stamps = Stamps::default();
         assert_eq!(stamps.before(at(0)), None);
-        for n in 0..=STAMPS_MAX as u64 {
-            stamps.note(at(n * 50), 7000 + n);
-            stamps.note(at(n * 50 + 1), 9000 + n);
+        let last = 10 * STAMPS_MAX as u64;
+        for n in 0..=last {
+            stamps.note(at(n * 10), 7000 + n);
+            assert_eq!(stamps.before(at(n * 10)), Some(7000 + n), "the newest counts at once");
         }
-        assert_eq!(stamps.before(at(49)), None, "forgotten");
-        assert_eq!(stamps.before(at(50)), Some(7001));
-        assert_eq!(stamps.before(at(149)), Some(7002));
-        assert_eq!(stamps.before(at(1_000_000)), Some(7000 + STAMPS_MAX as u64));
+        assert!(stamps.0.len() <= STAMPS_MAX);
+        assert_eq!(stamps.before(at(10)), None, "forgotten");
+        for sent in (last * 10 - 2000)..(last * 10) {
+            let moment = stamps.before(at(sent)).expect("two seconds are remembered");
+            let at_the_time = 7000 + sent / 10;
+            assert!(moment <= at_the_time && moment + 5 >= at_the_time, "{moment} of {at_the_time}");
+        }
     }
 }
