@@ -26,6 +26,7 @@ mod outcomes;
 mod quota;
 mod relay;
 mod reload;
+mod reload_state;
 mod request_log;
 mod shares;
 mod slow;
