@@ -215,7 +215,8 @@ async fn a_start_that_fails_at_any_point_leaves_no_socket_behind() {
         };
         match eventually("it listens or it fails", up).await {
             Some(code) => {
-                assert_eq!(code, 1, "{}", process.stderr());
+                // tokio panics where there is no descriptor for its signals, which must leave nothing behind either.
+                assert!([1, 101].contains(&code), "{code}\n{}", process.stderr());
                 failures += 1;
                 after_binding += usize::from(process.stderr().contains("cannot start"));
                 assert!(sockets(setup.dir()).is_empty(), "{limit} descriptors\n{}", process.stderr());
