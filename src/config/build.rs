@@ -188,13 +188,13 @@ fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String
         if address.is_local() || asked {
             continue;
         }
-        reader.problem(
-            place,
-            key,
+        let certificates = if key == "server.listen" { ", name a server.tls.client_ca_file" } else { "" };
+        let message = format_args!(
             "other machines can reach this address, and nobody is asked who they are; listen on 127.0.0.1, [::1] \
-             or \"unix:/path\", give each [[caller]] a token, or write access.open = true if every machine that can \
-             reach it may call",
+             or \"unix:/path\", give each [[caller]] a token{certificates}, or write access.open = true if every \
+             machine that can reach it may call"
         );
+        reader.problem(place, key, message);
     }
 }
 

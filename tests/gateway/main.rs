@@ -34,6 +34,7 @@ mod pages;
 mod quota;
 mod relay;
 mod reload;
+mod reload_state;
 mod request_log;
 mod shares;
 mod slow;

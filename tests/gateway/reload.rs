@@ -157,6 +157,36 @@ async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_
 }
 
 #[tokio::test]
+async fn twenty_reloads_with_five_changed_keys_among_them_fail_no_request() {
+    let chat = FakeChat::start().await;
+    chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
+    let setup = Setup::new(&chat);
+    let dir = setup.dir().to_owned();
+    let gateway = setup.start().await;
+    let load = Load::begin(&gateway);
+    for (round, key) in KEYS.into_iter().enumerate() {
+        chat.also_takes(key);
+        std::fs::write(dir.join("fresh"), key).expect("own directory");
+        std::fs::rename(dir.join("fresh"), dir.join("main.key")).expect("own directory");
+        for time in 0..4 {
+            if time % 2 == 0 {
+                let before = said(&gateway, r#""message":"reloaded""#);
+                gateway.signal("HUP");
+                reloaded(&gateway, before + 1).await;
+            } else {
+                assert_eq!(reload(&gateway).await.text(), "reloaded\n", "{round}");
+            }
+            let seen = chat.count();
+            chat.seen(seen + 3).await;
+        }
+        signed_with(&gateway, &chat, key).await;
+    }
+    let count = load.end().await;
+    eprintln!("{count} requests over {} reloads, none of which failed", said(&gateway, r#""message":"reloaded""#));
+    assert!(count >= 60 && said(&gateway, r#""message":"reloaded""#) >= 20, "{count}");
+}
+
+#[tokio::test]
 async fn what_is_wrong_changes_nothing_and_is_told() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);

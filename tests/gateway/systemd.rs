@@ -215,15 +215,16 @@ async fn a_start_that_fails_at_any_point_leaves_no_socket_behind() {
         };
         match eventually("it listens or it fails", up).await {
             Some(code) => {
-                assert_ne!((code, code), (0, 99), "{}", process.stderr());
+                // tokio panics where there is no descriptor for its signals, which must leave nothing behind either.
+                assert!([1, 101].contains(&code), "{code}\n{}", process.stderr());
                 failures += 1;
                 after_binding += usize::from(process.stderr().contains("cannot start"));
-                assert_eq!(sockets(setup.dir()), [PathBuf::new(); 0], "{limit} descriptors\n{}", process.stderr());
+                assert!(sockets(setup.dir()).is_empty(), "{limit} descriptors\n{}", process.stderr());
             }
             None => {
                 process.signal("TERM");
                 process.exit_code().await;
-                assert_eq!(sockets(setup.dir()), [PathBuf::new(); 0], "{limit} descriptors\n{}", process.stderr());
+                assert!(sockets(setup.dir()).is_empty(), "{limit} descriptors\n{}", process.stderr());
                 assert!(
                     failures > 0 && after_binding > 0,
                     "{failures} failures, {after_binding} of them after binding"
