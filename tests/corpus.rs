@@ -25,8 +25,7 @@ fn each_file(target: &str, run: impl Fn(&[u8])) {
     assert!(files.len() >= 5, "{} has {} files", folder.display(), files.len());
     let rounds = std::env::var("CHATGATE_FUZZ_ROUNDS").ok().map(|text| text.parse().expect("a number"));
     for (path, file) in paths.iter().zip(&files) {
-        // What is printed is shown only if the test fails.
-        println!("{}", path.display());
+        eprintln!("{}", path.display());
         run(file);
         for seed in 0..rounds.unwrap_or(ROUNDS) {
             let bytes = changed(file, &files, seed);
