@@ -1,5 +1,5 @@
-//! The fuzz targets over their corpus, on a stable compiler and without a fuzzer: what was found once
-//! stays mended. `fuzz/README.md` says how to look for more.
+//! The fuzz targets over their corpus and over changed copies of it, on a stable compiler and without a
+//! fuzzer: what was found once stays mended. `fuzz/README.md` says how to look for more.
 
 #[allow(dead_code, unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
 #[path = "../fuzz/src/lib.rs"]
@@ -11,19 +11,55 @@ use std::path::Path;
 /// Most bytes of all files together: a corpus is kept small or it is kept nowhere.
 const LEN_MAX: u64 = 300 * 1024;
 
-/// Hands every file of a target's folder to it.
+/// Changed copies of each file; `CHATGATE_FUZZ_ROUNDS` asks for another number.
+const ROUNDS: u64 = 50;
+
+/// Hands every file of a target's folder to it, and copies of each, changed in ways that are the same in
+/// every run.
 fn each_file(target: &str, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut count = 0;
-    for file in files {
-        let path = file.expect("an entry").path();
-        // What is printed is shown only if the test fails.
-        println!("{}", path.display());
-        run(&fs::read(&path).expect("a file"));
-        count += 1;
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    let files: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).expect("a file")).collect();
+    assert!(files.len() >= 5, "{} has {} files", folder.display(), files.len());
+    let rounds = std::env::var("CHATGATE_FUZZ_ROUNDS").ok().map(|text| text.parse().expect("a number"));
+    for (path, file) in paths.iter().zip(&files) {
+        eprintln!("{}", path.display());
+        run(file);
+        for seed in 0..rounds.unwrap_or(ROUNDS) {
+            let bytes = changed(file, &files, seed);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&bytes)));
+            assert!(outcome.is_ok(), "{}, changed by seed {seed}: b\"{}\"", path.display(), bytes.escape_ascii());
+        }
     }
-    assert!(count >= 5, "{} has {count} files", folder.display());
+}
+
+/// One to four changes: a byte, a piece taken out, doubled, or put in from another file.
+fn changed(file: &[u8], all: &[Vec<u8>], seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = file.to_vec();
+    for _ in 0..random.usize(1..=4) {
+        let piece = |of: &[u8], random: &mut fastrand::Rng| {
+            let begin = random.usize(0..=of.len());
+            begin..(begin + random.usize(0..=16)).min(of.len())
+        };
+        let at = random.usize(0..=bytes.len());
+        match random.u8(0..5) {
+            0 if at < bytes.len() => bytes[at] = random.u8(..),
+            1 if at < bytes.len() => bytes[at] ^= 1 << random.u8(0..8),
+            2 => drop(bytes.drain(piece(&bytes, &mut random))),
+            3 => {
+                let doubled = bytes[piece(&bytes, &mut random)].to_vec();
+                bytes.splice(at..at, doubled);
+            }
+            _ => {
+                let other = &all[random.usize(..all.len())];
+                bytes.splice(at..at, other[piece(other, &mut random)].to_vec());
+            }
+        }
+    }
+    bytes
 }
 
 macro_rules! targets {

@@ -31,6 +31,14 @@ impl<'a, T: Deserialize<'a>> Visitor<'a> for ObjectVisitor<T> {
     }
 }
 
+/// Reads one object in UTF-8 with nothing after it; `None` for anything else.
+///
+/// UTF-8 is checked here because the parser does not look into members that it skips.
+pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    let text = std::str::from_utf8(json).ok()?;
+    serde_json::from_str(text).ok().map(|Object(read)| read)
+}
+
 /// For an optional member with `#[serde(default, deserialize_with = "given")]`: it may be left out,
 /// but what stands there must be a `T`, and `null` is none.
 ///
@@ -81,6 +89,14 @@ mod tests {
         assert_eq!(read("{}"), Some(None));
         for bad in ["[1]", "null", r#"{"one":null}"#, r#"{"one":1,"one":1}"#] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_utf_8_is_no_json_even_where_nobody_reads_it() {
+        assert!(read::<One>(br#"{"one":1,"two":"2"}"#).is_some());
+        for bad in [&b"{\"one\":1,\"two\":\"\xfd\"}"[..], b"{\"one\":1} x", b"\xef\xbb\xbf{}"] {
+            assert!(read::<One>(bad).is_none());
         }
     }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::app::SdkAppId;
 use super::command::CommandName;
 use super::follow::writes::{Scope, event_scope};
-use super::object::Object;
+use super::object;
 
 /// Most digits of a `RequestTime`. Seconds since 1970 have ten.
 const TIME_LEN_MAX: usize = 20;
@@ -175,7 +175,7 @@ fn over_limit(body: &[u8]) -> Option<Event> {
         command: String,
         limit: NonZeroU32,
     }
-    let Object(alarm): Object<Alarm> = serde_json::from_slice(body).ok()?;
+    let alarm: Alarm = object::read(body)?;
     let command = format!("{}/{}", alarm.service_name, alarm.command);
     // Only the table's: quotas of other commands are made as they are called, and made-up names
     // must not use up their places.

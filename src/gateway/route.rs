@@ -194,7 +194,10 @@ pub fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), Gateway
 fn is_host_and_port(authority: &http::uri::Authority) -> bool {
     match authority.as_str().strip_prefix(authority.host()) {
         Some("") => true,
-        Some(rest) => rest.starts_with(':') && authority.port_u16().is_some(),
+        // The parser looks for a port behind the last colon only, whatever stands before it.
+        Some(rest) => rest
+            .strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()),
         None => false,
     }
 }
@@ -298,6 +301,8 @@ mod tests {
             "localhost:x",
             "localhost:",
             "localhost:99999",
+            "localhost:+1",
+            "localhost:8[::1]:1",
             "gate.internal.x",
             "a b",
         ] {

@@ -1,6 +1,7 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
 
 pub mod adopted;
+mod delivery;
 pub mod frames;
 pub mod framing;
 pub mod head;
@@ -26,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use self::delivery::Delivered;
 use self::listener::{Accept, Accepted};
 use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
@@ -167,9 +169,11 @@ where
         let keeps = request.version() >= Version::HTTP_2;
         let work = at_work.begin(keeps);
         let answering = service.clone().oneshot(request);
-        let drain = drain.clone();
+        let (drain, at_work) = (drain.clone(), at_work.clone());
         async move {
-            let mut answer = answering.await;
+            let answer = answering.await;
+            let mut answer =
+                answer.map(|answer| answer.map(|body| Delivered::new(body, keeps.then(|| at_work.deliver()))));
             if let Ok(answer) = &mut answer
                 && !keeps
                 && drain.is_cancelled()

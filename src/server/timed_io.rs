@@ -5,7 +5,8 @@
 //!   is there: `head`.
 //! - Between requests a connection may be idle for `idle`. Over HTTP/2 all bytes between requests count
 //!   as idleness, since most of them are PINGs and SETTINGS, except those of a head.
-//! - From the moment the peer stops taking an answer until it has taken all of it: `write`.
+//! - From the moment the peer stops taking an answer until it has taken all of it: `write`. Over HTTP/2,
+//!   where a peer may take others meanwhile, from each answer's beginning.
 //!
 //! While a request is being worked on reading has no limit here: its body and its answer have their
 //! own. One timer serves all three and is touched only when something would block.
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::delivery::{Deliveries, Delivery};
 use super::frames::Frames;
 use crate::clock;
 use crate::error::GatewayError;
@@ -46,6 +48,7 @@ struct Counts {
     ended: AtomicUsize,
     http2: AtomicBool,
     refused: OnceLock<Outcome>,
+    deliveries: Arc<Deliveries>,
 }
 
 impl AtWork {
@@ -66,6 +69,11 @@ impl AtWork {
     /// What [`AtWork::refused`] was told.
     pub fn refusal(&self) -> Option<Outcome> {
         self.0.refused.get().copied()
+    }
+
+    /// An answer over HTTP/2 sets out: the peer has the write limit to take it.
+    pub(super) fn deliver(&self) -> Delivery {
+        self.0.deliveries.begin()
     }
 
     fn http2(&self) -> bool {
@@ -144,19 +152,23 @@ impl<S> TimedIo<S> {
     /// When reading must have got on, by what it waits for now.
     fn read_until(&mut self) -> Option<Instant> {
         self.look();
-        if self.at_work.any() {
-            return None;
-        }
-        let until = if self.head_begun {
+        let request = (!self.at_work.any()).then(|| self.request_until());
+        let oldest = if self.at_work.http2() { self.at_work.0.deliveries.oldest() } else { None };
+        let answer = oldest.map(|since| since + self.limits.write);
+        self.read_until = request.into_iter().chain(answer).min();
+        self.read_until
+    }
+
+    /// When the next request must be there.
+    fn request_until(&mut self) -> Instant {
+        if self.head_begun {
             let limit = self.limits.head;
             *self.head_until.get_or_insert_with(|| clock::now() + limit)
         } else {
             let limit = self.limits.idle;
             self.head_until = None;
             *self.idle_until.get_or_insert_with(|| clock::now() + limit)
-        };
-        self.read_until = Some(until);
-        self.read_until
+        }
     }
 
     /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
@@ -364,6 +376,19 @@ mod tests {
             peer
         });
         assert_eq!(io.read_u8().await.expect("in the end"), b'x');
+    }
+
+    #[tokio::test]
+    async fn an_answer_over_http2_must_be_taken_within_the_write_limit_whatever_else_is_at_work() {
+        let (_peer, stream) = duplex(64);
+        let at_work = AtWork::default();
+        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let _work = at_work.begin(true);
+        let begun = clock::now();
+        let _delivery = at_work.deliver();
+        let error = io.read_u8().await.expect_err("nobody writes");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(clock::now() - begun >= limits().write);
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ async fn without_descriptors_it_serves_whom_it_has_does_not_spin_and_recovers() 
     held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     // A child begins with its parent's limits.
     let before = getrlimit(Resource::Nofile);
-    limit_files(&gateway, Rlimit { current: Some(48), ..before.clone() });
+    limit_files(&gateway, Rlimit { current: Some(48), ..before });
     // The kernel takes connections as long as its backlog has room; the gateway takes those it has numbers for.
     let mut waiting = Vec::new();
     for _ in 0..100 {

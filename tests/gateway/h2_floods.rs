@@ -172,3 +172,26 @@ async fn a_further_head_that_drips_is_closed_by_head_timeout() {
     while peer.next().await.is_some() {}
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
+
+#[tokio::test]
+async fn answers_that_a_peer_opens_no_window_for_are_kept_no_longer_than_write_timeout() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
+    let mut peer = RawHttp2::open(gateway.address()).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0 (RFC 9113 section 6.5.2).
+    assert!(peer.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await);
+    assert!(peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post("/nowhere"))).await);
+    while !matches!(peer.next().await.expect("a head"), (HEADERS, _, 1, _)) {}
+    let begun = now();
+    // It goes on asking, so it never looks idle; it takes no answer.
+    for n in 1.. {
+        if !peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream(n), &post("/nowhere"))).await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(begun.elapsed() < Duration::from_secs(8), "its answers are still kept");
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+}

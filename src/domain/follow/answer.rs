@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::pair::FollowType;
-use crate::domain::object::Object;
+use crate::domain::object::{self, Object};
 
 /// What is said about one account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl<'a> Items<'a> {
     /// Reads the items of a successful answer. `None` if it has none that can be read as such: then
     /// the answer does not fit the question.
     pub fn read(body: &'a [u8]) -> Option<Self> {
-        let Object(answer): Object<Answer<'a>> = serde_json::from_slice(body).ok()?;
+        let answer: Answer<'a> = object::read(body)?;
         let mut items = HashMap::with_capacity(answer.items.len());
         for raw in answer.items {
             let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'a>>>(raw.get()) else {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
-use crate::domain::object::Object;
+use crate::domain::object::{Object, read};
 
 /// The widest name of what a write may change that its body lets us be certain of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,10 +87,6 @@ fn account_scope(body: &[u8]) -> Scope {
         }
         _ => Scope::All,
     }
-}
-
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
-    serde_json::from_slice(body).ok().map(|Object(read)| read)
 }
 
 fn names(items: Vec<Object<Target>>) -> Vec<String> {
