@@ -103,6 +103,9 @@ fn the_documents_commands_are_well_formed() {
         for block in blocks(&text, "sh") {
             let output = Command::new("sh").args(["-n", "-c", &block]).output().expect("sh runs");
             assert!(output.status.success(), "{name}: {}\n{block}", String::from_utf8_lossy(&output.stderr));
+            for file in block.split_whitespace().filter(|word| word.starts_with("deploy/")) {
+                assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(file).exists(), "{name}: {file}");
+            }
             for line in block.lines().filter_map(|line| line.strip_prefix("chatgate ")) {
                 let mut words = line.split_whitespace().take_while(|word| *word != "#");
                 let command = words.next().expect("a command");
