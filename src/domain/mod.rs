@@ -19,3 +19,4 @@ pub mod sickness;
 pub mod tick;
 pub mod usersig;
 pub mod webhook;
+pub mod webhook_once;

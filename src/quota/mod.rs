@@ -30,7 +30,7 @@ use crate::config;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 
 pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
-pub use self::share::Share;
+pub use self::share::{Reserved, Share};
 
 #[cfg(test)]
 pub(crate) use self::{learned::Learned, pacer::pace};
