@@ -24,6 +24,7 @@ mod leaks;
 mod lifecycle;
 mod metrics;
 mod outcomes;
+mod overload;
 mod quota;
 mod relay;
 mod reload;
