@@ -74,6 +74,18 @@ pub enum GatewayError {
         /// When trying again may succeed.
         retry_after: Duration,
     },
+    /// The request needs more calls than the caller's own share gives within any deadline.
+    #[error(
+        "this takes {calls} calls, more than the share of caller {caller} gives within upstream.timeout; ask for fewer accounts at a time, or raise the caller's quota"
+    )]
+    ShareTooSmall {
+        /// Whose share it is.
+        caller: String,
+        /// How many it takes.
+        calls: u32,
+        /// When a smaller request may succeed.
+        retry_after: Duration,
+    },
     /// Nothing was sent, or the connection broke before an answer.
     #[error("Chat cannot be reached: {what}")]
     UpstreamUnreachable {
@@ -88,6 +100,9 @@ pub enum GatewayError {
     /// One of chatgate's bounds is reached.
     #[error("chatgate is at its limit of {0}; try again")]
     Overloaded(&'static str),
+    /// Chat has as many calls of this app as it may have at one time, and none has ended before the deadline.
+    #[error("chatgate is at its limit of calls in flight (upstream.max_in_flight); try again")]
+    NoRoomInFlight,
     /// `only-if-cached`, and something is missing.
     #[error("not everything asked for is in the cache, and Cache-Control says only-if-cached")]
     NotCached,
@@ -128,13 +143,15 @@ impl GatewayError {
             GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
             GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
             GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
-            GatewayError::RateLimited { .. } | GatewayError::ShareUsedUp { .. } => {
-                ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007)
-            }
+            GatewayError::RateLimited { .. }
+            | GatewayError::ShareUsedUp { .. }
+            | GatewayError::ShareTooSmall { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
             GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.why.code),
             GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
-            GatewayError::Overloaded(_) => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503),
+            GatewayError::Overloaded(_) | GatewayError::NoRoomInFlight => {
+                ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503)
+            }
             GatewayError::NotCached => ("not_cached", StatusCode::GATEWAY_TIMEOUT, 129_504),
             GatewayError::UpstreamTimeout => ("upstream_timeout", StatusCode::GATEWAY_TIMEOUT, 60008),
             GatewayError::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, 129_500),
@@ -153,6 +170,8 @@ impl GatewayError {
             self,
             GatewayError::RateLimited { .. }
                 | GatewayError::ShareUsedUp { .. }
+                | GatewayError::ShareTooSmall { .. }
+                | GatewayError::NoRoomInFlight
                 | GatewayError::Parked(_)
                 | GatewayError::UpstreamUnreachable { .. }
                 | GatewayError::UpstreamInvalid(_)
@@ -181,13 +200,15 @@ impl GatewayError {
             GatewayError::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
-            GatewayError::RateLimited { retry_after, .. } | GatewayError::ShareUsedUp { retry_after, .. } => {
+            GatewayError::RateLimited { retry_after, .. }
+            | GatewayError::ShareUsedUp { retry_after, .. }
+            | GatewayError::ShareTooSmall { retry_after, .. } => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
             }
             GatewayError::Parked(parked) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(parked.retry_after)));
             }
-            GatewayError::Overloaded(_) => {
+            GatewayError::Overloaded(_) | GatewayError::NoRoomInFlight => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // What is left of the body is not worth reading, or nobody knows where it ends.

@@ -4,8 +4,8 @@
 //! app's token signed, just now, makes chatgate forget or slow down, and that is all. What cannot be read
 //! with certainty makes it forget more. See [`crate::domain::webhook`] for what the signature is worth.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::clock;
 use crate::domain::command::CommandName;
 use crate::domain::tick::Tick;
 use crate::domain::webhook::{Claims, Doubt, Event};
+use crate::domain::webhook_once::Once;
 use crate::error::GatewayError;
 use crate::gateway::current::Current;
 use crate::gateway::{Downstream, Gateway, route};
@@ -41,12 +42,18 @@ pub struct Webhooks {
     current: Arc<Current>,
     buffered: Arc<Budget>,
     refusals: Refusals,
+    once: Mutex<Once>,
 }
 
 impl Webhooks {
     /// For the apps of the gateway of now.
     pub fn new(current: Arc<Current>) -> Arc<Self> {
-        Arc::new(Self { current, buffered: Budget::new(BUFFERED_MAX), refusals: Refusals::default() })
+        Arc::new(Self {
+            current,
+            buffered: Budget::new(BUFFERED_MAX),
+            refusals: Refusals::default(),
+            once: Mutex::default(),
+        })
     }
 
     /// Answers a request. What it makes chatgate forget is forgotten before the answer is there.
@@ -77,11 +84,13 @@ impl Webhooks {
             return Err(GatewayError::MethodNotAllowed);
         }
         let gateway = self.current.gateway();
-        let (app, command) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|doubt| {
+        let (app, claims) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|doubt| {
             self.refusals.note(doubt);
             // One sentence for all of them: the cause is for the operator.
             GatewayError::Unauthenticated("this is no webhook of a configured app, or not signed just now by its token")
         })?;
+        let is_first = self.is_first(&gateway, &claims);
+        let command = claims.command;
         let timeout = gateway.config.server.body_timeout;
         let reading = read_whole(body, BODY_LEN_MAX, &self.buffered);
         let read = tokio::time::timeout(timeout, reading).await;
@@ -94,34 +103,46 @@ impl Webhooks {
         });
         match read {
             Ok((body, _held)) => {
-                heed(&gateway, app, Event::read(&command, &body)).await;
+                heed(&gateway, app, Event::read(&command, &body), is_first).await;
                 Ok(())
             }
             Err(error) => {
                 // Something has happened, and nobody will say again what: nothing is certain any more.
-                heed(&gateway, app, Event::read(&command, b"")).await;
+                heed(&gateway, app, Event::read(&command, b""), is_first).await;
                 Err(error)
             }
         }
     }
 }
 
+impl Webhooks {
+    fn is_first(&self, gateway: &Gateway, claims: &Claims) -> bool {
+        let (Some(at), Some(config)) = (claims.signed_at(), &gateway.config.webhook) else { return false };
+        let mut once = self.once.lock().unwrap_or_else(PoisonError::into_inner);
+        once.is_first(claims.sdkappid, at, clock::unix_now().as_secs(), config.window.as_secs())
+    }
+}
+
 /// The app and what has happened, if the app's token signed it just now.
-fn verify(gateway: &Gateway, query: &str) -> Result<(usize, String), Doubt> {
+fn verify(gateway: &Gateway, query: &str) -> Result<(usize, Claims), Doubt> {
     let claims = Claims::read(query)?;
     let app = gateway.app_numbered(claims.sdkappid).ok_or(Doubt::NoToken)?;
     let config = gateway.config.webhook.as_ref().ok_or(Doubt::NoToken)?;
     let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(Doubt::NoToken)?;
     claims.verify(token, clock::unix_now(), config.window)?;
-    Ok((app, claims.command))
+    Ok((app, claims))
 }
 
-async fn heed(gateway: &Gateway, app: usize, event: Event) {
+/// `is_first`: its signature was not seen before.
+async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
     let name = &gateway.config.apps[app].name;
     match event {
         Event::Follow(scope) => {
             gateway.evict_everywhere(app, &scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
+        }
+        Event::OverLimit { command, .. } if !is_first => {
+            tracing::info!(app = %name, command, "an alarm shows a signature that was seen before and is passed over");
         }
         Event::OverLimit { command, limit } => {
             let Ok(known) = CommandName::parse(&command) else { return };

@@ -22,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 /// Running on its worker threads until it is dropped.
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
+    /// Of the admin listener.
+    #[allow(dead_code, reason = "not every bench asks it")]
+    pub(crate) admin: SocketAddr,
     quit: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,11 +62,12 @@ impl Gateway {
         };
         let server = serve::Server::bind(config, None).expect("free ports");
         let address = server.addresses()[0].parse().expect("an address");
+        let admin = server.admin_address().parse().expect("an address");
         let quit = server.quit();
         let thread = std::thread::spawn(move || {
             server.run().expect("threads can be made");
         });
-        Self { address, quit, thread: Some(thread) }
+        Self { address, admin, quit, thread: Some(thread) }
     }
 }
 

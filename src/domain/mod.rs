@@ -20,3 +20,4 @@ pub mod sickness;
 pub mod tick;
 pub mod usersig;
 pub mod webhook;
+pub mod webhook_once;

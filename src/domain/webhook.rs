@@ -116,6 +116,11 @@ impl Claims {
         })
     }
 
+    /// The time that is signed, in seconds since 1970, if it is one.
+    pub fn signed_at(&self) -> Option<u64> {
+        digits(&self.request_time)
+    }
+
     /// Whether whoever wrote it knows the token and wrote it at most `window` before or after `now`,
     /// the time since 1970.
     ///

@@ -19,7 +19,7 @@ use crate::domain::caller::{CallerId, CallerName, TOKEN_LEN_MAX, TokenDigest};
 use crate::domain::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::Share;
+use crate::quota::{Reserved, Share};
 
 /// Who may call, and what.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl Access {
         place.map(Some).ok_or(GatewayError::Overloaded("requests of one caller (half of server.max_requests)"))
     }
 
-    /// Reserves calls of a caller's share, if it has one: how long it has to wait before it causes them.
+    /// Reserves calls of a caller's share, if it has one, and says how long it has to wait before it causes them.
     ///
     /// # Errors
     /// `rate_limited` if that is longer than `patience`. Then nothing is reserved.
@@ -166,13 +166,25 @@ impl Access {
         listed: Option<Listed>,
         calls: impl FnOnce() -> usize,
         patience: Duration,
-    ) -> Result<Duration, GatewayError> {
+    ) -> Result<Reserved, GatewayError> {
         let Some(Caller { name, share: Some(share), .. }) = listed.map(|listed| self.caller(listed)) else {
-            return Ok(Duration::ZERO);
+            return Ok(Reserved::default());
         };
         let calls = u32::try_from(calls()).unwrap_or(u32::MAX);
-        let reserved = share.reserve(calls, clock::tick(), patience);
-        reserved.map_err(|retry_after| GatewayError::ShareUsedUp { caller: name.to_string(), retry_after })
+        share.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
+            let caller = name.to_string();
+            match share.can_ever(calls, patience) {
+                true => GatewayError::ShareUsedUp { caller, retry_after },
+                false => GatewayError::ShareTooSmall { caller, calls, retry_after },
+            }
+        })
+    }
+
+    /// Gives back what was reserved for calls that were not made after all.
+    pub(super) fn give_back(&self, listed: Option<Listed>, reserved: Reserved) {
+        if let Some(share) = listed.and_then(|listed| self.caller(listed).share.as_ref()) {
+            share.give_back(reserved);
+        }
     }
 
     /// Whose turn a caller's requests take.

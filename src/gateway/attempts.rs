@@ -50,6 +50,8 @@ pub(super) enum Hindered {
     Parked(Parked),
     /// No permit before the deadline; after so long there may be one.
     Late(Duration),
+    /// No room among the calls in flight before the deadline.
+    Full,
     /// Other calls took too long to connect.
     Stuck,
 }
@@ -113,8 +115,8 @@ impl Worker {
                 }
                 Step::TryAgain(pause) => {
                     // It is one more call that this caller causes.
-                    let Ok(wait) = self.gateway.access.charge(asker.listed, || 1, left) else { return result };
-                    pause.max(wait)
+                    let Ok(reserved) = self.gateway.access.charge(asker.listed, || 1, left) else { return result };
+                    pause.max(reserved.wait)
                 }
             };
             tracing::debug!(command = %name, tried = course.tried(), ?seen, ?pause, "one more attempt");
@@ -147,6 +149,7 @@ impl Worker {
                 Err(parked().map_or(Hindered::Stuck, Hindered::Parked))
             }
             Err(NoPermit::Late(retry_after)) => Err(Hindered::Late(retry_after)),
+            Err(NoPermit::Full) => Err(Hindered::Full),
             Err(NoPermit::Stuck) => Err(Hindered::Stuck),
             Err(NoPermit::NotReady(fault)) => Err(Hindered::NotSent(fault)),
         }
@@ -159,6 +162,7 @@ impl Hindered {
             Hindered::NotSent(fault) => fault.into(),
             Hindered::Parked(parked) => GatewayError::Parked(parked),
             Hindered::Late(retry_after) => GatewayError::RateLimited { command: name.to_string(), retry_after },
+            Hindered::Full => GatewayError::NoRoomInFlight,
             Hindered::Stuck => {
                 let what = "connecting takes too long, nothing was sent";
                 let cause = "other calls are still waiting for a connection".to_owned();

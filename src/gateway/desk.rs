@@ -101,7 +101,9 @@ impl Carrier {
                 parked().map(|parked| Err(Hindered::Parked(parked)))
             }
             Err(NoPermit::NotReady(fault)) => Some(Err(Hindered::NotSent(fault))),
-            Err(NoPermit::Late(_) | NoPermit::Stuck) => parked().map(|parked| Err(Hindered::Parked(parked))),
+            Err(NoPermit::Late(_) | NoPermit::Full | NoPermit::Stuck) => {
+                parked().map(|parked| Err(Hindered::Parked(parked)))
+            }
         };
         let call = if first.is_some() { state.follow.desk().next_call() } else { None };
         // From here on it is no carrier; if more is queued, the next one sets out.

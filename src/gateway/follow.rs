@@ -216,7 +216,7 @@ impl Worker {
                 let new = || desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair));
                 let calls = || new().div_ceil(CALL_ACCOUNTS_MAX);
                 let patience = latest.saturating_duration_since(clock::now());
-                let wait = self.gateway.access.charge(listed, calls, patience)?;
+                let wait = self.gateway.access.charge(listed, calls, patience)?.wait;
                 // Its pairs do not join the others before: they would be asked for in others' calls.
                 if !wait.is_zero() {
                     return Err(Ended::NotYet(wait));
@@ -234,7 +234,12 @@ impl Worker {
             Ok(told) => told,
             Err(_) if leaving.is_queued() => {
                 leaving.leave();
-                return Err(Ended::Gateway(rate_limited(state.follow.quota.interval())));
+                // What is missing is room, if there is none.
+                let error = match state.room.available_permits() {
+                    0 => GatewayError::NoRoomInFlight,
+                    _ => rate_limited(state.follow.quota.interval()),
+                };
+                return Err(Ended::Gateway(error));
             }
             Err(_) => match tokio::time::timeout_at(deadline.into(), told).await {
                 Ok(told) => told,

@@ -68,18 +68,22 @@ impl Worker {
 
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let Asker { listed, deadline, .. } = order.asker;
-        // Before it joins the line: who waits for its own share keeps nobody else waiting. What then
-        // finds no quota of its command is charged all the same.
+        // Before it joins the line: who waits for its own share keeps nobody else waiting.
         let patience = self.latest_permit(deadline).saturating_duration_since(clock::now());
-        let wait = self.gateway.access.charge(listed, || 1, patience)?;
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        let reserved = self.gateway.access.charge(listed, || 1, patience)?;
+        if !reserved.wait.is_zero() {
+            tokio::time::sleep(reserved.wait).await;
         }
         let change = writes::scope(name, &order.body).map(|scope| Change { scope, begun: AtomicBool::new(false) });
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
         let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes };
         let result = self.travel(journey, call, None).await;
+        // These say that there was no call, not even one that failed.
+        if let Err(GatewayError::RateLimited { .. } | GatewayError::NoRoomInFlight | GatewayError::Parked(_)) = &result
+        {
+            self.gateway.access.give_back(listed, reserved);
+        }
         let change = change.filter(|change| change.begun.load(Ordering::Relaxed));
         if let Some(change) = &change {
             // Before its caller hears of it, so do the other replicas.

@@ -62,6 +62,8 @@ pub struct QuotaFigures {
 pub enum NoPermit<E> {
     /// No turn before the deadline. There may be one after so long, from now.
     Late(Duration),
+    /// No room among the calls in flight before the deadline.
+    Full,
     /// Not for want of quota: those before it took too long to get ready.
     Stuck,
     /// It could not get ready itself.
@@ -256,7 +258,8 @@ impl<C: Clock + Clone> CommandQuota<C> {
     ///
     /// # Errors
     /// [`NoPermit::Late`] at once if the turn would come after the deadline. When the deadline
-    /// passes: `Late` if quota was what it waited for, else [`NoPermit::Stuck`]. And
+    /// passes: [`NoPermit::Full`] if there is no room, `Late` if quota was what it waited for, else
+    /// [`NoPermit::Stuck`]. And
     /// [`NoPermit::NotReady`] with what `get_ready` says.
     pub async fn wait<T, E>(
         &self,
@@ -300,6 +303,9 @@ impl<C: Clock + Clone> CommandQuota<C> {
         };
         let waited = tokio::time::timeout_at(deadline.into(), waiting).await;
         waited.unwrap_or_else(|_| {
+            if room.available_permits() == 0 {
+                return Err(NoPermit::Full);
+            }
             let for_quota = self.next_at() >= begun;
             Err(if for_quota { NoPermit::Late(self.interval()) } else { NoPermit::Stuck })
         })
@@ -455,6 +461,9 @@ mod tests {
         assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));
         let broken = async { Err::<(), _>("no connection") };
         assert!(matches!(quota.wait(wait, broken, || true).await, Err(NoPermit::NotReady("no connection"))));
+        let all_of_it = Arc::clone(&room).try_acquire_owned().expect("nobody has it");
+        assert!(matches!(quota.wait(by(&room, 20), ready(), || true).await, Err(NoPermit::Full)));
+        drop(all_of_it);
         let never = std::future::pending::<Result<(), ()>>();
         assert!(matches!(quota.wait(by(&room, 20), never, || true).await, Err(NoPermit::Stuck)));
         assert!(matches!(quota.wait(wait, ready(), || true).await, Ok(Turn::Go(_))), "the permit is there");

@@ -37,7 +37,7 @@ use crate::domain::command::{CommandName, KNOWN_COMMANDS};
 use crate::fleet::Fleet;
 
 pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
-pub use self::share::Share;
+pub use self::share::{Reserved, Share};
 
 #[cfg(test)]
 pub(crate) use self::{learned::Learned, pacer::pace};

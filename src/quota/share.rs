@@ -49,12 +49,13 @@ impl Share {
         self.per_second
     }
 
-    /// Reserves so many calls: how long to wait from `now` until the last of them may go.
+    /// Reserves so many calls.
     ///
     /// # Errors
-    /// That time, if it is longer than `patience`. Then nothing is reserved.
-    pub fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Duration, Duration> {
-        let Some(further) = calls.checked_sub(1) else { return Ok(Duration::ZERO) };
+    /// How long to wait from `now` until the last of them could go, if that is longer than `patience`. Then
+    /// nothing is reserved.
+    pub fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Reserved, Duration> {
+        let Some(further) = calls.checked_sub(1) else { return Ok(Reserved::default()) };
         let now = now.micros().saturating_mul(1000);
         let last = |next: u64| {
             let first = next.max(now.saturating_sub(self.credit));
@@ -64,8 +65,36 @@ impl Share {
         let reserved = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
             (wait(next) <= patience).then(|| last(next).saturating_add(self.interval))
         });
-        reserved.map(wait).map_err(wait)
+        let reserved = reserved.map_err(wait)?;
+        let (first, next) =
+            (reserved.max(now.saturating_sub(self.credit)), last(reserved).saturating_add(self.interval));
+        Ok(Reserved { wait: wait(reserved), first, next })
     }
+
+    /// Takes back what will not be used, unless more was reserved since: who reserved behind it keeps the moment
+    /// that was promised, and granting the one before it twice would break the pace.
+    pub fn give_back(&self, reserved: Reserved) {
+        let Reserved { first, next, .. } = reserved;
+        if next > 0 {
+            let _ = self.next.compare_exchange(next, first, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether so many calls could be had within `patience` after a rest.
+    pub fn can_ever(&self, calls: u32, patience: Duration) -> bool {
+        let needed = self.interval.saturating_mul(u64::from(calls.saturating_sub(1)));
+        needed.saturating_sub(self.credit) <= nanos(patience)
+    }
+}
+
+/// Calls that were reserved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// How long to wait until the last of them may go.
+    pub wait: Duration,
+    /// The moment of the first of them, and the first free one behind them; 0 if there are none.
+    first: u64,
+    next: u64,
 }
 
 fn nanos(span: Duration) -> u64 {
@@ -91,7 +120,7 @@ mod tests {
         for per_second in [1, 2, 10, 50, 100, 1000] {
             let share = share(per_second);
             let waits: Vec<Duration> =
-                (0..per_second * 5).map(|_| share.reserve(1, at(0), LONG).expect("a long patience")).collect();
+                (0..per_second * 5).map(|_| share.reserve(1, at(0), LONG).expect("a long patience").wait).collect();
             for (first, wait) in waits.iter().enumerate() {
                 let in_a_second = waits[first..].iter().take_while(|other| **other - *wait <= Duration::from_secs(1));
                 assert!(in_a_second.count() <= per_second as usize, "{per_second} from the {first}th on");
@@ -104,30 +133,56 @@ mod tests {
     #[test]
     fn after_a_rest_a_burst_may_go_at_once_and_no_more() {
         let share = share(150);
-        assert_eq!(share.reserve(3, at(0), LONG), Ok(Duration::ZERO));
-        let wait = share.reserve(1, at(0), LONG).expect("a long patience");
+        assert_eq!(share.reserve(3, at(0), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
+        let wait = share.reserve(1, at(0), LONG).expect("a long patience").wait;
         assert!(wait > Duration::ZERO && wait < Duration::from_millis(10), "{wait:?}");
-        assert_eq!(share.reserve(3, at(60_000), LONG), Ok(Duration::ZERO));
-        assert!(share.reserve(1, at(60_000), LONG).is_ok_and(|wait| !wait.is_zero()));
+        assert_eq!(share.reserve(3, at(60_000), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
+        assert!(share.reserve(1, at(60_000), LONG).is_ok_and(|reserved| !reserved.wait.is_zero()));
     }
 
     #[test]
     fn what_comes_too_late_is_refused_at_once_and_reserves_nothing() {
         let share = share(1);
-        assert_eq!(share.reserve(1, at(0), Duration::ZERO), Ok(Duration::ZERO));
+        assert_eq!(share.reserve(1, at(0), Duration::ZERO).map(|reserved| reserved.wait), Ok(Duration::ZERO));
         let wait = share.reserve(1, at(0), Duration::from_millis(500)).expect_err("a second");
         assert!(wait > Duration::from_secs(1) && wait < Duration::from_millis(1100), "{wait:?}");
         for _ in 0..1000 {
             assert_eq!(share.reserve(1, at(0), Duration::from_millis(500)), Err(wait));
         }
-        assert!(share.reserve(5, at(0), LONG).expect("a long patience") > Duration::from_secs(5));
+        assert!(share.reserve(5, at(0), LONG).expect("a long patience").wait > Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_had_again_unless_somebody_reserved_behind_it() {
+        let share = share(1);
+        let first = share.reserve(1, at(0), LONG).expect("it is free");
+        share.give_back(first);
+        assert_eq!(share.reserve(1, at(0), Duration::ZERO), Ok(first));
+        let second = share.reserve(3, at(0), LONG).expect("a long patience");
+        share.give_back(second);
+        assert_eq!(share.reserve(3, at(0), LONG), Ok(second));
+        let third = share.reserve(1, at(0), LONG).expect("a long patience");
+        share.give_back(second);
+        assert!(share.reserve(1, at(0), LONG).is_ok_and(|fourth| fourth.wait > third.wait));
+        share.give_back(Reserved::default());
+        assert!(share.reserve(1, at(0), Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn it_is_known_what_no_patience_of_that_length_can_ever_get() {
+        let share = share(2);
+        let patience = Duration::from_secs(2);
+        for calls in 0..10 {
+            let fresh = super::tests::share(2);
+            assert_eq!(share.can_ever(calls, patience), fresh.reserve(calls, at(0), patience).is_ok(), "{calls}");
+        }
     }
 
     #[test]
     fn nothing_costs_nothing() {
         let share = share(1);
         share.reserve(100, at(0), LONG).expect("a long patience");
-        assert_eq!(share.reserve(0, at(0), Duration::ZERO), Ok(Duration::ZERO));
+        assert_eq!(share.reserve(0, at(0), Duration::ZERO), Ok(Reserved::default()));
     }
 
     #[test]

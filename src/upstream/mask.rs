@@ -2,27 +2,40 @@
 
 use bytes::Bytes;
 use http::HeaderValue;
-use memchr::memmem;
+use memchr::{memchr3, memmem};
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The body, with `usersig` covered by asterisks wherever it stands, however its characters are
 /// escaped: as they are, percent-encoded, or as JSON escapes. Length and everything else stay.
 pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
-    // No encoding touches letters and digits, so every spelling begins the same, and one search
-    // tells of nearly every answer that it is clean.
-    let plain = usersig.bytes().take_while(u8::is_ascii_alphanumeric).count();
-    let (beginning, rest) = usersig.as_bytes().split_at(plain);
-    let finder = memmem::Finder::new(beginning);
-    let Some(mut at) = finder.find(&body).filter(|_| !beginning.is_empty()) else { return body };
-    let mut masked = body.to_vec();
-    loop {
-        if let Some(len) = spelled(&masked[at + plain..], rest) {
-            masked[at..at + plain + len].fill(b'*');
-        }
-        match finder.find(&masked[at + 1..]) {
-            Some(next) => at += 1 + next,
-            None => return Bytes::from(masked),
+    let wanted = usersig.as_bytes();
+    let Some(&first) = wanted.first() else { return body };
+    // No encoding need touch letters and digits, so every spelling begins the same, unless somebody
+    // escapes what needs no escape. These searches tell of nearly every answer that it is clean.
+    let plain = wanted.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let has = |needle: &[u8]| memmem::find(&body, needle).is_some();
+    if !has(&wanted[..plain.max(1)]) && !has(b"%") && !has(b"\\u00") {
+        return body;
+    }
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(next) = memchr3(first, b'%', b'\\', &body[at..]) {
+        at += next;
+        match spelled(&body[at..], wanted) {
+            Some(len) => {
+                found.push(at..at + len);
+                at += len;
+            }
+            None => at += 1,
         }
     }
+    if found.is_empty() {
+        return body;
+    }
+    let mut masked = body.to_vec();
+    found.into_iter().for_each(|place| masked[place].fill(b'*'));
+    Bytes::from(masked)
 }
 
 /// The same for a header's value.
@@ -36,8 +49,8 @@ fn spelled(text: &[u8], wanted: &[u8]) -> Option<usize> {
     let mut at = 0;
     for character in wanted {
         let rest = text.get(at..)?;
-        let hex = format!("{character:02x}");
-        let is_hex = |escape: Option<&[u8]>| escape.is_some_and(|digits| digits.eq_ignore_ascii_case(hex.as_bytes()));
+        let hex = [character >> 4, character & 15].map(|digit| HEX[usize::from(digit)]);
+        let is_hex = |escape: Option<&[u8]>| escape.is_some_and(|digits| digits.eq_ignore_ascii_case(&hex));
         at += match rest {
             [plain, ..] if plain == character => 1,
             [b'%', ..] if is_hex(rest.get(1..3)) => 3,
@@ -62,7 +75,10 @@ mod tests {
         assert_eq!(masked("x eJw*a-b_ y eJw*a-b_"), "x ******** y ********");
         assert_eq!(masked("x eJw%2Aa%2db%5F y"), "x ************** y");
         assert_eq!(masked(r"x eJw\u002aa-b_ y"), "x ************* y");
-        for clean in ["", "nothing here", "eJw", "eJw*a-b", "eJw*a-bx", "eJw%2"] {
+        assert_eq!(masked(r"x \u0065Jw*a-\u0062_ y"), "x ****************** y", "letters, without need");
+        assert_eq!(masked("x %65%4a%77%2a%61%2d%62%5f y"), "x ************************ y");
+        assert_eq!(masked(r"100 % \u00e4 eJw*a-b_"), r"100 % \u00e4 ********");
+        for clean in ["", "nothing here", "eJw", "eJw*a-b", "eJw*a-bx", "eJw%2", r"\u0065Jw", "%65%4", "\\"] {
             assert_eq!(masked(clean), clean);
         }
     }

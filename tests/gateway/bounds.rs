@@ -211,3 +211,29 @@ async fn connections_over_max_connections_are_closed_and_the_others_are_not() {
     .await
     .assert_relayed(200, OK);
 }
+
+#[tokio::test]
+async fn without_room_in_flight_the_answer_is_overloaded() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("upstream", "max_in_flight = 1").set("upstream", "timeout = \"2s\"");
+    let gateway = setup.start().await;
+    chat.script(|call| (call.command() == CALL).then(Reply::hang));
+    // The first one has the room until its deadline. Who comes soon after it is refused a moment before.
+    for late in [Ask::command("openim/sendmsg"), Ask::check("ann", &["bob"])] {
+        eventually("somebody finds no room", async || {
+            let before = chat.count();
+            let mut first = gateway.connect().await;
+            first.send(Ask::command(CALL).bytes()).await;
+            chat.seen(before + 1).await;
+            let answer = gateway.ask(late.clone()).await;
+            first.answer().await.assert_error(504, "upstream_timeout", 60008);
+            // It came so late that there was room again.
+            answer.slug()?;
+            answer.assert_error(503, "overloaded", 129_503);
+            answer.retry_after();
+            assert!(answer.text().contains("upstream.max_in_flight"), "{answer:?}");
+            Some(())
+        })
+        .await;
+    }
+}

@@ -30,6 +30,7 @@ mod lifecycle;
 mod listener_tls;
 mod metrics;
 mod outcomes;
+mod overload;
 mod pages;
 mod quota;
 mod relay;

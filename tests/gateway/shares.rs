@@ -93,6 +93,23 @@ async fn who_cannot_have_his_share_in_time_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn what_finds_no_quota_of_its_command_costs_nothing_of_a_share() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let setup = setup(&chat, "quota = '2/s'").set("app.quota", "commands = { \"openim/sendmsg\" = \"1/s\" }");
+    let gateway = setup.deadline("300ms").start().await;
+    let ask = |command: &str| Ask::command(command).token(FEW);
+    gateway.ask(ask("openim/sendmsg")).await.assert_relayed(200, OK);
+    // The one that is charged alone still finds its command used up, however often it asks.
+    for _ in 0..5 {
+        let many = gateway.ask(Ask::command("openim/sendmsg").token(MANY)).await;
+        many.assert_error(429, "rate_limited", 60007);
+        assert!(many.text().contains("the quota of openim/sendmsg"), "{many:?}");
+    }
+    gateway.ask(Ask::command("openim/querystate").token(MANY)).await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
 async fn lookups_count_as_the_calls_they_need_and_what_is_known_counts_nothing() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
@@ -100,7 +117,9 @@ async fn lookups_count_as_the_calls_they_need_and_what_is_known_counts_nothing()
     let to: Vec<String> = (0..101).map(|n| format!("to{n}")).collect();
     let check = |to: &[String]| Ask::check("ann", to).token(MANY);
     // Two calls a second are not to be had, one is.
-    assert_eq!(served(&[gateway.ask(check(&to)).await]), 0);
+    let never = gateway.ask(check(&to)).await;
+    assert!(never.text().contains("this takes 2 calls"), "{never:?}");
+    assert_eq!(served(&[never]), 0);
     assert_eq!(chat.count(), 0);
     assert_eq!(gateway.ask(check(&to[..100])).await.types().len(), 100);
     assert_eq!(served(&[gateway.ask(check(&to)).await]), 0, "the share is used up");

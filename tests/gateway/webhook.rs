@@ -345,12 +345,15 @@ async fn an_alarm_lowers_the_quota_of_its_command_and_never_raises_one() {
     let setup = setup.set("app.quota", r#"commands = { "profile/portrait_get" = "1/s" }"#);
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
+    // Each of a second of its own: a signature that was seen before raises no alarm.
+    let second = std::cell::Cell::new(unix_now());
     let alarm = |service: &str, command: &str, limit: &str| {
         let body = format!(
             r#"{{"CallbackCommand":"{ALARM}","ServiceName":"{service}","Command":"{command}","Request":170,"Limit":{limit}}}"#
         );
         // Chat sends it without a ClientIP.
-        let query = query(MAIN, unix_now(), ALARM).replace("&ClientIP=192.0.2.7", "");
+        second.set(second.get() - 1);
+        let query = query(MAIN, second.get(), ALARM).replace("&ClientIP=192.0.2.7", "");
         Ask::post(&format!("/?{query}")).body(body)
     };
     let refused = async |command: &str, calls: usize| {
@@ -368,6 +371,14 @@ async fn an_alarm_lowers_the_quota_of_its_command_and_never_raises_one() {
         taken(&hooks, &alarm(service, command, limit)).await;
     }
     assert_eq!(refused("openim/querystate", 5).await, 0, "nothing was said of it");
+    taken(&hooks, &alarm("openim", "querystate", "200")).await;
+    let seen = second.get();
+    taken(&hooks, &signed_at(MAIN, seen - 1, ADDED, &event(ADDED, "ann", &["bob"]))).await;
+    for again in [seen, seen - 1] {
+        second.set(again + 1);
+        taken(&hooks, &alarm("openim", "querystate", "1")).await;
+    }
+    assert_eq!(refused("openim/querystate", 5).await, 0, "its signature was seen before");
     taken(&hooks, &alarm("openim", "querystate", "1")).await;
     assert!(refused("openim/querystate", 4).await >= 2, "one a second from here on");
     assert_eq!(refused("openim/sendmsg", 5).await, 0, "another command");
