@@ -69,7 +69,9 @@ async fn is_idle(gateway: &Gateway) {
 #[tokio::test]
 async fn ten_times_max_requests_are_answered_and_the_excess_is_told_when_to_come_again() {
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("server", "max_requests = 20").start().await;
+    // Time enough for a busy machine to bring twenty of them to Chat, where they are held.
+    let setup = Setup::new(&chat).set("server", "max_requests = 20");
+    let gateway = setup.set("upstream", "timeout = \"60s\"\nattempt_timeout = \"50s\"").start().await;
     let gate = Gate::closed();
     chat.always(Reply::json(OK).held(&gate));
     let asks = (0..200).map(|n| Ask::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();

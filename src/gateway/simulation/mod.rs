@@ -13,6 +13,11 @@ use self::world::{Figures, World};
 
 const SCHEDULES: u64 = 10_000;
 
+/// What must hold in a world, or what is wrong with it.
+fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
 #[test]
 fn whatever_fails_in_whatever_order_the_promises_hold() {
     let seeds = match std::env::var("CHATGATE_SIMULATION_SEED") {

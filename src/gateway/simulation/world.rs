@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Random;
 use super::chat::{Chat, FAULTS_END};
+use super::{Random, holds};
 use crate::domain::app::{SdkAppId, SecretKey};
 use crate::domain::command::{CommandKind, CommandName, FOLLOW_CHECK};
 use crate::domain::failover::{Failover, Side};
@@ -495,8 +495,4 @@ impl World {
         let is_well = matches!(end, End::Seen(Seen::Answer(0)) | End::Stale);
         holds(since < HEALED + TIMEOUT || is_well, || format!("request {id} found it not healed: {end:?}"))
     }
-}
-
-fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
 }
