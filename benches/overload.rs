@@ -49,22 +49,33 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         println!(
-            "{:<6} {:>7} {:>9} {:>9} {:>10} {:>10} {:>12} {:>12} {:>7} {:>12}",
-            "load", "asked", "answered", "/s", "p50 ms", "p99 ms", "refused p50", "refused p99", "MiB", "normal after"
+            "{:<6} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10} {:>12} {:>12} {:>7} {:>12}",
+            "load",
+            "asked",
+            "calls",
+            "answered",
+            "/s",
+            "p50 ms",
+            "p99 ms",
+            "refused p50",
+            "refused p99",
+            "MiB",
+            "normal after"
         );
         let (chat, mut random) = (Chat::start(LATENCY), Random(5));
         let gateway = Gateway::start(chat.address, QUOTA);
         let client = Arc::new(Client::new(gateway.address));
         for times in [1, 2, 5, 10] {
-            overload(&client, times, &mut random).await;
+            overload(&client, &chat, times, &mut random).await;
         }
         two_that_do_not_know_of_each_other(&mut random).await;
     });
 }
 
-async fn overload(client: &Arc<Client>, times: u32, random: &mut Random) {
+async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Random) {
+    let (before, _) = chat.counts();
     let asked = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
-    let ended = clock::now();
+    let (ended, calls) = (clock::now(), chat.counts().0 - before);
     let mut row = 0;
     while row < NORMAL_ROW {
         let one = ask(client, random).await;
@@ -76,7 +87,7 @@ async fn overload(client: &Arc<Client>, times: u32, random: &mut Random) {
     let mut refused: Vec<Duration> = asked.iter().filter(|one| !one.answered).map(|one| one.took).collect();
     let millis = |times: &mut Vec<Duration>, share| percentile(times, share).as_secs_f64() * 1000.0;
     println!(
-        "{:<6} {:>7} {:>9} {:>9.0} {:>10.1} {:>10.1} {:>12.2} {:>12.2} {:>7} {:>10.0} ms",
+        "{:<6} {:>7} {calls:>7} {:>9} {:>9.0} {:>10.1} {:>10.1} {:>12.2} {:>12.2} {:>7} {:>10.0} ms",
         format!("{times} x"),
         asked.len(),
         answered.len(),

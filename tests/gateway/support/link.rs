@@ -199,8 +199,11 @@ async fn direct(
             Ok(0) => return Ended::Closed,
             Err(_) => return Ended::Reset,
         };
-        let passes =
-            |weather: &Weather| !matches!(weather, Weather::Silent) && !(is_answer && *weather == Weather::Mute);
+        let passes = |weather: &Weather| match weather {
+            Weather::Silent => false,
+            Weather::Mute => !is_answer,
+            _ => true,
+        };
         // What is held back passes when the weather changes, as retransmitted packets do.
         let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
         let sent = match now {
