@@ -7,9 +7,11 @@
 //! happened, and `CHATGATE_SIMULATION_SEED` runs it alone.
 
 mod chat;
+mod figures;
 mod world;
 
-use self::world::{Figures, World};
+use self::figures::Figures;
+use self::world::World;
 
 const SCHEDULES: u64 = 10_000;
 
