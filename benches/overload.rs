@@ -73,7 +73,7 @@ fn main() {
 }
 
 async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Random) {
-    let (before, _) = chat.counts();
+    let (before, begun) = (chat.counts().0, clock::now());
     let asked = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
     let (ended, calls) = (clock::now(), chat.counts().0 - before);
     let mut row = 0;
@@ -91,7 +91,7 @@ async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Ra
         format!("{times} x"),
         asked.len(),
         answered.len(),
-        answered.len() as f64 / SPAN.as_secs_f64(),
+        answered.len() as f64 / (ended - begun).as_secs_f64(),
         millis(&mut answered, 0.5),
         millis(&mut answered, 0.99),
         millis(&mut refused, 0.5),
@@ -112,18 +112,20 @@ async fn two_that_do_not_know_of_each_other(random: &mut Random) {
     println!("\ntwo gateways, {QUOTA}/s configured each, one limit of {LIMIT}/s, {} requests/s in all", 3 * LIMIT);
     println!("{:<12} {:>9} {:>10} {:>12}", "seconds", "taken/s", "refused/s", "of the limit");
     let mut before = counts(&gateways).await;
-    for phase in 0..PHASES {
+    let (begun, mut last) = (clock::now(), 0.0);
+    for _ in 0..PHASES {
         open_loop(&clients, 3 * LIMIT, PHASE, random).await;
         let now = counts(&gateways).await;
-        let per_second = |now: u64, before: u64| (now - before) as f64 / PHASE.as_secs_f64();
+        // Those that wait when a phase ends are still served: until then it lasts.
+        let seconds = (clock::now() - begun).as_secs_f64();
+        let per_second = |now: u64, before: u64| (now - before) as f64 / (seconds - last);
         let (taken, refused) = (per_second(now.0, before.0), per_second(now.1, before.1));
-        let seconds = PHASE.as_secs() as u32;
         println!(
             "{:<12} {taken:>9.1} {refused:>10.2} {:>10.0} %",
-            format!("{} to {}", phase * seconds, (phase + 1) * seconds),
+            format!("{last:.0} to {seconds:.0}"),
             taken * 100.0 / f64::from(LIMIT)
         );
-        before = now;
+        (before, last) = (now, seconds);
     }
 }
 
@@ -174,10 +176,16 @@ impl Limited {
             seed_graph: Some(SeedGraph { users: (0..SEEDED).map(user).collect(), edges: Vec::new() }),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let sandbox = runtime.block_on(Sandbox::bind(config)).expect("a free port");
-        let (address, stop) = (sandbox.address(), CancellationToken::new());
+        let (stop, (tell, told)) = (CancellationToken::new(), std::sync::mpsc::channel());
         let stopped = stop.clone();
-        let thread = std::thread::spawn(move || runtime.block_on(sandbox.run(stopped)));
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                let sandbox = Sandbox::bind(config).await.expect("a free port");
+                tell.send(sandbox.address()).expect("somebody waits for it");
+                sandbox.run(stopped).await;
+            });
+        });
+        let address = told.recv().expect("it listens");
         Self { address, stop, thread: Some(thread) }
     }
 }

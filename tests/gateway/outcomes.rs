@@ -105,7 +105,8 @@ async fn the_deadline_holds_over_all_attempts() {
 #[tokio::test]
 async fn the_first_refused_signature_is_replaced_for_all() {
     let chat = FakeChat::start().await;
-    let gateway = Arc::new(gateway(&chat).await);
+    // Two hundred at once take a busy machine a while.
+    let gateway = Arc::new(Setup::new(&chat).set("upstream", "timeout = \"60s\"").start().await);
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
     let refused = chat.last().usersig();
     chat.script(move |call| (call.usersig() == refused).then(|| Reply::json(fail(70001, "expired"))));

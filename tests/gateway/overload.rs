@@ -13,6 +13,7 @@ use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
+use crate::support::turn;
 
 const CALL: &str = "openim/querystate";
 
@@ -68,10 +69,9 @@ async fn is_idle(gateway: &Gateway) {
 
 #[tokio::test]
 async fn ten_times_max_requests_are_answered_and_the_excess_is_told_when_to_come_again() {
+    let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
-    // Time enough for a busy machine to bring twenty of them to Chat, where they are held.
-    let setup = Setup::new(&chat).set("server", "max_requests = 20");
-    let gateway = setup.set("upstream", "timeout = \"60s\"\nattempt_timeout = \"50s\"").start().await;
+    let gateway = Setup::new(&chat).set("server", "max_requests = 20").deadline("20s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::json(OK).held(&gate));
     let asks = (0..200).map(|n| Ask::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();
@@ -90,6 +90,7 @@ async fn ten_times_max_requests_are_answered_and_the_excess_is_told_when_to_come
 
 #[tokio::test]
 async fn ten_times_the_quota_is_answered_and_the_excess_is_told_when_to_come_again() {
+    let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", "per_command = \"10/s\"");
     let gateway = setup.set("upstream", "timeout = \"2s\"").start().await;
@@ -97,7 +98,9 @@ async fn ten_times_the_quota_is_answered_and_the_excess_is_told_when_to_come_aga
     let tally = flood(&gateway, relayed, async || {}).await;
     let let_go = |tally: &BTreeMap<String, usize>| tally["ok"] + tally.get("cut").copied().unwrap_or(0);
     assert!(let_go(&tally) >= 10 && tally["rate_limited"] >= 100, "{tally:?}");
-    assert_eq!(chat.count(), let_go(&tally), "no call for who was refused");
+    // One that was cut may not have been read to its end.
+    let calls = chat.count();
+    assert!(calls >= tally["ok"] && calls <= let_go(&tally), "{calls} calls for {tally:?}");
     // Pairs that share nobody: each needs a call of its own.
     let lookups = (0..200).map(|n| Ask::check(&format!("from{n}"), &[format!("to{n}")])).collect();
     let before = chat.count();

@@ -7,16 +7,13 @@
 //! happened, and `CHATGATE_SIMULATION_SEED` runs it alone.
 
 mod chat;
+mod figures;
 mod world;
 
-use self::world::{Figures, World};
+use self::figures::Figures;
+use self::world::World;
 
 const SCHEDULES: u64 = 10_000;
-
-/// What must hold in a world, or what is wrong with it.
-fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
-}
 
 #[test]
 fn whatever_fails_in_whatever_order_the_promises_hold() {

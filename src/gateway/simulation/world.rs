@@ -5,8 +5,9 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Random;
 use super::chat::{Chat, FAULTS_END};
-use super::{Random, holds};
+use super::figures::Figures;
 use crate::domain::app::{SdkAppId, SecretKey};
 use crate::domain::command::{CommandKind, CommandName, FOLLOW_CHECK};
 use crate::domain::failover::{Failover, Side};
@@ -28,58 +29,6 @@ const PER_SECOND: u32 = 20;
 /// From then on nothing of the faults may be felt: silence is a minute, all else shorter.
 const HEALED: Duration = Duration::from_secs(FAULTS_END.as_secs() + 66);
 const END: Duration = Duration::from_secs(HEALED.as_secs() + 20);
-
-/// What happened, added up over schedules.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Figures {
-    pub(super) schedules: u64,
-    pub(super) requests: u64,
-    /// Calls that Chat saw.
-    pub(super) calls: u64,
-    pub(super) tried_again: u64,
-    pub(super) signed_again: u64,
-    pub(super) served_by_standby: u64,
-    pub(super) answered_parked: u64,
-    pub(super) answered_late: u64,
-    pub(super) answered_from_older_facts: u64,
-    pub(super) probes_of_the_parked: u64,
-    pub(super) probes_of_the_sick: u64,
-    /// Writes whose callers were told that they may or may not have been carried out, and were.
-    pub(super) carried_out_unknown: u64,
-}
-
-impl Figures {
-    pub(super) fn add(&mut self, other: &Figures) {
-        self.schedules += other.schedules;
-        self.requests += other.requests;
-        self.calls += other.calls;
-        self.tried_again += other.tried_again;
-        self.signed_again += other.signed_again;
-        self.served_by_standby += other.served_by_standby;
-        self.answered_parked += other.answered_parked;
-        self.answered_late += other.answered_late;
-        self.answered_from_older_facts += other.answered_from_older_facts;
-        self.probes_of_the_parked += other.probes_of_the_parked;
-        self.probes_of_the_sick += other.probes_of_the_sick;
-        self.carried_out_unknown += other.carried_out_unknown;
-    }
-
-    /// Whether everything there is has happened.
-    pub(super) fn is_worth_it(&self) -> bool {
-        let parts = [
-            self.tried_again,
-            self.signed_again,
-            self.served_by_standby,
-            self.answered_parked,
-            self.answered_late,
-            self.answered_from_older_facts,
-            self.probes_of_the_parked,
-            self.probes_of_the_sick,
-            self.carried_out_unknown,
-        ];
-        self.schedules == 1 || parts.iter().all(|part| *part > 0)
-    }
-}
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -495,4 +444,8 @@ impl World {
         let is_well = matches!(end, End::Seen(Seen::Answer(0)) | End::Stale);
         holds(since < HEALED + TIMEOUT || is_well, || format!("request {id} found it not healed: {end:?}"))
     }
+}
+
+fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
 }
