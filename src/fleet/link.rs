@@ -66,14 +66,15 @@ pub(super) fn client(url: &RedisUrl) -> Result<redis::Client, FleetError> {
 
 impl Fleet {
     /// Looks for Redis, and again whenever it is lost, as long as the program lives. `tried` hears when the
-    /// first attempt is over.
+    /// first attempt is over; who no longer waits for that lets callers in.
     pub async fn run(self: Arc<Self>, hears: Arc<dyn Hears>, tried: oneshot::Sender<()>) {
         let (mut first, mut failures, mut missed) = (Some(tried), 0, false);
         loop {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&hears)).await {
                 Ok(Ok(link)) => {
-                    // From here on every eviction is heard of. What was learned before may be void.
-                    if missed {
+                    // From here on every eviction is heard of. What was learned before may be void, also if this
+                    // is the first attempt, but callers were let in before it was over.
+                    if missed || first.as_ref().is_some_and(oneshot::Sender::is_closed) {
                         hears.missed();
                     }
                     let begun = clock::now();

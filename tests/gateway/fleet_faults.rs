@@ -184,6 +184,24 @@ async fn who_was_cut_off_forgets_and_makes_good_what_it_could_not_tell() {
     .await;
 }
 
+/// Callers are not kept waiting for a Redis that is long in answering. What they have it learn until then it
+/// learned without hearing of evictions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_learned_before_redis_was_found_may_be_void_then() {
+    let (chat, redis) = (FakeChat::start().await, Redis::start().await);
+    let way = Way::to(&redis).await;
+    let near = replica(setup(&chat, redis.address())).await;
+    // Only the first answer, so that the first attempt succeeds.
+    way.late(Duration::from_millis(600));
+    let far = setup(&chat, way.address()).start().await;
+    far.check("ann", &["bob"]).await.checked();
+    near.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
+    way.late(Duration::ZERO);
+    together(&far).await;
+    let answer = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+    assert_eq!(answer.slug(), Some("not_cached"));
+}
+
 #[tokio::test]
 async fn a_gateway_starts_without_redis_and_has_its_share() {
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
