@@ -24,7 +24,8 @@ impl Stalls {
     }
 }
 
-/// How long all threads of both processes have waited so far (proc(5), `schedstat`, second field).
+/// How long all threads of both processes have waited so far (proc(5), `schedstat`, second field), and all
+/// processors of a virtual machine for real ones (`/proc/stat`, `steal`, which counts no thread as waiting).
 fn waited(gateway: u32) -> Duration {
     let folders = [gateway.to_string(), "self".to_owned()].map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")));
     let threads = folders.into_iter().flatten().flatten().flatten();
@@ -33,5 +34,12 @@ fn waited(gateway: u32) -> Duration {
         let stat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
         stat.split(' ').nth(1)?.parse::<u64>().ok()
     });
-    Duration::from_nanos(nanos.sum())
+    Duration::from_nanos(nanos.sum()) + stolen()
+}
+
+fn stolen() -> Duration {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = text.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse::<u64>().ok());
+    // The kernel counts in hundredths of a second here (USER_HZ, proc(5)).
+    Duration::from_millis(10 * ticks.unwrap_or(0))
 }
