@@ -1,4 +1,5 @@
-//! Redis is killed, frozen, slow, emptied or cut off: no caller notices.
+//! Redis is killed, frozen, slow, emptied or cut off: no caller notices. What is slow and what is not is a matter
+//! of 30 ms, so those with traffic have the machine for themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,7 @@ use crate::support::client::{Ask, Conn};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::redis::{Redis, Way};
+use crate::support::turn;
 
 const CALLERS: usize = 4;
 
@@ -81,6 +83,7 @@ async fn alone(gateway: &Gateway) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_killed_and_comes_back() {
+    let _alone = turn::alone().await;
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -97,6 +100,7 @@ async fn redis_is_killed_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_frozen_and_thaws() {
+    let _alone = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -111,6 +115,7 @@ async fn redis_is_frozen_and_thaws() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_slow_for_a_while() {
+    let _alone = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let way = Way::to(&redis).await;
     let gateway = replica(setup(&chat, way.address())).await;
@@ -126,6 +131,7 @@ async fn redis_is_slow_for_a_while() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_way_to_redis_is_cut_and_mended() {
+    let _alone = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let way = Way::to(&redis).await;
     let gateway = replica(setup(&chat, way.address())).await;
@@ -141,6 +147,7 @@ async fn the_way_to_redis_is_cut_and_mended() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_is_emptied() {
+    let _alone = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
