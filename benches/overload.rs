@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway};
+use self::gateway::{Asked, Client, Gateway, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -227,12 +227,6 @@ fn resident_mib() -> u64 {
 
 fn user(number: u64) -> String {
     format!("u{number:011}")
-}
-
-fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort_unstable();
-    let at = (times.len() as f64 * share) as usize;
-    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
 /// A sequence that looks random and is the same in every run.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::{Value, json};
-use support::{Program, Stream, shell};
+use support::{Program, shell};
 
 /// How often a condition is looked at before the test gives up.
 const LOOKS_MAX: usize = 150;
@@ -18,15 +18,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 #[test]
 fn the_page_shows_what_status_says_live_and_without_errors() {
-    let mut demo = Program::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    let mut address = |listener: &str| {
-        demo.wait_until(|program| {
-            let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut found = events.filter(|event| event["listener"] == listener);
-            found.find_map(|event| event["address"].as_str().map(str::to_owned))
-        })
-    };
-    let (data, admin) = (address("data"), address("admin"));
+    let (mut demo, data, admin) = Program::demo();
     let ask = |to: &str| {
         let body = format!(r#"{{"From_Account":"alice","To_Account":["{to}"]}}"#);
         shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'"));

@@ -128,3 +128,10 @@ impl Client {
         Ok(answered)
     }
 }
+
+/// The time within which that share of them ended.
+pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
+    times.sort_unstable();
+    let at = (times.len() as f64 * share) as usize;
+    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
+}

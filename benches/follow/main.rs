@@ -15,7 +15,7 @@ use chatgate::clock;
 use tokio::task::JoinSet;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway};
+use self::gateway::{Asked, Client, Gateway, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -196,12 +196,6 @@ fn fan(number: usize) -> String {
 
 fn creator(number: usize) -> String {
     format!("c{number:011}")
-}
-
-fn percentile(times: &mut [Duration], share: f64) -> Duration {
-    times.sort_unstable();
-    let at = (times.len() as f64 * share) as usize;
-    times.get(at.min(times.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
 /// A sequence that looks random and is the same in every run.

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Program, Stream, shell};
+use crate::support::{Program, shell};
 use crate::{read, said, tool, yaml};
 
 /// What Prometheus adds to each series, and what it makes itself.
@@ -25,15 +25,7 @@ fn samples(exposition: &str) -> BTreeMap<&str, BTreeSet<&str>> {
 
 /// A gateway that has answered, waited, asked and refused, so that each of its metrics has a sample.
 fn exposition() -> String {
-    let mut demo = Program::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    let mut address = |listener: &str| {
-        demo.wait_until(|program| {
-            let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            let mut found = events.filter(|event| event["listener"] == listener);
-            found.find_map(|event| event["address"].as_str().map(str::to_owned))
-        })
-    };
-    let (data, admin) = (address("data"), address("admin"));
+    let (mut demo, data, admin) = Program::demo();
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'; curl -s http://{data}/v4/a/b -d '{{}}'"));
     let exposition = shell(&format!("curl -s http://{admin}/metrics"));

@@ -188,8 +188,7 @@ async fn a_changed_certificate_is_shown_to_the_next_and_fails_no_request() {
         let pem = ca.issue("localhost", YEAR);
         // The one after the other: in between they do not belong together, and the old ones serve.
         for (name, text) in [("key.pem", &pem.key), ("cert.pem", &pem.certificate)] {
-            std::fs::write(dir.join("fresh"), text).expect("own directory");
-            std::fs::rename(dir.join("fresh"), dir.join(name)).expect("own directory");
+            crate::reload::put(&dir, name, text);
             if name == "key.pem" && round == 0 {
                 let told = async || gateway.log().contains("the key does not belong").then_some(());
                 eventually("the log tells that they do not belong together", told).await;

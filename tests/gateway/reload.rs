@@ -120,6 +120,12 @@ async fn signed_with(gateway: &Gateway, chat: &FakeChat, key: &'static str) {
     .await;
 }
 
+/// Puts a file in another's place in one step.
+pub(crate) fn put(dir: &Path, name: &str, text: &str) {
+    std::fs::write(dir.join("fresh"), text).expect("own directory");
+    std::fs::rename(dir.join("fresh"), dir.join(name)).expect("own directory");
+}
+
 /// As Kubernetes does it: the file is a link into a folder that is itself a link, and that one is turned.
 fn turn_link(dir: &Path, name: &str, key: &str) {
     let folder = dir.join(name);
@@ -140,8 +146,7 @@ async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_
     for (number, key) in KEYS.into_iter().enumerate() {
         chat.also_takes(key);
         if number < 2 {
-            std::fs::write(dir.join("fresh"), key).expect("own directory");
-            std::fs::rename(dir.join("fresh"), dir.join("main.key")).expect("own directory");
+            put(&dir, "main.key", key);
         } else {
             turn_link(&dir, &format!("v{number}"), key);
             if number == 2 {
@@ -166,8 +171,7 @@ async fn twenty_reloads_with_five_changed_keys_among_them_fail_no_request() {
     let load = Load::begin(&gateway);
     for (round, key) in KEYS.into_iter().enumerate() {
         chat.also_takes(key);
-        std::fs::write(dir.join("fresh"), key).expect("own directory");
-        std::fs::rename(dir.join("fresh"), dir.join("main.key")).expect("own directory");
+        put(&dir, "main.key", key);
         for time in 0..4 {
             if time % 2 == 0 {
                 let before = said(&gateway, r#""message":"reloaded""#);

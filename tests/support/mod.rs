@@ -6,6 +6,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// Longest wait for a line of the program or for its end. Far more than either takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,6 +39,21 @@ impl Program {
         forward(Stream::Stdout, child.stdout.take().expect("it was piped"), sender.clone());
         forward(Stream::Stderr, child.stderr.take().expect("it was piped"), sender);
         Self { child, lines, heard: Vec::new() }
+    }
+
+    /// A demo on free ports, with the addresses of its data and its admin listener.
+    #[allow(dead_code, reason = "not every test wants one")]
+    pub(crate) fn demo() -> (Self, String, String) {
+        let mut demo = Self::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let mut address = |listener: &str| {
+            demo.wait_until(|program| {
+                let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+                let mut found = events.filter(|event| event["listener"] == listener);
+                found.find_map(|event| event["address"].as_str().map(str::to_owned))
+            })
+        };
+        let (data, admin) = (address("data"), address("admin"));
+        (demo, data, admin)
     }
 
     /// Waits until what was written so far gives what the test wants.
