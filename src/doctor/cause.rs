@@ -326,11 +326,11 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_lists_every_cause_with_its_exit_code() {
-        let readme = include_str!("../../README.md");
+    fn operators_find_every_cause_with_its_exit_code() {
+        let operations = include_str!("../../docs/operations.md");
         for cause in Cause::ALL.into_iter().filter(|cause| cause.exit_code() != 1) {
             let row = format!("| {} | `{}` |", cause.exit_code(), cause.slug());
-            assert!(readme.contains(&row), "README.md has no row {row}");
+            assert!(operations.contains(&row), "docs/operations.md has no row {row}");
         }
     }
 
