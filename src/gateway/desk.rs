@@ -27,8 +27,6 @@ const CARRIERS_MAX: usize = 8;
 /// How long a carrier may wait: longer than any line. Were it turned away at once because the line is
 /// long, the next one would set out at once.
 const CARRIER_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How much the latest call counts in what calls have carried lately.
-const FILL_WEIGHT: f64 = 0.25;
 
 impl Follow {
     /// The desk. A panic while it was held left whole operations behind, so it goes on.
@@ -202,24 +200,7 @@ impl App {
 
 impl Desk {
     fn next_call(&mut self) -> Option<Call> {
-        let call = self.pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())?;
-        if self.pending.has_queued() {
-            self.fill += (call.to.len() as f64 - self.fill) * FILL_WEIGHT;
-        }
-        Some(call)
-    }
-
-    /// How many calls go out before the last of `more` pairs of this caller, if callers take turns
-    /// and calls are as full as lately.
-    pub(super) fn calls_ahead(&self, caller: CallerId, more: usize) -> u32 {
-        let pending = &self.pending;
-        if !pending.has_queued() {
-            return 0;
-        }
-        let own = (pending.queued_for(caller) + more) as f64 / self.fill.max(1.0);
-        let callers = pending.callers_queued().max(1) as f64;
-        // `as` takes what is too large to the largest number there is.
-        ((own.ceil() - 1.0).max(0.0) * callers) as u32
+        self.pending.next_call(CALL_ACCOUNTS_MAX, clock::tick())
     }
 
     /// Hands out what became of pairs. A failure ends the wait of a request at once.

@@ -30,6 +30,9 @@ use crate::quota::CommandQuota;
 /// `Chatgate-Explain` says this much, so that a header stays a header.
 const EXPLAINED_MAX: usize = 200;
 
+/// One part in so many is added to the estimate of a wait.
+const MARGIN_PART: u32 = 10;
+
 /// How a question is to be answered.
 pub(super) struct Manner {
     pub wishes: Wishes,
@@ -211,9 +214,11 @@ impl Worker {
         let joined;
         let mut leaving = {
             let mut desk = desk;
-            refuse_hopeless(&state.follow.quota, desk.calls_ahead(caller, wanted.len()), deadline)?;
+            let new = || desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair));
+            if desk.pending.has_queued() {
+                refuse_hopeless(&state.follow.quota, desk.pending.calls_ahead(caller, new()), latest)?;
+            }
             if !paid {
-                let new = || desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair));
                 let calls = || new().div_ceil(CALL_ACCOUNTS_MAX);
                 let patience = latest.saturating_duration_since(clock::now());
                 let wait = self.gateway.access.charge(listed, calls, patience)?.wait;
@@ -270,13 +275,16 @@ impl Worker {
     }
 }
 
-/// Refuses at once what would not be answered in time.
-fn refuse_hopeless(quota: &CommandQuota, calls_ahead: u32, deadline: Instant) -> Result<(), Ended> {
+/// Refuses at once what would not get its last permit by `latest`. The estimate is taken a little longer than it
+/// is: whoever is let in and comes just too late has waited to the end for nothing, and another would have been
+/// served in its place.
+fn refuse_hopeless(quota: &CommandQuota, calls_ahead: usize, latest: Instant) -> Result<(), Ended> {
     if calls_ahead == 0 {
         return Ok(());
     }
+    let calls_ahead = u32::try_from(calls_ahead).unwrap_or(u32::MAX);
     let wait = quota.next_permit() + quota.interval().saturating_mul(calls_ahead);
-    if clock::now() + wait > deadline { Err(Ended::Gateway(rate_limited(wait))) } else { Ok(()) }
+    if clock::now() + wait + wait / MARGIN_PART > latest { Err(Ended::Gateway(rate_limited(wait))) } else { Ok(()) }
 }
 
 /// Why a wait ended without an answer.

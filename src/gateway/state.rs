@@ -20,7 +20,6 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::{AppName, SdkAppId};
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::CALL_ACCOUNTS_MAX;
 use crate::domain::follow::facts::Facts;
 use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
@@ -100,9 +99,6 @@ pub(super) struct Follow {
 pub(super) struct Desk {
     pub pending: Pending,
     pub waiters: HashMap<Ticket, Waiter>,
-    /// How many pairs a call has carried lately while others had to wait: what is queued will fill
-    /// calls about as well.
-    pub fill: f64,
     /// Calls that are on their way to fetch what is queued.
     pub carriers: usize,
 }
@@ -161,7 +157,6 @@ impl App {
                 desk: Mutex::new(Desk {
                     pending: Pending::new(config.follow_check.flip),
                     waiters: HashMap::new(),
-                    fill: CALL_ACCOUNTS_MAX as f64,
                     carriers: 0,
                 }),
             }),

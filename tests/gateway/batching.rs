@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
+use crate::support::eventually;
+use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
 use crate::support::graph::fail;
 use crate::support::h2::Http2;
@@ -25,7 +27,7 @@ async fn crowded(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, 
     (gateway, first)
 }
 
-/// Each of these asks for its pair on a connection of its own; then the gate is opened.
+/// Each of these asks for its pair on a connection of its own; once all are queued the gate is opened.
 async fn all_ask(gateway: &Gateway, gate: &Gate, pairs: &[(String, String)]) -> Vec<Answer> {
     let mut conns = Vec::new();
     for (from, to) in pairs {
@@ -33,7 +35,11 @@ async fn all_ask(gateway: &Gateway, gate: &Gate, pairs: &[(String, String)]) -> 
         conn.send(Ask::check(from, &[to]).bytes()).await;
         conns.push(conn);
     }
-    gateway.round_trips().await;
+    eventually("all are queued", async || {
+        let seen = Exposition::read(&gateway.admin_get("/metrics").await.text());
+        (seen.sum("chatgate_pairs_queued", &[]) == pairs.len() as f64).then_some(())
+    })
+    .await;
     gate.open();
     let mut answers = Vec::new();
     for mut conn in conns {

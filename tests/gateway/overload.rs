@@ -2,7 +2,9 @@
 //! had taken is given back.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use chatgate::clock;
 use tokio::task::JoinSet;
 
 use crate::support::chat::FakeChat;
@@ -16,17 +18,25 @@ use crate::support::setup::Setup;
 use crate::support::turn;
 
 const CALL: &str = "openim/querystate";
+/// Who is refused because of those before it is refused before this; who waits to the end is refused later.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// Asks all at once, each on a connection of its own, and counts what came back: `ok`, the slug of a refusal, or `cut`.
+/// Asks all at once, each on a connection of its own, and counts what came back: `ok`, the slug of a refusal, or
+/// `cut`. `rate_limited` are told from `kept`: those that were refused only after [`AT_ONCE`].
 async fn flood(gateway: &Gateway, asks: Vec<Ask>, meanwhile: impl AsyncFnOnce()) -> BTreeMap<String, usize> {
     let (mut tasks, count) = (JoinSet::new(), asks.len());
     for ask in asks {
         let address = gateway.address().to_owned();
-        tasks.spawn(async move { Conn::open(&address).await.expect("accepted").ask(&ask).await });
+        tasks.spawn(async move {
+            let mut conn = Conn::open(&address).await.expect("accepted");
+            let begun = clock::now();
+            let answer = conn.ask(&ask).await;
+            (answer, clock::now() - begun)
+        });
     }
     meanwhile().await;
     let mut tally = BTreeMap::<String, usize>::new();
-    for answer in tasks.join_all().await {
+    for (answer, took) in tasks.join_all().await {
         let outcome = match answer.slug() {
             None => {
                 assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &0.into()), "{answer:?}");
@@ -42,7 +52,7 @@ async fn flood(gateway: &Gateway, asks: Vec<Ask>, meanwhile: impl AsyncFnOnce())
             Some(_) => {
                 answer.assert_error(429, "rate_limited", 60007);
                 answer.retry_after();
-                "rate_limited"
+                if took < AT_ONCE { "rate_limited" } else { "kept" }
             }
         };
         *tally.entry(outcome.to_owned()).or_default() += 1;
@@ -113,4 +123,18 @@ async fn ten_times_the_quota_is_answered_and_the_excess_is_told_when_to_come_aga
     assert!(chat.count() - before <= let_go(&tally) + 2, "{} calls for {tally:?}", chat.count() - before);
     is_idle(&gateway).await;
     gateway.check("ann", &["bob"]).await.checked();
+}
+
+#[tokio::test]
+async fn who_would_wait_for_nothing_is_refused_at_once() {
+    let _alone = turn::alone().await;
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("app.quota", "per_command = \"20/s\"");
+    let gateway = setup.set("upstream", "timeout = \"5s\"").start().await;
+    // Pairs that share nobody, three times as many as fit.
+    let lookups = (0..300).map(|n| Ask::check(&format!("from{n}"), &[format!("to{n}")])).collect();
+    let tally = flood(&gateway, lookups, async || {}).await;
+    assert!(count(&tally, "ok") >= 60 && count(&tally, "rate_limited") >= 150, "{tally:?}");
+    assert_eq!(count(&tally, "kept"), 0, "waited to the end and were refused: {tally:?}");
+    is_idle(&gateway).await;
 }

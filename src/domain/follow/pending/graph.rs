@@ -12,6 +12,15 @@ use crate::domain::caller::CallerId;
 pub(super) struct Node {
     /// Those that a call from this user can carry: all that were put so, and those that may be turned.
     edges: BTreeSet<Place>,
+    /// How many of them count with this user in the forecast.
+    pub counted: usize,
+}
+
+impl Node {
+    /// How many there are.
+    pub(super) fn queued(&self) -> usize {
+        self.edges.len()
+    }
 }
 
 impl Pending {
@@ -36,6 +45,7 @@ impl Pending {
         for user in self.ends(edge) {
             self.nodes.entry(user).or_default().edges.insert(place);
         }
+        self.count_in(id);
         let tickets: Vec<Ticket> = self.edges[&id].waiters.iter().map(|waiter| waiter.ticket).collect();
         for ticket in tickets {
             if let Some(caller) = self.tickets.get(&ticket).map(|waiting| waiting.caller) {
@@ -55,6 +65,7 @@ impl Pending {
 
     /// Takes an edge out of all queues.
     pub(super) fn unqueue(&mut self, id: EdgeId) {
+        self.count_out(id);
         let Some(edge) = self.edges.get(&id) else { return };
         let place = (edge.age, id);
         for user in self.ends(edge) {
@@ -132,7 +143,7 @@ impl Pending {
     }
 
     /// The users from whose side the edge may be asked. One user twice does no harm.
-    fn ends(&self, edge: &Edge) -> [UserKey; 2] {
+    pub(super) fn ends(&self, edge: &Edge) -> [UserKey; 2] {
         let turned = if edge.manner == Manner::Free && self.flip { edge.pair.to } else { edge.pair.from };
         [edge.pair.from, turned]
     }

@@ -14,6 +14,7 @@
 //! This is bookkeeping only: [`Pending`] is driven from outside, and whatever it is told, every
 //! waiter is settled exactly once or leaves.
 
+mod forecast;
 mod graph;
 #[cfg(test)]
 mod model;
@@ -26,6 +27,7 @@ mod tests;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use self::forecast::Forecast;
 use self::graph::Node;
 use super::pair::{Pair, PairKey, UserKey};
 use crate::domain::caller::CallerId;
@@ -108,6 +110,7 @@ pub struct Pending {
     turns: VecDeque<CallerId>,
     calls: HashMap<CallId, Flight>,
     tickets: HashMap<Ticket, Waiting>,
+    forecast: Forecast,
     waiting: usize,
     waiting_by_caller: HashMap<CallerId, usize>,
 }
@@ -124,6 +127,8 @@ struct Edge {
     manner: Manner,
     /// The call that carries it; `None` while it is queued.
     call: Option<CallId>,
+    /// The end that it counts with in the forecast, while it is queued.
+    counted: Option<UserKey>,
     keep: bool,
     waiters: Vec<Waiter>,
 }
@@ -179,6 +184,7 @@ impl Pending {
             turns: VecDeque::new(),
             calls: HashMap::new(),
             tickets: HashMap::new(),
+            forecast: Forecast::default(),
             waiting: 0,
             waiting_by_caller: HashMap::new(),
         }
@@ -263,11 +269,6 @@ impl Pending {
         Some(Call { id, from: from_name?, to })
     }
 
-    /// How many pairs are queued, not yet under way.
-    pub fn queued(&self) -> usize {
-        self.queues.values().map(BTreeSet::len).sum()
-    }
-
     /// Whether anything is queued.
     pub fn has_queued(&self) -> bool {
         !self.turns.is_empty()
@@ -321,6 +322,7 @@ impl Pending {
             age,
             manner: Manner::Free,
             call: None,
+            counted: None,
             keep: terms.keep,
             waiters: vec![waiter],
         });

@@ -192,6 +192,7 @@ impl Pending {
             age: edge.age,
             manner,
             call: None,
+            counted: None,
             keep: edge.keep,
             waiters: waiters.into_iter().map(|waiter| Waiter { turned: false, ..waiter }).collect(),
         });

@@ -1,0 +1,162 @@
+//! How many calls what is queued will take.
+//!
+//! Each queued edge counts with one of its two ends, the one that had more queued edges when it came, as
+//! if the call that takes it were made from there. Counting is all: [`Pending::next_call`] chooses anew.
+//! But calls that are made from those ends would take all edges, so about as many or fewer are needed.
+
+use super::graph::Node;
+use super::{EdgeId, Pending};
+use crate::domain::caller::CallerId;
+use crate::domain::follow::answer::CALL_ACCOUNTS_MAX;
+
+/// What is queued, all together.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Forecast {
+    edges: usize,
+    calls: usize,
+}
+
+impl Forecast {
+    fn change(&mut self, node: &mut Node, change: impl FnOnce(&mut usize)) {
+        self.calls -= calls(node.counted);
+        change(&mut node.counted);
+        self.calls += calls(node.counted);
+    }
+}
+
+/// Calls that so many pairs of one user take.
+fn calls(pairs: usize) -> usize {
+    pairs.div_ceil(CALL_ACCOUNTS_MAX)
+}
+
+impl Pending {
+    /// How many pairs are queued, not yet under way.
+    pub fn queued(&self) -> usize {
+        self.forecast.edges
+    }
+
+    /// About how many calls go out before the last one that a further question of this caller needs, with
+    /// `more` pairs that nobody asks for yet: no more than if nothing of it shares a call with others.
+    pub fn calls_ahead(&self, caller: CallerId, more: usize) -> usize {
+        let Forecast { edges, calls: all } = self.forecast;
+        // What others ask for already is under way before anything new.
+        if edges == 0 || more == 0 {
+            return 0;
+        }
+        let (queued, new) = (self.queued_for(caller), calls(more));
+        let own = (all * queued).div_ceil(edges) + new;
+        // While the caller has its turns each of the others has as many at most.
+        let callers = self.callers_queued() + usize::from(queued == 0);
+        (all + new).min(own.saturating_mul(callers)) - 1
+    }
+
+    /// An edge has come into the queues.
+    pub(super) fn count_in(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get(&id).filter(|edge| edge.counted.is_none()) else { return };
+        let [from, to] = self.ends(edge);
+        let queued = |user| self.nodes.get(&user).map_or(0, Node::queued);
+        let end = if queued(to) > queued(from) { to } else { from };
+        if let Some(node) = self.nodes.get_mut(&end) {
+            self.forecast.change(node, |counted| *counted += 1);
+            self.forecast.edges += 1;
+            self.edges.entry(id).and_modify(|edge| edge.counted = Some(end));
+        }
+    }
+
+    /// An edge leaves the queues.
+    pub(super) fn count_out(&mut self, id: EdgeId) {
+        let Some(end) = self.edges.get_mut(&id).and_then(|edge| edge.counted.take()) else { return };
+        self.forecast.edges -= 1;
+        if let Some(node) = self.nodes.get_mut(&end) {
+            self.forecast.change(node, |counted| *counted -= 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{at, terms, wanted};
+    use super::super::*;
+
+    const ANN: CallerId = CallerId(1);
+
+    fn ask(pending: &mut Pending, caller: u64, from: &str, to: &[&str]) {
+        pending.ask(terms(CallerId(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
+    }
+
+    /// Calls until nothing is queued.
+    fn drain(pending: &mut Pending) -> usize {
+        std::iter::from_fn(|| pending.next_call(100, at(1))).count()
+    }
+
+    fn names(prefix: &str, count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("{prefix}{number}")).collect()
+    }
+
+    #[test]
+    fn nobody_is_ahead_of_the_first() {
+        let mut pending = Pending::new(true);
+        assert_eq!(pending.calls_ahead(ANN, 1000), 0);
+        ask(&mut pending, 7, "ann", &["bob"]);
+        assert_eq!(pending.calls_ahead(ANN, 0), 0, "it asks for nothing new");
+    }
+
+    #[test]
+    fn pairs_that_share_nobody_take_a_call_each() {
+        let mut pending = Pending::new(true);
+        for number in 0..300 {
+            assert_eq!(pending.calls_ahead(CallerId(1000 + number), 1), number as usize);
+            ask(&mut pending, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
+        }
+        assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (300, 300));
+        assert_eq!((drain(&mut pending), pending.calls_ahead(ANN, 1)), (300, 0));
+    }
+
+    #[test]
+    fn pairs_of_one_star_fill_calls() {
+        let mut pending = Pending::new(true);
+        for fan in names("fan", 500) {
+            ask(&mut pending, 7, &fan, &["star"]);
+        }
+        let ahead = pending.calls_ahead(ANN, 1);
+        assert!(drain(&mut pending) == 5 && (1..=6).contains(&ahead), "{ahead}");
+        // Without turning pairs round each fan has to be asked.
+        let mut pending = Pending::new(false);
+        for fan in names("fan", 500) {
+            ask(&mut pending, 7, &fan, &["star"]);
+        }
+        assert_eq!((pending.calls_ahead(CallerId(7), 1), drain(&mut pending)), (500, 500));
+    }
+
+    #[test]
+    fn who_waits_behind_one_that_floods_has_its_turn_soon() {
+        let mut pending = Pending::new(true);
+        for number in 0..300 {
+            ask(&mut pending, 7, &format!("from{number}"), &[&format!("to{number}")]);
+        }
+        assert_eq!((pending.calls_ahead(ANN, 1), pending.calls_ahead(ANN, 250)), (1, 5));
+        assert_eq!(pending.calls_ahead(CallerId(7), 1), 300);
+    }
+
+    #[test]
+    fn a_question_of_many_pairs_takes_as_many_calls_as_it_fills() {
+        let mut pending = Pending::new(true);
+        let to = names("to", 250);
+        ask(&mut pending, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((pending.calls_ahead(CallerId(7), 1), pending.calls_ahead(CallerId(7), 250)), (3, 5));
+    }
+
+    #[test]
+    fn what_leaves_is_not_counted_any_more() {
+        let mut pending = Pending::new(true);
+        let (first, _) = pending.ask(terms(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
+        let (second, _) = pending.ask(terms(ANN), &wanted("bob", &["ann", "dan"]), |_| Tick::NEVER).expect("room");
+        assert_eq!(pending.queued(), 3);
+        pending.leave(first);
+        assert_eq!(pending.queued(), 2);
+        pending.leave(second);
+        assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (0, 0));
+        assert_eq!((pending.forecast.calls, pending.nodes.len()), (0, 0));
+    }
+}
