@@ -125,10 +125,13 @@ impl Worker {
         let follow = &self.app(app).follow;
         let ttl = self.gateway.config.cache.ttl;
         let now = clock::tick();
+        let hit_below = wishes.hit_below(ttl);
         let (mut refused, mut expired, mut missing) = (false, 0, 0);
+        follow.facts.touch(slots.iter().map(|slot| slot.pair.key()));
         for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
             let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
-            let usable = fact.map(|fact| (fact, wishes.judge(now.since(fact.sent), ttl)));
+            let judge = |age| if age < hit_below { Use::Hit } else { wishes.judge(age, ttl) };
+            let usable = fact.map(|fact| (fact, judge(now.since(fact.sent))));
             let source = match usable {
                 Some((_, Use::Hit)) => Source::Hit,
                 Some((_, Use::Stale)) => Source::Stale,

@@ -54,6 +54,11 @@ impl Wishes {
         !self.no_cache && !self.no_store && self.max_age.is_none()
     }
 
+    /// The age below which a kept fact is a hit, whatever else [`Wishes::judge`] would look at.
+    pub fn hit_below(&self, ttl: Duration) -> Duration {
+        if self.no_cache || self.no_store { Duration::ZERO } else { self.max_age.map_or(ttl, |age| age.min(ttl)) }
+    }
+
     /// How a kept fact of this age may be used.
     pub fn judge(&self, age: Duration, ttl: Duration) -> Use {
         if self.no_cache || self.no_store {
@@ -170,10 +175,27 @@ impl Tally {
         } else {
             "fwd=miss"
         };
-        format!(
-            "chatgate; {outcome}; detail=\"hit={hit} joined={joined} fetched={fetched} flipped={flipped} stale={stale}\""
-        )
+        // Put together by hand: each request has one, and `format!` takes several times as long.
+        let mut text = String::with_capacity(96);
+        text.push_str("chatgate; ");
+        text.push_str(outcome);
+        text.push_str("; detail=\"hit=");
+        push_number(&mut text, *hit);
+        for (name, count) in [(" joined=", joined), (" fetched=", fetched), (" flipped=", flipped), (" stale=", stale)]
+        {
+            text.push_str(name);
+            push_number(&mut text, *count);
+        }
+        text.push('"');
+        text
     }
+}
+
+fn push_number(text: &mut String, number: usize) {
+    if number >= 10 {
+        push_number(text, number / 10);
+    }
+    text.push(char::from(b'0' + (number % 10) as u8));
 }
 
 #[cfg(test)]
@@ -215,6 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_younger_than_that_is_a_hit() {
+        for value in ["", "max-age=5", "max-age=99", "max-stale=9", "no-cache", "no-store, max-age=9", "max-age=0"] {
+            let (wishes, ttl) = (wishes(value), Duration::from_secs(30));
+            let below = wishes.hit_below(ttl);
+            for age in (0..40).map(Duration::from_secs).filter(|age| *age < below) {
+                assert_eq!(wishes.judge(age, ttl), Use::Hit, "{value}: {age:?}");
+            }
+        }
+        assert_eq!(wishes("max-age=5").hit_below(Duration::from_secs(30)), Duration::from_secs(5));
+    }
+
+    #[test]
     fn who_wants_to_know_how_things_are_now_gets_no_substitute() {
         for (value, may) in [("", true), ("max-stale=9", true), ("only-if-cached", true)] {
             assert_eq!(wishes(value).may_fall_back(), may, "{value}");
@@ -230,6 +264,8 @@ mod tests {
         let none = Wishes::default();
         let of = |tally: Tally, expired| tally.cache_status(&none, false, expired);
         assert_eq!(of(tally(3, 0, 0), false), "chatgate; hit; detail=\"hit=3 joined=0 fetched=0 flipped=0 stale=0\"");
+        let many = Tally { hit: 1000, joined: 9, fetched: 10, flipped: 99, stale: 100, fell_back: false };
+        assert!(of(many, false).ends_with("detail=\"hit=1000 joined=9 fetched=10 flipped=99 stale=100\""));
         let fell_back = Tally { hit: 1, stale: 2, fell_back: true, ..Tally::default() };
         assert!(of(fell_back, false).starts_with("chatgate; fwd=stale; "));
         assert!(of(tally(1, 0, 2), false).starts_with("chatgate; fwd=partial; "));

@@ -1,9 +1,9 @@
 //! What a request names: the command by its path, the app by prefix, header or query. Nothing is
 //! decoded or normalised, except the names of query parameters, so that none of ours slips through.
 
-use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, HeaderName, Method, Version};
 use percent_encoding::percent_decode_str;
 
 use crate::domain::app::AppName;
@@ -18,7 +18,9 @@ pub const HEAD_LEN_MAX: usize = 64 * 1024;
 pub const HEAD_LINES_MAX: usize = 100;
 
 /// Names an app.
-pub const APP_HEADER: &str = "chatgate-app";
+pub const APP_HEADER: HeaderName = HeaderName::from_static("chatgate-app");
+/// Sent by browsers (W3C Fetch Metadata Request Headers, section 2.2).
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The parameters that chatgate sets itself. Whatever a caller sends of them stays here.
 const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
@@ -133,8 +135,8 @@ pub enum Peer {
 
 /// A browser says where a request comes from; no service does. Either header is enough.
 fn check_origin(headers: &HeaderMap) -> Result<(), GatewayError> {
-    for name in ["origin", "sec-fetch-site"] {
-        if headers.contains_key(name) {
+    for name in [ORIGIN, SEC_FETCH_SITE] {
+        if headers.contains_key(&name) {
             return Err(GatewayError::Forbidden(format!("the request has a {name} header, as only browsers send it")));
         }
     }
@@ -184,10 +186,23 @@ pub fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), Gateway
         (_, Some(host)) => host.to_str().unwrap_or_default(),
         (_, None) => return refuse("the request has no Host"),
     };
+    if is_local(host) {
+        return Ok(());
+    }
     match host.parse::<http::uri::Authority>() {
         Ok(authority) if is_host_and_port(&authority) && hosts.allows(authority.host(), peer) => Ok(()),
         _ => refuse("the Host is not one of chatgate's; add it to server.hosts if it should be"),
     }
+}
+
+/// What nearly every request has, told without taking it apart: one of these two, with a port or without.
+fn is_local(host: &str) -> bool {
+    let rest = host.strip_prefix("localhost").or_else(|| host.strip_prefix("127.0.0.1"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
 /// Neither a user nor a port that is none.
@@ -195,9 +210,7 @@ fn is_host_and_port(authority: &http::uri::Authority) -> bool {
     match authority.as_str().strip_prefix(authority.host()) {
         Some("") => true,
         // The parser looks for a port behind the last colon only, whatever stands before it.
-        Some(rest) => rest
-            .strip_prefix(':')
-            .is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+        Some(rest) => rest.strip_prefix(':').is_some_and(is_port),
         None => false,
     }
 }

@@ -150,8 +150,7 @@ fn request_line(text: &[u8]) -> Result<Version, Fault> {
 pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let colon = memchr::memchr(b':', text).ok_or(Fault::Malformed)?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
-    let visible = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
-    if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(visible) {
+    if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(is_visible) {
         return Err(Fault::Malformed);
     }
     Ok((name, value.trim_ascii()))
@@ -159,8 +158,39 @@ pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
 
 /// A `tchar` of RFC 9110 section 5.6.2.
 fn is_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+    CLASSES[usize::from(*byte)] & TOKEN != 0
 }
+
+/// What may stand in a value: a `field-vchar` of RFC 9110 section 5.5, space or tab.
+fn is_visible(byte: &u8) -> bool {
+    CLASSES[usize::from(*byte)] & VISIBLE != 0
+}
+
+const TOKEN: u8 = 1;
+const VISIBLE: u8 = 2;
+
+/// The classes of each byte: every byte of every head is looked up here.
+const CLASSES: [u8; 256] = {
+    let (mut classes, mut byte) = ([0; 256], 0u8);
+    loop {
+        if byte.is_ascii_alphanumeric() {
+            classes[byte as usize] |= TOKEN;
+        }
+        if matches!(byte, b'\t' | b' '..=b'~' | 0x80..) {
+            classes[byte as usize] |= VISIBLE;
+        }
+        if byte == u8::MAX {
+            break;
+        }
+        byte += 1;
+    }
+    let (signs, mut at) = (b"!#$%&'*+-.^_`|~", 0);
+    while at < signs.len() {
+        classes[signs[at] as usize] |= TOKEN;
+        at += 1;
+    }
+    classes
+};
 
 #[cfg(test)]
 mod tests {
@@ -223,6 +253,15 @@ mod tests {
         assert_eq!(verdict("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(Fault::Malformed), "no Host");
         let old = "POST /v4/a/b HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(verdict(old), Err(Fault::Malformed));
+    }
+
+    #[test]
+    fn every_byte_has_the_classes_that_the_grammar_gives_it() {
+        for byte in 0..=u8::MAX {
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(is_token(&byte), token, "{byte:#x}");
+            assert_eq!(is_visible(&byte), !(byte < b' ' && byte != b'\t') && byte != 0x7f, "{byte:#x}");
+        }
     }
 
     #[test]

@@ -20,7 +20,6 @@ use http::{HeaderValue, Request, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -165,7 +164,7 @@ where
     let service = stack::service(answers.clone(), downstream);
     let refused = at_work.clone();
     let drain = connections.drain.clone();
-    let counted = tower::service_fn(move |request: Request<Incoming>| {
+    let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let keeps = request.version() >= Version::HTTP_2;
         let work = at_work.begin(keeps);
         let answering = service.clone().oneshot(request);
@@ -185,7 +184,7 @@ where
         }
     });
     let builder = builder();
-    let connection = builder.serve_connection(io, TowerToHyperService::new(counted));
+    let connection = builder.serve_connection(io, counted);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,

@@ -116,6 +116,8 @@ pub struct TimedIo<S> {
     write_until: Option<Instant>,
     /// A head is awaited, or has begun, that no request has been made of yet.
     head_begun: bool,
+    /// Reading waits without a limit, since a request was at work when that began.
+    unwatched: bool,
     /// How many requests had begun when we last looked.
     seen: usize,
     frames: Frames,
@@ -134,6 +136,7 @@ impl<S> TimedIo<S> {
             read_until: None,
             write_until: None,
             head_begun: true,
+            unwatched: false,
             seen: 0,
             frames: Frames::default(),
         }
@@ -206,6 +209,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
+                self.unwatched = false;
                 self.look();
                 self.frames.follow(&buf.filled()[before..]);
                 if buf.filled().len() > before && !self.at_work.any() {
@@ -213,10 +217,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
                 }
                 Poll::Ready(result)
             }
-            Poll::Pending => match self.read_until() {
-                Some(until) => self.watch(cx, until).map(Err),
-                None => Poll::Pending,
-            },
+            Poll::Pending => {
+                let until = self.read_until();
+                self.unwatched = until.is_none();
+                until.map_or(Poll::Pending, |until| self.watch(cx, until).map(Err))
+            }
         }
     }
 }
@@ -245,8 +250,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
         ready!(self.written(cx, result))?;
         // Everything was taken. (hyper flushes when nothing of an answer is left with it.)
         self.write_until = None;
-        // hyper may have begun to wait for the next request while this one was at work; its limit
-        // counts from here.
+        // hyper may have begun to wait for the next request while this one was at work; its limit counts from here.
+        // If it has not, it will, and finds the limit then. (Over HTTP/2 an answer may have begun meanwhile.)
+        if !self.unwatched && !self.at_work.http2() {
+            return Poll::Ready(Ok(()));
+        }
         match self.read_until().map(|until| self.watch(cx, until)) {
             Some(Poll::Ready(error)) => Poll::Ready(Err(error)),
             Some(Poll::Pending) | None => Poll::Ready(Ok(())),

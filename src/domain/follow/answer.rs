@@ -37,33 +37,50 @@ pub fn write_question<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<
     body
 }
 
+/// How an item about a known relation begins.
+const OPEN: &[u8] = b"{\"To_Account\":\"";
+/// What follows its account, by the number of the relation, up to the account of the next item.
+const NEXT: [&[u8]; 4] = [
+    b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":0},{\"To_Account\":\"",
+    b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":1},{\"To_Account\":\"",
+    b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":2},{\"To_Account\":\"",
+    b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":3},{\"To_Account\":\"",
+];
+
 /// The answer to a caller: an item for each account in order, with exactly the vendor's members.
+///
+/// Nearly every item is a known relation about a name without escapes, so the next one is taken to be: then
+/// an item is two copies, its name and what lies between two names.
 pub fn write_answer<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>) -> Vec<u8> {
     let mut body = Vec::with_capacity(128 + 96 * items.len());
     body.extend_from_slice(b"{\"ResultItem\":[");
-    for (index, (name, item)) in items.enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
+    body.extend_from_slice(OPEN);
+    let any = items.len() > 0;
+    for (name, item) in items {
         match item {
             Item::Known(relation) => {
-                body.extend_from_slice(b"{\"To_Account\":");
                 match name {
                     // Borrowed from a body that wrote it without escapes: so may this one.
-                    Cow::Borrowed(name) => {
-                        body.push(b'"');
-                        body.extend_from_slice(name.as_bytes());
-                        body.push(b'"');
+                    Cow::Borrowed(name) => body.extend_from_slice(name.as_bytes()),
+                    Cow::Owned(name) => {
+                        // It comes with quotes of its own.
+                        body.pop();
+                        push_text(&mut body, name);
+                        body.pop();
                     }
-                    Cow::Owned(name) => push_text(&mut body, name),
                 }
-                body.extend_from_slice(b",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":");
-                body.push(b'0' + relation.number());
-                body.push(b'}');
+                body.extend_from_slice(NEXT[usize::from(relation.number())]);
             }
-            Item::Verbatim(json) => body.extend_from_slice(json.as_bytes()),
+            Item::Verbatim(json) => {
+                body.truncate(body.len() - OPEN.len());
+                body.extend_from_slice(json.as_bytes());
+                body.push(b',');
+                body.extend_from_slice(OPEN);
+            }
         }
     }
+    // No item follows: neither its beginning nor the comma before it.
+    body.truncate(body.len() - OPEN.len() - usize::from(any));
     body.extend_from_slice(b"],\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\",\"ErrorDisplay\":\"\"}");
     body
 }
@@ -170,6 +187,19 @@ mod tests {
         let (bob, cyd) = (Cow::Borrowed("bob"), Cow::Owned("c\"d".to_owned()));
         let failed = Item::Verbatim(r#"{"To_Account":"eve", "ResultCode":30003}"#.into());
         let eve = Cow::Borrowed("eve");
+        assert_eq!(
+            String::from_utf8(write_answer(std::iter::empty())).expect("UTF-8"),
+            r#"{"ResultItem":[],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
+        );
+        for number in 0..4 {
+            let body = String::from_utf8(write_answer([(&bob, &known(number))].into_iter())).expect("UTF-8");
+            assert!(
+                body.starts_with(r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":"#)
+            );
+            assert!(body.ends_with(&format!(
+                r#":{number}}}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}}"#
+            )));
+        }
         let items = [(&bob, &known(2)), (&cyd, &known(0)), (&eve, &failed)];
         assert_eq!(
             String::from_utf8(write_answer(items.into_iter())).expect("UTF-8"),

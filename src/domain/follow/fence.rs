@@ -36,6 +36,8 @@ pub struct Fence {
     pairs: Box<[AtomicU64]>,
     users: Box<[AtomicU64]>,
     app: AtomicU64,
+    /// The latest of all: what was sent after it needs no look at the others.
+    latest: AtomicU64,
 }
 
 impl Default for Fence {
@@ -44,6 +46,7 @@ impl Default for Fence {
             pairs: bytemuck::zeroed_slice_box(PAIR_PLACES),
             users: bytemuck::zeroed_slice_box(USER_PLACES),
             app: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         }
     }
 }
@@ -51,17 +54,17 @@ impl Default for Fence {
 impl Fence {
     /// Marks one pair, both directions of it.
     pub fn mark_pair(&self, pair: PairKey, now: Tick) {
-        mark(self.pair_place(pair), now);
+        self.mark(self.pair_place(pair), now);
     }
 
     /// Marks every pair of a user.
     pub fn mark_user(&self, user: UserKey, now: Tick) {
-        mark(self.user_place(user), now);
+        self.mark(self.user_place(user), now);
     }
 
     /// Marks every pair of the app.
     pub fn mark_all(&self, now: Tick) {
-        mark(&self.app, now);
+        self.mark(&self.app, now);
     }
 
     /// The latest mark that concerns the pair. A result sent at that moment or before is void.
@@ -75,7 +78,14 @@ impl Fence {
 
     /// Whether a result that was sent at `sent` may still answer.
     pub fn admits(&self, pair: Pair, sent: Tick) -> bool {
-        sent > self.last_mark(pair)
+        sent.micros() > read(&self.latest) || sent > self.last_mark(pair)
+    }
+
+    /// Marks only move forward, so two writers that race leave the later moment. `latest` goes first: who still
+    /// reads an earlier one there does so before the mark is made.
+    fn mark(&self, place: &AtomicU64, now: Tick) {
+        self.latest.fetch_max(now.micros(), Ordering::SeqCst);
+        place.fetch_max(now.micros(), Ordering::SeqCst);
     }
 
     fn pair_place(&self, pair: PairKey) -> &AtomicU64 {
@@ -85,11 +95,6 @@ impl Fence {
     fn user_place(&self, user: UserKey) -> &AtomicU64 {
         &self.users[(user.spread() as usize) % USER_PLACES]
     }
-}
-
-/// Marks only move forward, so two writers that race leave the later moment.
-fn mark(place: &AtomicU64, now: Tick) {
-    place.fetch_max(now.micros(), Ordering::SeqCst);
 }
 
 fn read(place: &AtomicU64) -> u64 {

@@ -12,5 +12,6 @@ pub mod facts;
 pub mod fence;
 pub mod pair;
 pub mod pending;
+mod plain;
 pub mod question;
 pub mod writes;

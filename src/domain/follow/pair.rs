@@ -1,8 +1,6 @@
 //! Two users and the two bits between them.
 
-use std::hash::Hasher as _;
-
-use siphasher::sip128::{Hasher128, SipHasher13};
+use siphasher::sip128::SipHasher13;
 
 /// Who follows whom, seen from the first of two users: bit 1 is "I follow the other", bit 0 is
 /// "the other follows me" (vendor page "Verifying Follow Relationships", 1047/70349).
@@ -57,9 +55,7 @@ impl UserHasher {
 
     /// The key of a user's name. Names are compared as bytes.
     pub fn user(&self, id: &str) -> UserKey {
-        let mut hasher = self.0;
-        hasher.write(id.as_bytes());
-        UserKey(hasher.finish128().into())
+        UserKey(self.0.hash(id.as_bytes()).into())
     }
 }
 

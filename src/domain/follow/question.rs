@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::plain;
 use crate::domain::app::{NameError, check_user_id};
 
 /// A body that chatgate can answer from facts: exactly the two members, both as the vendor wants them.
@@ -51,6 +52,14 @@ pub enum QuestionError {
 /// Reads a body. Names are borrowed from it wherever they hold no escapes.
 pub fn read(body: &[u8], max_to: usize) -> Result<Reading<'_>, QuestionError> {
     let text = std::str::from_utf8(body).map_err(|error| QuestionError::NotJson(error.to_string()))?;
+    match plain::read(text, max_to) {
+        Some(question) => Ok(Reading::Plain(question)),
+        None => read_any(text, max_to),
+    }
+}
+
+/// Reads a body of any form.
+pub(super) fn read_any(text: &str, max_to: usize) -> Result<Reading<'_>, QuestionError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let raw = json
         .deserialize_any(Members { max_to })

@@ -1,0 +1,230 @@
+//! The usual form of a `follow_check` body, read in one pass.
+//!
+//! Nearly every body is two members without escapes, names in printable ASCII. [`read`] knows that form
+//! alone, in several times less time than a general reader of JSON takes; whatever is otherwise, good or
+//! bad, it leaves to [`question`](super::question), which finds the same in what both can read.
+
+use std::borrow::Cow;
+
+use super::question::Question;
+use crate::domain::app::USER_ID_LEN_MAX;
+
+/// Whether a byte stands for itself in a name.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
+}
+
+/// How many bytes of `text` are plain before the first that is not. Eight are looked at together: a byte that
+/// is not plain leaves its highest bit in one of the four words. (Bytes above it may be marked with it, never
+/// bytes below, and the lowest is what is asked for.)
+fn plain_len(text: &[u8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGHEST: u64 = 0x80 * ONES;
+    let (mut len, zeros) = (0, |word: u64| word.wrapping_sub(ONES) & !word);
+    while let Some(eight) = text[len..].first_chunk::<8>() {
+        let word = u64::from_le_bytes(*eight);
+        let below_space = word.wrapping_sub(b' ' as u64 * ONES) & !word;
+        let quote = zeros(word ^ (b'"' as u64 * ONES));
+        let backslash = zeros(word ^ (b'\\' as u64 * ONES));
+        let delete = zeros(word ^ (0x7f * ONES));
+        let marked = (below_space | quote | backslash | delete | word) & HIGHEST;
+        if marked != 0 {
+            return len + marked.trailing_zeros() as usize / 8;
+        }
+        len += 8;
+        if len > USER_ID_LEN_MAX {
+            return len;
+        }
+    }
+    len + text[len..].iter().take_while(|byte| is_plain(**byte)).count()
+}
+
+/// Reads a body of 1 to `max_to` accounts; `None` if it is not of the usual form.
+pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
+    let mut cursor = Cursor { text, at: 0 };
+    cursor.sign(b'{')?;
+    let question = match cursor.member()? {
+        "From_Account" => {
+            let from = cursor.name()?;
+            cursor.sign(b',')?;
+            if cursor.member()? != "To_Account" {
+                return None;
+            }
+            Question { from, to: cursor.names(max_to)? }
+        }
+        "To_Account" => {
+            let to = cursor.names(max_to)?;
+            cursor.sign(b',')?;
+            if cursor.member()? != "From_Account" {
+                return None;
+            }
+            Question { from: cursor.name()?, to }
+        }
+        _ => return None,
+    };
+    cursor.sign(b'}')?;
+    cursor.skip_space();
+    (cursor.at == text.len()).then_some(question)
+}
+
+struct Cursor<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn byte(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    /// The white space of JSON (RFC 8259 section 2).
+    fn skip_space(&mut self) {
+        while matches!(self.byte(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
+            self.at += 1;
+        }
+    }
+
+    /// A sign, with space before it or not.
+    fn sign(&mut self, sign: u8) -> Option<()> {
+        if self.byte() != Some(sign) {
+            self.skip_space();
+        }
+        (self.byte() == Some(sign)).then(|| self.at += 1)
+    }
+
+    /// A string of plain bytes: 1 to as many as a name may have.
+    fn string(&mut self) -> Option<&'a str> {
+        self.sign(b'"')?;
+        let rest = &self.text.as_bytes()[self.at..];
+        let len = plain_len(rest);
+        if !(1..=USER_ID_LEN_MAX).contains(&len) || rest.get(len) != Some(&b'"') {
+            return None;
+        }
+        let begin = self.at;
+        self.at += len + 1;
+        self.text.get(begin..begin + len)
+    }
+
+    fn name(&mut self) -> Option<Cow<'a, str>> {
+        self.string().map(Cow::Borrowed)
+    }
+
+    /// A member's name and the colon.
+    fn member(&mut self) -> Option<&'a str> {
+        let name = self.string()?;
+        self.sign(b':').map(|()| name)
+    }
+
+    /// An array of 1 to `max` names.
+    fn names(&mut self, max: usize) -> Option<Vec<Cow<'a, str>>> {
+        self.sign(b'[')?;
+        // Two quotes and a comma at least stand around each, so no body makes this large for nothing.
+        let mut names = Vec::with_capacity((self.text.len() / 8).min(max).min(128));
+        loop {
+            if names.len() == max {
+                return None;
+            }
+            names.push(self.name()?);
+            if self.sign(b',').is_none() {
+                return self.sign(b']').map(|()| names);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::question::{Reading, read_any};
+    use super::*;
+
+    #[test]
+    fn the_usual_form_is_read_with_members_in_either_order_and_space_anywhere() {
+        for body in [
+            r#"{"From_Account":"ann","To_Account":["bob","c d"]}"#,
+            r#"{"To_Account":["bob","c d"],"From_Account":"ann"}"#,
+            "\r\n\t { \"From_Account\" : \"ann\" ,\n \"To_Account\" : [ \"bob\" , \"c d\" ] } \n",
+        ] {
+            let question = read(body, 2).expect(body);
+            assert!(matches!(question.from, Cow::Borrowed("ann")) && question.to == ["bob", "c d"], "{body}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_left_to_the_other_reader() {
+        let long = "x".repeat(33);
+        for body in [
+            "",
+            "{",
+            "{}",
+            r#"{"From_Account":"ann"}"#,
+            r#"{"From_Account":"ann","To_Account":[]}"#,
+            r#"{"From_Account":"","To_Account":["bob"]}"#,
+            r#"{"From_Account":"ann","To_Account":["bob"]} x"#,
+            r#"{"From_Account":"ann","To_Account":["bob",]}"#,
+            r#"{"From_Account":"ann","To_Account":["bob"],}"#,
+            r#"{"From_Account":"ann","To_Account":["bob" "cyd"]}"#,
+            r#"{"From_Account":"ann","To_Account":["b\u006fb"]}"#,
+            r#"{"From_Account":"ann","To_Account":["日本"]}"#,
+            r#"{"From_Account":"ann","To_Account":["bob"],"X":1}"#,
+            r#"{"From_Account":"ann","From_Account":"ann"}"#,
+            r#"{"To_Account":["bob"],"To_Account":["bob"]}"#,
+            r#"{"From_Account":"ann","To_Account":["a","b","c"]}"#,
+            &format!(r#"{{"From_Account":"{long}","To_Account":["bob"]}}"#),
+            "{\"From_Account\":\"ann\",\"To_Account\":[\"b\u{7f}b\"]}",
+        ] {
+            assert_eq!(read(body, 2), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn every_byte_is_plain_or_not_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            for (len, at) in (1..20).flat_map(|len| (0..len).map(move |at| (len, at))) {
+                let mut text = vec![b'!'; len];
+                text[at] = byte;
+                assert_eq!(plain_len(&text), if is_plain(byte) { len } else { at }, "{byte:#x} at {at} of {len}");
+            }
+        }
+    }
+
+    /// Bodies near the usual form, broken in one place or not at all.
+    fn bodies() -> impl Strategy<Value = String> {
+        let name = prop_oneof![8 => "[a-z0-9 ]{1,33}", 1 => ".{0,6}", 1 => r#"\\u00(4|0)[0-9a-f]|\\["ntx]|é"#];
+        let space = prop_oneof![4 => Just(""), 1 => Just(" "), 1 => Just("\n\t\r "), 1 => Just("\u{b}")];
+        let parts = (name.clone(), proptest::collection::vec(name, 0..5), space, any::<bool>(), any::<u16>());
+        let edit = prop_oneof![3 => Just(None), 1 => any::<u8>().prop_map(Some)];
+        (parts, edit).prop_map(|((from, to, space, turned, place), edit)| {
+            let to = to.iter().map(|name| format!("{space}\"{name}\"")).collect::<Vec<_>>().join(",");
+            let from = format!("\"From_Account\"{space}:\"{from}\"");
+            let to = format!("\"To_Account\":{space}[{to}{space}]");
+            let (first, second) = if turned { (to, from) } else { (from, to) };
+            let mut body = format!("{space}{{{first}{space},{second}}}{space}").into_bytes();
+            if let Some(byte) = edit {
+                let at = usize::from(place) % body.len();
+                body[at] = byte;
+            }
+            String::from_utf8_lossy(&body).into_owned()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_it_reads_the_other_reader_reads_so_too(body in bodies()) {
+            if let Some(question) = read(&body, 3) {
+                prop_assert_eq!(read_any(&body, 3), Ok(Reading::Plain(question)));
+            }
+        }
+
+        #[test]
+        fn what_is_of_the_usual_form_needs_no_other_reader(
+            from in "[ !#-\\[\\]-~]{1,32}", to in proptest::collection::vec("[ !#-\\[\\]-~]{1,32}", 1..4),
+        ) {
+            let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
+            prop_assert!(read(&body, 3).is_some(), "{}", body);
+        }
+    }
+}
