@@ -87,7 +87,7 @@ impl Worker {
         let change = change.filter(|change| change.begun.load(Ordering::Relaxed));
         if let Some(change) = &change {
             // Before its caller hears of it, so do the other replicas.
-            self.gateway.tell(app, &change.scope).await;
+            Box::pin(self.gateway.tell(app, &change.scope)).await;
         }
         if result.is_err()
             && let Some(Change { scope, .. }) = change

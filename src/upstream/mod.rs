@@ -198,7 +198,7 @@ impl Upstream {
             Err(fault) => fault,
         };
         if self.standby.is_some()
-            && let Ok(lease) = self.connect_to(side.other()).await
+            && let Ok(lease) = Box::pin(self.connect_to(side.other())).await
         {
             return Ok(lease);
         }
@@ -291,7 +291,7 @@ impl Upstream {
                 // Chat had closed the connection before a byte of this call left: a new one is as good.
                 Err(Unsent::Whole(whole)) if inner.reused => {
                     request = *whole;
-                    inner = end.pool.open().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
+                    inner = Box::pin(end.pool.open()).await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
                 }
                 Err(Unsent::Whole(_)) => return Err(Fault::NotSent("a new connection was closed at once".to_owned())),
                 // Nobody said with which status.
