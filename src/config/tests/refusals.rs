@@ -232,7 +232,7 @@ fn all_problems_come_together_in_the_order_of_the_file() {
         "config.toml:8 app[0].secret_key",
         "config.toml:10 app[0].quota.per_command",
         "config.toml:12 log.level",
-        "config.toml:13 trace",
+        "config.toml:13 trace.otlp",
         "CHATGATE__CACHE__TTL cache.ttl",
     ];
     assert_eq!(places, expected, "{problems:#?}");
