@@ -35,6 +35,15 @@ const LINKS_MAX: usize = 32;
 /// Paths as chatgate takes them; the first is Chat's own too.
 const TEMPLATES: [&str; 2] = ["/v4/{service}/{command}", "/apps/{app}/v4/{service}/{command}"];
 
+/// Of [`SOURCES`], in their order.
+const PAIRS: [&str; SOURCES.len()] = [
+    "chatgate.pairs.hit",
+    "chatgate.pairs.joined",
+    "chatgate.pairs.fetched",
+    "chatgate.pairs.flipped",
+    "chatgate.pairs.stale",
+];
+
 /// What a call is made for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cause {
@@ -147,8 +156,8 @@ impl Worker {
         if let Some(attempts) = spent.attempts {
             tell(KeyValue::new("chatgate.attempts", i64::from(attempts)));
         }
-        for (source, pairs) in SOURCES.iter().zip(end.pairs.iter().flatten()) {
-            tell(KeyValue::new(format!("chatgate.pairs.{source}"), count(*pairs)));
+        for (name, pairs) in PAIRS.into_iter().zip(end.pairs.iter().flatten()) {
+            tell(KeyValue::new(name, count(*pairs)));
         }
         Told {
             name: name(method, template),
@@ -284,4 +293,21 @@ fn version(version: Version) -> Option<&'static str> {
 
 fn count(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_named_by_their_sources() {
+        assert_eq!(PAIRS.map(str::to_owned), SOURCES.map(|source| format!("chatgate.pairs.{source}")));
+    }
+
+    #[test]
+    fn methods_that_nobody_knows_have_no_name() {
+        assert_eq!(known_method(&Method::POST), Some("POST"));
+        assert_eq!(known_method(&Method::from_bytes(b"PosT").expect("a method")), None);
+        assert_eq!((name(None, None).as_ref(), name(None, Some("/x")).as_ref()), ("HTTP", "HTTP /x"));
+    }
 }

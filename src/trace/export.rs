@@ -12,7 +12,6 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use rustls::ClientConfig;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::transport::Endpoint;
 
@@ -152,21 +151,11 @@ impl Queue {
     /// Sends what there is, batch by batch, until one fails: the others wait for the next time, or are crowded out.
     async fn empty(&self, spans: &mut mpsc::Receiver<SpanData>, exporter: &SpanExporter, complaints: &mut Complaints) {
         loop {
-            let mut batch = Vec::new();
-            let mut gone = false;
-            while batch.len() < BATCH_MAX {
-                match spans.try_recv() {
-                    Ok(span) => batch.push(span),
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
-                        gone = true;
-                        break;
-                    }
-                }
-            }
+            let batch: Vec<SpanData> = std::iter::from_fn(|| spans.try_recv().ok()).take(BATCH_MAX).collect();
             if batch.is_empty() {
                 return;
             }
-            let count = batch.len() as u64;
+            let (count, is_last) = (batch.len() as u64, batch.len() < BATCH_MAX);
             let sent = tokio::time::timeout(TIMEOUT, exporter.export(batch)).await;
             match sent.unwrap_or(Err(OTelSdkError::Timeout(TIMEOUT))) {
                 Ok(()) => {
@@ -179,7 +168,7 @@ impl Queue {
                     return;
                 }
             }
-            if gone {
+            if is_last {
                 return;
             }
         }

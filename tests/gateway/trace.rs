@@ -122,10 +122,8 @@ async fn a_relayed_call_goes_on_with_its_caller_s_trace_and_so_does_the_log() {
     assert_eq!(line["trace_id"], TRACE);
     // One that comes without a trace is logged with the one that it began.
     gateway.check("ann", &["bob"]).await.checked();
-    let own = collector.request("ok").await;
-    assert!(own.trace_id() == TRACE, "the first one is found first");
-    let own = eventually("the other", async || collector.spans().into_iter().find(|span| span.trace_id() != TRACE));
-    let own = own.await.trace_id();
+    let spans = collector.seen(4).await;
+    let own = spans.iter().find(|span| span.is_request() && span.trace_id() != TRACE).expect("the other").trace_id();
     let told = async || gateway.log().contains(&format!("\"trace_id\":\"{own}\"")).then_some(());
     eventually("its trace in the log", told).await;
 }
@@ -393,6 +391,9 @@ async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() 
         .set("trace", &format!("ca_file = '{}'", trusted.display()))
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=a%20b,service.name=not-this,broken")
         .env("OTEL_SERVICE_NAME", "gate-of-feed")
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-the-collector")
+        // What is not built in does no harm.
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         .start()
         .await;
     gateway.check("ann", &["bob"]).await.checked();
@@ -400,6 +401,8 @@ async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() 
     assert_eq!(collector.resource("service.name").as_deref(), Some("gate-of-feed"));
     assert_eq!(collector.resource("deployment.environment.name").as_deref(), Some("a b"));
     assert!(gateway.log().contains("OTEL_RESOURCE_ATTRIBUTES"), "the broken one is remarked on");
+    assert_eq!(collector.header("authorization").as_deref(), Some("Bearer of-the-collector"));
+    assert!(!gateway.log().contains("of-the-collector"), "{}", gateway.log());
 }
 
 #[tokio::test]

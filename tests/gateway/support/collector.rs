@@ -52,6 +52,7 @@ struct Shared {
     spans: Mutex<Vec<Span>>,
     resource: Mutex<Vec<KeyValue>>,
     bytes: Mutex<Vec<u8>>,
+    head: Mutex<HeaderMap>,
 }
 
 /// A span as it came.
@@ -136,6 +137,7 @@ impl Collector {
             spans: Mutex::default(),
             resource: Mutex::default(),
             bytes: Mutex::default(),
+            head: Mutex::default(),
         });
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, tls, shared.clone())));
@@ -178,6 +180,12 @@ impl Collector {
     /// What the spans came from.
     pub(crate) fn resource(&self, name: &str) -> Option<String> {
         attribute(&self.shared.resource.lock().expect("no panic under it"), name)
+    }
+
+    /// A header of the last message.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        let head = self.shared.head.lock().expect("no panic under it");
+        head.get(name).map(|value| value.to_str().expect("text").to_owned())
     }
 
     /// Every byte that came.
@@ -223,6 +231,7 @@ async fn answer(
     shared: Arc<Shared>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     assert_eq!(request.uri().path(), METHOD);
+    *shared.head.lock().expect("no panic under it") = request.headers().clone();
     let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
     let body = body.to_bytes();
     let mood = *shared.mood.lock().expect("no panic under it");
