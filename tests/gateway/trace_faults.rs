@@ -1,5 +1,6 @@
 //! A collector that is away, slow or silent: requests do not notice, and what is lost is counted.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
@@ -26,13 +27,13 @@ async fn a_collector_that_is_away_is_told_of_once_and_harms_no_request() {
     let nobody = free_address();
     let gateway = Setup::new(&chat).set("trace", &format!("otlp = 'http://{nobody}'")).start().await;
     let mut caller = gateway.connect().await;
+    let mut messages = BTreeSet::new();
     let lost = async || {
         caller.ask(&Ask::check("ann", &["bob"])).await.checked();
-        // Of more than one message.
-        (gateway.log().matches("takes no spans").count() == 1 && dropped(&gateway, "export_failed").await > 20.0)
-            .then_some(())
+        messages.insert(dropped(&gateway, "export_failed").await as u64);
+        (messages.len() > 3).then_some(())
     };
-    eventually("spans are dropped", lost).await;
+    eventually("some messages are lost", lost).await;
     assert_eq!(figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await, 0.0);
     assert_eq!(dropped(&gateway, "queue_full").await, 0.0);
     assert_eq!(gateway.log().matches("takes no spans").count(), 1, "{}", gateway.log());
@@ -66,7 +67,8 @@ async fn a_collector_that_says_nothing_fills_the_queue_and_nothing_else() {
     collector.feels(Mood::Good);
     eventually("what waited is taken", async || (collector.spans().len() >= 7000).then_some(())).await;
     eventually("it is said", async || gateway.log().contains("takes spans again").then_some(())).await;
-    assert!(figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await >= 7000.0);
+    let counted = async || (figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await >= 7000.0).then_some(());
+    eventually("it is counted", counted).await;
     assert_eq!(gateway.stop().await, 0);
 }
 
@@ -90,6 +92,7 @@ async fn a_slow_collector_gets_all_and_a_failing_one_is_counted() {
 
 #[tokio::test]
 async fn a_stop_sends_what_is_left_but_does_not_wait_for_the_deaf() {
+    let _alone = turn::alone().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
     for _ in 0..5 {
@@ -111,7 +114,7 @@ async fn a_stop_sends_what_is_left_but_does_not_wait_for_the_deaf() {
     gateway.check("ann", &["bob"]).await.checked();
     let begun = now();
     assert_eq!(gateway.stop().await, 0);
-    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(2900), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
