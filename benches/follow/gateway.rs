@@ -55,6 +55,7 @@ impl Gateway {
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
             log: Log::default(),
+            trace: None,
             webhook: None,
             fleet: None,
             warnings: Vec::new(),
