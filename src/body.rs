@@ -51,11 +51,17 @@ where
             return Err(BodyError::NoRoom);
         }
         match &mut rest {
-            Some(rest) => rest.extend_from_slice(&data),
+            Some(rest) => {
+                // Each time it is moved it gets four times the room, up to what is announced.
+                if sum > rest.capacity() {
+                    rest.reserve(expected.clamp(sum, 4 * sum) - so_far);
+                }
+                rest.extend_from_slice(&data);
+            }
             // A body of one frame, as small ones are, is not copied.
             None if first.is_empty() => first = data,
             None => {
-                let mut whole = BytesMut::with_capacity(expected.min(2 * sum).max(sum));
+                let mut whole = BytesMut::with_capacity(expected.clamp(sum, 4 * sum));
                 whole.extend_from_slice(&first);
                 whole.extend_from_slice(&data);
                 rest = Some(whole);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use memchr::{memchr2, memchr2_iter};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -54,13 +55,15 @@ pub const DEPTH_MAX: usize = 128;
 
 /// Whether JSON nests deeper than [`DEPTH_MAX`]. `json` must be well-formed.
 pub fn is_too_deep(json: &[u8]) -> bool {
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in json {
+    // So few openings, wherever they stand, cannot nest so deep. That is all that nearly every body pays.
+    if memchr2_iter(b'{', b'[', json).nth(DEPTH_MAX).is_none() {
+        return false;
+    }
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = json.get(at) {
+        at += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_text => escaped = true,
-            b'"' => in_text = !in_text,
-            _ if in_text => {}
+            b'"' => at = behind_text(json, at),
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
@@ -72,8 +75,23 @@ pub fn is_too_deep(json: &[u8]) -> bool {
     false
 }
 
+/// The place behind the text that begins at `at`, its quote included.
+fn behind_text(json: &[u8], mut at: usize) -> usize {
+    while let Some(next) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += next;
+        if json[at] == b'"' {
+            return at + 1;
+        }
+        // What is escaped ends nothing.
+        at += 2;
+    }
+    json.len()
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[derive(Deserialize)]
@@ -109,5 +127,33 @@ mod tests {
         let text = format!(r#"{{"a":"{}\"{}"}}"#, "[".repeat(500), "{".repeat(500));
         assert!(!is_too_deep(text.as_bytes()));
         assert!(!is_too_deep("[[],[],{}]".repeat(500).as_bytes()));
+    }
+
+    /// Byte by byte, as it is meant.
+    fn is_too_deep_by_bytes(json: &[u8]) -> bool {
+        let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+        json.iter().any(|byte| {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if in_text => escaped = true,
+                b'"' => in_text = !in_text,
+                _ if in_text => {}
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth > DEPTH_MAX
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn texts_are_passed_over_as_wholes(pieces in proptest::collection::vec(
+            prop_oneof![r#"[\[{]{1,60}"#, r#"[\]}]{1,20}"#, Just(r#"""#.to_owned()), Just(r"\".to_owned()), "[a,:]{1,3}"],
+            0..60,
+        )) {
+            let json = pieces.concat();
+            prop_assert_eq!(is_too_deep(json.as_bytes()), is_too_deep_by_bytes(json.as_bytes()), "{}", json);
+        }
     }
 }
