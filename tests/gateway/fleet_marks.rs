@@ -23,7 +23,7 @@ impl Hears for Deaf {
 
 async fn member(redis: &Redis) -> Arc<Fleet> {
     let address = format!("redis://{}", redis.address()).parse().expect("an address");
-    let config = config::Fleet { redis: address, prefix: "test".to_owned(), share: 0.5 };
+    let config = config::Fleet::new(address, "test", 0.5);
     let fleet = Fleet::new(&config).expect("random numbers");
     let (tried, first) = tokio::sync::oneshot::channel();
     tokio::spawn(Arc::clone(&fleet).run(Arc::new(Deaf), tried));
