@@ -9,6 +9,7 @@ mod bounds;
 mod callers;
 mod chaos;
 mod cli;
+mod clock_jumps;
 mod concurrency;
 mod control;
 mod demo;
