@@ -146,13 +146,16 @@ async fn a_replica_that_takes_no_writes_is_as_good_as_none() {
     }
 }
 
-/// Nobody breaks the connection to a primary that was demoted, and reads go on as before.
+/// Nobody breaks the connection to a primary that was demoted, which has all that it had, and reads go on as before.
 #[tokio::test]
 async fn a_primary_that_becomes_a_replica_is_left_once_and_for_all() {
     let chat = FakeChat::start().await;
-    let (first, second) = (Redis::start().await, Redis::start().await);
+    let (first, second, _address) = pair().await;
     let gateway = replica(setup(&chat, first.address())).await;
     let before = losses(&gateway).await;
+    let same = async || second.say("GET chatgate:run").await == first.say("GET chatgate:run").await;
+    eventually("it is replicated", async || same().await.then_some(())).await;
+    second.say("REPLICAOF NO ONE").await;
     first.follow(second.address()).await;
     // Nobody asks for anything: it finds out by itself.
     let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
