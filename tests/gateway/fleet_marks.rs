@@ -1,5 +1,6 @@
 //! What Redis keeps after an eviction, asked by the program's own commands.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,11 @@ impl Hears for Deaf {
 }
 
 async fn member(redis: &Redis) -> Arc<Fleet> {
-    let address = format!("redis://{}", redis.address()).parse().expect("an address");
+    member_at(redis.address()).await
+}
+
+pub(crate) async fn member_at(address: SocketAddr) -> Arc<Fleet> {
+    let address = format!("redis://{address}").parse().expect("an address");
     let config = config::Fleet::new(address, "test", 0.5);
     let fleet = Fleet::new(&config).expect("random numbers");
     let (tried, first) = tokio::sync::oneshot::channel();
