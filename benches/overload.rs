@@ -62,7 +62,7 @@ fn main() {
             "MiB",
             "normal after"
         );
-        let (chat, mut random) = (Chat::start(LATENCY), Random(5));
+        let (chat, mut random) = (Chat::start(LATENCY, None), Random(5));
         let gateway = Gateway::start(chat.address, QUOTA);
         let client = Arc::new(Client::new(gateway.address));
         for times in [1, 2, 5, 10] {

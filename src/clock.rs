@@ -48,6 +48,11 @@ pub fn request_number() -> u128 {
     fastrand::u128(..)
 }
 
+/// 64 bits that name a part of a request's work. No secret.
+pub fn span_number() -> u64 {
+    fastrand::u64(..)
+}
+
 /// 16 bytes nobody can guess, from the operating system.
 ///
 /// # Errors

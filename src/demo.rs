@@ -227,6 +227,7 @@ impl Chat {
             webhook: None,
             fleet: self.fleet.clone(),
             log: Log::default(),
+            trace: None,
             warnings: Vec::new(),
             source: Default::default(),
         }

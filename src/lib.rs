@@ -30,6 +30,7 @@
 //! | [`metrics`] | what is counted |
 //! | [`fleet`] | what replicas share through Redis |
 //! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
+//! | [`trace`] | spans of requests and calls, for a collector |
 //! | [`gateway`] | one request, from head to answer |
 //! | [`stack`], [`server`] | layers; connections |
 //! | [`systemd`] | what the service manager is told |
@@ -65,5 +66,6 @@ pub mod sign;
 pub mod stack;
 pub mod systemd;
 pub mod telemetry;
+pub mod trace;
 pub mod upstream;
 pub mod webhook;

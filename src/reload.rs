@@ -178,6 +178,7 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "follow_check.flip": follow_check.flip,
         "upstream.max_in_flight": upstream.max_in_flight,
         "log": log,
+        "trace": trace,
     );
     // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.
     let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.asks_callers);

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::clock;
 use crate::config::Config;
 use crate::gateway::current::{Current, ThreadWorker};
 use crate::gateway::{Ear, Gateway, GatewayBuildError};
@@ -29,6 +30,8 @@ use crate::webhook::Webhooks;
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long callers wait at the start for Redis to be found.
 const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long the end waits for the last spans to be sent, at most; they are of less worth than a quick end.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// A gateway whose sockets are bound, not yet serving.
 pub struct Server {
@@ -144,6 +147,9 @@ impl Server {
             let limits = connections.limits;
             tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
             tokio::spawn(self.admin.clone().watch());
+            if let Some(tracing) = first.tracing.clone() {
+                tokio::spawn(tracing.run());
+            }
             let mut open = Open { data: listeners, webhook: None };
             if let Some((listener, webhooks)) = self.webhook {
                 tracing::info!(listener = "webhook", address = %listener.address(), "listening");
@@ -227,7 +233,13 @@ async fn supervise(
         drop(open);
         gateway.tasks.close();
         tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
-        tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok()
+        let begun = clock::now();
+        let clean = tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok();
+        if let Some(tracing) = &gateway.tracing {
+            let left = server.drain_timeout.saturating_sub(clock::now() - begun);
+            tracing.flush(left.min(FLUSH_MAX)).await;
+        }
+        clean
     };
     Ok(tokio::select! {
         clean = draining => {

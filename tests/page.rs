@@ -74,6 +74,115 @@ fn the_page_shows_what_status_says_live_and_without_errors() {
     browser.until("it says that there is no answer", "return document.querySelector('#state').className === 'bad'");
 }
 
+/// A sandbox for each app, of which one is reached at its standby only and one refuses for good.
+#[test]
+fn each_app_s_trouble_is_told_in_plain_words() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let apps = ["feed", "live-streams", "shop", "archive-of-the-old-games"];
+    let (mut sandboxes, mut config) = (Vec::new(), String::new());
+    config += "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[access]\nallow = ['*']\n";
+    let key = folder.path().join("key");
+    std::fs::write(&key, "5b".repeat(32)).expect("own folder");
+    for (name, sdkappid) in apps.iter().zip(1_400_000_001..) {
+        let mut sandbox = Program::start(&[
+            "sandbox",
+            "--listen",
+            "127.0.0.1:0",
+            "--sdkappid",
+            &sdkappid.to_string(),
+            "--secret-key",
+            &"5b".repeat(32),
+        ]);
+        let address = sandbox.address("sandbox");
+        let way = match *name {
+            "live-streams" => format!("endpoint = 'http://{nobody}'\nstandby = 'http://{address}'"),
+            _ => format!("endpoint = 'http://{address}'"),
+        };
+        let users = r#"{"users":["ann","bob"],"edges":[["ann","bob"]]}"#;
+        shell(&format!("curl -sf http://{address}/__sandbox/graph -d '{users}'"));
+        config += &format!("[[app]]\nname = '{name}'\nsdkappid = {sdkappid}\nsecret_key_file = 'key'\n{way}\n");
+        sandboxes.push((sandbox, address));
+    }
+    let fault = |app: usize, fault: &str| {
+        shell(&format!("curl -sf http://{}/__sandbox/faults -d '{fault}'", sandboxes[app].1));
+    };
+    fault(2, r#"{"error_code":60020,"next":1000}"#);
+    fault(3, r#"{"error_code":60010,"next":1000,"command":"openim/sendmsg"}"#);
+    let file = folder.path().join("chatgate.toml");
+    std::fs::write(&file, config).expect("own folder");
+    let mut gateway = Program::start(&["serve", "--config", &file.to_string_lossy()]);
+    let (data, admin) = (gateway.address("data"), gateway.address("admin"));
+    let body = r#"{"From_Account":"ann","To_Account":["bob"]}"#;
+    let status = || -> Value { serde_json::from_str(&shell(&format!("curl -s http://{admin}/status"))).expect("JSON") };
+    let told = |app: usize| {
+        let status = status();
+        let state = &status["apps"][app]["state"];
+        (state["is"].as_str().expect("a word").to_owned(), state["cause"].as_str().unwrap_or_default().to_owned())
+    };
+    let is_as_meant = || {
+        for app in apps {
+            for command in ["follow/follow_check", "openim/sendmsg"] {
+                shell(&format!("curl -s http://{data}/apps/{app}/v4/{command} -d '{body}'"));
+            }
+        }
+        let states: Vec<String> = (0..apps.len()).map(|app| told(app).0).collect();
+        states == ["primary", "standby", "parked", "primary"] && !told(3).1.is_empty()
+    };
+    assert!((0..LOOKS_MAX).any(|_| is_as_meant()), "{}", status()["apps"]);
+
+    let browser = Browser::start();
+    browser.open(&format!("http://{admin}/"));
+    let says = "return document.querySelector('#state').textContent.startsWith('Ready; not as usual')";
+    browser.until("trouble is told", says);
+    let text = |selector: &str| {
+        browser.run(&format!("return document.querySelector('{selector}').textContent")).as_str().map(str::to_owned)
+    };
+    let row = |app: usize, column: usize| text(&format!("#apps tbody tr:nth-child({}) :nth-child({column})", app + 1));
+    assert_eq!(text("#state").as_deref(), Some("Ready; not as usual: live-streams, shop, archive-of-the-old-games"));
+    for (app, name) in apps.iter().enumerate() {
+        assert_eq!(row(app, 1).as_deref(), Some(*name));
+    }
+    let state = |app: usize| row(app, 2).expect("a state");
+    assert_eq!(state(0), "on its own domain");
+    assert_eq!(state(1), "on the standby domain: the primary domain cannot be reached");
+    let (_, parked) = told(2);
+    assert!(parked.starts_with("Chat answers 60020: ") && parked.contains("plan"), "{parked}");
+    assert_eq!(state(2), format!("parked: {parked}"));
+    let (_, one_command) = told(3);
+    assert!(one_command.starts_with("openim/sendmsg: Chat answers 60010"), "{one_command}");
+    assert_eq!(state(3), format!("on its own domain, but some commands are parked: {one_command}"));
+    // Colour is not all that tells them apart, and they have different ones.
+    let colour = |app: usize| {
+        browser.run(&format!(
+            "return getComputedStyle(document.querySelector('#apps tbody tr:nth-child({}) td')).color",
+            app + 1
+        ))
+    };
+    assert!(colour(0) != colour(1) && colour(1) != colour(2) && colour(0) != colour(2) && colour(3) == colour(1));
+    // The plots are of the app that is chosen.
+    let choose = "const choice = document.querySelector('#app'); choice.value = 'shop'; \
+                  choice.dispatchEvent(new Event('change')); return true";
+    browser.run(choose);
+    browser.until("the other app's codes", "return document.querySelector('#codes tbody th').textContent === '60020'");
+
+    let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    for (name, width, scheme) in [("apps", 1200, "light"), ("apps-dark", 1200, "dark"), ("apps-phone", 390, "light")] {
+        browser.look(width, scheme);
+        assert_eq!(browser.run(wide), false, "{name}: the page is wider than its window");
+        // Nothing of the apps is beside the window, but on a phone; the cause can be read there too.
+        let whole = "const frame = document.querySelector('#apps').parentElement; \
+                     return frame.scrollWidth <= frame.clientWidth";
+        assert!(width < 600 || browser.run(whole) == true, "{name}: the table of apps is cut off");
+        let right = "return document.querySelector('#apps tbody tr:nth-child(3) td').getBoundingClientRect().right \
+                     <= document.documentElement.clientWidth";
+        assert_eq!(browser.run(right), true, "{name}: the cause is cut off");
+        browser.shoot(name);
+    }
+    assert_eq!(browser.complaints(), Vec::<String>::new(), "the console is not empty");
+    assert!(gateway.stop().success());
+}
+
 /// A browser of its own, which ends with the test.
 struct Browser {
     driver: std::process::Child,

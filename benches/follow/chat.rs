@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -15,7 +16,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tempfile::NamedTempFile;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// Running on a thread of its own until it is dropped.
@@ -34,21 +39,34 @@ struct Counts {
 }
 
 impl Chat {
-    pub(crate) fn start(latency: Duration) -> Self {
+    /// Answers after `latency`; over TLS if it is certified.
+    pub(crate) fn start(latency: Duration, certified: Option<&Certified>) -> Self {
         let (counts, stop) = (Arc::<Counts>::default(), CancellationToken::new());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("it is bound");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (shared, stopped) = (Arc::clone(&counts), stop.clone());
+        let tls = certified.map(|certified| TlsAcceptor::from(Arc::clone(&certified.serving)));
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).expect("a socket");
                 let accept = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        let counts = Arc::clone(&shared);
+                        let (counts, tls) = (Arc::clone(&shared), tls.clone());
                         let service = service_fn(move |request| answer(request, Arc::clone(&counts), latency));
-                        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                        tokio::spawn(async move {
+                            let _ = stream.set_nodelay(true);
+                            let http = http1::Builder::new();
+                            // Whoever breaks off is not served any more.
+                            let _ = match tls {
+                                None => http.serve_connection(TokioIo::new(stream), service).await,
+                                Some(tls) => {
+                                    let Ok(stream) = tls.accept(stream).await else { return };
+                                    http.serve_connection(TokioIo::new(stream), service).await
+                                }
+                            };
+                        });
                     }
                 };
                 tokio::select! {
@@ -81,9 +99,44 @@ impl Drop for Chat {
     }
 }
 
+/// A certificate for `localhost`, and the file of the authority that vouches for it.
+pub(crate) struct Certified {
+    serving: Arc<ServerConfig>,
+    ca: NamedTempFile,
+}
+
+impl Certified {
+    #[allow(dead_code, reason = "not every bench speaks TLS")]
+    pub(crate) fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let ca = NamedTempFile::new().expect("a file");
+        std::fs::write(ca.path(), certificate.pem()).expect("a file");
+        let issuer = rcgen::Issuer::new(params, key);
+        let own = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        let leaf = params.signed_by(&own, &issuer).expect("a certificate");
+        let key = PrivatePkcs8KeyDer::from(own.serialize_der());
+        let serving = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key.into())
+            .expect("they fit");
+        Self { serving: Arc::new(serving), ca }
+    }
+
+    #[allow(dead_code, reason = "not every bench speaks TLS")]
+    pub(crate) fn ca_file(&self) -> &Path {
+        self.ca.path()
+    }
+}
+
 #[derive(serde::Deserialize)]
 struct Question {
-    #[serde(rename = "To_Account")]
+    #[serde(rename = "To_Account", default)]
     to: Vec<String>,
 }
 

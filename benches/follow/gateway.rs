@@ -63,6 +63,7 @@ impl Gateway {
             follow_check: FollowCheck::default(),
             upstream: Upstream::default(),
             log: Log::default(),
+            trace: None,
             webhook: None,
             fleet,
             warnings: Vec::new(),

@@ -116,7 +116,7 @@ async fn uniform(name: &str, rate: u32, seconds: u64) {
 
 /// One miss at a time on an idle gateway, beside the same question put to the stand-in itself.
 async fn single_miss() {
-    let chat = Chat::start(Duration::ZERO);
+    let chat = Chat::start(Duration::ZERO, None);
     let gateway = Gateway::start(chat.address, 200);
     let (through, straight) = (Client::new(gateway.address), Client::new(chat.address));
     let (mut with, mut without) = (Vec::new(), Vec::new());
@@ -145,7 +145,7 @@ struct Scene {
 
 impl Scene {
     fn new(per_second: u32) -> Self {
-        let chat = Chat::start(LATENCY);
+        let chat = Chat::start(LATENCY, None);
         let gateway = Gateway::start(chat.address, per_second);
         let client = Arc::new(Client::new(gateway.address));
         Self { client, _gateway: gateway, chat, begun: clock::now() }

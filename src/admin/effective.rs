@@ -10,7 +10,7 @@ use crate::domain::command::KNOWN_COMMANDS;
 
 /// Everything but keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
-    let Config { server, apps, access, cache, follow_check, upstream, webhook, fleet, log, .. } = config;
+    let Config { server, apps, access, cache, follow_check, upstream, webhook, fleet, log, trace, .. } = config;
     let texts = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>();
     json!({
         "server": {
@@ -73,6 +73,11 @@ pub(super) fn effective(config: &Config) -> Value {
             "level": log.level.as_str().to_ascii_lowercase(),
             "requests": log.requests.word(),
         },
+        "trace": trace.as_ref().map(|trace| json!({
+            "otlp": trace.otlp.to_string(),
+            "sample": trace.sample,
+            "service": trace.service(),
+        })),
     })
 }
 

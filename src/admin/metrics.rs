@@ -11,6 +11,7 @@ use crate::metrics::text::{Exposition, Kind};
 use crate::metrics::{AppTotals, SOURCES};
 use crate::server::tls::Cause;
 use crate::telemetry;
+use crate::trace::Drops;
 
 /// Everything there is to count, in Prometheus' text format.
 pub(super) fn render(state: &State) -> String {
@@ -24,6 +25,7 @@ pub(super) fn render(state: &State) -> String {
     calls(&mut text, &apps[..names.len()]);
     app_gauges(&mut text, gateway, &names);
     fleet(&mut text, gateway);
+    traces(&mut text, gateway);
     program(&mut text, gateway, state);
     text.finish()
 }
@@ -121,6 +123,20 @@ fn fleet(text: &mut Exposition, gateway: &Gateway) {
     ];
     for (name, help, value) in counters {
         text.single(name, Kind::Counter, help, value);
+    }
+}
+
+/// What became of spans, if traces are taken.
+fn traces(text: &mut Exposition, gateway: &Gateway) {
+    let Some(tracing) = &gateway.tracing else { return };
+    let figures = tracing.figures();
+    text.single("chatgate_trace_spans_queued", Kind::Gauge, "Spans that wait for the collector.", figures.queued);
+    let name = "chatgate_trace_spans_exported_total";
+    text.single(name, Kind::Counter, "Spans that the collector has taken.", figures.exported);
+    let name = "chatgate_trace_spans_dropped_total";
+    text.begin(name, Kind::Counter, "Spans that are lost, by why.");
+    for (why, count) in Drops::ALL.iter().zip(figures.dropped) {
+        text.sample(name, &[("cause", why.label())], count);
     }
 }
 

@@ -40,6 +40,10 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
         let window = show_duration(webhook.window);
         writeln!(out, "webhooks        {}, for {}, signed within {window}", webhook.listen, apps.join(", "))?;
     }
+    if let Some(trace) = &config.trace {
+        let (service, part) = (trace.service(), trace.sample * 100.0);
+        writeln!(out, "traces          to {}, as {service}, of {part}% of the requests that begin one", trace.otlp)?;
+    }
     if !server.hosts.is_empty() {
         writeln!(out, "host names      {}", server.hosts.join(", "))?;
     }
@@ -170,6 +174,7 @@ mod tests {
              [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
              [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
+             [trace]\notlp = 'http://collector:4317'\nsample = 0.1\n\
              [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
@@ -178,6 +183,7 @@ mod tests {
             "admin listener  127.0.0.1:8701",
             "webhooks        0.0.0.0:2, for one, two, signed within 1m",
             "callers may     follow/*, im_open_login_svc/*",
+            "traces          to http://collector:4317, as chatgate, of 10% of the requests that begin one",
             "app one",
             "  sdkappid      7",
             "  identifier    \"administrator\", signing for 24h at a time",

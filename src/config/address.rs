@@ -91,10 +91,10 @@ fn starts_with_a_name(text: &str) -> bool {
     text.split_once(':').is_some_and(|(host, _)| host.starts_with(|first: char| first.is_ascii_alphabetic()))
 }
 
-/// Where an app's calls go: `https://host[:port]`, or `http://` to this machine.
+/// Where calls go: `https://host[:port]`, or `http://`, for an app's calls to this machine only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Whether the connection is TLS. If not, the host is loopback.
+    /// Whether the connection is TLS. If not, the host of an app's endpoint is loopback.
     pub tls: bool,
     /// A name in lower case or an IP address; IPv6 in brackets, as in a `Host` header.
     pub host: String,
@@ -136,6 +136,15 @@ impl FromStr for Endpoint {
     type Err = EndpointError;
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let endpoint = Self::parse_any(text)?;
+        let (_, loopback) = check_host(&endpoint.host).ok_or(EndpointError::Form)?;
+        if endpoint.tls || loopback { Ok(endpoint) } else { Err(EndpointError::ClearText) }
+    }
+}
+
+impl Endpoint {
+    /// An endpoint that may be `http://` to any machine, since nothing secret goes there.
+    pub(super) fn parse_any(text: &str) -> Result<Self, EndpointError> {
         let (tls, rest) = match text.split_once("://") {
             Some(("https", rest)) => (true, rest),
             Some(("http", rest)) => (false, rest),
@@ -146,10 +155,7 @@ impl FromStr for Endpoint {
             return Err(EndpointError::Extra);
         }
         let (host, port) = split_port(authority).ok_or(EndpointError::Form)?;
-        let (host, loopback) = check_host(host).ok_or(EndpointError::Form)?;
-        if !tls && !loopback {
-            return Err(EndpointError::ClearText);
-        }
+        let (host, _) = check_host(host).ok_or(EndpointError::Form)?;
         Ok(Self { tls, host, port: port.unwrap_or(default_port(tls)) })
     }
 }

@@ -14,7 +14,7 @@ use super::tree::{Node, Place, Table, parse};
 use super::units::{Reading, boolean, count, duration, fraction, parsed, show_duration, size};
 use super::{
     Access, Cache, Caller, Config, Env, FILE_LEN_MAX, FollowCheck, ListenAddr, Log, LogFormat, LogRequests,
-    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, fleet, later, tls, webhook,
+    PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, fleet, tls, trace, webhook,
 };
 use crate::domain::caller::BearerToken;
 use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
@@ -81,7 +81,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let webhook = webhook::webhook(reader, &mut root, &names, &server);
     let fleet = fleet::fleet(&mut root);
     let callers = callers::callers(&mut root, &names, &access);
-    later::check(&mut root);
+    let trace = trace::trace(reader, &mut root);
     if !access.open {
         let asks = Asks {
             callers: root.has("caller"),
@@ -108,6 +108,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
         webhook,
         fleet,
         log,
+        trace,
         warnings: Vec::new(),
         source: Source::default(),
     }

@@ -13,7 +13,6 @@ mod apps;
 mod build;
 mod callers;
 mod fleet;
-mod later;
 mod overlay;
 mod problem;
 mod quota;
@@ -22,6 +21,7 @@ mod section;
 mod source;
 mod suggest;
 mod tls;
+mod trace;
 mod tree;
 mod units;
 mod webhook;
@@ -34,13 +34,13 @@ use rustls::pki_types::CertificateDer;
 pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError, UNIX_PATH_LEN_MAX};
 pub use self::callers::{CALLERS_MAX, Caller};
 pub use self::fleet::{Fleet, FleetTls, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
-pub use self::later::is_to_come;
 pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};
 pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
 pub use self::source::{NamedFile, Source};
 pub use self::tls::{Certificate, Tls};
+pub use self::trace::{ATTRIBUTES_MAX, SAMPLE_DEFAULT, Trace};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;
 use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
@@ -102,6 +102,8 @@ pub struct Config {
     pub fleet: Option<Fleet>,
     /// What is logged.
     pub log: Log,
+    /// Where traces go; `None`: there are none.
+    pub trace: Option<Trace>,
     /// What is doubtful but no reason to refuse.
     pub warnings: Vec<Problem>,
     /// What it was read from.

@@ -60,6 +60,11 @@ impl<'a> Reader<'a> {
         self.warnings.borrow_mut().push(self.at(place, key, message));
     }
 
+    /// A variable of the environment, if it is text.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        self.env.get(name).and_then(|value| value.to_str())
+    }
+
     pub(super) fn into_findings(self) -> Findings {
         let (problems, warnings) = (self.problems.into_inner(), self.warnings.into_inner());
         Findings { problems, warnings, files: self.files.into_inner() }

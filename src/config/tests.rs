@@ -73,7 +73,7 @@ fn assert_defaults(config: &Config) {
     assert_eq!(config.follow_check, FollowCheck::default());
     assert_eq!(config.upstream, Upstream::default());
     assert_eq!(config.log, Log::default());
-    assert!(config.webhook.is_none() && config.callers.is_empty());
+    assert!(config.webhook.is_none() && config.callers.is_empty() && config.trace.is_none());
     assert_eq!(config.warnings, []);
     let [app] = config.apps.as_slice() else { panic!("{config:?}") };
     assert_eq!((app.name.as_str(), app.sdkappid.get(), app.region), ("main", 1_400_000_001, Region::Singapore));
@@ -113,6 +113,7 @@ fn the_explained_file_has_every_key() {
         "webhook",
         "fleet",
         "log",
+        "trace",
         "caller.0",
     ];
     for section in sections {
@@ -150,6 +151,33 @@ fn a_fleet_is_read_and_its_password_shown_nowhere() {
     let problems = folder.problems(&[]);
     assert!(problems.len() == 1 && problems[0].contains("is not an address of Redis"), "{problems:?}");
     assert!(!problems[0].contains(MARKED));
+}
+
+#[test]
+fn traces_are_told_where_to_go_and_what_they_come_from() {
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://collector.test:4317'\n"));
+    let trace = folder.load(&[]).expect("good").trace.expect("written");
+    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("http://collector.test:4317", 1.0));
+    assert_eq!((trace.service(), trace.resource.len()), ("chatgate", 1));
+    let certificate = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate").cert;
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'https://[::1]'\nsample = 0.25\nca_file = 'ca'\n"));
+    folder.secret("ca", &certificate.pem());
+    let attributes = "a=1, b = x%2Cy ,service.name=mine,=,c,d=%ff,";
+    let config = folder.load(&[("OTEL_RESOURCE_ATTRIBUTES", attributes)]).expect("good");
+    let trace = config.trace.expect("written");
+    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("https://[::1]", 0.25));
+    assert_eq!(trace.extra_roots, [certificate.der().clone()]);
+    let resource: Vec<(&str, &str)> = trace.resource.iter().map(|(name, value)| (&**name, &**value)).collect();
+    assert_eq!(resource, [("a", "1"), ("b", "x,y"), ("service.name", "mine")]);
+    assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
+    let both = [("OTEL_RESOURCE_ATTRIBUTES", attributes), ("OTEL_SERVICE_NAME", "ours")];
+    assert_eq!(folder.load(&both).expect("good").trace.expect("written").service(), "ours");
+    let many: String = (0..ATTRIBUTES_MAX + 5).map(|number| format!("n{number}=x,")).collect();
+    let config = folder.load(&[("OTEL_RESOURCE_ATTRIBUTES", &many)]).expect("good");
+    assert_eq!(config.trace.expect("written").resource.len(), ATTRIBUTES_MAX);
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4317'\nca_file = 'ca'\n"));
+    folder.secret("ca", &certificate.pem());
+    assert!(folder.warnings().iter().any(|warning| warning.contains("trace.ca_file: is for TLS")));
 }
 
 #[test]

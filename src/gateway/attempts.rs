@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::course::{Course, Step};
 use super::evict::Marks;
-use super::record::Notes;
+use super::record::{Attempt, Notes};
+use super::spans::Cause;
 use super::state::App;
 use super::{Asker, Worker};
 use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::envelope::Envelope;
+use crate::domain::follow::pending::CallId;
 use crate::domain::follow::writes::Scope;
 use crate::domain::outcome::{Effect, Seen, judge};
 use crate::domain::parking::{self, Parked, Told};
@@ -30,6 +32,8 @@ pub(super) struct Journey<'a> {
     pub change: Option<&'a Change>,
     /// Of the request that it is made for, if it is made for one.
     pub notes: Option<&'a Notes>,
+    /// The lookup, if it is one.
+    pub lookup: Option<CallId>,
 }
 
 /// What a call may change, and whether it may have: it has gone out.
@@ -66,11 +70,13 @@ impl Worker {
         call: Call<'_>,
         mut first: Option<First>,
     ) -> Result<Answer, GatewayError> {
-        let Journey { app, kind, asker, change, notes } = journey;
+        let Journey { app, kind, asker, change, notes, lookup } = journey;
         let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
         let mut course = Course::begin(kind, self.gateway.config.upstream.attempts, &state.retries);
         let (mut marks, mut last) = (None, None);
         loop {
+            let cause = asker.trace.map(|above| Cause { above, lookup, tried: course.tried() });
+            let begun = clock::now();
             let way = match first.take() {
                 Some(way) => way,
                 None => self.way(app, name, asker, notes).await,
@@ -87,14 +93,17 @@ impl Worker {
                     }
                     let signer = state.signer.load_full();
                     let (signature, sent) = (signer.current(clock::unix_now()), clock::tick());
-                    let result =
-                        self.send(app, lease, (&signer, &signature), call.clone(), asker.deadline, notes).await;
+                    let attempt = Attempt { app, deadline: asker.deadline, notes, cause };
+                    let result = self.send(attempt, lease, (&signer, &signature), call.clone()).await;
                     if let Ok(answer) = &result {
                         state.heed(name, answer, kind, sent);
                     }
                     (result, Some(signature))
                 }
-                Err(Hindered::NotSent(fault)) => (Err(fault), None),
+                Err(Hindered::NotSent(fault)) => {
+                    self.unsent_call_span(cause, app, name, begun, &fault);
+                    (Err(fault), None)
+                }
                 Err(hindered) => return last.unwrap_or_else(|| Err(hindered.into_error(name))),
             };
             let seen = match &result {

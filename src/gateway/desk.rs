@@ -61,8 +61,10 @@ impl Worker {
         let body = Bytes::from(write_question(&call.from, call.to.iter().map(|to| &**to)));
         let request = upstream::Call { name: FOLLOW_CHECK, body, traceparent: None };
         let deadline = clock::now() + self.gateway.config.upstream.timeout;
-        let asker = Asker { caller: CallerId::SELF, listed: None, deadline };
-        let journey = Journey { app, kind: CommandKind::Read, asker, change: None, notes: None };
+        let trace = self.cause_of(app, call.id);
+        let asker = Asker { caller: CallerId::SELF, listed: None, deadline, trace };
+        let (change, notes, lookup) = (None, None, Some(call.id));
+        let journey = Journey { app, kind: CommandKind::Read, asker, change, notes, lookup };
         landing.land(self.travel(journey, request, Some(first)).await);
     }
 }

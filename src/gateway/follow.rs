@@ -209,7 +209,7 @@ impl Worker {
             })
             .collect();
         let wishes = &manner.wishes;
-        let Asker { caller, listed, deadline } = manner.asker;
+        let Asker { caller, listed, deadline, trace } = manner.asker;
         // What is not under way when only the time for a call is left would be answered too late.
         let latest = self.latest_permit(deadline);
         let terms = Terms { caller, join: wishes.may_join(), keep: !wishes.no_store };
@@ -233,7 +233,8 @@ impl Worker {
             let asked = desk.pending.ask(terms, &wanted, |pair| fence.last_mark(pair));
             let (ticket, was_joined) = asked.map_err(|_| GatewayError::Overloaded(concat_waiting()))?;
             joined = was_joined;
-            desk.waiters.insert(ticket, Waiter { left: wanted.len(), got: Vec::with_capacity(wanted.len()), tell });
+            let got = Vec::with_capacity(wanted.len());
+            desk.waiters.insert(ticket, Waiter { left: wanted.len(), got, tell, trace });
             Leaving { worker: self, app, ticket: Some(ticket) }
         };
         self.pump(app);

@@ -22,6 +22,7 @@ pub mod route;
 mod sharing;
 #[cfg(test)]
 mod simulation;
+mod spans;
 mod state;
 
 use std::sync::Arc;
@@ -46,7 +47,8 @@ use crate::domain::follow::question::{self, QuestionError, Reading};
 use crate::domain::object::{DEPTH_MAX, is_too_deep};
 use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
-use crate::upstream;
+use crate::trace::Context;
+use crate::upstream::{self, TRACEPARENT};
 
 pub use self::figures::AppFigures;
 pub use self::sharing::Ear;
@@ -54,7 +56,6 @@ pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// Asked for by `access.require_header`.
 const PROOF: HeaderName = HeaderName::from_static("chatgate");
 
@@ -74,6 +75,10 @@ pub struct Downstream {
     pub peer: Peer,
     /// Who is to have a turn, if it shows no token.
     pub caller: CallerId,
+    /// Whether it came over TLS.
+    pub tls: bool,
+    /// The port of ours that it came to, 0 if it was none.
+    pub port: u16,
 }
 
 /// Who waits, and until when.
@@ -84,6 +89,8 @@ struct Asker {
     /// Which of the configured callers it is; `None` if there are none.
     listed: Option<Listed>,
     deadline: std::time::Instant,
+    /// Where it stands in a trace, if traces are taken.
+    trace: Option<Context>,
 }
 
 /// An answer before it is put on the wire.
@@ -108,9 +115,9 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut asked = Asked::begin(&self.recorder, downstream.caller);
+        let mut asked = Asked::begin(&self, &head, downstream);
         let answered = self.answer(&head, body, downstream, &mut asked.trail).await;
-        self.record(&head, asked, &answered);
+        self.record(asked, &answered);
         answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 
@@ -151,7 +158,8 @@ impl Worker {
         let _own = gateway.access.begin(listed)?;
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
-        let asker = Asker { caller, listed, deadline: clock::now() + gateway.config.upstream.timeout };
+        let deadline = clock::now() + gateway.config.upstream.timeout;
+        let asker = Asker { caller, listed, deadline, trace: trail.context() };
 
         if path.name == FOLLOW_CHECK {
             return self.follow_check(app, head, body, held, asker, trail).await;

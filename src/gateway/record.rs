@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::HeaderName;
 use http::request::Parts;
+use http::{HeaderName, StatusCode};
 
 use super::access::Listed;
-use super::{Reply, Worker, traceparent};
+use super::spans::{CallSpan, Cause, RequestEnd};
+use super::{Downstream, Reply, Worker, traceparent};
 use crate::clock;
 use crate::config::LogRequests;
 use crate::domain::caller::CallerId;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
+use crate::metrics::PairCounts;
 use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
-use crate::metrics::{PairCounts, Recorder};
 use crate::sign::{Signature, Signer};
+use crate::trace::{Context, Open};
 use crate::upstream::{Answer, Call, Fault, Lease};
 
 /// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
@@ -37,12 +39,38 @@ pub(super) struct Trail {
     waited: Duration,
     /// Of its own call, if it is relayed.
     notes: Option<Arc<Notes>>,
+    /// Its part in a trace, if traces are taken; in a box, since all others carry it too.
+    pub span: Option<Box<Open>>,
+}
+
+/// What a request has cost so far.
+pub(super) struct Spent {
+    pub waited_us: u64,
+    /// Of its own call, if it is relayed.
+    pub attempts: Option<u32>,
+    pub upstream_us: Option<u64>,
 }
 
 impl Trail {
-    pub(super) fn begin(caller: CallerId) -> Self {
+    pub(super) fn begin(caller: CallerId, span: Option<Box<Open>>) -> Self {
         let (app, command, waited, notes) = (None, CommandLabel::other(), Duration::ZERO, None);
-        Self { caller, listed: None, app, command, begun: clock::now(), waited, notes }
+        Self { caller, listed: None, app, command, begun: clock::now(), waited, notes, span }
+    }
+
+    /// Where it stands in a trace, if traces are taken.
+    pub(super) fn context(&self) -> Option<Context> {
+        self.span.as_ref().map(|span| span.context)
+    }
+
+    pub(super) fn spent(&self) -> Spent {
+        match self.notes.as_deref() {
+            None => Spent { waited_us: self.waited.as_micros() as u64, attempts: None, upstream_us: None },
+            Some(notes) => Spent {
+                waited_us: notes.waited_micros.load(Ordering::Relaxed),
+                attempts: Some(notes.attempts.load(Ordering::Relaxed)),
+                upstream_us: Some(notes.upstream_micros.load(Ordering::Relaxed)),
+            },
+        }
     }
 
     /// It has waited for so long more.
@@ -61,22 +89,28 @@ impl Trail {
 /// A request until it has its answer. Its caller may leave before that: then it is dropped with the future
 /// that works on it, and counted as abandoned. Calls that it caused may go on and are counted by themselves.
 pub(super) struct Asked<'a> {
-    recorder: &'a Recorder,
+    worker: &'a Worker,
+    head: &'a Parts,
+    downstream: Downstream,
     pub trail: Trail,
     answered: bool,
 }
 
 impl<'a> Asked<'a> {
-    pub(super) fn begin(recorder: &'a Recorder, caller: CallerId) -> Self {
-        Self { recorder, trail: Trail::begin(caller), answered: false }
+    pub(super) fn begin(worker: &'a Worker, head: &'a Parts, downstream: Downstream) -> Self {
+        let trail = Trail::begin(downstream.caller, worker.begin_request_span(head));
+        Self { worker, head, downstream, trail, answered: false }
     }
 }
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            let Trail { app, command, begun, .. } = self.trail;
-            self.recorder.request(app, command, Outcome::ABANDONED, clock::now() - begun);
+            let Self { worker, head, downstream, trail, .. } = self;
+            let (outcome, took) = (Outcome::ABANDONED, clock::now() - trail.begun);
+            worker.recorder.request(trail.app, trail.command, outcome, took);
+            let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None };
+            worker.end_request_span(head, *downstream, trail, &end);
         }
     }
 }
@@ -107,16 +141,22 @@ impl Worker {
     /// As [`Upstream::send`](crate::upstream::Upstream::send).
     pub(super) async fn send(
         &self,
-        app: usize,
+        Attempt { app, deadline, notes, cause }: Attempt<'_>,
         lease: Lease,
         (signer, signature): (&Signer, &Signature),
-        call: Call<'_>,
-        deadline: Instant,
-        notes: Option<&Notes>,
+        mut call: Call<'_>,
     ) -> Result<Answer, Fault> {
-        let (recorder, command) = (&self.recorder, CommandLabel::of(call.name));
-        let mut underway = Underway { recorder, app, command, notes, begun: clock::now(), end: CallEnd::abandoned() };
+        let (worker, command) = (self, CommandLabel::of(call.name));
+        let span = self.begin_call_span(cause, lease.side());
+        if let Some(span) = &span {
+            call.traceparent = Some(span.header());
+        }
+        let (begun, end) = (clock::now(), CallEnd::abandoned());
+        let mut underway = Underway { worker, app, command, notes, begun, end, span };
         let result = self.upstreams[app].send(lease, signer, signature, call, deadline).await;
+        if let Some(span) = &mut underway.span {
+            span.saw(&result);
+        }
         underway.end = match &result {
             Ok(answer) => CallEnd::answered(answer.error_code),
             Err(fault) => CallEnd::unanswered(&fault.clone().into()),
@@ -137,9 +177,9 @@ impl Worker {
     }
 
     /// A request has its answer.
-    pub(super) fn record(&self, head: &Parts, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
+    pub(super) fn record(&self, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
         asked.answered = true;
-        let trail = &asked.trail;
+        let Asked { head, downstream, trail, .. } = &asked;
         let took = clock::now() - trail.begun;
         let outcome = match answered {
             Ok(reply) if reply.error_code == 0 => Outcome::OK,
@@ -153,6 +193,11 @@ impl Worker {
         if let (Some(app), Some(pairs)) = (trail.app, &pairs) {
             self.recorder.pairs(app, pairs);
         }
+        if trail.span.is_some() {
+            let error_code = answered.as_ref().map_or(0, |reply| reply.error_code);
+            let end = RequestEnd { outcome, took, status: Some(status_of(answered)), error_code, pairs };
+            self.end_request_span(head, *downstream, trail, &end);
+        }
         let is_fault =
             answered.as_ref().is_err_and(|error| error.is_ours() && !matches!(error, GatewayError::NotCached));
         if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, outcome == Outcome::OK) {
@@ -163,10 +208,7 @@ impl Worker {
     /// Writes the line. It names no user and holds nothing of body, query or signature.
     #[cold]
     fn log(&self, head: &Parts, trail: &Trail, answered: &Result<Reply, GatewayError>, ended: &Ended) {
-        let (status, error) = match answered {
-            Ok(reply) => (reply.status, None),
-            Err(error) => (error.wire().status, Some(error)),
-        };
+        let error = answered.as_ref().err();
         let cause = match error {
             Some(GatewayError::UpstreamUnreachable { cause, .. }) => Some(cause.as_str()),
             _ => None,
@@ -178,16 +220,10 @@ impl Worker {
         };
         let request_id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
         let traceparent = traceparent(&head.headers);
-        let trace_id = traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
-        let notes = trail.notes.as_deref();
-        let (waited, attempts, upstream_us) = match notes {
-            None => (trail.waited.as_micros() as u64, None, None),
-            Some(notes) => (
-                notes.waited_micros.load(Ordering::Relaxed),
-                Some(notes.attempts.load(Ordering::Relaxed)),
-                Some(notes.upstream_micros.load(Ordering::Relaxed)),
-            ),
-        };
+        let of_caller = || traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
+        let own = trail.context().map(|context| context.trace_id());
+        let trace_id = own.as_deref().or_else(of_caller);
+        let Spent { waited_us, attempts, upstream_us } = trail.spent();
         let source = |at: usize| ended.pairs.map(|pairs| pairs[at]);
         let error_code = answered.as_ref().ok().map(|reply| reply.error_code).filter(|code| *code != 0);
         let text = error.map_or_else(|| "request".to_owned(), ToString::to_string);
@@ -198,10 +234,10 @@ impl Worker {
                     caller,
                     command = &*trail.command.text(),
                     outcome = ended.outcome.text(),
-                    status = status.as_u16(),
+                    status = status_of(answered).as_u16(),
                     error_code,
                     took_us = ended.took.as_micros() as u64,
-                    waited_us = waited,
+                    waited_us,
                     attempts,
                     upstream_us,
                     hit = source(0),
@@ -220,6 +256,19 @@ impl Worker {
     }
 }
 
+fn status_of(answered: &Result<Reply, GatewayError>) -> StatusCode {
+    answered.as_ref().map_or_else(|error| error.wire().status, |reply| reply.status)
+}
+
+/// An attempt, and what it is made for.
+pub(super) struct Attempt<'a> {
+    pub app: usize,
+    pub deadline: Instant,
+    pub notes: Option<&'a Notes>,
+    /// `None` if no traces are taken.
+    pub cause: Option<Cause>,
+}
+
 /// How a request has ended.
 struct Ended {
     outcome: Outcome,
@@ -231,18 +280,22 @@ struct Ended {
 
 /// Counts a call when it is over, whatever ends it.
 struct Underway<'a> {
-    recorder: &'a Recorder,
+    worker: &'a Worker,
     app: usize,
     command: CommandLabel,
     notes: Option<&'a Notes>,
     begun: Instant,
     end: CallEnd,
+    span: Option<Box<CallSpan>>,
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         let took = clock::now() - self.begun;
-        self.recorder.call(self.app, self.command, self.end, took);
+        self.worker.recorder.call(self.app, self.command, self.end, took);
+        if let Some(span) = &self.span {
+            self.worker.end_call_span(span, self.app, self.command, (self.end, took));
+        }
         if let Some(notes) = self.notes {
             notes.called(took);
         }

@@ -77,7 +77,7 @@ impl Worker {
         let change = writes::scope(name, &order.body).map(|scope| Change { scope, begun: AtomicBool::new(false) });
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
-        let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes };
+        let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes, lookup: None };
         let result = self.travel(journey, call, None).await;
         // These say that there was no call, not even one that failed.
         if let Err(GatewayError::RateLimited { .. } | GatewayError::NoRoomInFlight | GatewayError::Parked(_)) = &result
@@ -87,7 +87,7 @@ impl Worker {
         let change = change.filter(|change| change.begun.load(Ordering::Relaxed));
         if let Some(change) = &change {
             // Before its caller hears of it, so do the other replicas.
-            self.gateway.tell(app, &change.scope).await;
+            Box::pin(self.gateway.tell(app, &change.scope)).await;
         }
         if result.is_err()
             && let Some(Change { scope, .. }) = change

@@ -33,6 +33,7 @@ use crate::metrics::{Metrics, Recorder};
 use crate::quota::{AppQuotas, CommandQuota};
 use crate::retry::RetryBudget;
 use crate::sign::Signer;
+use crate::trace::{Context, TraceError, Tracing};
 use crate::upstream::{SharedFailover, Upstream, UpstreamError};
 
 /// The gateway: one for all threads.
@@ -55,6 +56,8 @@ pub struct Gateway {
     pub stopped: Arc<AtomicBool>,
     /// What is shared with other replicas.
     pub fleet: Option<Arc<Fleet>>,
+    /// Where traces go.
+    pub tracing: Option<Arc<Tracing>>,
     /// What is counted.
     pub metrics: Metrics,
     /// Which requests are logged.
@@ -108,6 +111,8 @@ pub(super) struct Waiter {
     pub left: usize,
     pub got: Got,
     pub tell: oneshot::Sender<Result<Got, Arc<Refusal>>>,
+    /// Where it stands in a trace, if traces are taken.
+    pub trace: Option<Context>,
 }
 
 /// Settled pairs, by the request's own numbers.
@@ -125,10 +130,20 @@ pub enum GatewayBuildError {
     /// What is shared.
     #[error(transparent)]
     Fleet(#[from] FleetError),
+    /// The collector of traces.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
 }
 
-/// What all generations share, in the order of [`Gateway`]: requests, bytes, the end, tasks, the fleet.
-type Common = (Arc<Budget>, Arc<Budget>, Arc<AtomicBool>, TaskTracker, Option<Arc<Fleet>>);
+/// What all generations share, by the names that it has in [`Gateway`].
+struct Common {
+    requests: Arc<Budget>,
+    buffered: Arc<Budget>,
+    stopped: Arc<AtomicBool>,
+    tasks: TaskTracker,
+    fleet: Option<Arc<Fleet>>,
+    tracing: Option<Arc<Tracing>>,
+}
 
 impl App {
     pub(super) fn parking(&self) -> MutexGuard<'_, Parking> {
@@ -194,7 +209,8 @@ impl Gateway {
         let (access, server) = (Access::new(&config, None), &config.server);
         let (requests, buffered) = (Budget::new(server.max_requests), Budget::new(server.max_buffered));
         let metrics = Metrics::new(config.apps.len());
-        let common = (requests, buffered, Arc::default(), TaskTracker::new(), fleet);
+        let tracing = config.trace.as_ref().map(Tracing::new).transpose()?;
+        let common = Common { requests, buffered, stopped: Arc::default(), tasks: TaskTracker::new(), fleet, tracing };
         Ok(Self::put_together(config, apps, access, metrics, common))
     }
 
@@ -207,8 +223,14 @@ impl Gateway {
         };
         let apps = config.apps.iter().map(app).collect::<Result<_, _>>()?;
         let access = Access::new(&config, Some(&self.access));
-        let (requests, buffered) = (Arc::clone(&self.requests), Arc::clone(&self.buffered));
-        let common = (requests, buffered, Arc::clone(&self.stopped), self.tasks.clone(), self.fleet.clone());
+        let common = Common {
+            requests: Arc::clone(&self.requests),
+            buffered: Arc::clone(&self.buffered),
+            stopped: Arc::clone(&self.stopped),
+            tasks: self.tasks.clone(),
+            fleet: self.fleet.clone(),
+            tracing: self.tracing.clone(),
+        };
         let before = |app: &config::App| self.by_sdkappid.get(&app.sdkappid).copied();
         let metrics = self.metrics.successor(&config.apps.iter().map(before).collect::<Vec<_>>());
         Ok(Self::put_together(config, apps, access, metrics, common))
@@ -241,7 +263,7 @@ impl Gateway {
         apps: Vec<App>,
         access: Access,
         metrics: Metrics,
-        (requests, buffered, stopped, tasks, fleet): Common,
+        Common { requests, buffered, stopped, tasks, fleet, tracing }: Common,
     ) -> Arc<Self> {
         let index = |app: &config::App| config.apps.iter().position(|other| other.name == app.name).expect("itself");
         let default = match config.apps.as_slice() {
@@ -260,6 +282,7 @@ impl Gateway {
             metrics,
             samples: Samples::default(),
             fleet,
+            tracing,
             tasks,
             apps,
             config,

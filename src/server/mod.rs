@@ -94,7 +94,11 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                     tracing::warn!("a connection was closed: server.max_connections is reached");
                     continue;
                 };
-                let downstream = Downstream { peer, caller: caller_of(&stream) };
+                let port = match &stream {
+                    Accepted::Tcp(stream) => stream.local_addr().map_or(0, |local| local.port()),
+                    Accepted::Unix(_) => 0,
+                };
+                let mut downstream = Downstream { peer, caller: caller_of(&stream), tls: false, port };
                 let (answers, connections) = (answers.clone(), connections.clone());
                 let tasks = answers.tasks();
                 tasks.spawn(async move {
@@ -103,6 +107,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                             None => serve(stream, downstream, answers, connections, place).await,
                             // In a box, so that plain connections do not carry its size.
                             Some(tls) => {
+                                downstream.tls = true;
                                 Box::pin(serve_tls(stream, tls, downstream, answers, connections, place)).await
                             }
                         },

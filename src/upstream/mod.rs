@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, DATE, HOST};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use http_body_util::Full;
 
 use self::connect::Connector;
@@ -27,7 +27,8 @@ use crate::domain::outcome::Seen;
 use crate::error::{GatewayError, chain};
 use crate::sign::{Signature, Signer};
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The header that names the trace and the span above (W3C Trace Context).
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const NOT_SENT: &str = "name lookup, connecting or TLS failed, nothing was sent";
 const BROKEN: &str = "the connection broke before the answer was whole";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -74,6 +75,13 @@ impl SharedFailover {
 pub struct Lease {
     inner: pool::Lease,
     side: Side,
+}
+
+impl Lease {
+    /// Where it leads.
+    pub fn side(&self) -> Side {
+        self.side
+    }
 }
 
 /// An attempt that brought no answer of Chat.
@@ -125,7 +133,7 @@ pub struct Call<'a> {
     pub name: CommandName<'a>,
     /// Goes out byte for byte.
     pub body: Bytes,
-    /// The caller's trace, handed on.
+    /// The trace that it belongs to.
     pub traceparent: Option<HeaderValue>,
 }
 
@@ -134,6 +142,8 @@ pub struct Call<'a> {
 pub struct Answer {
     /// 200 unless something between here and Chat changed it.
     pub status: StatusCode,
+    /// Of HTTP, as Chat answered.
+    pub version: Version,
     /// As Chat sent it.
     pub content_type: Option<HeaderValue>,
     /// As Chat sent it, but for a usersig of ours.
@@ -198,7 +208,7 @@ impl Upstream {
             Err(fault) => fault,
         };
         if self.standby.is_some()
-            && let Ok(lease) = self.connect_to(side.other()).await
+            && let Ok(lease) = Box::pin(self.connect_to(side.other())).await
         {
             return Ok(lease);
         }
@@ -291,7 +301,7 @@ impl Upstream {
                 // Chat had closed the connection before a byte of this call left: a new one is as good.
                 Err(Unsent::Whole(whole)) if inner.reused => {
                     request = *whole;
-                    inner = end.pool.open().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
+                    inner = Box::pin(end.pool.open()).await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
                 }
                 Err(Unsent::Whole(_)) => return Err(Fault::NotSent("a new connection was closed at once".to_owned())),
                 // Nobody said with which status.
@@ -319,7 +329,9 @@ impl Upstream {
             signer.observe(since.as_secs(), clock::unix_now());
         }
         let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::mask_header(value, signature.usersig()));
-        Ok(Answer { status: head.status, content_type, body: mask::mask(body, signature.usersig()), error_code, held })
+        let (status, version) = (head.status, head.version);
+        let body = mask::mask(body, signature.usersig());
+        Ok(Answer { status, version, content_type, body, error_code, held })
     }
 }
 

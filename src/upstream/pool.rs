@@ -80,7 +80,9 @@ impl Pool {
                 return Ok(Lease { connection, reused: true });
             }
         }
-        self.open().await
+        // Boxed, as everywhere a connection is opened: most calls find one that is kept, and theirs must not
+        // be futures of thousands of bytes.
+        Box::pin(self.open()).await
     }
 
     /// A new connection.

@@ -20,7 +20,13 @@ fn each_alert_fires_for_what_it_is_for_and_for_nothing_else() {
     for name in names(&rules) {
         assert!(tests.contains(&format!("- name: {name}\n")), "alerts_test.yml has no test of {name}");
     }
-    for (from, to) in [("> 0.05", "> 0.5"), ("== 2", "== 3"), ("> 0.01", "> 0.001")] {
+    for (from, to) in [
+        ("> 0.05", "> 0.5"),
+        ("== 2", "== 3"),
+        ("> 0.01", "> 0.001"),
+        ("< 14 *", "< 1 *"),
+        ("together == 0", "together == 1"),
+    ] {
         assert!(rules.contains(from), "{from}");
         assert!(!judge(&rules.replace(from, to)).status.success(), "{to} passed");
     }

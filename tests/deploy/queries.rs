@@ -91,6 +91,7 @@ fn what_is_asked_for_is_there() {
             let Some(own) = there.get(metric.as_str()) else {
                 // Some are there only where a feature is configured, which a demo has not.
                 assert!(code.contains(&format!("\"{metric}\"")), "no metric {metric}, in {query}");
+                asked.insert(metric);
                 continue;
             };
             for label in labels {
@@ -109,6 +110,11 @@ fn what_is_asked_for_is_there() {
     let asked: BTreeSet<String> = asked.iter().map(|name| base(name)).collect();
     let left: Vec<&str> =
         there.keys().copied().filter(|name| name.starts_with("chatgate_") && !asked.contains(&base(name))).collect();
+    assert!(left.is_empty(), "neither dashboard nor alerts ask for {left:?}");
+    // Also what only a feature brings.
+    let in_code: BTreeSet<&str> = code.split('"').filter(|text| text.starts_with("chatgate_")).collect();
+    assert!(in_code.len() > 20, "the code was not understood: {in_code:?}");
+    let left: Vec<&&str> = in_code.iter().filter(|name| !asked.contains(**name)).collect();
     assert!(left.is_empty(), "neither dashboard nor alerts ask for {left:?}");
 }
 

@@ -48,6 +48,8 @@ mod status;
 mod support;
 mod systemd;
 mod tls;
+mod trace;
+mod trace_faults;
 mod upstream;
 mod waiting;
 mod webhook;

@@ -45,15 +45,18 @@ impl Program {
     #[allow(dead_code, reason = "not every test wants one")]
     pub(crate) fn demo() -> (Self, String, String) {
         let mut demo = Self::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        let mut address = |listener: &str| {
-            demo.wait_until(|program| {
-                let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
-                let mut found = events.filter(|event| event["listener"] == listener);
-                found.find_map(|event| event["address"].as_str().map(str::to_owned))
-            })
-        };
-        let (data, admin) = (address("data"), address("admin"));
+        let (data, admin) = (demo.address("data"), demo.address("admin"));
         (demo, data, admin)
+    }
+
+    /// Waits until its log tells where this listener is.
+    #[allow(dead_code, reason = "not every test wants one")]
+    pub(crate) fn address(&mut self, listener: &str) -> String {
+        self.wait_until(|program| {
+            let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let mut found = events.filter(|event| event["listener"] == listener);
+            found.find_map(|event| event["address"].as_str().map(str::to_owned))
+        })
     }
 
     /// Waits until what was written so far gives what the test wants.

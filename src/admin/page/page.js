@@ -4,7 +4,7 @@
 const POINTS_MAX = 120;
 const WIDTH = 400;
 const HEIGHT = 150;
-const LEFT = 44;
+const LEFT = 54;
 const BOTTOM = 130;
 
 const byId = (id) => document.getElementById(id);
@@ -59,11 +59,11 @@ function makePlot(plot) {
   const title = make("title", { id: `${plot.id}-title` }, plot.title);
   const desc = make("desc", { id: `${plot.id}-desc` });
   plot.desc = desc;
-  plot.scale = [0, 0.5, 1].map((part) => {
-    const y = BOTTOM - part * (BOTTOM - 10);
-    const label = make("text", { class: "axis", x: LEFT - 6, y: y + 4, "text-anchor": "end" });
-    return { part, line: make("line", { class: "grid", x1: LEFT, x2: WIDTH, y1: y, y2: y }), label };
-  });
+  plot.scale = [0, 0.5, 1].map((part) => ({
+    part,
+    line: make("line", { class: "grid", x1: LEFT, x2: WIDTH }),
+    label: make("text", { class: "axis", x: LEFT - 6, "text-anchor": "end" }),
+  }));
   plot.limitLine = make("line", { class: "limit", x1: LEFT, x2: WIDTH, visibility: "hidden" });
   plot.paths = plot.curves.map((_, at) => make("path", { class: `curve c${at}` }));
   plot.values = plot.curves.map(() => make("dd"));
@@ -90,7 +90,14 @@ function drawPlot(plot, points) {
   const last = points.at(-1);
   const x = (point) => WIDTH - ((last.at - point.at) * (WIDTH - LEFT)) / (POINTS_MAX - 1);
   const y = (value) => BOTTOM - (value / top) * (BOTTOM - 10);
-  for (const { part, label } of plot.scale) label.textContent = number(part * top);
+  // Where there is a limit, the scale is that of the limit and not of the little that is left above it.
+  const mark = plot.limit && top === plot.top ? plot.limit : top;
+  for (const { part, line, label } of plot.scale) {
+    const at = y(part * mark);
+    for (const end of ["y1", "y2"]) line.setAttribute(end, at.toFixed(1));
+    label.setAttribute("y", (at + 4).toFixed(1));
+    label.textContent = plot.write(part * mark);
+  }
   if (plot.limit) {
     plot.limitLine.setAttribute("visibility", "visible");
     for (const end of ["y1", "y2"]) plot.limitLine.setAttribute(end, y(plot.limit).toFixed(1));
@@ -140,6 +147,8 @@ const STATES = {
 
 function stateOf(app) {
   const [words, style] = STATES[app.state.is] ?? [app.state.is, "warn"];
+  // Its domain serves, only not for every command.
+  if (app.state.is === "primary" && app.state.cause) return [`${words}, but some commands are parked: ${app.state.cause}`, "text warn"];
   return [app.state.cause ? `${words}: ${app.state.cause}` : words, `text ${style}`];
 }
 
@@ -180,7 +189,7 @@ function say(text, style) {
 
 function showProgram(status) {
   byId("version").textContent = status.version;
-  const troubled = status.apps.filter((app) => app.state.is !== "primary");
+  const troubled = status.apps.filter((app) => app.state.is !== "primary" || app.state.cause);
   if (!status.ready) say("Not ready: starting or draining", "bad");
   else if (troubled.length) say(`Ready; not as usual: ${troubled.map((app) => app.name).join(", ")}`, "warn");
   else say("Ready", "good");
@@ -190,7 +199,8 @@ function showProgram(status) {
     ["requests in flight", `${number(flight.now)} of ${number(flight.max)}`],
     ["buffered", `${bytes(status.buffered_bytes.now)} of ${bytes(status.buffered_bytes.max)}`],
     ["memory", bytes(process.resident_bytes)], ["log level", status.log.level ?? "–"],
-    ["log lines dropped", number(status.log.lines_dropped)]]);
+    ["log lines dropped", number(status.log.lines_dropped)],
+    ...(status.fleet ? [["replicas", status.fleet.mode]] : [])]);
 }
 
 function showChoice(apps) {

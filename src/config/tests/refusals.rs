@@ -109,7 +109,14 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[fleet]\nshare = 0.5", 1, "fleet.redis", "is missing; write redis = \"redis://HOST:PORT\""),
     ("[fleet]\nredis = 'redis://x'\nprefix = 'a b'", 3, "fleet.prefix", "must be 1 to 64 of"),
     ("[fleet]\nurl = 'redis://:p@x'", 2, "fleet.url", "a secret must not stand in the configuration"),
-    ("[trace]\notlp = 'http://127.0.0.1:4317'", 1, "trace", "exporting traces is not in this version"),
+    ("[trace]\nsample = 0.5", 1, "trace.otlp", "is missing; write otlp = \"http://HOST:4317\""),
+    ("[trace]\notlp = '127.0.0.1:4317'", 2, "trace.otlp", "is not the address of an OTLP receiver"),
+    ("[trace]\notlp = 'grpc://x:4317'", 2, "trace.otlp", "is not the address of an OTLP receiver"),
+    ("[trace]\notlp = 'http://x:4317/v1/traces'", 2, "trace.otlp", "has more than scheme, host and port"),
+    ("[trace]\notlp = 'http://me:secret@x:4317'", 2, "trace.otlp", "has more than scheme, host and port"),
+    ("[trace]\notlp = 'http://x:4317'\nsample = 1.5", 3, "trace.sample", "must be a number from 0 to 1"),
+    ("[trace]\notlp = 'https://x:4317'\nca_file = 'a'", 3, "trace.ca_file", "the file it names cannot be read"),
+    ("[trace]\notlp = 'http://x:4317'\nratio = 1", 3, "trace.ratio", "there is no such key"),
 ];
 
 #[test]
@@ -225,7 +232,7 @@ fn all_problems_come_together_in_the_order_of_the_file() {
         "config.toml:8 app[0].secret_key",
         "config.toml:10 app[0].quota.per_command",
         "config.toml:12 log.level",
-        "config.toml:13 trace",
+        "config.toml:13 trace.otlp",
         "CHATGATE__CACHE__TTL cache.ttl",
     ];
     assert_eq!(places, expected, "{problems:#?}");

@@ -6,6 +6,7 @@
 //! * [`link::Link`] is the network before it, which goes bad on order, and [`hosts::Hosts`] its names;
 //! * [`client::Ask`] and [`client::Conn`] are callers, down to the single byte; [`h2`] speaks HTTP/2, [`h2_raw`]
 //!   its single frames;
+//! * [`collector::Collector`] takes spans over gRPC, or does not;
 //! * [`exposition`] reads `/metrics` to the letter;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`trial::Trial`] puts a gateway under a fault and asserts what holds under each;
@@ -20,6 +21,7 @@ pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod chat;
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod exposition;
 pub(crate) mod gateway;
 pub(crate) mod graph;

@@ -244,6 +244,13 @@ impl Pending {
             .any(|edge| edge.call.is_none() && edge.waiters.iter().any(|waiter| waiter.ticket == ticket))
     }
 
+    /// The requests that wait for what a call carries. One that waits for several of its pairs comes several times.
+    pub fn waiting_for(&self, call: CallId) -> impl Iterator<Item = Ticket> {
+        let edges = self.calls.get(&call).into_iter().flat_map(|flight| &flight.edges);
+        let waiters = edges.filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
+        waiters.map(|waiter| waiter.ticket)
+    }
+
     /// The next call, with at most `max` accounts; `None` if nothing is queued. It counts as sent at
     /// `now`, so it must go out after that moment.
     pub fn next_call(&mut self, max: usize, now: Tick) -> Option<Call> {

@@ -1,0 +1,144 @@
+//! The pieces of a request, one by one.
+//!
+//! `cargo bench --bench micro`. How to read it stands in `benches/README.md`.
+
+#![allow(clippy::print_stdout, reason = "it prints a table")]
+
+use std::borrow::Cow;
+use std::hint::black_box;
+use std::time::Duration;
+
+use chatgate::clock;
+use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
+use chatgate::domain::caller::CallerId;
+use chatgate::domain::command::FOLLOW_CHECK;
+use chatgate::domain::envelope::Envelope;
+use chatgate::domain::follow::answer::{Item, Items, write_answer};
+use chatgate::domain::follow::facts::{Fact, Facts};
+use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
+use chatgate::domain::follow::pending::{Outcome, Pending, Terms, Wanted};
+use chatgate::domain::follow::question;
+use chatgate::domain::tick::Tick;
+use chatgate::domain::usersig;
+use chatgate::sign::Signer;
+
+/// As in the program.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Each piece is timed so many times.
+const ROUNDS: usize = 31;
+/// A round lasts about so long.
+const ROUND: Duration = Duration::from_millis(5);
+/// Pairs of the table that is looked into: many times what the caches of a processor hold.
+const PAIRS: usize = 2_000_000;
+
+fn main() {
+    println!("{:<44} {:>10} {:>10} {:>10}", "", "median ns", "least", "most");
+    signing();
+    for accounts in [10, 100] {
+        reading_and_writing(accounts);
+    }
+    looking_up();
+    planning();
+}
+
+fn signing() {
+    let app = SdkAppId::new(1_400_000_001).expect("not 0");
+    let key = || SecretKey::new("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef").expect("not empty");
+    let identifier: Identifier = "administrator".parse().expect("a name");
+    let lifetime = Duration::from_secs(86_400);
+    let minting = key();
+    time("a usersig", || usersig::mint(&minting, app, &identifier, 1_700_000_000, 86_400));
+    let now = clock::unix_now();
+    let signer = Signer::new(app, identifier.clone(), key(), lifetime, now);
+    time("the target of a call, with its signature", || signer.current(now).target(FOLLOW_CHECK, clock::call_number()));
+}
+
+fn reading_and_writing(accounts: usize) {
+    let names: Vec<String> = (0..accounts).map(|number| format!("user{number:08}")).collect();
+    let body = serde_json::json!({"From_Account": "user99999999", "To_Account": names}).to_string();
+    time(&format!("a question of {accounts}, in the usual form"), || question::read(body.as_bytes(), 1000).is_ok());
+    // One escape is enough to make the form unusual.
+    let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
+    time(&format!("a question of {accounts}, in another form"), || question::read(escaped.as_bytes(), 1000).is_ok());
+    let item = Item::Known(FollowType::new(2).expect("0 to 3"));
+    let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
+    time(&format!("an answer about {accounts}"), || write_answer(names.iter().map(|name| (name, &item))));
+    let answer = write_answer(names.iter().map(|name| (name, &item)));
+    time(&format!("Chat's answer about {accounts}: its ErrorCode"), || Envelope::parse(&answer).is_ok());
+    time(&format!("Chat's answer about {accounts}: its items"), || Items::read(&answer).is_some());
+}
+
+fn looking_up() {
+    let (hasher, facts) = (UserHasher::new(&[9; 16]), Facts::new(PAIRS));
+    let pair = |from: usize, to: usize| {
+        let user = |number: usize| hasher.user(&format!("user{number:08}"));
+        Pair { from: user(from), to: user(1_000_000 + to) }
+    };
+    for number in 0..PAIRS {
+        let fact = Fact { stored: FollowType::new(1).expect("0 to 3"), sent: Tick::from_micros(number as u64 + 1) };
+        facts.insert(pair(number / 100, number).key(), fact);
+    }
+    let requests: Vec<Vec<PairKey>> = (0..2000)
+        .map(|request| {
+            let from = (request * 7919) % (PAIRS / 100);
+            (0..100).map(|to| pair(from, from * 100 + to).key()).collect()
+        })
+        .collect();
+    let mut at = 0;
+    let mut next = || {
+        at = (at + 1) % requests.len();
+        &requests[at]
+    };
+    time("100 known pairs, memory fetched ahead", || {
+        let keys = next();
+        facts.touch(keys.iter().copied());
+        keys.iter().filter(|key| facts.get(**key).is_some()).count()
+    });
+    time("100 known pairs, one after the other", || next().iter().filter(|key| facts.get(**key).is_some()).count());
+    let names: Vec<String> = (0..100).map(|number| format!("user{number:08}")).collect();
+    time("100 names hashed", || names.iter().fold(0, |sum, name| sum ^ hasher.user(name).spread()));
+}
+
+fn planning() {
+    let hasher = UserHasher::new(&[9; 16]);
+    let names: Vec<String> = (0..101).map(|number| format!("user{number:08}")).collect();
+    let from = hasher.user(&names[100]);
+    let wanted = |slot: usize| Wanted {
+        pair: Pair { from, to: hasher.user(&names[slot]) },
+        from: &names[100],
+        to: &names[slot],
+        slot,
+    };
+    let wanted: Vec<Wanted<'_>> = (0..100).map(wanted).collect();
+    let terms = Terms { caller: CallerId(7), join: true, keep: true };
+    let never = |_: Pair| Tick::NEVER;
+    let item = Item::Known(FollowType::new(2).expect("0 to 3"));
+    let answered: Vec<Cow<'_, str>> = names[..100].iter().map(|name| Cow::Borrowed(name.as_str())).collect();
+    let answer = write_answer(answered.iter().map(|name| (name, &item)));
+    let items = Items::read(&answer).expect("items");
+    let mut pending = Pending::new(true);
+    time("100 pairs asked, sent in a call and settled", || {
+        pending.ask(terms, &wanted, never).expect("room");
+        let call = pending.next_call(100, Tick::from_micros(1)).expect("it is queued");
+        pending.finish(call.id, &Outcome::Answered(&items), never).0.len()
+    });
+}
+
+/// Prints how long it takes: the median of some rounds, and the extremes.
+fn time<T>(what: &str, mut piece: impl FnMut() -> T) {
+    let mut round = |count: u32| {
+        let begun = clock::now();
+        for _ in 0..count {
+            black_box(piece());
+        }
+        (clock::now() - begun).as_nanos() as f64 / f64::from(count)
+    };
+    let once = round(20);
+    let count = (ROUND.as_nanos() as f64 / once.max(1.0)).clamp(1.0, 1e6) as u32;
+    let mut times: Vec<f64> = (0..ROUNDS).map(|_| round(count)).collect();
+    times.sort_unstable_by(f64::total_cmp);
+    println!("{what:<44} {:>10.0} {:>10.0} {:>10.0}", times[ROUNDS / 2], times[0], times[ROUNDS - 1]);
+}

@@ -1,0 +1,277 @@
+//! A collector of traces: takes OTLP over gRPC (HTTP/2 with or without TLS), or behaves badly on order.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1::Span as Sent;
+use prost::Message as _;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::eventually;
+use super::secrets;
+use super::wire::Stream;
+
+/// The one method of the protocol (opentelemetry-proto, `trace_service.proto`).
+const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+
+/// A collector on a loopback port. Dropping it closes it and searches all that came for secrets.
+pub(crate) struct Collector {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+/// What it does with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// Takes it.
+    Good,
+    /// Takes it after so long.
+    Slow(Duration),
+    /// Reads it and says nothing.
+    Hanging,
+    /// Says that it cannot (gRPC status 13).
+    Failing,
+}
+
+struct Shared {
+    mood: Mutex<Mood>,
+    spans: Mutex<Vec<Span>>,
+    resource: Mutex<Vec<KeyValue>>,
+    bytes: Mutex<Vec<u8>>,
+    head: Mutex<HeaderMap>,
+}
+
+/// A span as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Span(Sent);
+
+impl Span {
+    pub(crate) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn trace_id(&self) -> String {
+        hex(&self.0.trace_id)
+    }
+
+    pub(crate) fn id(&self) -> String {
+        hex(&self.0.span_id)
+    }
+
+    /// The span above, empty if there is none.
+    pub(crate) fn above(&self) -> String {
+        hex(&self.0.parent_span_id)
+    }
+
+    /// 2: of a server, 3: of a client.
+    pub(crate) fn is_request(&self) -> bool {
+        assert!([2, 3].contains(&self.0.kind), "{self:?}");
+        self.0.kind == 2
+    }
+
+    /// An attribute, as text.
+    pub(crate) fn told(&self, name: &str) -> Option<String> {
+        attribute(&self.0.attributes, name)
+    }
+
+    /// Asserts attributes; an empty text stands for one that must not be there.
+    #[track_caller]
+    pub(crate) fn assert_tells(&self, wanted: &[(&str, &str)]) {
+        for (name, value) in wanted {
+            assert_eq!(self.told(name).unwrap_or_default(), *value, "{name} in {self:#?}");
+        }
+    }
+
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.0.attributes.iter().map(|attribute| attribute.key.as_str()).collect()
+    }
+
+    /// Whether its status is that of an error; nothing else may be said there.
+    pub(crate) fn is_error(&self) -> bool {
+        let status = self.0.status.clone().unwrap_or_default();
+        assert!([0, 2].contains(&status.code) && status.message.is_empty(), "{self:?}");
+        status.code == 2
+    }
+
+    /// The spans that it is linked with.
+    pub(crate) fn links(&self) -> Vec<String> {
+        self.0.links.iter().map(|link| hex(&link.span_id)).collect()
+    }
+
+    /// Start and end, in nanoseconds since 1970.
+    pub(crate) fn times(&self) -> (u64, u64) {
+        (self.0.start_time_unix_nano, self.0.end_time_unix_nano)
+    }
+}
+
+impl Collector {
+    /// In clear text on a free port.
+    pub(crate) async fn start() -> Collector {
+        Collector::start_with(None).await
+    }
+
+    /// Over TLS, with this certificate.
+    pub(crate) async fn start_tls(tls: TlsAcceptor) -> Collector {
+        Collector::start_with(Some(tls)).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Collector {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let shared = Arc::new(Shared {
+            mood: Mutex::new(Mood::Good),
+            spans: Mutex::default(),
+            resource: Mutex::default(),
+            bytes: Mutex::default(),
+            head: Mutex::default(),
+        });
+        let stop = CancellationToken::new();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, tls, shared.clone())));
+        Collector { address, shared, stop }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// The line of `[trace]` that leads here.
+    pub(crate) fn line(&self) -> String {
+        format!("otlp = \"http://{}\"", self.address)
+    }
+
+    pub(crate) fn feels(&self, mood: Mood) {
+        *self.shared.mood.lock().expect("no panic under it") = mood;
+    }
+
+    /// All spans so far.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        self.shared.spans.lock().expect("no panic under it").clone()
+    }
+
+    /// Waits until as many spans have come as `count`, and asserts that there are no more of them.
+    pub(crate) async fn seen(&self, count: usize) -> Vec<Span> {
+        let what = format!("{count} spans");
+        let spans = eventually(&what, async || Some(self.spans()).filter(|spans| spans.len() >= count)).await;
+        assert_eq!(spans.len(), count, "{spans:#?}");
+        spans
+    }
+
+    /// Waits for the span of the request that ended so.
+    pub(crate) async fn request(&self, outcome: &str) -> Span {
+        let is_it = |span: &Span| span.is_request() && span.told("chatgate.outcome").as_deref() == Some(outcome);
+        eventually(&format!("the span of a request that is {outcome}"), async || self.spans().into_iter().find(is_it))
+            .await
+    }
+
+    /// What the spans came from.
+    pub(crate) fn resource(&self, name: &str) -> Option<String> {
+        attribute(&self.shared.resource.lock().expect("no panic under it"), name)
+    }
+
+    /// A header of the last message.
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        let head = self.shared.head.lock().expect("no panic under it");
+        head.get(name).map(|value| value.to_str().expect("text").to_owned())
+    }
+
+    /// Every byte that came.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.shared.bytes.lock().expect("no panic under it").clone()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if !std::thread::panicking() {
+            secrets::assert_none_in("a span", &self.bytes());
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (tls, shared) = (tls.clone(), shared.clone());
+        tokio::spawn(async move {
+            match tls {
+                None => serve(stream, shared).await,
+                // A caller that does not trust the certificate ends here.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve(stream, shared).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn serve(stream: impl Stream + 'static, shared: Arc<Shared>) {
+    let service = service_fn(move |request| answer(request, shared.clone()));
+    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = serving.serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    assert_eq!(request.uri().path(), METHOD);
+    *shared.head.lock().expect("no panic under it") = request.headers().clone();
+    let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
+    let body = body.to_bytes();
+    let mood = *shared.mood.lock().expect("no panic under it");
+    match mood {
+        Mood::Good => {}
+        Mood::Slow(pause) => tokio::time::sleep(pause).await,
+        Mood::Hanging => std::future::pending().await,
+        Mood::Failing => return Ok(reply("13", Bytes::new())),
+    }
+    // One message: a byte that says whether it is compressed, four for its length.
+    assert_eq!(body[0], 0, "it is compressed");
+    let len = u32::from_be_bytes(body[1..5].try_into().expect("four bytes")) as usize;
+    assert_eq!(body.len(), 5 + len);
+    let message = ExportTraceServiceRequest::decode(&body[5..]).expect("a message of OTLP");
+    shared.bytes.lock().expect("no panic under it").extend_from_slice(&body);
+    for group in message.resource_spans {
+        *shared.resource.lock().expect("no panic under it") = group.resource.unwrap_or_default().attributes;
+        let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        shared.spans.lock().expect("no panic under it").extend(spans.map(Span));
+    }
+    Ok(reply("0", Bytes::from_static(&[0; 5])))
+}
+
+fn reply(status: &'static str, body: Bytes) -> Response<BoxBody<Bytes, Infallible>> {
+    let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), HeaderValue::from_static(status))]);
+    let body = Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
+    Response::builder().header("content-type", "application/grpc").body(body.boxed()).expect("valid")
+}
+
+fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
+    let mut found = attributes.iter().filter(|attribute| attribute.key == name);
+    let value = found.next()?.value.clone()?.value?;
+    assert!(found.next().is_none(), "{name} is there twice");
+    Some(match value {
+        any_value::Value::StringValue(text) => text,
+        any_value::Value::IntValue(number) => number.to_string(),
+        other => panic!("{name} is {other:?}"),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,436 @@
+//! Spans of requests and of the calls below them, as a collector of OpenTelemetry gets them.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::chat::FakeChat;
+use crate::support::client::{Ask, Conn};
+use crate::support::collector::{Collector, Span};
+use crate::support::graph::fail;
+use crate::support::h2::Http2;
+use crate::support::process::Process;
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::Setup;
+use crate::support::tls::Ca;
+use crate::support::{PATIENCE, eventually, unix_now, within};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CALLER: &str = "b7ad6b7169203331";
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+fn traced(chat: &FakeChat, collector: &Collector) -> Setup {
+    Setup::new(chat).set("trace", &collector.line())
+}
+
+/// A caller's own place in a trace, recorded or not.
+fn traceparent(flags: &str) -> String {
+    format!("00-{TRACE}-{CALLER}-{flags}")
+}
+
+/// The requests and the calls among the spans.
+fn sorted(spans: &[Span]) -> (Vec<&Span>, Vec<&Span>) {
+    spans.iter().partition(|span| span.is_request())
+}
+
+#[tokio::test]
+async fn a_lookup_is_a_call_below_its_request_and_a_hit_has_none() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).start().await;
+    let begun = unix_now();
+    gateway.check("ann", &["bob", "cyd"]).await.checked();
+    gateway.check("ann", &["bob"]).await.checked();
+    let spans = collector.seen(3).await;
+    let (requests, calls) = sorted(&spans);
+    let [lookup, hit] = requests.as_slice() else { panic!("{spans:#?}") };
+    let [call] = calls.as_slice() else { panic!("{spans:#?}") };
+    let port = gateway.address().rsplit_once(':').expect("a port").1;
+    for request in [lookup, hit] {
+        assert_eq!(request.name(), "POST /v4/{service}/{command}");
+        assert!(request.above().is_empty() && request.links().is_empty() && !request.is_error(), "{request:#?}");
+        request.assert_tells(&[
+            ("http.request.method", "POST"),
+            ("http.route", "/v4/{service}/{command}"),
+            ("http.response.status_code", "200"),
+            ("url.scheme", "http"),
+            ("url.path", "/v4/follow/follow_check"),
+            ("server.address", "127.0.0.1"),
+            ("server.port", port),
+            ("network.protocol.version", "1.1"),
+            ("error.type", ""),
+            ("chatgate.app", "main"),
+            ("chatgate.caller", ""),
+            ("chatgate.command", "follow/follow_check"),
+            ("chatgate.outcome", "ok"),
+            ("chatgate.pairs.joined", "0"),
+        ]);
+    }
+    lookup.assert_tells(&[("chatgate.pairs.fetched", "2"), ("chatgate.pairs.hit", "0")]);
+    assert_ne!(lookup.told("chatgate.waited_us").as_deref(), Some("0"));
+    hit.assert_tells(&[("chatgate.pairs.fetched", "0"), ("chatgate.pairs.hit", "1"), ("chatgate.waited_us", "0")]);
+    assert_ne!(lookup.trace_id(), hit.trace_id());
+
+    assert_eq!((call.trace_id(), call.above()), (lookup.trace_id(), lookup.id()));
+    assert!(!call.is_error() && call.links().is_empty());
+    assert_eq!(call.name(), "POST /v4/{service}/{command}");
+    call.assert_tells(&[
+        ("http.request.method", "POST"),
+        ("url.template", "/v4/{service}/{command}"),
+        ("url.scheme", "http"),
+        ("server.address", "127.0.0.1"),
+        ("server.port", &chat.address().port().to_string()),
+        ("http.response.status_code", "200"),
+        ("network.protocol.version", "1.1"),
+        ("http.request.resend_count", ""),
+        ("chatgate.app", "main"),
+        ("chatgate.command", "follow/follow_check"),
+        ("chatgate.error_code", "0"),
+        ("error.type", ""),
+    ]);
+    // Chat is told where the call stands.
+    let header = format!("00-{}-{}-01", call.trace_id(), call.id());
+    assert_eq!(chat.last().header("traceparent"), Some(&*header));
+    // The call lies within its request, and both in this test.
+    let (outer, inner) = (lookup.times(), call.times());
+    // Their ends are read one after the other, and the beginnings counted back from them: a little is lost.
+    let slack = 5_000_000;
+    assert!(outer.0 <= inner.0 + slack && inner.0 < inner.1 && inner.1 <= outer.1 + slack, "{outer:?} {inner:?}");
+    let seconds = outer.0 / 1_000_000_000;
+    assert!((begun - 1..=unix_now()).contains(&seconds), "{begun} {seconds}");
+    // Who sent it.
+    assert_eq!(collector.resource("service.name").as_deref(), Some("chatgate"));
+    assert_eq!(collector.resource("service.version").as_deref(), Some(env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn a_relayed_call_goes_on_with_its_caller_s_trace_and_so_does_the_log() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).set("log", r#"requests = "all""#).start().await;
+    let ask = Ask::command("openim/sendmsg").header("traceparent", &traceparent("01"));
+    let answer = gateway.ask(ask.header("tracestate", "vendor=of-the-caller")).await;
+    assert_eq!(answer.status, 200);
+    let spans = collector.seen(2).await;
+    let (requests, calls) = sorted(&spans);
+    let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
+    assert_eq!((request.trace_id(), request.above()), (TRACE.to_owned(), CALLER.to_owned()));
+    assert_eq!((call.trace_id(), call.above()), (TRACE.to_owned(), request.id()));
+    request.assert_tells(&[("chatgate.command", "openim/sendmsg"), ("chatgate.attempts", "1")]);
+    assert_eq!(chat.last().header("traceparent"), Some(&*format!("00-{TRACE}-{}-01", call.id())));
+    let told = async || gateway.log().lines().find(|line| line.contains("openim/sendmsg")).map(str::to_owned);
+    let line: Value = serde_json::from_str(&eventually("its line", told).await).expect("JSON");
+    assert_eq!(line["trace_id"], TRACE);
+    // One that comes without a trace is logged with the one that it began.
+    gateway.check("ann", &["bob"]).await.checked();
+    let spans = collector.seen(4).await;
+    let own = spans.iter().find(|span| span.is_request() && span.trace_id() != TRACE).expect("the other").trace_id();
+    let told = async || gateway.log().contains(&format!("\"trace_id\":\"{own}\"")).then_some(());
+    eventually("its trace in the log", told).await;
+}
+
+#[tokio::test]
+async fn what_its_caller_does_not_record_is_not_recorded_here() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).start().await;
+    let unsampled = |ask: Ask| ask.header("traceparent", &traceparent("00"));
+    gateway.ask(unsampled(Ask::command("openim/sendmsg"))).await;
+    gateway.ask(unsampled(Ask::check("ann", &["bob"]))).await.checked();
+    // The trace goes on for those behind, who are told the same.
+    for call in chat.calls() {
+        let header = call.header("traceparent").expect("one").to_owned();
+        assert!(header.starts_with(&format!("00-{TRACE}-")) && header.ends_with("-00"), "{header}");
+        assert!(!header.contains(CALLER), "{header}");
+    }
+    gateway.check("ann", &["bob"]).await.checked();
+    collector.seen(1).await;
+
+    // Nothing of its own, but what callers want.
+    let gateway = traced(&chat, &collector).set("trace", "sample = 0").start().await;
+    gateway.check("ann", &["bob"]).await.checked();
+    // What is no traceparent begins a trace, too.
+    gateway.ask(Ask::check("ann", &["bob"]).header("traceparent", &traceparent("0x"))).await.checked();
+    gateway.ask(Ask::check("ann", &["bob"]).header("traceparent", &traceparent("01"))).await.checked();
+    let spans = collector.seen(2).await;
+    assert_eq!(spans[1].above(), CALLER);
+}
+
+#[tokio::test]
+async fn without_the_section_nothing_is_added_and_what_comes_is_handed_on() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).start().await;
+    gateway.check("ann", &["bob"]).await.checked();
+    gateway.call("openim/sendmsg", "{}").await;
+    assert!(chat.calls().iter().all(|call| call.header("traceparent").is_none()));
+    gateway.ask(Ask::command("openim/sendmsg").header("traceparent", &traceparent("00"))).await;
+    assert_eq!(chat.last().header("traceparent"), Some(&*traceparent("00")));
+    assert!(!gateway.admin_get("/metrics").await.text().contains("chatgate_trace_"));
+}
+
+#[tokio::test]
+async fn each_attempt_is_a_call_of_its_own() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).set("upstream", "retry_budget = 1.0").start().await;
+    chat.once(Reply::reset());
+    gateway.check("ann", &["bob"]).await.checked();
+    let spans = collector.seen(3).await;
+    let (requests, calls) = sorted(&spans);
+    let ([request], [broken, good]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
+    assert!(broken.is_error() && !good.is_error() && !request.is_error());
+    assert!(broken.above() == request.id() && good.above() == request.id());
+    broken.assert_tells(&[
+        ("error.type", "upstream_unreachable"),
+        ("chatgate.error_code", "upstream_unreachable"),
+        ("http.response.status_code", ""),
+        ("http.request.resend_count", ""),
+    ]);
+    good.assert_tells(&[("error.type", ""), ("http.request.resend_count", "1")]);
+    let told = |call: &Span| format!("00-{}-{}-01", call.trace_id(), call.id());
+    let heard: Vec<_> = chat.calls().iter().map(|call| call.header("traceparent").expect("one").to_owned()).collect();
+    assert_eq!(heard, [told(broken), told(good)]);
+
+    // A refused signature, and then a code that is handed on.
+    chat.once(Reply::json(fail(70003, "expired")));
+    gateway.call("openim/sendmsg", "{}").await;
+    chat.always(Reply::json(fail(90001, "no such user")));
+    gateway.call("openim/sendmsg", "{}").await;
+    let spans = collector.seen(8).await;
+    let refused = collector.request("failed").await;
+    refused.assert_tells(&[("chatgate.error_code", "90001"), ("error.type", ""), ("http.response.status_code", "200")]);
+    assert!(!refused.is_error(), "whether it is one is for the caller to say");
+    let codes: Vec<_> =
+        spans[3..].iter().filter(|span| !span.is_request()).map(|span| span.told("error.type")).collect();
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(codes, [text("70003"), None, text("90001")]);
+    let signed_again = spans[3..].iter().find(|span| span.told("chatgate.attempts").as_deref() == Some("2"));
+    assert!(signed_again.is_some(), "{spans:#?}");
+}
+
+#[tokio::test]
+async fn a_call_that_finds_no_connection_is_told_too() {
+    let collector = Collector::start().await;
+    let nobody = crate::support::wire::free_address();
+    let setup = Setup::without_apps().app(crate::support::app::MAIN, &format!("endpoint = \"http://{nobody}\""));
+    let gateway = setup.set("trace", &collector.line()).set("upstream", "attempts = 1").start().await;
+    gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
+    let spans = collector.seen(2).await;
+    let (requests, calls) = sorted(&spans);
+    let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
+    assert!(request.is_error() && call.is_error() && call.above() == request.id());
+    request.assert_tells(&[("error.type", "upstream_unreachable"), ("http.response.status_code", "502")]);
+    let port = nobody.port().to_string();
+    call.assert_tells(&[
+        ("error.type", "upstream_unreachable"),
+        ("server.port", &port),
+        ("server.address", "127.0.0.1"),
+    ]);
+}
+
+#[tokio::test]
+async fn a_refusal_names_its_slug_and_nothing_that_a_caller_wrote() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let token = "a-token-of-the-feed-0123";
+    let setup = traced(&chat, &collector).caller("feed", token, "allow = ['follow/*', 'private_svc/private_command']");
+    let gateway = setup.start().await;
+    gateway.ask(Ask::check("ann", &["bob"]).token(token).body("[")).await.assert_error(400, "bad_json", 60003);
+    gateway.ask(Ask::post("/v4/private-place").token(token)).await.assert_error(404, "not_found", 60009);
+    let ask = Ask::new("PRIVATE", "/v4/follow/follow_check?private=1").token(token);
+    gateway.ask(ask).await.assert_error(405, "method_not_allowed", 60002);
+    gateway.ask(Ask::check("ann", &["bob"]).token("private")).await.assert_error(401, "unauthenticated", 129_401);
+    gateway.ask(Ask::command("private_svc/private_command").token(token)).await;
+    let ask = Ask::check("ann", &["bob"]).target("/apps/private/v4/follow/follow_check").token(token);
+    gateway.ask(ask).await.assert_error(404, "unknown_app", 129_404);
+    gateway.ask(Ask::check("ann", &["bob"]).host("private.example").token(token)).await.assert_error(
+        403,
+        "forbidden",
+        129_403,
+    );
+    let spans = collector.seen(8).await;
+    let find = |outcome: &str| spans.iter().find(|span| span.told("chatgate.outcome").as_deref() == Some(outcome));
+    for (outcome, status, name, caller) in [
+        ("bad_json", "400", "POST /v4/{service}/{command}", "feed"),
+        ("not_found", "404", "POST", "feed"),
+        ("method_not_allowed", "405", "HTTP /v4/{service}/{command}", "feed"),
+        ("unauthenticated", "401", "POST /v4/{service}/{command}", ""),
+        ("unknown_app", "404", "POST /apps/{app}/v4/{service}/{command}", "feed"),
+        ("forbidden", "403", "POST /v4/{service}/{command}", ""),
+    ] {
+        let span = find(outcome).unwrap_or_else(|| panic!("{outcome}: {spans:#?}"));
+        assert_eq!(span.name(), name);
+        assert!(!span.is_error(), "it is the caller's");
+        span.assert_tells(&[
+            ("error.type", outcome),
+            ("http.response.status_code", status),
+            ("chatgate.caller", caller),
+        ]);
+    }
+    find("method_not_allowed").expect("seen").assert_tells(&[("http.request.method", "_OTHER"), ("url.path", "")]);
+    find("bad_json").expect("seen").assert_tells(&[("url.path", "/v4/follow/follow_check")]);
+    let relayed = spans.iter().find(|span| {
+        span.is_request()
+            && span.told("chatgate.command").as_deref() == Some("other")
+            && span.told("chatgate.outcome").as_deref() == Some("ok")
+    });
+    relayed.expect("a command of no table").assert_tells(&[("url.path", "")]);
+    let bytes = collector.bytes();
+    for word in ["private", "PRIVATE", "ann", "bob", token] {
+        assert!(memchr::memmem::find(&bytes, word.as_bytes()).is_none(), "{word}");
+    }
+    // Nor is there any attribute but these.
+    let known = "chatgate.app chatgate.attempts chatgate.caller chatgate.command chatgate.error_code chatgate.outcome \
+                 chatgate.waited_us error.type http.request.method http.response.status_code http.route \
+                 network.protocol.version server.address server.port url.path url.scheme url.template";
+    let known: BTreeSet<&str> = known.split_whitespace().collect();
+    let told: BTreeSet<&str> = spans.iter().flat_map(Span::names).collect();
+    assert_eq!(told.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
+#[tokio::test]
+async fn whoever_leaves_leaves_a_span() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).start().await;
+    chat.always(Reply::hang());
+    // A read ends with its caller.
+    let mut leaving = gateway.connect().await;
+    leaving.send(Ask::command("openim/querystate").bytes()).await;
+    chat.seen(1).await;
+    drop(leaving);
+    let spans = collector.seen(2).await;
+    let (requests, calls) = sorted(&spans);
+    let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
+    request.assert_tells(&[
+        ("chatgate.outcome", "abandoned"),
+        ("error.type", "abandoned"),
+        ("http.response.status_code", ""),
+        ("chatgate.app", "main"),
+        ("chatgate.command", "openim/querystate"),
+    ]);
+    assert_eq!(call.above(), request.id());
+    call.assert_tells(&[("error.type", "abandoned")]);
+    // A write goes on without it.
+    let gate = Gate::closed();
+    chat.always(Reply::json(fail(0, "")).held(&gate));
+    let mut leaving = gateway.connect().await;
+    leaving.send(Ask::command("openim/sendmsg").bytes()).await;
+    chat.seen(2).await;
+    drop(leaving);
+    let request = &collector.seen(3).await[2];
+    request.assert_tells(&[("chatgate.outcome", "abandoned"), ("chatgate.command", "openim/sendmsg")]);
+    gate.open();
+    let call = &collector.seen(4).await[3];
+    assert_eq!(call.above(), request.id());
+    call.assert_tells(&[("chatgate.error_code", "0"), ("error.type", "")]);
+}
+
+#[tokio::test]
+async fn a_lookup_for_several_is_below_the_first_and_linked_with_the_others() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = traced(&chat, &collector).start().await;
+    let gate = Gate::closed();
+    chat.always(Reply::model().held(&gate));
+    let mut conns = Vec::new();
+    for _ in 0..3 {
+        let mut conn = gateway.connect().await;
+        conn.send(Ask::check("ann", &["bob"]).bytes()).await;
+        chat.seen(1).await;
+        conns.push(conn);
+    }
+    let mut unrecorded = gateway.connect().await;
+    unrecorded.send(Ask::check("ann", &["bob"]).header("traceparent", &traceparent("00")).bytes()).await;
+    conns.push(unrecorded);
+    gateway.round_trips().await;
+    gate.open();
+    for conn in &mut conns {
+        conn.answer().await.checked();
+    }
+    // 20 round trips are requests too.
+    let spans = collector.seen(24).await;
+    let ours: Vec<_> =
+        spans.iter().filter(|span| span.told("chatgate.command").is_some_and(|name| name != "other")).collect();
+    let (requests, calls): (Vec<&Span>, Vec<&Span>) = ours.into_iter().partition(|span| span.is_request());
+    let [call] = calls.as_slice() else { panic!("{calls:#?}") };
+    let first = requests.iter().find(|request| request.told("chatgate.pairs.fetched").as_deref() == Some("1"));
+    assert_eq!(Some(call.above()), first.map(|first| first.id()));
+    let others: BTreeSet<String> = requests
+        .iter()
+        .filter(|request| request.told("chatgate.pairs.joined").as_deref() == Some("1"))
+        .map(|request| request.id())
+        .collect();
+    assert_eq!(others.len(), 2);
+    assert_eq!(call.links().into_iter().collect::<BTreeSet<_>>(), others);
+}
+
+#[tokio::test]
+async fn the_listener_s_scheme_and_the_version_of_http_are_told() {
+    let (ca, chat, collector) = (Ca::new(), FakeChat::start().await, Collector::start().await);
+    let pem = ca.issue("localhost", YEAR);
+    let setup = traced(&chat, &collector);
+    let (certificate, key) = (setup.file("cert.pem", &pem.certificate), setup.file("key.pem", &pem.key));
+    let socket = format!("unix:{}", setup.dir().join("gate.sock").display());
+    let tls = format!("tls = {{ cert_file = '{}', key_file = '{}' }}", certificate.display(), key.display());
+    let gateway = setup.set("server", &tls).listen(&["127.0.0.1:0", &socket]).start().await;
+    let stream = ca.caller().alpn(&["h2"]).connect(gateway.address()).await.expect("a handshake");
+    Http2::over(stream).await.ask(&Ask::check("ann", &["bob"])).await.checked();
+    Conn::open(&socket).await.expect("accepted").ask(&Ask::check("ann", &["bob"])).await.checked();
+    let spans = collector.seen(3).await;
+    let (requests, _) = sorted(&spans);
+    let [tls, unix] = requests.as_slice() else { panic!("{spans:#?}") };
+    tls.assert_tells(&[("url.scheme", "https"), ("network.protocol.version", "2"), ("server.address", "127.0.0.1")]);
+    let nowhere = [("server.address", ""), ("server.port", ""), ("network.transport", "unix")];
+    unix.assert_tells(&[("url.scheme", "http"), ("network.protocol.version", "1.1")]);
+    unix.assert_tells(&nowhere);
+}
+
+#[tokio::test]
+async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() {
+    let (ca, chat) = (Ca::new(), FakeChat::start().await);
+    let collector = Collector::start_tls(ca.acceptor("localhost")).await;
+    let setup = Setup::new(&chat);
+    let trusted = setup.file("collector-ca.pem", &ca.pem());
+    let gateway = setup
+        .set("trace", &format!("otlp = 'https://localhost:{}'", collector.port()))
+        .set("trace", &format!("ca_file = '{}'", trusted.display()))
+        .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=a%20b,service.name=not-this,broken")
+        .env("OTEL_SERVICE_NAME", "gate-of-feed")
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-the-collector")
+        // What is not built in does no harm.
+        .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
+        .start()
+        .await;
+    gateway.check("ann", &["bob"]).await.checked();
+    collector.seen(2).await;
+    assert_eq!(collector.resource("service.name").as_deref(), Some("gate-of-feed"));
+    assert_eq!(collector.resource("deployment.environment.name").as_deref(), Some("a b"));
+    assert!(gateway.log().contains("OTEL_RESOURCE_ATTRIBUTES"), "the broken one is remarked on");
+    assert_eq!(collector.header("authorization").as_deref(), Some("Bearer of-the-collector"));
+    assert!(!gateway.log().contains("of-the-collector"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn another_collector_takes_a_restart() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let setup = traced(&chat, &collector);
+    let changed = setup.text().replace("[trace]", "[trace]\nsample = 0.5");
+    let gateway = setup.start().await;
+    std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
+    let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
+    let answer = admin.ask(&Ask::post("/reload")).await.text();
+    assert!(answer.contains("trace takes a restart"), "{answer}");
+    let status = gateway.admin_get("/status").await.json();
+    let trace = &status["config"]["trace"];
+    assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");
+    // The old one goes on taking spans.
+    gateway.check("ann", &["bob"]).await.checked();
+    collector.seen(2).await;
+}
+
+#[tokio::test]
+async fn check_tells_where_traces_go() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("trace", "otlp = 'http://collector.test:4317'").set("trace", "sample = 0.25");
+    let file = setup.write();
+    let check = ["check", "--config", &file.to_string_lossy()];
+    let outcome = within(PATIENCE, "check", Process::run(&check, setup.dir(), &[])).await;
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let line = "traces          to http://collector.test:4317, as chatgate, of 25% of the requests that begin one";
+    assert!(outcome.stdout.lines().any(|found| found == line), "{}", outcome.stdout);
+}
