@@ -208,7 +208,7 @@ mod tests {
             false => before(panic),
         }));
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
-        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF };
+        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
         let service = TowerToHyperService::new(service(Fails(SECRET.to_owned()), downstream));
         let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(ours), service);
         let asking = async {

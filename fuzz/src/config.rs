@@ -65,7 +65,8 @@ fn has_marked_key(table: &toml::Table) -> bool {
 }
 
 fn marks_its_key(line: &str) -> bool {
-    line.split_once('=').is_some_and(|(key, _)| key.contains(MARK))
+    let is_table = line.trim_start().starts_with('[');
+    is_table && line.contains(MARK) || line.split_once('=').is_some_and(|(key, _)| key.contains(MARK))
 }
 
 fn has_a_place(problem: &Problem, text: &str) {

@@ -57,7 +57,10 @@ fn take_apart(text: &str) {
     let app = SdkAppId::new(1).expect("not 0");
     let key = SecretKey::new("a key that signed nothing yet").expect("not empty");
     assert!(document.verify(&key, app, "administrator", 0).is_err());
-    assert!(!format!("{document:?}").contains(member("TLS.sig").as_str().filter(|sig| sig.len() > 20).unwrap_or("\n")));
+    // Who repeats it as a name has it shown as one.
+    let elsewhere = |sig: &str| document.identifier.contains(sig) || document.version.contains(sig);
+    let sig = member("TLS.sig").as_str().filter(|sig| sig.len() > 20 && !elsewhere(sig)).map(str::to_owned);
+    assert!(sig.is_none_or(|sig| !format!("{document:?}").contains(&sig)));
 }
 
 /// With other tools.
