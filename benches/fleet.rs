@@ -66,7 +66,7 @@ fn main() {
 
 /// Replicas that are all asked for more than fits, about pairs that share nobody.
 async fn under_one_limit(redis: &Redis, replicas: u32) {
-    let chat = Chat::start(LATENCY);
+    let chat = Chat::start(LATENCY, None);
     let gateways = redis.replicas(&chat, &format!("limit-{replicas}"), replicas).await;
     let clients: Vec<_> = gateways.iter().map(|gateway| Arc::new(Client::new(gateway.address))).collect();
     let (begun, mut callers) = (clock::now(), JoinSet::new());
@@ -101,7 +101,7 @@ fn worst_second(times: &[Instant]) -> usize {
 async fn a_cold_one_beside_a_warm_one(redis: &Redis) {
     println!("\n{:<22} {:>8} {:>16} {:>12}", "a cold replica", "pairs", "asked of Chat", "known");
     for shared in [true, false] {
-        let (chat, mut random) = (Chat::start(Duration::ZERO), Random(11));
+        let (chat, mut random) = (Chat::start(Duration::ZERO, None), Random(11));
         let first = redis.replicas(&chat, "warm", 1).await;
         let second = redis.replicas(&chat, if shared { "warm" } else { "cold" }, 1).await;
         let (warm, cold) = (Client::new(first[0].address), Client::new(second[0].address));
@@ -124,7 +124,7 @@ async fn a_cold_one_beside_a_warm_one(redis: &Redis) {
 
 /// One pair a request, one request after the other, and a Chat that takes no time.
 async fn how_long_hits_take(redis: &Redis) {
-    let chat = Chat::start(Duration::ZERO);
+    let chat = Chat::start(Duration::ZERO, None);
     let both = redis.replicas(&chat, "hits", 2).await;
     let (warm, cold) = (Client::new(both[0].address), Client::new(both[1].address));
     let gateway = Gateway::start(chat.address, PLENTY);
@@ -151,7 +151,7 @@ async fn how_long_hits_take(redis: &Redis) {
 
 /// From the answer of the one that evicts until the other does not know any more.
 async fn how_long_evictions_take(redis: &Redis) {
-    let chat = Chat::start(Duration::ZERO);
+    let chat = Chat::start(Duration::ZERO, None);
     let both = redis.replicas(&chat, "evictions", 2).await;
     let (one, orders, other) = (Client::new(both[0].address), Client::new(both[0].admin), Client::new(both[1].address));
     let mut times = Vec::with_capacity(EVICTIONS);
