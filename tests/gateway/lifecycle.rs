@@ -14,7 +14,7 @@ use crate::support::process::{Finished, Process};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
-use crate::support::{eventually, now};
+use crate::support::{eventually, now, turn};
 
 const CALL: &str = "openim/querystate";
 
@@ -65,6 +65,8 @@ async fn at_sigterm_a_request_in_flight_is_finished_and_the_exit_is_clean() {
 
 #[tokio::test]
 async fn while_draining_a_kept_connection_is_served_once_more_and_closed() {
+    // An idle connection lingers for a second only.
+    let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let mut kept = gateway.connect().await;
