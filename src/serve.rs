@@ -28,6 +28,8 @@ use crate::webhook::Webhooks;
 
 /// Admin connections at once; probes and people need few.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// See [`tick`].
+const TICK: Duration = Duration::from_millis(500);
 /// How long callers wait at the start for Redis to be found.
 const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long the end waits for the last spans to be sent, at most; they are of less worth than a quick end.
@@ -333,12 +335,21 @@ fn spawn_worker(
                 }
             }
             drop(listeners);
+            tokio::spawn(tick());
             // A lookup for one thread's caller may be in the hands of another thread, so all go on
             // until everything is finished.
             done.cancelled().await;
         });
         runtime.shutdown_background();
     })
+}
+
+/// Keeps a timer that is near. Whoever sets one that is nearer than all others wakes its thread's event loop, by a
+/// system call, though it is the thread itself; most calls to Chat would do so for a timeout of seconds.
+async fn tick() {
+    loop {
+        tokio::time::sleep(TICK).await;
+    }
 }
 
 /// Serves the admin listener as long as the program lives, also while draining.

@@ -110,6 +110,8 @@ impl Certified {
     pub(crate) fn new() -> Self {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
+        // Not that of the certificate below it, which OpenSSL would take for its own authority.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "an authority of the bench");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
         let ca = NamedTempFile::new().expect("a file");

@@ -48,10 +48,11 @@ impl Worker {
             CommandKind::Read => self.call(app, name, order).await?,
             CommandKind::Write => {
                 let (worker, owned) = (Arc::clone(self), name.to_string());
-                let task = self.gateway.tasks.spawn(async move {
+                // Boxed: on its way to its place a task is moved about ten times.
+                let task = self.gateway.tasks.spawn(Box::pin(async move {
                     let name = CommandName::parse(&owned).expect("it was one");
                     worker.call(app, name, order).await
-                });
+                }));
                 task.await.map_err(|_| GatewayError::Internal)??
             }
         };

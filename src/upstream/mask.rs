@@ -4,20 +4,15 @@ use bytes::Bytes;
 use http::HeaderValue;
 use memchr::{memchr3, memmem};
 
+/// Bytes of a usersig's beginning that are searched for first.
+const BEGINNING_MAX: usize = 16;
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The body, with `usersig` covered by asterisks wherever it stands, however its characters are
 /// escaped: as they are, percent-encoded, or as JSON escapes. Length and everything else stay.
 pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
     let wanted = usersig.as_bytes();
-    let Some(&first) = wanted.first() else { return body };
-    // No encoding need touch letters and digits, so every spelling begins the same, unless somebody
-    // escapes what needs no escape. These searches tell of nearly every answer that it is clean.
-    let plain = wanted.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-    let has = |needle: &[u8]| memmem::find(&body, needle).is_some();
-    if !has(&wanted[..plain.max(1)]) && !has(b"%") && !has(b"\\u00") {
-        return body;
-    }
+    let Some(&first) = wanted.first().filter(|_| !is_clean(&body, wanted)) else { return body };
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(next) = memchr3(first, b'%', b'\\', &body[at..]) {
@@ -38,8 +33,22 @@ pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
     Bytes::from(masked)
 }
 
+/// Whether nothing in it can be a spelling of `wanted`: true of nearly every answer.
+///
+/// No encoding need touch letters and digits, so every spelling begins the same, unless somebody escapes what
+/// needs no escape. A short beginning is enough, and to prepare the search for a long one would take longer than
+/// the search.
+fn is_clean(text: &[u8], wanted: &[u8]) -> bool {
+    let plain = wanted.iter().take(BEGINNING_MAX).take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let has = |needle: &[u8]| memmem::find(text, needle).is_some();
+    !has(&wanted[..plain.max(1).min(wanted.len())]) && !has(b"%") && !has(b"\\u00")
+}
+
 /// The same for a header's value.
 pub(super) fn mask_header(value: &HeaderValue, usersig: &str) -> HeaderValue {
+    if is_clean(value.as_bytes(), usersig.as_bytes()) {
+        return value.clone();
+    }
     let masked = mask(Bytes::copy_from_slice(value.as_bytes()), usersig);
     HeaderValue::from_maybe_shared(masked).unwrap_or_else(|_| HeaderValue::from_static("application/json"))
 }
