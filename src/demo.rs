@@ -77,8 +77,7 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
     if args.replicas > 1 && args.redis.is_none() {
         return Err(DemoError::NoRedis);
     }
-    let fleet =
-        args.redis.clone().map(|redis| Fleet { redis, prefix: demo_prefix(), share: 1.0 / f64::from(args.replicas) });
+    let fleet = args.redis.clone().map(|redis| Fleet::new(redis, &demo_prefix(), 1.0 / f64::from(args.replicas)));
     let mut chat = Chat::start()?;
     chat.fleet = fleet;
     let config = chat.gateway(args.listen.unwrap_or(DATA), args.admin.unwrap_or(ADMIN));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use crate::config::{self, Config, Env, NamedFile, Problem, Problems, Tls};
+use crate::config::{self, Config, Env, Fleet, NamedFile, Problem, Problems, Tls};
 use crate::error::chain;
 use crate::gateway::GatewayBuildError;
 use crate::gateway::current::Current;
@@ -177,7 +177,6 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "cache.max_pairs": cache.max_pairs,
         "follow_check.flip": follow_check.flip,
         "upstream.max_in_flight": upstream.max_in_flight,
-        "fleet": fleet,
         "log": log,
         "trace": trace,
     );
@@ -186,6 +185,13 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
     if terms(&new.server.tls) != terms(&old.server.tls) {
         new.server.tls.clone_from(&old.server.tls);
         kept.push("server.tls");
+    }
+    // Certificates are taken up by the next connection.
+    let terms =
+        |fleet: &Option<Fleet>| fleet.as_ref().map(|fleet| (fleet.redis.clone(), fleet.prefix.clone(), fleet.share));
+    if terms(&new.fleet) != terms(&old.fleet) {
+        new.fleet.clone_from(&old.fleet);
+        kept.push("fleet");
     }
     match (&mut new.webhook, &old.webhook) {
         (Some(new), Some(old)) if new.listen != old.listen => {

@@ -142,7 +142,9 @@ impl Signer {
         if current.number != refused.number {
             return Some(current);
         }
-        if replaced_at.is_some_and(|at| now.abs_diff(at) < REPLACED_EVERY_SECS) {
+        // One that has ended by what is known of Chat's clock by now was refused for that, as its successor is not.
+        let has_ended = !refused.is_good(now);
+        if !has_ended && replaced_at.is_some_and(|at| now.abs_diff(at) < REPLACED_EVERY_SECS) {
             return None;
         }
         *replaced_at = Some(now);
@@ -305,6 +307,18 @@ mod tests {
         assert!(signer.after_refusal(&second, at(1003)).is_none());
         let third = signer.after_refusal(&second, at(1006)).expect("a third");
         assert!(third.number != second.number && third.number != first.number);
+    }
+
+    #[test]
+    fn a_signature_that_has_ended_for_chat_is_replaced_however_soon() {
+        let signer = signer("administrator");
+        signer.after_refusal(&signer.current(at(5000)), at(5000)).expect("the first");
+        // The clock is set back, and the answer that refuses tells what time it is for Chat.
+        let back = signer.current(at(1000));
+        signer.observe(5001, at(1000));
+        let fresh = signer.after_refusal(&back, at(1000)).expect("one of Chat's time");
+        assert_eq!(fresh.issued_at, 5001);
+        assert!(signer.after_refusal(&fresh, at(1000)).is_none(), "time is not what it lacks");
     }
 
     #[test]

@@ -138,12 +138,93 @@ fn panicked(_: Box<dyn Any + Send + 'static>) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+
+    use hyper_util::rt::TokioIo;
+    use hyper_util::service::TowerToHyperService;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+    use crate::domain::caller::CallerId;
+    use crate::gateway::route::Peer;
+    use crate::telemetry::note_panic;
 
     #[test]
     fn numbers_are_written_as_hexadecimal_digits() {
         for number in [0, 1, 0xf, 0x10, u128::MAX, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210, 1 << 127] {
             assert_eq!(std::str::from_utf8(&hex(number)), Ok(format!("{number:032x}").as_str()));
+        }
+    }
+
+    /// In the form of a signature, as nobody may ever see one.
+    const SECRET: &str = "eJyrVgrxCdZLrSjILEpVsjI0NjY0NjEwMNABi5alFilZKRnpGSjB*MUp2YmmFQVFqsZGhobGRgYQ";
+
+    /// Fails in a way that shows everything it has.
+    #[derive(Clone)]
+    struct Fails(String);
+
+    impl Answers for Fails {
+        async fn answer(self, request: Request<Incoming>, _: Downstream) -> Response<Full<Bytes>> {
+            let target = format!("{}?usersig={}", request.uri(), self.0);
+            panic!("cannot send to {target}");
+        }
+
+        fn tasks(&self) -> TaskTracker {
+            TaskTracker::new()
+        }
+
+        fn tls(&self) -> Option<Arc<ServerConfig>> {
+            None
+        }
+    }
+
+    /// All that is logged.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic under it").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_panic_neither_the_answer_nor_the_log_repeats_a_word() {
+        let kept = Kept::default();
+        let writer = kept.clone();
+        let layer = tracing_subscriber::fmt::layer().json().with_writer(move || writer.clone());
+        let _log = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        // Of this thread only; what other tests have to say of theirs goes where it would have gone.
+        let (before, ours) = (std::panic::take_hook(), std::thread::current().id());
+        std::panic::set_hook(Box::new(move |panic| match std::thread::current().id() == ours {
+            true => note_panic(panic),
+            false => before(panic),
+        }));
+        let (mut caller, ours) = tokio::io::duplex(64 * 1024);
+        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
+        let service = TowerToHyperService::new(service(Fails(SECRET.to_owned()), downstream));
+        let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(ours), service);
+        let asking = async {
+            let request = "POST /v4/a/b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            caller.write_all(request.as_bytes()).await.expect("room for it");
+            let mut answer = String::new();
+            caller.read_to_string(&mut answer).await.expect("text");
+            answer
+        };
+        let (served, answer) = tokio::join!(serving, asking);
+        served.expect("an answer is one, whatever it says");
+        let log = String::from_utf8(kept.0.lock().expect("no panic under it").clone()).expect("text");
+        assert!(answer.starts_with("HTTP/1.1 500 ") && answer.contains("\"ErrorCode\":"), "{answer}");
+        assert!(log.contains("\"panicked\"") && log.contains("stack.rs"), "{log}");
+        for text in [&answer, &log] {
+            assert!(!text.contains(&SECRET[..16]) && !text.contains("cannot send"), "{text}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! A process has one log, so what is known of it and said to it goes through functions of this module.
 
 use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing::Level;
@@ -49,13 +50,15 @@ impl Telemetry {
         if tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().is_ok() {
             let _ = LOG.set(Running { dropped, filter: handle, level: Mutex::new(log.level) });
         }
-        std::panic::set_hook(Box::new(|panic| {
-            // Where, but not what: the message may hold anything that a request held.
-            let place = panic.location().map(ToString::to_string).unwrap_or_default();
-            tracing::error!(place, "panicked");
-        }));
+        std::panic::set_hook(Box::new(note_panic));
         Self { _guard: guard }
     }
+}
+
+/// Tells where, but not what: the message may hold anything that a request held.
+pub(crate) fn note_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(place, "panicked");
 }
 
 /// Lines dropped so far; 0 if there is no log.

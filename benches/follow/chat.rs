@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use chatgate::clock;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -34,6 +35,7 @@ pub(crate) struct Chat {
 struct Counts {
     calls: AtomicUsize,
     pairs: AtomicUsize,
+    times: Mutex<Vec<Instant>>,
 }
 
 impl Chat {
@@ -79,6 +81,12 @@ impl Chat {
     /// Calls so far, and the pairs that they carried.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.counts.calls.load(Ordering::Relaxed), self.counts.pairs.load(Ordering::Relaxed))
+    }
+
+    /// When each call was read.
+    #[allow(dead_code, reason = "not every bench asks it")]
+    pub(crate) fn times(&self) -> Vec<Instant> {
+        self.counts.times.lock().expect("nobody panics with it").clone()
     }
 }
 
@@ -142,6 +150,7 @@ async fn answer(
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let to = serde_json::from_slice::<Question>(&body).map(|question| question.to).unwrap_or_default();
     counts.calls.fetch_add(1, Ordering::Relaxed);
+    counts.times.lock().expect("nobody panics with it").push(clock::now());
     counts.pairs.fetch_add(to.len(), Ordering::Relaxed);
     let items: Vec<String> = to
         .iter()

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatgate::clock;
-use chatgate::config::{Access, App, Cache, Config, Endpoint, FollowCheck, ListenAddr, Log, Quota, Server, Upstream};
+use chatgate::config::{
+    Access, App, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, Server, Upstream,
+};
 use chatgate::domain::app::{SdkAppId, SecretKey};
 use chatgate::domain::region::Region;
 use chatgate::serve;
@@ -31,7 +33,13 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// As configured by default, but for the quota.
+    #[allow(dead_code, reason = "not every bench has one that is alone")]
     pub(crate) fn start(chat: SocketAddr, per_second: u32) -> Self {
+        Self::start_in(chat, per_second, None)
+    }
+
+    /// The same as a replica.
+    pub(crate) fn start_in(chat: SocketAddr, per_second: u32, fleet: Option<Fleet>) -> Self {
         let any = || ListenAddr::Tcp(([127, 0, 0, 1], 0).into());
         let app = App {
             name: "bench".parse().expect("a name"),
@@ -57,7 +65,7 @@ impl Gateway {
             log: Log::default(),
             trace: None,
             webhook: None,
-            fleet: None,
+            fleet,
             warnings: Vec::new(),
             source: Default::default(),
         };
@@ -100,13 +108,28 @@ impl Client {
 
     /// Asks, and reads the whole answer.
     pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Asked {
-        let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
+        self.post("/v4/follow/follow_check", "max-stale=0", question(from, to)).await
+    }
+
+    /// Whether it is known without asking Chat.
+    #[allow(dead_code, reason = "not every bench asks it")]
+    pub(crate) async fn knows(&self, from: &str, to: &[String]) -> Asked {
+        self.post("/v4/follow/follow_check", "only-if-cached", question(from, to)).await
+    }
+
+    /// Posts anything.
+    pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Asked {
         let begun = clock::now();
-        let answered = self.send(body).await.unwrap_or(false);
+        let answered = self.send(path, freshness, body).await.unwrap_or(false);
         Asked { answered, took: clock::now() - begun }
     }
 
-    async fn send(&self, body: String) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    async fn send(
+        &self,
+        path: &str,
+        freshness: &str,
+        body: String,
+    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
         let kept = self.idle.lock().expect("nobody panics with it").pop();
         let mut connection = match kept {
             Some(connection) => connection,
@@ -119,8 +142,9 @@ impl Client {
             }
         };
         connection.ready().await?;
-        let request = Request::post("/v4/follow/follow_check")
+        let request = Request::post(path)
             .header("host", self.address.to_string())
+            .header("cache-control", freshness)
             .body(Full::new(Bytes::from(body)))?;
         let response = connection.send_request(request).await?;
         let answered = response.status() == 200;
@@ -128,6 +152,10 @@ impl Client {
         self.idle.lock().expect("nobody panics with it").push(connection);
         Ok(answered)
     }
+}
+
+fn question(from: &str, to: &[String]) -> String {
+    serde_json::json!({"From_Account": from, "To_Account": to}).to_string()
 }
 
 /// The time within which that share of them ended.

@@ -22,10 +22,15 @@ pub fn run(body: &[u8]) {
     };
     let json = other.expect("two readers disagree about what JSON is");
     let Some(Json::List(list)) = json.only("ResultItem") else { panic!("items without a list") };
-    let names: HashSet<&str> = list.iter().filter_map(|item| item.only("To_Account")?.text()).collect();
+    let name = |item: &'_ Json<'_>| item.only("To_Account").and_then(Json::text).map(str::to_owned);
+    let names: HashSet<String> = list.iter().filter_map(name).collect();
     for name in &names {
-        let is_about = |item: &&Json<'_>| item.only("To_Account").and_then(Json::text) == Some(name);
+        // An item with a text that is none may be passed over: who asked for it is told that it is missing.
+        let is_about = |item: &&Json<'_>| !item.is_odd() && item.only("To_Account").and_then(Json::text) == Some(name);
         let about: Vec<_> = list.iter().filter(is_about).collect();
+        if about.is_empty() {
+            continue;
+        }
         match items.get(name) {
             Some(Found::Item(Item::Known(relation))) => {
                 for item in about {

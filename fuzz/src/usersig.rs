@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
 use chatgate::domain::usersig::{DOCUMENT_LEN_MAX, UserSigError, mint, parse};
 
+use super::json;
+
 /// Reads the bytes as a signature, and as what one is made of.
 pub fn run(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -36,7 +38,12 @@ fn take_apart(text: &str) {
         // of an unexpected type or with control characters.
         return;
     };
-    let theirs = theirs.expect("two readers disagree");
+    let inflated = theirs.expect("two readers disagree about what is inflated");
+    let Some(theirs) = object(&inflated) else {
+        // In members that nobody reads ours takes half a surrogate pair, and numbers that are too large.
+        assert!(json::read(&inflated).is_some_and(|json| json.is_odd()), "two readers disagree");
+        return;
+    };
     let member = |name: &str| theirs.get(name).cloned().unwrap_or_default();
     assert_eq!(member("TLS.identifier").as_str().unwrap_or_default(), document.identifier);
     assert_eq!(member("TLS.ver").as_str().unwrap_or_default(), document.version);
@@ -50,18 +57,24 @@ fn take_apart(text: &str) {
     let app = SdkAppId::new(1).expect("not 0");
     let key = SecretKey::new("a key that signed nothing yet").expect("not empty");
     assert!(document.verify(&key, app, "administrator", 0).is_err());
-    assert!(!format!("{document:?}").contains(member("TLS.sig").as_str().filter(|sig| sig.len() > 20).unwrap_or("\n")));
+    // Who repeats it as a name has it shown as one.
+    let elsewhere = |sig: &str| document.identifier.contains(sig) || document.version.contains(sig);
+    let sig = member("TLS.sig").as_str().filter(|sig| sig.len() > 20 && !elsewhere(sig)).map(str::to_owned);
+    assert!(sig.is_none_or(|sig| !format!("{document:?}").contains(&sig)));
 }
 
 /// With other tools.
-fn read(text: &str) -> Option<serde_json::Map<String, serde_json::Value>> {
+fn read(text: &str) -> Option<Vec<u8>> {
     let standard = text.replace('*', "+").replace('-', "/").replace('_', "=");
     let deflated = STANDARD.decode(standard).ok()?;
     let mut json = Vec::new();
     let whole =
         flate2::read::ZlibDecoder::new(&*deflated).take(DOCUMENT_LEN_MAX as u64 + 1).read_to_end(&mut json).ok()?;
-    let json: serde_json::Value = serde_json::from_slice(&json).ok()?;
-    json.as_object().filter(|_| whole <= DOCUMENT_LEN_MAX).cloned()
+    (whole <= DOCUMENT_LEN_MAX).then_some(json)
+}
+
+fn object(json: &[u8]) -> Option<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_slice::<serde_json::Value>(json).ok()?.as_object().cloned()
 }
 
 fn make(bytes: &[u8]) {

@@ -63,7 +63,11 @@ pub(super) fn effective(config: &Config) -> Value {
             "window": span(webhook.window),
         })),
         // The address may hold a password.
-        "fleet": fleet.as_ref().map(|fleet| json!({ "prefix": fleet.prefix, "share": fleet.share })),
+        "fleet": fleet.as_ref().map(|fleet| json!({
+            "tls": fleet.tls.is_some(),
+            "prefix": fleet.prefix,
+            "share": fleet.share,
+        })),
         "log": {
             "format": if log.format == LogFormat::Json { "json" } else { "text" },
             "level": log.level.as_str().to_ascii_lowercase(),

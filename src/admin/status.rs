@@ -48,6 +48,7 @@ pub(super) fn render(state: &State) -> Value {
             let figures = fleet.figures();
             json!({
                 "mode": figures.mode.word(),
+                "cause": fleet.cause().as_deref(),
                 "losses": figures.losses,
                 "permits": figures.permits,
                 "pairs_read": figures.pairs_read,

@@ -1,10 +1,18 @@
 //! `[fleet]`: what replicas share.
 
 use std::fmt;
+use std::sync::Arc;
 
+use redis::IntoConnectionInfo as _;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
+use super::secret::read_ca_file;
 use super::section::{SecretNames, Section};
+use super::tls::{certificate, certified, file, read_chain, read_key};
 use super::units::{fraction, parsed, text};
 
 /// `[fleet]`: where replicas share quota, facts and evictions, and what one does alone.
@@ -12,10 +20,55 @@ use super::units::{fraction, parsed, text};
 pub struct Fleet {
     /// Redis or Valkey.
     pub redis: RedisUrl,
+    /// How it is spoken to; `None`: in the clear.
+    pub tls: Option<FleetTls>,
     /// What the names of all keys and of the channel begin with. Default `chatgate`.
     pub prefix: String,
     /// The part of each quota that a replica uses while Redis is away, 0.01 to 1. Default 0.25.
     pub share: f64,
+}
+
+impl Fleet {
+    /// With the public roots, if the address has TLS.
+    pub fn new(redis: RedisUrl, prefix: &str, share: f64) -> Self {
+        let tls = redis.has_tls().then(|| FleetTls::new(Vec::new(), None));
+        Self { redis, tls, prefix: prefix.to_owned(), share }
+    }
+}
+
+/// Whom TLS to Redis trusts, and the certificate that it shows if it is asked for one. `Debug` shows no key.
+#[derive(Clone)]
+pub struct FleetTls(pub Arc<ClientConfig>);
+
+impl FleetTls {
+    /// Trusts the public roots and `extra`, and shows `shown`.
+    fn new(extra: Vec<CertificateDer<'static>>, shown: Option<CertifiedKey>) -> Self {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        // They were looked at when they were read.
+        roots.add_parsable_certificates(extra);
+        // The provider is named: the process-wide default may be anybody's. No key log either, whatever
+        // the environment says.
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_root_certificates(roots);
+        Self(Arc::new(match shown {
+            Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
+            None => builder.with_no_client_auth(),
+        }))
+    }
+}
+
+impl fmt::Debug for FleetTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetTls").field("shows_certificate", &self.0.client_auth_cert_resolver.has_certs()).finish()
+    }
+}
+
+impl PartialEq for FleetTls {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// An address of Redis, which may hold a password: it has no `Display`, `Debug` shows nothing of it, and
@@ -27,6 +80,19 @@ impl RedisUrl {
     /// The address, for the code that connects and for nothing else.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Where it is and who we are there, without whether over TLS.
+    ///
+    /// # Errors
+    /// If the client cannot read it.
+    pub fn connection_info(&self) -> redis::RedisResult<redis::ConnectionInfo> {
+        connection_info(&self.0)
+    }
+
+    /// Whether it is spoken to over TLS.
+    pub fn has_tls(&self) -> bool {
+        self.0.starts_with("rediss://")
     }
 }
 
@@ -43,17 +109,29 @@ impl std::str::FromStr for RedisUrl {
         let host = url.strip_prefix("redis://").or_else(|| url.strip_prefix("rediss://"));
         let long_enough = host.is_some_and(|rest| !rest.is_empty() && rest.len() <= 4096);
         // What the client cannot read is found here, and not when it is too late.
-        if !long_enough || redis::IntoConnectionInfo::into_connection_info(url).is_err() {
+        if !long_enough || connection_info(url).is_err() {
             return Err("is not an address of Redis; write \"redis://HOST:PORT\" or \"rediss://HOST:PORT\"");
+        }
+        if url.contains('#') {
+            return Err("has a # in it; there is no TLS without looking at certificates here");
         }
         Ok(Self(Zeroizing::new(url.to_owned())))
     }
+}
+
+/// TLS is not the client's business, so it is not told of it.
+fn connection_info(url: &str) -> redis::RedisResult<redis::ConnectionInfo> {
+    let plain = Zeroizing::new(url.replacen("rediss://", "redis://", 1));
+    plain.as_str().into_connection_info()
 }
 
 /// The default of `fleet.prefix`.
 pub const PREFIX_DEFAULT: &str = "chatgate";
 /// The default of `fleet.share`.
 pub const SHARE_DEFAULT: f64 = 0.25;
+const CA: &str = "ca_file";
+const CERT: &str = "cert_file";
+const KEY: &str = "key_file";
 const URL: SecretNames = SecretNames { inline: "url", file: "url_file", env: "url_env" };
 
 /// The section, if it was written.
@@ -88,6 +166,37 @@ pub(super) fn fleet(root: &mut Section<'_>) -> Option<Fleet> {
         if good { Ok(prefix) } else { Err("must be 1 to 64 of a-z, A-Z, 0-9 and \"-_.:\"".to_owned()) }
     });
     section.read("share", &mut share, fraction(0.01..=1.0));
+    let redis = plain.or(hidden);
+    let tls = tls(&mut section, redis.as_ref());
     section.finish();
-    Some(Fleet { redis: plain.or(hidden)?, prefix, share })
+    Some(Fleet { tls, redis: redis?, prefix, share })
+}
+
+/// What TLS trusts and shows. Files that are no good are noted, also if the address is.
+fn tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<FleetTls> {
+    let shows = section.has(CERT) || section.has(KEY);
+    let extra = file(section, CA, false, read_ca_file);
+    let chain = file(section, CERT, shows, read_chain);
+    let key = file(section, KEY, shows, read_key);
+    if let Some((_, Some(remark))) = &key {
+        section.warning(KEY, remark);
+    }
+    if let Some(first) = chain.as_ref().and_then(|chain| chain.first()) {
+        let _ = certificate(section, first, "Redis refuses it");
+    }
+    let redis = redis?;
+    if !redis.has_tls() {
+        if let Some(key) = [CA, CERT, KEY].into_iter().find(|key| section.has(key)) {
+            section.problem(key, "is for TLS, and the address begins with redis://; write rediss://, or leave it out");
+        }
+        return None;
+    }
+    let shown = match chain.zip(key).map(|(chain, (key, _))| certified(chain, &key)).transpose() {
+        Ok(shown) => shown,
+        Err((key, message)) => {
+            section.problem(key, message);
+            None
+        }
+    };
+    Some(FleetTls::new(extra.unwrap_or_default(), shown))
 }

@@ -33,7 +33,7 @@ use rustls::pki_types::CertificateDer;
 
 pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError, UNIX_PATH_LEN_MAX};
 pub use self::callers::{CALLERS_MAX, Caller};
-pub use self::fleet::{Fleet, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
+pub use self::fleet::{Fleet, FleetTls, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
 pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};

@@ -83,7 +83,7 @@ pub(super) fn tls(section: &mut Section<'_>, server: &mut Server) -> bool {
     if let Some((_, Some(remark))) = &key {
         section.warning("key_file", remark);
     }
-    let certificate = chain.as_ref().and_then(|chain| certificate(&section, chain.first()?));
+    let certificate = chain.as_ref().and_then(|chain| certificate(&section, chain.first()?, "callers refuse it"));
     let serving = chain.zip(key).and_then(|(chain, (key, _))| {
         let roots = if asks_callers { Some(authorities?) } else { None };
         serve_with(chain, &key, roots).map_err(|(key, message)| section.problem(key, message)).ok()
@@ -93,11 +93,11 @@ pub(super) fn tls(section: &mut Section<'_>, server: &mut Server) -> bool {
     asks_callers
 }
 
-/// What callers are shown. What is wrong with it or doubtful is noted.
-fn certificate(section: &Section<'_>, der: &CertificateDer<'_>) -> Option<Certificate> {
+/// What others are shown. What is wrong with it or doubtful is noted, with what comes of it.
+pub(super) fn certificate(section: &Section<'_>, der: &CertificateDer<'_>, then: &str) -> Option<Certificate> {
     match Certificate::read(der) {
         Ok((certificate, begins_at)) => {
-            if let Some(doubt) = certificate.doubt(begins_at) {
+            if let Some(doubt) = certificate.doubt(begins_at, then) {
                 section.warning("cert_file", doubt);
             }
             Some(certificate)
@@ -110,7 +110,7 @@ fn certificate(section: &Section<'_>, der: &CertificateDer<'_>) -> Option<Certif
 }
 
 /// What the file that a key names holds. What is wrong with it is noted.
-fn file<T>(
+pub(super) fn file<T>(
     section: &mut Section<'_>,
     key: &'static str,
     required: bool,
@@ -124,7 +124,7 @@ fn file<T>(
 }
 
 /// The certificate, then those that lead to its authority.
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let (pem, _) = read_pem_file(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match chain {
@@ -135,7 +135,7 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// The key, and whether others can read it.
-fn read_key(path: &Path) -> Result<(Zeroizing<PrivateKeyDer<'static>>, Option<Remark>), String> {
+pub(super) fn read_key(path: &Path) -> Result<(Zeroizing<PrivateKeyDer<'static>>, Option<Remark>), String> {
     let (pem, remark) = read_pem_file(path)?;
     match PrivateKeyDer::from_pem_slice(&pem) {
         Ok(key) => Ok((Zeroizing::new(key), remark)),
@@ -159,13 +159,11 @@ fn instead(pem: &[u8]) -> &'static str {
     }
 }
 
-/// Puts it together; else the key at fault and what is wrong.
-fn serve_with(
+/// A certificate with its key; else the key at fault and what is wrong.
+pub(super) fn certified(
     chain: Vec<CertificateDer<'static>>,
     key: &PrivateKeyDer<'static>,
-    authorities: Option<Vec<CertificateDer<'static>>>,
-) -> Result<Arc<ServerConfig>, (&'static str, String)> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+) -> Result<CertifiedKey, (&'static str, String)> {
     let signing = aws_lc_rs::sign::any_supported_type(key)
         .map_err(|_| ("key_file", "the key in the file it names is of a kind that TLS cannot use".to_owned()))?;
     let certified = CertifiedKey::new(chain, signing);
@@ -175,6 +173,17 @@ fn serve_with(
         }
         _ => ("cert_file", "the first certificate of the file it names cannot be used".to_owned()),
     })?;
+    Ok(certified)
+}
+
+/// Puts it together; else the key at fault and what is wrong.
+fn serve_with(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'static>,
+    authorities: Option<Vec<CertificateDer<'static>>>,
+) -> Result<Arc<ServerConfig>, (&'static str, String)> {
+    let certified = certified(chain, key)?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let of_callers = match authorities {
         None => Arc::new(NoClientAuth) as _,
         Some(authorities) => {
@@ -219,12 +228,12 @@ impl Certificate {
     }
 
     /// What is doubtful about it now.
-    fn doubt(&self, begins_at: Duration) -> Option<String> {
+    fn doubt(&self, begins_at: Duration, then: &str) -> Option<String> {
         let (now, ends) = (clock::unix_now(), self.ends_at_text());
         let days = self.ends_at.saturating_sub(now).as_secs() / (24 * 3600);
         match () {
-            () if self.ends_at <= now => Some(format!("the certificate ended at {ends}; callers refuse it")),
-            () if begins_at > now => Some("the certificate is not good yet; callers refuse it".to_owned()),
+            () if self.ends_at <= now => Some(format!("the certificate ended at {ends}; {then}")),
+            () if begins_at > now => Some(format!("the certificate is not good yet; {then}")),
             () if self.ends_at - now < ENDS_SOON => Some(format!("the certificate ends in {days} days, at {ends}")),
             () => None,
         }

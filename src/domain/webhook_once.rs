@@ -4,6 +4,10 @@
 //! come: there may be many in one second, and a repeated one only makes chatgate forget. An alarm makes
 //! it slow for minutes, so one that shows a signature which was seen before is passed over. If it was
 //! honest, little is lost: Chat's refusals teach the same.
+//!
+//! What a webhook says, its command included, is not remembered beside the signature: neither is signed, so whoever has
+//! caught one signature could put another alarm under it, which would then be new. Nor are repeated follow events
+//! refused: a single blank makes one new, while an honest one may be word for word that of a moment ago.
 
 use std::collections::BTreeSet;
 

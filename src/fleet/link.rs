@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind};
+use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, PushInfo, PushKind};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Fleet, FleetError, PATIENCE, scripts};
+use super::reach::{Trouble, words};
+use super::{Fleet, PATIENCE, scripts};
 use crate::clock;
-use crate::config::RedisUrl;
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::health::{Health, pause};
 use crate::domain::fleet::stamps::Stamps;
@@ -49,19 +50,14 @@ pub(super) struct Link {
     beat: Pipeline,
     health: Mutex<Health>,
     stamps: Mutex<Stamps>,
+    /// Carries the bytes, as long as there is the link.
+    _driver: AbortOnDropHandle<()>,
 }
 
 /// When something was asked and heard.
 pub(super) struct Times {
     pub(super) asked: Tick,
     pub(super) heard: Tick,
-}
-
-/// The client of an address; RESP3, since evictions come over the same connection.
-pub(super) fn client(url: &RedisUrl) -> Result<redis::Client, FleetError> {
-    let info = url.expose().into_connection_info().map_err(|_| FleetError::Address)?;
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    redis::Client::open(info.set_redis_settings(settings)).map_err(|_| FleetError::Address)
 }
 
 impl Fleet {
@@ -84,12 +80,12 @@ impl Fleet {
                     hears.missed();
                     failures = if clock::now() - begun >= HELD { 0 } else { failures + 1 };
                 }
-                Ok(Err(error)) => {
-                    tell_failure(failures, &cause(&error));
+                Ok(Err(trouble)) => {
+                    self.note_failure(failures, &trouble.to_string());
                     failures += 1;
                 }
                 Err(_) => {
-                    tell_failure(failures, "it does not answer in time");
+                    self.note_failure(failures, "it does not answer in time");
                     failures += 1;
                 }
             }
@@ -100,7 +96,7 @@ impl Fleet {
     }
 
     /// A connection that hears, answers quickly and has the scripts.
-    async fn connect(self: &Arc<Self>, hears: &Arc<dyn Hears>) -> redis::RedisResult<Link> {
+    async fn connect(self: &Arc<Self>, hears: &Arc<dyn Hears>) -> Result<Link, Trouble> {
         // Only this task makes it odd, so the next number is known.
         let number = self.epoch.load(Ordering::Acquire) + 1;
         let (fleet, hears) = (Arc::downgrade(self), Arc::clone(hears));
@@ -113,18 +109,24 @@ impl Fleet {
                 hear(&fleet, &*hears, number, push);
                 Ok::<(), redis::aio::SendError>(())
             });
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let tls = self.tls.load_full();
+        let (mut connection, driver) = self.address.connect(tls, config).await?;
         connection.subscribe(self.channel()).await?;
         let mut load = redis::pipe();
         for body in [scripts::BEAT, scripts::LEASE, scripts::EVICT, scripts::STORE] {
             load.cmd("SCRIPT").arg("LOAD").arg(scripts::whole(body));
         }
-        load.cmd("INFO").arg("server");
-        let (beat, lease, evict, store, info): (String, String, String, String, String) =
+        load.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let (beat, lease, evict, store, server, replication): (String, String, String, String, String, String) =
             load.query_async(&mut connection).await?;
-        let run = info.lines().find_map(|line| line.trim_end().strip_prefix("run_id:")).unwrap_or_default().to_owned();
+        // One that takes writes all the same loses them: what it holds is another's.
+        if value_of(&replication, "role") == Some("slave") {
+            return Err(Trouble::Replica);
+        }
+        let run = value_of(&server, "run_id").unwrap_or_default();
         let mut pipeline = redis::pipe();
-        pipeline.cmd("EVALSHA").arg(beat).arg(2).arg(self.since()).arg(format!("{}:run", self.prefix)).arg(run);
+        let name = |what| format!("{}:{what}", self.prefix);
+        pipeline.cmd("EVALSHA").arg(beat).arg(3).arg(self.since()).arg(name("run")).arg(name("beat")).arg(run);
         let link = Link {
             connection,
             number,
@@ -134,13 +136,14 @@ impl Fleet {
             beat: pipeline,
             health: Mutex::default(),
             stamps: Mutex::default(),
+            _driver: driver,
         };
         for _ in 0..PROBES {
             let begun = clock::tick();
             let (moment,): (u64,) = link.beat.query_async(&mut link.connection.clone()).await?;
             let heard = clock::tick();
             if heard.since(begun) >= crate::domain::fleet::health::SLOW {
-                return Err(redis::RedisError::from(std::io::Error::other("it answers too slowly")));
+                return Err(Trouble::Slow);
             }
             link.stamps().note(heard, moment);
         }
@@ -150,6 +153,7 @@ impl Fleet {
     async fn join(&self, link: Link) {
         let number = link.number;
         self.link.store(Some(Arc::new(link)));
+        self.cause.store(None);
         self.epoch.store(number, Ordering::Release);
         tracing::info!("Redis is there: quota, facts and evictions are shared");
         self.pay().await;
@@ -186,7 +190,7 @@ impl Fleet {
                 Some((answer, Times { asked, heard }))
             }
             Ok(Err(error)) => {
-                self.lose(link.number, &cause(&error));
+                self.lose(link.number, &words(&error));
                 None
             }
             Err(_) => {
@@ -206,10 +210,19 @@ impl Fleet {
     fn lose(&self, number: u64, cause: &str) {
         if self.epoch.compare_exchange(number, number + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.link.store(None);
+            self.cause.store(Some(Arc::new(cause.to_owned())));
             self.figures.losses.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(cause, share = self.share, "Redis is away; this replica goes on alone");
         }
         self.trouble.notify_one();
+    }
+
+    /// Told ever more rarely, for it may be away for long; a new cause at once.
+    fn note_failure(&self, failures: u32, cause: &str) {
+        let before = self.cause.swap(Some(Arc::new(cause.to_owned())));
+        if failures == 0 || failures.is_power_of_two() || before.is_none_or(|before| *before != cause) {
+            tracing::warn!(cause, failures, "Redis is not to be had; this replica is alone");
+        }
     }
 
     /// The channel of evictions.
@@ -259,18 +272,11 @@ fn hear(fleet: &Weak<Fleet>, hears: &dyn Hears, number: u64, push: PushInfo) {
     }
 }
 
-/// Ever more rarely, for it may be away for long.
-fn tell_failure(failures: u32, cause: &str) {
-    if failures == 0 || failures.is_power_of_two() {
-        tracing::warn!(cause, failures, "Redis is not to be had; this replica is alone");
-    }
-}
-
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// What went wrong, in words of the client's that hold nothing of the address or of keys.
-fn cause(error: &redis::RedisError) -> String {
-    error.code().map_or_else(|| error.category().to_owned(), str::to_owned)
+/// One of the values that `INFO` has.
+fn value_of<'a>(info: &'a str, key: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix(':'))
 }

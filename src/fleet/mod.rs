@@ -21,6 +21,7 @@
 
 mod commands;
 mod link;
+mod reach;
 mod scripts;
 
 use std::collections::BTreeMap;
@@ -29,9 +30,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use rustls::ClientConfig;
 use tokio::sync::Notify;
 
 use self::link::Link;
+use self::reach::Address;
 use crate::bounds::Budget;
 use crate::clock;
 use crate::config;
@@ -49,7 +52,9 @@ const STORES_MAX: usize = 64;
 
 /// The fleet as one replica sees it.
 pub struct Fleet {
-    client: redis::Client,
+    address: Address,
+    /// How the next connection is made; none: in the clear.
+    tls: ArcSwapOption<ClientConfig>,
     /// What every name begins with.
     prefix: String,
     /// The part of a quota that is used alone.
@@ -64,13 +69,15 @@ pub struct Fleet {
     owed: Mutex<BTreeMap<SdkAppId, Arc<FleetKeys>>>,
     /// The connection was lost.
     trouble: Notify,
+    /// Why it is alone; none: it is not, or does not know yet.
+    cause: ArcSwapOption<String>,
     stores: Arc<Budget>,
     figures: Counts,
 }
 
 impl std::fmt::Debug for Fleet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The client knows a password.
+        // The address knows a password.
         f.debug_struct("Fleet").field("prefix", &self.prefix).field("mode", &self.mode()).finish_non_exhaustive()
     }
 }
@@ -134,7 +141,8 @@ impl Fleet {
         let mut me = [0; 8];
         me.copy_from_slice(&random[..8]);
         Ok(Arc::new(Self {
-            client: link::client(&config.redis)?,
+            address: Address::new(&config.redis)?,
+            tls: ArcSwapOption::new(config.tls.as_ref().map(|tls| Arc::clone(&tls.0))),
             prefix: config.prefix.clone(),
             share: config.share,
             epoch: AtomicU64::new(0),
@@ -142,6 +150,7 @@ impl Fleet {
             me,
             owed: Mutex::default(),
             trouble: Notify::new(),
+            cause: ArcSwapOption::empty(),
             stores: Budget::new(STORES_MAX),
             figures: Counts::default(),
         }))
@@ -160,6 +169,16 @@ impl Fleet {
     /// Alone or together.
     pub fn mode(&self) -> Mode {
         mode_of(self.epoch())
+    }
+
+    /// Why it is alone, in words without secrets. `None` while together.
+    pub fn cause(&self) -> Option<Arc<String>> {
+        self.cause.load_full()
+    }
+
+    /// From now on connections are made with these certificates. The one that is there goes on.
+    pub fn renew(&self, config: &config::Fleet) {
+        self.tls.store(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)));
     }
 
     /// How it stands.

@@ -15,7 +15,11 @@ end
 /// The time. Whatever was kept before a Redis that has lost something is void: one that was started again, or
 /// is another one than before, or was emptied.
 ///
-/// KEYS: since when what is kept counts; the run of Redis that it was kept by. ARGV: this run.
+/// Something is written every now and then, whoever beats: one that takes no writes, as a primary that has become a
+/// replica or one without room, is not to be taken for a good one as long as everybody only reads.
+///
+/// KEYS: since when what is kept counts; the run of Redis that it was kept by; when this was written last. ARGV: this
+/// run.
 pub(super) const BEAT: &str = "
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   redis.call('SET', KEYS[2], ARGV[1])
@@ -23,6 +27,8 @@ if redis.call('GET', KEYS[2]) ~= ARGV[1] then
 elseif redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('SET', KEYS[1], text(now))
 end
+local written = tonumber(redis.call('GET', KEYS[3]) or '')
+if not written or written > now or now - written >= 200000 then redis.call('SET', KEYS[3], text(now)) end
 return now
 ";
 
@@ -34,7 +40,8 @@ return now
 /// at once after a rest, less one, in intervals).
 ///
 /// A command that is not kept has rested, unless Redis has just lost what it kept: then it has nothing to
-/// spend. A moment that is absurdly far off is from before Redis' clock was set back. The total is asked only
+/// spend; nor has one whose moment was kept by another run, for after a failover the last ones may be missing. A
+/// moment that is absurdly far off is from before Redis' clock was set back. The total is asked only
 /// for what the command may do now, so that a slow command reserves nothing of it.
 pub(super) const LEASE: &str = "
 local wanted, ahead = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -49,6 +56,7 @@ for i = 1, #KEYS - 1 do
   step[i] = tonumber(ARGV[1 + 2 * i])
   local kept = tonumber(redis.call('GET', KEYS[1 + i]) or '')
   if not kept and now - since >= 2000000 then kept = 0 end
+  if kept and kept > 0 and kept < since then kept = since end
   if not kept or kept > now + ahead + 3000000 then kept = now + step[i] end
   next[i] = math.max(kept, now - credit)
 end

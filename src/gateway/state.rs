@@ -238,6 +238,9 @@ impl Gateway {
 
     /// From now on its apps, which go on from those of `before`, are as it is configured.
     pub(super) fn begin(&self, before: &Self) {
+        if let (Some(fleet), Some(config)) = (&self.fleet, &self.config.fleet) {
+            fleet.renew(config);
+        }
         for (app, state) in self.config.apps.iter().zip(&self.apps) {
             let Some(&index) = before.by_sdkappid.get(&app.sdkappid) else { continue };
             let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());

@@ -9,6 +9,8 @@ use crate::gateway::route::HEAD_LEN_MAX;
 
 /// Longest chunk-size line, and longest trailers together, in bytes; hyper's own limits are the same.
 const CHUNK_EXTRA_LEN_MAX: usize = 16 * 1024;
+/// Most lines of trailers, as hyper has it.
+const TRAILERS_MAX: usize = 100;
 /// Hexadecimal digits of a chunk's size: up to 2^60.
 const SIZE_DIGITS_MAX: usize = 15;
 
@@ -32,8 +34,8 @@ enum Place {
     /// So many bytes are left of the chunk.
     Chunk(u64),
     ChunkEnd,
-    /// So many bytes of trailers so far.
-    Trailers(usize),
+    /// So many bytes of trailers so far, and so many lines.
+    Trailers(usize, usize),
     Http2,
 }
 
@@ -75,7 +77,7 @@ impl Follower {
                         _ => {}
                     }
                 }
-                Place::Head | Place::ChunkSize | Place::ChunkEnd | Place::Trailers(_) => {
+                Place::Head | Place::ChunkSize | Place::ChunkEnd | Place::Trailers(..) => {
                     let end = memchr::memchr(b'\n', rest);
                     let step = end.map_or(rest.len(), |end| end + 1);
                     let stop = |in_head| move |fault| Stop { sound: at, fault, in_head };
@@ -96,7 +98,7 @@ impl Follower {
     fn part_of_line(&mut self, part: &[u8], whole: bool) -> Result<(), Fault> {
         let before = match self.place {
             Place::Head => self.head.len(),
-            Place::Trailers(len) => len,
+            Place::Trailers(len, _) => len,
             _ => 0,
         };
         let (limit, fault) = match self.place {
@@ -130,16 +132,17 @@ impl Follower {
             },
             Place::ChunkSize => {
                 self.place = match chunk_size(line)? {
-                    0 => Place::Trailers(0),
+                    0 => Place::Trailers(0, 0),
                     size => Place::Chunk(size),
                 }
             }
             Place::ChunkEnd if line == b"\r\n" => self.place = Place::ChunkSize,
             Place::ChunkEnd => return Err(Fault::Malformed),
-            Place::Trailers(_) if line == b"\r\n" => self.next_request(),
-            Place::Trailers(len) => {
+            Place::Trailers(..) if line == b"\r\n" => self.next_request(),
+            Place::Trailers(_, TRAILERS_MAX..) => return Err(Fault::Malformed),
+            Place::Trailers(len, lines) => {
                 field(line.strip_suffix(b"\r\n").ok_or(Fault::Malformed)?)?;
-                self.place = Place::Trailers(len + line.len());
+                self.place = Place::Trailers(len + line.len(), lines + 1);
             }
             // These have no lines.
             Place::Body(_) | Place::Chunk(_) | Place::Http2 => {}
@@ -240,8 +243,12 @@ mod tests {
         }
         let long = format!("{head}1;{}", "x".repeat(CHUNK_EXTRA_LEN_MAX));
         assert_eq!(Follower::default().follow(long.as_bytes()).map_err(|stop| stop.fault), Err(Fault::Malformed));
-        let trailers = format!("{head}0\r\n{}", "t: t\r\n".repeat(CHUNK_EXTRA_LEN_MAX / 6 + 1));
-        assert_eq!(Follower::default().follow(trailers.as_bytes()).map_err(|stop| stop.fault), Err(Fault::Malformed));
+        let trailer = format!("t: {}\r\n", "t".repeat(CHUNK_EXTRA_LEN_MAX / 10));
+        for (trailer, most) in [("t: t\r\n", TRAILERS_MAX), (&*trailer, 9)] {
+            let with = |lines| Follower::default().follow(format!("{head}0\r\n{}", trailer.repeat(lines)).as_bytes());
+            assert!(with(most).is_ok());
+            assert_eq!(with(most + 1).map_err(|stop| stop.fault), Err(Fault::Malformed));
+        }
     }
 
     #[test]

@@ -15,16 +15,16 @@ use crate::support::tls::Ca;
 use crate::support::wire::free_address;
 
 /// A key as the console shows them.
-const HEX_KEY: &str = "5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e701";
+pub(crate) const HEX_KEY: &str = "5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e701";
 
 /// A stand-in for Chat in a process of its own, which knows [`HEX_KEY`].
-struct Sandbox {
+pub(crate) struct Sandbox {
     _process: Process,
     address: String,
 }
 
 impl Sandbox {
-    async fn start(setup: &Setup, more: &[&str]) -> Sandbox {
+    pub(crate) async fn start(setup: &Setup, more: &[&str]) -> Sandbox {
         secrets::remember(HEX_KEY);
         let args = [&["sandbox", "--listen", "127.0.0.1:0"][..], more].concat();
         let process = Process::start(&args, setup.dir(), &[("CHATGATE_SANDBOX_KEY", HEX_KEY)]);
@@ -34,20 +34,30 @@ impl Sandbox {
 
     /// Gives an order, after it has forgotten the last one.
     async fn order(&self, name: &str, body: &str) {
-        for (name, body) in [("reset", "{}"), (name, body)] {
-            let mut conn = Conn::open(&self.address).await.expect("it listens");
-            let answer = conn.ask(&Ask::post(&format!("/__sandbox/{name}")).body(body)).await;
-            assert_eq!(answer.status, 200, "{}", answer.text());
-        }
+        self.tell("reset", "{}").await;
+        self.tell(name, body).await;
     }
 
-    fn app_lines(&self) -> String {
+    /// Gives a further order.
+    pub(crate) async fn tell(&self, name: &str, body: &str) {
+        let mut conn = Conn::open(&self.address).await.expect("it listens");
+        let answer = conn.ask(&Ask::post(&format!("/__sandbox/{name}")).body(body)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// What it has seen.
+    pub(crate) async fn journal(&self) -> Value {
+        let mut conn = Conn::open(&self.address).await.expect("it listens");
+        conn.ask(&Ask::new("GET", "/__sandbox/journal")).await.json()
+    }
+
+    pub(crate) fn app_lines(&self) -> String {
         format!("endpoint = \"http://{}\"", self.address)
     }
 }
 
 /// The main app with a key that looks as it should.
-const HEX: TestApp = TestApp { key: HEX_KEY, ..MAIN };
+pub(crate) const HEX: TestApp = TestApp { key: HEX_KEY, ..MAIN };
 
 /// Asks the doctor, for people and for machines, which agree; the second is returned.
 async fn doctor(setup: &Setup) -> (i32, Value) {

@@ -37,15 +37,21 @@ pub(crate) async fn together(gateway: &Gateway) {
     eventually("it is together", async || (mode(gateway).await == "together").then_some(())).await;
 }
 
+/// Why it is alone, in its own words.
+pub(crate) async fn cause(gateway: &Gateway) -> String {
+    let status = gateway.admin_get("/status").await.json();
+    status["fleet"]["cause"].as_str().unwrap_or_default().to_owned()
+}
+
 /// Whether a pair is known without asking Chat, here or in Redis.
-async fn knows(gateway: &Gateway, from: &str, to: &str) -> bool {
+pub(crate) async fn knows(gateway: &Gateway, from: &str, to: &str) -> bool {
     let answer = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
     assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
     answer.status == 200
 }
 
 /// `one` asks Chat until `two` knows of it: a busy machine may take Redis for lost, and then nothing is shared.
-async fn learns(one: &Gateway, two: &Gateway, from: &str, to: &str) {
+pub(crate) async fn learns(one: &Gateway, two: &Gateway, from: &str, to: &str) {
     eventually("what another has learned", async || {
         one.ask(Ask::check(from, &[to]).header("Cache-Control", "no-cache")).await.checked();
         knows(two, from, to).await.then_some(())

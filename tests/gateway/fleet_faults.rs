@@ -19,14 +19,14 @@ use crate::support::turn;
 const CALLERS: usize = 4;
 
 /// Callers who go on and on: lookups of pairs that are new, pairs that are known, and other calls.
-struct Traffic {
+pub(crate) struct Traffic {
     rounds: Arc<[AtomicUsize; CALLERS]>,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Traffic {
-    fn on(gateway: &Gateway) -> Traffic {
+    pub(crate) fn on(gateway: &Gateway) -> Traffic {
         let stop = CancellationToken::new();
         let rounds: Arc<[AtomicUsize; CALLERS]> = Arc::default();
         let tasks = (0..CALLERS).map(|caller| {
@@ -59,7 +59,7 @@ impl Traffic {
     }
 
     /// Waits until everybody has asked for everything some more times.
-    async fn some(&self) {
+    pub(crate) async fn some(&self) {
         let rounds = || self.rounds.iter().map(|round| round.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let wanted: Vec<usize> = rounds().iter().map(|round| round + 3).collect();
         let enough = async || rounds().iter().zip(&wanted).all(|(now, wanted)| now >= wanted).then_some(());
@@ -67,7 +67,7 @@ impl Traffic {
     }
 
     /// How many requests failed. None may.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.some().await;
         self.stop.cancel();
         for task in self.tasks {
@@ -77,7 +77,7 @@ impl Traffic {
     }
 }
 
-async fn alone(gateway: &Gateway) {
+pub(crate) async fn alone(gateway: &Gateway) {
     eventually("it is alone", async || (mode(gateway).await == "alone").then_some(())).await;
 }
 

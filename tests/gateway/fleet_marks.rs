@@ -1,5 +1,6 @@
 //! What Redis keeps after an eviction, asked by the program's own commands.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,12 @@ impl Hears for Deaf {
 }
 
 async fn member(redis: &Redis) -> Arc<Fleet> {
-    let address = format!("redis://{}", redis.address()).parse().expect("an address");
-    let config = config::Fleet { redis: address, prefix: "test".to_owned(), share: 0.5 };
+    member_at(redis.address()).await
+}
+
+pub(crate) async fn member_at(address: SocketAddr) -> Arc<Fleet> {
+    let address = format!("redis://{address}").parse().expect("an address");
+    let config = config::Fleet::new(address, "test", 0.5);
     let fleet = Fleet::new(&config).expect("random numbers");
     let (tried, first) = tokio::sync::oneshot::channel();
     tokio::spawn(Arc::clone(&fleet).run(Arc::new(Deaf), tried));
@@ -114,6 +119,29 @@ async fn a_redis_that_has_lost_what_it_had_grants_no_burst() {
         assert!(granted.moments.is_empty(), "{granted:?}");
         assert!(granted.again >= Duration::from_millis(1));
     }
+}
+
+/// After a failover the last moments that were granted may be missing, and with them what had been spent.
+#[tokio::test]
+async fn another_run_of_redis_grants_no_burst_by_what_an_earlier_one_kept() {
+    let redis = Redis::start().await;
+    let fleet = member(&redis).await;
+    let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
+    let order = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
+    let granted = fleet.lease(order).await.expect("Redis is there");
+    let rested = granted.moment + 1_000_000;
+    let granted = eventually("it has rested", async || {
+        let order = LeaseOrder { name: "c/d", ..order };
+        fleet.lease(order).await.filter(|granted| granted.moment > rested)
+    })
+    .await;
+    redis.say("SET test:run another").await;
+    let since = async || redis.say("GET test:since").await.lines().nth(1)?.trim().parse::<u64>().ok();
+    let since = eventually("it is noticed", async || since().await.filter(|since| *since > granted.moment)).await;
+    let granted = fleet.lease(order).await.expect("Redis is there");
+    let since = Duration::from_micros(granted.moment - since);
+    assert_eq!(granted.moments.len(), 4);
+    assert!(granted.moments[3] + since >= pace.interval * 3, "{granted:?}, {since:?} after the other run began");
 }
 
 /// Moments on the clock of Redis, whatever this machine is busy with. A permit is used within 40 ms after its

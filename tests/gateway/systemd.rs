@@ -1,15 +1,18 @@
 //! Under systemd: sockets that it has opened, and what it is told.
 
+use std::io::Read as _;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
+use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::process::Process;
 use crate::support::setup::Setup;
@@ -115,6 +118,15 @@ impl Manager {
         }
     }
 
+    /// Forgets what has come so far. Whether there was anything.
+    fn drain(&self) -> bool {
+        let mut any = false;
+        while self.socket.try_recv(&mut [0; 512]).is_ok() {
+            any = true;
+        }
+        any
+    }
+
     async fn any(&self) -> String {
         let mut bytes = [0; 512];
         let received = crate::support::within(crate::support::PATIENCE, "a message", self.socket.recv(&mut bytes));
@@ -168,6 +180,89 @@ async fn signs_of_life_come_while_all_threads_answer() {
     // One that stops hears of it, and of its life until the end.
     assert_eq!(gateway.stop().await, 0);
     assert_eq!(manager.next().await, "STOPPING=1");
+}
+
+/// Stops one thread as a debugger does, until its stdin ends (ptrace(2)).
+const HOLD: &str = r#"
+import ctypes, os, sys
+ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+thread, SEIZE, INTERRUPT, WALL = int(sys.argv[1]), 0x4206, 0x4207, 0x40000000
+for request in SEIZE, INTERRUPT:
+    if ptrace(request, thread, 0, 0) != 0:
+        sys.exit("ptrace: " + os.strerror(ctypes.get_errno()))
+os.waitpid(thread, WALL)
+print("held", flush=True)
+sys.stdin.read()
+"#;
+
+/// A thread that is held, until this is dropped: then whoever holds it is gone, and it goes on.
+struct Held(Child);
+
+impl Held {
+    fn thread(gateway: &Gateway, name: &str, is_root: bool) -> Held {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("it runs").flatten();
+        let has_name =
+            |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        let thread = tasks.map(|task| task.path()).find(has_name).expect("a thread of that name");
+        let thread = thread.file_name().expect("a number").to_owned();
+        // chatgate keeps its memory from others of its user; over it are root, and root of its namespace.
+        let mut command = Command::new(if is_root { "python3" } else { "nsenter" });
+        if !is_root {
+            command.args(["--user", "--preserve-credentials", "--target", &gateway.pid().to_string(), "python3"]);
+        }
+        command.args(["-c", HOLD]).arg(thread).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("Python 3 is installed; see tests/run");
+        let mut said = [0; 5];
+        let read = child.stdout.take().expect("piped").read_exact(&mut said);
+        assert!(read.is_ok() && said == *b"held\n", "the thread cannot be held");
+        Held(child)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn while_one_thread_hangs_there_is_no_sign_of_life() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let path = setup.dir().join("notify.sock");
+    let manager = Manager::at(&path);
+    let setup = setup.env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "400000");
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let command = if is_root {
+        Command::new(env!("CARGO_BIN_EXE_chatgate"))
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", env!("CARGO_BIN_EXE_chatgate")]);
+        command
+    };
+    let gateway = setup.start_by(command).await;
+    while manager.any().await != "WATCHDOG=1" {}
+    let complaints = || gateway.log().matches("a thread does not answer").count();
+    let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
+    for thread in ["worker-0".to_owned(), format!("worker-{last}")] {
+        let before = complaints();
+        let held = Held::thread(&gateway, &thread, is_root);
+        let more = async |count: usize| {
+            eventually("it is noticed", async || (complaints() >= before + count).then_some(())).await;
+        };
+        more(1).await;
+        manager.drain();
+        more(5).await;
+        assert!(!manager.drain(), "{thread} hangs, and a sign of life came");
+        // Operators are served by another thread.
+        assert_eq!(gateway.admin_get("/livez").await.status, 200);
+        drop(held);
+        while manager.any().await != "WATCHDOG=1" {}
+        gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+    }
+    assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]

@@ -131,3 +131,55 @@ fn tls_without_a_tcp_listener_is_doubtful() {
     let warnings = folder(&format!("[server]\nlisten = 'unix:/run/x.sock'\n{TLS}"), 90).warnings();
     assert!(warnings.len() == 1 && warnings[0].contains("server.tls: is for TCP"), "{warnings:?}");
 }
+
+const FLEET: &str =
+    "[fleet]\nredis = 'rediss://redis.test'\nca_file = 'ca.pem'\ncert_file = 'cert.pem'\nkey_file = 'key.pem'\n";
+
+#[test]
+fn what_a_fleet_trusts_and_shows_is_read_and_its_key_not_shown() {
+    let folder = folder(FLEET, 90);
+    let config = folder.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(config.warnings, []);
+    let fleet = config.fleet.as_ref().expect("written");
+    assert!(fleet.tls.as_ref().is_some_and(|tls| tls.0.client_auth_cert_resolver.has_certs()));
+    let key = fs::read_to_string(folder.folder.path().join("key.pem")).expect("written");
+    let shown = format!("{config:?}");
+    assert!(key.lines().nth(1).is_some_and(|line| line.len() > 40 && !shown.contains(line)), "{shown}");
+    assert_eq!(config.source.files.len(), 4, "all of them are watched");
+    // Without files it is TLS with the public roots, and without rediss:// none.
+    for (scheme, has_tls) in [("rediss", true), ("redis", false)] {
+        let text = format!("{APP}[fleet]\nredis = '{scheme}://h'\n");
+        let fleet = Folder::with(&text).load(&[]).expect("good").fleet.expect("written");
+        assert_eq!(fleet.tls.is_some(), has_tls);
+        assert!(fleet.tls.is_none_or(|tls| !tls.0.client_auth_cert_resolver.has_certs()));
+    }
+}
+
+#[test]
+fn what_a_fleet_cannot_trust_or_show_is_refused_with_its_cause() {
+    for (from, to, key, part) in [
+        ("'rediss:", "'redis:", "ca_file", "is for TLS, and the address begins with redis://"),
+        ("ca_file = 'ca.pem'\n", "", "", ""),
+        ("ca_file = 'ca.pem'", "ca_file = 'key.pem'", "ca_file", "has no certificate"),
+        ("ca_file = 'ca.pem'", "ca_file = 'none'", "ca_file", "there is no such file"),
+        ("cert_file = 'cert.pem'\n", "", "cert_file", "is missing"),
+        ("key_file = 'key.pem'\n", "", "key_file", "is missing"),
+        ("'key.pem'", "'other.pem'", "key_file", "does not belong"),
+        ("'key.pem'", "'ca.pem'", "key_file", "were the files mixed up?"),
+        ("redis.test'", "redis.test/#insecure'", "redis", "has a # in it"),
+    ] {
+        let folder = folder(&FLEET.replace(from, to), 90);
+        if key.is_empty() {
+            assert!(folder.load(&[]).is_ok());
+            continue;
+        }
+        let problems = folder.problems(&[]);
+        let about = format!("fleet.{key}: ");
+        assert!(
+            problems.len() == 1 && problems[0].contains(&about) && problems[0].contains(part),
+            "{part}\n{problems:?}"
+        );
+    }
+    let warnings = folder(FLEET, -3).warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("Redis refuses it"), "{warnings:?}");
+}

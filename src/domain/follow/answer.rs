@@ -251,6 +251,9 @@ mod tests {
         assert_eq!(items.get("a"), Some(&Found::Contradiction));
         assert_eq!(items.get("b"), Some(&Found::Contradiction));
         assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
+        // Where not even the members' names can be read, the item is as good as missing.
+        let items = Items::read(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
+        assert_eq!(items.get("d"), None);
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::tls::Pem;
 use super::wire::free_address;
 use super::{eventually, within};
 
@@ -18,6 +19,8 @@ use super::{eventually, within};
 pub(crate) struct Redis {
     child: Option<Child>,
     address: SocketAddr,
+    /// Where it speaks TLS, and what it is told of that.
+    tls: Option<(SocketAddr, Vec<String>)>,
     dir: TempDir,
 }
 
@@ -25,9 +28,35 @@ impl Redis {
     /// Starts it and waits until it answers.
     pub(crate) async fn start() -> Redis {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut redis = Redis { child: None, address: free_address(), dir };
+        let mut redis = Redis { child: None, address: free_address(), tls: None, dir };
         redis.start_again().await;
         redis
+    }
+
+    /// The same with TLS at an address of its own. If `clients` is the certificate of an authority, it wants one of
+    /// that.
+    pub(crate) async fn start_tls(shows: &Pem, clients: Option<&str>) -> Redis {
+        let mut redis = Redis::start().await;
+        redis.kill();
+        let dir = redis.dir.path();
+        let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
+        let asks = if clients.is_some() { "yes" } else { "no" };
+        let mut words = vec!["--tls-cert-file".to_owned(), path("cert.pem"), "--tls-key-file".to_owned()];
+        words.extend([path("key.pem"), "--tls-ca-cert-file".to_owned(), path("ca.pem")]);
+        words.extend(["--tls-auth-clients".to_owned(), asks.to_owned()]);
+        // One that asks nobody reads this file all the same.
+        std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&shows.certificate)).expect("own directory");
+        redis.tls = Some((free_address(), words));
+        redis.show(shows).await;
+        redis
+    }
+
+    /// Starts it again with this certificate.
+    pub(crate) async fn show(&mut self, shows: &Pem) {
+        self.kill();
+        std::fs::write(self.dir.path().join("cert.pem"), &shows.certificate).expect("own directory");
+        std::fs::write(self.dir.path().join("key.pem"), &shows.key).expect("own directory");
+        self.start_again().await;
     }
 
     /// Starts it where it was before, with nothing in it.
@@ -35,6 +64,11 @@ impl Redis {
         let port = self.address.port().to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        // A replica is filled without a file and without a pause.
+        command.args(["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]);
+        if let Some((address, words)) = &self.tls {
+            command.args(["--tls-port", &address.port().to_string()]).args(words);
+        }
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server is installed; see tests/run"));
         eventually("Redis answers", async || (self.try_say("PING").await? == "+PONG\r\n").then_some(())).await;
@@ -42,6 +76,18 @@ impl Redis {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it speaks TLS.
+    pub(crate) fn tls_address(&self) -> SocketAddr {
+        self.tls.as_ref().expect("it speaks TLS").0
+    }
+
+    /// From now on it is a replica of what is there, and has all that that has.
+    pub(crate) async fn follow(&self, primary: SocketAddr) {
+        self.say(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
+        let up = async || self.say("INFO replication").await.contains("master_link_status:up").then_some(());
+        eventually("the replica is in step", up).await;
     }
 
     /// Sends a signal, for instance `"STOP"`.

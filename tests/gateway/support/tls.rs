@@ -49,6 +49,20 @@ impl Ca {
         #[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
         let now = SystemTime::now();
         params.not_after = (now + good_for).into();
+        self.pem_of(params)
+    }
+
+    /// The same, but the certificate expired years ago.
+    pub(crate) fn issue_expired(&self, name: &str) -> Pem {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.pem_of(params)
+    }
+
+    fn pem_of(&self, mut params: CertificateParams) -> Pem {
+        // One whose name is that of its authority is taken for self-signed by OpenSSL.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "one of the tests");
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("signed");
         let pem = Pem { certificate: leaf.pem(), key: key.serialize_pem() };

@@ -1,0 +1,87 @@
+//! `chatgate demo` with several replicas.
+
+use std::time::Duration;
+
+use tempfile::tempdir;
+
+use crate::support::answer::Answer;
+use crate::support::client::{Ask, Conn};
+use crate::support::process::Process;
+use crate::support::redis::Redis;
+use crate::support::{eventually, turn, within};
+
+/// The addresses of its gateways, data and admin, as it prints them.
+fn addresses(printed: &str) -> Vec<(String, String)> {
+    let first = printed.lines().find_map(|line| line.strip_prefix("chatgate is listening on "));
+    let first = first.and_then(|line| line.split(',').next()).map(str::to_owned);
+    let admin = printed.lines().find_map(|line| line.strip_prefix("curl -s http://")?.strip_suffix("/readyz"));
+    let others = printed.lines().filter_map(|line| {
+        let (data, admin) = line.strip_prefix("# Another replica: ")?.split_once(", for operators ")?;
+        Some((data.to_owned(), admin.to_owned()))
+    });
+    first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()
+}
+
+async fn ask(address: &str, ask: Ask) -> Answer {
+    let mut conn = Conn::open(address).await.expect("it listens");
+    within(crate::support::PATIENCE, "an answer", conn.ask(&ask)).await
+}
+
+#[tokio::test]
+async fn replicas_share_what_they_learn_and_stop_cleanly() {
+    let _turn = turn::shared().await;
+    let (redis, dir) = (Redis::start().await, tempdir().expect("a temporary directory"));
+    let url = format!("redis://{}", redis.address());
+    let any = "127.0.0.1:0";
+    let args = ["demo", "--listen", any, "--admin", any, "--replicas", "3", "--redis", &url];
+    let mut demo = Process::start(&args, dir.path(), &[]);
+    let gateways = eventually("three gateways", async || {
+        assert_eq!(demo.try_exit(), None, "{}", demo.stderr());
+        Some(addresses(&demo.stdout())).filter(|gateways| gateways.len() == 3)
+    })
+    .await;
+    for (_, admin) in &gateways {
+        eventually("it is together", async || {
+            let status = ask(admin, Ask::new("GET", "/status")).await.json();
+            (status["fleet"]["mode"] == "together").then_some(())
+        })
+        .await;
+    }
+    let check = |more: &str| Ask::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", more);
+    let first = ask(&gateways[0].0, check("no-cache")).await;
+    assert_eq!(first.types(), [3, 2, 1]);
+    for (data, _) in &gateways[1..] {
+        // A busy machine may take Redis for lost for a moment.
+        let answer = eventually("what another has learned", async || {
+            let answer = ask(data, check("only-if-cached")).await;
+            if answer.status != 200 {
+                ask(&gateways[0].0, check("no-cache")).await.checked();
+            }
+            (answer.status == 200).then_some(answer)
+        })
+        .await;
+        assert_eq!(answer.types(), [3, 2, 1]);
+    }
+    let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
+    assert_eq!(ask(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
+    for (data, _) in &gateways {
+        eventually("a write that another relayed", async || {
+            (ask(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
+        })
+        .await;
+    }
+    demo.signal("TERM");
+    assert_eq!(demo.exit_code_within(Duration::from_secs(20)).await, 0, "{}", demo.stderr());
+    for (data, admin) in &gateways {
+        for address in [data, admin] {
+            assert!(Conn::open(address).await.is_err(), "{address} still listens");
+        }
+    }
+}
+
+#[tokio::test]
+async fn replicas_without_a_redis_are_refused() {
+    let outcome = Process::run(&["demo", "--replicas", "2"], std::path::Path::new("/"), &[]).await;
+    assert_eq!(outcome.code, 1);
+    assert!(outcome.stderr.contains("--redis"), "{}", outcome.stderr);
+}
