@@ -2,7 +2,9 @@
 //!
 //! Each queued edge counts with one of its two ends, the one that had more queued edges when it came, as
 //! if the call that takes it were made from there. Counting is all: [`Pending::next_call`] chooses anew.
-//! But calls that are made from those ends would take all edges, so about as many or fewer are needed.
+//! But calls that are made from those ends would take all edges, so about as many or fewer are needed. How
+//! many fewer shows while calls go out and others wait: what is queued fills calls about as well as what has
+//! just gone.
 
 use super::graph::Node;
 use super::{EdgeId, Pending};
@@ -15,9 +17,27 @@ use crate::domain::follow::answer::CALL_ACCOUNTS_MAX;
 pub(super) struct Forecast {
     edges: usize,
     calls: usize,
+    /// Edges that a call has carried lately; `None` since nothing was queued.
+    fill: Option<f64>,
 }
 
+/// How much the latest call counts in [`Forecast::fill`].
+const FILL_WEIGHT: f64 = 0.25;
+
 impl Forecast {
+    /// A call has left with so many edges.
+    pub(super) fn sent(&mut self, edges: usize) {
+        let edges = edges as f64;
+        let fill = self.fill.map_or(edges, |fill| fill + (edges - fill) * FILL_WEIGHT);
+        self.fill = (self.edges > 0).then_some(fill);
+    }
+
+    /// About how many calls what is queued takes.
+    fn all(&self) -> usize {
+        // `as` cuts: a call that is nearly full is counted as full.
+        self.fill.map_or(self.calls, |fill| self.calls.min((self.edges as f64 / fill.max(1.0)) as usize + 1))
+    }
+
     fn change(&mut self, node: &mut Node, change: impl FnOnce(&mut usize)) {
         self.calls -= calls(node.counted);
         change(&mut node.counted);
@@ -39,7 +59,7 @@ impl Pending {
     /// About how many calls go out before the last one that a further question of this caller needs, with
     /// `more` pairs that nobody asks for yet: no more than if nothing of it shares a call with others.
     pub fn calls_ahead(&self, caller: CallerId, more: usize) -> usize {
-        let Forecast { edges, calls: all } = self.forecast;
+        let (edges, all) = (self.forecast.edges, self.forecast.all());
         // What others ask for already is under way before anything new.
         if edges == 0 || more == 0 {
             return 0;
@@ -145,6 +165,22 @@ mod tests {
         let to = names("to", 250);
         ask(&mut pending, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!((pending.calls_ahead(CallerId(7), 1), pending.calls_ahead(CallerId(7), 250)), (3, 5));
+    }
+
+    #[test]
+    fn how_well_calls_are_filled_shows_while_they_go_out() {
+        let mut pending = Pending::new(true);
+        // Feeds of 30 out of 60 accounts: each account is in the feeds of half of the viewers.
+        for viewer in 0..200_usize {
+            let to: Vec<String> = (0..30).map(|at| format!("to{}", (viewer * 7 + at * at) % 60)).collect();
+            let to: std::collections::BTreeSet<&str> = to.iter().map(String::as_str).collect();
+            ask(&mut pending, 1000 + viewer as u64, &format!("viewer{viewer}"), &to.into_iter().collect::<Vec<_>>());
+        }
+        (0..10).for_each(|_| drop(pending.next_call(100, at(1)).expect("one more")));
+        let (ahead, queued) = (pending.calls_ahead(ANN, 1), pending.queued());
+        let left = drain(&mut pending);
+        assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} foretold, {left} needed for {queued}");
+        assert_eq!(pending.forecast.fill, None, "the next burst may be another one");
     }
 
     #[test]

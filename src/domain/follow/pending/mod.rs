@@ -271,6 +271,7 @@ impl Pending {
             from_name = Some(Arc::clone(near));
             to.push(Arc::clone(far));
         }
+        self.forecast.sent(ids.len());
         let shared = self.is_shared(&ids);
         self.calls.insert(id, Flight { from, sent: now, edges: ids, shared });
         Some(Call { id, from: from_name?, to })
