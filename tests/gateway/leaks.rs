@@ -12,7 +12,6 @@ use crate::support::process::Process;
 use crate::support::reply::Reply;
 use crate::support::setup::Setup;
 use crate::support::tls::Ca;
-use crate::support::wire::free_address;
 use crate::support::{eventually, secrets, unix_now, usersig};
 
 /// Its Chat shows a certificate that is over.
@@ -28,10 +27,16 @@ async fn everything_goes_wrong(format: &'static str) {
     let no_tls = FakeChat::start().await;
     let setup = Setup::without_apps();
     let trusted = setup.file("ca.pem", &ca.pem());
+    // Bound and not listening: nobody answers there, and no other test's Chat can come to be there.
+    let nobody = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    nobody.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
     let gateway = setup
         .app(MAIN, &format!("{}\ndefault = true", plain.app_lines()))
         .app(OTHER, &hidden.app_lines())
-        .app(ODD, &format!("endpoint = \"http://{}\"", free_address()))
+        .app(
+            ODD,
+            &format!("endpoint = \"http://{}\"", nobody.local_addr().expect("bound").as_socket().expect("an address")),
+        )
         .app(EXPIRED, &format!("{}\nca_file = '{}'", expired.app_lines(), trusted.display()))
         .app(NO_TLS, &format!("endpoint = \"https://localhost:{}\"", no_tls.address().port()))
         .set("log", r#"level = "trace""#)
