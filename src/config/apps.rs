@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::build::unknown_command;
 use super::secret::read_ca_file;
 use super::section::{SecretNames, Section};
+use super::tls::file;
 use super::tree::{Node, Place};
 use super::units::{Reading, boolean, duration, parsed, rate};
 use super::{APPS_MAX, App, Endpoint, Quota, lower_limit};
@@ -60,7 +61,7 @@ fn app(mut section: Section<'_>, seen: &mut Seen) -> Option<App> {
         let instead = format!("region = {}", Region::ALL.map(|region| format!("\"{region}\"")).join(" or "));
         section.required("region", &instead, parsed)
     };
-    let extra_roots = extra_roots(&mut section);
+    let extra_roots = file(&mut section, "ca_file", false, read_ca_file).unwrap_or_default();
     let identifier = if section.has("identifier") {
         section.optional("identifier", parsed::<Identifier>)
     } else {
@@ -137,17 +138,6 @@ fn sdkappid(node: &Node) -> Reading<SdkAppId> {
 fn lifetime(node: &Node) -> Reading<Duration> {
     let lifetime = duration(LIFETIME_MIN..=LIFETIME_MAX)(node)?;
     if lifetime.subsec_nanos() == 0 { Ok(lifetime) } else { Err("must be whole seconds".to_owned()) }
-}
-
-fn extra_roots(section: &mut Section<'_>) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-    let Some(path) = section.named_file("ca_file") else { return Vec::new() };
-    match read_ca_file(&path) {
-        Ok(roots) => roots,
-        Err(message) => {
-            section.problem("ca_file", message);
-            Vec::new()
-        }
-    }
 }
 
 fn quota(mut section: Section<'_>) -> Quota {

@@ -4,15 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use redis::IntoConnectionInfo as _;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
 use super::secret::read_ca_file;
 use super::section::{SecretNames, Section};
-use super::tls::{certificate, certified, file, read_chain, read_key};
+use super::tls::{certificate, certified, client_config, file, read_chain, read_key};
 use super::units::{fraction, parsed, text};
 
 /// `[fleet]`: where replicas share quota, facts and evictions, and what one does alone.
@@ -31,7 +28,8 @@ pub struct Fleet {
 impl Fleet {
     /// With the public roots, if the address has TLS.
     pub fn new(redis: RedisUrl, prefix: &str, share: f64) -> Self {
-        let tls = redis.has_tls().then(|| FleetTls::new(Vec::new(), None));
+        let public = || client_config(&[], None).expect("nothing is added to the public roots");
+        let tls = redis.has_tls().then(|| FleetTls(Arc::new(public())));
         Self { redis, tls, prefix: prefix.to_owned(), share }
     }
 }
@@ -39,25 +37,6 @@ impl Fleet {
 /// Whom TLS to Redis trusts, and the certificate that it shows if it is asked for one. `Debug` shows no key.
 #[derive(Clone)]
 pub struct FleetTls(pub Arc<ClientConfig>);
-
-impl FleetTls {
-    /// Trusts the public roots and `extra`, and shows `shown`.
-    fn new(extra: Vec<CertificateDer<'static>>, shown: Option<CertifiedKey>) -> Self {
-        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        // They were looked at when they were read.
-        roots.add_parsable_certificates(extra);
-        // The provider is named: the process-wide default may be anybody's. No key log either, whatever
-        // the environment says.
-        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the provider has them")
-            .with_root_certificates(roots);
-        Self(Arc::new(match shown {
-            Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
-            None => builder.with_no_client_auth(),
-        }))
-    }
-}
 
 impl fmt::Debug for FleetTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -198,5 +177,8 @@ fn tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<FleetTls> 
             None
         }
     };
-    Some(FleetTls::new(extra.unwrap_or_default(), shown))
+    let config = client_config(&extra.unwrap_or_default(), shown);
+    let config =
+        config.map_err(|error| section.problem(CA, format_args!("has a certificate that is no good: {error}")));
+    Some(FleetTls(Arc::new(config.ok()?)))
 }

@@ -39,7 +39,7 @@ pub use self::problem::{Problem, Problems};
 pub use self::quota::{Quota, lower_limit};
 pub use self::secret::{CA_LEN_MAX, Remark, SECRET_LEN_MAX, SecretError, SecretText, read_secret_file};
 pub use self::source::{NamedFile, Source};
-pub use self::tls::{Certificate, Tls};
+pub use self::tls::{Certificate, Tls, client_config};
 pub use self::trace::{ATTRIBUTES_MAX, SAMPLE_DEFAULT, Trace};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;

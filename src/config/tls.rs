@@ -11,7 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_cert::der::Decode as _;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
@@ -91,6 +91,29 @@ pub(super) fn tls(section: &mut Section<'_>, server: &mut Server) -> bool {
     section.finish();
     server.tls = serving.zip(certificate).map(|(serving, certificate)| Tls { serving, certificate, asks_callers });
     asks_callers
+}
+
+/// How TLS is spoken to others: it trusts the public roots and `extra`, and shows `shown` to who asks for it.
+///
+/// # Errors
+/// If one of `extra` is no certificate that can be trusted.
+pub fn client_config(
+    extra: &[CertificateDer<'static>],
+    shown: Option<CertifiedKey>,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    for certificate in extra {
+        roots.add(certificate.clone())?;
+    }
+    // The provider is named: the process-wide default may be anybody's. No key log either, whatever
+    // the environment says.
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(match shown {
+        Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
+        None => builder.with_no_client_auth(),
+    })
 }
 
 /// What others are shown. What is wrong with it or doubtful is noted, with what comes of it.

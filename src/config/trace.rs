@@ -8,6 +8,7 @@ use rustls::pki_types::CertificateDer;
 use super::address::{Endpoint, EndpointError};
 use super::secret::read_ca_file;
 use super::section::{Reader, Section};
+use super::tls::file;
 use super::tree::{Node, Place};
 use super::units::{Reading, fraction};
 
@@ -55,14 +56,7 @@ pub(super) fn trace(reader: &Reader<'_>, root: &mut Section<'_>) -> Option<Trace
     let otlp = section.required("otlp", "otlp = \"http://HOST:4317\"", collector);
     let mut sample = SAMPLE_DEFAULT;
     section.read("sample", &mut sample, fraction(0.0..=1.0));
-    let roots = section.named_file("ca_file").map(|path| read_ca_file(&path));
-    let extra_roots = match roots.transpose() {
-        Ok(roots) => roots.unwrap_or_default(),
-        Err(message) => {
-            section.problem("ca_file", message);
-            Vec::new()
-        }
-    };
+    let extra_roots = file(&mut section, "ca_file", false, read_ca_file).unwrap_or_default();
     if !extra_roots.is_empty() && otlp.as_ref().is_some_and(|otlp| !otlp.tls) {
         section.warning("ca_file", "is for TLS, and otlp begins with \"http://\"");
     }

@@ -18,14 +18,14 @@ use self::reach::{millis, reach};
 pub use self::report::{AppReport, Check, Finding, Report, Status};
 use crate::bounds::Budget;
 use crate::clock;
-use crate::config::{App, Config, Endpoint, Upstream as Settings};
+use crate::config::{App, Config, Endpoint, Upstream as Settings, client_config};
 use crate::domain::app::KeyShape;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Next, Seen, judge};
 use crate::error::chain;
 use crate::sign::Signer;
-use crate::upstream::{Answer, Call, Fault, SharedFailover, Upstream, tls_config};
+use crate::upstream::{Answer, Call, Fault, SharedFailover, Upstream};
 
 /// The call that is made: it reads whether an account is imported, needs no edition and no feature, and has a
 /// quota of its own of 100 a second (vendor page 1047/34956), so it takes nothing from callers.
@@ -128,7 +128,7 @@ async fn go(
     signer: Result<&Signer, &'static str>,
     checks: &mut Vec<Check>,
 ) -> Visit {
-    let tls = match tls_config(&app.extra_roots) {
+    let tls = match client_config(&app.extra_roots, None) {
         Ok(tls) => Arc::new(tls),
         Err(error) => return Visit::Failed(Cause::Certificate, chain(&error)),
     };

@@ -18,7 +18,6 @@ use tonic::transport::Endpoint;
 use crate::clock;
 use crate::config;
 use crate::error::chain;
-use crate::upstream::tls_config;
 
 /// Spans that may wait, some 1 KiB each: what a busy gateway ends in a second.
 pub const QUEUE_MAX: usize = 8192;
@@ -224,7 +223,7 @@ pub(super) struct Outlet {
 
 impl Outlet {
     pub(super) fn new(trace: &config::Trace) -> Result<Self, TraceError> {
-        let tls = tls_config(&trace.extra_roots).map_err(TraceError::Certificate)?;
+        let tls = config::client_config(&trace.extra_roots, None).map_err(TraceError::Certificate)?;
         let endpoint = Endpoint::from_shared(trace.otlp.to_string())
             .map_err(|error| TraceError::Exporter(chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)

@@ -9,30 +9,11 @@ use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tower::Service;
 
 use super::resolve::Resolver;
 use crate::clock;
-
-/// What TLS trusts: the public roots, and those that the app names in addition.
-///
-/// # Errors
-/// If one of `extra` is no certificate that can be trusted.
-pub(crate) fn tls_config(extra: &[CertificateDer<'static>]) -> Result<ClientConfig, rustls::Error> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for certificate in extra {
-        roots.add(certificate.clone())?;
-    }
-    // The provider is named: the process-wide default may be anybody's. No key log either, whatever
-    // the environment says.
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
 
 /// Opens connections that know when to retire.
 #[derive(Clone)]

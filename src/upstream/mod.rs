@@ -14,7 +14,6 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use http_body_util::Full;
 
 use self::connect::Connector;
-pub(crate) use self::connect::tls_config;
 use self::pool::{Pool, Unsent};
 use crate::body::{BodyError, read_whole};
 use crate::bounds::{Budget, Held};
@@ -165,7 +164,7 @@ impl Upstream {
         failover: Arc<SharedFailover>,
         buffered: Arc<Budget>,
     ) -> Result<Self, UpstreamError> {
-        let tls = tls_config(&app.extra_roots).map_err(UpstreamError::Certificate)?;
+        let tls = config::client_config(&app.extra_roots, None).map_err(UpstreamError::Certificate)?;
         let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
         let end = |endpoint: &config::Endpoint| {
             let authority = endpoint.authority();
