@@ -1,0 +1,172 @@
+//! Each key that a file may have, with a value other than its default.
+
+use super::*;
+
+#[test]
+fn every_key_is_read() {
+    let folder = Folder::with(
+        r#"
+        [server]
+        listen = ["127.0.0.1:1", "unix:/run/x.sock"]
+        admin = "[::1]:2"
+        unix_mode = "0600"
+        unix_uids = [0, 1000]
+        admin_token_file = "admin-token"
+        hosts = ["Chatgate.Internal", "::1"]
+        max_body = "2MiB"
+        max_connections = 3
+        max_requests = 4
+        max_buffered = "5MB"
+        handshake_timeout = "6s"
+        head_timeout = "7s"
+        body_timeout = "8s"
+        write_timeout = "9s"
+        idle_timeout = "10s"
+        drain_delay = "11s"
+        drain_timeout = "12s"
+        explain = true
+
+        [[app]]
+        name = "one"
+        sdkappid = 1
+        endpoint = "http://127.0.0.1:9700"
+        identifier = "boss"
+        secret_key_env = "KEY"
+        usersig_lifetime = "10s"
+        quota.per_command = "20/s"
+        quota.total = "30/s"
+        quota.commands = { "follow/follow_add" = "7/s" }
+
+        [[app]]
+        name = "two"
+        sdkappid = 4294967295
+        region = "tokyo"
+        ca_file = "ca.pem"
+        secret_key_file = "chat-key"
+        default = true
+
+        [access]
+        allow = ["follow/*", "profile/portrait_get"]
+        report_only = true
+        require_header = true
+        open = true
+
+        [[caller]]
+        name = "feed"
+        token_file = "feed-token"
+        apps = ["two", "one"]
+        allow = ["*"]
+        report_only = false
+        quota = "50/s"
+
+        [[caller]]
+        name = "chat-2"
+        token_env = "CHAT_TOKEN"
+
+        [cache]
+        ttl = "13s"
+        max_pairs = 14
+        write_settle = "15ms"
+        stale_if_error = "21s"
+
+        [follow_check]
+        max_to = 16
+        flip = false
+
+        [upstream]
+        timeout = "17s"
+        attempt_timeout = "16s"
+        connect_timeout = "15s"
+        attempts = 2
+        retry_budget = 0.3
+        max_answer = "1KiB"
+        max_in_flight = 18
+        connection_max_age = "19s"
+        idle_timeout = "20s"
+
+        [webhook]
+        listen = "0.0.0.0:8702"
+        app_tokens = { one = { env = "KEY" }, two = { file = "chat-key" } }
+        window = "21s"
+
+        [log]
+        format = "text"
+        level = "debug"
+        requests = "all"
+        "#,
+    );
+    let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
+    folder.secret("ca.pem", &certificate.pem());
+    folder.secret("admin-token", &format!("{ADMIN_TOKEN}\n"));
+    folder.secret("feed-token", "token-of-the-feed\r\n");
+    let config = folder
+        .load(&[("KEY", MARKED), ("CHAT_TOKEN", "token-of-the-chat")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    let secs = Duration::from_secs;
+    let address = |text: &str| text.parse::<ListenAddr>().expect(text);
+    let server = Server {
+        listen: vec![address("127.0.0.1:1"), address("unix:/run/x.sock")],
+        admin: address("[::1]:2"),
+        unix_mode: 0o600,
+        unix_uids: vec![0, 1000],
+        admin_token: BearerToken::new(ADMIN_TOKEN).ok(),
+        hosts: vec!["chatgate.internal".into(), "[::1]".into()],
+        max_body: 2 << 20,
+        max_connections: 3,
+        max_requests: 4,
+        max_buffered: 5_000_000,
+        handshake_timeout: secs(6),
+        head_timeout: secs(7),
+        body_timeout: secs(8),
+        write_timeout: secs(9),
+        idle_timeout: secs(10),
+        drain_delay: secs(11),
+        drain_timeout: secs(12),
+        explain: true,
+        tls: None,
+    };
+    assert_eq!(config.server, server);
+    let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
+    assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
+    assert!(config.access.report_only && config.access.require_header && config.access.open);
+    let [feed, chat] = config.callers.as_slice() else { panic!("{:?}", config.callers) };
+    let tokens = [feed.token, chat.token];
+    assert_eq!(TokenDigest::of(b"token-of-the-feed").find_in(&tokens), Some(0));
+    assert_eq!(TokenDigest::of(b"token-of-the-chat").find_in(&tokens), Some(1));
+    let apps: Vec<&str> = feed.apps.iter().flatten().map(AppName::as_str).collect();
+    assert_eq!((feed.name.as_str(), apps.as_slice()), ("feed", ["two", "one"].as_slice()));
+    assert_eq!((&feed.allow, feed.report_only), (&vec![CommandPattern::Any], false));
+    assert_eq!(feed.quota.map(|quota| quota.get()), Some(50));
+    assert_eq!((chat.name.as_str(), &chat.apps, chat.quota), ("chat-2", &None, None));
+    assert_eq!((&chat.allow, chat.report_only), (&Access::default().allow, true));
+    assert_eq!(
+        config.cache,
+        Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }
+    );
+    assert_eq!(config.follow_check, FollowCheck { max_to: 16, flip: false });
+    let upstream = Upstream {
+        attempts: 2,
+        retry_budget: 0.3,
+        timeout: secs(17),
+        attempt_timeout: secs(16),
+        connect_timeout: secs(15),
+        max_answer: 1024,
+        max_in_flight: 18,
+        connection_max_age: secs(19),
+        idle_timeout: secs(20),
+    };
+    assert_eq!(config.upstream, upstream);
+    let webhook = config.webhook.as_ref().expect("written");
+    assert_eq!((&webhook.listen, webhook.window, webhook.tokens.len()), (&address("0.0.0.0:8702"), secs(21), 2));
+    let (format, level) = (LogFormat::Text, tracing::Level::DEBUG);
+    assert_eq!(config.log, Log { format, level, requests: LogRequests::All });
+    assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("two"));
+    let [one, two] = config.apps.as_slice() else { panic!("{:?}", config.apps) };
+    assert_eq!((one.endpoint.to_string().as_str(), &one.standby), ("http://127.0.0.1:9700", &None));
+    assert_eq!((one.identifier.as_str(), one.secret_key.expose()), ("boss", MARKED.as_bytes()));
+    assert_eq!(one.usersig_lifetime, secs(10));
+    assert_eq!((one.quota.per_command.get(), one.quota.total.map(|total| total.get())), (20, Some(30)));
+    assert_eq!(one.quota.commands.get("follow/follow_add").map(|rate| rate.get()), Some(7));
+    assert_eq!((two.sdkappid.get(), two.region), (u32::MAX, Region::Tokyo));
+    assert_eq!(two.extra_roots, [certificate.der().clone()]);
+}
