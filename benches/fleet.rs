@@ -17,12 +17,11 @@ use std::time::{Duration, Instant};
 
 use chatgate::clock;
 use chatgate::config::Fleet;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use self::chat::Chat;
-use self::gateway::{Client, Gateway, percentile};
+use self::gateway::{Client, Gateway, metrics, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -236,15 +235,6 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
         assert!(clock::now() - begun < PATIENCE, "waited in vain: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-async fn metrics(admin: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(admin).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).await?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A sequence that looks random and is the same in every run.

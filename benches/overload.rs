@@ -18,13 +18,11 @@ use std::time::Duration;
 use chatgate::clock;
 use chatgate::domain::app::{SdkAppId, SecretKey};
 use chatgate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway, percentile};
+use self::gateway::{Asked, Client, Gateway, metrics, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -144,15 +142,6 @@ async fn counts(gateways: &[Gateway]) -> (u64, u64) {
         }
     }
     (taken, refused)
-}
-
-async fn metrics(admin: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(admin).await?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = Vec::new();
-    stream.read_to_end(&mut text).await?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The sandbox on a thread of its own, until it is dropped.

@@ -18,6 +18,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -156,6 +157,17 @@ impl Client {
 
 fn question(from: &str, to: &[String]) -> String {
     serde_json::json!({"From_Account": from, "To_Account": to}).to_string()
+}
+
+/// What an admin listener counts, as text.
+#[allow(dead_code, reason = "not every bench asks for it")]
+pub(crate) async fn metrics(admin: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(admin).await?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).await?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The time within which that share of them ended.
