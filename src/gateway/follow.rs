@@ -4,6 +4,7 @@
 //! from the cache or from a lookup some time ago is judged against the fence once more, and asked
 //! again if a write has come between.
 
+use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,7 @@ impl Worker {
         let now = clock::tick();
         let hit_below = wishes.hit_below(ttl);
         let (mut refused, mut expired, mut missing) = (false, 0, 0);
-        follow.facts.touch(slots.iter().map(|slot| slot.pair.key()));
+        follow.facts.touch(slots.iter().filter(|slot| slot.known.is_none()).map(|slot| slot.pair.key()));
         for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
             let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
             let judge = |age| if age < hit_below { Use::Hit } else { wishes.judge(age, ttl) };
@@ -217,12 +218,13 @@ impl Worker {
         let joined;
         let mut leaving = {
             let mut desk = desk;
-            let new = || desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair));
+            // Counted only if somebody wants to know, and once.
+            let new = LazyCell::new(|| desk.pending.new_among(terms, &wanted, |pair| fence.last_mark(pair)));
             if desk.pending.has_queued() {
-                refuse_hopeless(&state.follow.quota, desk.pending.calls_ahead(caller, new()), latest)?;
+                refuse_hopeless(&state.follow.quota, desk.pending.calls_ahead(caller, *new), latest)?;
             }
             if !paid {
-                let calls = || new().div_ceil(CALL_ACCOUNTS_MAX);
+                let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
                 let patience = latest.saturating_duration_since(clock::now());
                 let wait = self.gateway.access.charge(listed, calls, patience)?.wait;
                 // Its pairs do not join the others before: they would be asked for in others' calls.

@@ -118,7 +118,7 @@ impl<'a> Cursor<'a> {
     /// An array of 1 to `max` names.
     fn names(&mut self, max: usize) -> Option<Vec<Cow<'a, str>>> {
         self.sign(b'[')?;
-        // Two quotes and a comma at least stand around each, so no body makes this large for nothing.
+        // About right for usual names, and never more than the body could hold twice over.
         let mut names = Vec::with_capacity((self.text.len() / 8).min(max).min(128));
         loop {
             if names.len() == max {

@@ -56,8 +56,9 @@ impl Pending {
         self.forecast.edges
     }
 
-    /// About how many calls go out before the last one that a further question of this caller needs, with
-    /// `more` pairs that nobody asks for yet: no more than if nothing of it shares a call with others.
+    /// About how many calls go out before the last one that a further question of this caller needs, of which
+    /// `more` pairs are asked for by nobody yet. They are taken to share no call with others' pairs, so it is
+    /// rather too many than too few.
     pub fn calls_ahead(&self, caller: CallerId, more: usize) -> usize {
         let (edges, all) = (self.forecast.edges, self.forecast.all());
         // What others ask for already is under way before anything new.
