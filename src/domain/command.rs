@@ -1,10 +1,11 @@
 //! Command names, the built-in table of what is known about them, and patterns that allow them.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::LazyLock;
+
+use rustc_hash::FxHashMap;
 
 /// Longest service or command name that is taken, in bytes. Chat's longest is under 40.
 pub const SEGMENT_LEN_MAX: usize = 64;
@@ -106,7 +107,7 @@ pub fn row_number(name: CommandName<'_>) -> Option<usize> {
     ROWS.get(&name).copied()
 }
 
-static ROWS: LazyLock<HashMap<CommandName<'static>, usize>> =
+static ROWS: LazyLock<FxHashMap<CommandName<'static>, usize>> =
     LazyLock::new(|| KNOWN_COMMANDS.iter().zip(0..).map(|(known, row)| (known.name, row)).collect());
 
 fn row(line: &'static str) -> Option<KnownCommand> {

@@ -14,6 +14,7 @@ pub mod current;
 mod desk;
 mod evict;
 mod figures;
+mod finished;
 mod follow;
 pub mod freshness;
 mod record;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 
 use super::attempts::{Change, Journey};
+use super::finished::Finished;
 use super::record::Notes;
 use super::{Asker, Reply, Worker, counted};
 use crate::bounds::Held;
@@ -37,7 +38,7 @@ pub(super) struct Order {
 }
 
 impl Worker {
-    /// Hands a call on. A write runs in a task of its own: its caller may leave, the write may not.
+    /// Hands a call on. Its caller may leave, and then a read is broken off and a write is not.
     pub(super) async fn relay(
         self: &Arc<Self>,
         app: usize,
@@ -47,13 +48,13 @@ impl Worker {
         let answer = match name.kind() {
             CommandKind::Read => self.call(app, name, order).await?,
             CommandKind::Write => {
-                let (worker, owned) = (Arc::clone(self), name.to_string());
-                // Boxed: on its way to its place a task is moved about ten times.
-                let task = self.gateway.tasks.spawn(Box::pin(async move {
-                    let name = CommandName::parse(&owned).expect("it was one");
+                let (worker, known) = (Arc::clone(self), name.known().map(|known| known.name));
+                let owned = if known.is_none() { name.to_string() } else { String::new() };
+                let write = async move {
+                    let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was one");
                     worker.call(app, name, order).await
-                }));
-                task.await.map_err(|_| GatewayError::Internal)??
+                };
+                Finished::new(write, &self.gateway.tasks).await?
             }
         };
         let body = counted(answer.body, Some(answer.held));

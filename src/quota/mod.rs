@@ -20,7 +20,6 @@ mod share;
 mod together;
 mod total;
 
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +32,7 @@ use self::total::Total;
 use crate::clock;
 use crate::config;
 use crate::domain::app::SdkAppId;
-use crate::domain::command::{CommandName, KNOWN_COMMANDS};
+use crate::domain::command::{CommandName, KNOWN_COMMANDS, row_number};
 use crate::fleet::Fleet;
 
 pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
@@ -57,7 +56,8 @@ pub struct AppQuotas {
     total: Arc<Total<MonotonicClock>>,
     /// Who shares them, as which app.
     fleet: Option<(Arc<Fleet>, SdkAppId)>,
-    known: HashMap<CommandName<'static>, Arc<CommandQuota>>,
+    /// Those of the built-in table, in its order.
+    known: Vec<Arc<CommandQuota>>,
     /// Commands nobody listed, by name. Those not called for a while leave by themselves.
     others: moka::sync::Cache<String, Arc<CommandQuota>>,
     /// Shared by commands that find no place among `others`.
@@ -73,7 +73,7 @@ impl AppQuotas {
             let together = together(fleet.as_ref(), name);
             Arc::new(CommandQuota::new(limit, Arc::clone(&total), together, MonotonicClock))
         };
-        let known = |name: CommandName<'static>| (name, quota(&name.to_string(), config.limit(name)));
+        let known = |name: CommandName<'_>| quota(&name.to_string(), config.limit(name));
         Self {
             known: KNOWN_COMMANDS.iter().map(|row| known(row.name)).collect(),
             others: moka::sync::Cache::builder().max_capacity(OTHERS_MAX).time_to_idle(OTHERS_IDLE).build(),
@@ -100,8 +100,8 @@ impl AppQuotas {
         if before.total != config.total {
             self.total.configure(config.total);
         }
-        for (name, quota) in &self.known {
-            quota.configure(config.limit(*name));
+        for (row, quota) in KNOWN_COMMANDS.iter().zip(&self.known) {
+            quota.configure(config.limit(row.name));
         }
         self.rest.configure(config.per_command);
         self.config.store(Arc::new(config));
@@ -109,8 +109,8 @@ impl AppQuotas {
 
     /// The quota of a command.
     pub fn of(&self, name: CommandName<'_>) -> Arc<CommandQuota> {
-        if let Some(known) = self.known.get(&name) {
-            return Arc::clone(known);
+        if let Some(row) = row_number(name) {
+            return Arc::clone(&self.known[row]);
         }
         let (key, limit) = (name.to_string(), self.config.load().limit(name));
         if let Some(other) = self.others.get(&key) {
@@ -135,6 +135,8 @@ fn together(fleet: Option<&(Arc<Fleet>, SdkAppId)>, name: &str) -> Option<Togeth
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn number(n: u32) -> NonZeroU32 {

@@ -313,7 +313,7 @@ impl Upstream {
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(Fault::Invalid("it is compressed, which was not asked for", status));
         }
-        let (body, held) = read_whole(body, self.max_answer, &self.buffered).await.map_err(|error| match error {
+        let (body, held) = read_whole(inner.body(body), self.max_answer, &self.buffered).await.map_err(|error| match error {
             BodyError::TooLarge => Fault::Invalid("it is larger than upstream.max_answer", status),
             BodyError::NoRoom => Fault::NoRoom,
             BodyError::Broken(error) => Fault::Broken(chain(&error)),

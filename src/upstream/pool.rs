@@ -4,23 +4,33 @@
 //! The order is why this is not hyper-util's pooled client: that one connects inside of sending, so a
 //! new connection's round trips would lie between permit and socket, and calls let go one by one
 //! would reach Chat in a bunch.
+//!
+//! A connection has no task of its own. The call that has it drives it, which spares each call four switches
+//! between tasks; whoever takes one that was idle drives it once first and so learns whether Chat has closed it,
+//! and a sweep does the same for those that nobody takes.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use tower::{Service, ServiceExt as _};
 
-use super::connect::{Connector, Fault};
+use super::connect::{Aging, Connector, Fault};
 use crate::clock;
 
 /// Largest head of an answer, in bytes.
 const HEAD_LEN_MAX: usize = 64 * 1024;
+/// How long at most a connection that Chat has closed stays unnoticed if nobody wants it.
+const SWEPT_EVERY_MAX: Duration = Duration::from_secs(1);
 
 /// The connections of one thread to one endpoint.
 pub(super) struct Pool {
@@ -46,6 +56,8 @@ struct Idle {
 
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
+    /// Reads and writes when it is polled; `None` once the connection has ended.
+    driver: Option<Box<http1::Connection<Aging, Full<Bytes>>>>,
     retire_at: Instant,
 }
 
@@ -76,7 +88,7 @@ impl Pool {
     /// Name lookup, TCP or TLS; nothing was sent.
     pub(super) async fn take(&self) -> Result<Lease, Fault> {
         while let Some(mut connection) = self.pop() {
-            if connection.sender.ready().await.is_ok() {
+            if connection.is_ready_now() || connection.ready().await {
                 return Ok(Lease { connection, reused: true });
             }
         }
@@ -93,12 +105,13 @@ impl Pool {
         let mut connector = self.connector.clone();
         let stream = connector.ready().await?.call(self.endpoint.clone()).await?;
         let retire_at = stream.retire_at();
-        let (mut sender, connection) =
+        let (sender, driver) =
             http1::Builder::new().max_buf_size(HEAD_LEN_MAX).handshake::<_, Full<Bytes>>(stream).await?;
-        // It ends when its sender is gone, and what ends it early is told to the call that it carries.
-        tokio::spawn(connection);
-        sender.ready().await?;
-        Ok(Lease { connection: Connection { sender, retire_at }, reused: false })
+        let mut connection = Connection { sender, driver: Some(Box::new(driver)), retire_at };
+        match connection.ready().await {
+            true => Ok(Lease { connection, reused: false }),
+            false => Err("it was closed at once".into()),
+        }
     }
 
     /// Takes a connection back whose answer has been read whole. One that is too old, or that Chat
@@ -107,13 +120,13 @@ impl Pool {
         let now = clock::now();
         let mut idle = self.kept.idle();
         let connection = lease.connection;
-        if connection.sender.is_closed() || now >= connection.retire_at || idle.len() >= self.idle_max {
+        if connection.driver.is_none() || now >= connection.retire_at || idle.len() >= self.idle_max {
             return;
         }
         let until = (now + self.idle_timeout).min(connection.retire_at);
         idle.push(Idle { connection, until });
         if !self.kept.swept.swap(true, Ordering::AcqRel) {
-            tokio::spawn(sweep(Arc::downgrade(&self.kept), self.idle_timeout));
+            tokio::spawn(sweep(Arc::downgrade(&self.kept), self.idle_timeout.min(SWEPT_EVERY_MAX)));
         }
     }
 
@@ -121,7 +134,7 @@ impl Pool {
         let now = clock::now();
         let mut idle = self.kept.idle();
         while let Some(last) = idle.pop() {
-            if last.until > now && !last.connection.sender.is_closed() {
+            if last.until > now {
                 return Some(last.connection);
             }
         }
@@ -135,18 +148,51 @@ impl Kept {
     }
 }
 
-/// Closes connections that nobody has wanted for a while, until there are none or the pool is gone.
+/// Closes connections that nobody has wanted for a while, or that Chat has closed, until there are none or the pool
+/// is gone.
 async fn sweep(kept: Weak<Kept>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(kept) = kept.upgrade() else { return };
         let mut idle = kept.idle();
         let now = clock::now();
-        idle.retain(|idle| idle.until > now && !idle.connection.sender.is_closed());
+        idle.retain_mut(|idle| idle.until > now && idle.connection.is_ready_now());
         if idle.is_empty() {
             kept.swept.store(false, Ordering::Release);
             return;
         }
+    }
+}
+
+impl Connection {
+    /// Reads and writes what can be, and has the task woken when there is more to do.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(driver) = &mut self.driver
+            && Pin::new(driver).poll(cx).is_ready()
+        {
+            // What has ended it is told to the call that it carries. A call that it has not begun comes back whole.
+            self.driver = None;
+        }
+    }
+
+    /// Whether it can carry a call, as far as is known without waiting.
+    fn is_ready_now(&mut self) -> bool {
+        // Whoever polls it next says again whom to wake.
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Waits until it can carry a call; `false` if it has ended.
+    async fn ready(&mut self) -> bool {
+        poll_fn(|cx| {
+            self.drive(cx);
+            match self.driver {
+                None => Poll::Ready(false),
+                Some(_) if self.sender.is_ready() => Poll::Ready(true),
+                Some(_) => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 
@@ -156,9 +202,50 @@ impl Lease {
     /// # Errors
     /// See [`Unsent`].
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unsent> {
-        self.connection.sender.try_send_request(request).await.map_err(|mut error| match error.take_message() {
+        let connection = &mut self.connection;
+        let mut answer = pin!(connection.sender.try_send_request(request));
+        let answered = poll_fn(|cx| {
+            // Nothing but driving brings it, so nobody else need be woken.
+            connection.drive(cx);
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        });
+        answered.await.map_err(|mut error| match error.take_message() {
             Some(request) => Unsent::Whole(Box::new(request)),
             None => Unsent::Perhaps(error.into_error()),
         })
+    }
+
+    /// The body of that answer, which comes as it is read.
+    pub(super) fn body(&mut self, body: Incoming) -> Driven<'_> {
+        Driven { body, connection: &mut self.connection }
+    }
+}
+
+/// A body that drives the connection that it comes over.
+pub(super) struct Driven<'a> {
+    body: Incoming,
+    connection: &'a mut Connection,
+}
+
+impl Body for Driven<'_> {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut nobody = Context::from_waker(Waker::noop());
+        // A small one has come with its head.
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(&mut nobody) {
+            return Poll::Ready(frame);
+        }
+        self.connection.drive(cx);
+        Pin::new(&mut self.body).poll_frame(&mut nobody)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
