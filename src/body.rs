@@ -52,16 +52,15 @@ where
         }
         match &mut rest {
             Some(rest) => {
-                // Each time it is moved it gets four times the room, up to what is announced.
                 if sum > rest.capacity() {
-                    rest.reserve(expected.clamp(sum, 4 * sum) - so_far);
+                    rest.reserve(room(sum, expected) - so_far);
                 }
                 rest.extend_from_slice(&data);
             }
             // A body of one frame, as small ones are, is not copied.
             None if first.is_empty() => first = data,
             None => {
-                let mut whole = BytesMut::with_capacity(expected.clamp(sum, 4 * sum));
+                let mut whole = BytesMut::with_capacity(room(sum, expected));
                 whole.extend_from_slice(&first);
                 whole.extend_from_slice(&data);
                 rest = Some(whole);
@@ -69,6 +68,12 @@ where
         }
     }
     Ok((rest.map_or(first, BytesMut::freeze), held))
+}
+
+/// How much room a body gets that has come so far: more than it needs now, so that it is seldom moved, up to what is
+/// announced. What is not written to yet takes no memory, only addresses.
+fn room(sum: usize, expected: usize) -> usize {
+    expected.clamp(sum, sum.saturating_mul(16))
 }
 
 #[cfg(test)]

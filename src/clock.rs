@@ -22,8 +22,13 @@ pub fn now() -> Instant {
 
 /// The monotonic clock as microseconds, from two days on since the first reading. Never [`Tick::NEVER`].
 pub fn tick() -> Tick {
-    let since = BEFORE_START + START.elapsed();
-    Tick::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 8))
+    tick_at(now())
+}
+
+/// A moment of the monotonic clock as [`tick`] tells it: who needs a moment in both forms reads the clock once.
+pub fn tick_at(moment: Instant) -> Tick {
+    let since = BEFORE_START + moment.saturating_duration_since(*START);
+    Tick::from_micros(since.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(since.subsec_micros())))
 }
 
 /// The system's monotonic clock in microseconds, as other programs of this machine read it.

@@ -216,7 +216,10 @@ impl Signature {
     /// to the socket and nowhere else.
     pub fn target(&self, name: CommandName<'_>, random: u32) -> PathAndQuery {
         let mut target = String::with_capacity(self.query.len() + 160);
-        write!(target, "/v4/{name}?{}{random}", &*self.query).expect("text into memory");
+        for part in ["/v4/", name.service(), "/", name.command(), "?", &self.query] {
+            target.push_str(part);
+        }
+        write!(target, "{random}").expect("text into memory");
         PathAndQuery::from_maybe_shared(Bytes::from(target)).expect("made of characters that a target may have")
     }
 

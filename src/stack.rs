@@ -5,14 +5,13 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
 use crate::clock;
 use crate::error::GatewayError;
@@ -78,46 +77,38 @@ pub fn service(
     Error = Infallible,
     Future = impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send,
 > + Clone {
-    ServiceBuilder::new()
-        // First, so that every answer carries an id, also one about a panic.
-        .map_request(drop_odd_request_id)
-        .layer(SetRequestIdLayer::new(REQUEST_ID, Numbers))
-        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        // A fault in one request is an answer to that request.
-        .layer(CatchPanicLayer::custom(panicked))
-        .service(service_fn(move |request| {
+    // A fault in one request is an answer to that request.
+    let answering =
+        ServiceBuilder::new().layer(CatchPanicLayer::custom(panicked)).service(service_fn(move |request| {
             // In a box: each layer puts what it wraps into its own future, and hyper moves that one about.
             let answering = Box::pin(answers.clone().answer(request, downstream));
             async move { Ok::<_, Infallible>(answering.await) }
-        }))
-}
-
-/// A caller's id is kept if it can stand in a log line and in a header: 1 to 128 visible ASCII
-/// characters, given once.
-fn drop_odd_request_id<B>(mut request: Request<B>) -> Request<B> {
-    let mut ids = request.headers().get_all(&REQUEST_ID).iter();
-    let good = match (ids.next(), ids.next()) {
-        (None, _) => return request,
-        (Some(id), None) => {
-            (1..=REQUEST_ID_LEN_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        }));
+    // Outermost, so that every answer carries an id, also one about a panic.
+    service_fn(move |mut request: Request<Incoming>| {
+        let id = name(request.headers_mut());
+        let answering = answering.clone().oneshot(request);
+        async move {
+            let mut answer = answering.await?;
+            answer.headers_mut().insert(REQUEST_ID, id);
+            Ok(answer)
         }
-        (Some(_), Some(_)) => false,
-    };
-    if !good {
-        request.headers_mut().remove(&REQUEST_ID);
-    }
-    request
+    })
 }
 
-/// Names requests that come without a name.
-#[derive(Clone, Copy)]
-struct Numbers;
-
-impl MakeRequestId for Numbers {
-    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        let id = hex(clock::request_number());
-        HeaderValue::from_bytes(&id).ok().map(RequestId::new)
+/// The id of a request, under which it goes on: the caller's if it can stand in a log line and in a header (1 to
+/// 128 visible ASCII characters, given once), else one of ours.
+fn name(headers: &mut HeaderMap) -> HeaderValue {
+    let mut ids = headers.get_all(&REQUEST_ID).iter();
+    if let (Some(id), None) = (ids.next(), ids.next())
+        && (1..=REQUEST_ID_LEN_MAX).contains(&id.len())
+        && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    {
+        return id.clone();
     }
+    let id = HeaderValue::from_bytes(&hex(clock::request_number())).expect("digits");
+    headers.insert(REQUEST_ID, id.clone());
+    id
 }
 
 /// 32 digits. By hand, since every request has one made and formatting takes ten times as long.

@@ -171,14 +171,15 @@ async fn call(app: &App, endpoint: &Endpoint, settings: &Settings, signer: &Sign
     let call = Call { name, body: Bytes::from(body), traceparent: None };
     let signature = signer.current(clock::unix_now());
     let deadline = clock::now() + settings.timeout;
-    let answer = upstream.send(upstream.connect().await?, signer, &signature, call.clone(), deadline).await?;
+    let answer =
+        upstream.send(upstream.connect().await?, signer, &signature, call.clone(), (clock::now(), deadline)).await?;
     if judge(Seen::Answer(answer.error_code), CommandKind::Read).next != Next::SignAgain {
         return Ok(answer);
     }
     let Some(fresh) = signer.after_refusal(&signature, clock::unix_now()) else { return Ok(answer) };
     drop(answer);
     let deadline = clock::now() + settings.timeout;
-    upstream.send(upstream.connect().await?, signer, &fresh, call, deadline).await
+    upstream.send(upstream.connect().await?, signer, &fresh, call, (clock::now(), deadline)).await
 }
 
 fn cause_of(fault: &Fault) -> (Cause, String) {

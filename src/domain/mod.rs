@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod parking;
 pub mod region;
 pub mod sickness;
+pub mod skim;
 pub mod tick;
 pub mod usersig;
 pub mod webhook;

@@ -74,6 +74,8 @@ pub fn judge(seen: Seen, kind: CommandKind) -> Verdict {
 
 fn judge_code(code: i64, again_if_read: Next) -> Verdict {
     let (next, effect) = match code {
+        // Success.
+        0 => (Next::HandOn, Effect::None),
         // Called above the limit of the command, of the app (60011), or "too frequently" (60018, 60019).
         // Others of the class hold back one user or one group, which must not slow down the rest.
         60007 | 60011 | 60018 | 60019 => (again_if_read, Effect::SlowDown),
@@ -89,7 +91,7 @@ fn judge_code(code: i64, again_if_read: Next) -> Verdict {
             Some((ErrorClass::Transient, _) | (ErrorClass::Throttled, Retry::AfterBackoff)) => {
                 (again_if_read, Effect::None)
             }
-            // Success, what asking again cannot mend, and codes that nobody has heard of.
+            // What asking again cannot mend, and codes that nobody has heard of.
             _ => (Next::HandOn, Effect::None),
         },
     };

@@ -160,17 +160,17 @@ impl Access {
     /// Reserves calls of a caller's share, if it has one, and says how long it has to wait before it causes them.
     ///
     /// # Errors
-    /// `rate_limited` if that is longer than `patience`. Then nothing is reserved.
+    /// `rate_limited` if that is longer than its `patience`. Then nothing is reserved.
     pub(super) fn charge(
         &self,
         listed: Option<Listed>,
         calls: impl FnOnce() -> usize,
-        patience: Duration,
+        patience: impl FnOnce() -> Duration,
     ) -> Result<Reserved, GatewayError> {
         let Some(Caller { name, share: Some(share), .. }) = listed.map(|listed| self.caller(listed)) else {
             return Ok(Reserved::default());
         };
-        let calls = u32::try_from(calls()).unwrap_or(u32::MAX);
+        let (calls, patience) = (u32::try_from(calls()).unwrap_or(u32::MAX), patience());
         share.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
             let caller = name.to_string();
             match share.can_ever(calls, patience) {

@@ -1,8 +1,9 @@
 //! One call with all its attempts: permit, signature, socket, and what the table of outcomes makes of
 //! what comes back.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::course::{Course, Step};
 use super::evict::Marks;
@@ -17,7 +18,6 @@ use crate::domain::follow::pending::CallId;
 use crate::domain::follow::writes::Scope;
 use crate::domain::outcome::{Effect, Seen, judge};
 use crate::domain::parking::{self, Parked, Told};
-use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::quota::{NoPermit, Permit, Turn, Wait};
 use crate::upstream::{Answer, Call, Fault, Lease};
@@ -79,11 +79,12 @@ impl Worker {
             let begun = clock::now();
             let way = match first.take() {
                 Some(way) => way,
-                None => self.way(app, name, asker, notes).await,
+                None => pin!(self.way(app, name, asker, notes, begun)).await,
             };
-            let (result, signature) = match way {
+            let now = clock::now();
+            let (result, ended, signature) = match way {
                 Ok(Permit { slot: _slot, ready: lease }) => {
-                    if let Err(parked) = state.parking().admit(name, clock::tick()) {
+                    if let Err(parked) = state.parking().admit(name, clock::tick_at(now)) {
                         upstream.give_back(lease);
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
@@ -92,17 +93,17 @@ impl Worker {
                         change.begun.store(true, Ordering::Relaxed);
                     }
                     let signer = state.signer.load_full();
-                    let (signature, sent) = (signer.current(clock::unix_now()), clock::tick());
-                    let attempt = Attempt { app, deadline: asker.deadline, notes, cause };
-                    let result = self.send(attempt, lease, (&signer, &signature), call.clone()).await;
+                    let signature = signer.current(clock::unix_now());
+                    let attempt = Attempt { app, begun: now, deadline: asker.deadline, notes, cause };
+                    let (result, ended) = pin!(self.send(attempt, lease, (&signer, &signature), call.clone())).await;
                     if let Ok(answer) = &result {
-                        state.heed(name, answer, kind, sent);
+                        state.heed(name, answer, kind, (now, ended));
                     }
-                    (result, Some(signature))
+                    (result, ended, Some(signature))
                 }
                 Err(Hindered::NotSent(fault)) => {
                     self.unsent_call_span(cause, app, name, begun, &fault);
-                    (Err(fault), None)
+                    (Err(fault), now, None)
                 }
                 Err(hindered) => return last.unwrap_or_else(|| Err(hindered.into_error(name))),
             };
@@ -111,7 +112,7 @@ impl Worker {
                 Err(fault) => fault.seen(),
             };
             let result = result.map_err(GatewayError::from);
-            let left = self.latest_permit(asker.deadline).saturating_duration_since(clock::now());
+            let left = self.latest_permit(asker.deadline).saturating_duration_since(ended);
             let pause = match course.after(seen, left, clock::call_number(), &state.retries) {
                 Step::HandOn => return result,
                 Step::SignAgain => {
@@ -124,7 +125,7 @@ impl Worker {
                 }
                 Step::TryAgain(pause) => {
                     // It is one more call that this caller causes.
-                    let Ok(reserved) = self.gateway.access.charge(asker.listed, || 1, left) else { return result };
+                    let Ok(reserved) = self.gateway.access.charge(asker.listed, || 1, || left) else { return result };
                     pause.max(reserved.wait)
                 }
             };
@@ -137,16 +138,23 @@ impl Worker {
     }
 
     /// A connection, then room and permit.
-    async fn way(&self, app: usize, name: CommandName<'_>, asker: Asker, notes: Option<&Notes>) -> First {
+    async fn way(
+        &self,
+        app: usize,
+        name: CommandName<'_>,
+        asker: Asker,
+        notes: Option<&Notes>,
+        begun: Instant,
+    ) -> First {
         let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        let parked = || state.parking().check(name, clock::tick()).err();
-        if let Some(parked) = parked() {
+        if let Err(parked) = state.parking().check(name, clock::tick_at(begun)) {
             return Err(Hindered::Parked(parked));
         }
+        let parked = || state.parking().check(name, clock::tick()).err();
         let deadline = self.latest_permit(asker.deadline);
-        let wait = Wait { caller: asker.caller, room: &state.room, deadline };
-        let begun = clock::now();
-        let waited = state.quotas.of(name).wait(wait, upstream.connect(), || parked().is_none()).await;
+        let wait = Wait { caller: asker.caller, room: &state.room, begun, deadline };
+        let quota = state.quotas.of(name);
+        let waited = pin!(quota.wait(wait, upstream.connect(), || parked().is_none())).await;
         let span = self.waited(app, begun);
         if let Some(notes) = notes {
             notes.waited(span);
@@ -183,7 +191,7 @@ impl Hindered {
 
 impl App {
     /// What an answer means for the calls that follow.
-    fn heed(&self, name: CommandName<'_>, answer: &Answer, kind: CommandKind, sent: Tick) {
+    fn heed(&self, name: CommandName<'_>, answer: &Answer, kind: CommandKind, (sent, now): (Instant, Instant)) {
         let effect = judge(Seen::Answer(answer.error_code), kind).effect;
         if effect == Effect::SlowDown {
             self.quotas.of(name).refused();
@@ -194,8 +202,8 @@ impl App {
             _ => Envelope::parse(&answer.body).ok().and_then(|envelope| envelope.error_info),
         };
         let info = info.unwrap_or_default();
-        let told = Told { command: name, code: answer.error_code, info: &info, sent };
-        let change = self.parking().heed(told, effect, clock::tick());
+        let told = Told { command: name, code: answer.error_code, info: &info, sent: clock::tick_at(sent) };
+        let change = self.parking().heed(told, effect, clock::tick_at(now));
         match change {
             parking::Change::None => {}
             parking::Change::App(why) => {

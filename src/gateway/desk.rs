@@ -85,8 +85,8 @@ impl Carrier {
         let parked = || state.parking().check(FOLLOW_CHECK, clock::tick()).err();
         let wanted = || state.follow.desk().pending.has_queued() && parked().is_none();
         let connect = worker.upstreams[app].connect();
-        let wait = Wait { caller: CallerId::SELF, room: &state.room, deadline };
         let begun = clock::now();
+        let wait = Wait { caller: CallerId::SELF, room: &state.room, begun, deadline };
         let waited = match parked() {
             None => state.follow.quota.wait(wait, connect, wanted).await,
             Some(_) => Err(NoPermit::Stuck),

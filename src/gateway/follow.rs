@@ -225,7 +225,7 @@ impl Worker {
             }
             if !paid {
                 let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
-                let patience = latest.saturating_duration_since(clock::now());
+                let patience = || latest.saturating_duration_since(clock::now());
                 let wait = self.gateway.access.charge(listed, calls, patience)?.wait;
                 // Its pairs do not join the others before: they would be asked for in others' calls.
                 if !wait.is_zero() {

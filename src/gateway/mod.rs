@@ -26,6 +26,7 @@ mod simulation;
 mod spans;
 mod state;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -46,6 +47,7 @@ use crate::domain::caller::CallerId;
 use crate::domain::command::FOLLOW_CHECK;
 use crate::domain::follow::question::{self, QuestionError, Reading};
 use crate::domain::object::{DEPTH_MAX, is_too_deep};
+use crate::domain::skim;
 use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
 use crate::trace::Context;
@@ -117,7 +119,8 @@ impl Worker {
     {
         let (head, body) = request.into_parts();
         let mut asked = Asked::begin(&self, &head, downstream);
-        let answered = self.answer(&head, body, downstream, &mut asked.trail).await;
+        // Pinned where it is made, here and below: made for an `await` it would be moved there, all of it.
+        let answered = pin!(self.answer(&head, body, downstream, &mut asked.trail)).await;
         self.record(asked, &answered);
         answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
@@ -154,7 +157,7 @@ impl Worker {
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
         trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
-        let (body, held) = self.read_body(head, body).await?;
+        let (body, held) = pin!(self.read_body(head, body)).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _own = gateway.access.begin(listed)?;
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
@@ -163,17 +166,12 @@ impl Worker {
         let asker = Asker { caller, listed, deadline, trace: trail.context() };
 
         if path.name == FOLLOW_CHECK {
-            return self.follow_check(app, head, body, held, asker, trail).await;
+            return pin!(self.follow_check(app, head, body, held, asker, trail)).await;
         }
         check_object(&body)?;
-        // Boxed, as below: what a hit does not need must not be part of every request's future, which
-        // is moved several times.
-        Box::pin(self.relay(
-            app,
-            path.name,
-            relay::Order { body, held, traceparent: traceparent(&head.headers), asker, notes: trail.notes() },
-        ))
-        .await
+        let traceparent = traceparent(&head.headers);
+        let order = relay::Order { body, held, traceparent, asker, notes: trail.notes() };
+        pin!(self.relay(app, path.name, order)).await
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B) -> Result<(Bytes, Held), GatewayError>
@@ -188,7 +186,7 @@ impl Worker {
         {
             return Err(GatewayError::UnsupportedEncoding);
         }
-        let reading = read_whole(body, server.max_body, &self.gateway.buffered);
+        let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
         let read = tokio::time::timeout(server.body_timeout, reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
@@ -217,7 +215,7 @@ impl Worker {
                 }
                 let traceparent = traceparent(&head.headers);
                 let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.notes() };
-                let mut reply = Box::pin(self.relay(app, FOLLOW_CHECK, order)).await?;
+                let mut reply = pin!(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
@@ -227,7 +225,7 @@ impl Worker {
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
         let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
-        self.answer_question(app, &question, follow::Manner { wishes, explain, asker }, trail).await
+        pin!(self.answer_question(app, &question, follow::Manner { wishes, explain, asker }, trail)).await
     }
 }
 
@@ -288,6 +286,10 @@ fn traceparent(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.
 fn check_object(body: &[u8]) -> Result<(), GatewayError> {
+    if skim::is_object(body) {
+        return Ok(());
+    }
+    // It is not, or unusual; whoever sent it is to read why.
     let bad = |what: String| GatewayError::BadJson(format!("the body is not a JSON object in UTF-8: {what}"));
     let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
     if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {

@@ -1,5 +1,6 @@
 //! What is left of a request: its counters, and its line in the log if it gets one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -135,25 +136,27 @@ impl Notes {
 }
 
 impl Worker {
-    /// Sends a call and counts it, also if it is broken off.
+    /// Sends a call and counts it, also if it is broken off. Says when it was over, too.
     ///
     /// # Errors
     /// As [`Upstream::send`](crate::upstream::Upstream::send).
     pub(super) async fn send(
         &self,
-        Attempt { app, deadline, notes, cause }: Attempt<'_>,
+        Attempt { app, begun, deadline, notes, cause }: Attempt<'_>,
         lease: Lease,
         (signer, signature): (&Signer, &Signature),
         mut call: Call<'_>,
-    ) -> Result<Answer, Fault> {
+    ) -> (Result<Answer, Fault>, Instant) {
         let (worker, command) = (self, CommandLabel::of(call.name));
         let span = self.begin_call_span(cause, lease.side());
         if let Some(span) = &span {
             call.traceparent = Some(span.header());
         }
-        let (begun, end) = (clock::now(), CallEnd::abandoned());
-        let mut underway = Underway { worker, app, command, notes, begun, end, span };
-        let result = self.upstreams[app].send(lease, signer, signature, call, deadline).await;
+        let end = CallEnd::abandoned();
+        let mut underway = Underway { worker, app, command, notes, begun, ended: None, end, span };
+        let sending = pin!(self.upstreams[app].send(lease, signer, signature, call, (begun, deadline)));
+        let result = sending.await;
+        let ended = *underway.ended.insert(clock::now());
         if let Some(span) = &mut underway.span {
             span.saw(&result);
         }
@@ -161,7 +164,7 @@ impl Worker {
             Ok(answer) => CallEnd::answered(answer.error_code),
             Err(fault) => CallEnd::unanswered(&fault.clone().into()),
         };
-        result
+        (result, ended)
     }
 
     /// A call has waited for its turn since `begun`; says how long.
@@ -180,7 +183,8 @@ impl Worker {
     pub(super) fn record(&self, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
         asked.answered = true;
         let Asked { head, downstream, trail, .. } = &asked;
-        let took = clock::now() - trail.begun;
+        let now = clock::now();
+        let took = now - trail.begun;
         let outcome = match answered {
             Ok(reply) if reply.error_code == 0 => Outcome::OK,
             Ok(_) => Outcome::FAILED,
@@ -200,7 +204,8 @@ impl Worker {
         }
         let is_fault =
             answered.as_ref().is_err_and(|error| error.is_ours() && !matches!(error, GatewayError::NotCached));
-        if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, outcome == Outcome::OK) {
+        let went_well = outcome == Outcome::OK;
+        if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, went_well, clock::tick_at(now)) {
             self.log(head, trail, answered, &Ended { outcome, took, pairs, is_fault });
         }
     }
@@ -263,6 +268,7 @@ fn status_of(answered: &Result<Reply, GatewayError>) -> StatusCode {
 /// An attempt, and what it is made for.
 pub(super) struct Attempt<'a> {
     pub app: usize,
+    pub begun: Instant,
     pub deadline: Instant,
     pub notes: Option<&'a Notes>,
     /// `None` if no traces are taken.
@@ -285,13 +291,15 @@ struct Underway<'a> {
     command: CommandLabel,
     notes: Option<&'a Notes>,
     begun: Instant,
+    /// `None` if it is broken off.
+    ended: Option<Instant>,
     end: CallEnd,
     span: Option<Box<CallSpan>>,
 }
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        let took = clock::now() - self.begun;
+        let took = self.ended.unwrap_or_else(clock::now) - self.begun;
         self.worker.recorder.call(self.app, self.command, self.end, took);
         if let Some(span) = &self.span {
             self.worker.end_call_span(span, self.app, self.command, (self.end, took));
@@ -310,13 +318,13 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    fn takes(&self, requests: LogRequests, went_well: bool) -> bool {
+    fn takes(&self, requests: LogRequests, went_well: bool, now: Tick) -> bool {
         match requests {
             LogRequests::All => true,
             LogRequests::Off => false,
             LogRequests::Sampled => {
                 let sample = if went_well { &self.well } else { &self.ill };
-                sample.takes(clock::tick())
+                sample.takes(now)
             }
         }
     }
@@ -355,10 +363,10 @@ mod tests {
 
     #[test]
     fn failures_have_a_sample_of_their_own() {
-        let samples = Samples::default();
-        while samples.takes(LogRequests::Sampled, true) {}
-        assert!(samples.takes(LogRequests::Sampled, false));
-        assert!(samples.takes(LogRequests::All, true));
-        assert!(!samples.takes(LogRequests::Off, false));
+        let (samples, now) = (Samples::default(), Tick::from_micros(7));
+        while samples.takes(LogRequests::Sampled, true, now) {}
+        assert!(samples.takes(LogRequests::Sampled, false, now));
+        assert!(samples.takes(LogRequests::All, true, now));
+        assert!(!samples.takes(LogRequests::Off, false, now));
     }
 }

@@ -1,5 +1,6 @@
 //! Everything but an answerable `follow_check`: handed on as it is, and what comes back handed back.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -45,8 +46,10 @@ impl Worker {
         name: CommandName<'_>,
         order: Order,
     ) -> Result<Reply, GatewayError> {
+        // Boxed either way: what a hit does not need must not be part of every request's future, which is moved
+        // several times.
         let answer = match name.kind() {
-            CommandKind::Read => self.call(app, name, order).await?,
+            CommandKind::Read => Box::pin(self.call(app, name, order)).await?,
             CommandKind::Write => {
                 let (worker, known) = (Arc::clone(self), name.known().map(|known| known.name));
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
@@ -71,7 +74,7 @@ impl Worker {
     async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
         let Asker { listed, deadline, .. } = order.asker;
         // Before it joins the line: who waits for its own share keeps nobody else waiting.
-        let patience = self.latest_permit(deadline).saturating_duration_since(clock::now());
+        let patience = || self.latest_permit(deadline).saturating_duration_since(clock::now());
         let reserved = self.gateway.access.charge(listed, || 1, patience)?;
         if !reserved.wait.is_zero() {
             tokio::time::sleep(reserved.wait).await;
@@ -80,7 +83,7 @@ impl Worker {
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
         let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes, lookup: None };
-        let result = self.travel(journey, call, None).await;
+        let result = pin!(self.travel(journey, call, None)).await;
         // These say that there was no call, not even one that failed.
         if let Err(GatewayError::RateLimited { .. } | GatewayError::NoRoomInFlight | GatewayError::Parked(_)) = &result
         {

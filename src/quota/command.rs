@@ -1,6 +1,7 @@
 //! The quota of one command, and the line in front of it.
 
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,6 +96,8 @@ pub struct Wait<'a> {
     pub caller: CallerId,
     /// Room among the calls in flight.
     pub room: &'a Arc<Semaphore>,
+    /// When it begins to wait: now.
+    pub begun: Instant,
     /// When it must have its permit.
     pub deadline: Instant,
 }
@@ -263,17 +266,16 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// [`NoPermit::NotReady`] with what `get_ready` says.
     pub async fn wait<T, E>(
         &self,
-        Wait { caller, room, deadline }: Wait<'_>,
+        Wait { caller, room, begun, deadline }: Wait<'_>,
         get_ready: impl Future<Output = Result<T, E>>,
         wanted: impl Fn() -> bool,
     ) -> Result<Turn<T>, NoPermit<E>> {
-        let begun = clock::tick();
         let in_line = self.line.join(caller);
         let predicted = self.predicted_wait(in_line.ahead);
-        if clock::now() + predicted > deadline {
+        if begun + predicted > deadline {
             return Err(NoPermit::Late(predicted));
         }
-        let waiting = async {
+        let waiting = pin!(async {
             let _place = in_line.place().await;
             let ready = get_ready.await.map_err(NoPermit::NotReady)?;
             let _ready = Counted::one_more(&self.ready);
@@ -287,7 +289,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
                     Ok(()) => return Ok(Turn::Go(Permit { slot, ready })),
                     Err(Hold::For(wait)) => wait,
                     // It keeps its room meanwhile, so that what is leased is used at once.
-                    Err(Hold::Lease) => match self.lease().await {
+                    Err(Hold::Lease) => match Box::pin(self.lease()).await {
                         None => continue,
                         Some(wait) => wait,
                     },
@@ -300,13 +302,13 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 self.next_at.fetch_max(clock::tick().after(wait).micros(), Ordering::Relaxed);
                 tokio::time::sleep(wait).await;
             }
-        };
+        });
         let waited = tokio::time::timeout_at(deadline.into(), waiting).await;
         waited.unwrap_or_else(|_| {
             if room.available_permits() == 0 {
                 return Err(NoPermit::Full);
             }
-            let for_quota = self.next_at() >= begun;
+            let for_quota = self.next_at() >= clock::tick_at(begun);
             Err(if for_quota { NoPermit::Late(self.interval()) } else { NoPermit::Stuck })
         })
     }
@@ -358,7 +360,8 @@ mod tests {
     }
 
     fn by(room: &Arc<Semaphore>, millis: u64) -> Wait<'_> {
-        Wait { caller: MANY, room, deadline: clock::now() + Duration::from_millis(millis) }
+        let begun = clock::now();
+        Wait { caller: MANY, room, begun, deadline: begun + Duration::from_millis(millis) }
     }
 
     async fn ready() -> Result<(), ()> {

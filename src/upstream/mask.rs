@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::HeaderValue;
-use memchr::{memchr3, memmem};
+use memchr::{memchr, memchr3, memmem};
 
 /// Bytes of a usersig's beginning that are searched for first.
 const BEGINNING_MAX: usize = 16;
@@ -39,9 +39,13 @@ pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
 /// needs no escape. A short beginning is enough, and to prepare the search for a long one would take longer than
 /// the search.
 fn is_clean(text: &[u8], wanted: &[u8]) -> bool {
+    // No spelling is shorter than what it spells.
+    if text.len() < wanted.len() {
+        return true;
+    }
     let plain = wanted.iter().take(BEGINNING_MAX).take_while(|byte| byte.is_ascii_alphanumeric()).count();
     let has = |needle: &[u8]| memmem::find(text, needle).is_some();
-    !has(&wanted[..plain.max(1).min(wanted.len())]) && !has(b"%") && !has(b"\\u00")
+    !has(&wanted[..plain.max(1).min(wanted.len())]) && memchr(b'%', text).is_none() && !has(b"\\u00")
 }
 
 /// The same for a header's value.

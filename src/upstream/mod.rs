@@ -5,12 +5,13 @@ mod mask;
 mod pool;
 mod resolve;
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, DATE, HOST};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use http_body_util::Full;
 
 use self::connect::Connector;
@@ -47,7 +48,8 @@ pub struct Upstream {
 /// One of the domains.
 struct End {
     pool: Pool,
-    host: HeaderValue,
+    /// What every call to it has.
+    headers: HeaderMap,
 }
 
 /// What all threads know of the way to Chat.
@@ -171,7 +173,9 @@ impl Upstream {
             let scheme = if endpoint.tls { "https" } else { "http" };
             let uri = format!("{scheme}://{authority}/").parse::<Uri>().map_err(UpstreamError::Endpoint)?;
             let pool = Pool::new(connector.clone(), uri, settings.idle_timeout, settings.max_in_flight);
-            Ok(Arc::new(End { pool, host: HeaderValue::try_from(authority).map_err(UpstreamError::Host)? }))
+            let host = HeaderValue::try_from(authority).map_err(UpstreamError::Host)?;
+            let headers = HeaderMap::from_iter([(HOST, host), (CONTENT_TYPE, JSON), (ACCEPT, JSON)]);
+            Ok(Arc::new(End { pool, headers }))
         };
         Ok(Self {
             app: app.name.to_string(),
@@ -191,23 +195,26 @@ impl Upstream {
     /// # Errors
     /// [`Fault::NotSent`], when no side can be reached.
     pub async fn connect(&self) -> Result<Lease, Fault> {
-        let pause = {
-            let mut failover = self.failover.state();
-            if failover.take_probe(clock::tick()) {
+        let now = clock::now();
+        let (pause, side) = {
+            let (mut failover, now) = (self.failover.state(), clock::tick_at(now));
+            if failover.take_probe(now) {
                 self.probe_primary();
             }
-            failover.pause(clock::tick())
+            (failover.pause(now), failover.side())
         };
-        if pause > Duration::ZERO {
+        let (now, side) = if pause > Duration::ZERO {
             tokio::time::sleep(pause).await;
-        }
-        let side = self.failover.side();
-        let fault = match self.connect_to(side).await {
+            (clock::now(), self.failover.side())
+        } else {
+            (now, side)
+        };
+        let fault = match pin!(self.connect_to(side, now)).await {
             Ok(lease) => return Ok(lease),
             Err(fault) => fault,
         };
         if self.standby.is_some()
-            && let Ok(lease) = Box::pin(self.connect_to(side.other())).await
+            && let Ok(lease) = Box::pin(self.connect_to(side.other(), clock::now())).await
         {
             return Ok(lease);
         }
@@ -215,8 +222,8 @@ impl Upstream {
         Err(fault)
     }
 
-    async fn connect_to(&self, side: Side) -> Result<Lease, Fault> {
-        let inner = self.end(side).pool.take().await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
+    async fn connect_to(&self, side: Side, now: Instant) -> Result<Lease, Fault> {
+        let inner = self.end(side).pool.take(now).await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
         if !inner.reused && self.failover.state().connected(side, clock::tick()) {
             tracing::warn!(
                 app = self.app,
@@ -256,7 +263,7 @@ impl Upstream {
 
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
     ///
-    /// Whatever happens ends before `deadline` and before `upstream.attempt_timeout` is over.
+    /// Whatever happens ends before `deadline` and before `upstream.attempt_timeout`, counted from `begun`, is over.
     /// Dropping the future breaks the call off, so a write must not be dropped.
     ///
     /// # Errors
@@ -267,10 +274,10 @@ impl Upstream {
         signer: &Signer,
         signature: &Signature,
         call: Call<'_>,
-        deadline: Instant,
+        (begun, deadline): (Instant, Instant),
     ) -> Result<Answer, Fault> {
-        let until = deadline.min(clock::now() + self.attempt_timeout);
-        let exchange = self.exchange(lease, signer, signature, call);
+        let until = deadline.min(begun + self.attempt_timeout);
+        let exchange = pin!(self.exchange(lease, signer, signature, call));
         tokio::time::timeout_at(until.into(), exchange).await.unwrap_or(Err(Fault::TimedOut))
     }
 
@@ -286,12 +293,9 @@ impl Upstream {
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = signature.target(call.name, clock::call_number()).into();
-        let headers = request.headers_mut();
-        headers.insert(HOST, end.host.clone());
-        headers.insert(CONTENT_TYPE, JSON);
-        headers.insert(ACCEPT, JSON);
+        *request.headers_mut() = end.headers.clone();
         if let Some(traceparent) = call.traceparent {
-            headers.insert(TRACEPARENT, traceparent);
+            request.headers_mut().insert(TRACEPARENT, traceparent);
         }
 
         let response = loop {
@@ -313,15 +317,15 @@ impl Upstream {
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(Fault::Invalid("it is compressed, which was not asked for", status));
         }
-        let (body, held) = read_whole(inner.body(body), self.max_answer, &self.buffered).await.map_err(|error| match error {
+        let read = pin!(read_whole(inner.body(body), self.max_answer, &self.buffered)).await;
+        let (body, held) = read.map_err(|error| match error {
             BodyError::TooLarge => Fault::Invalid("it is larger than upstream.max_answer", status),
             BodyError::NoRoom => Fault::NoRoom,
             BodyError::Broken(error) => Fault::Broken(chain(&error)),
         })?;
         end.pool.give_back(inner);
-        let error_code = Envelope::parse(&body)
-            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?
-            .error_code;
+        let error_code = Envelope::error_code(&body)
+            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?;
         // Only what is surely from Chat tells its time.
         let date = head.headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {

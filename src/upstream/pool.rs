@@ -82,12 +82,12 @@ impl Pool {
         Self { connector, endpoint, kept: Arc::default(), idle_timeout, idle_max }
     }
 
-    /// A kept connection, or a new one.
+    /// A connection that is kept at this moment, or a new one.
     ///
     /// # Errors
     /// Name lookup, TCP or TLS; nothing was sent.
-    pub(super) async fn take(&self) -> Result<Lease, Fault> {
-        while let Some(mut connection) = self.pop() {
+    pub(super) async fn take(&self, now: Instant) -> Result<Lease, Fault> {
+        while let Some(mut connection) = self.pop(now) {
             if connection.is_ready_now() || connection.ready().await {
                 return Ok(Lease { connection, reused: true });
             }
@@ -130,8 +130,7 @@ impl Pool {
         }
     }
 
-    fn pop(&self) -> Option<Connection> {
-        let now = clock::now();
+    fn pop(&self, now: Instant) -> Option<Connection> {
         let mut idle = self.kept.idle();
         while let Some(last) = idle.pop() {
             if last.until > now {

@@ -8,36 +8,7 @@ use std::borrow::Cow;
 
 use super::question::Question;
 use crate::domain::app::USER_ID_LEN_MAX;
-
-/// Whether a byte stands for itself in a name.
-fn is_plain(byte: u8) -> bool {
-    matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
-}
-
-/// How many bytes of `text` are plain before the first that is not. Eight are looked at together: a byte that
-/// is not plain leaves its highest bit in one of the four words. (Bytes above it may be marked with it, never
-/// bytes below, and the lowest is what is asked for.)
-fn plain_len(text: &[u8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGHEST: u64 = 0x80 * ONES;
-    let (mut len, zeros) = (0, |word: u64| word.wrapping_sub(ONES) & !word);
-    while let Some(eight) = text[len..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*eight);
-        let below_space = word.wrapping_sub(b' ' as u64 * ONES) & !word;
-        let quote = zeros(word ^ (b'"' as u64 * ONES));
-        let backslash = zeros(word ^ (b'\\' as u64 * ONES));
-        let delete = zeros(word ^ (0x7f * ONES));
-        let marked = (below_space | quote | backslash | delete | word) & HIGHEST;
-        if marked != 0 {
-            return len + marked.trailing_zeros() as usize / 8;
-        }
-        len += 8;
-        if len > USER_ID_LEN_MAX {
-            return len;
-        }
-    }
-    len + text[len..].iter().take_while(|byte| is_plain(**byte)).count()
-}
+use crate::domain::skim::plain_len;
 
 /// Reads a body of 1 to `max_to` accounts; `None` if it is not of the usual form.
 pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
@@ -175,17 +146,6 @@ mod tests {
             "{\"From_Account\":\"ann\",\"To_Account\":[\"b\u{7f}b\"]}",
         ] {
             assert_eq!(read(body, 2), None, "{body}");
-        }
-    }
-
-    #[test]
-    fn every_byte_is_plain_or_not_wherever_it_stands() {
-        for byte in 0..=u8::MAX {
-            for (len, at) in (1..20).flat_map(|len| (0..len).map(move |at| (len, at))) {
-                let mut text = vec![b'!'; len];
-                text[at] = byte;
-                assert_eq!(plain_len(&text), if is_plain(byte) { len } else { at }, "{byte:#x} at {at} of {len}");
-            }
         }
     }
 
