@@ -56,6 +56,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod line;
 pub mod metrics;
+pub mod quiet;
 pub mod quota;
 pub mod reload;
 pub mod retry;

@@ -36,6 +36,7 @@ use crate::config;
 use crate::domain::caller::CallerId;
 use crate::gateway::Downstream;
 use crate::gateway::route::HEAD_LEN_MAX;
+use crate::quiet::Quiet;
 use crate::stack::{self, Answers};
 
 /// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare
@@ -101,7 +102,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                 let mut downstream = Downstream { peer, caller: caller_of(&stream), tls: false, port };
                 let (answers, connections) = (answers.clone(), connections.clone());
                 let tasks = answers.tasks();
-                tasks.spawn(async move {
+                let serving = async move {
                     match stream {
                         Accepted::Tcp(stream) => match answers.tls() {
                             None => serve(stream, downstream, answers, connections, place).await,
@@ -113,7 +114,8 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                         },
                         Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
                     }
-                });
+                };
+                tasks.spawn(Quiet::new(Box::pin(serving)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");

@@ -176,8 +176,8 @@ impl<S> TimedIo<S> {
 
     /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
     fn watch(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<io::Error> {
-        let now = clock::now();
-        if now >= until {
+        // Not left to the timer: a task that is busy without end may never see it fire.
+        if clock::now() >= until {
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
         }
         let nearest = self.write_until.into_iter().chain(self.read_until).fold(until, Instant::min);
