@@ -4,6 +4,7 @@
 //! from the cache or from a lookup some time ago is judged against the fence once more, and asked
 //! again if a write has come between.
 
+use std::borrow::Cow;
 use std::cell::LazyCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,32 +127,25 @@ impl Worker {
         let follow = &self.app(app).follow;
         let ttl = self.gateway.config.cache.ttl;
         let now = clock::tick();
-        let hit_below = wishes.hit_below(ttl);
+        // What was sent later is a hit without further judgement.
+        let hit_after = match wishes.hit_below(ttl) {
+            Duration::ZERO => Tick::LAST,
+            below => now.before(below),
+        };
         let (mut refused, mut expired, mut missing) = (false, 0, 0);
         follow.facts.touch(slots.iter().filter(|slot| slot.known.is_none()).map(|slot| slot.pair.key()));
         for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
             let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
-            let judge = |age| if age < hit_below { Use::Hit } else { wishes.judge(age, ttl) };
-            let usable = fact.map(|fact| (fact, judge(now.since(fact.sent))));
-            let source = match usable {
-                Some((_, Use::Hit)) => Source::Hit,
-                Some((_, Use::Stale)) => Source::Stale,
-                Some((_, Use::Refused)) => {
-                    refused = true;
-                    missing += 1;
-                    continue;
-                }
-                Some((_, Use::Expired)) => {
-                    expired += 1;
-                    missing += 1;
-                    continue;
-                }
-                None => {
-                    missing += 1;
-                    continue;
-                }
-            };
-            slot.known = usable.map(|(fact, _)| Known::from_fact(slot.pair, fact, source));
+            let judge = |sent| if sent > hit_after { Use::Hit } else { wishes.judge(now.since(sent), ttl) };
+            let usable = fact.map(|fact| (fact, judge(fact.sent)));
+            match usable {
+                Some((fact, Use::Hit)) => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Hit)),
+                Some((fact, Use::Stale)) => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Stale)),
+                Some((_, Use::Refused)) => refused = true,
+                Some((_, Use::Expired)) => expired += 1,
+                None => {}
+            }
+            missing += usize::from(slot.known.is_none());
         }
         (refused, missing > 0 && expired == missing)
     }
@@ -363,20 +357,20 @@ const fn concat_waiting() -> &'static str {
     "100,000 waiting pairs"
 }
 
-/// The distinct pairs of a question, and which of them each account is.
+/// The distinct pairs of a question, and which of them each account is; nothing if each is one of its own.
 fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>, Vec<u32>) {
     let mut slots: Vec<Slot> = Vec::with_capacity(question.to.len());
-    let mut slot_of = Vec::with_capacity(question.to.len());
+    let mut slot_of = Vec::new();
     // Open addressing at half load; 0 is free. The hash is the pair's own.
     let mask = (question.to.len() * 2).next_power_of_two() - 1;
     let mut table = vec![0u32; mask + 1];
-    for (first, to) in question.to.iter().enumerate() {
+    for (index, to) in question.to.iter().enumerate() {
         let pair = pair(to);
         let mut at = pair.to.spread() as usize & mask;
         let slot = loop {
             match table[at] {
                 0 => {
-                    slots.push(Slot { pair, first, known: None });
+                    slots.push(Slot { pair, first: index, known: None });
                     table[at] = slots.len() as u32;
                     break table[at] - 1;
                 }
@@ -384,7 +378,14 @@ fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>,
                 _ => at = (at + 1) & mask,
             }
         };
-        slot_of.push(slot);
+        if slot as usize != index {
+            // Up to the first repetition each was one of its own; after it none is.
+            if slot_of.is_empty() {
+                slot_of.reserve(question.to.len());
+                slot_of.extend(0..index as u32);
+            }
+            slot_of.push(slot);
+        }
     }
     (slots, slot_of)
 }
@@ -399,13 +400,18 @@ fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
     }
 }
 
+/// What is known for an account, by its place in the question.
+fn known<'a>(slots: &'a [Slot], slot_of: &[u32], index: usize) -> Option<&'a Known> {
+    slots[slot_of.get(index).map_or(index, |slot| *slot as usize)].known.as_ref()
+}
+
 /// About how long the answer will be, in bytes.
 fn answer_len(question: &Question<'_>, slots: &[Slot], slot_of: &[u32]) -> usize {
-    let item = |(to, slot): (&std::borrow::Cow<'_, str>, &u32)| match &slots[*slot as usize].known {
+    let item = |(index, to): (usize, &Cow<'_, str>)| match known(slots, slot_of, index) {
         Some(Known { item: Item::Verbatim(json), .. }) => json.len(),
         _ => to.len() + 72,
     };
-    question.to.iter().zip(slot_of).map(item).sum()
+    question.to.iter().enumerate().map(item).sum()
 }
 
 fn reply(
@@ -415,8 +421,8 @@ fn reply(
     manner: &Manner,
     [refused, expired, fell_back]: [bool; 3],
 ) -> Reply {
-    let known = |slot: &u32| slots[*slot as usize].known.as_ref().expect("every pair has its answer");
-    let body = write_answer(question.to.iter().zip(slot_of).map(|(to, slot)| (to, &known(slot).item)));
+    let known = |index: usize| known(slots, slot_of, index).expect("every pair has its answer");
+    let body = write_answer(question.to.iter().enumerate().map(|(index, to)| (to, &known(index).item)));
     let (mut tally, mut oldest) = (Tally { fell_back, ..Tally::default() }, Tick::from_micros(u64::MAX));
     for known in slots.iter().filter_map(|slot| slot.known.as_ref()) {
         tally.count(known.source);
@@ -424,11 +430,11 @@ fn reply(
     }
     let now = clock::tick();
     let explain = manner.explain.then(|| {
-        let account = |slot: &u32| {
-            let known = known(slot);
+        let account = |index: usize| {
+            let known = known(index);
             format!("{};age={}", known.source.name(), now.since(known.sent).as_secs())
         };
-        slot_of.iter().take(EXPLAINED_MAX).map(account).collect::<Vec<_>>().join(", ")
+        (0..question.to.len()).take(EXPLAINED_MAX).map(account).collect::<Vec<_>>().join(", ")
     });
     Reply {
         status: StatusCode::OK,
