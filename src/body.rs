@@ -76,7 +76,10 @@ where
 
 /// The next frame. Whoever feeds the body is woken for it, and need not be if it was the last: to finish the
 /// request or the answer it is polled anyway.
-fn next_frame<B: Body + Unpin>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+fn next_frame<B>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>>
+where
+    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+{
     let (frame, held) = quiet::hold(|| Pin::new(&mut *body).poll_frame(cx));
     if held && !body.is_end_stream() {
         cx.waker().wake_by_ref();

@@ -1,36 +1,30 @@
 //! chatgate beside what else could stand in its place, and beside a bare server.
 //!
 //! `cargo bench --bench peers [-- ROUNDS [SECONDS]]`. What is installed is measured: nginx with its Lua module,
-//! haproxy. Rounds are interleaved, so that what disturbs one disturbs all. How to read it stands in
-//! `benches/README.md`.
+//! haproxy. Rounds are interleaved, so that what disturbs one disturbs all. `-- soak [SECONDS]` measures what takes
+//! longer to show, with a steady load of five minutes by default. How to read it stands in `benches/README.md`.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
+mod bare;
 #[path = "../follow/chat.rs"]
 mod chat;
 mod load;
 mod process;
+mod soak;
 mod targets;
 mod work;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use chatgate::clock;
-use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response};
-use http_body_util::{BodyExt as _, Full};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::runtime::Builder;
 
 use self::chat::{Certified, Chat};
 use self::load::Outcome;
 use self::process::{cpu_nanos, resident_kib};
-use self::targets::Target;
+use self::targets::{Setup, Target};
 use self::work::Work;
 
 /// As in the program.
@@ -40,6 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 3;
 const SECONDS: u64 = 4;
+const SOAK_SECONDS: u64 = 300;
 
 /// What one run of one target showed.
 #[derive(Debug, Clone, Copy)]
@@ -58,7 +53,11 @@ fn main() {
     if let [bare, address, answer] = arguments.as_slice()
         && bare == "--bare"
     {
-        return runtime.block_on(serve_bare(address.parse().expect("an address"), answer));
+        return runtime.block_on(bare::serve(address.parse().expect("an address"), answer));
+    }
+    if arguments.first().is_some_and(|argument| argument == "soak") {
+        let seconds = arguments.get(1).and_then(|argument| argument.parse().ok()).unwrap_or(SOAK_SECONDS);
+        return runtime.block_on(soak::run(seconds.max(10)));
     }
     let number = |at: usize| arguments.get(at).and_then(|argument| argument.parse::<u64>().ok());
     let rounds = number(0).map_or(ROUNDS, |rounds| rounds as usize).max(1);
@@ -87,7 +86,7 @@ fn main() {
 async fn run(work: Work, target: Target, certified: &Certified, span: Duration) -> Figures {
     let tls = work.is_over_tls().then_some(certified);
     let chat = Chat::start(Duration::ZERO, tls);
-    let running = target.start(chat.address, tls.map(Certified::ca_file), &work.answer());
+    let running = target.start(Setup::new(chat.address, tls.map(Certified::ca_file), &work.answer()));
     let load = work.load(running.address);
     assert_eq!(load.warm(running.address).await.failed, 0, "{} does not do {}", target.name(), work.name());
     // Until connections, caches and branch predictors are warm.
@@ -160,7 +159,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// What it takes while nobody asks.
 async fn idle(certified: &Certified) {
     let chat = Chat::start(Duration::ZERO, None);
-    let running = Target::Chatgate.start(chat.address, Some(certified.ca_file()), "");
+    let running = Target::Chatgate.start(Setup::new(chat.address, Some(certified.ca_file()), ""));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let cpu = cpu_nanos(running.pid());
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -169,24 +168,4 @@ async fn idle(certified: &Certified) {
         "\nchatgate, idle: {:.1} MiB, {used:.2} ms of CPU a second",
         resident_kib(running.pid()).0 as f64 / 1024.0
     );
-}
-
-/// Answers everything with the same bytes.
-async fn serve_bare(address: SocketAddr, answer: &str) {
-    let answer = Bytes::from(std::fs::read(answer).expect("a file"));
-    let listener = tokio::net::TcpListener::bind(address).await.expect("a free port");
-    while let Ok((stream, _)) = listener.accept().await {
-        stream.set_nodelay(true).expect("a socket");
-        let answer = answer.clone();
-        let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            let answer = answer.clone();
-            async move {
-                let _ = request.into_body().collect().await;
-                let mut response = Response::new(Full::new(answer));
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                Ok::<_, Infallible>(response)
-            }
-        });
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-    }
 }

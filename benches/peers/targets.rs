@@ -14,6 +14,30 @@ const SIGNED: &str = "sdkappid=1400000001&identifier=administrator&contenttype=j
 /// As long as a real one.
 const USERSIG_LEN: usize = 180;
 
+/// How a target is set up.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup<'a> {
+    /// The stand-in for Chat.
+    pub(crate) chat: SocketAddr,
+    /// Who vouches for it, if it is spoken to over TLS.
+    pub(crate) ca: Option<&'a Path>,
+    /// What a bare server answers.
+    pub(crate) answer: &'a str,
+    /// On one processor (where `taskset` is installed), or on all.
+    pub(crate) pinned: bool,
+    /// Of chatgate: how long a fact is known, how many there may be, how long a signature lives.
+    pub(crate) ttl: &'static str,
+    pub(crate) max_pairs: usize,
+    pub(crate) usersig_lifetime: &'static str,
+}
+
+impl<'a> Setup<'a> {
+    /// On one processor, with nothing that grows old meanwhile.
+    pub(crate) fn new(chat: SocketAddr, ca: Option<&'a Path>, answer: &'a str) -> Self {
+        Self { chat, ca, answer, pinned: true, ttl: "1h", max_pairs: 1_000_000, usersig_lifetime: "24h" }
+    }
+}
+
 /// Somebody who answers requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -47,8 +71,9 @@ impl Target {
         }
     }
 
-    /// Starts it in front of a stand-in for Chat, on one processor where `taskset` is installed.
-    pub(crate) fn start(self, chat: SocketAddr, ca: Option<&Path>, answer: &str) -> Running {
+    /// Starts it in front of a stand-in for Chat.
+    pub(crate) fn start(self, setup: Setup<'_>) -> Running {
+        let Setup { chat, ca, answer, .. } = setup;
         let dir = TempDir::new().expect("a directory");
         let address = free_address();
         let in_dir = |name: &str, text: &str| {
@@ -56,7 +81,7 @@ impl Target {
             fs::write(&path, text).expect("a file");
             path
         };
-        let mut command = pinned();
+        let mut command = if setup.pinned { pinned() } else { Command::new("env") };
         match self {
             Target::Bare => {
                 let answer = in_dir("answer.json", answer);
@@ -73,7 +98,7 @@ impl Target {
                 command.args(["haproxy", "-db", "-f"]).arg(config);
             }
             Target::Chatgate => {
-                let config = in_dir("chatgate.toml", &chatgate(address, chat, ca, dir.path()));
+                let config = in_dir("chatgate.toml", &chatgate(address, setup, dir.path()));
                 command.arg(env!("CARGO_BIN_EXE_chatgate")).args(["serve", "--config"]).arg(config);
                 command.env("BENCH_KEY", "bench");
             }
@@ -97,6 +122,11 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Of chatgate: the socket for who operates it.
+    pub(crate) fn admin(&self) -> PathBuf {
+        self.dir.path().join("admin.sock")
     }
 
     fn wait(&self) {
@@ -228,7 +258,8 @@ backend chat
 }
 
 /// As by default, but for what a benchmark must not run into: the quota, and facts that grow old meanwhile.
-fn chatgate(address: SocketAddr, chat: SocketAddr, ca: Option<&Path>, dir: &Path) -> String {
+fn chatgate(address: SocketAddr, setup: Setup<'_>, dir: &Path) -> String {
+    let Setup { chat, ca, ttl, max_pairs, usersig_lifetime, .. } = setup;
     let dir = dir.display();
     let (endpoint, ca) = match ca {
         None => (format!("http://{chat}"), String::new()),
@@ -247,12 +278,14 @@ endpoint = "{endpoint}"
 {ca}
 identifier = "administrator"
 secret_key_env = "BENCH_KEY"
+usersig_lifetime = "{usersig_lifetime}"
 [app.quota]
 per_command = "10000000/s"
 [access]
 allow = ["*"]
 [cache]
-ttl = "1h"
+ttl = "{ttl}"
+max_pairs = {max_pairs}
 [upstream]
 max_in_flight = 256
 "#

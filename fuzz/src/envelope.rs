@@ -2,6 +2,7 @@
 
 use chatgate::domain::envelope::{Envelope, write};
 use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
+use chatgate::domain::skim;
 
 use super::json::{self, Json};
 
@@ -16,6 +17,16 @@ pub fn run(bytes: &[u8]) {
         assert_eq!(is_too_deep(bytes), json.depth() > DEPTH_MAX);
     }
     let code = other.as_ref().and_then(|json| json.only("ErrorCode")).and_then(Json::whole);
+    // The quick look: certain where it says yes, and it says so of every object that is not too deep.
+    let is_object = other.as_ref().is_some_and(|json| matches!(json, Json::Object(_)) && json.depth() <= DEPTH_MAX);
+    assert_eq!(skim::is_object(bytes), is_object);
+    if let Some(found) = skim::integer(bytes, "ErrorCode") {
+        assert_eq!(code, Some(found));
+    }
+    assert_eq!(
+        Envelope::error_code(bytes),
+        envelope.as_ref().map(|envelope| envelope.error_code).map_err(|error| *error)
+    );
     match &envelope {
         Ok(envelope) => {
             let json = other.as_ref().expect("two readers disagree about what JSON is");

@@ -50,6 +50,16 @@ pub(super) struct Slot {
     pub known: Option<Known>,
 }
 
+/// What a look at the cache has found, beside facts.
+struct Looked {
+    /// When it was.
+    at: Tick,
+    /// A fact was there that the caller does not want.
+    refused: bool,
+    /// All that are missing were there and are past their ttl.
+    expired: bool,
+}
+
 /// What may answer for a pair.
 pub(super) struct Known {
     item: Item,
@@ -69,12 +79,12 @@ impl Worker {
         let follow = &self.app(app).follow;
         let from = follow.hasher.user(&question.from);
         let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
-        let (refused, expired) = self.look_up(app, &mut slots, &manner.wishes);
+        let Looked { mut at, refused, expired } = self.look_up(app, &mut slots, &manner.wishes);
         let wants_kept = !manner.wishes.no_cache && !manner.wishes.no_store;
         if wants_kept && slots.iter().any(|slot| slot.known.is_none()) && self.app(app).member.is_some() {
             // Boxed: what a hit does not need must not be part of every request's future.
             Box::pin(self.look_in_fleet(app, question, &slots)).await;
-            self.look_up(app, &mut slots, &manner.wishes);
+            at = self.look_up(app, &mut slots, &manner.wishes).at;
         }
         let (mut fell_back, mut paid) = (false, false);
         while slots.iter().any(|slot| slot.known.is_none()) {
@@ -91,7 +101,9 @@ impl Worker {
             if let Err(Ended::NotYet(wait)) = &fetched {
                 tokio::time::sleep(*wait).await;
             }
-            trail.waited(clock::now() - begun);
+            let ended = clock::now();
+            at = clock::tick_at(ended);
+            trail.waited(ended - begun);
             // A write may have come between: what was sent before it does not answer after it, whatever
             // became of the lookup.
             for slot in &mut slots {
@@ -116,14 +128,13 @@ impl Worker {
             ..=UNCOUNTED_MAX => None,
             _ => Some(self.gateway.buffered.take(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
         };
-        let mut reply = reply(question, &slots, &slot_of, &manner, [refused, expired, fell_back]);
+        let mut reply = reply(question, &slots, &slot_of, &manner, at, [refused, expired, fell_back]);
         reply.body = counted(reply.body, held);
         Ok(reply)
     }
 
-    /// Takes from the cache what the caller's wishes allow. Says whether a fact was there that the
-    /// caller does not want, and whether all that are missing were there and are past their ttl.
-    fn look_up(&self, app: usize, slots: &mut [Slot], wishes: &Wishes) -> (bool, bool) {
+    /// Takes from the cache what the caller's wishes allow.
+    fn look_up(&self, app: usize, slots: &mut [Slot], wishes: &Wishes) -> Looked {
         let follow = &self.app(app).follow;
         let ttl = self.gateway.config.cache.ttl;
         let now = clock::tick();
@@ -147,7 +158,7 @@ impl Worker {
             }
             missing += usize::from(slot.known.is_none());
         }
-        (refused, missing > 0 && expired == missing)
+        Looked { at: now, refused, expired: missing > 0 && expired == missing }
     }
 
     /// Lets facts past their ttl stand in for all that is missing, or for nothing
@@ -419,6 +430,7 @@ fn reply(
     slots: &[Slot],
     slot_of: &[u32],
     manner: &Manner,
+    now: Tick,
     [refused, expired, fell_back]: [bool; 3],
 ) -> Reply {
     let known = |index: usize| known(slots, slot_of, index).expect("every pair has its answer");
@@ -428,7 +440,6 @@ fn reply(
         tally.count(known.source);
         oldest = oldest.min(known.sent);
     }
-    let now = clock::tick();
     let explain = manner.explain.then(|| {
         let account = |index: usize| {
             let known = known(index);

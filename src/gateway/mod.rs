@@ -28,6 +28,7 @@ mod state;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_ENCODING, CONTENT_TYPE};
@@ -91,7 +92,7 @@ struct Asker {
     caller: CallerId,
     /// Which of the configured callers it is; `None` if there are none.
     listed: Option<Listed>,
-    deadline: std::time::Instant,
+    deadline: Instant,
     /// Where it stands in a trace, if traces are taken.
     trace: Option<Context>,
 }
@@ -157,7 +158,7 @@ impl Worker {
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
         trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
-        let (body, held) = pin!(self.read_body(head, body)).await?;
+        let (body, held) = pin!(self.read_body(head, body, trail.begun)).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _own = gateway.access.begin(listed)?;
         let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
@@ -174,7 +175,7 @@ impl Worker {
         pin!(self.relay(app, path.name, order)).await
     }
 
-    async fn read_body<B>(&self, head: &Parts, body: B) -> Result<(Bytes, Held), GatewayError>
+    async fn read_body<B>(&self, head: &Parts, body: B, begun: Instant) -> Result<(Bytes, Held), GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
@@ -187,7 +188,7 @@ impl Worker {
             return Err(GatewayError::UnsupportedEncoding);
         }
         let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
-        let read = tokio::time::timeout(server.body_timeout, reading).await;
+        let read = tokio::time::timeout_at((begun + server.body_timeout).into(), reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),

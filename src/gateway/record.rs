@@ -35,7 +35,7 @@ pub(super) struct Trail {
     /// `None` until one is chosen.
     pub app: Option<usize>,
     pub command: CommandLabel,
-    begun: Instant,
+    pub begun: Instant,
     /// How long it has waited for lookups, its own and others'.
     waited: Duration,
     /// Of its own call, if it is relayed.

@@ -170,13 +170,15 @@ where
     let io = guarded(stream, connections.limits, at_work.clone());
     let service = stack::service(answers.clone(), downstream);
     let refused = at_work.clone();
-    let drain = connections.drain.clone();
+    // In one piece: to clone a token takes a lock.
+    let shared = Arc::new((connections.drain.clone(), at_work));
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let keeps = request.version() >= Version::HTTP_2;
-        let work = at_work.begin(keeps);
+        let work = shared.1.begin(keeps);
         let answering = service.clone().oneshot(request);
-        let (drain, at_work) = (drain.clone(), at_work.clone());
+        let shared = Arc::clone(&shared);
         async move {
+            let (drain, at_work) = &*shared;
             let answer = answering.await;
             let mut answer =
                 answer.map(|answer| answer.map(|body| Delivered::new(body, keeps.then(|| at_work.deliver()))));

@@ -153,31 +153,41 @@ impl<S> TimedIo<S> {
     }
 
     /// When reading must have got on, by what it waits for now.
-    fn read_until(&mut self) -> Option<Instant> {
-        self.look();
-        let request = (!self.at_work.any()).then(|| self.request_until());
+    fn read_until(&mut self, now: Instant) -> Option<Instant> {
+        let request = (!self.at_work.any()).then(|| self.request_until(now));
         let oldest = if self.at_work.http2() { self.at_work.0.deliveries.oldest() } else { None };
         let answer = oldest.map(|since| since + self.limits.write);
-        self.read_until = request.into_iter().chain(answer).min();
-        self.read_until
+        request.into_iter().chain(answer).min()
+    }
+
+    /// Reading waits: watches the limit that there is, if there is one.
+    fn watch_reading(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.look();
+        // Most often, that there is none is known without a look at the clock.
+        let is_limited = !self.at_work.any() || self.at_work.http2();
+        let now = is_limited.then(clock::now);
+        self.read_until = now.and_then(|now| self.read_until(now));
+        self.unwatched = self.read_until.is_none();
+        match (now, self.read_until) {
+            (Some(now), Some(until)) => self.watch(cx, now, until),
+            _ => Poll::Pending,
+        }
     }
 
     /// When the next request must be there.
-    fn request_until(&mut self) -> Instant {
+    fn request_until(&mut self, now: Instant) -> Instant {
         if self.head_begun {
-            let limit = self.limits.head;
-            *self.head_until.get_or_insert_with(|| clock::now() + limit)
+            *self.head_until.get_or_insert(now + self.limits.head)
         } else {
-            let limit = self.limits.idle;
             self.head_until = None;
-            *self.idle_until.get_or_insert_with(|| clock::now() + limit)
+            *self.idle_until.get_or_insert(now + self.limits.idle)
         }
     }
 
     /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
-    fn watch(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<io::Error> {
+    fn watch(&mut self, cx: &mut Context<'_>, now: Instant, until: Instant) -> Poll<io::Error> {
         // Not left to the timer: a task that is busy without end may never see it fire.
-        if clock::now() >= until {
+        if now >= until {
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
         }
         let nearest = self.write_until.into_iter().chain(self.read_until).fold(until, Instant::min);
@@ -198,9 +208,9 @@ impl<S> TimedIo<S> {
         if result.is_ready() {
             return result;
         }
-        let limit = self.limits.write;
-        let until = *self.write_until.get_or_insert_with(|| clock::now() + limit);
-        self.watch(cx, until).map(Err)
+        let now = clock::now();
+        let until = *self.write_until.get_or_insert(now + self.limits.write);
+        self.watch(cx, now, until).map(Err)
     }
 }
 
@@ -217,11 +227,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
                 }
                 Poll::Ready(result)
             }
-            Poll::Pending => {
-                let until = self.read_until();
-                self.unwatched = until.is_none();
-                until.map_or(Poll::Pending, |until| self.watch(cx, until).map(Err))
-            }
+            Poll::Pending => self.watch_reading(cx).map(Err),
         }
     }
 }
@@ -255,9 +261,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
         if !self.unwatched && !self.at_work.http2() {
             return Poll::Ready(Ok(()));
         }
-        match self.read_until().map(|until| self.watch(cx, until)) {
-            Some(Poll::Ready(error)) => Poll::Ready(Err(error)),
-            Some(Poll::Pending) | None => Poll::Ready(Ok(())),
+        match self.watch_reading(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Ready(Ok(())),
         }
     }
 

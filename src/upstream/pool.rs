@@ -201,6 +201,8 @@ impl Lease {
     /// # Errors
     /// See [`Unsent`].
     pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unsent> {
+        // After whatever else is ready now: calls that leave together wake the other end once.
+        tokio::task::yield_now().await;
         let connection = &mut self.connection;
         let mut answer = pin!(connection.sender.try_send_request(request));
         let answered = poll_fn(|cx| {

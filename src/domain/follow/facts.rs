@@ -193,7 +193,7 @@ impl Facts {
         let mask = self.block_places - 1;
         let first = spread as usize & mask;
         // Another one, as a bit differs.
-        let second = first ^ (1 | (spread as usize / BLOCK_PLACES & mask));
+        let second = first ^ (1 | ((spread as usize / BLOCK_PLACES) & mask));
         [begin + first * PLACE_WORDS, begin + second * PLACE_WORDS]
     }
 
