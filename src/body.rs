@@ -90,7 +90,7 @@ where
 /// How much room a body gets that has come so far: more than it needs now, so that it is seldom moved, up to what is
 /// announced. What is not written to yet takes no memory, only addresses.
 fn room(sum: usize, expected: usize) -> usize {
-    expected.clamp(sum, sum.saturating_mul(16))
+    expected.clamp(sum, sum.saturating_mul(64))
 }
 
 #[cfg(test)]

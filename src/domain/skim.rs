@@ -4,6 +4,8 @@
 //! (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or bad, it
 //! leaves to the general reader, which also says what is wrong.
 
+use memchr::memchr2;
+
 use super::object::DEPTH_MAX;
 
 /// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
@@ -20,12 +22,26 @@ pub fn integer(json: &[u8], name: &str) -> Option<i64> {
 
 /// How many bytes of `text` stand for themselves in a JSON string before the first that may not: all of printable
 /// ASCII but quote and backslash.
-///
-/// Eight are looked at together: a byte that may not leaves its highest bit in one of the five words. (Bytes above
-/// it may be marked with it, never bytes below, and the lowest is what is asked for.) Of a long text sixty-four are:
-/// that loop only counts, so that the compiler finds wide instructions for it.
 #[inline]
 pub(super) fn plain_len(text: &[u8]) -> usize {
+    match text.split_at_checked(SHORT_LEN_MAX) {
+        None => few_plain(text),
+        Some((begin, rest)) => match few_plain(begin) {
+            SHORT_LEN_MAX => {
+                let len = SHORT_LEN_MAX + many_plain(rest);
+                len + few_plain(&text[len..])
+            }
+            len => len,
+        },
+    }
+}
+
+/// A text that is longer is gone over in larger pieces.
+const SHORT_LEN_MAX: usize = 64;
+
+/// The same in steps of eight, which are looked at together: a byte that is not plain leaves its highest bit in one of
+/// the five words. (Bytes above it may be marked with it, never bytes below, and the lowest is what is asked for.)
+fn few_plain(text: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGHEST: u64 = 0x80 * ONES;
     let (mut len, zeros) = (0, |word: u64| word.wrapping_sub(ONES) & !word);
@@ -40,21 +56,34 @@ pub(super) fn plain_len(text: &[u8]) -> usize {
             return len + marked.trailing_zeros() as usize / 8;
         }
         len += 8;
-        if len >= 64 {
-            len += many_plain(&text[len..]);
-        }
     }
     len + text[len..].iter().take_while(|byte| is_plain(**byte)).count()
 }
 
-/// The same in steps of 64, the last of which is not taken unless all of it is plain.
+/// The same in pieces that grow, each with one search for an end and one fold, for which there are wide instructions.
+/// It may stop before the piece that holds the first byte that is not plain. As pieces grow with what they gave, what
+/// is looked at in vain comes to no more than that.
 fn many_plain(text: &[u8]) -> usize {
-    let is_all_plain = |chunk: &&[u8]| chunk.iter().fold(true, |all, byte| all & is_plain(*byte));
-    64 * text.chunks_exact(64).take_while(is_all_plain).count()
+    let (mut len, mut step) = (0, 128);
+    while len < text.len() {
+        let piece = &text[len..(len + step).min(text.len())];
+        let end = memchr2(b'"', b'\\', piece).unwrap_or(piece.len());
+        let (least, most) =
+            piece[..end].iter().fold((u8::MAX, 0), |(least, most), byte| (least.min(*byte), most.max(*byte)));
+        if least < b' ' || most > b'~' {
+            break;
+        }
+        len += end;
+        if end < piece.len() {
+            break;
+        }
+        step = (2 * step).min(16 * 1024);
+    }
+    len
 }
 
 fn is_plain(byte: u8) -> bool {
-    (byte.wrapping_sub(b' ') < 0x7f - b' ') & (byte != b'"') & (byte != b'\\')
+    matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
 struct Skim<'a> {
@@ -164,13 +193,13 @@ impl<'a> Skim<'a> {
     /// A name and the colon, up to its value. If it is the one that is `wanted`, its number is looked at.
     fn member(&mut self, open: &Open, wanted: Option<&[u8]>, number: &mut Option<&'a str>) -> Option<()> {
         self.sign(b'"')?;
-        let name = self.text()?;
+        let (name, escaped) = self.text()?;
         self.skip_space();
         self.sign(b':')?;
         self.skip_space();
         let Some(wanted) = wanted.filter(|_| open.depth == 1) else { return Some(()) };
         // Escapes may spell any name.
-        if name.contains(&b'\\') {
+        if escaped {
             return None;
         }
         if name == wanted {
@@ -211,24 +240,18 @@ impl<'a> Skim<'a> {
         }
     }
 
-    /// What follows a string's opening quote, its closing one included. Gives what lies between.
-    fn text(&mut self) -> Option<&'a [u8]> {
-        let begin = self.at;
+    /// What follows a string's opening quote, its closing one included. Gives what lies between, and whether any of
+    /// it is escaped.
+    fn text(&mut self) -> Option<(&'a [u8], bool)> {
+        let (begin, mut escaped) = (self.at, false);
         loop {
             self.at += plain_len(&self.json[self.at..]);
             match self.next()? {
-                b'"' => return Some(&self.json[begin..self.at - 1]),
-                b'\\' => match self.next()? {
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => {}
-                    b'u' => {
-                        let digits = self.json.get(self.at..self.at + 4)?;
-                        if !digits.iter().all(u8::is_ascii_hexdigit) {
-                            return None;
-                        }
-                        self.at += 4;
-                    }
-                    _ => return None,
-                },
+                b'"' => return Some((&self.json[begin..self.at - 1], escaped)),
+                b'\\' => {
+                    escaped = true;
+                    self.escape()?;
+                }
                 0x7f => {}
                 0x80.. => {
                     self.ascii = false;
@@ -237,6 +260,19 @@ impl<'a> Skim<'a> {
                 // Control characters must be escaped.
                 _ => return None,
             }
+        }
+    }
+
+    /// What follows a backslash.
+    fn escape(&mut self) -> Option<()> {
+        match self.next()? {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(()),
+            b'u' => {
+                let digits = self.json.get(self.at..self.at + 4)?;
+                self.at += 4;
+                digits.iter().all(u8::is_ascii_hexdigit).then_some(())
+            }
+            _ => None,
         }
     }
 
@@ -304,8 +340,11 @@ mod tests {
         for byte in 0..=u8::MAX {
             let plain = (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\';
             assert_eq!(is_plain(byte), plain, "{byte:#x}");
-            for len in (1..20).chain([63, 64, 65, 71, 72, 73, 128, 135, 136, 137, 200]) {
-                for at in 0..len {
+            for len in (1..20).chain([63, 64, 65, 71, 72, 73, 191, 192, 193, 448, 449, 600]) {
+                // Of the long ones not every place.
+                for at in
+                    (0..len).filter(|at| len < 100 || at % 8 == 0 || len - at < 20 || usize::abs_diff(*at, 192) < 3)
+                {
                     let mut text = vec![b'!'; len];
                     text[at] = byte;
                     assert_eq!(plain_len(&text), if plain { len } else { at }, "{byte:#x} at {at} of {len}");

@@ -250,3 +250,58 @@ impl Body for Driven<'_> {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// Something that can be waited for.
+    async fn until(mut reached: impl FnMut() -> bool) {
+        let waiting = async {
+            while !reached() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, waiting).await.expect("in time");
+    }
+
+    /// A pool with a connection that has been given back, and its other end.
+    async fn pool() -> (Pool, TcpListener, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let endpoint = format!("http://{}/", listener.local_addr().expect("it is bound"));
+        let tls = crate::config::client_config(&[], None).expect("no further roots");
+        let pool = Pool::new(Connector::new(tls, LONG, LONG), endpoint.parse().expect("a URI"), LONG, 8);
+        let lease = pool.take(clock::now()).await.expect("it listens");
+        let (peer, _) = listener.accept().await.expect("it has connected");
+        assert!(!lease.reused);
+        pool.give_back(lease);
+        (pool, listener, peer)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_kept_is_taken_again() {
+        let (pool, _listener, _peer) = pool().await;
+        assert!(pool.take(clock::now()).await.expect("it is open").reused);
+        assert!(pool.kept.idle().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_the_other_end_has_closed_goes_though_nobody_wants_it() {
+        let (pool, _listener, peer) = pool().await;
+        drop(peer);
+        until(|| pool.kept.idle().is_empty()).await;
+    }
+
+    #[tokio::test]
+    async fn one_that_the_other_end_has_closed_is_not_handed_out() {
+        let (pool, _listener, peer) = pool().await;
+        drop(peer);
+        // Closing takes its way, too.
+        until(|| !pool.kept.idle().last_mut().is_some_and(|idle| idle.connection.is_ready_now())).await;
+        assert!(!pool.take(clock::now()).await.expect("it listens").reused);
+    }
+}
