@@ -1,14 +1,10 @@
 //! Reading a whole body within a bound of bytes, in as few copies as its frames allow.
 
-use std::future::poll_fn;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
 use bytes::{Bytes, BytesMut};
-use http_body::{Body, Frame};
+use http_body::Body;
+use http_body_util::BodyExt;
 
 use crate::bounds::{Budget, Held};
-use crate::quiet;
 
 /// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +39,7 @@ where
     let mut held = budget.take(0).ok_or(BodyError::NoRoom)?;
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
-    while let Some(frame) = poll_fn(|cx| next_frame(&mut body, cx)).await {
+    while let Some(frame) = body.frame().await {
         // Trailers have no meaning here.
         let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else { continue };
         let so_far = rest.as_ref().map_or(first.len(), BytesMut::len);
@@ -74,21 +70,8 @@ where
     Ok((rest.map_or(first, BytesMut::freeze), held))
 }
 
-/// The next frame. Whoever feeds the body is woken for it, and need not be if it was the last: to finish the
-/// request or the answer it is polled anyway.
-fn next_frame<B>(body: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>>
-where
-    B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
-{
-    let (frame, held) = quiet::hold(|| Pin::new(&mut *body).poll_frame(cx));
-    if held && !body.is_end_stream() {
-        cx.waker().wake_by_ref();
-    }
-    frame
-}
-
 /// How much room a body gets that has come so far: more than it needs now, so that it is seldom moved, up to what is
-/// announced. What is not written to yet takes no memory, only addresses.
+/// announced. Of a large one, what is not written to yet takes addresses and no memory.
 fn room(sum: usize, expected: usize) -> usize {
     expected.clamp(sum, sum.saturating_mul(64))
 }

@@ -11,7 +11,7 @@
 //! 2. [`stack`] gives it an id and catches panics.
 //! 3. [`gateway`] reads what it names, checks what is allowed, reads the body, and
 //!    - answers a `follow_check` from facts, asking Chat only for what is not known, or
-//!    - relays it, a write in a task that its caller cannot drop.
+//!    - relays it, a write to its end whether its caller stays or leaves.
 //! 4. Whatever goes upstream waits its turn in [`quota`], has its connection by then, is signed by
 //!    [`sign`] last of all, and is sent by [`upstream`].
 //! 5. What goes wrong becomes an answer in [`error`]'s one table.
@@ -24,7 +24,7 @@
 //! | --- | --- |
 //! | [`domain`] | what Chat means, pure: names, signatures, envelopes, codes, and the follow core |
 //! | [`clock`] | the only reader of time and randomness |
-//! | [`bounds`], [`body`], [`mod@line`] | counters with a limit; whole bodies within one; callers in turn |
+//! | [`bounds`], [`quiet`], [`body`], [`mod@line`] | counters with a limit; wake-ups left out; whole bodies; callers in turn |
 //! | [`config`] | what an operator may say, all problems at once |
 //! | [`error`] | what chatgate answers when it answers itself |
 //! | [`metrics`] | what is counted |

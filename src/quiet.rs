@@ -5,13 +5,19 @@
 //! which is then polled once more, from the socket down, to find nothing to do. For a call that is handed on this
 //! happens at both ends, and takes a tenth of what the call costs.
 //!
-//! So the tasks of connections are wrapped in [`Quiet`], and whoever takes a piece does so within [`hold`] and
-//! decides by what came whether the wake-up was for something.
+//! So the tasks of connections are wrapped in [`Quiet`], and bodies over HTTP/1 in [`Quietly`], which takes a piece
+//! within [`hold`] and decides by what came whether the wake-up was for something.
+//!
+//! Not so over HTTP/2: there each request has a task of its own, and when it wakes its connection's, that is for a
+//! window to be opened, with the last piece as with others.
 
 use std::cell::Cell;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
 
 thread_local! {
     /// `None` outside of [`hold`]; inside, whether a wake-up was held back.
@@ -74,6 +80,45 @@ impl Wake for UnlessHeld {
             Some(_) => HELD.set(Some(true)),
             None => self.0.wake_by_ref(),
         }
+    }
+}
+
+/// A body that wakes nobody for its last piece, if it comes over HTTP/1: to finish the request, or the answer, the
+/// task is polled anyway.
+#[derive(Debug)]
+pub struct Quietly<B> {
+    body: B,
+    applies: bool,
+}
+
+impl<B> Quietly<B> {
+    /// A body that comes over that version.
+    pub fn new(body: B, version: Version) -> Self {
+        Self { body, applies: version < Version::HTTP_2 }
+    }
+}
+
+impl<B: Body + Unpin> Body for Quietly<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        if !self.applies {
+            return Pin::new(&mut self.body).poll_frame(cx);
+        }
+        let (frame, held) = hold(|| Pin::new(&mut self.body).poll_frame(cx));
+        if held && !self.body.is_end_stream() {
+            cx.waker().wake_by_ref();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

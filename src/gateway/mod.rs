@@ -51,6 +51,7 @@ use crate::domain::object::{DEPTH_MAX, is_too_deep};
 use crate::domain::skim;
 use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
+use crate::quiet::Quietly;
 use crate::trace::Context;
 use crate::upstream::{self, TRACEPARENT};
 
@@ -187,6 +188,7 @@ impl Worker {
         {
             return Err(GatewayError::UnsupportedEncoding);
         }
+        let body = Quietly::new(body, head.version);
         let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
         let read = tokio::time::timeout_at((begun + server.body_timeout).into(), reading).await;
         read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {

@@ -116,7 +116,7 @@ impl Drop for Asked<'_> {
     }
 }
 
-/// What a call of one request does, which runs in a task of its own if it is a write.
+/// What a call of one request does, which may outlive its request if it is a write.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     attempts: AtomicU32,

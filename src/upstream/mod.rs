@@ -25,6 +25,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::failover::{Failover, Side};
 use crate::domain::outcome::Seen;
 use crate::error::{GatewayError, chain};
+use crate::quiet::Quietly;
 use crate::sign::{Signature, Signer};
 
 /// The header that names the trace and the span above (W3C Trace Context).
@@ -317,7 +318,8 @@ impl Upstream {
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
             return Err(Fault::Invalid("it is compressed, which was not asked for", status));
         }
-        let read = pin!(read_whole(inner.body(body), self.max_answer, &self.buffered)).await;
+        let body = Quietly::new(inner.body(body), head.version);
+        let read = pin!(read_whole(body, self.max_answer, &self.buffered)).await;
         let (body, held) = read.map_err(|error| match error {
             BodyError::TooLarge => Fault::Invalid("it is larger than upstream.max_answer", status),
             BodyError::NoRoom => Fault::NoRoom,

@@ -88,7 +88,8 @@ impl Pool {
     /// Name lookup, TCP or TLS; nothing was sent.
     pub(super) async fn take(&self, now: Instant) -> Result<Lease, Fault> {
         while let Some(mut connection) = self.pop(now) {
-            if connection.is_ready_now() || connection.ready().await {
+            // One for which the last call is not over, as after an answer that came early, would keep this one waiting.
+            if connection.is_ready_now() {
                 return Ok(Lease { connection, reused: true });
             }
         }
@@ -204,9 +205,10 @@ impl Lease {
         // After whatever else is ready now: calls that leave together wake the other end once.
         tokio::task::yield_now().await;
         let connection = &mut self.connection;
-        let mut answer = pin!(connection.sender.try_send_request(request));
+        // It is brought by driving and by nothing else, so that nobody need be woken for it. (Unconstrained, as tokio
+        // makes futures pause in a task that has been busy, and wakes them: here, nobody.)
+        let mut answer = pin!(tokio::task::unconstrained(connection.sender.try_send_request(request)));
         let answered = poll_fn(|cx| {
-            // Nothing but driving brings it, so nobody else need be woken.
             connection.drive(cx);
             answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         });
