@@ -182,6 +182,43 @@ mod tests {
         assert_eq!((inner, outer, woken()), (true, false, 0));
     }
 
+    /// Two pieces, for each of which somebody is woken.
+    struct Pieces(usize, Waker);
+
+    impl Body for Pieces {
+        type Data = bytes::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<bytes::Bytes>, Self::Error>>> {
+            self.0 -= 1;
+            self.1.wake_by_ref();
+            Poll::Ready(Some(Ok(Frame::data(bytes::Bytes::from_static(b"x")))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0 == 0
+        }
+    }
+
+    #[test]
+    fn over_http_1_the_last_piece_wakes_nobody_and_over_http_2_each_wakes_whom_it_is_to_wake() {
+        for (version, first, last) in [(Version::HTTP_11, (0, 1), (0, 1)), (Version::HTTP_2, (1, 0), (2, 0))] {
+            let (connection, woken) = quiet();
+            let reader = Arc::new(Count::default());
+            let waker = Waker::from(Arc::clone(&reader));
+            let mut body = Quietly::new(Pieces(2, connection), version);
+            for counts in [first, last] {
+                let taken = Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker));
+                assert!(matches!(taken, Poll::Ready(Some(Ok(_)))));
+                assert_eq!((woken(), reader.0.load(Ordering::Relaxed)), counts, "{version:?}");
+            }
+            assert!(body.is_end_stream() && body.size_hint().lower() == 0);
+        }
+    }
+
     #[test]
     fn a_task_that_moves_to_another_is_woken_there() {
         let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
