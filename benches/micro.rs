@@ -18,6 +18,7 @@ use chatgate::domain::follow::facts::{Fact, Facts};
 use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
 use chatgate::domain::follow::pending::{Outcome, Pending, Terms, Wanted};
 use chatgate::domain::follow::question;
+use chatgate::domain::skim;
 use chatgate::domain::tick::Tick;
 use chatgate::domain::usersig;
 use chatgate::sign::Signer;
@@ -40,8 +41,17 @@ fn main() {
     for accounts in [10, 100] {
         reading_and_writing(accounts);
     }
+    looking_at();
     looking_up();
     planning();
+}
+
+/// At what is handed on: a short body, and one that is nearly all text.
+fn looking_at() {
+    let short = br#"{"SyncOtherMachine":2,"To_Account":"user00000001","MsgBody":[{"MsgElemType":"TIMTextElem"}]}"#;
+    time("a body of 92 bytes: an object?", || skim::is_object(short));
+    let long = format!(r#"{{"MsgText":"{}"}}"#, "x".repeat((1 << 20) - 14));
+    time("a body of 1 MiB: an object?", || skim::is_object(long.as_bytes()));
 }
 
 fn signing() {

@@ -10,8 +10,6 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::skim;
-
 /// The outer members of an answer, borrowed from its bytes where they have no escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope<'a> {
@@ -48,9 +46,6 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// As [`Envelope::parse`].
     pub fn error_code(bytes: &[u8]) -> Result<i64, NotAnEnvelope> {
-        if let Some(code) = skim::integer(bytes, "ErrorCode") {
-            return Ok(code);
-        }
         let text = std::str::from_utf8(bytes).map_err(|_| NotAnEnvelope)?;
         let mut parser = serde_json::Deserializer::from_str(text);
         let code = parser.deserialize_map(CodeAlone).map_err(|_| NotAnEnvelope)?;

@@ -1,8 +1,8 @@
-//! A quick look at JSON that is handed on: is it an object, and which number has one of its members?
+//! A quick look at JSON that is handed on: is it an object?
 //!
-//! A general reader takes several times as long, as it is made to keep what it reads. This one knows the grammar
-//! (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or bad, it
-//! leaves to the general reader, which also says what is wrong.
+//! Of a long text a general reader takes several times as long, as it looks at a few bytes at a time. This one knows
+//! the grammar (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or
+//! bad, it leaves to the general reader, which also says what is wrong.
 
 use memchr::memchr2;
 
@@ -10,14 +10,8 @@ use super::object::DEPTH_MAX;
 
 /// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
 pub fn is_object(json: &[u8]) -> bool {
-    Skim::over(json, None).is_some()
-}
-
-/// The member of that name of what is surely such an object, if it is there once and a whole number.
-pub fn integer(json: &[u8], name: &str) -> Option<i64> {
-    let digits = Skim::over(json, Some(name.as_bytes()))??;
-    // The general reader takes a zero with a sign for a fraction.
-    if digits.starts_with("-0") { None } else { digits.parse().ok() }
+    let mut skim = Skim { json, at: 0, ascii: true };
+    skim.object().is_some() && skim.at == json.len() && (skim.ascii || std::str::from_utf8(json).is_ok())
 }
 
 /// How many bytes of `text` stand for themselves in a JSON string before the first that may not: all of printable
@@ -117,19 +111,10 @@ impl Open {
     }
 }
 
-impl<'a> Skim<'a> {
-    /// Goes over all of it. Gives the number that the outer object has for `wanted`; `None` in the inner place if
-    /// there is none or nothing is wanted.
-    fn over(json: &'a [u8], wanted: Option<&[u8]>) -> Option<Option<&'a str>> {
-        let mut skim = Self { json, at: 0, ascii: true };
-        let number = skim.object(wanted)?;
-        skim.skip_space();
-        let is_whole = skim.at == json.len() && (skim.ascii || std::str::from_utf8(json).is_ok());
-        is_whole.then_some(number)
-    }
-
-    fn object(&mut self, wanted: Option<&[u8]>) -> Option<Option<&'a str>> {
-        let (mut open, mut number) = (Open::default(), None);
+impl Skim<'_> {
+    /// Goes over it, and the space around it.
+    fn object(&mut self) -> Option<()> {
+        let mut open = Open::default();
         self.skip_space();
         if self.peek() != Some(b'{') {
             return None;
@@ -144,7 +129,7 @@ impl<'a> Skim<'a> {
                         self.at += 1;
                         open.pop();
                     } else {
-                        self.member(&open, wanted, &mut number)?;
+                        self.member()?;
                         continue;
                     }
                 }
@@ -158,25 +143,22 @@ impl<'a> Skim<'a> {
                         continue;
                     }
                 }
-                b'"' => self.text().map(drop)?,
-                b'-' | b'0'..=b'9' => {
-                    self.at -= 1;
-                    self.number()?;
-                }
+                b'"' => self.text()?,
+                first @ (b'-' | b'0'..=b'9') => self.number(first)?,
                 b't' => self.word(b"rue")?,
                 b'f' => self.word(b"alse")?,
                 b'n' => self.word(b"ull")?,
                 _ => return None,
             }
             loop {
-                if open.depth == 0 {
-                    return Some(number);
-                }
                 self.skip_space();
+                if open.depth == 0 {
+                    return Some(());
+                }
                 match (self.next()?, open.kinds & 1 == 1) {
                     (b',', true) => {
                         self.skip_space();
-                        self.member(&open, wanted, &mut number)?;
+                        self.member()?;
                         break;
                     }
                     (b',', false) => {
@@ -190,27 +172,13 @@ impl<'a> Skim<'a> {
         }
     }
 
-    /// A name and the colon, up to its value. If it is the one that is `wanted`, its number is looked at.
-    fn member(&mut self, open: &Open, wanted: Option<&[u8]>, number: &mut Option<&'a str>) -> Option<()> {
+    /// A name and the colon, up to its value.
+    fn member(&mut self) -> Option<()> {
         self.sign(b'"')?;
-        let (name, escaped) = self.text()?;
+        self.text()?;
         self.skip_space();
         self.sign(b':')?;
         self.skip_space();
-        let Some(wanted) = wanted.filter(|_| open.depth == 1) else { return Some(()) };
-        // Escapes may spell any name.
-        if escaped {
-            return None;
-        }
-        if name == wanted {
-            // Once, and nothing but digits.
-            let begin = self.at;
-            if number.is_some() || !self.number()? {
-                return None;
-            }
-            *number = std::str::from_utf8(&self.json[begin..self.at]).ok();
-            self.at = begin;
-        }
         Some(())
     }
 
@@ -240,18 +208,13 @@ impl<'a> Skim<'a> {
         }
     }
 
-    /// What follows a string's opening quote, its closing one included. Gives what lies between, and whether any of
-    /// it is escaped.
-    fn text(&mut self) -> Option<(&'a [u8], bool)> {
-        let (begin, mut escaped) = (self.at, false);
+    /// What follows a string's opening quote, its closing one included.
+    fn text(&mut self) -> Option<()> {
         loop {
             self.at += plain_len(&self.json[self.at..]);
             match self.next()? {
-                b'"' => return Some((&self.json[begin..self.at - 1], escaped)),
-                b'\\' => {
-                    escaped = true;
-                    self.escape()?;
-                }
+                b'"' => return Some(()),
+                b'\\' => self.escape()?,
                 0x7f => {}
                 0x80.. => {
                     self.ascii = false;
@@ -276,22 +239,18 @@ impl<'a> Skim<'a> {
         }
     }
 
-    /// A number. Says whether it has neither fraction nor exponent.
-    fn number(&mut self) -> Option<bool> {
-        if self.peek() == Some(b'-') {
-            self.at += 1;
-        }
-        // No zeros lead.
-        match self.next()? {
+    /// A number, after its first byte.
+    fn number(&mut self, first: u8) -> Option<()> {
+        let first = if first == b'-' { self.next()? } else { first };
+        match first {
+            // No zeros lead.
             b'0' => {}
             b'1'..=b'9' => self.skip_digits(),
             _ => return None,
         }
-        let mut whole = true;
         if self.peek() == Some(b'.') {
             self.at += 1;
             self.digits()?;
-            whole = false;
         }
         if matches!(self.peek(), Some(b'e' | b'E')) {
             self.at += 1;
@@ -299,9 +258,8 @@ impl<'a> Skim<'a> {
                 self.at += 1;
             }
             self.digits()?;
-            whole = false;
         }
-        Some(whole)
+        Some(())
     }
 
     /// One or more.
