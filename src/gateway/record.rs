@@ -88,7 +88,8 @@ impl Trail {
 }
 
 /// A request until it has its answer. Its caller may leave before that: then it is dropped with the future
-/// that works on it, and counted as abandoned. Calls that it caused may go on and are counted by themselves.
+/// that works on it, and counted as abandoned; a panic drops it likewise, and it is counted as a fault of ours. Calls
+/// that it caused may go on and are counted by themselves.
 pub(super) struct Asked<'a> {
     worker: &'a Worker,
     head: &'a Parts,
@@ -108,7 +109,12 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         if !self.answered {
             let Self { worker, head, downstream, trail, .. } = self;
-            let (outcome, took) = (Outcome::ABANDONED, clock::now() - trail.begun);
+            // A panic is answered further up.
+            let outcome = match std::thread::panicking() {
+                true => Outcome::refused(&GatewayError::Internal),
+                false => Outcome::ABANDONED,
+            };
+            let took = clock::now() - trail.begun;
             worker.recorder.request(trail.app, trail.command, outcome, took);
             let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None };
             worker.end_request_span(head, *downstream, trail, &end);
@@ -352,13 +358,39 @@ impl Sample {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config;
+    use crate::gateway::Gateway;
+    use crate::gateway::route::Peer;
 
     #[test]
     fn the_first_of_each_second_are_taken() {
         let sample = Sample::default();
         let taken = |second: u64| (0..1000).filter(|n| sample.takes(Tick::from_micros(second * 1_000_000 + n))).count();
         assert_eq!((taken(5), taken(5), taken(6)), (10, 0, 10));
+    }
+
+    #[test]
+    fn who_leaves_has_abandoned_a_request_and_a_panic_is_a_fault_of_ours() {
+        let text =
+            "[[app]]\nname = \"main\"\nsdkappid = 1400000001\nregion = \"singapore\"\nsecret_key_env = \"KEY\"\n";
+        let env = [("KEY", "a key")].into_iter().collect();
+        let config = config::load_text(Path::new("chatgate.toml"), text.to_owned(), &env).expect("sound");
+        let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a thread's own");
+        let (head, ()) = http::Request::new(()).into_parts();
+        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
+        drop(Asked::begin(&worker, &head, downstream));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _asked = Asked::begin(&worker, &head, downstream);
+            panic!("as told");
+        }));
+        assert!(panicked.is_err());
+        let totals = worker.gateway.metrics.totals();
+        let requests = &totals.last().expect("of no app").commands[0].1.requests;
+        let internal = Outcome::refused(&GatewayError::Internal);
+        assert_eq!((requests[Outcome::ABANDONED.index()], requests[internal.index()]), (1, 1));
     }
 
     #[test]
