@@ -41,18 +41,6 @@ impl<'a> Envelope<'a> {
         Ok(envelope)
     }
 
-    /// Its `ErrorCode` alone, of exactly what [`Envelope::parse`] takes: cheaper, and nearly always enough.
-    ///
-    /// # Errors
-    /// As [`Envelope::parse`].
-    pub fn error_code(bytes: &[u8]) -> Result<i64, NotAnEnvelope> {
-        let text = std::str::from_utf8(bytes).map_err(|_| NotAnEnvelope)?;
-        let mut parser = serde_json::Deserializer::from_str(text);
-        let code = parser.deserialize_map(CodeAlone).map_err(|_| NotAnEnvelope)?;
-        parser.end().map_err(|_| NotAnEnvelope)?;
-        Ok(code)
-    }
-
     /// Whether the call as a whole went well. Items of a batch may still have failed.
     pub fn is_ok(&self) -> bool {
         self.error_code == 0
@@ -102,31 +90,6 @@ impl<'de> Visitor<'de> for Members {
     }
 }
 
-/// As [`Members`], for one of them.
-struct CodeAlone;
-
-impl<'de> Visitor<'de> for CodeAlone {
-    type Value = i64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Members.expecting(f)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<i64, A::Error> {
-        let mut error_code = None;
-        while let Some(name) = members.next_key::<Name>()? {
-            match name {
-                Name::ErrorCode if error_code.is_some() => return Err(de::Error::duplicate_field("ErrorCode")),
-                Name::ErrorCode => error_code = Some(members.next_value::<i64>()?),
-                Name::ActionStatus | Name::ErrorInfo | Name::Other => {
-                    members.next_value::<de::IgnoredAny>()?;
-                }
-            }
-        }
-        error_code.ok_or_else(|| de::Error::missing_field("ErrorCode"))
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(field_identifier)]
 enum Name {
@@ -150,9 +113,7 @@ mod tests {
     use super::*;
 
     fn code(text: &str) -> Result<i64, NotAnEnvelope> {
-        let whole = Envelope::parse(text.as_bytes()).map(|envelope| envelope.error_code);
-        assert_eq!(Envelope::error_code(text.as_bytes()), whole, "{text}");
-        whole
+        Envelope::parse(text.as_bytes()).map(|envelope| envelope.error_code)
     }
 
     #[test]
@@ -202,9 +163,7 @@ mod tests {
         ] {
             assert_eq!(code(text), Err(NotAnEnvelope), "{text}");
         }
-        let bytes = b"{\"ErrorCode\":0,\"a\":\"\xff\"}";
-        assert_eq!(Envelope::parse(bytes), Err(NotAnEnvelope));
-        assert_eq!(Envelope::error_code(bytes), Err(NotAnEnvelope));
+        assert_eq!(Envelope::parse(b"{\"ErrorCode\":0,\"a\":\"\xff\"}"), Err(NotAnEnvelope));
     }
 
     #[test]

@@ -326,8 +326,9 @@ impl Upstream {
             BodyError::Broken(error) => Fault::Broken(chain(&error)),
         })?;
         end.pool.give_back(inner);
-        let error_code = Envelope::error_code(&body)
-            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?;
+        let error_code = Envelope::parse(&body)
+            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?
+            .error_code;
         // Only what is surely from Chat tells its time.
         let date = head.headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {

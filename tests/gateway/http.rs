@@ -2,7 +2,7 @@
 
 use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn, check_body};
+use crate::support::client::{Ask, Conn};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
@@ -387,21 +387,6 @@ async fn over_http2_answers_and_refusals_are_the_same() {
     }
     http2.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(chat.count(), 4);
-}
-
-#[tokio::test]
-async fn over_http2_windows_open_again_for_as_much_as_comes() {
-    let chat = FakeChat::start().await;
-    chat.follow("ann", "bob");
-    let gateway = gateway(&chat).await;
-    let http2 = Http2::open(gateway.address()).await;
-    // Of each size several times what a window holds; what is known takes no quota.
-    let sizes = std::iter::repeat_n(300_000, 12).chain(std::iter::repeat_n(60_000, 40));
-    for size in sizes {
-        let body = format!("{}{}", check_body("ann", &["bob"]), " ".repeat(size));
-        assert_eq!(http2.ask(&Ask::check("ann", &["bob"]).body(body)).await.types(), [2]);
-    }
-    assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
