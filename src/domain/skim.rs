@@ -17,7 +17,7 @@ pub fn is_object(json: &[u8]) -> bool {
 /// How many bytes of `text` stand for themselves in a JSON string before the first that may not: all of printable
 /// ASCII but quote and backslash.
 #[inline]
-pub(super) fn plain_len(text: &[u8]) -> usize {
+fn plain_len(text: &[u8]) -> usize {
     match text.split_at_checked(SHORT_LEN_MAX) {
         None => few_plain(text),
         Some((begin, rest)) => match few_plain(begin) {
@@ -33,25 +33,29 @@ pub(super) fn plain_len(text: &[u8]) -> usize {
 /// A text that is longer is gone over in larger pieces.
 const SHORT_LEN_MAX: usize = 64;
 
-/// The same in steps of eight, which are looked at together: a byte that is not plain leaves its highest bit in one of
-/// the five words. (Bytes above it may be marked with it, never bytes below, and the lowest is what is asked for.)
-fn few_plain(text: &[u8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGHEST: u64 = 0x80 * ONES;
-    let (mut len, zeros) = (0, |word: u64| word.wrapping_sub(ONES) & !word);
-    while let Some(eight) = text[len..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*eight);
-        let below_space = word.wrapping_sub(b' ' as u64 * ONES) & !word;
-        let quote = zeros(word ^ (b'"' as u64 * ONES));
-        let backslash = zeros(word ^ (b'\\' as u64 * ONES));
-        let delete = zeros(word ^ (0x7f * ONES));
-        let marked = (below_space | quote | backslash | delete | word) & HIGHEST;
+/// The same in steps of eight.
+#[inline]
+pub(super) fn few_plain(text: &[u8]) -> usize {
+    let mut rest = text;
+    while let Some((eight, after)) = rest.split_first_chunk() {
+        let marked = not_plain(u64::from_le_bytes(*eight));
         if marked != 0 {
-            return len + marked.trailing_zeros() as usize / 8;
+            return text.len() - rest.len() + marked.trailing_zeros() as usize / 8;
         }
-        len += 8;
+        rest = after;
     }
-    len + text[len..].iter().take_while(|byte| is_plain(**byte)).count()
+    text.len() - rest.len() + rest.iter().take_while(|byte| is_plain(**byte)).count()
+}
+
+/// Looks at eight bytes together: one that is not plain has its highest bit set in the result. (Bytes above it may be
+/// marked with it, never bytes below, and the lowest is what is asked for.)
+#[inline]
+fn not_plain(eight: u64) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let is = |byte: u8| (eight ^ (u64::from(byte) * ONES)).wrapping_sub(ONES);
+    let below_space = eight.wrapping_sub(u64::from(b' ') * ONES);
+    let above_tilde = eight | eight.wrapping_add(ONES);
+    (below_space | above_tilde | is(b'"') | is(b'\\')) & (0x80 * ONES)
 }
 
 /// The same in pieces that grow, each with one search for an end and one fold, for which there are wide instructions.

@@ -143,22 +143,22 @@ impl Worker {
             Duration::ZERO => Tick::LAST,
             below => now.before(below),
         };
-        let (mut refused, mut expired, mut missing) = (false, 0, 0);
-        follow.facts.touch(slots.iter().filter(|slot| slot.known.is_none()).map(|slot| slot.pair.key()));
-        for slot in slots.iter_mut().filter(|slot| slot.known.is_none()) {
-            let fact = follow.facts.get(slot.pair.key()).filter(|fact| follow.fence.admits(slot.pair, fact.sent));
-            let judge = |sent| if sent > hit_after { Use::Hit } else { wishes.judge(now.since(sent), ttl) };
-            let usable = fact.map(|fact| (fact, judge(fact.sent)));
-            match usable {
-                Some((fact, Use::Hit)) => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Hit)),
-                Some((fact, Use::Stale)) => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Stale)),
-                Some((_, Use::Refused)) => refused = true,
-                Some((_, Use::Expired)) => expired += 1,
-                None => {}
+        let (mut refused, mut expired) = (false, 0);
+        let wanted = |slot: &Slot| slot.known.is_none().then(|| slot.pair.key());
+        follow.facts.get_each(slots, wanted, |slot, fact| {
+            if !follow.fence.admits(slot.pair, fact.sent) {
+                return;
             }
-            missing += usize::from(slot.known.is_none());
-        }
-        Looked { at: now, refused, expired: missing > 0 && expired == missing }
+            let judged = if fact.sent > hit_after { Use::Hit } else { wishes.judge(now.since(fact.sent), ttl) };
+            match judged {
+                Use::Hit => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Hit)),
+                Use::Stale => slot.known = Some(Known::from_fact(slot.pair, fact, Source::Stale)),
+                Use::Refused => refused = true,
+                Use::Expired => expired += 1,
+            }
+        });
+        let missing = slots.iter().filter(|slot| slot.known.is_none());
+        Looked { at: now, refused, expired: expired > 0 && expired == missing.count() }
     }
 
     /// Lets facts past their ttl stand in for all that is missing, or for nothing

@@ -95,25 +95,48 @@ impl Facts {
         self.len() == 0
     }
 
-    /// Has the memory that [`Facts::get`] will read for these pairs fetched: for many of them together it takes
-    /// not much longer than for one.
-    pub fn touch(&self, pairs: impl Iterator<Item = PairKey>) {
-        let word = |place: usize| self.words[place].load(Ordering::Relaxed);
-        let sum = pairs.fold(0, |sum, pair| {
-            let [a, b] = self.places_of(pair);
-            sum ^ word(a) ^ word(b)
-        });
+    /// What is known of the pair, however old.
+    pub fn get(&self, pair: PairKey) -> Option<Fact> {
+        self.places_of(pair).into_iter().find_map(|place| self.get_in(place, pair))
+    }
+
+    /// The same of many: `wanted` gives an item's pair while it wants to know of it, `found` hears what is known.
+    ///
+    /// A lookup takes as long as its memory takes to come, and for many together that is not much longer than for
+    /// one. So all first places are fetched before one is read, and then the second ones of those who need them.
+    pub fn get_each<T>(
+        &self,
+        items: &mut [T],
+        wanted: impl Fn(&T) -> Option<PairKey>,
+        mut found: impl FnMut(&mut T, Fact),
+    ) {
+        for which in 0..2 {
+            self.touch(items.iter().filter_map(&wanted).map(|pair| self.places_of(pair)[which]));
+            let mut left = false;
+            for item in &mut *items {
+                let Some(pair) = wanted(item) else { continue };
+                match self.get_in(self.places_of(pair)[which], pair) {
+                    Some(fact) => found(item, fact),
+                    None => left = true,
+                }
+            }
+            if !left {
+                return;
+            }
+        }
+    }
+
+    /// Has places fetched.
+    fn touch(&self, places: impl Iterator<Item = usize>) {
+        let sum = places.fold(0, |sum, place| sum ^ self.words[place].load(Ordering::Relaxed));
         // What it reads is of no use, which nobody must find out.
         std::hint::black_box(sum);
     }
 
-    /// What is known of the pair, however old.
-    pub fn get(&self, pair: PairKey) -> Option<Fact> {
-        self.places_of(pair).into_iter().find_map(|place| {
-            self.slots(place).find_map(|(first, second)| {
-                let word = second.load(Ordering::Acquire);
-                (first.load(Ordering::Acquire) ^ word == pair.tag() && word != 0).then(|| Fact::from_word(word))
-            })
+    fn get_in(&self, place: usize, pair: PairKey) -> Option<Fact> {
+        self.slots(place).find_map(|(first, second)| {
+            let word = second.load(Ordering::Acquire);
+            (first.load(Ordering::Acquire) ^ word == pair.tag() && word != 0).then(|| Fact::from_word(word))
         })
     }
 
@@ -309,6 +332,12 @@ mod tests {
                     if let Some(seen) = facts.get(key(number)) {
                         prop_assert_eq!(Some(&seen), model.get(&number));
                     }
+                }
+                let mut items: Vec<(u64, Option<Fact>)> = (0..40).map(|number| (number, None)).collect();
+                let wanted = |item: &(u64, Option<Fact>)| item.1.is_none().then(|| key(item.0));
+                facts.get_each(&mut items, wanted, |item, fact| item.1 = Some(fact));
+                for (number, found) in items {
+                    prop_assert_eq!(found, facts.get(key(number)), "together or alone");
                 }
                 prop_assert!(facts.len() <= 16);
             }

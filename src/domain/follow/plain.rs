@@ -8,7 +8,10 @@ use std::borrow::Cow;
 
 use super::question::Question;
 use crate::domain::app::USER_ID_LEN_MAX;
-use crate::domain::skim::plain_len;
+use crate::domain::skim::few_plain;
+
+/// Steps of eight that hold the longest name and a byte more.
+const NAME_ROOM: usize = (USER_ID_LEN_MAX + 1).next_multiple_of(8);
 
 /// Reads a body of 1 to `max_to` accounts; `None` if it is not of the usual form.
 pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
@@ -16,7 +19,7 @@ pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
     cursor.sign(b'{')?;
     let question = match cursor.member()? {
         "From_Account" => {
-            let from = cursor.name()?;
+            let from = Cow::Borrowed(cursor.string()?);
             cursor.sign(b',')?;
             if cursor.member()? != "To_Account" {
                 return None;
@@ -29,7 +32,7 @@ pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
             if cursor.member()? != "From_Account" {
                 return None;
             }
-            Question { from: cursor.name()?, to }
+            Question { from: Cow::Borrowed(cursor.string()?), to }
         }
         _ => return None,
     };
@@ -38,46 +41,49 @@ pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
     (cursor.at == text.len()).then_some(question)
 }
 
+/// The white space of JSON (RFC 8259 section 2).
+#[inline(never)]
+fn space_len(text: &[u8]) -> usize {
+    text.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
+}
+
+/// What is read of, and how far.
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    fn byte(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+    fn skip_space(&mut self) {
+        self.at += space_len(&self.text.as_bytes()[self.at..]);
     }
 
-    /// The white space of JSON (RFC 8259 section 2).
-    fn skip_space(&mut self) {
-        while matches!(self.byte(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            self.at += 1;
-        }
+    /// A sign that comes next.
+    #[inline(always)]
+    fn next(&mut self, sign: u8) -> Option<()> {
+        (self.text.as_bytes().get(self.at) == Some(&sign)).then(|| self.at += 1)
     }
 
     /// A sign, with space before it or not.
+    #[inline(always)]
     fn sign(&mut self, sign: u8) -> Option<()> {
-        if self.byte() != Some(sign) {
+        self.next(sign).or_else(|| {
             self.skip_space();
-        }
-        (self.byte() == Some(sign)).then(|| self.at += 1)
+            self.next(sign)
+        })
     }
 
     /// A string of plain bytes: 1 to as many as a name may have.
+    #[inline(always)]
     fn string(&mut self) -> Option<&'a str> {
         self.sign(b'"')?;
-        let rest = &self.text.as_bytes()[self.at..];
-        let len = plain_len(rest);
-        if !(1..=USER_ID_LEN_MAX).contains(&len) || rest.get(len) != Some(&b'"') {
-            return None;
-        }
-        let begin = self.at;
-        self.at += len + 1;
-        self.text.get(begin..begin + len)
-    }
-
-    fn name(&mut self) -> Option<Cow<'a, str>> {
-        self.string().map(Cow::Borrowed)
+        let rest = self.text.get(self.at..)?;
+        // Not further than the longest name and its quote.
+        let room = rest.as_bytes().first_chunk::<NAME_ROOM>().map_or(rest.as_bytes(), |room| room);
+        let (string, _) = rest.split_at_checked(few_plain(room))?;
+        self.at += string.len();
+        self.next(b'"')?;
+        (1..=USER_ID_LEN_MAX).contains(&string.len()).then_some(string)
     }
 
     /// A member's name and the colon.
@@ -95,7 +101,7 @@ impl<'a> Cursor<'a> {
             if names.len() == max {
                 return None;
             }
-            names.push(self.name()?);
+            names.push(Cow::Borrowed(self.string()?));
             if self.sign(b',').is_none() {
                 return self.sign(b']').map(|()| names);
             }
