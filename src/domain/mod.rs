@@ -15,6 +15,7 @@ pub mod follow;
 pub mod object;
 pub mod outcome;
 pub mod parking;
+pub mod printable;
 pub mod region;
 pub mod sickness;
 pub mod skim;

@@ -7,6 +7,7 @@
 use memchr::memchr2;
 
 use super::object::DEPTH_MAX;
+use super::printable;
 
 /// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
 pub fn is_object(json: &[u8]) -> bool {
@@ -33,29 +34,10 @@ fn plain_len(text: &[u8]) -> usize {
 /// A text that is longer is gone over in larger pieces.
 const SHORT_LEN_MAX: usize = 64;
 
-/// The same in steps of eight.
+/// The same of a short text.
 #[inline]
 pub(super) fn few_plain(text: &[u8]) -> usize {
-    let mut rest = text;
-    while let Some((eight, after)) = rest.split_first_chunk() {
-        let marked = not_plain(u64::from_le_bytes(*eight));
-        if marked != 0 {
-            return text.len() - rest.len() + marked.trailing_zeros() as usize / 8;
-        }
-        rest = after;
-    }
-    text.len() - rest.len() + rest.iter().take_while(|byte| is_plain(**byte)).count()
-}
-
-/// Looks at eight bytes together: one that is not plain has its highest bit set in the result. (Bytes above it may be
-/// marked with it, never bytes below, and the lowest is what is asked for.)
-#[inline]
-fn not_plain(eight: u64) -> u64 {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    let is = |byte: u8| (eight ^ (u64::from(byte) * ONES)).wrapping_sub(ONES);
-    let below_space = eight.wrapping_sub(u64::from(b' ') * ONES);
-    let above_tilde = eight | eight.wrapping_add(ONES);
-    (below_space | above_tilde | is(b'"') | is(b'\\')) & (0x80 * ONES)
+    printable::len(text, b' ', [b'"', b'\\'])
 }
 
 /// The same in pieces that grow, each with one search for an end and one fold, for which there are wide instructions.
@@ -78,10 +60,6 @@ fn many_plain(text: &[u8]) -> usize {
         step = (2 * step).min(16 * 1024);
     }
     len
-}
-
-fn is_plain(byte: u8) -> bool {
-    matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'
 }
 
 struct Skim<'a> {

@@ -5,6 +5,7 @@
 //! cutting a target at `#`. Whoever stands between a caller and us may mend otherwise, and then one
 //! request becomes two (RFC 9112 section 11.2). So a head passes only if there is one way to read it.
 
+use crate::domain::printable;
 use crate::gateway::route::{HEAD_LEN_MAX, HEAD_LINES_MAX};
 
 /// Longest body that is believed to be meant. hyper keeps the numbers near 2^64 for itself.
@@ -125,14 +126,12 @@ impl Head {
 
 /// Method, target and version, one space between them (RFC 9112 section 3).
 fn request_line(text: &[u8]) -> Result<Version, Fault> {
-    let mut words = text.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(Fault::Malformed);
-    };
-    // A fragment is no part of a target (RFC 9112 section 3.2).
-    let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
-    if method.is_empty() || !method.iter().all(is_token) || target.is_empty() || !target.iter().all(plain) {
+    let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
+    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(Fault::Malformed)?;
+    let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
+    // Neither a space nor a fragment is part of a target (RFC 9112 section 3.2).
+    let is_plain = !target.is_empty() && printable::is_all(target, b'!', [b'#']);
+    if method.is_empty() || !are_all(method, TOKEN) || !is_plain {
         return Err(Fault::Malformed);
     }
     match version {
@@ -150,26 +149,25 @@ fn request_line(text: &[u8]) -> Result<Version, Fault> {
 pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
     let colon = memchr::memchr(b':', text).ok_or(Fault::Malformed)?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
-    if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(is_visible) {
+    // Hardly a value has more than printable ASCII in it.
+    let is_visible = printable::is_all(value, b' ', []) || are_all(value, VISIBLE);
+    if name.is_empty() || !are_all(name, TOKEN) || !is_visible {
         return Err(Fault::Malformed);
     }
     Ok((name, value.trim_ascii()))
 }
 
+/// Whether all bytes are of a class. Without a way out before the end: nearly always they are.
+fn are_all(text: &[u8], class: u8) -> bool {
+    text.iter().fold(class, |so_far, byte| so_far & CLASSES[usize::from(*byte)]) == class
+}
+
 /// A `tchar` of RFC 9110 section 5.6.2.
-fn is_token(byte: &u8) -> bool {
-    CLASSES[usize::from(*byte)] & TOKEN != 0
-}
-
-/// What may stand in a value: a `field-vchar` of RFC 9110 section 5.5, space or tab.
-fn is_visible(byte: &u8) -> bool {
-    CLASSES[usize::from(*byte)] & VISIBLE != 0
-}
-
 const TOKEN: u8 = 1;
+/// What may stand in a value: a `field-vchar` of RFC 9110 section 5.5, space or tab.
 const VISIBLE: u8 = 2;
 
-/// The classes of each byte: every byte of every head is looked up here.
+/// The classes of each byte.
 const CLASSES: [u8; 256] = {
     let (mut classes, mut byte) = ([0; 256], 0u8);
     loop {
@@ -259,8 +257,14 @@ mod tests {
     fn every_byte_has_the_classes_that_the_grammar_gives_it() {
         for byte in 0..=u8::MAX {
             let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-            assert_eq!(is_token(&byte), token, "{byte:#x}");
-            assert_eq!(is_visible(&byte), !(byte < b' ' && byte != b'\t') && byte != 0x7f, "{byte:#x}");
+            assert_eq!(are_all(&[byte], TOKEN), token, "{byte:#x}");
+            let visible = !(byte < b' ' && byte != b'\t') && byte != 0x7f;
+            assert_eq!(are_all(&[byte], VISIBLE), visible, "{byte:#x}");
+            for line in [format!("x:{}", "a".repeat(7)).into_bytes(), format!("x:{}", "a".repeat(20)).into_bytes()] {
+                let mut line = line;
+                line[4] = byte;
+                assert_eq!(field(&line).is_ok(), visible, "{byte:#x} in a value");
+            }
         }
     }
 

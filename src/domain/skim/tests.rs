@@ -18,7 +18,6 @@ fn is_object_in_full(json: &[u8]) -> bool {
 fn every_byte_is_plain_or_not_wherever_it_stands() {
     for byte in 0..=u8::MAX {
         let plain = (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\';
-        assert_eq!(is_plain(byte), plain, "{byte:#x}");
         for len in (1..20).chain([63, 64, 65, 71, 72, 73, 191, 192, 193, 448, 449, 600]) {
             // Of the long ones not every place.
             for at in (0..len).filter(|at| len < 100 || at % 8 == 0 || len - at < 20 || usize::abs_diff(*at, 192) < 3) {
