@@ -19,7 +19,8 @@ use super::state::{Got, Waiter};
 use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
+use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, ITEM_LEN_MAX, Item, REST_LEN_MAX, write_answer};
+use crate::domain::follow::distinct::keep_distinct;
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
 use crate::domain::follow::pending::{Settled, Terms, Ticket, WAITING_MAX, Wanted};
@@ -78,7 +79,14 @@ impl Worker {
     ) -> Result<Reply, GatewayError> {
         let follow = &self.app(app).follow;
         let from = follow.hasher.user(&question.from);
-        let (mut slots, slot_of) = distinct(question, |to| Pair { from, to: follow.hasher.user(to) });
+        let slot = |(first, to): (usize, &Cow<'_, str>)| Slot {
+            pair: Pair { from, to: follow.hasher.user(to) },
+            first,
+            known: None,
+        };
+        let mut slots: Vec<Slot> = question.to.iter().enumerate().map(slot).collect();
+        // Which of the slots each account has; nothing if each has its own.
+        let slot_of = keep_distinct(&mut slots, |slot| slot.pair);
         let Looked { mut at, refused, expired } = self.look_up(app, &mut slots, &manner.wishes);
         let wants_kept = !manner.wishes.no_cache && !manner.wishes.no_store;
         if wants_kept && slots.iter().any(|slot| slot.known.is_none()) && self.app(app).member.is_some() {
@@ -368,39 +376,6 @@ const fn concat_waiting() -> &'static str {
     "100,000 waiting pairs"
 }
 
-/// The distinct pairs of a question, and which of them each account is; nothing if each is one of its own.
-fn distinct(question: &Question<'_>, pair: impl Fn(&str) -> Pair) -> (Vec<Slot>, Vec<u32>) {
-    let mut slots: Vec<Slot> = Vec::with_capacity(question.to.len());
-    let mut slot_of = Vec::new();
-    // Open addressing at half load; 0 is free. The hash is the pair's own.
-    let mask = (question.to.len() * 2).next_power_of_two() - 1;
-    let mut table = vec![0u32; mask + 1];
-    for (index, to) in question.to.iter().enumerate() {
-        let pair = pair(to);
-        let mut at = pair.to.spread() as usize & mask;
-        let slot = loop {
-            match table[at] {
-                0 => {
-                    slots.push(Slot { pair, first: index, known: None });
-                    table[at] = slots.len() as u32;
-                    break table[at] - 1;
-                }
-                slot if slots[slot as usize - 1].pair == pair => break slot - 1,
-                _ => at = (at + 1) & mask,
-            }
-        };
-        if slot as usize != index {
-            // Up to the first repetition each was one of its own; after it none is.
-            if slot_of.is_empty() {
-                slot_of.reserve(question.to.len());
-                slot_of.extend(0..index as u32);
-            }
-            slot_of.push(slot);
-        }
-    }
-    (slots, slot_of)
-}
-
 /// Chat's refusal goes on as it came.
 fn refuse(refusal: &Refusal) -> Result<Reply, GatewayError> {
     match refusal {
@@ -416,13 +391,18 @@ fn known<'a>(slots: &'a [Slot], slot_of: &[u32], index: usize) -> Option<&'a Kno
     slots[slot_of.get(index).map_or(index, |slot| *slot as usize)].known.as_ref()
 }
 
-/// About how long the answer will be, in bytes.
+/// How long the answer will be at most, in bytes.
 fn answer_len(question: &Question<'_>, slots: &[Slot], slot_of: &[u32]) -> usize {
-    let item = |(index, to): (usize, &Cow<'_, str>)| match known(slots, slot_of, index) {
-        Some(Known { item: Item::Verbatim(json), .. }) => json.len(),
-        _ => to.len() + 72,
+    let verbatim = |known: Option<&Known>| match known {
+        Some(Known { item: Item::Verbatim(json), .. }) => Some(json.len()),
+        _ => None,
     };
-    question.to.iter().enumerate().map(item).sum()
+    let len = REST_LEN_MAX + question.to.len() * ITEM_LEN_MAX;
+    // There is hardly ever one.
+    if slots.iter().all(|slot| verbatim(slot.known.as_ref()).is_none()) {
+        return len;
+    }
+    len + (0..question.to.len()).filter_map(|index| verbatim(known(slots, slot_of, index))).sum::<usize>()
 }
 
 fn reply(

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod answer;
+pub mod distinct;
 pub mod facts;
 pub mod fence;
 pub mod pair;
