@@ -19,7 +19,7 @@ use super::state::{Got, Waiter};
 use super::{Asker, BUFFERED, Refusal, Reply, UNCOUNTED_MAX, Worker, counted};
 use crate::clock;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, ITEM_LEN_MAX, Item, REST_LEN_MAX, write_answer};
+use crate::domain::follow::answer::{CALL_ACCOUNTS_MAX, Item, write_answer};
 use crate::domain::follow::distinct::keep_distinct;
 use crate::domain::follow::facts::Fact;
 use crate::domain::follow::pair::Pair;
@@ -391,18 +391,13 @@ fn known<'a>(slots: &'a [Slot], slot_of: &[u32], index: usize) -> Option<&'a Kno
     slots[slot_of.get(index).map_or(index, |slot| *slot as usize)].known.as_ref()
 }
 
-/// How long the answer will be at most, in bytes.
+/// About how long the answer will be, in bytes.
 fn answer_len(question: &Question<'_>, slots: &[Slot], slot_of: &[u32]) -> usize {
-    let verbatim = |known: Option<&Known>| match known {
-        Some(Known { item: Item::Verbatim(json), .. }) => Some(json.len()),
-        _ => None,
+    let item = |(index, to): (usize, &Cow<'_, str>)| match known(slots, slot_of, index) {
+        Some(Known { item: Item::Verbatim(json), .. }) => json.len(),
+        _ => to.len() + 72,
     };
-    let len = REST_LEN_MAX + question.to.len() * ITEM_LEN_MAX;
-    // There is hardly ever one.
-    if slots.iter().all(|slot| verbatim(slot.known.as_ref()).is_none()) {
-        return len;
-    }
-    len + (0..question.to.len()).filter_map(|index| verbatim(known(slots, slot_of, index))).sum::<usize>()
+    question.to.iter().enumerate().map(item).sum()
 }
 
 fn reply(

@@ -296,7 +296,22 @@ async fn a_fact_is_asked_again_once_its_ttl_is_over() {
     assert!(begun.elapsed() >= Duration::from_millis(1900), "after {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(6), "after {:?}", begun.elapsed());
     assert_eq!(answer.types(), [2]);
-    assert!(["fwd=stale", "fwd=miss"].contains(&&*answer.cache().outcome), "{answer:?}");
+    assert_eq!(answer.cache().outcome, "fwd=stale");
+}
+
+#[tokio::test]
+async fn what_is_past_its_ttl_is_stale_only_if_nothing_else_is_missing() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1s""#).start().await;
+    gateway.check("ann", &["bob", "cyd"]).await;
+    eventually("both are past their ttl", async || {
+        let kept = Ask::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
+        (gateway.ask(kept).await.status == 504).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.check("ann", &["bob", "dan"]).await.cache().outcome, "fwd=miss");
+    assert_eq!(gateway.check("ann", &["cyd"]).await.cache().outcome, "fwd=stale");
+    assert_eq!(chat.count(), 3);
 }
 
 #[tokio::test]

@@ -100,7 +100,8 @@ impl Facts {
         self.places_of(pair).into_iter().find_map(|place| self.get_in(place, pair))
     }
 
-    /// The same of many: `wanted` gives an item's pair while it wants to know of it, `found` hears what is known.
+    /// The same of many: `wanted` gives an item's pair if it wants to know of it, `found` hears what is known, at most
+    /// once for each item.
     ///
     /// A lookup takes as long as its memory takes to come, and for many together that is not much longer than for
     /// one. So all first places are fetched before one is read, and then the second ones of those who need them.
@@ -110,18 +111,20 @@ impl Facts {
         wanted: impl Fn(&T) -> Option<PairKey>,
         mut found: impl FnMut(&mut T, Fact),
     ) {
-        for which in 0..2 {
-            self.touch(items.iter().filter_map(&wanted).map(|pair| self.places_of(pair)[which]));
-            let mut left = false;
-            for item in &mut *items {
-                let Some(pair) = wanted(item) else { continue };
-                match self.get_in(self.places_of(pair)[which], pair) {
-                    Some(fact) => found(item, fact),
-                    None => left = true,
-                }
+        let place = |which: usize| move |pair| self.places_of(pair)[which];
+        self.touch(items.iter().filter_map(&wanted).map(place(0)));
+        let mut left = Vec::new();
+        for (index, item) in items.iter_mut().enumerate() {
+            let Some(pair) = wanted(item) else { continue };
+            match self.get_in(place(0)(pair), pair) {
+                Some(fact) => found(item, fact),
+                None => left.push((index, pair)),
             }
-            if !left {
-                return;
+        }
+        self.touch(left.iter().map(|(_, pair)| place(1)(*pair)));
+        for (index, pair) in left {
+            if let Some(fact) = self.get_in(place(1)(pair), pair) {
+                found(&mut items[index], fact);
             }
         }
     }
@@ -333,11 +336,13 @@ mod tests {
                         prop_assert_eq!(Some(&seen), model.get(&number));
                     }
                 }
-                let mut items: Vec<(u64, Option<Fact>)> = (0..40).map(|number| (number, None)).collect();
-                let wanted = |item: &(u64, Option<Fact>)| item.1.is_none().then(|| key(item.0));
-                facts.get_each(&mut items, wanted, |item, fact| item.1 = Some(fact));
+                // Only of even ones is it wanted.
+                let mut items: Vec<(u64, Vec<Fact>)> = (0..40).map(|number| (number, Vec::new())).collect();
+                let wanted = |item: &(u64, Vec<Fact>)| item.0.is_multiple_of(2).then(|| key(item.0));
+                facts.get_each(&mut items, wanted, |item, fact| item.1.push(fact));
                 for (number, found) in items {
-                    prop_assert_eq!(found, facts.get(key(number)), "together or alone");
+                    let expected = facts.get(key(number)).filter(|_| number % 2 == 0);
+                    prop_assert_eq!(found, Vec::from_iter(expected), "together or alone");
                 }
                 prop_assert!(facts.len() <= 16);
             }
