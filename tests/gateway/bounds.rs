@@ -145,7 +145,14 @@ async fn beyond_max_buffered_bytes_the_excess_alone_is_overloaded() {
         conn.send(Ask::command(CALL).body(&body).bytes()).await;
         conns.push(conn);
     }
-    gateway.round_trips().await;
+    // Every body has been read or refused before the first call ends and makes room.
+    eventually("all requests have met the bound", async || {
+        let status = gateway.admin_get("/status").await.json();
+        let refused = status["apps"][0]["since_start"]["requests"]["overloaded"].as_u64().unwrap_or(0);
+        let held = status["requests_in_flight"]["now"].as_u64().expect("a number");
+        (held + refused == 8).then_some(())
+    })
+    .await;
     gate.open();
     for mut conn in conns {
         let answer = conn.answer().await;

@@ -159,7 +159,7 @@ async fn a_write_in_flight_whose_caller_left_is_finished_before_the_exit() {
     write.send(Ask::command("follow/follow_add").body(body).bytes()).await;
     chat.seen(1).await;
     drop(write);
-    gateway.round_trips().await;
+    gateway.at_work(0).await;
     gateway.signal("TERM");
     draining(&gateway).await;
     gate.open();

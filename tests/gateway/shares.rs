@@ -144,7 +144,7 @@ async fn what_another_caller_asks_for_already_counts_nothing() {
         chat.seen(2).await;
         let mut conn = gateway.connect().await;
         conn.send(check(&to).bytes()).await;
-        gateway.round_trips().await;
+        gateway.at_work(2).await;
         gate.open();
         conn.answer().await
     };

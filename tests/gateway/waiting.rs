@@ -8,8 +8,8 @@ use crate::support::graph::{checked, fail, item};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
 
-/// Starts these requests, each on a connection of its own, the first one seen upstream before the others start.
-async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
+/// Sends these requests, each on a connection of its own, the first one seen upstream before the others are sent.
+async fn sent(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
     let (mut conns, before) = (Vec::new(), chat.count());
     for ask in asks {
         let mut conn = gateway.connect().await;
@@ -19,7 +19,13 @@ async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> 
             chat.seen(before + 1).await;
         }
     }
-    gateway.round_trips().await;
+    conns
+}
+
+/// The same, and waits until all are at work. Their answers must be held back.
+async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
+    let conns = sent(gateway, chat, asks).await;
+    gateway.at_work(asks.len() as u64).await;
     conns
 }
 
@@ -86,7 +92,7 @@ async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
     chat.always(Reply::model().held(&gate));
     let mut conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 20]).await;
     drop(conns.remove(0));
-    gateway.round_trips().await;
+    gateway.at_work(19).await;
     gate.open();
     for answer in answers(conns).await {
         assert_eq!(answer.types(), [2]);
@@ -157,7 +163,7 @@ async fn each_waiter_is_answered_by_its_own_deadline() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).deadline("1s").start().await;
     chat.always(Reply::hang());
-    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 5]).await;
+    let conns = sent(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 5]).await;
     for answer in answers(conns).await {
         answer.assert_error(504, "upstream_timeout", 60008);
     }

@@ -164,6 +164,14 @@ impl Gateway {
         self.process.exit_code().await
     }
 
+    /// Waits until exactly so many requests are at work: read whole, allowed, and not answered yet.
+    pub(crate) async fn at_work(&self, count: u64) {
+        eventually(&format!("{count} requests are at work"), async || {
+            (self.admin_get("/status").await.json()["requests_in_flight"]["now"] == count).then_some(())
+        })
+        .await;
+    }
+
     /// Some round trips through the gateway. Whatever was written to it before is then very likely
     /// being worked on. Tests use it to make a race likely, never to make a wrong answer pass.
     pub(crate) async fn round_trips(&self) {
