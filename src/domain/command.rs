@@ -54,9 +54,9 @@ impl<'a> CommandName<'a> {
         row_number(*self).map(|row| &KNOWN_COMMANDS[row])
     }
 
-    /// Whether it may change something. A command nobody listed is taken for one that does.
+    /// Whether it may change something.
     pub fn kind(&self) -> CommandKind {
-        self.known().map_or(CommandKind::Write, |known| known.kind)
+        CommandKind::of(self.known())
     }
 }
 
@@ -77,6 +77,13 @@ pub enum CommandKind {
     Read,
     /// May change something, so it is sent once.
     Write,
+}
+
+impl CommandKind {
+    /// Of what is known of a command. One that nobody listed is taken for a write.
+    pub fn of(known: Option<&KnownCommand>) -> Self {
+        known.map_or(CommandKind::Write, |known| known.kind)
+    }
 }
 
 /// A row of the built-in table.

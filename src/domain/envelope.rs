@@ -10,6 +10,8 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::skim;
+
 /// The outer members of an answer, borrowed from its bytes where they have no escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope<'a> {
@@ -39,6 +41,17 @@ impl<'a> Envelope<'a> {
         let envelope = parser.deserialize_map(Members).map_err(|_| NotAnEnvelope)?;
         parser.end().map_err(|_| NotAnEnvelope)?;
         Ok(envelope)
+    }
+
+    /// The code alone, which of nearly every answer is all that is wanted.
+    ///
+    /// # Errors
+    /// As [`Envelope::parse`].
+    pub fn error_code(bytes: &[u8]) -> Result<i64, NotAnEnvelope> {
+        match skim::integer(bytes, b"ErrorCode") {
+            Some(code) => Ok(code),
+            None => Envelope::parse(bytes).map(|envelope| envelope.error_code),
+        }
     }
 
     /// Whether the call as a whole went well. Items of a batch may still have failed.
@@ -112,8 +125,11 @@ mod tests {
 
     use super::*;
 
+    /// Read in both ways, which must agree.
     fn code(text: &str) -> Result<i64, NotAnEnvelope> {
-        Envelope::parse(text.as_bytes()).map(|envelope| envelope.error_code)
+        let code = Envelope::parse(text.as_bytes()).map(|envelope| envelope.error_code);
+        assert_eq!(Envelope::error_code(text.as_bytes()), code, "{text}");
+        code
     }
 
     #[test]
@@ -145,6 +161,10 @@ mod tests {
             r#"{"ErrorCode":"0"}"#,
             r#"{"ErrorCode":0.0}"#,
             r#"{"ErrorCode":0e0}"#,
+            r#"{"ErrorCode":-0}"#,
+            r#"{"ErrorCode":[0]}"#,
+            r#"{"a":{"ErrorCode":0}}"#,
+            r#"{"ErrorCode":{"ErrorCode":0}}"#,
             r#"{"ErrorCode":null}"#,
             r#"{"ErrorCode":9223372036854775808}"#,
             r#"{"errorcode":0}"#,
@@ -208,7 +228,8 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Envelope::parse(&bytes);
+            let parsed = Envelope::parse(&bytes).map(|envelope| envelope.error_code);
+            prop_assert_eq!(Envelope::error_code(&bytes), parsed);
         }
     }
 }

@@ -4,15 +4,33 @@
 //! the grammar (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or
 //! bad, it leaves to the general reader, which also says what is wrong.
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 use super::object::DEPTH_MAX;
 use super::printable;
 
 /// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
 pub fn is_object(json: &[u8]) -> bool {
-    let mut skim = Skim { json, at: 0, ascii: true };
-    skim.object().is_some() && skim.at == json.len() && (skim.ascii || std::str::from_utf8(json).is_ok())
+    Skim::new(json).whole(|_, _| Some(())).is_some()
+}
+
+/// The value of the one member of that name in an object as [`is_object`] knows it, if it is surely an integer. The name
+/// needs no escapes.
+pub fn integer(json: &[u8], name: &[u8]) -> Option<i64> {
+    let mut found = None;
+    Skim::new(json).whole(|member, value| {
+        // It may be that name, spelled otherwise.
+        if memchr(b'\\', member).is_some() {
+            return None;
+        }
+        if member != name {
+            return Some(());
+        }
+        // The general reader takes -0 for no integer.
+        let value = std::str::from_utf8(value).ok().filter(|value| *value != "-0")?.parse().ok()?;
+        found.replace(value).is_none().then_some(())
+    })?;
+    found
 }
 
 /// How many bytes of `text` stand for themselves in a JSON string before the first that may not: all of printable
@@ -93,10 +111,22 @@ impl Open {
     }
 }
 
-impl Skim<'_> {
-    /// Goes over it, and the space around it.
-    fn object(&mut self) -> Option<()> {
+impl<'a> Skim<'a> {
+    fn new(json: &'a [u8]) -> Self {
+        Self { json, at: 0, ascii: true }
+    }
+
+    /// Goes over an object and the space around it, and nothing else may be there. Hears of each of its own members: its
+    /// name and its value as they are written, the name without its quotes.
+    fn whole(&mut self, hear: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
+        self.object(hear)?;
+        (self.at == self.json.len() && (self.ascii || std::str::from_utf8(self.json).is_ok())).then_some(())
+    }
+
+    fn object(&mut self, mut hear: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
         let mut open = Open::default();
+        // Of the member of the outermost object that is being read: its name, and where its value begins.
+        let mut member: (&[u8], usize) = (&[], 0);
         self.skip_space();
         if self.peek() != Some(b'{') {
             return None;
@@ -111,7 +141,10 @@ impl Skim<'_> {
                         self.at += 1;
                         open.pop();
                     } else {
-                        self.member()?;
+                        let name = self.member()?;
+                        if open.depth == 1 {
+                            member = (name, self.at);
+                        }
                         continue;
                     }
                 }
@@ -133,14 +166,20 @@ impl Skim<'_> {
                 _ => return None,
             }
             loop {
+                let end = self.at;
                 self.skip_space();
-                if open.depth == 0 {
-                    return Some(());
+                match open.depth {
+                    0 => return Some(()),
+                    1 => hear(member.0, &self.json[member.1..end])?,
+                    _ => {}
                 }
                 match (self.next()?, open.kinds & 1 == 1) {
                     (b',', true) => {
                         self.skip_space();
-                        self.member()?;
+                        let name = self.member()?;
+                        if open.depth == 1 {
+                            member = (name, self.at);
+                        }
                         break;
                     }
                     (b',', false) => {
@@ -154,14 +193,16 @@ impl Skim<'_> {
         }
     }
 
-    /// A name and the colon, up to its value.
-    fn member(&mut self) -> Option<()> {
+    /// A name and the colon, up to its value. Gives the name as it is written.
+    fn member(&mut self) -> Option<&'a [u8]> {
         self.sign(b'"')?;
+        let begin = self.at;
         self.text()?;
+        let name = &self.json[begin..self.at - 1];
         self.skip_space();
         self.sign(b':')?;
         self.skip_space();
-        Some(())
+        Some(name)
     }
 
     fn peek(&self) -> Option<u8> {

@@ -291,6 +291,8 @@ impl Upstream {
     ) -> Result<Answer, Fault> {
         let Lease { mut inner, side } = lease;
         let end = self.end(side);
+        // After whatever else is ready now: calls that leave together wake the other end once.
+        tokio::task::yield_now().await;
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = signature.target(call.name, clock::call_number()).into();
@@ -326,9 +328,8 @@ impl Upstream {
             BodyError::Broken(error) => Fault::Broken(chain(&error)),
         })?;
         end.pool.give_back(inner);
-        let error_code = Envelope::parse(&body)
-            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?
-            .error_code;
+        let error_code = Envelope::error_code(&body)
+            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?;
         // Only what is surely from Chat tells its time.
         let date = head.headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {

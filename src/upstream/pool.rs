@@ -201,21 +201,26 @@ impl Lease {
     ///
     /// # Errors
     /// See [`Unsent`].
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Unsent> {
-        // After whatever else is ready now: calls that leave together wake the other end once.
-        tokio::task::yield_now().await;
+    pub(super) fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unsent>> {
         let connection = &mut self.connection;
-        // It is brought by driving and by nothing else, so that nobody need be woken for it. (Unconstrained, as tokio
-        // makes futures pause in a task that has been busy, and wakes them: here, nobody.)
-        let mut answer = pin!(tokio::task::unconstrained(connection.sender.try_send_request(request)));
-        let answered = poll_fn(|cx| {
-            connection.drive(cx);
-            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        });
-        answered.await.map_err(|mut error| match error.take_message() {
-            Some(request) => Unsent::Whole(Box::new(request)),
-            None => Unsent::Perhaps(error.into_error()),
-        })
+        // Handed over before anything waits, so that no future carries it about.
+        let answer = connection.sender.try_send_request(request);
+        async move {
+            // It is brought by driving and by nothing else, so that nobody need be woken for it. (Unconstrained, as
+            // tokio makes futures pause in a task that has been busy, and wakes them: here, nobody.)
+            let mut answer = pin!(tokio::task::unconstrained(answer));
+            let answered = poll_fn(|cx| {
+                connection.drive(cx);
+                answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            });
+            answered.await.map_err(|mut error| match error.take_message() {
+                Some(request) => Unsent::Whole(Box::new(request)),
+                None => Unsent::Perhaps(error.into_error()),
+            })
+        }
     }
 
     /// The body of that answer, which comes as it is read.

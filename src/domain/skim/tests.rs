@@ -106,6 +106,43 @@ fn nothing_else_is_taken_for_one() {
     assert!(!is_object(b"{\"a\":\"\xed\xa0\x80\"}"), "half of a pair");
 }
 
+#[test]
+fn an_integer_is_found_in_its_own_place_and_in_no_other() {
+    let found = |json: &str| integer(json.as_bytes(), b"n");
+    for (json, value) in [
+        (r#"{"n":0}"#, 0),
+        (" { \"n\" : -12 , \"m\" : 1 } ", -12),
+        (r#"{"a":{"n":1},"b":[{"n":2}],"n":3,"c":"n"}"#, 3),
+        (r#"{"a":[[],{}],"nn":1,"n":9223372036854775807}"#, i64::MAX),
+        (r#"{"a":"\"n\":5","é":"日","n":4}"#, 4),
+    ] {
+        assert_eq!(found(json), Some(value), "{json}");
+    }
+    for json in [
+        "{}",
+        r#"{"a":{"n":1}}"#,
+        r#"[{"n":1}]"#,
+        r#"{"n":1,"n":1}"#,
+        r#"{"n":1,"\u006e":1}"#,
+        r#"{"n":1.0}"#,
+        r#"{"n":1e1}"#,
+        r#"{"n":-0}"#,
+        r#"{"n":"1"}"#,
+        r#"{"n":[1]}"#,
+        r#"{"n":9223372036854775808}"#,
+        r#"{"n":1}}"#,
+        r#"{"n":1"#,
+    ] {
+        assert_eq!(found(json), None, "{json}");
+    }
+    assert_eq!(integer(b"{\"n\":1,\"a\":\"\xff\"}", b"n"), None);
+}
+
+/// What the general reader says of a member `n`.
+fn integer_in_full(json: &[u8]) -> Option<i64> {
+    serde_json::from_slice::<Value>(json).ok()?.as_object()?.get("n")?.as_i64()
+}
+
 /// Documents, sound or broken in one place.
 fn documents() -> impl Strategy<Value = Vec<u8>> {
     let leaf = prop_oneof![
@@ -141,6 +178,21 @@ proptest! {
     #[test]
     fn it_agrees_with_the_general_reader(json in documents()) {
         prop_assert_eq!(is_object(&json), is_object_in_full(&json));
+    }
+
+    #[test]
+    fn an_integer_that_is_found_is_there(
+        json in r#"\{("[na\\]":(1|-2|0\.5|"n"|\[1\]|\{"n":1\}),?){0,4}\}"#,
+        spaced in any::<bool>(),
+    ) {
+        let json = if spaced { json.replace(':', " :\n").replace(',', "\t, ") } else { json };
+        match integer(json.as_bytes(), b"n") {
+            Some(found) => prop_assert_eq!(Some(found), integer_in_full(json.as_bytes())),
+            // It leaves aside what is doubtful, and nothing else.
+            None => prop_assert!(
+                integer_in_full(json.as_bytes()).is_none() || json.matches("\"n\"").count() > 1 || json.contains('\\')
+            ),
+        }
     }
 
     #[test]
