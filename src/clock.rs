@@ -4,7 +4,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the one module that may read the clocks")]
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::LazyLock;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::domain::tick::Tick;
@@ -36,6 +39,16 @@ pub fn monotonic_micros() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let part = |number: i64| u64::try_from(number).unwrap_or_default();
     part(time.tv_sec).saturating_mul(1_000_000).saturating_add(part(time.tv_nsec) / 1000)
+}
+
+/// What a future gives before `until`; `None` if that comes first.
+///
+/// For what seldom waits: only if it does, a timer is made.
+pub async fn before<F: Future>(until: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => tokio::time::timeout_at(until.into(), future).await.ok(),
+    }
 }
 
 /// The wall clock: time since 1970-01-01 UTC, 0 if it is set before that.

@@ -303,8 +303,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 tokio::time::sleep(wait).await;
             }
         });
-        let waited = tokio::time::timeout_at(deadline.into(), waiting).await;
-        waited.unwrap_or_else(|_| {
+        clock::before(deadline, waiting).await.unwrap_or_else(|| {
             if room.available_permits() == 0 {
                 return Err(NoPermit::Full);
             }
