@@ -31,6 +31,7 @@ use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
 use crate::gateway::current::Current;
+use crate::gateway::heeded::Heeded;
 use crate::gateway::route::{Peer, check_caller, check_host};
 use crate::gateway::{Gateway, access};
 use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
@@ -162,7 +163,8 @@ impl Admin {
             "/metrics" => typed(metrics::render(state), HeaderValue::from_static(CONTENT_TYPE_METRICS)),
             _ => {
                 // What a browser may show: not under a name that somebody else has bound to our address.
-                if let Err(error) = check_host(head, &state.current.gateway().hosts, peer) {
+                let hosts = &state.current.gateway().hosts;
+                if let Err(error) = check_host(head, &Heeded::of(&head.headers), hosts, peer) {
                     return error.into_response();
                 }
                 if let Some(file) = page::file(path) {
@@ -182,7 +184,7 @@ impl Admin {
     /// is on this machine, and not for a browser.
     fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
         let gateway = self.state.current.gateway();
-        if let Err(error) = check_caller(head, &gateway.hosts, peer) {
+        if let Err(error) = check_caller(head, &Heeded::of(&head.headers), &gateway.hosts, peer) {
             return Some(error.into_response());
         }
         let Some(token) = &gateway.config.server.admin_token else {

@@ -20,6 +20,7 @@ use crate::gateway::current::{Current, ThreadWorker};
 use crate::gateway::{Ear, Gateway, GatewayBuildError};
 use crate::reload::{Extent, Origin, Reloader};
 use crate::server::adopted::{AdoptError, Adopted};
+use crate::server::drain::Drain;
 use crate::server::listener::{Accept, Accepted, BindError, Listener, SocketFile};
 use crate::server::timed_io::AtWork;
 use crate::server::{self, Connections};
@@ -126,7 +127,7 @@ impl Server {
             let _in = runtime.enter();
             Signals::new()?
         };
-        let drain = CancellationToken::new();
+        let drain = Drain::default();
         let done = CancellationToken::new();
         // Of this, what is used below is what no reload changes.
         let first = self.current.gateway();
@@ -228,7 +229,7 @@ async fn supervise(
     manager.stopping();
     let draining = async {
         tokio::time::sleep(server.drain_delay).await;
-        drain.cancel();
+        drain.begin();
         // With the last of its clones a socket is closed, and who connects is refused instead of
         // waiting for nobody.
         open.data.iter().chain(&open.webhook).for_each(Listener::remove);
@@ -273,8 +274,7 @@ struct Orders {
     stops: Stops,
     /// Cancelled by `POST /quit`.
     quit: CancellationToken,
-    /// To be cancelled when the drain begins.
-    drain: CancellationToken,
+    drain: Drain,
 }
 
 /// The signals that mean something to us.

@@ -5,23 +5,19 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::{Service as _, service_fn};
+use tower_http::catch_panic::CatchPanic;
 
-use crate::clock;
 use crate::error::GatewayError;
 use crate::gateway::Downstream;
 use crate::gateway::current::ThreadWorker;
+use crate::gateway::request_id::{REQUEST_ID, RequestId};
 use crate::metrics::labels::Outcome;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest request id that is taken from a caller, in bytes.
-const REQUEST_ID_LEN_MAX: usize = 128;
 
 /// A whole answer, in the box that the panic layer puts it into.
 pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
@@ -32,6 +28,7 @@ pub trait Answers: Clone + Send + 'static {
     fn answer(
         self,
         request: Request<Incoming>,
+        id: RequestId,
         downstream: Downstream,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
@@ -49,9 +46,10 @@ impl Answers for ThreadWorker {
     fn answer(
         self,
         request: Request<Incoming>,
+        id: RequestId,
         downstream: Downstream,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
-        self.now().handle(request, downstream)
+        self.now().handle(request, id, downstream)
     }
 
     fn refused(&self, outcome: Outcome) {
@@ -67,58 +65,29 @@ impl Answers for ThreadWorker {
     }
 }
 
-/// What answers the requests of one connection.
-pub fn service(
+/// Answers one request through all layers.
+///
+/// What is done with the request itself is done at once: a future that carried it would be moved with it.
+pub fn answer(
     answers: impl Answers,
     downstream: Downstream,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<AnswerBody>,
-    Error = Infallible,
-    Future = impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send,
-> + Clone {
-    // A fault in one request is an answer to that request.
-    let answering =
-        ServiceBuilder::new().layer(CatchPanicLayer::custom(panicked)).service(service_fn(move |request| {
-            // In a box: each layer puts what it wraps into its own future, and hyper moves that one about.
-            let answering = Box::pin(answers.clone().answer(request, downstream));
-            async move { Ok::<_, Infallible>(answering.await) }
-        }));
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<AnswerBody>> + Send {
     // Outermost, so that every answer carries an id, also one about a panic.
-    service_fn(move |mut request: Request<Incoming>| {
-        let id = name(request.headers_mut());
-        let answering = answering.clone().oneshot(request);
-        async move {
-            let mut answer = answering.await?;
-            answer.headers_mut().insert(REQUEST_ID, id);
-            Ok(answer)
-        }
-    })
-}
-
-/// The id of a request, under which it goes on: the caller's if it can stand in a log line and in a header (1 to
-/// 128 visible ASCII characters, given once), else one of ours.
-fn name(headers: &mut HeaderMap) -> HeaderValue {
-    let mut ids = headers.get_all(&REQUEST_ID).iter();
-    if let (Some(id), None) = (ids.next(), ids.next())
-        && (1..=REQUEST_ID_LEN_MAX).contains(&id.len())
-        && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    {
-        return id.clone();
+    let id = RequestId::of(request.headers());
+    let named = id.clone();
+    let answers = service_fn(move |request| {
+        // In a box: each layer puts what it wraps into its own future, and hyper moves that one about.
+        let answering = Box::pin(answers.clone().answer(request, named.clone(), downstream));
+        async move { Ok::<_, Infallible>(answering.await) }
+    });
+    // A fault in one request is an answer to that request. (Neither of these services is ever not ready.)
+    let answering = CatchPanic::custom(answers, panicked).call(request);
+    async move {
+        let mut answer = answering.await.unwrap_or_else(|never| match never {});
+        answer.headers_mut().insert(REQUEST_ID, id.into_header());
+        answer
     }
-    let id = HeaderValue::from_bytes(&hex(clock::request_number())).expect("digits");
-    headers.insert(REQUEST_ID, id.clone());
-    id
-}
-
-/// 32 digits. By hand, since every request has one made and formatting takes ten times as long.
-fn hex(number: u128) -> [u8; 32] {
-    let mut digits = [0; 32];
-    for (at, digit) in digits.iter_mut().enumerate() {
-        let four_bits = (number >> (4 * (31 - at))) & 0xf;
-        *digit = b"0123456789abcdef"[four_bits as usize];
-    }
-    digits
 }
 
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response<Full<Bytes>> {
@@ -133,7 +102,6 @@ mod tests {
     use std::sync::Mutex;
 
     use hyper_util::rt::TokioIo;
-    use hyper_util::service::TowerToHyperService;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -141,13 +109,6 @@ mod tests {
     use crate::domain::caller::CallerId;
     use crate::gateway::route::Peer;
     use crate::telemetry::note_panic;
-
-    #[test]
-    fn numbers_are_written_as_hexadecimal_digits() {
-        for number in [0, 1, 0xf, 0x10, u128::MAX, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210, 1 << 127] {
-            assert_eq!(std::str::from_utf8(&hex(number)), Ok(format!("{number:032x}").as_str()));
-        }
-    }
 
     /// In the form of a signature, as nobody may ever see one.
     const SECRET: &str = "eJyrVgrxCdZLrSjILEpVsjI0NjY0NjEwMNABi5alFilZKRnpGSjB*MUp2YmmFQVFqsZGhobGRgYQ";
@@ -157,7 +118,7 @@ mod tests {
     struct Fails(String);
 
     impl Answers for Fails {
-        async fn answer(self, request: Request<Incoming>, _: Downstream) -> Response<Full<Bytes>> {
+        async fn answer(self, request: Request<Incoming>, _: RequestId, _: Downstream) -> Response<Full<Bytes>> {
             let target = format!("{}?usersig={}", request.uri(), self.0);
             panic!("cannot send to {target}");
         }
@@ -200,7 +161,9 @@ mod tests {
         }));
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
         let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
-        let service = TowerToHyperService::new(service(Fails(SECRET.to_owned()), downstream));
+        let service = hyper::service::service_fn(|request| async move {
+            Ok::<_, Infallible>(answer(Fails(SECRET.to_owned()), downstream, request).await)
+        });
         let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(ours), service);
         let asking = async {
             let request = "POST /v4/a/b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";

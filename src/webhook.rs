@@ -25,6 +25,8 @@ use crate::domain::webhook::{Claims, Doubt, Event};
 use crate::domain::webhook_once::Once;
 use crate::error::GatewayError;
 use crate::gateway::current::Current;
+use crate::gateway::heeded::Heeded;
+use crate::gateway::request_id::RequestId;
 use crate::gateway::{Downstream, Gateway, route};
 use crate::stack::Answers;
 
@@ -79,7 +81,7 @@ impl Webhooks {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        route::check_shape(&head)?;
+        route::check_shape(&head, &Heeded::of(&head.headers))?;
         if head.method != Method::POST {
             return Err(GatewayError::MethodNotAllowed);
         }
@@ -155,7 +157,7 @@ async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
 
 impl Answers for Arc<Webhooks> {
     // Host and Origin are not asked: Chat calls by a public name, and there is nothing to be read here.
-    async fn answer(self, request: Request<Incoming>, _: Downstream) -> Response<Full<Bytes>> {
+    async fn answer(self, request: Request<Incoming>, _: RequestId, _: Downstream) -> Response<Full<Bytes>> {
         self.handle(request).await
     }
 

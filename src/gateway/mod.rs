@@ -17,8 +17,10 @@ mod figures;
 mod finished;
 mod follow;
 pub mod freshness;
+pub mod heeded;
 mod record;
 mod relay;
+pub mod request_id;
 pub mod route;
 mod sharing;
 #[cfg(test)]
@@ -31,15 +33,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{AGE, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 
 use self::access::Listed;
 use self::freshness::{Tally, Wishes};
+use self::heeded::Heeded;
 use self::record::{Asked, Trail};
+use self::request_id::RequestId;
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
 use crate::bounds::Held;
@@ -53,7 +57,7 @@ use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
 use crate::quiet::Quietly;
 use crate::trace::Context;
-use crate::upstream::{self, TRACEPARENT};
+use crate::upstream;
 
 pub use self::figures::AppFigures;
 pub use self::sharing::Ear;
@@ -61,8 +65,6 @@ pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
-/// Asked for by `access.require_header`.
-const PROOF: HeaderName = HeaderName::from_static("chatgate");
 
 /// Why a call brought no answer that can be used, shared by all who waited for it.
 #[derive(Debug)]
@@ -115,12 +117,17 @@ struct Reply {
 
 impl Worker {
     /// Answers a request. Never fails: what goes wrong becomes an answer.
-    pub async fn handle<B>(self: Arc<Self>, request: Request<B>, downstream: Downstream) -> Response<Full<Bytes>>
+    pub async fn handle<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        id: RequestId,
+        downstream: Downstream,
+    ) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut asked = Asked::begin(&self, &head, downstream);
+        let mut asked = Asked::begin(&self, &head, id, downstream);
         // Pinned where it is made, here and below: made for an `await` it would be moved there, all of it.
         let answered = pin!(self.answer(&head, body, downstream, &mut asked.trail)).await;
         self.record(asked, &answered);
@@ -137,28 +144,32 @@ impl Worker {
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        let gateway = &self.gateway;
-        route::check_caller(head, &gateway.hosts, downstream.peer)?;
+        let (gateway, heeded) = (&self.gateway, Heeded::of(&head.headers));
+        route::check_caller(head, &heeded, &gateway.hosts, downstream.peer)?;
         // Before anything is answered on a connection it must be sure where the request ends.
-        route::check_shape(head)?;
+        route::check_shape(head, &heeded)?;
         access::check_uid(&gateway.config.server.unix_uids, downstream.peer)?;
         let listed = gateway.access.identify(&head.headers)?;
         trail.listed = listed;
         let path = route::read(head)?;
         trail.command = CommandLabel::of(path.name);
-        if gateway.config.access.require_header && head.headers.get(PROOF).is_none_or(|value| value != "1") {
+        if gateway.config.access.require_header && heeded.proof.first().is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
             ));
         }
         let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
         let mut headers = Vec::new();
-        for value in head.headers.get_all(route::APP_HEADER) {
-            headers.push(value.to_str().unwrap_or_default());
+        if heeded.app.any() {
+            let all = head.headers.get_all(route::APP_HEADER).into_iter();
+            headers.extend(all.map(|value| value.to_str().unwrap_or_default()));
         }
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
         trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
+        if heeded.content_encoding.first().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(GatewayError::UnsupportedEncoding);
+        }
         let (body, held) = pin!(self.read_body(head, body, trail.begun)).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
         let _own = gateway.access.begin(listed)?;
@@ -168,10 +179,13 @@ impl Worker {
         let asker = Asker { caller, listed, deadline, trace: trail.context() };
 
         if path.name == FOLLOW_CHECK {
-            return pin!(self.follow_check(app, head, body, held, asker, trail)).await;
+            let wishes = if heeded.cache_control.any() { Wishes::read(&head.headers) } else { Wishes::default() };
+            let explain = gateway.config.server.explain && heeded.explain.first().is_some_and(|value| value == "1");
+            let manner = follow::Manner { wishes, explain, asker };
+            return pin!(self.follow_check(app, &heeded, body, held, manner, trail)).await;
         }
         check_object(&body)?;
-        let traceparent = traceparent(&head.headers);
+        let traceparent = traceparent(&heeded);
         let order = relay::Order { body, held, traceparent, asker, notes: trail.notes() };
         pin!(self.relay(app, path.name, order)).await
     }
@@ -181,17 +195,10 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let server = &self.gateway.config.server;
-        if head
-            .headers
-            .get(CONTENT_ENCODING)
-            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        {
-            return Err(GatewayError::UnsupportedEncoding);
-        }
         let body = Quietly::new(body, head.version);
         let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
-        let read = tokio::time::timeout_at((begun + server.body_timeout).into(), reading).await;
-        read.map_err(|_| GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
+        let read = clock::before(begun + server.body_timeout, reading).await;
+        read.ok_or(GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadRequest,
@@ -201,22 +208,20 @@ impl Worker {
     async fn follow_check(
         self: &Arc<Self>,
         app: usize,
-        head: &Parts,
+        heeded: &Heeded<'_>,
         body: Bytes,
         held: Held,
-        asker: Asker,
+        manner: follow::Manner,
         trail: &mut Trail,
     ) -> Result<Reply, GatewayError> {
-        let config = &self.gateway.config;
-        let wishes = Wishes::read(&head.headers);
-        let question = match question::read(&body, config.follow_check.max_to) {
+        let question = match question::read(&body, self.gateway.config.follow_check.max_to) {
             Ok(Reading::Plain(question)) => question,
             Ok(Reading::Further) => {
                 check_depth(&body)?;
-                if wishes.only_if_cached {
+                if manner.wishes.only_if_cached {
                     return Err(GatewayError::NotCached);
                 }
-                let traceparent = traceparent(&head.headers);
+                let (traceparent, asker) = (traceparent(heeded), manner.asker);
                 let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.notes() };
                 let mut reply = pin!(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
@@ -227,8 +232,7 @@ impl Worker {
             }
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
-        let explain = config.server.explain && head.headers.get(EXPLAIN).is_some_and(|value| value == "1");
-        pin!(self.answer_question(app, &question, follow::Manner { wishes, explain, asker }, trail)).await
+        pin!(self.answer_question(app, &question, manner, trail)).await
     }
 }
 
@@ -277,14 +281,13 @@ fn counted(body: Bytes, held: Option<Held>) -> Bytes {
 }
 
 /// The caller's `traceparent`, if it is one and only one.
-fn traceparent(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut values = headers.get_all(TRACEPARENT).iter();
-    let value = values.next()?;
+fn traceparent(heeded: &Heeded<'_>) -> Option<HeaderValue> {
     // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
-    let well_formed = value.len() >= 55
-        && value.len() <= 128
-        && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
-    (values.next().is_none() && well_formed).then(|| value.clone())
+    let is_well_formed = |value: &&HeaderValue| {
+        (55..=128).contains(&value.len())
+            && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
+    };
+    heeded.traceparent.only().filter(is_well_formed).cloned()
 }
 
 /// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.

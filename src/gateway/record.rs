@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use http::request::Parts;
-use http::{HeaderName, StatusCode};
 
 use super::access::Listed;
+use super::heeded::Heeded;
+use super::request_id::RequestId;
 use super::spans::{CallSpan, Cause, RequestEnd};
 use super::{Downstream, Reply, Worker, traceparent};
 use crate::clock;
@@ -24,7 +26,6 @@ use crate::upstream::{Answer, Call, Fault, Lease};
 
 /// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
 const SAMPLES_PER_SECOND: u32 = 10;
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What becomes known of a request on its way.
 pub(super) struct Trail {
@@ -93,15 +94,16 @@ impl Trail {
 pub(super) struct Asked<'a> {
     worker: &'a Worker,
     head: &'a Parts,
+    id: RequestId,
     downstream: Downstream,
     pub trail: Trail,
     answered: bool,
 }
 
 impl<'a> Asked<'a> {
-    pub(super) fn begin(worker: &'a Worker, head: &'a Parts, downstream: Downstream) -> Self {
+    pub(super) fn begin(worker: &'a Worker, head: &'a Parts, id: RequestId, downstream: Downstream) -> Self {
         let trail = Trail::begin(downstream.caller, worker.begin_request_span(head));
-        Self { worker, head, downstream, trail, answered: false }
+        Self { worker, head, id, downstream, trail, answered: false }
     }
 }
 
@@ -188,7 +190,7 @@ impl Worker {
     /// A request has its answer.
     pub(super) fn record(&self, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
         asked.answered = true;
-        let Asked { head, downstream, trail, .. } = &asked;
+        let Asked { head, id, downstream, trail, .. } = &asked;
         let now = clock::now();
         let took = now - trail.begun;
         let outcome = match answered {
@@ -212,13 +214,19 @@ impl Worker {
             answered.as_ref().is_err_and(|error| error.is_ours() && !matches!(error, GatewayError::NotCached));
         let went_well = outcome == Outcome::OK;
         if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, went_well, clock::tick_at(now)) {
-            self.log(head, trail, answered, &Ended { outcome, took, pairs, is_fault });
+            self.log((head, id), trail, answered, &Ended { outcome, took, pairs, is_fault });
         }
     }
 
     /// Writes the line. It names no user and holds nothing of body, query or signature.
     #[cold]
-    fn log(&self, head: &Parts, trail: &Trail, answered: &Result<Reply, GatewayError>, ended: &Ended) {
+    fn log(
+        &self,
+        (head, id): (&Parts, &RequestId),
+        trail: &Trail,
+        answered: &Result<Reply, GatewayError>,
+        ended: &Ended,
+    ) {
         let error = answered.as_ref().err();
         let cause = match error {
             Some(GatewayError::UpstreamUnreachable { cause, .. }) => Some(cause.as_str()),
@@ -229,8 +237,8 @@ impl Worker {
             Some(listed) => self.gateway.access.name_of(listed).to_string(),
             None => trail.caller.0.to_string(),
         };
-        let request_id = head.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
-        let traceparent = traceparent(&head.headers);
+        let request_id = &*id.text();
+        let traceparent = traceparent(&Heeded::of(&head.headers));
         let of_caller = || traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
         let own = trail.context().map(|context| context.trace_id());
         let trace_id = own.as_deref().or_else(of_caller);
@@ -381,9 +389,9 @@ mod tests {
         let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a thread's own");
         let (head, ()) = http::Request::new(()).into_parts();
         let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
-        drop(Asked::begin(&worker, &head, downstream));
+        drop(Asked::begin(&worker, &head, RequestId::Ours(0), downstream));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _asked = Asked::begin(&worker, &head, downstream);
+            let _asked = Asked::begin(&worker, &head, RequestId::Ours(0), downstream);
             panic!("as told");
         }));
         assert!(panicked.is_err());

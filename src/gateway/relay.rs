@@ -48,14 +48,15 @@ impl Worker {
     ) -> Result<Reply, GatewayError> {
         // Boxed either way: what a hit does not need must not be part of every request's future, which is moved
         // several times.
-        let answer = match name.kind() {
-            CommandKind::Read => Box::pin(self.call(app, name, order)).await?,
-            CommandKind::Write => {
-                let (worker, known) = (Arc::clone(self), name.known().map(|known| known.name));
+        let known = name.known();
+        let answer = match CommandKind::of(known) {
+            kind @ CommandKind::Read => Box::pin(self.call(app, name, kind, order)).await?,
+            kind @ CommandKind::Write => {
+                let (worker, known) = (Arc::clone(self), known.map(|known| known.name));
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
                 let write = async move {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was one");
-                    worker.call(app, name, order).await
+                    worker.call(app, name, kind, order).await
                 };
                 Finished::new(write, &self.gateway.tasks).await?
             }
@@ -71,7 +72,13 @@ impl Worker {
         deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 
-    async fn call(&self, app: usize, name: CommandName<'_>, order: Order) -> Result<Answer, GatewayError> {
+    async fn call(
+        &self,
+        app: usize,
+        name: CommandName<'_>,
+        kind: CommandKind,
+        order: Order,
+    ) -> Result<Answer, GatewayError> {
         let Asker { listed, deadline, .. } = order.asker;
         // Before it joins the line: who waits for its own share keeps nobody else waiting.
         let patience = || self.latest_permit(deadline).saturating_duration_since(clock::now());
@@ -82,7 +89,7 @@ impl Worker {
         let change = writes::scope(name, &order.body).map(|scope| Change { scope, begun: AtomicBool::new(false) });
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
-        let journey = Journey { app, kind: name.kind(), asker, change: change.as_ref(), notes, lookup: None };
+        let journey = Journey { app, kind, asker, change: change.as_ref(), notes, lookup: None };
         let result = pin!(self.travel(journey, call, None)).await;
         // These say that there was no call, not even one that failed.
         if let Err(GatewayError::RateLimited { .. } | GatewayError::NoRoomInFlight | GatewayError::Parked(_)) = &result

@@ -1,11 +1,11 @@
 //! What a request names: the command by its path, the app by prefix, header or query. Nothing is
 //! decoded or normalised, except the names of query parameters, so that none of ours slips through.
 
-use http::header::{CONTENT_LENGTH, HOST, ORIGIN, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, Version};
+use http::{HeaderName, Method, Version};
 use percent_encoding::percent_decode_str;
 
+use super::heeded::Heeded;
 use crate::domain::app::AppName;
 use crate::domain::command::CommandName;
 use crate::error::GatewayError;
@@ -19,8 +19,6 @@ pub const HEAD_LINES_MAX: usize = 100;
 
 /// Names an app.
 pub const APP_HEADER: HeaderName = HeaderName::from_static("chatgate-app");
-/// Sent by browsers (W3C Fetch Metadata Request Headers, section 2.2).
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The parameters that chatgate sets itself. Whatever a caller sends of them stays here.
 const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
@@ -75,9 +73,9 @@ pub fn read(head: &Parts) -> Result<Path<'_>, GatewayError> {
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
-    check_origin(&head.headers)?;
-    check_host(head, hosts, peer)
+pub fn check_caller(head: &Parts, heeded: &Heeded<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+    check_origin(heeded)?;
+    check_host(head, heeded, hosts, peer)
 }
 
 /// Checks what every listener asks of a request: a head and a target that are not too large, and a
@@ -85,37 +83,28 @@ pub fn check_caller(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), Gatew
 ///
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
-pub fn check_shape(head: &Parts) -> Result<(), GatewayError> {
-    check_head_size(&head.headers)?;
-    check_framing(&head.headers)?;
+pub fn check_shape(head: &Parts, heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+    check_head_size(heeded)?;
+    check_framing(heeded)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_len > TARGET_LEN_MAX { Err(GatewayError::UriTooLong) } else { Ok(()) }
 }
 
 /// HTTP/1 heads were measured as they came; what HTTP/2 has unpacked is measured here.
-fn check_head_size(headers: &HeaderMap) -> Result<(), GatewayError> {
+fn check_head_size(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
     // Each line with the 32 bytes that RFC 9113 section 6.5.2 adds to it would refuse a head that
     // HTTP/1 may have; it is measured as HTTP/1 writes it.
-    let len: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if headers.len() > HEAD_LINES_MAX || len > HEAD_LEN_MAX { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
+    let is_too_large = heeded.count > HEAD_LINES_MAX || heeded.len > HEAD_LEN_MAX;
+    if is_too_large { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
 }
 
 /// A body's length must be told in one way only. hyper takes more than that, and whoever stands
 /// between a caller and us may read such a request otherwise (RFC 9112 section 11.2).
-fn check_framing(headers: &HeaderMap) -> Result<(), GatewayError> {
-    if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(GatewayError::BadRequest);
-    }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None)
-            if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && !headers.contains_key(CONTENT_LENGTH) =>
-        {
-            Ok(())
-        }
-        _ => Err(GatewayError::BadRequest),
-    }
+fn check_framing(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+    let (length, codings) = (heeded.content_length, heeded.transfer_encoding);
+    let is_chunked = codings.only().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let told_once = if codings.any() { is_chunked && !length.any() } else { !length.is_repeated() };
+    if told_once { Ok(()) } else { Err(GatewayError::BadRequest) }
 }
 
 /// Where a request came in.
@@ -134,9 +123,9 @@ pub enum Peer {
 }
 
 /// A browser says where a request comes from; no service does. Either header is enough.
-fn check_origin(headers: &HeaderMap) -> Result<(), GatewayError> {
-    for name in [ORIGIN, SEC_FETCH_SITE] {
-        if headers.contains_key(&name) {
+fn check_origin(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+    for (lines, name) in [(heeded.origin, "origin"), (heeded.sec_fetch_site, "sec-fetch-site")] {
+        if lines.any() {
             return Err(GatewayError::Forbidden(format!("the request has a {name} header, as only browsers send it")));
         }
     }
@@ -168,14 +157,12 @@ impl Hosts {
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_host(head: &Parts, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+pub fn check_host(head: &Parts, heeded: &Heeded<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     let refuse = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
-    let mut given = head.headers.get_all(HOST).iter();
-    let (first, second) = (given.next(), given.next());
-    if second.is_some() {
+    if heeded.host.is_repeated() {
         return refuse("the request has more than one Host");
     }
-    let host = match (head.uri.authority(), first) {
+    let host = match (head.uri.authority(), heeded.host.first()) {
         // HTTP/2 has it in :authority, and may repeat it in Host.
         (Some(authority), repeated) if head.version >= Version::HTTP_2 => {
             if repeated.is_some_and(|repeated| repeated != authority.as_str()) {
@@ -256,8 +243,9 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        let checked = check_caller(&head, &Hosts::new(&["gate.internal".to_owned()]), HERE);
-        slug(checked.and_then(|()| check_shape(&head)).and_then(|()| read(&head).map(drop)))
+        let heeded = Heeded::of(&head.headers);
+        let checked = check_caller(&head, &heeded, &Hosts::new(&["gate.internal".to_owned()]), HERE);
+        slug(checked.and_then(|()| check_shape(&head, &heeded)).and_then(|()| read(&head).map(drop)))
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod adopted;
 mod delivery;
+pub mod drain;
 pub mod frames;
 pub mod framing;
 pub mod head;
@@ -10,6 +11,7 @@ mod refusals;
 pub mod timed_io;
 pub mod tls;
 
+use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,10 +25,9 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
 
 use self::delivery::Delivered;
+use self::drain::Drain;
 use self::listener::{Accept, Accepted};
 use self::refusals::OwnRefusals;
 use self::timed_io::{AtWork, Limits, TimedIo};
@@ -62,13 +63,13 @@ pub struct Connections {
     /// How those over TLS begin.
     pub handshakes: Handshakes,
     /// No new ones, and the present ones end after what they have at work.
-    pub drain: CancellationToken,
+    pub drain: Drain,
     linger: Duration,
 }
 
 impl Connections {
     /// From the configuration.
-    pub fn new(server: &config::Server, drain: CancellationToken) -> Self {
+    pub fn new(server: &config::Server, drain: Drain) -> Self {
         Self {
             budget: Budget::new(server.max_connections),
             limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
@@ -84,7 +85,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
     let mut pause = ACCEPT_PAUSES.0;
     loop {
         let next = tokio::select! {
-            () = connections.drain.cancelled() => return,
+            () = connections.drain.begun() => return,
             next = accept.next() => next,
         };
         match next {
@@ -168,36 +169,31 @@ where
 {
     let at_work = AtWork::default();
     let io = guarded(stream, connections.limits, at_work.clone());
-    let service = stack::service(answers.clone(), downstream);
     let refused = at_work.clone();
-    // In one piece: to clone a token takes a lock.
-    let shared = Arc::new((connections.drain.clone(), at_work));
+    let (answering, drain) = (answers.clone(), connections.drain.clone());
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
         let keeps = request.version() >= Version::HTTP_2;
-        let work = shared.1.begin(keeps);
-        let answering = service.clone().oneshot(request);
-        let shared = Arc::clone(&shared);
+        let work = at_work.begin(keeps);
+        let delivers = keeps.then(|| at_work.clone());
+        let answering = stack::answer(answering.clone(), downstream, request);
+        let drain = drain.clone();
         async move {
-            let (drain, at_work) = &*shared;
             let answer = answering.await;
-            let mut answer =
-                answer.map(|answer| answer.map(|body| Delivered::new(body, keeps.then(|| at_work.deliver()))));
-            if let Ok(answer) = &mut answer
-                && !keeps
-                && drain.is_cancelled()
-            {
+            let mut answer = answer.map(|body| Delivered::new(body, delivers.map(|at_work| at_work.deliver())));
+            if !keeps && drain.has_begun() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             drop(work);
-            answer
+            Ok::<_, Infallible>(answer)
         }
     });
     let builder = builder();
     let connection = builder.serve_connection(io, counted);
     tokio::pin!(connection);
     let served = tokio::select! {
+        biased;
         served = connection.as_mut() => served,
-        () = connections.drain.cancelled() => {
+        () = connections.drain.begun() => {
             // A request may be on its way on a kept connection: it is served, told to come again on
             // another, and only then the connection goes. One that stays idle goes a little later.
             match tokio::time::timeout(connections.linger, connection.as_mut()).await {

@@ -9,7 +9,8 @@ use rustls::{InvalidMessage, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
+
+use super::drain::Drain;
 
 /// Why a handshake came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,17 +83,17 @@ impl Handshakes {
         &self.failures
     }
 
-    /// Greets a peer. `None`: there is nobody to serve, which was logged and counted. Once `drain` is cancelled it
+    /// Greets a peer. `None`: there is nobody to serve, which was logged and counted. Once `drain` begins it
     /// has `linger` left.
     pub(super) async fn shake(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
-        drain: &CancellationToken,
+        drain: &Drain,
         linger: Duration,
     ) -> Option<TlsStream<TcpStream>> {
         let draining = async {
-            drain.cancelled().await;
+            drain.begun().await;
             tokio::time::sleep(linger).await;
         };
         let (cause, error) = tokio::select! {
