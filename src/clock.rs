@@ -1,4 +1,4 @@
-//! The only reader of time and randomness.
+//! The only reader of time and randomness, and what waits for a moment.
 //!
 //! Everything else takes what it needs as an argument, so that a test can choose it.
 
@@ -43,7 +43,8 @@ pub fn monotonic_micros() -> u64 {
 
 /// What a future gives before `until`; `None` if that comes first.
 ///
-/// For what seldom waits: only if it does, a timer is made.
+/// For what seldom waits: only if it does, a timer is made. Then the future is polled twice at once, so one that only
+/// yields to others would not.
 pub async fn before<F: Future>(until: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
     match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
         Poll::Ready(output) => Some(output),
@@ -79,4 +80,25 @@ pub fn unguessable() -> Result<[u8; 16], getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_there_at_once_needs_no_time_and_what_waits_has_until_its_moment() {
+        let past = now();
+        assert_eq!(before(past, pin!(async { 7 })).await, Some(7));
+        assert_eq!(before(past, pin!(std::future::pending::<u8>())).await, None);
+        let soon = now() + Duration::from_millis(20);
+        assert_eq!(before(soon, pin!(std::future::pending::<u8>())).await, None);
+        assert!(now() >= soon);
+        let (say, mut hear) = tokio::sync::oneshot::channel();
+        let saying = tokio::spawn(async move { say.send(7) });
+        assert_eq!(before(now() + Duration::from_secs(60), pin!(&mut hear)).await, Some(Ok(7)));
+        saying.await.expect("no panic").expect("somebody listens");
+    }
 }

@@ -10,8 +10,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
-use tower::{Service as _, service_fn};
-use tower_http::catch_panic::CatchPanic;
+use tower::{Service as _, ServiceBuilder, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::GatewayError;
 use crate::gateway::Downstream;
@@ -76,13 +76,17 @@ pub fn answer(
     // Outermost, so that every answer carries an id, also one about a panic.
     let id = RequestId::of(request.headers());
     let named = id.clone();
-    let answers = service_fn(move |request| {
-        // In a box: each layer puts what it wraps into its own future, and hyper moves that one about.
-        let answering = Box::pin(answers.clone().answer(request, named.clone(), downstream));
-        async move { Ok::<_, Infallible>(answering.await) }
-    });
-    // A fault in one request is an answer to that request. (Neither of these services is ever not ready.)
-    let answering = CatchPanic::custom(answers, panicked).call(request);
+    let answering = ServiceBuilder::new()
+        // A fault in one request is an answer to that request.
+        .layer(CatchPanicLayer::custom(panicked))
+        .service(service_fn(move |request| {
+            // In a box: each layer puts what it wraps into its own future, and hyper moves that one about.
+            let answering = Box::pin(answers.clone().answer(request, named.clone(), downstream));
+            async move { Ok::<_, Infallible>(answering.await) }
+        }))
+        // Without asking whether they are ready, as `oneshot` would: that is a future that carries the request. A layer
+        // that can be not ready must not be put here.
+        .call(request);
     async move {
         let mut answer = answering.await.unwrap_or_else(|never| match never {});
         answer.headers_mut().insert(REQUEST_ID, id.into_header());

@@ -20,6 +20,10 @@ pub fn run(bytes: &[u8]) {
     // The quick look: certain where it says yes, and it says so of every object that is not too deep.
     let is_object = other.as_ref().is_some_and(|json| matches!(json, Json::Object(_)) && json.depth() <= DEPTH_MAX);
     assert_eq!(skim::is_object(bytes), is_object);
+    assert_eq!(
+        Envelope::error_code(bytes),
+        envelope.as_ref().map(|envelope| envelope.error_code).map_err(|error| *error)
+    );
     match &envelope {
         Ok(envelope) => {
             let json = other.as_ref().expect("two readers disagree about what JSON is");

@@ -1,4 +1,4 @@
-//! A quick look at JSON that is handed on: is it an object?
+//! A quick look at JSON that is handed on: is it an object, and of an answer, what is the one integer that counts?
 //!
 //! Of a long text a general reader takes several times as long, as it looks at a few bytes at a time. This one knows
 //! the grammar (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or

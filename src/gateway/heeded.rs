@@ -1,9 +1,12 @@
-//! The header lines that chatgate heeds, found in one pass: most requests have few lines and lack most of these, and
-//! to ask the map for each costs more than to look at all once.
+//! The header lines that matter to nearly every request, found in one pass: most requests have few lines and lack most
+//! of these, and to ask the map for each costs more than to look at all once.
+//!
+//! Its id is read before ([`RequestId`](super::request_id::RequestId)), and its token only where there are callers with
+//! one ([`bearer_token`](super::access::bearer_token)).
 
 use http::{HeaderMap, HeaderValue};
 
-/// What a request says in the headers that are looked at for every request. Names in the order of use.
+/// What a request says in these headers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Heeded<'a> {
     /// Sent by browsers (RFC 6454 section 7).

@@ -153,7 +153,7 @@ impl Worker {
         trail.listed = listed;
         let path = route::read(head)?;
         trail.command = CommandLabel::of(path.name);
-        if gateway.config.access.require_header && heeded.proof.first().is_none_or(|value| value != "1") {
+        if gateway.config.access.require_header && heeded.proof.only().is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
             ));
@@ -167,7 +167,8 @@ impl Worker {
         let app = gateway.choose(path.app, &headers, &sdkappids)?;
         trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
-        if heeded.content_encoding.first().is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let is_plain = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
+        if heeded.content_encoding.any() && !heeded.content_encoding.only().is_some_and(is_plain) {
             return Err(GatewayError::UnsupportedEncoding);
         }
         let (body, held) = pin!(self.read_body(head, body, trail.begun)).await?;
@@ -180,7 +181,7 @@ impl Worker {
 
         if path.name == FOLLOW_CHECK {
             let wishes = if heeded.cache_control.any() { Wishes::read(&head.headers) } else { Wishes::default() };
-            let explain = gateway.config.server.explain && heeded.explain.first().is_some_and(|value| value == "1");
+            let explain = gateway.config.server.explain && heeded.explain.only().is_some_and(|value| value == "1");
             let manner = follow::Manner { wishes, explain, asker };
             return pin!(self.follow_check(app, &heeded, body, held, manner, trail)).await;
         }

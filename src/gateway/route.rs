@@ -103,8 +103,8 @@ fn check_head_size(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
 fn check_framing(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
     let (length, codings) = (heeded.content_length, heeded.transfer_encoding);
     let is_chunked = codings.only().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let told_once = if codings.any() { is_chunked && !length.any() } else { !length.is_repeated() };
-    if told_once { Ok(()) } else { Err(GatewayError::BadRequest) }
+    let is_clear = if codings.any() { is_chunked && !length.any() } else { !length.is_repeated() };
+    if is_clear { Ok(()) } else { Err(GatewayError::BadRequest) }
 }
 
 /// Where a request came in.

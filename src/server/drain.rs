@@ -34,7 +34,8 @@ impl Drain {
     /// Waits for it.
     ///
     /// To ask a token again takes its lock, and a connection is polled several times for each request. So it is asked
-    /// only to say whom to wake, and when the order has been given.
+    /// only to say whom to wake, and when the order has been given. (Asked once it remembers whom, as it takes no part in
+    /// tokio's budget for tasks that are busy.)
     pub async fn begun(&self) {
         let mut cancelled = pin!(self.0.token.cancelled());
         let mut watching: Option<Waker> = None;

@@ -197,7 +197,8 @@ impl Connection {
 }
 
 impl Lease {
-    /// Sends a call and reads the head of its answer.
+    /// Sends a call and reads the head of its answer. The call is handed to the connection here and now, and leaves when
+    /// the future is polled.
     ///
     /// # Errors
     /// See [`Unsent`].

@@ -244,9 +244,13 @@ async fn with_require_header_a_request_without_it_is_forbidden() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("access", "require_header = true").start().await;
     let ask = || Ask::command("openim/querystate");
-    for refused in
-        [ask(), ask().header("Chatgate", "0"), ask().header("Chatgate", ""), ask().header("Chatgate-App", "main")]
-    {
+    for refused in [
+        ask(),
+        ask().header("Chatgate", "0"),
+        ask().header("Chatgate", ""),
+        ask().header("Chatgate-App", "main"),
+        ask().header("Chatgate", "1").header("Chatgate", "0"),
+    ] {
         gateway.ask(refused).await.assert_error(403, "forbidden", 129_403);
     }
     assert_eq!(chat.count(), 0);
@@ -343,6 +347,8 @@ async fn an_encoded_body_is_unsupported() {
     let ask = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
     let codings = ["gzip", "deflate", "br", "zstd", "identity, gzip", "x-odd"];
     all_refused(&chat, &gateway, codings.map(ask).into(), (415, "unsupported_encoding", 129_415)).await;
+    let twice = [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| ask(one).header("Content-Encoding", two));
+    all_refused(&chat, &gateway, twice.into(), (415, "unsupported_encoding", 129_415)).await;
     gateway.ask(ask("identity")).await.assert_relayed(200, OK);
 }
 

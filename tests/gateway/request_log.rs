@@ -46,6 +46,22 @@ async fn a_line_says_what_became_of_the_request_and_names_no_user() {
 }
 
 #[tokio::test]
+async fn a_request_that_brings_no_id_of_use_has_the_same_in_log_and_answer() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    let call = || Ask::command("openim/querystate");
+    let none = gateway.ask(call()).await;
+    let odd = gateway.ask(call().header("X-Request-Id", "two words")).await;
+    let twice = gateway.ask(call().header("X-Request-Id", "one").header("X-Request-Id", "two")).await;
+    for answer in [none, odd, twice] {
+        let id = answer.request_id();
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+        eventually("its line", async || lines(&gateway).iter().any(|line| line["request_id"] == id).then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test]
 async fn a_caller_with_a_token_is_called_by_its_name() {
     let (chat, token) = (FakeChat::start().await, "a-token-of-the-feed-0123");
     let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("log", r#"requests = "all""#);

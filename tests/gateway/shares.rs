@@ -145,6 +145,7 @@ async fn what_another_caller_asks_for_already_counts_nothing() {
         let mut conn = gateway.connect().await;
         conn.send(check(&to).bytes()).await;
         gateway.at_work(2).await;
+        gateway.round_trips().await;
         gate.open();
         conn.answer().await
     };

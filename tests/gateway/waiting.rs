@@ -6,7 +6,7 @@ use crate::support::client::{Ask, Conn};
 use crate::support::gateway::Gateway;
 use crate::support::graph::{checked, fail, item};
 use crate::support::reply::{Gate, Reply};
-use crate::support::setup::{Setup, gateway};
+use crate::support::setup::Setup;
 
 /// Sends these requests, each on a connection of its own, the first one seen upstream before the others are sent.
 async fn sent(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
@@ -41,7 +41,7 @@ async fn answers(conns: Vec<Conn>) -> Vec<Answer> {
 async fn equal_lookups_at_one_time_are_one_call() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
     let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 100]).await;
@@ -68,7 +68,7 @@ async fn a_lookup_joins_what_is_under_way_in_the_other_direction_and_asks_the_re
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     chat.follow("cyd", "bob");
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
     let conns = started(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann", "cyd"])]).await;
@@ -87,7 +87,7 @@ async fn a_lookup_joins_what_is_under_way_in_the_other_direction_and_asks_the_re
 async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
     let mut conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 20]).await;
@@ -103,7 +103,7 @@ async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
 #[tokio::test]
 async fn every_waiter_gets_the_failure_of_the_call_it_needed() {
     let chat = FakeChat::start().await;
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let body = fail(30001, "Err_Parameter");
     chat.always(Reply::json(body.clone()).held(&gate));
@@ -120,7 +120,7 @@ async fn every_waiter_gets_the_failure_of_the_call_it_needed() {
 async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let (held, bad) = (gate.clone(), fail(30003, "Err_Unknown"));
     // Any call with the account `bad` in it fails as a whole.
@@ -139,7 +139,7 @@ async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
 #[tokio::test]
 async fn an_answer_that_fits_one_question_only_is_given_to_that_one_only() {
     let chat = FakeChat::start().await;
-    let gateway = gateway(&chat).await;
+    let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let held = gate.clone();
     // The item fails as ann asks it, and succeeds as bob asks it.

@@ -164,7 +164,8 @@ impl Gateway {
         self.process.exit_code().await
     }
 
-    /// Waits until exactly so many requests are at work: read whole, allowed, and not answered yet.
+    /// Waits until exactly so many requests are at work: read whole, allowed, and not answered yet. What each does next
+    /// it has then begun, if not done.
     pub(crate) async fn at_work(&self, count: u64) {
         eventually(&format!("{count} requests are at work"), async || {
             (self.admin_get("/status").await.json()["requests_in_flight"]["now"] == count).then_some(())
