@@ -24,7 +24,7 @@
 //! | --- | --- |
 //! | [`domain`] | what Chat means, pure: names, signatures, envelopes, codes, and the follow core |
 //! | [`clock`] | the only reader of time and randomness |
-//! | [`bounds`], [`quiet`], [`body`], [`mod@line`] | counters with a limit; wake-ups left out; whole bodies; callers in turn |
+//! | [`bounds`], [`quiet`], [`body`], [`pieces`], [`mod@line`] | counters with a limit; wake-ups left out; whole bodies; short writes; callers in turn |
 //! | [`config`] | what an operator may say, all problems at once |
 //! | [`error`] | what chatgate answers when it answers itself |
 //! | [`metrics`] | what is counted |
@@ -56,6 +56,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod line;
 pub mod metrics;
+pub mod pieces;
 pub mod quiet;
 pub mod quota;
 pub mod reload;

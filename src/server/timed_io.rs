@@ -26,6 +26,7 @@ use super::frames::Frames;
 use crate::clock;
 use crate::error::GatewayError;
 use crate::metrics::labels::Outcome;
+use crate::pieces;
 
 /// The limits.
 #[derive(Debug, Clone, Copy)]
@@ -243,7 +244,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let stream = &mut self.stream;
+        let result = pieces::joined(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+        let result = result.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs));
         self.written(cx, result)
     }
 

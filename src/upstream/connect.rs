@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use tower::Service;
 
 use super::resolve::Resolver;
-use crate::clock;
+use crate::{clock, pieces};
 
 /// Opens connections that know when to retire.
 #[derive(Clone)]
@@ -106,6 +106,8 @@ impl Write for Aging {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let stream = &mut self.stream;
+        let written = pieces::joined(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+        written.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 }
