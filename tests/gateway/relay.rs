@@ -28,6 +28,23 @@ async fn bodies_are_the_same_bytes_both_ways() {
     assert_eq!(chat.count(), 1);
 }
 
+/// Head and body are written together up to some length, and by pieces beyond.
+#[tokio::test]
+async fn bodies_of_all_lengths_are_the_same_bytes_both_ways() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let mut conn = gateway.connect().await;
+    // With heads of a few hundred bytes, 2 KiB lie amid these.
+    for length in (1300..2100).step_by(7).chain([0, 1, 4000, 70_000, 300_000]) {
+        let text: String = (0..length).map(|at: usize| char::from(b'a' + (at % 26) as u8)).collect();
+        let answer = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
+        chat.always(Reply::json(answer.clone()));
+        let body = format!(r#"{{"Text":"{text}"}}"#);
+        conn.ask(&Ask::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
+        assert_eq!(chat.last().body, body.as_bytes(), "{length}");
+    }
+}
+
 #[tokio::test]
 async fn a_command_that_no_table_knows_is_relayed_with_its_capitals() {
     let chat = FakeChat::start().await;
