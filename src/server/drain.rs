@@ -53,31 +53,17 @@ impl Drain {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::task::{Context, Wake};
+    use std::task::Context;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A waker, and how often it was used.
-    fn waker() -> (Arc<Count>, Waker) {
-        let count = Arc::new(Count::default());
-        (Arc::clone(&count), count.into())
-    }
+    use crate::quiet::tests::Count;
 
     #[test]
     fn the_order_wakes_who_polled_last_and_ends_the_wait() {
         let drain = Drain::default();
         let mut wait = pin!(drain.begun());
-        let ((first, one), (second, other)) = (waker(), waker());
+        let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (one, other) = (Waker::from(Arc::clone(&first)), Waker::from(Arc::clone(&second)));
         let mut poll = |waker: &Waker| wait.as_mut().poll(&mut Context::from_waker(waker));
         for waker in [&one, &one, &other, &other] {
             assert!(poll(waker).is_pending());
