@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use chatgate::clock;
-use chatgate::domain::follow::facts::{Fact, Facts};
+use chatgate::domain::follow::facts::{CachedPair, PairCache};
 use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
 use chatgate::domain::tick::Tick;
 
@@ -72,21 +72,21 @@ fn main() -> ExitCode {
 
 /// What both tables can do.
 trait Table {
-    fn insert(&self, pair: PairKey, fact: Fact);
-    fn get(&self, pair: PairKey) -> Option<Fact>;
+    fn insert(&self, pair: PairKey, fact: CachedPair);
+    fn get(&self, pair: PairKey) -> Option<CachedPair>;
     fn remove(&self, pair: PairKey);
     fn held(&self) -> usize;
 }
 
-impl Table for Facts {
-    fn insert(&self, pair: PairKey, fact: Fact) {
-        Facts::insert(self, pair, fact);
+impl Table for PairCache {
+    fn insert(&self, pair: PairKey, fact: CachedPair) {
+        PairCache::insert(self, pair, fact);
     }
-    fn get(&self, pair: PairKey) -> Option<Fact> {
-        Facts::get(self, pair)
+    fn get(&self, pair: PairKey) -> Option<CachedPair> {
+        PairCache::get(self, pair)
     }
     fn remove(&self, pair: PairKey) {
-        Facts::remove(self, pair);
+        PairCache::remove(self, pair);
     }
     fn held(&self) -> usize {
         self.len()
@@ -94,13 +94,13 @@ impl Table for Facts {
 }
 
 /// One entry a pair in a general cache.
-struct Moka(moka::sync::Cache<PairKey, Fact>);
+struct Moka(moka::sync::Cache<PairKey, CachedPair>);
 
 impl Table for Moka {
-    fn insert(&self, pair: PairKey, fact: Fact) {
+    fn insert(&self, pair: PairKey, fact: CachedPair) {
         self.0.insert(pair, fact);
     }
-    fn get(&self, pair: PairKey) -> Option<Fact> {
+    fn get(&self, pair: PairKey) -> Option<CachedPair> {
         self.0.get(&pair)
     }
     fn remove(&self, pair: PairKey) {
@@ -115,7 +115,7 @@ impl Table for Moka {
 fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
     let before = resident();
     let built: Box<dyn Table> = match table {
-        "facts" => Box::new(Facts::new(pairs)),
+        "facts" => Box::new(PairCache::new(pairs)),
         _ => Box::new(Moka(moka::sync::Cache::new(pairs as u64))),
     };
     let hasher = UserHasher::new(&[9; 16]);
@@ -125,7 +125,7 @@ fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
     };
     let fact = |number: usize| {
         let stored = FollowType::new((number % 4) as i64).expect("0 to 3");
-        Fact { stored, sent: Tick::from_micros(number as u64 + 1) }
+        CachedPair { stored, sent: Tick::from_micros(number as u64 + 1) }
     };
     let begun = clock::now();
     let mut filled = pairs;

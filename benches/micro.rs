@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use chatgate::clock;
 use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
-use chatgate::domain::caller::CallerId;
+use chatgate::domain::caller::QueueKey;
 use chatgate::domain::command::FOLLOW_CHECK;
 use chatgate::domain::envelope::Envelope;
-use chatgate::domain::follow::answer::{Item, Items, write_answer};
-use chatgate::domain::follow::facts::{Fact, Facts};
+use chatgate::domain::follow::answer::{Item, Items, encode_response};
+use chatgate::domain::follow::facts::{CachedPair, PairCache};
 use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
-use chatgate::domain::follow::pending::{Outcome, Pending, Terms, Wanted};
+use chatgate::domain::follow::pending::{BatchOutcome, JoinOptions, LookupScheduler, Wanted};
 use chatgate::domain::follow::question;
 use chatgate::domain::skim;
 use chatgate::domain::tick::Tick;
@@ -63,32 +63,33 @@ fn signing() {
     time("a usersig", || usersig::mint(&minting, app, &identifier, 1_700_000_000, 86_400));
     let now = clock::unix_now();
     let signer = Signer::new(app, identifier.clone(), key(), lifetime, now);
-    time("the target of a call, with its signature", || signer.current(now).target(FOLLOW_CHECK, clock::call_number()));
+    time("the target of a call, with its signature", || signer.current(now).target(FOLLOW_CHECK, clock::random_u32()));
 }
 
 fn reading_and_writing(accounts: usize) {
     let names: Vec<String> = (0..accounts).map(|number| format!("user{number:08}")).collect();
     let body = serde_json::json!({"From_Account": "user99999999", "To_Account": names}).to_string();
-    time(&format!("a question of {accounts}, in the usual form"), || question::read(body.as_bytes(), 1000).is_ok());
+    time(&format!("a question of {accounts}, in the usual form"), || question::parse(body.as_bytes(), 1000).is_ok());
     // One escape is enough to make the form unusual.
     let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
-    time(&format!("a question of {accounts}, in another form"), || question::read(escaped.as_bytes(), 1000).is_ok());
+    time(&format!("a question of {accounts}, in another form"), || question::parse(escaped.as_bytes(), 1000).is_ok());
     let item = Item::Known(FollowType::new(2).expect("0 to 3"));
     let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
-    time(&format!("an answer about {accounts}"), || write_answer(names.iter().map(|name| (name, &item))));
-    let answer = write_answer(names.iter().map(|name| (name, &item)));
+    time(&format!("an answer about {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));
+    let answer = encode_response(names.iter().map(|name| (name, &item)));
     time(&format!("Chat's answer about {accounts}: its ErrorCode"), || Envelope::error_code(&answer).is_ok());
-    time(&format!("Chat's answer about {accounts}: its items"), || Items::read(&answer).is_some());
+    time(&format!("Chat's answer about {accounts}: its items"), || Items::parse(&answer).is_some());
 }
 
 fn looking_up() {
-    let (hasher, facts) = (UserHasher::new(&[9; 16]), Facts::new(PAIRS));
+    let (hasher, facts) = (UserHasher::new(&[9; 16]), PairCache::new(PAIRS));
     let pair = |from: usize, to: usize| {
         let user = |number: usize| hasher.user(&format!("user{number:08}"));
         Pair { from: user(from), to: user(1_000_000 + to) }
     };
     for number in 0..PAIRS {
-        let fact = Fact { stored: FollowType::new(1).expect("0 to 3"), sent: Tick::from_micros(number as u64 + 1) };
+        let fact =
+            CachedPair { stored: FollowType::new(1).expect("0 to 3"), sent: Tick::from_micros(number as u64 + 1) };
         facts.insert(pair(number / 100, number).key(), fact);
     }
     let requests: Vec<Vec<PairKey>> = (0..2000)
@@ -106,12 +107,12 @@ fn looking_up() {
         let mut known = [false; 100];
         let keys = next();
         let mut items: Vec<_> = keys.iter().zip(&mut known).collect();
-        facts.get_each(&mut items, |(key, known)| (!**known).then_some(**key), |(_, known), _| **known = true);
+        facts.get_batch(&mut items, |(key, known)| (!**known).then_some(**key), |(_, known), _| **known = true);
         known
     });
     time("100 known pairs, one after the other", || next().iter().filter(|key| facts.get(**key).is_some()).count());
     let names: Vec<String> = (0..100).map(|number| format!("user{number:08}")).collect();
-    time("100 names hashed", || names.iter().fold(0, |sum, name| sum ^ hasher.user(name).spread()));
+    time("100 names hashed", || names.iter().fold(0, |sum, name| sum ^ hasher.user(name).index_bits()));
 }
 
 fn planning() {
@@ -125,17 +126,17 @@ fn planning() {
         slot,
     };
     let wanted: Vec<Wanted<'_>> = (0..100).map(wanted).collect();
-    let terms = Terms { caller: CallerId(7), join: true, keep: true };
+    let terms = JoinOptions { caller: QueueKey(7), join: true, keep: true };
     let never = |_: Pair| Tick::NEVER;
     let item = Item::Known(FollowType::new(2).expect("0 to 3"));
     let answered: Vec<Cow<'_, str>> = names[..100].iter().map(|name| Cow::Borrowed(name.as_str())).collect();
-    let answer = write_answer(answered.iter().map(|name| (name, &item)));
-    let items = Items::read(&answer).expect("items");
-    let mut pending = Pending::new(true);
+    let answer = encode_response(answered.iter().map(|name| (name, &item)));
+    let items = Items::parse(&answer).expect("items");
+    let mut pending = LookupScheduler::new(true);
     time("100 pairs asked, sent in a call and settled", || {
-        pending.ask(terms, &wanted, never).expect("room");
-        let call = pending.next_call(100, Tick::from_micros(1)).expect("it is queued");
-        pending.finish(call.id, &Outcome::Answered(&items), never).0.len()
+        pending.enqueue(terms, &wanted, never).expect("room");
+        let call = pending.next_batch(100, Tick::from_micros(1)).expect("it is queued");
+        pending.complete(call.id, &BatchOutcome::Answered(&items), never).0.len()
     });
 }
 

@@ -30,8 +30,8 @@ use crate::body::{BodyError, read_whole};
 use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
-use crate::gateway::current::Current;
-use crate::gateway::heeded::Heeded;
+use crate::gateway::current::Generations;
+use crate::gateway::heeded::RequestHeaders;
 use crate::gateway::route::{Peer, check_caller, check_host};
 use crate::gateway::{Gateway, access};
 use crate::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
@@ -45,7 +45,7 @@ pub struct Admin {
 }
 
 struct State {
-    current: Arc<Current>,
+    current: Arc<Generations>,
     reloader: Arc<Reloader>,
     /// Listening, signed, and not about to stop.
     ready: AtomicBool,
@@ -61,13 +61,13 @@ struct State {
 
 impl State {
     fn connections(&self) -> usize {
-        self.connections.get().map_or(0, |connections| connections.budget.held())
+        self.connections.get().map_or(0, |connections| connections.budget.in_use())
     }
 }
 
 impl Admin {
     /// Not ready yet. `POST /quit` cancels `quit`.
-    pub fn new(current: Arc<Current>, reloader: Arc<Reloader>, quit: CancellationToken) -> Self {
+    pub fn new(current: Arc<Generations>, reloader: Arc<Reloader>, quit: CancellationToken) -> Self {
         let (history, started_at) = (History::default(), clock::unix_now());
         let (ready, connections) = (AtomicBool::new(false), OnceLock::new());
         Self { state: Arc::new(State { current, reloader, ready, quit, connections, history, started_at }) }
@@ -100,10 +100,10 @@ impl Admin {
     {
         let (head, body) = request.into_parts();
         Ok(match self.answer(&head, peer) {
-            Answer::Whole(answer) => answer,
-            Answer::Order(order) => {
+            AdminResponse::Whole(answer) => answer,
+            AdminResponse::Order(order) => {
                 let gateway = self.state.current.gateway();
-                let read = read_order(&gateway, body, order.body_len_max()).await;
+                let read = read_action(&gateway, body, order.body_len_max()).await;
                 let done = match read {
                     Ok(body) => order.carry_out(&gateway, &body).await,
                     Err(error) => Err(error),
@@ -111,33 +111,35 @@ impl Admin {
                 done.map_or_else(GatewayError::into_response, |(what, done)| json(&serde_json::json!({ what: done })))
             }
             // In a task of its own: one who leaves stops it no longer.
-            Answer::Reload => match tokio::spawn(async move { reload::reload(&self.state.reloader).await }).await {
-                Ok(answer) => answer,
-                Err(_) => GatewayError::Internal.into_response(),
-            },
+            AdminResponse::Reload => {
+                match tokio::spawn(async move { reload::reload(&self.state.reloader).await }).await {
+                    Ok(answer) => answer,
+                    Err(_) => GatewayError::Internal.into_response(),
+                }
+            }
         })
     }
 
     /// What can be said without the body.
-    fn answer(&self, head: &Parts, peer: Peer) -> Answer {
+    fn answer(&self, head: &Parts, peer: Peer) -> AdminResponse {
         if let Err(error) = access::check_uid(&self.state.current.gateway().config.server.unix_uids, peer) {
-            return Answer::Whole(error.into_response());
+            return AdminResponse::Whole(error.into_response());
         }
         let path = head.uri.path();
         let order = match path {
-            "/cache/evict" => Some(Order::Evict),
-            "/log" => Some(Order::LogLevel),
+            "/cache/evict" => Some(AdminAction::Evict),
+            "/log" => Some(AdminAction::LogLevel),
             _ => None,
         };
         // These have no body.
         let is_plain_order = matches!(path, "/quit" | "/reload");
-        Answer::Whole(match (&head.method, order) {
+        AdminResponse::Whole(match (&head.method, order) {
             (&Method::GET | &Method::HEAD, None) if !is_plain_order => self.show(head, path, peer),
-            (&Method::POST, order) if order.is_some() || is_plain_order => match self.refuse_order(head, peer) {
+            (&Method::POST, order) if order.is_some() || is_plain_order => match self.check_action(head, peer) {
                 Some(refusal) => refusal,
                 None => match order {
-                    Some(order) => return Answer::Order(order),
-                    None if path == "/reload" => return Answer::Reload,
+                    Some(order) => return AdminResponse::Order(order),
+                    None if path == "/reload" => return AdminResponse::Reload,
                     None => {
                         self.state.quit.cancel();
                         text(StatusCode::OK, "stopping\n")
@@ -164,7 +166,7 @@ impl Admin {
             _ => {
                 // What a browser may show: not under a name that somebody else has bound to our address.
                 let hosts = &state.current.gateway().hosts;
-                if let Err(error) = check_host(head, &Heeded::of(&head.headers), hosts, peer) {
+                if let Err(error) = check_host(head, &RequestHeaders::of(&head.headers), hosts, peer) {
                     return error.into_response();
                 }
                 if let Some(file) = page::file(path) {
@@ -182,9 +184,9 @@ impl Admin {
 
     /// Why an order is not taken: orders are for who has the operators' token, or without one for who
     /// is on this machine, and not for a browser.
-    fn refuse_order(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
+    fn check_action(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
         let gateway = self.state.current.gateway();
-        if let Err(error) = check_caller(head, &Heeded::of(&head.headers), &gateway.hosts, peer) {
+        if let Err(error) = check_caller(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer) {
             return Some(error.into_response());
         }
         let Some(token) = &gateway.config.server.admin_token else {
@@ -202,40 +204,40 @@ impl Admin {
 }
 
 /// What a head comes to.
-enum Answer {
+enum AdminResponse {
     Whole(Response<Full<Bytes>>),
     /// The order is taken; its body says what to do.
-    Order(Order),
+    Order(AdminAction),
     /// The order is taken.
     Reload,
 }
 
 /// An order with a body.
 #[derive(Clone, Copy)]
-enum Order {
+enum AdminAction {
     Evict,
     LogLevel,
 }
 
-impl Order {
+impl AdminAction {
     fn body_len_max(self) -> usize {
         match self {
-            Order::Evict => evict::BODY_LEN_MAX,
-            Order::LogLevel => log_level::BODY_LEN_MAX,
+            AdminAction::Evict => evict::BODY_LEN_MAX,
+            AdminAction::LogLevel => log_level::BODY_LEN_MAX,
         }
     }
 
     /// Gives what to call what was done, and what it was.
     async fn carry_out(self, gateway: &Gateway, body: &[u8]) -> Result<(&'static str, &'static str), GatewayError> {
         match self {
-            Order::Evict => evict::evict(gateway, body).await.map(|evicted| ("evicted", evicted)),
-            Order::LogLevel => log_level::set(body).map(|level| ("level", level)),
+            AdminAction::Evict => evict::evict(gateway, body).await.map(|evicted| ("evicted", evicted)),
+            AdminAction::LogLevel => log_level::set(body).map(|level| ("level", level)),
         }
     }
 }
 
 /// Reads the body of an order.
-async fn read_order<B>(gateway: &Gateway, body: B, max: usize) -> Result<Bytes, GatewayError>
+async fn read_action<B>(gateway: &Gateway, body: B, max: usize) -> Result<Bytes, GatewayError>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
@@ -310,7 +312,7 @@ mod tests {
         std::fs::write(&file, format!("{app}[server]\n{server}\n")).expect("own folder");
         let config = crate::config::load(&file, &[("KEY", "key"), ("TOKEN", TOKEN)].into_iter().collect());
         let config = config.unwrap_or_else(|problems| panic!("{problems}"));
-        let current = Current::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
+        let current = Generations::new(config, 1).unwrap_or_else(|error| panic!("{error}"));
         Admin::new(Arc::clone(&current), Reloader::new(current, None, crate::systemd::Notifier::nobody()), quit)
     }
 
@@ -321,8 +323,8 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
         match admin.answer(&head, peer) {
-            Answer::Whole(answer) => answer.status().as_u16(),
-            Answer::Order(_) | Answer::Reload => 200,
+            AdminResponse::Whole(answer) => answer.status().as_u16(),
+            AdminResponse::Order(_) | AdminResponse::Reload => 200,
         }
     }
 

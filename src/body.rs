@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use crate::bounds::{Budget, Held};
+use crate::bounds::{Capacity, CapacityGuard};
 
 /// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,11 @@ pub enum BodyError {
 ///
 /// # Errors
 /// See [`BodyError`]; a declared length over `max` is refused before a byte is read.
-pub async fn read_whole<B>(mut body: B, max: usize, budget: &std::sync::Arc<Budget>) -> Result<(Bytes, Held), BodyError>
+pub async fn read_whole<B>(
+    mut body: B,
+    max: usize,
+    budget: &std::sync::Arc<Capacity>,
+) -> Result<(Bytes, CapacityGuard), BodyError>
 where
     B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
 {
@@ -36,7 +40,7 @@ where
     }
     let expected = declared.exact().map_or(0, |exact| usize::try_from(exact).unwrap_or(max));
     // Counted as it comes: a length that is only announced takes nothing from others.
-    let mut held = budget.take(0).ok_or(BodyError::NoRoom)?;
+    let mut held = budget.try_acquire(0).ok_or(BodyError::NoRoom)?;
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
@@ -88,17 +92,17 @@ mod tests {
 
     #[tokio::test]
     async fn the_bound_is_exact_and_bytes_are_held_as_long_as_the_body() {
-        let budget = Budget::new(100);
+        let budget = Capacity::new(100);
         let (bytes, held) = read_whole(body("12345678"), 8, &budget).await.expect("fits");
-        assert_eq!((&bytes[..], budget.held()), (&b"12345678"[..], 8));
+        assert_eq!((&bytes[..], budget.in_use()), (&b"12345678"[..], 8));
         drop(held);
-        assert_eq!(budget.held(), 0);
+        assert_eq!(budget.in_use(), 0);
         assert!(matches!(read_whole(body("123456789"), 8, &budget).await, Err(BodyError::TooLarge)));
     }
 
     #[tokio::test]
     async fn all_bodies_together_have_a_bound() {
-        let budget = Budget::new(10);
+        let budget = Capacity::new(10);
         let (_, held) = read_whole(body("12345678"), 8, &budget).await.expect("fits");
         assert!(matches!(read_whole(body("123"), 8, &budget).await, Err(BodyError::NoRoom)));
         drop(held);

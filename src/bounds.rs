@@ -5,37 +5,37 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A number of things that may be held at once.
 #[derive(Debug)]
-pub struct Budget {
+pub struct Capacity {
     held: AtomicUsize,
     max: usize,
 }
 
-impl Budget {
+impl Capacity {
     /// At most `max` of them.
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { held: AtomicUsize::new(0), max })
     }
 
     /// Takes `count`, or none if that would be too many. They are given back on drop.
-    pub fn take(self: &Arc<Self>, count: usize) -> Option<Held> {
-        let mut held = Held { budget: Arc::clone(self), count: 0 };
+    pub fn try_acquire(self: &Arc<Self>, count: usize) -> Option<CapacityGuard> {
+        let mut held = CapacityGuard { budget: Arc::clone(self), count: 0 };
         held.grow(count).then_some(held)
     }
 
     /// How many are held now.
-    pub fn held(&self) -> usize {
+    pub fn in_use(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 }
 
 /// A part of a [`Budget`].
 #[derive(Debug)]
-pub struct Held {
-    budget: Arc<Budget>,
+pub struct CapacityGuard {
+    budget: Arc<Capacity>,
     count: usize,
 }
 
-impl Held {
+impl CapacityGuard {
     /// Takes `more`, or none if that would be too many.
     pub fn grow(&mut self, more: usize) -> bool {
         let max = self.budget.max;
@@ -55,7 +55,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for CapacityGuard {
     fn drop(&mut self) {
         self.budget.held.fetch_sub(self.count, Ordering::AcqRel);
     }
@@ -67,15 +67,15 @@ mod tests {
 
     #[test]
     fn no_more_than_the_limit_is_held_and_all_comes_back() {
-        let budget = Budget::new(10);
-        let mut first = budget.take(6).expect("room");
-        assert!(budget.take(5).is_none());
+        let budget = Capacity::new(10);
+        let mut first = budget.try_acquire(6).expect("room");
+        assert!(budget.try_acquire(5).is_none());
         assert!(!first.grow(usize::MAX));
         assert!(first.grow(4));
-        assert!(budget.take(1).is_none());
-        assert_eq!((first.count(), budget.held()), (10, 10));
+        assert!(budget.try_acquire(1).is_none());
+        assert_eq!((first.count(), budget.in_use()), (10, 10));
         drop(first);
-        assert_eq!(budget.held(), 0);
-        assert!(budget.take(10).is_some());
+        assert_eq!(budget.in_use(), 0);
+        assert!(budget.try_acquire(10).is_some());
     }
 }

@@ -45,7 +45,7 @@ pub fn monotonic_micros() -> u64 {
 ///
 /// For what seldom waits: only if it does, a timer is made. Then the future is polled twice at once, so one that only
 /// yields to others would not.
-pub async fn before<F: Future>(until: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
+pub async fn timeout_at_lazy<F: Future>(until: Instant, mut future: Pin<&mut F>) -> Option<F::Output> {
     match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
         Poll::Ready(output) => Some(output),
         Poll::Pending => tokio::time::timeout_at(until.into(), future).await.ok(),
@@ -58,7 +58,7 @@ pub fn unix_now() -> Duration {
 }
 
 /// The `random` of a call: a number to tell calls apart, over the full range of 32 bits. No secret.
-pub fn call_number() -> u32 {
+pub fn random_u32() -> u32 {
     fastrand::u32(..)
 }
 
@@ -76,7 +76,7 @@ pub fn span_number() -> u64 {
 ///
 /// # Errors
 /// If the operating system has none, in which case the program must not go on.
-pub fn unguessable() -> Result<[u8; 16], getrandom::Error> {
+pub fn os_random() -> Result<[u8; 16], getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
     Ok(bytes)
@@ -91,14 +91,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_there_at_once_needs_no_time_and_what_waits_has_until_its_moment() {
         let past = now();
-        assert_eq!(before(past, pin!(async { 7 })).await, Some(7));
-        assert_eq!(before(past, pin!(std::future::pending::<u8>())).await, None);
+        assert_eq!(timeout_at_lazy(past, pin!(async { 7 })).await, Some(7));
+        assert_eq!(timeout_at_lazy(past, pin!(std::future::pending::<u8>())).await, None);
         let soon = now() + Duration::from_millis(20);
-        assert_eq!(before(soon, pin!(std::future::pending::<u8>())).await, None);
+        assert_eq!(timeout_at_lazy(soon, pin!(std::future::pending::<u8>())).await, None);
         assert!(now() >= soon);
         let (say, mut hear) = tokio::sync::oneshot::channel();
         let saying = tokio::spawn(async move { say.send(7) });
-        assert_eq!(before(now() + Duration::from_secs(60), pin!(&mut hear)).await, Some(Ok(7)));
+        assert_eq!(timeout_at_lazy(now() + Duration::from_secs(60), pin!(&mut hear)).await, Some(Ok(7)));
         saying.await.expect("no panic").expect("somebody listens");
     }
 }

@@ -112,7 +112,7 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
 
 /// Names of its own: each demo has another key, and what another one left in Redis is none of its business.
 fn demo_prefix() -> String {
-    format!("chatgate-demo-{:08x}", clock::call_number())
+    format!("chatgate-demo-{:08x}", clock::random_u32())
 }
 
 /// What to do with it.
@@ -162,7 +162,7 @@ impl Chat {
         let fail = |error: &dyn std::fmt::Display| DemoError::Sandbox(error.to_string());
         let sdkappid = SdkAppId::new(1_400_000_001).expect("not 0");
         let identifier: Identifier = "administrator".parse().expect("a name");
-        let random = clock::unguessable().map_err(|error| fail(&error))?;
+        let random = clock::os_random().map_err(|error| fail(&error))?;
         let key = random.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let key = SecretKey::new(&key).expect("not empty");
         let edge = |from: &str, to: &str| (from.to_owned(), to.to_owned());

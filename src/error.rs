@@ -64,7 +64,7 @@ pub enum GatewayError {
         retry_after: Duration,
     },
     /// Chat refuses the app or the command for a reason that asking again cannot mend.
-    #[error("{} (Chat said: {}; it is asked again now and then)", .0.why.hint, .0.why.info)]
+    #[error("{} (Chat said: {}; it is asked again now and then)", .0.reason.hint, .0.reason.info)]
     Parked(Parked),
     /// Nothing of the caller's own share before the deadline.
     #[error("caller {caller} has used up its share and a turn would come after the deadline; try again after {} s, lower the rate, or raise the caller's quota", whole_seconds(*.retry_after))]
@@ -102,7 +102,7 @@ pub enum GatewayError {
     Overloaded(&'static str),
     /// Chat has as many calls of this app as it may have at one time, and none has ended before the deadline.
     #[error("chatgate is at its limit of calls in flight (upstream.max_in_flight); try again")]
-    NoRoomInFlight,
+    InFlightFull,
     /// `only-if-cached`, and something is missing.
     #[error("not everything asked for is in the cache, and Cache-Control says only-if-cached")]
     NotCached,
@@ -116,7 +116,7 @@ pub enum GatewayError {
 
 /// How an error goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wire {
+pub struct WireError {
     /// Value of `Chatgate-Error` and of the metric label.
     pub slug: &'static str,
     /// HTTP status.
@@ -128,7 +128,7 @@ pub struct Wire {
 
 impl GatewayError {
     /// The one table.
-    pub fn wire(&self) -> Wire {
+    pub fn wire(&self) -> WireError {
         let (slug, status, code) = match self {
             GatewayError::BadJson(_) => ("bad_json", StatusCode::BAD_REQUEST, 60003),
             GatewayError::BadParameter(_) => ("bad_parameter", StatusCode::BAD_REQUEST, 30001),
@@ -146,32 +146,32 @@ impl GatewayError {
             GatewayError::RateLimited { .. }
             | GatewayError::ShareUsedUp { .. }
             | GatewayError::ShareTooSmall { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
-            GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.why.code),
+            GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.reason.code),
             GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
             GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
-            GatewayError::Overloaded(_) | GatewayError::NoRoomInFlight => {
+            GatewayError::Overloaded(_) | GatewayError::InFlightFull => {
                 ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503)
             }
             GatewayError::NotCached => ("not_cached", StatusCode::GATEWAY_TIMEOUT, 129_504),
             GatewayError::UpstreamTimeout => ("upstream_timeout", StatusCode::GATEWAY_TIMEOUT, 60008),
             GatewayError::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, 129_500),
         };
-        Wire { slug, status, code }
+        WireError { slug, status, code }
     }
 
     /// Whether the fault lies with chatgate or what is behind it, and not with the caller.
-    pub fn is_ours(&self) -> bool {
+    pub fn is_server_error(&self) -> bool {
         self.wire().status.is_server_error()
     }
 
     /// Whether Chat, the way there or the quota failed, so that an older answer is better than none.
-    pub fn is_trouble(&self) -> bool {
+    pub fn allows_stale(&self) -> bool {
         matches!(
             self,
             GatewayError::RateLimited { .. }
                 | GatewayError::ShareUsedUp { .. }
                 | GatewayError::ShareTooSmall { .. }
-                | GatewayError::NoRoomInFlight
+                | GatewayError::InFlightFull
                 | GatewayError::Parked(_)
                 | GatewayError::UpstreamUnreachable { .. }
                 | GatewayError::UpstreamInvalid(_)
@@ -208,7 +208,7 @@ impl GatewayError {
             GatewayError::Parked(parked) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(parked.retry_after)));
             }
-            GatewayError::Overloaded(_) | GatewayError::NoRoomInFlight => {
+            GatewayError::Overloaded(_) | GatewayError::InFlightFull => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // What is left of the body is not worth reading, or nobody knows where it ends.
@@ -222,7 +222,7 @@ impl GatewayError {
 }
 
 /// An error and what caused it, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub fn display_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -9,29 +9,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::domain::caller::CallerId;
+use crate::domain::caller::QueueKey;
 
 /// The line.
 #[derive(Debug)]
-pub struct Line(Mutex<State>);
+pub struct FairQueue(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     free: usize,
     places: usize,
     /// Those who wait, by caller; none is empty.
-    queues: HashMap<CallerId, VecDeque<(u64, oneshot::Sender<Place>)>>,
+    queues: HashMap<QueueKey, VecDeque<(u64, oneshot::Sender<TurnGuard>)>>,
     /// Each caller of `queues` once, the next in turn first.
-    turns: VecDeque<CallerId>,
+    turns: VecDeque<QueueKey>,
     /// Numbers those who wait.
     next: u64,
 }
 
 /// A place past the line; the next one gets it when it is dropped.
 #[derive(Debug)]
-pub struct Place(Option<Arc<Line>>);
+pub struct TurnGuard(Option<Arc<FairQueue>>);
 
-impl Line {
+impl FairQueue {
     /// A line past which there are so many places.
     pub fn new(places: usize) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
@@ -45,12 +45,12 @@ impl Line {
 
     /// Joins the line. Says how many are to be served before, those past the line included; that and
     /// the joining are one step, so that of two who come together one is behind the other.
-    pub fn join(self: &Arc<Self>, caller: CallerId) -> InLine<'_> {
+    pub fn join(self: &Arc<Self>, caller: QueueKey) -> QueueEntry<'_> {
         let mut state = self.state();
         let ahead = state.ahead_of(caller);
         if state.free > 0 {
             state.free -= 1;
-            return InLine { ahead, place: Some(Place(Some(Arc::clone(self)))), waiting: None };
+            return QueueEntry { ahead, place: Some(TurnGuard(Some(Arc::clone(self)))), waiting: None };
         }
         let (give, given) = oneshot::channel();
         let State { queues, turns, next, .. } = &mut *state;
@@ -60,8 +60,8 @@ impl Line {
         }
         *next += 1;
         queue.push_back((*next, give));
-        let leaving = Leaving { line: self, caller, number: *next };
-        InLine { ahead, place: None, waiting: Some((given, leaving)) }
+        let leaving = EntryGuard { line: self, caller, number: *next };
+        QueueEntry { ahead, place: None, waiting: Some((given, leaving)) }
     }
 
     /// How many wait in it, those past it not included.
@@ -70,7 +70,7 @@ impl Line {
     }
 
     #[cfg(test)]
-    pub(crate) fn ahead_of(&self, caller: CallerId) -> usize {
+    pub(crate) fn ahead_of(&self, caller: QueueKey) -> usize {
         self.state().ahead_of(caller)
     }
 
@@ -79,7 +79,7 @@ impl Line {
     }
 
     /// The next in turn, who leaves the line.
-    fn next(&self) -> Option<oneshot::Sender<Place>> {
+    fn next(&self) -> Option<oneshot::Sender<TurnGuard>> {
         let mut state = self.state();
         let Some(caller) = state.turns.pop_front() else {
             state.free += 1;
@@ -98,7 +98,7 @@ impl Line {
 
 impl State {
     /// How many would be served before one who came now.
-    fn ahead_of(&self, caller: CallerId) -> usize {
+    fn ahead_of(&self, caller: QueueKey) -> usize {
         let own = self.queues.get(&caller).map_or(0, VecDeque::len);
         let others = self.queues.iter().filter(|(other, _)| **other != caller);
         let in_line: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
@@ -107,16 +107,16 @@ impl State {
 }
 
 /// One who has joined. Dropped, it has left again.
-pub struct InLine<'a> {
+pub struct QueueEntry<'a> {
     /// How many are served before it, if nobody leaves.
     pub ahead: usize,
-    place: Option<Place>,
-    waiting: Option<(oneshot::Receiver<Place>, Leaving<'a>)>,
+    place: Option<TurnGuard>,
+    waiting: Option<(oneshot::Receiver<TurnGuard>, EntryGuard<'a>)>,
 }
 
-impl InLine<'_> {
+impl QueueEntry<'_> {
     /// Waits for its place. Dropping the future gives it up.
-    pub async fn place(self) -> Place {
+    pub async fn turn(self) -> TurnGuard {
         match (self.place, self.waiting) {
             (Some(place), _) => place,
             (None, Some((given, _leaving))) => given.await.expect("a place is given to everybody who waits"),
@@ -126,13 +126,13 @@ impl InLine<'_> {
 }
 
 /// Takes one out of the line who no longer waits, if it is still there.
-struct Leaving<'a> {
-    line: &'a Line,
-    caller: CallerId,
+struct EntryGuard<'a> {
+    line: &'a FairQueue,
+    caller: QueueKey,
     number: u64,
 }
 
-impl Drop for Leaving<'_> {
+impl Drop for EntryGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.line.state();
         let State { queues, turns, .. } = &mut *state;
@@ -145,11 +145,11 @@ impl Drop for Leaving<'_> {
     }
 }
 
-impl Drop for Place {
+impl Drop for TurnGuard {
     fn drop(&mut self) {
         let mut line = self.0.take();
         while let Some(next) = line.as_ref().and_then(|line| line.next()) {
-            match next.send(Place(line.take())) {
+            match next.send(TurnGuard(line.take())) {
                 Ok(()) => return,
                 // It has left: to the next one.
                 Err(mut place) => line = place.0.take(),
@@ -162,8 +162,8 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    const MANY: CallerId = CallerId(1);
-    const FEW: CallerId = CallerId(2);
+    const MANY: QueueKey = QueueKey(1);
+    const FEW: QueueKey = QueueKey(2);
 
     /// Polls a future that is not to be ready yet.
     macro_rules! waits {
@@ -182,14 +182,14 @@ mod tests {
 
     #[tokio::test]
     async fn who_asks_now_and_then_does_not_wait_behind_a_flood() {
-        let line = Line::new(1);
-        let first = line.join(MANY).place().await;
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(line.join(MANY).place())).collect();
+        let line = FairQueue::new(1);
+        let first = line.join(MANY).turn().await;
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(line.join(MANY).turn())).collect();
         for waiting in &mut flood {
             waits!(*waiting);
         }
         assert_eq!((line.ahead_of(MANY), line.ahead_of(FEW)), (101, 2));
-        let mut few = Box::pin(line.join(FEW).place());
+        let mut few = Box::pin(line.join(FEW).turn());
         waits!(few);
         drop(first);
         let second = flood.remove(0).await;
@@ -201,10 +201,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_costs_no_place() {
-        let line = Line::new(1);
-        let first = line.join(MANY).place().await;
-        let mut leaving = Box::pin(line.join(MANY).place());
-        let mut given = Box::pin(line.join(MANY).place());
+        let line = FairQueue::new(1);
+        let first = line.join(MANY).turn().await;
+        let mut leaving = Box::pin(line.join(MANY).turn());
+        let mut given = Box::pin(line.join(MANY).turn());
         waits!(leaving);
         waits!(given);
         assert_eq!(line.ahead_of(MANY), 3);
@@ -213,7 +213,7 @@ mod tests {
         drop(first);
         // It has its place by now, and leaves without having looked.
         drop(given);
-        let again = line.join(FEW).place().await;
+        let again = line.join(FEW).turn().await;
         assert_eq!(line.ahead_of(FEW), 1);
         drop(again);
         assert_eq!(line.ahead_of(FEW), 0);

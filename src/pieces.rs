@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Has short pieces written as one, in their order; `None` if they are long, or one already, and nothing was done.
-pub fn joined<T>(pieces: &[IoSlice<'_>], write: impl FnOnce(&[u8]) -> T) -> Option<T> {
+pub fn write_merged<T>(pieces: &[IoSlice<'_>], write: impl FnOnce(&[u8]) -> T) -> Option<T> {
     let len: usize = pieces.iter().map(|piece| piece.len()).sum();
     if pieces.len() < 2 || len > JOINED_LEN_MAX {
         return None;
@@ -33,7 +33,7 @@ mod tests {
 
     fn joined_up(pieces: &[&[u8]]) -> Option<Vec<u8>> {
         let pieces: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        joined(&pieces, <[u8]>::to_vec)
+        write_merged(&pieces, <[u8]>::to_vec)
     }
 
     #[test]
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn a_write_within_a_write_has_room_of_its_own() {
         let pieces = [IoSlice::new(b"out"), IoSlice::new(b"er")];
-        let both = joined(&pieces, |outer| (joined_up(&[b"in", b"ner"]), outer.to_vec()));
+        let both = write_merged(&pieces, |outer| (joined_up(&[b"in", b"ner"]), outer.to_vec()));
         assert_eq!(both, Some((Some(b"inner".to_vec()), b"outer".to_vec())));
     }
 }

@@ -26,7 +26,7 @@ thread_local! {
 
 /// Takes something while this thread wakes no [`Quiet`] task. Says whether one was to be woken; if that was for
 /// something, it must be made up for.
-pub fn hold<T>(take: impl FnOnce() -> T) -> (T, bool) {
+pub fn suppress_wakes<T>(take: impl FnOnce() -> T) -> (T, bool) {
     /// Puts back what was there, after a panic too.
     struct Before(Option<bool>);
     impl Drop for Before {
@@ -41,20 +41,20 @@ pub fn hold<T>(take: impl FnOnce() -> T) -> (T, bool) {
 
 /// A task that [`hold`] keeps from being woken, by the thread that holds and by no other.
 #[derive(Debug)]
-pub struct Quiet<F> {
+pub struct WakeFilter<F> {
     task: F,
     /// Whom to wake, and what the task is given instead.
     wakers: Option<(Waker, Waker)>,
 }
 
-impl<F> Quiet<F> {
+impl<F> WakeFilter<F> {
     /// Not begun yet.
     pub fn new(task: F) -> Self {
         Self { task, wakers: None }
     }
 }
 
-impl<F: Future + Unpin> Future for Quiet<F> {
+impl<F: Future + Unpin> Future for WakeFilter<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -86,19 +86,19 @@ impl Wake for UnlessHeld {
 /// A body that wakes nobody for its last piece, if it comes over HTTP/1: to finish the request, or the answer, the
 /// task is polled anyway.
 #[derive(Debug)]
-pub struct Quietly<B> {
+pub struct FilteredBody<B> {
     body: B,
     applies: bool,
 }
 
-impl<B> Quietly<B> {
+impl<B> FilteredBody<B> {
     /// A body that comes over that version.
     pub fn new(body: B, version: Version) -> Self {
         Self { body, applies: version < Version::HTTP_2 }
     }
 }
 
-impl<B: Body + Unpin> Body for Quietly<B> {
+impl<B: Body + Unpin> Body for FilteredBody<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -106,7 +106,7 @@ impl<B: Body + Unpin> Body for Quietly<B> {
         if !self.applies {
             return Pin::new(&mut self.body).poll_frame(cx);
         }
-        let (frame, held) = hold(|| Pin::new(&mut self.body).poll_frame(cx));
+        let (frame, held) = suppress_wakes(|| Pin::new(&mut self.body).poll_frame(cx));
         if held && !self.body.is_end_stream() {
             cx.waker().wake_by_ref();
         }
@@ -143,7 +143,7 @@ pub(crate) mod tests {
     fn quiet() -> (Waker, impl Fn() -> usize) {
         let count = Arc::new(Count::default());
         let (outer, mut handed_out) = (Waker::from(Arc::clone(&count)), None);
-        let mut task = Quiet::new(poll_fn(|cx| {
+        let mut task = WakeFilter::new(poll_fn(|cx| {
             handed_out = Some(cx.waker().clone());
             Poll::<()>::Pending
         }));
@@ -157,11 +157,11 @@ pub(crate) mod tests {
         let (waker, woken) = quiet();
         waker.wake_by_ref();
         assert_eq!(woken(), 1);
-        assert_eq!(hold(|| waker.wake_by_ref()), ((), true));
-        assert_eq!(hold(|| 5), (5, false));
+        assert_eq!(suppress_wakes(|| waker.wake_by_ref()), ((), true));
+        assert_eq!(suppress_wakes(|| 5), (5, false));
         assert_eq!(woken(), 1);
         let other = waker.clone();
-        let woken_there = hold(|| std::thread::spawn(move || other.wake()).join().is_ok());
+        let woken_there = suppress_wakes(|| std::thread::spawn(move || other.wake()).join().is_ok());
         assert_eq!((woken_there, woken()), ((true, false), 2), "another thread wakes it");
         waker.wake();
         assert_eq!(woken(), 3);
@@ -170,7 +170,7 @@ pub(crate) mod tests {
     #[test]
     fn after_a_panic_nothing_is_held_any_more() {
         let (waker, woken) = quiet();
-        let panicked = std::panic::catch_unwind(|| hold(|| panic!("as told")));
+        let panicked = std::panic::catch_unwind(|| suppress_wakes(|| panic!("as told")));
         assert!(panicked.is_err());
         waker.wake();
         assert_eq!(woken(), 1);
@@ -179,7 +179,7 @@ pub(crate) mod tests {
     #[test]
     fn who_holds_within_a_hold_leaves_the_outer_one_as_it_was() {
         let (waker, woken) = quiet();
-        let ((_, inner), outer) = hold(|| hold(|| waker.wake_by_ref()));
+        let ((_, inner), outer) = suppress_wakes(|| suppress_wakes(|| waker.wake_by_ref()));
         assert_eq!((inner, outer, woken()), (true, false, 0));
     }
 
@@ -210,7 +210,7 @@ pub(crate) mod tests {
             let (connection, woken) = quiet();
             let reader = Arc::new(Count::default());
             let waker = Waker::from(Arc::clone(&reader));
-            let mut body = Quietly::new(Pieces(2, connection), version);
+            let mut body = FilteredBody::new(Pieces(2, connection), version);
             for counts in [first, last] {
                 let taken = Pin::new(&mut body).poll_frame(&mut Context::from_waker(&waker));
                 assert!(matches!(taken, Poll::Ready(Some(Ok(_)))));
@@ -224,7 +224,7 @@ pub(crate) mod tests {
     fn a_task_that_moves_to_another_is_woken_there() {
         let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
         let mut handed_out = Vec::new();
-        let mut task = Quiet::new(poll_fn(|cx| {
+        let mut task = WakeFilter::new(poll_fn(|cx| {
             handed_out.push(cx.waker().clone());
             Poll::<()>::Pending
         }));

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 
 use crate::config::{self, Config, Env, Fleet, NamedFile, Problem, Problems, Tls};
-use crate::error::chain;
+use crate::error::display_chain;
 use crate::gateway::GatewayBuildError;
-use crate::gateway::current::Current;
+use crate::gateway::current::Generations;
 use crate::systemd::Notifier;
 
 /// How often files are looked at.
@@ -21,7 +21,7 @@ const SETTLES_FOR: Duration = Duration::from_millis(100);
 
 /// Where a configuration is read again.
 #[derive(Debug)]
-pub struct Origin {
+pub struct ConfigSource {
     /// The file.
     pub path: PathBuf,
     /// The environment as the program began.
@@ -30,9 +30,9 @@ pub struct Origin {
 
 /// Reads the configuration again and puts it in place.
 pub struct Reloader {
-    current: Arc<Current>,
+    current: Arc<Generations>,
     /// `None`: the configuration came from no file.
-    origin: Option<Arc<Origin>>,
+    origin: Option<Arc<ConfigSource>>,
     /// One at a time.
     turn: Mutex<()>,
     /// Is told of each.
@@ -58,7 +58,7 @@ pub enum ReloadError {
 
 /// What is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub enum ReloadScope {
     /// The configuration's file and all that it names.
     Everything,
     /// Only what it names. Its own text is that of the last time: it may just be being written.
@@ -67,7 +67,7 @@ pub enum Extent {
 
 impl Reloader {
     /// For the gateway of now. The service manager is told of each reload.
-    pub fn new(current: Arc<Current>, origin: Option<Origin>, manager: Notifier) -> Arc<Self> {
+    pub fn new(current: Arc<Generations>, origin: Option<ConfigSource>, manager: Notifier) -> Arc<Self> {
         Arc::new(Self { current, origin: origin.map(Arc::new), turn: Mutex::default(), manager })
     }
 
@@ -75,7 +75,7 @@ impl Reloader {
     ///
     /// # Errors
     /// See [`ReloadError`]. Then nothing has changed.
-    pub async fn reload(&self, extent: Extent, cause: &str) -> Result<Vec<&'static str>, ReloadError> {
+    pub async fn reload(&self, extent: ReloadScope, cause: &str) -> Result<Vec<&'static str>, ReloadError> {
         let _turn = self.turn.lock().await;
         self.manager.reloading();
         let result = self.try_reload(extent).await;
@@ -91,16 +91,16 @@ impl Reloader {
                     tracing::warn!(cause, "not reloaded, nothing has changed: {problem}");
                 }
             }
-            Err(error) => tracing::warn!(cause, "not reloaded, nothing has changed: {}", chain(error)),
+            Err(error) => tracing::warn!(cause, "not reloaded, nothing has changed: {}", display_chain(error)),
         }
         self.manager.ready();
         result
     }
 
-    async fn try_reload(&self, extent: Extent) -> Result<Vec<&'static str>, ReloadError> {
+    async fn try_reload(&self, extent: ReloadScope) -> Result<Vec<&'static str>, ReloadError> {
         let origin = Arc::clone(self.origin.as_ref().ok_or(ReloadError::NoFile)?);
         let before = self.current.gateway();
-        let text = (extent == Extent::NamedFiles).then(|| before.config.source.text.clone());
+        let text = (extent == ReloadScope::NamedFiles).then(|| before.config.source.text.clone());
         let reading = tokio::task::spawn_blocking(move || match text {
             Some(text) => config::load_text(&origin.path, text, &origin.env),
             None => config::load(&origin.path, &origin.env),
@@ -138,7 +138,7 @@ impl Reloader {
                 }
             }
             // Why not, is in the log; it is tried again when something else is there.
-            let done = self.reload(Extent::NamedFiles, "a file that the configuration names has changed").await;
+            let done = self.reload(ReloadScope::NamedFiles, "a file that the configuration names has changed").await;
             tried = done.is_err().then_some(now);
         }
     }
@@ -147,7 +147,7 @@ impl Reloader {
 /// The files as they are now.
 async fn look(files: &[NamedFile]) -> Option<Vec<NamedFile>> {
     let files = files.to_vec();
-    tokio::task::spawn_blocking(move || files.iter().map(NamedFile::look_again).collect()).await.ok()
+    tokio::task::spawn_blocking(move || files.iter().map(NamedFile::refresh).collect()).await.ok()
 }
 
 /// Puts the running values in place of those that only a restart changes. Gives the keys that differ.

@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::clock;
 use crate::config::Config;
-use crate::gateway::current::{Current, ThreadWorker};
-use crate::gateway::{Ear, Gateway, GatewayBuildError};
-use crate::reload::{Extent, Origin, Reloader};
-use crate::server::adopted::{AdoptError, Adopted};
+use crate::gateway::current::{Generations, ThreadWorker};
+use crate::gateway::{Gateway, GatewayBuildError, InvalidationSubscriber};
+use crate::reload::{ConfigSource, ReloadScope, Reloader};
+use crate::server::adopted::{ActivatedSockets, ActivationError};
 use crate::server::drain::Drain;
 use crate::server::listener::{Accept, Accepted, BindError, Listener, SocketFile};
-use crate::server::timed_io::AtWork;
+use crate::server::timed_io::InFlight;
 use crate::server::{self, Connections};
 use crate::systemd::Notifier;
 use crate::webhook::Webhooks;
@@ -38,7 +38,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// A gateway whose sockets are bound, not yet serving.
 pub struct Server {
-    current: Arc<Current>,
+    current: Arc<Generations>,
     reloader: Arc<Reloader>,
     listeners: Vec<Listener>,
     admin_listener: Listener,
@@ -59,7 +59,7 @@ pub enum ServeError {
     Bind(#[from] BindError),
     /// A socket that systemd has opened.
     #[error(transparent)]
-    Adopt(#[from] AdoptError),
+    Adopt(#[from] ActivationError),
     /// The gateway.
     #[error(transparent)]
     Build(#[from] GatewayBuildError),
@@ -75,16 +75,16 @@ impl Server {
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub fn bind(config: Config, origin: Option<Origin>) -> Result<Self, ServeError> {
-        let current = Current::new(config, worker_threads())?;
+    pub fn bind(config: Config, origin: Option<ConfigSource>) -> Result<Self, ServeError> {
+        let current = Generations::new(config, worker_threads())?;
         let gateway = current.gateway();
         let server = &gateway.config.server;
         let webhook = gateway.config.webhook.as_ref();
         let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook.map(|webhook| &webhook.listen));
         let env = origin.as_ref().map(|origin| &origin.env);
-        let mut adopted = env.map_or_else(|| Ok(Adopted::default()), Adopted::of_process)?;
+        let mut adopted = env.map_or_else(|| Ok(ActivatedSockets::default()), ActivatedSockets::of_process)?;
         let mut bound = Listener::bind_all(addresses, server.unix_mode, &mut adopted)?.into_iter();
-        adopted.refuse_rest()?;
+        adopted.reject_unused()?;
         let manager = env.map_or_else(Notifier::nobody, Notifier::new);
         let admin_listener = bound.next().expect("as many as addresses");
         let listeners = bound.by_ref().take(server.listen.len()).collect();
@@ -153,7 +153,7 @@ impl Server {
             if let Some(tracing) = first.tracing.clone() {
                 tokio::spawn(tracing.run());
             }
-            let mut open = Open { data: listeners, webhook: None };
+            let mut open = OpenListeners { data: listeners, webhook: None };
             if let Some((listener, webhooks)) = self.webhook {
                 tracing::info!(listener = "webhook", address = %listener.address(), "listening");
                 // Places of its own: a flood from outside takes none from callers. And it is served on this
@@ -168,7 +168,7 @@ impl Server {
             let Signals { stops, hangups } = signals;
             tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangups));
             tokio::spawn(self.reloader.watch());
-            let orders = Orders { stops, quit: self.quit, drain };
+            let orders = StopRequests { stops, quit: self.quit, drain };
             supervise(&first, &self.admin, &self.manager, orders, open).await
         });
         first.stopped.store(true, Ordering::Release);
@@ -199,15 +199,15 @@ impl Drop for SocketFiles {
 
 /// Looks for Redis, from now on for good. Callers are let in when the first attempt is over, or takes too
 /// long: who joins the others before it has learned anything has nothing to forget.
-async fn find_fleet(current: &Arc<Current>) {
+async fn find_fleet(current: &Arc<Generations>) {
     let Some(fleet) = current.gateway().fleet.clone() else { return };
     let (tried, first) = oneshot::channel();
-    tokio::spawn(fleet.run(Arc::new(Ear(Arc::clone(current))), tried));
+    tokio::spawn(fleet.run(Arc::new(InvalidationSubscriber(Arc::clone(current))), tried));
     let _ = tokio::time::timeout(FLEET_TIMEOUT, first).await;
 }
 
 /// The listeners that a drain closes.
-struct Open {
+struct OpenListeners {
     data: Arc<Vec<Listener>>,
     webhook: Option<Listener>,
 }
@@ -217,8 +217,8 @@ async fn supervise(
     gateway: &Gateway,
     admin: &Admin,
     manager: &Notifier,
-    Orders { mut stops, quit, drain }: Orders,
-    open: Open,
+    StopRequests { mut stops, quit, drain }: StopRequests,
+    open: OpenListeners,
 ) -> io::Result<ExitCode> {
     tokio::select! {
         name = stops.next() => tracing::info!(signal = name, "asked to stop"),
@@ -265,12 +265,12 @@ async fn supervise(
 async fn reload_on_hangup(reloader: Arc<Reloader>, mut hangups: Signal) {
     while hangups.recv().await.is_some() {
         // What comes of it is in the log.
-        let _ = reloader.reload(Extent::Everything, "SIGHUP").await;
+        let _ = reloader.reload(ReloadScope::Everything, "SIGHUP").await;
     }
 }
 
 /// What ends it: the first order to stop, and then the second.
-struct Orders {
+struct StopRequests {
     stops: Stops,
     /// Cancelled by `POST /quit`.
     quit: CancellationToken,
@@ -354,17 +354,17 @@ async fn tick() {
 
 /// Serves the admin listener as long as the program lives, also while draining.
 async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Limits) {
-    let places = crate::bounds::Budget::new(ADMIN_CONNECTIONS_MAX);
+    let places = crate::bounds::Capacity::new(ADMIN_CONNECTIONS_MAX);
     loop {
         let Ok((stream, peer)) = accept.next().await else {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        let Some(place) = places.take(1) else { continue };
+        let Some(place) = places.try_acquire(1) else { continue };
         let admin = admin.clone();
         tokio::spawn(async move {
             let _place = place;
-            let at_work = AtWork::default();
+            let at_work = InFlight::default();
             let counted = at_work.clone();
             let service = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
                 let (admin, work) = (admin.clone(), counted.begin(request.version() >= http::Version::HTTP_2));
@@ -378,10 +378,10 @@ async fn serve_admin(accept: Accept, admin: Admin, limits: server::timed_io::Lim
             let builder = server::builder();
             let served = match stream {
                 Accepted::Tcp(stream) => {
-                    builder.serve_connection(server::guarded(stream, limits, at_work), service).await
+                    builder.serve_connection(server::wrap_stream(stream, limits, at_work), service).await
                 }
                 Accepted::Unix(stream) => {
-                    builder.serve_connection(server::guarded(stream, limits, at_work), service).await
+                    builder.serve_connection(server::wrap_stream(stream, limits, at_work), service).await
                 }
             };
             if let Err(error) = served {

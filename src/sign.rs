@@ -89,7 +89,7 @@ impl Signer {
 
     /// The signer that takes this one's place at a reload; `None` if it would sign alike. It knows Chat's
     /// clock already.
-    pub fn successor(
+    pub fn renewed_for(
         &self,
         identifier: &Identifier,
         key: &SecretKey,
@@ -135,7 +135,7 @@ impl Signer {
 
     /// Chat refused a signature. Gives another one for one more attempt, if there is one that may fare
     /// better: the first who comes with a refused signature retires it for all.
-    pub fn after_refusal(&self, refused: &Signature, unix_now: Duration) -> Option<Arc<Signature>> {
+    pub fn after_rejection(&self, refused: &Signature, unix_now: Duration) -> Option<Arc<Signature>> {
         let now = self.signing_time(unix_now);
         let mut replaced_at = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.current.load_full();
@@ -270,7 +270,7 @@ mod tests {
         let (old, day) = (signer("administrator"), Duration::from_secs(100));
         let key = |text: &str| SecretKey::new(text).expect("not empty");
         let successor =
-            |name: &str, text: &str, life| old.successor(&name.parse().expect("a name"), &key(text), life, at(1001));
+            |name: &str, text: &str, life| old.renewed_for(&name.parse().expect("a name"), &key(text), life, at(1001));
         assert!(successor("administrator", "a key", day).is_none());
         assert!(successor("another", "a key", day).is_some());
         assert!(successor("administrator", "a key", day * 2).is_some());
@@ -278,7 +278,7 @@ mod tests {
         let new = successor("administrator", "b key", day).expect("another key");
         assert_eq!((new.skew(), new.current(at(1001)).issued_at), (500, 1501), "Chat's clock is known");
         let refused = old.current(at(1001));
-        let fresh = new.after_refusal(&refused, at(1001)).expect("the new signer's");
+        let fresh = new.after_rejection(&refused, at(1001)).expect("the new signer's");
         assert_eq!(fresh.number, new.current(at(1001)).number, "which was not refused and stays");
     }
 
@@ -302,26 +302,26 @@ mod tests {
         let signer = signer("administrator");
         let first = signer.current(at(1000));
         let fresh: Vec<_> =
-            (0..200).map(|_| signer.after_refusal(&first, at(1000)).expect("another one").number).collect();
+            (0..200).map(|_| signer.after_rejection(&first, at(1000)).expect("another one").number).collect();
         assert_eq!(fresh, [fresh[0]; 200], "one for all");
         assert_ne!(fresh[0], first.number);
         let second = signer.current(at(1001));
         assert_ne!(second.usersig(), first.usersig(), "though it is of the same second");
-        assert!(signer.after_refusal(&second, at(1003)).is_none());
-        let third = signer.after_refusal(&second, at(1006)).expect("a third");
+        assert!(signer.after_rejection(&second, at(1003)).is_none());
+        let third = signer.after_rejection(&second, at(1006)).expect("a third");
         assert!(third.number != second.number && third.number != first.number);
     }
 
     #[test]
     fn a_signature_that_has_ended_for_chat_is_replaced_however_soon() {
         let signer = signer("administrator");
-        signer.after_refusal(&signer.current(at(5000)), at(5000)).expect("the first");
+        signer.after_rejection(&signer.current(at(5000)), at(5000)).expect("the first");
         // The clock is set back, and the answer that refuses tells what time it is for Chat.
         let back = signer.current(at(1000));
         signer.observe(5001, at(1000));
-        let fresh = signer.after_refusal(&back, at(1000)).expect("one of Chat's time");
+        let fresh = signer.after_rejection(&back, at(1000)).expect("one of Chat's time");
         assert_eq!(fresh.issued_at, 5001);
-        assert!(signer.after_refusal(&fresh, at(1000)).is_none(), "time is not what it lacks");
+        assert!(signer.after_rejection(&fresh, at(1000)).is_none(), "time is not what it lacks");
     }
 
     #[test]

@@ -14,13 +14,13 @@ use tower::{Service as _, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::GatewayError;
-use crate::gateway::Downstream;
+use crate::gateway::ConnectionInfo;
 use crate::gateway::current::ThreadWorker;
 use crate::gateway::request_id::{REQUEST_ID, RequestId};
 use crate::metrics::labels::Outcome;
 
 /// A whole answer, in the box that the panic layer puts it into.
-pub type AnswerBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
+pub type ResponseBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
 
 /// Who answers the requests of a listener.
 pub trait Answers: Clone + Send + 'static {
@@ -29,7 +29,7 @@ pub trait Answers: Clone + Send + 'static {
         self,
         request: Request<Incoming>,
         id: RequestId,
-        downstream: Downstream,
+        downstream: ConnectionInfo,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
     /// What was to be a request was refused before it became one.
@@ -47,21 +47,21 @@ impl Answers for ThreadWorker {
         self,
         request: Request<Incoming>,
         id: RequestId,
-        downstream: Downstream,
+        downstream: ConnectionInfo,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send {
-        self.now().handle(request, id, downstream)
+        self.load().handle(request, id, downstream)
     }
 
     fn refused(&self, outcome: Outcome) {
-        self.now().refused(outcome);
+        self.load().record_rejected(outcome);
     }
 
     fn tasks(&self) -> TaskTracker {
-        self.now().gateway.tasks.clone()
+        self.load().gateway.tasks.clone()
     }
 
     fn tls(&self) -> Option<Arc<ServerConfig>> {
-        self.now().gateway.config.server.tls.as_ref().map(|tls| Arc::clone(&tls.serving))
+        self.load().gateway.config.server.tls.as_ref().map(|tls| Arc::clone(&tls.serving))
     }
 }
 
@@ -70,9 +70,9 @@ impl Answers for ThreadWorker {
 /// What is done with the request itself is done at once: a future that carried it would be moved with it.
 pub fn answer(
     answers: impl Answers,
-    downstream: Downstream,
+    downstream: ConnectionInfo,
     request: Request<Incoming>,
-) -> impl Future<Output = Response<AnswerBody>> + Send {
+) -> impl Future<Output = Response<ResponseBody>> + Send {
     // Outermost, so that every answer carries an id, also one about a panic.
     let id = RequestId::of(request.headers());
     let named = id.clone();
@@ -110,7 +110,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
-    use crate::domain::caller::CallerId;
+    use crate::domain::caller::QueueKey;
     use crate::gateway::route::Peer;
     use crate::telemetry::note_panic;
 
@@ -122,7 +122,7 @@ mod tests {
     struct Fails(String);
 
     impl Answers for Fails {
-        async fn answer(self, request: Request<Incoming>, _: RequestId, _: Downstream) -> Response<Full<Bytes>> {
+        async fn answer(self, request: Request<Incoming>, _: RequestId, _: ConnectionInfo) -> Response<Full<Bytes>> {
             let target = format!("{}?usersig={}", request.uri(), self.0);
             panic!("cannot send to {target}");
         }
@@ -164,7 +164,7 @@ mod tests {
             false => before(panic),
         }));
         let (mut caller, ours) = tokio::io::duplex(64 * 1024);
-        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
+        let downstream = ConnectionInfo { peer: Peer::Unix { uid: None }, caller: QueueKey::SELF, tls: false, port: 0 };
         let service = hyper::service::service_fn(|request| async move {
             Ok::<_, Infallible>(answer(Fails(SECRET.to_owned()), downstream, request).await)
         });

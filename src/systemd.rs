@@ -84,7 +84,7 @@ impl Notifier {
         let Some((manager, period)) = self.0.and_then(|manager| Some((Arc::clone(&manager), manager.watchdog?))) else {
             return;
         };
-        let mut pulses: Vec<Pulse> = threads.into_iter().map(Pulse::new).collect();
+        let mut pulses: Vec<Heartbeat> = threads.into_iter().map(Heartbeat::new).collect();
         let mut ticks = tokio::time::interval(period / 2);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -134,13 +134,13 @@ fn watchdog_period(env: &Env, pid: u32) -> Option<Duration> {
 }
 
 /// A runtime that is asked to do something, the least there is.
-struct Pulse {
+struct Heartbeat {
     runtime: Handle,
     /// What it has not done yet: a runtime that hangs is not asked again and again.
     asked: Option<JoinHandle<()>>,
 }
 
-impl Pulse {
+impl Heartbeat {
     fn new(runtime: Handle) -> Self {
         Self { runtime, asked: None }
     }
@@ -153,7 +153,7 @@ impl Pulse {
     }
 }
 
-async fn all_answer(pulses: &mut [Pulse], limit: Duration) -> bool {
+async fn all_answer(pulses: &mut [Heartbeat], limit: Duration) -> bool {
     let asking = async {
         for pulse in pulses {
             if !pulse.answers().await {
@@ -237,7 +237,7 @@ mod tests {
         let handle = runtime.handle().clone();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || runtime.block_on(ended));
-        let mut pulses = [Pulse::new(handle.clone()), Pulse::new(Handle::current())];
+        let mut pulses = [Heartbeat::new(handle.clone()), Heartbeat::new(Handle::current())];
         assert!(all_answer(&mut pulses, Duration::from_secs(20)).await);
         let (go_on, held) = mpsc::channel::<()>();
         let (hangs, hanging) = tokio::sync::oneshot::channel();

@@ -17,17 +17,17 @@ use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
 use crate::body::{BodyError, read_whole};
-use crate::bounds::Budget;
+use crate::bounds::Capacity;
 use crate::clock;
 use crate::domain::command::CommandName;
 use crate::domain::tick::Tick;
-use crate::domain::webhook::{Claims, Doubt, Event};
-use crate::domain::webhook_once::Once;
+use crate::domain::webhook::{Claims, Event, VerifyError};
+use crate::domain::webhook_once::ReplayGuard;
 use crate::error::GatewayError;
-use crate::gateway::current::Current;
-use crate::gateway::heeded::Heeded;
+use crate::gateway::current::Generations;
+use crate::gateway::heeded::RequestHeaders;
 use crate::gateway::request_id::RequestId;
-use crate::gateway::{Downstream, Gateway, route};
+use crate::gateway::{ConnectionInfo, Gateway, route};
 use crate::stack::Answers;
 
 /// Largest body, in bytes. One of 20 targets, the most that one call changes, has under 2 KiB.
@@ -41,19 +41,19 @@ const TAKEN: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
 
 /// What answers webhooks, for all apps.
 pub struct Webhooks {
-    current: Arc<Current>,
-    buffered: Arc<Budget>,
-    refusals: Refusals,
-    once: Mutex<Once>,
+    current: Arc<Generations>,
+    buffered: Arc<Capacity>,
+    refusals: RejectionLog,
+    once: Mutex<ReplayGuard>,
 }
 
 impl Webhooks {
     /// For the apps of the gateway of now.
-    pub fn new(current: Arc<Current>) -> Arc<Self> {
+    pub fn new(current: Arc<Generations>) -> Arc<Self> {
         Arc::new(Self {
             current,
-            buffered: Budget::new(BUFFERED_MAX),
-            refusals: Refusals::default(),
+            buffered: Capacity::new(BUFFERED_MAX),
+            refusals: RejectionLog::default(),
             once: Mutex::default(),
         })
     }
@@ -81,7 +81,7 @@ impl Webhooks {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        route::check_shape(&head, &Heeded::of(&head.headers))?;
+        route::check_shape(&head, &RequestHeaders::of(&head.headers))?;
         if head.method != Method::POST {
             return Err(GatewayError::MethodNotAllowed);
         }
@@ -126,11 +126,11 @@ impl Webhooks {
 }
 
 /// The app and what has happened, if the app's token signed it just now.
-fn verify(gateway: &Gateway, query: &str) -> Result<(usize, Claims), Doubt> {
+fn verify(gateway: &Gateway, query: &str) -> Result<(usize, Claims), VerifyError> {
     let claims = Claims::read(query)?;
-    let app = gateway.app_numbered(claims.sdkappid).ok_or(Doubt::NoToken)?;
-    let config = gateway.config.webhook.as_ref().ok_or(Doubt::NoToken)?;
-    let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(Doubt::NoToken)?;
+    let app = gateway.app_numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
+    let config = gateway.config.webhook.as_ref().ok_or(VerifyError::NoToken)?;
+    let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(VerifyError::NoToken)?;
     claims.verify(token, clock::unix_now(), config.window)?;
     Ok((app, claims))
 }
@@ -149,7 +149,7 @@ async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
         Event::OverLimit { command, limit } => {
             let Ok(known) = CommandName::parse(&command) else { return };
             tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
-            gateway.heed_alarm(app, known, limit);
+            gateway.apply_rate_alert(app, known, limit);
         }
         Event::Other => {}
     }
@@ -157,7 +157,7 @@ async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
 
 impl Answers for Arc<Webhooks> {
     // Host and Origin are not asked: Chat calls by a public name, and there is nothing to be read here.
-    async fn answer(self, request: Request<Incoming>, _: RequestId, _: Downstream) -> Response<Full<Bytes>> {
+    async fn answer(self, request: Request<Incoming>, _: RequestId, _: ConnectionInfo) -> Response<Full<Bytes>> {
         self.handle(request).await
     }
 
@@ -173,15 +173,15 @@ impl Answers for Arc<Webhooks> {
 
 /// Webhooks that were not believed, for the log.
 #[derive(Default)]
-struct Refusals {
+struct RejectionLog {
     /// Since the log was told.
     count: AtomicU64,
     /// When it was told, in ticks.
     told: AtomicU64,
 }
 
-impl Refusals {
-    fn note(&self, doubt: Doubt) {
+impl RejectionLog {
+    fn note(&self, doubt: VerifyError) {
         self.count.fetch_add(1, Ordering::Relaxed);
         let (now, told) = (clock::tick(), self.told.load(Ordering::Relaxed));
         let silent =

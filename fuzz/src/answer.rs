@@ -11,7 +11,7 @@ pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
     }
-    let items = Items::read(body);
+    let items = Items::parse(body);
     let other = json::read(body);
     let Some(items) = items else {
         let readable = other.is_some_and(|json| {

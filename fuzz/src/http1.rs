@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use chatgate::gateway::route::HEAD_LEN_MAX;
-use chatgate::server::framing::{Follower, Stop};
+use chatgate::server::framing::{FramingError, FramingTracker};
 use chatgate::server::head::{Framing, Head, field};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -40,8 +40,9 @@ pub fn run(data: &[u8]) {
     let whole = follow(bytes, bytes.len().max(1));
     let cut = follow(bytes, size);
     // However the bytes are cut, what is sound ends in the same line.
-    let place =
-        |stop: &Stop| (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head);
+    let place = |stop: &FramingError| {
+        (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head)
+    };
     assert_eq!(whole.as_ref().map_err(place).err(), cut.as_ref().map_err(place).err());
     let (sound, idle) = match &whole {
         Ok(follower) => (bytes.len(), follower.between_requests()),
@@ -69,11 +70,11 @@ pub fn run(data: &[u8]) {
 }
 
 /// Gives the follower the bytes in pieces of that size.
-fn follow(bytes: &[u8], size: usize) -> Result<Follower, Stop> {
-    let mut follower = Follower::default();
+fn follow(bytes: &[u8], size: usize) -> Result<FramingTracker, FramingError> {
+    let mut follower = FramingTracker::default();
     let mut at = 0;
     for piece in bytes.chunks(size) {
-        follower.follow(piece).map_err(|stop| Stop { sound: at + stop.sound, ..stop })?;
+        follower.follow(piece).map_err(|stop| FramingError { sound: at + stop.sound, ..stop })?;
         at += piece.len();
     }
     Ok(follower)

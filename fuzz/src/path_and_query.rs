@@ -1,7 +1,7 @@
 //! Targets and heads of requests: a line each for the path, the query, the Host and Cache-Control.
 
-use chatgate::gateway::freshness::Wishes;
-use chatgate::gateway::heeded::Heeded;
+use chatgate::gateway::freshness::CacheDirectives;
+use chatgate::gateway::heeded::RequestHeaders;
 use chatgate::gateway::route;
 use http::{HeaderMap, HeaderValue, Request};
 use percent_encoding::percent_decode_str;
@@ -67,7 +67,7 @@ fn host(text: &str) {
     let (head, ()) = request.into_parts();
     let hosts = route::Hosts::new(&["gate.internal".to_owned(), "[fd00::7]".to_owned()]);
     let peer = route::Peer::Tcp { local: std::net::Ipv4Addr::new(10, 1, 2, 3).into() };
-    if route::check_host(&head, &Heeded::of(&head.headers), &hosts, peer).is_err() {
+    if route::check_host(&head, &RequestHeaders::of(&head.headers), &hosts, peer).is_err() {
         return;
     }
     // A second reader: whatever is let in is one of these names, with or without a port.
@@ -91,7 +91,7 @@ fn host(text: &str) {
 fn wishes(text: &str) {
     let Ok(value) = HeaderValue::from_str(text) else { return };
     let read = |headers: &[(&'static str, HeaderValue)]| {
-        Wishes::read(&HeaderMap::from_iter(
+        CacheDirectives::read(&HeaderMap::from_iter(
             headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.clone())),
         ))
     };

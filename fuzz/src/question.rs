@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use chatgate::domain::app::{USER_ID_LEN_MAX, check_user_id};
-use chatgate::domain::follow::answer::{Item, Items, write_answer, write_question};
+use chatgate::domain::follow::answer::{Item, Items, encode_call, encode_response};
 use chatgate::domain::follow::pair::FollowType;
-use chatgate::domain::follow::question::{Question, QuestionError, Reading, read};
+use chatgate::domain::follow::question::{CheckRequest, Parsed, RequestError, parse};
 use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
 
 use super::json::{self, Json};
@@ -18,13 +18,13 @@ pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
     }
-    let reading = read(body, TO_MAX);
+    let reading = parse(body, TO_MAX);
     let other = json::read(body);
     if let Some(json) = &other {
         assert_eq!(is_too_deep(body), json.depth() > DEPTH_MAX);
     }
     let Some(Json::Object(members)) = &other else {
-        assert!(matches!(reading, Err(QuestionError::NotJson(_))), "{reading:?} of what is no object");
+        assert!(matches!(reading, Err(RequestError::NotJson(_))), "{reading:?} of what is no object");
         return;
     };
     let object = Json::Object(members.clone());
@@ -32,12 +32,12 @@ pub fn run(body: &[u8]) {
     let twice = ["From_Account", "To_Account"].iter().any(|name| object.members(name).len() > 1);
     let further = members.iter().any(|(name, _)| !known(name));
     if !object.is_odd() {
-        assert!(!matches!(reading, Err(QuestionError::NotJson(_))), "{reading:?} of an object");
-        assert_eq!(matches!(reading, Err(QuestionError::Repeated(_))), twice);
-        assert_eq!(matches!(reading, Ok(Reading::Further)), further && !twice);
+        assert!(!matches!(reading, Err(RequestError::NotJson(_))), "{reading:?} of an object");
+        assert_eq!(matches!(reading, Err(RequestError::Repeated(_))), twice);
+        assert_eq!(matches!(reading, Ok(Parsed::Extended)), further && !twice);
     }
     match reading {
-        Ok(Reading::Plain(question)) => {
+        Ok(Parsed::Known(question)) => {
             assert!(!twice && !further);
             assert_eq!(object.only("From_Account").and_then(Json::text), Some(&*question.from));
             let Some(Json::List(to)) = object.only("To_Account") else { panic!("no list") };
@@ -50,13 +50,13 @@ pub fn run(body: &[u8]) {
             }
             writes_what_it_read(&question);
         }
-        Ok(Reading::Further) => assert!(further && !twice),
-        Err(QuestionError::Shape(_) | QuestionError::TooMany(..) | QuestionError::From(_) | QuestionError::To(..)) => {
+        Ok(Parsed::Extended) => assert!(further && !twice),
+        Err(RequestError::Shape(_) | RequestError::TooMany(..) | RequestError::From(_) | RequestError::To(..)) => {
             assert!(!further && !twice);
             assert!(!is_sound(&object), "refused: {object:?}");
         }
-        Err(QuestionError::Repeated(_)) => assert!(twice),
-        Err(QuestionError::NotJson(_)) => {}
+        Err(RequestError::Repeated(_)) => assert!(twice),
+        Err(RequestError::NotJson(_)) => {}
     }
 }
 
@@ -68,12 +68,12 @@ fn is_sound(object: &Json<'_>) -> bool {
     from && object.only("To_Account").is_some_and(to)
 }
 
-fn writes_what_it_read(question: &Question<'_>) {
-    let body = write_question(&question.from, question.to.iter().map(|name| &**name));
-    assert_eq!(read(&body, TO_MAX).expect("our own writing"), Reading::Plain(clone(question)));
+fn writes_what_it_read(question: &CheckRequest<'_>) {
+    let body = encode_call(&question.from, question.to.iter().map(|name| &**name));
+    assert_eq!(parse(&body, TO_MAX).expect("our own writing"), Parsed::Known(clone(question)));
     let items: Vec<Item> =
         (0..question.to.len()).map(|at| Item::Known(FollowType::new(at as i64 % 4).expect("0 to 3"))).collect();
-    let answer = write_answer(question.to.iter().zip(&items));
+    let answer = encode_response(question.to.iter().zip(&items));
     let json = json::read(&answer).expect("our own writing");
     let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
     assert_eq!(written.len(), question.to.len());
@@ -85,14 +85,14 @@ fn writes_what_it_read(question: &Question<'_>) {
     // What Chat would say in the same words is read as it was meant, if no name stands there twice.
     let names: std::collections::HashSet<_> = question.to.iter().collect();
     if names.len() == question.to.len() {
-        let read = Items::read(&answer).expect("our own writing");
+        let read = Items::parse(&answer).expect("our own writing");
         for (name, item) in question.to.iter().zip(items) {
             assert_eq!(read.get(name), Some(&chatgate::domain::follow::answer::Found::Item(item)));
         }
     }
 }
 
-fn clone<'a>(question: &Question<'a>) -> Question<'a> {
-    let Question { from, to } = question;
-    Question { from: Cow::clone(from), to: to.clone() }
+fn clone<'a>(question: &CheckRequest<'a>) -> CheckRequest<'a> {
+    let CheckRequest { from, to } = question;
+    CheckRequest { from: Cow::clone(from), to: to.clone() }
 }

@@ -12,8 +12,8 @@ use crate::domain::tick::Tick;
 use crate::gateway::Gateway;
 use crate::metrics::AppTotals;
 use crate::metrics::PairCounts;
-use crate::metrics::histogram::Spread;
-use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
+use crate::metrics::histogram::HistogramSnapshot;
+use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
 
 /// How many points are kept.
 pub(super) const POINTS_MAX: usize = 120;
@@ -71,7 +71,7 @@ struct Seen {
     pairs: PairCounts,
     calls: [u64; 2],
     calls_of: Vec<(CommandLabel, u64)>,
-    request_time: Spread,
+    request_time: HistogramSnapshot,
 }
 
 impl History {
@@ -96,10 +96,10 @@ impl History {
             let earliest = history.seen.front().unwrap_or(before);
             let (mut point, rates) = seen.point_since(before, earliest);
             point.at = unix_now;
-            point.queued = gateway.figures(app).pairs_queued;
+            point.queued = gateway.stats(app).pairs_queued;
             for (label, rate) in &rates {
                 let Some(name) = label.name() else { continue };
-                let quota = gateway.quota_figures(app, name);
+                let quota = gateway.quota_stats(app, name);
                 point.queued += quota.waiting;
                 let part = rounded(rate / f64::from(quota.limit));
                 if part > point.quota_use {
@@ -135,7 +135,7 @@ impl History {
 
 impl Seen {
     fn new(at: Tick, totals: &AppTotals) -> Self {
-        let (mut requests, mut calls, mut request_time) = ([0; 3], [0; 2], Spread::default());
+        let (mut requests, mut calls, mut request_time) = ([0; 3], [0; 2], HistogramSnapshot::default());
         let mut calls_of = Vec::new();
         for (label, command) in &totals.commands {
             let [ok, failed] = [Outcome::OK, Outcome::FAILED].map(|outcome| command.requests[outcome.index()]);
@@ -143,7 +143,7 @@ impl Seen {
             for (sum, count) in requests.iter_mut().zip([ok, failed, refused]) {
                 *sum += count;
             }
-            let (all, well) = (command.call_count(), command.calls.get(CallEnd::OK.index()).copied().unwrap_or(0));
+            let (all, well) = (command.call_count(), command.calls.get(CallResult::OK.index()).copied().unwrap_or(0));
             calls[0] += well;
             calls[1] += all - well;
             calls_of.push((*label, all));
@@ -186,7 +186,7 @@ impl Seen {
 }
 
 /// A percentile in milliseconds.
-pub(super) fn millis(spread: &Spread, share: f64) -> Option<f64> {
+pub(super) fn millis(spread: &HistogramSnapshot, share: f64) -> Option<f64> {
     spread.quantile(share).map(|secs| rounded(secs * 1000.0))
 }
 
@@ -217,7 +217,7 @@ mod tests {
         let seen = |secs: u64| Seen::new(Tick::from_micros(secs * 1_000_000), &metrics.totals()[0]);
         let count = |outcome, took| recorder.request(Some(0), check, outcome, Duration::from_millis(took));
         count(Outcome::OK, 4000);
-        recorder.call(0, check, CallEnd::OK, Duration::ZERO);
+        recorder.call(0, check, CallResult::OK, Duration::ZERO);
         let first = seen(10);
         for outcome in [Outcome::OK, Outcome::OK, Outcome::FAILED] {
             count(outcome, 1);
@@ -225,7 +225,7 @@ mod tests {
         recorder.request(Some(0), check, Outcome::refused(&crate::error::GatewayError::NotFound), Duration::ZERO);
         recorder.pairs(0, &[6, 1, 3, 2, 0]);
         for code in [0, 60007, 60007] {
-            recorder.call(0, check, CallEnd::answered(code), Duration::ZERO);
+            recorder.call(0, check, CallResult::answered(code), Duration::ZERO);
         }
         let (point, rates) = seen(12).point_since(&first, &first);
         assert_eq!((point.ok, point.failed, point.refused), (1.0, 0.5, 0.5));

@@ -4,12 +4,12 @@ use super::State;
 use crate::clock;
 use crate::fleet::Mode;
 use crate::gateway::Gateway;
-use crate::metrics::histogram::Spread;
-use crate::metrics::labels::{CallEnd, Outcome};
+use crate::metrics::histogram::HistogramSnapshot;
+use crate::metrics::labels::{CallResult, Outcome};
 use crate::metrics::process::Process;
 use crate::metrics::text::{Exposition, Kind};
 use crate::metrics::{AppTotals, SOURCES};
-use crate::server::tls::Cause;
+use crate::server::tls::HandshakeError;
 use crate::telemetry;
 use crate::trace::Drops;
 
@@ -55,14 +55,14 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     text.begin(name, Kind::Counter, "Calls sent to Chat, by ErrorCode (0 is success), or why none came.");
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.call_count() > 0) {
-            for end in CallEnd::all().filter(|end| totals.calls[end.index()] > 0) {
+            for end in CallResult::all().filter(|end| totals.calls[end.index()] > 0) {
                 let labels = [("app", *app), ("command", &command.text()), ("error_code", &end.text())];
                 text.sample(name, &labels, totals.calls[end.index()]);
             }
         }
     }
-    let together = |part: fn(&AppTotals) -> &Spread| {
-        apps.iter().fold(Spread::default(), |mut sum, (_, totals)| {
+    let together = |part: fn(&AppTotals) -> &HistogramSnapshot| {
+        apps.iter().fold(HistogramSnapshot::default(), |mut sum, (_, totals)| {
             sum.add(part(totals));
             sum
         })
@@ -84,7 +84,7 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
 
 fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let now = clock::unix_now().as_secs_f64();
-    let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.figures(app))).collect();
+    let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.stats(app))).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
         text.begin(name, Kind::Gauge, help);
         for (app, (label, _)) in figures.iter().enumerate() {
@@ -103,15 +103,15 @@ fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
         (figures.signature_issued_at + figures.signature_lifetime) as f64 - now
     });
     gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|app| {
-        f64::from(gateway.place(app).0 as u8)
+        f64::from(gateway.upstream_state(app).0 as u8)
     });
 }
 
 /// What is shared with other replicas, if anything is.
 fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let Some(fleet) = &gateway.fleet else { return };
-    let figures = fleet.figures();
-    let together = u8::from(figures.mode == Mode::Together);
+    let figures = fleet.stats();
+    let together = u8::from(figures.mode == Mode::Connected);
     text.single("chatgate_fleet_together", Kind::Gauge, "1 while Redis is there, 0 while alone.", together);
     let counters = [
         ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.losses),
@@ -143,8 +143,8 @@ fn traces(text: &mut Exposition, gateway: &Gateway) {
 fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     let budget = [
         ("chatgate_connections", "Connections to the data listeners.", state.connections()),
-        ("chatgate_requests_in_flight", "Requests being worked on.", gateway.requests.held()),
-        ("chatgate_buffered_bytes", "Bytes of bodies and answers held in memory.", gateway.buffered.held()),
+        ("chatgate_requests_in_flight", "Requests being worked on.", gateway.requests.in_use()),
+        ("chatgate_buffered_bytes", "Bytes of bodies and answers held in memory.", gateway.buffered.in_use()),
     ];
     for (name, help, value) in budget {
         text.single(name, Kind::Gauge, help, value);
@@ -155,7 +155,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
         text.single("chatgate_tls_certificate_expires_seconds", Kind::Gauge, help, left);
         let name = "chatgate_tls_handshakes_failed_total";
         text.begin(name, Kind::Counter, "TLS handshakes of callers that came to nothing.");
-        for cause in Cause::ALL {
+        for cause in HandshakeError::ALL {
             text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
         }
     }

@@ -11,8 +11,8 @@ use crate::clock;
 use crate::config::Endpoint;
 use crate::domain::command::CommandName;
 use crate::gateway::Gateway;
-use crate::metrics::histogram::Spread;
-use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
+use crate::metrics::histogram::HistogramSnapshot;
+use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::metrics::process::Process;
 use crate::metrics::{AppTotals, SOURCES};
 use crate::telemetry;
@@ -31,8 +31,8 @@ pub(super) fn render(state: &State) -> Value {
         "uptime_seconds": rounded(now.saturating_sub(state.started_at).as_secs_f64()),
         "ready": state.ready.load(Ordering::Acquire),
         "connections": budget(state.connections(), config.server.max_connections),
-        "requests_in_flight": budget(gateway.requests.held(), config.server.max_requests),
-        "buffered_bytes": budget(gateway.buffered.held(), config.server.max_buffered),
+        "requests_in_flight": budget(gateway.requests.in_use(), config.server.max_requests),
+        "buffered_bytes": budget(gateway.buffered.in_use(), config.server.max_buffered),
         "log": {
             "level": telemetry::level().map(|level| level.as_str().to_ascii_lowercase()),
             "lines_dropped": telemetry::dropped_lines(),
@@ -45,7 +45,7 @@ pub(super) fn render(state: &State) -> Value {
             "threads": process.threads,
         },
         "fleet": gateway.fleet.as_ref().map(|fleet| {
-            let figures = fleet.figures();
+            let figures = fleet.stats();
             json!({
                 "mode": figures.mode.word(),
                 "cause": fleet.cause().as_deref(),
@@ -64,11 +64,11 @@ pub(super) fn render(state: &State) -> Value {
 }
 
 fn app_status(state: &State, gateway: &Gateway, app: usize, totals: &AppTotals) -> Value {
-    let (config, figures) = (&gateway.config.apps[app], gateway.figures(app));
+    let (config, figures) = (&gateway.config.apps[app], gateway.stats(app));
     let (point, rates) = state.history.latest(&config.name);
-    let (place, cause) = gateway.place(app);
+    let (place, cause) = gateway.upstream_state(app);
     let age = clock::unix_now().as_secs_f64() - figures.signature_issued_at as f64;
-    let mut request_time = Spread::default();
+    let mut request_time = HistogramSnapshot::default();
     totals.commands.iter().for_each(|(_, command)| request_time.add(&command.request_time));
     json!({
         "name": config.name.as_str(),
@@ -119,7 +119,7 @@ fn hit_ratio(totals: &AppTotals) -> Option<f64> {
 /// The quotas of the commands that were called, `follow_check` or not.
 fn quotas(gateway: &Gateway, app: usize, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
     let quota = |name: CommandName<'_>, rate: f64| {
-        let figures = gateway.quota_figures(app, name);
+        let figures = gateway.quota_stats(app, name);
         json!({
             "command": name.to_string(),
             "limit": figures.limit,
@@ -144,14 +144,14 @@ fn requests(totals: &AppTotals) -> Map<String, Value> {
 
 /// Calls by what became of them, with what the codes mean.
 fn calls(totals: &AppTotals) -> Vec<Value> {
-    let count = |end: CallEnd| -> u64 {
+    let count = |end: CallResult| -> u64 {
         totals.commands.iter().filter_map(|(_, command)| command.calls.get(end.index())).sum()
     };
-    let counts = CallEnd::all().map(|end| (end, count(end))).filter(|(_, count)| *count > 0);
+    let counts = CallResult::all().map(|end| (end, count(end))).filter(|(_, count)| *count > 0);
     counts.map(|(end, count)| json!({ "code": end.text(), "count": count, "meaning": end.meaning() })).collect()
 }
 
-fn percentiles(spread: &Spread) -> Value {
+fn percentiles(spread: &HistogramSnapshot) -> Value {
     json!({ "p50": millis(spread, 0.5), "p90": millis(spread, 0.9), "p99": millis(spread, 0.99) })
 }
 

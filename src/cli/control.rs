@@ -100,7 +100,7 @@ pub(super) fn stop(args: StopArgs) -> ExitCode {
             Ok((StatusCode::OK, _)) => {}
             Ok((status, text)) => return Err(format!("{}: answered {status}: {text}", admin.address)),
             // It may have ended before its answer was out; whether it has is seen below.
-            Err(AskError::Broken(_)) => {}
+            Err(AdminError::Broken(_)) => {}
             Err(error) => return Err(format!("{}: {error}", admin.address)),
         }
         loop {
@@ -144,7 +144,7 @@ where
     }
 }
 
-fn judge_ready(answer: Result<(StatusCode, String), AskError>) -> Result<(), String> {
+fn judge_ready(answer: Result<(StatusCode, String), AdminError>) -> Result<(), String> {
     match answer {
         Ok((StatusCode::OK, _)) => Ok(()),
         Ok((status, text)) => Err(format!("answered {status}: {text}")),
@@ -160,7 +160,7 @@ struct Admin {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+enum AdminError {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
     #[error("the connection broke before the answer: {0}")]
@@ -190,12 +190,17 @@ impl Admin {
     }
 
     /// Asks once. Gives the status and what may be shown of the answer.
-    async fn ask(&self, method: Method, path: &'static str, until: Instant) -> Result<(StatusCode, String), AskError> {
+    async fn ask(
+        &self,
+        method: Method,
+        path: &'static str,
+        until: Instant,
+    ) -> Result<(StatusCode, String), AdminError> {
         let asking = async {
-            let stream = self.address.connect().await.map_err(AskError::Connect)?;
-            exchange(stream, self.request(method, path)).await.map_err(AskError::Broken)
+            let stream = self.address.connect().await.map_err(AdminError::Connect)?;
+            exchange(stream, self.request(method, path)).await.map_err(AdminError::Broken)
         };
-        tokio::time::timeout_at(until.into(), asking).await.unwrap_or(Err(AskError::Timeout))
+        tokio::time::timeout_at(until.into(), asking).await.unwrap_or(Err(AdminError::Timeout))
     }
 
     /// A request. Only an order carries the token, and every gateway answers to the name `localhost`.

@@ -21,7 +21,7 @@ use clap::{Parser, Subcommand};
 use self::output::{complain, print};
 use crate::config::{Config, Env, PATH_DEFAULT};
 use crate::demo::DemoArgs;
-use crate::reload::Origin;
+use crate::reload::ConfigSource;
 use crate::sandbox::SandboxArgs;
 
 /// Exit code for wrong usage, as clap has it.
@@ -93,7 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Serve(args) => {
             start::hide_memory();
-            let origin = Origin { path: config_path(args.config), env: Env::of_process() };
+            let origin = ConfigSource { path: config_path(args.config), env: Env::of_process() };
             load(&origin.path, &origin.env).map_or_else(|code| code, |config| start::serve(config, origin))
         }
         Command::Demo(args) => {

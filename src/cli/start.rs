@@ -10,8 +10,8 @@ use super::USAGE;
 use super::output::{complain, print};
 use crate::config::{Config, Log};
 use crate::demo::{self, DemoArgs};
-use crate::error::chain;
-use crate::reload::Origin;
+use crate::error::display_chain;
+use crate::reload::ConfigSource;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::serve::Server;
 use crate::telemetry::Telemetry;
@@ -29,7 +29,7 @@ pub(super) fn hide_memory() {
 }
 
 /// `chatgate serve`: what the configuration leaves doubtful goes to the log first.
-pub(super) fn serve(config: Config, origin: Origin) -> ExitCode {
+pub(super) fn serve(config: Config, origin: ConfigSource) -> ExitCode {
     let _log = Telemetry::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(file = warning.file, line = warning.line, "{}: {}", warning.key, warning.message);
@@ -37,7 +37,7 @@ pub(super) fn serve(config: Config, origin: Origin) -> ExitCode {
     match Server::bind(config, Some(origin)).and_then(Server::run) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{}", chain(&error));
+            tracing::error!("{}", display_chain(&error));
             ExitCode::FAILURE
         }
     }
@@ -51,7 +51,7 @@ pub(super) fn demo(args: &DemoArgs) -> ExitCode {
         let _ = print(guide);
     });
     outcome.unwrap_or_else(|error| {
-        complain(chain(&error));
+        complain(display_chain(&error));
         ExitCode::FAILURE
     })
 }
@@ -69,7 +69,7 @@ pub(super) fn sandbox(args: SandboxArgs) -> ExitCode {
     match run_sandbox(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", chain(&*error));
+            tracing::error!("{}", display_chain(&*error));
             ExitCode::FAILURE
         }
     }

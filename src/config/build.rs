@@ -83,7 +83,7 @@ fn build(reader: &Reader<'_>, table: &Table) -> Config {
     let callers = callers::callers(&mut root, &names, &access);
     let trace = trace::trace(reader, &mut root);
     if !access.open {
-        let asks = Asks {
+        let asks = Authentication {
             callers: root.has("caller"),
             certificates: certificates_asked,
             operators: server.admin_token.is_some(),
@@ -173,7 +173,7 @@ const ADMIN_TOKEN: SecretNames =
     SecretNames { inline: "admin_token", file: "admin_token_file", env: "admin_token_env" };
 
 /// Who is asked who they are.
-struct Asks {
+struct Authentication {
     callers: bool,
     /// Of callers, over TCP, but not of operators.
     certificates: bool,
@@ -181,7 +181,7 @@ struct Asks {
 }
 
 /// Whoever reaches a listener acts as administrator, so one that other machines reach must be meant.
-fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)], asks: Asks) {
+fn refuse_open_listeners(reader: &Reader<'_>, server: &Server, places: &[(String, Place)], asks: Authentication) {
     let data = server.listen.iter().map(|address| (address, asks.callers || asks.certificates));
     // What operators may read without a token is no secret; what they may order from afar needs one.
     let addresses = data.chain([(&server.admin, asks.callers || asks.operators)]);

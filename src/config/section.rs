@@ -245,7 +245,7 @@ impl<'a> Section<'a> {
     /// before it is read: a change in between is then seen as one.
     pub(super) fn named_file(&mut self, key: &'static str) -> Option<PathBuf> {
         let path = self.path_value(key)?;
-        self.reader.files.borrow_mut().push(NamedFile::look(&path));
+        self.reader.files.borrow_mut().push(NamedFile::fingerprint(&path));
         Some(path)
     }
 

@@ -28,13 +28,13 @@ pub struct NamedFile {
 
 impl NamedFile {
     /// Looks at it now.
-    pub(super) fn look(path: &Path) -> Self {
+    pub(super) fn fingerprint(path: &Path) -> Self {
         Self { path: path.to_owned(), seen: Fingerprint::of(path) }
     }
 
     /// The same file as it is now. Blocks.
-    pub fn look_again(&self) -> Self {
-        Self::look(&self.path)
+    pub fn refresh(&self) -> Self {
+        Self::fingerprint(&self.path)
     }
 }
 
@@ -75,17 +75,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("key");
         let write = |text: &str| std::fs::write(&path, text).expect("own folder");
-        let absent = NamedFile::look(&path);
-        assert_eq!(absent, absent.look_again());
+        let absent = NamedFile::fingerprint(&path);
+        assert_eq!(absent, absent.refresh());
         write("one");
-        let one = absent.look_again();
+        let one = absent.refresh();
         assert_ne!(one, absent);
         write("two");
-        assert_ne!(one, one.look_again());
+        assert_ne!(one, one.refresh());
         std::fs::remove_file(&path).expect("own file");
         write("one");
-        assert_eq!(one, one.look_again());
+        assert_eq!(one, one.refresh());
         assert!(!format!("{one:?}").contains("one\""));
-        assert_eq!(NamedFile::look(folder.path()).seen, absent.seen, "a folder is not read");
+        assert_eq!(NamedFile::fingerprint(folder.path()).seen, absent.seen, "a folder is not read");
     }
 }

@@ -16,16 +16,16 @@ use bytes::Bytes;
 pub use self::cause::Cause;
 use self::reach::{millis, reach};
 pub use self::report::{AppReport, Check, Finding, Report, Status};
-use crate::bounds::Budget;
+use crate::bounds::Capacity;
 use crate::clock;
 use crate::config::{App, Config, Endpoint, Upstream as Settings, client_config};
 use crate::domain::app::KeyShape;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::envelope::Envelope;
-use crate::domain::outcome::{Next, Seen, judge};
-use crate::error::chain;
+use crate::domain::outcome::{AttemptOutcome, RetryClass, classify};
+use crate::error::display_chain;
 use crate::sign::Signer;
-use crate::upstream::{Answer, Call, Fault, SharedFailover, Upstream};
+use crate::upstream::{AttemptError, Call, ChatResponse, SharedFailover, Upstream};
 
 /// The call that is made: it reads whether an account is imported, needs no edition and no feature, and has a
 /// quota of its own of 100 a second (vendor page 1047/34956), so it takes nothing from callers.
@@ -130,7 +130,7 @@ async fn go(
 ) -> Visit {
     let tls = match client_config(&app.extra_roots, None) {
         Ok(tls) => Arc::new(tls),
-        Err(error) => return Visit::Failed(Cause::Certificate, chain(&error)),
+        Err(error) => return Visit::Failed(Cause::Certificate, display_chain(&error)),
     };
     if let Err((cause, detail)) = reach(endpoint, tls, settings.connect_timeout, checks).await {
         return Visit::Failed(cause, detail);
@@ -162,10 +162,15 @@ async fn go(
 }
 
 /// The one signed call, by the way that callers' calls go. As there, a refused signature is made anew once.
-async fn call(app: &App, endpoint: &Endpoint, settings: &Settings, signer: &Signer) -> Result<Answer, Fault> {
+async fn call(
+    app: &App,
+    endpoint: &Endpoint,
+    settings: &Settings,
+    signer: &Signer,
+) -> Result<ChatResponse, AttemptError> {
     let way = App { endpoint: endpoint.clone(), standby: None, ..app.clone() };
-    let upstream = Upstream::new(&way, settings, SharedFailover::new(false), Budget::new(2 * settings.max_answer))
-        .map_err(|error| Fault::NotSent(chain(&error)))?;
+    let upstream = Upstream::new(&way, settings, SharedFailover::new(false), Capacity::new(2 * settings.max_answer))
+        .map_err(|error| AttemptError::NotSent(display_chain(&error)))?;
     let body = serde_json::json!({"CheckItem": [{"UserID": app.identifier.as_str()}]}).to_string();
     let name = CommandName::parse(COMMAND).expect("a command of the built-in table");
     let call = Call { name, body: Bytes::from(body), traceparent: None };
@@ -173,22 +178,22 @@ async fn call(app: &App, endpoint: &Endpoint, settings: &Settings, signer: &Sign
     let deadline = clock::now() + settings.timeout;
     let answer =
         upstream.send(upstream.connect().await?, signer, &signature, call.clone(), (clock::now(), deadline)).await?;
-    if judge(Seen::Answer(answer.error_code), CommandKind::Read).next != Next::SignAgain {
+    if classify(AttemptOutcome::Answer(answer.error_code), CommandKind::Read).retry != RetryClass::FreshSignature {
         return Ok(answer);
     }
-    let Some(fresh) = signer.after_refusal(&signature, clock::unix_now()) else { return Ok(answer) };
+    let Some(fresh) = signer.after_rejection(&signature, clock::unix_now()) else { return Ok(answer) };
     drop(answer);
     let deadline = clock::now() + settings.timeout;
     upstream.send(upstream.connect().await?, signer, &fresh, call, (clock::now(), deadline)).await
 }
 
-fn cause_of(fault: &Fault) -> (Cause, String) {
+fn cause_of(fault: &AttemptError) -> (Cause, String) {
     match fault {
-        Fault::NotSent(why) => (Cause::Connect, format!("the gateway's own way fails: {why}")),
-        Fault::Broken(why) => (Cause::NoAnswer, format!("the connection broke: {why}")),
-        Fault::TimedOut => (Cause::NoAnswer, "no answer within upstream.attempt_timeout".to_owned()),
-        Fault::Invalid(what, status) => (Cause::NotChat, format!("HTTP status {status}; {what}")),
-        Fault::NoRoom => (Cause::NotChat, "an answer larger than upstream.max_answer".to_owned()),
+        AttemptError::NotSent(why) => (Cause::Connect, format!("the gateway's own way fails: {why}")),
+        AttemptError::Broken(why) => (Cause::NoAnswer, format!("the connection broke: {why}")),
+        AttemptError::TimedOut => (Cause::NoAnswer, "no answer within upstream.attempt_timeout".to_owned()),
+        AttemptError::Invalid(what, status) => (Cause::NotChat, format!("HTTP status {status}; {what}")),
+        AttemptError::OverCapacity => (Cause::NotChat, "an answer larger than upstream.max_answer".to_owned()),
     }
 }
 

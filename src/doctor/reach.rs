@@ -15,7 +15,7 @@ use super::cause::Cause;
 use super::report::{Check, Status};
 use crate::clock;
 use crate::config::Endpoint;
-use crate::error::chain;
+use crate::error::display_chain;
 
 /// For each step and address. Longer than the gateway waits, so that slow can be told from dead.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,7 +112,7 @@ async fn handshake(
             checks.push(Check::new("tls", Status::Fine, format!("{version}, a trusted certificate for {host}")));
             Ok(())
         }
-        Ok(Err(error)) => fail(checks, "tls", cause_of(&error), chain(&error)),
+        Ok(Err(error)) => fail(checks, "tls", cause_of(&error), display_chain(&error)),
         Err(_) => fail(checks, "tls", Cause::Tls, format!("no handshake within {}", millis(STEP_TIMEOUT))),
     }
 }

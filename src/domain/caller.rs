@@ -15,17 +15,17 @@ use super::app::{NameError, check_name};
 ///
 /// The two lowest bits say what kind of caller the number stands for; 0 is one that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CallerId(pub u64);
+pub struct QueueKey(pub u64);
 
-impl CallerId {
+impl QueueKey {
     /// chatgate itself, when it calls for several callers at once.
-    pub const SELF: CallerId = CallerId(0);
+    pub const SELF: QueueKey = QueueKey(0);
 
     /// The caller of that name. It depends on nothing else, so it stays when others come or go.
     pub fn named(name: &CallerName) -> Self {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
-        CallerId((hasher.finish() << 2).max(4))
+        QueueKey((hasher.finish() << 2).max(4))
     }
 }
 
@@ -204,11 +204,11 @@ mod tests {
 
     #[test]
     fn the_number_of_a_name_is_of_its_own_kind_and_never_chatgate_s() {
-        let id = |name: &str| CallerId::named(&name.parse().expect(name));
+        let id = |name: &str| QueueKey::named(&name.parse().expect(name));
         assert_eq!(id("feed"), id("feed"));
         assert_ne!(id("feed"), id("chat"));
         for name in ["a", "feed", "0", "-"] {
-            assert_ne!(id(name), CallerId::SELF);
+            assert_ne!(id(name), QueueKey::SELF);
             assert_eq!(id(name).0 & 3, 0);
         }
     }

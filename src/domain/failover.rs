@@ -75,7 +75,7 @@ impl Failover {
 
     /// A new connection was made, to the other side only after this one could not be reached. Says
     /// whether calls go there only from now on.
-    pub fn connected(&mut self, side: Side, now: Tick) -> bool {
+    pub fn on_connected(&mut self, side: Side, now: Tick) -> bool {
         self.failures = 0;
         self.pause_until = Tick::NEVER;
         let moved = side != self.side;
@@ -88,7 +88,7 @@ impl Failover {
     }
 
     /// No side could be reached.
-    pub fn failed(&mut self, now: Tick) {
+    pub fn on_failed(&mut self, now: Tick) {
         self.failures = self.failures.saturating_add(1);
         if let Some(pauses) = self.failures.checked_sub(FAILURES_BEFORE_PAUSE) {
             let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(8)).min(PAUSE_MAX);
@@ -97,7 +97,7 @@ impl Failover {
     }
 
     /// Whether it is time to knock at the primary again; if so, who asks is to do it.
-    pub fn take_probe(&mut self, now: Tick) -> bool {
+    pub fn start_probe(&mut self, now: Tick) -> bool {
         let due = self.side == Side::Standby && now >= self.probe_at;
         if due {
             self.probe_at = now.after(PROBE_EVERY);
@@ -106,7 +106,7 @@ impl Failover {
     }
 
     /// A knock at the primary was answered or not. Says whether calls go there again.
-    pub fn probed(&mut self, answered: bool) -> bool {
+    pub fn on_probe(&mut self, answered: bool) -> bool {
         self.probes_won = if answered { self.probes_won + 1 } else { 0 };
         let back = self.side == Side::Standby && self.probes_won >= PROBES_WANTED;
         if back {
@@ -127,27 +127,27 @@ mod tests {
     #[test]
     fn calls_move_to_the_standby_and_come_back_after_two_good_knocks() {
         let mut failover = Failover::new(true);
-        assert!(failover.connected(Side::Standby, at(0)));
+        assert!(failover.on_connected(Side::Standby, at(0)));
         assert_eq!(failover.side(), Side::Standby);
-        assert!(!failover.connected(Side::Standby, at(1)), "it has moved already");
-        assert!(!failover.take_probe(at(4999)));
+        assert!(!failover.on_connected(Side::Standby, at(1)), "it has moved already");
+        assert!(!failover.start_probe(at(4999)));
         let mut back_at = None;
         for (n, answered) in [true, false, true, true].into_iter().enumerate() {
             let now = at(5000 * (n as u64 + 1));
-            assert!(failover.take_probe(now) && !failover.take_probe(now), "one at a time");
-            if failover.probed(answered) {
+            assert!(failover.start_probe(now) && !failover.start_probe(now), "one at a time");
+            if failover.on_probe(answered) {
                 back_at = Some(n);
             }
         }
         assert_eq!((back_at, failover.side()), (Some(3), Side::Primary));
-        assert!(!failover.take_probe(at(1_000_000)));
+        assert!(!failover.start_probe(at(1_000_000)));
     }
 
     #[test]
     fn if_the_standby_is_lost_the_primary_serves_at_once() {
         let mut failover = Failover::new(true);
-        failover.connected(Side::Standby, at(0));
-        assert!(failover.connected(Side::Primary, at(1)));
+        failover.on_connected(Side::Standby, at(0));
+        assert!(failover.on_connected(Side::Primary, at(1)));
         assert_eq!(failover.side(), Side::Primary);
     }
 
@@ -156,13 +156,13 @@ mod tests {
         let mut failover = Failover::new(false);
         let mut pauses = Vec::new();
         for _ in 0..9 {
-            failover.failed(at(0));
+            failover.on_failed(at(0));
             pauses.push(failover.pause(at(0)).as_millis());
         }
         assert_eq!(pauses, [0, 0, 100, 200, 400, 800, 1000, 1000, 1000]);
-        (0..100).for_each(|_| failover.failed(at(0)));
+        (0..100).for_each(|_| failover.on_failed(at(0)));
         assert_eq!(failover.pause(at(400)), Duration::from_millis(600));
-        failover.connected(Side::Primary, at(500));
+        failover.on_connected(Side::Primary, at(500));
         assert_eq!(failover.pause(at(500)), Duration::ZERO);
     }
 }

@@ -7,7 +7,7 @@ use super::error_code::{self, ErrorClass, Retry};
 
 /// What came of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
+pub enum AttemptOutcome {
     /// A whole answer of Chat with this ErrorCode.
     Answer(i64),
     /// Name lookup, connecting or TLS failed: not a byte of the call left.
@@ -19,18 +19,18 @@ pub enum Seen {
     /// Something that is no answer of Chat, under this HTTP status.
     Invalid(u16),
     /// The answer found no room here.
-    NoRoom,
+    OverCapacity,
 }
 
 /// What becomes of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum RetryClass {
     /// The caller gets what there is.
-    HandOn,
+    Never,
     /// It may be sent again after a while, as far as attempts, budget and deadline allow.
-    TryAgain,
+    Retry,
     /// It is sent again once, with a fresh signature.
-    SignAgain,
+    FreshSignature,
 }
 
 /// What becomes of the calls that follow.
@@ -45,71 +45,71 @@ pub enum Effect {
     /// None of the app goes out, once another call has confirmed it.
     ParkApp,
     /// None of the app goes out for a minute.
-    Silence,
+    Lockout,
 }
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Disposition {
     /// For this call.
-    pub next: Next,
+    pub retry: RetryClass,
     /// For others.
     pub effect: Effect,
 }
 
 /// Says what to do. A write is sent again only where it is certain that it was not carried out.
-pub fn judge(seen: Seen, kind: CommandKind) -> Verdict {
+pub fn classify(seen: AttemptOutcome, kind: CommandKind) -> Disposition {
     let again_if_read = match kind {
-        CommandKind::Read => Next::TryAgain,
-        CommandKind::Write => Next::HandOn,
+        CommandKind::Read => RetryClass::Retry,
+        CommandKind::Write => RetryClass::Never,
     };
-    let plain = |next| Verdict { next, effect: Effect::None };
+    let plain = |next| Disposition { retry: next, effect: Effect::None };
     match seen {
-        Seen::Answer(code) => judge_code(code, again_if_read),
-        Seen::NotSent => plain(Next::TryAgain),
-        Seen::Broken | Seen::TimedOut | Seen::Invalid(500..=599) => plain(again_if_read),
-        Seen::Invalid(_) | Seen::NoRoom => plain(Next::HandOn),
+        AttemptOutcome::Answer(code) => judge_code(code, again_if_read),
+        AttemptOutcome::NotSent => plain(RetryClass::Retry),
+        AttemptOutcome::Broken | AttemptOutcome::TimedOut | AttemptOutcome::Invalid(500..=599) => plain(again_if_read),
+        AttemptOutcome::Invalid(_) | AttemptOutcome::OverCapacity => plain(RetryClass::Never),
     }
 }
 
-fn judge_code(code: i64, again_if_read: Next) -> Verdict {
+fn judge_code(code: i64, again_if_read: RetryClass) -> Disposition {
     let (next, effect) = match code {
         // Success.
-        0 => (Next::HandOn, Effect::None),
+        0 => (RetryClass::Never, Effect::None),
         // Called above the limit of the command, of the app (60011), or "too frequently" (60018, 60019).
         // Others of the class hold back one user or one group, which must not slow down the rest.
         60007 | 60011 | 60018 | 60019 => (again_if_read, Effect::SlowDown),
         // Off for the app, or refused to this identifier: what one command says of itself.
-        30005 | 60010 | 60017 => (Next::HandOn, Effect::ParkCommand),
+        30005 | 60010 | 60017 => (RetryClass::Never, Effect::ParkCommand),
         60006 | 60016 | 60020 | 60021 | 60026 | 70009 | 70013 | 70014 | 70016 | 70020 | 70051 => {
-            (Next::HandOn, Effect::ParkApp)
+            (RetryClass::Never, Effect::ParkApp)
         }
-        70050 => (Next::HandOn, Effect::Silence),
+        70050 => (RetryClass::Never, Effect::Lockout),
         _ => match error_code::lookup(code).map(|row| (row.class, row.retry)) {
             // The signature was refused before anything was carried out, so this holds for writes too.
-            Some((_, Retry::AfterResign)) => (Next::SignAgain, Effect::None),
+            Some((_, Retry::AfterResign)) => (RetryClass::FreshSignature, Effect::None),
             Some((ErrorClass::Transient, _) | (ErrorClass::Throttled, Retry::AfterBackoff)) => {
                 (again_if_read, Effect::None)
             }
             // What asking again cannot mend, and codes that nobody has heard of.
-            _ => (Next::HandOn, Effect::None),
+            _ => (RetryClass::Never, Effect::None),
         },
     };
-    Verdict { next, effect }
+    Disposition { retry: next, effect }
 }
 
 /// Whether an answer shows that Chat takes this app's calls: it knows the app and its signature.
 pub fn is_accepted(code: i64) -> bool {
-    let verdict = judge(Seen::Answer(code), CommandKind::Write);
-    !matches!(verdict.effect, Effect::ParkApp | Effect::Silence) && verdict.next != Next::SignAgain
+    let verdict = classify(AttemptOutcome::Answer(code), CommandKind::Write);
+    !matches!(verdict.effect, Effect::ParkApp | Effect::Lockout) && verdict.retry != RetryClass::FreshSignature
 }
 
 /// Whether a code means that Chat fails or holds back, so that an older answer is better than none: not
 /// what is wrong with the question.
-pub fn is_trouble(code: i64) -> bool {
+pub fn allows_stale(code: i64) -> bool {
     let class = error_code::lookup(code).map(|row| row.class);
     matches!(class, Some(ErrorClass::Transient | ErrorClass::Throttled | ErrorClass::Auth))
-        || matches!(judge_code(code, Next::HandOn).effect, Effect::ParkApp | Effect::Silence)
+        || matches!(judge_code(code, RetryClass::Never).effect, Effect::ParkApp | Effect::Lockout)
 }
 
 /// What to look at when Chat refuses an app or a command for good.
@@ -134,36 +134,55 @@ pub fn hint(code: i64) -> &'static str {
 mod tests {
     use super::*;
 
-    fn both(seen: Seen) -> (Verdict, Verdict) {
-        (judge(seen, CommandKind::Read), judge(seen, CommandKind::Write))
+    fn both(seen: AttemptOutcome) -> (Disposition, Disposition) {
+        (classify(seen, CommandKind::Read), classify(seen, CommandKind::Write))
     }
 
     #[test]
     fn a_write_is_sent_again_only_if_it_was_certainly_not_carried_out() {
-        let codes = error_code::table().iter().map(|row| Seen::Answer(*row.codes.start()));
-        let others = [Seen::NotSent, Seen::Broken, Seen::TimedOut, Seen::NoRoom, Seen::Answer(0), Seen::Answer(-1)];
-        for seen in codes.chain(others).chain((100..=599).map(Seen::Invalid)) {
-            match judge(seen, CommandKind::Write).next {
-                Next::TryAgain => assert_eq!(seen, Seen::NotSent),
-                Next::SignAgain => {
-                    let Seen::Answer(code) = seen else { panic!("{seen:?}") };
+        let codes = error_code::table().iter().map(|row| AttemptOutcome::Answer(*row.codes.start()));
+        let others = [
+            AttemptOutcome::NotSent,
+            AttemptOutcome::Broken,
+            AttemptOutcome::TimedOut,
+            AttemptOutcome::OverCapacity,
+            AttemptOutcome::Answer(0),
+            AttemptOutcome::Answer(-1),
+        ];
+        for seen in codes.chain(others).chain((100..=599).map(AttemptOutcome::Invalid)) {
+            match classify(seen, CommandKind::Write).retry {
+                RetryClass::Retry => assert_eq!(seen, AttemptOutcome::NotSent),
+                RetryClass::FreshSignature => {
+                    let AttemptOutcome::Answer(code) = seen else { panic!("{seen:?}") };
                     let row = error_code::lookup(code).expect("a known code");
                     assert_eq!(row.retry, Retry::AfterResign, "{code}");
                 }
-                Next::HandOn => {}
+                RetryClass::Never => {}
             }
         }
     }
 
     #[test]
     fn a_read_is_tried_again_after_what_may_pass_by_itself() {
-        for seen in [Seen::Broken, Seen::TimedOut, Seen::Invalid(503), Seen::Answer(60008), Seen::Answer(30006)] {
+        for seen in [
+            AttemptOutcome::Broken,
+            AttemptOutcome::TimedOut,
+            AttemptOutcome::Invalid(503),
+            AttemptOutcome::Answer(60008),
+            AttemptOutcome::Answer(30006),
+        ] {
             let (read, write) = both(seen);
-            assert_eq!((read.next, write.next), (Next::TryAgain, Next::HandOn), "{seen:?}");
+            assert_eq!((read.retry, write.retry), (RetryClass::Retry, RetryClass::Never), "{seen:?}");
             assert_eq!(read.effect, Effect::None);
         }
-        for seen in [Seen::Invalid(200), Seen::NoRoom, Seen::Answer(0), Seen::Answer(30001), Seen::Answer(123_456)] {
-            let plain = Verdict { next: Next::HandOn, effect: Effect::None };
+        for seen in [
+            AttemptOutcome::Invalid(200),
+            AttemptOutcome::OverCapacity,
+            AttemptOutcome::Answer(0),
+            AttemptOutcome::Answer(30001),
+            AttemptOutcome::Answer(123_456),
+        ] {
+            let plain = Disposition { retry: RetryClass::Never, effect: Effect::None };
             assert_eq!(both(seen), (plain, plain), "{seen:?}");
         }
     }
@@ -172,11 +191,11 @@ mod tests {
     fn every_code_that_stops_an_app_or_a_command_has_a_hint_of_its_own() {
         for row in error_code::table() {
             let code = *row.codes.start();
-            let (read, write) = both(Seen::Answer(code));
+            let (read, write) = both(AttemptOutcome::Answer(code));
             assert_eq!(read.effect, write.effect);
-            if matches!(read.effect, Effect::ParkApp | Effect::ParkCommand | Effect::Silence) {
+            if matches!(read.effect, Effect::ParkApp | Effect::ParkCommand | Effect::Lockout) {
                 assert_ne!(hint(code), hint(0), "{code}");
-                assert_eq!(read.next, Next::HandOn, "{code}");
+                assert_eq!(read.retry, RetryClass::Never, "{code}");
             }
         }
     }
@@ -184,20 +203,20 @@ mod tests {
     #[test]
     fn an_older_answer_stands_in_for_trouble_and_not_for_what_is_wrong_with_a_question() {
         for code in [60008, 60007, 70001, 70009, 70050, 60026] {
-            assert!(is_trouble(code), "{code}");
+            assert!(allows_stale(code), "{code}");
         }
         for code in [0, 30001, 30003, 30005, 60010, 70107, 123_456] {
-            assert!(!is_trouble(code), "{code}");
+            assert!(!allows_stale(code), "{code}");
         }
     }
 
     #[test]
     fn one_user_s_limit_slows_nobody_else_down() {
         for code in [10006, 10023, 72010, 90024] {
-            assert_eq!(judge(Seen::Answer(code), CommandKind::Read).effect, Effect::None, "{code}");
+            assert_eq!(classify(AttemptOutcome::Answer(code), CommandKind::Read).effect, Effect::None, "{code}");
         }
         for code in [60007, 60011, 60018, 60019] {
-            assert_eq!(judge(Seen::Answer(code), CommandKind::Write).effect, Effect::SlowDown, "{code}");
+            assert_eq!(classify(AttemptOutcome::Answer(code), CommandKind::Write).effect, Effect::SlowDown, "{code}");
         }
     }
 }

@@ -11,7 +11,7 @@ use super::tick::Tick;
 /// How often something parked is tried: one call of a caller's goes through.
 pub const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// How long nothing is sent after 70050 (vendor page "Error Codes", 1047/34348: wait one minute).
-pub const SILENCE: Duration = Duration::from_secs(60);
+pub const LOCKOUT: Duration = Duration::from_secs(60);
 /// Most commands of an app that are parked at one time; further ones are asked as before.
 const COMMANDS_MAX: usize = 64;
 /// So much of Chat's explanation is kept, in bytes.
@@ -19,7 +19,7 @@ const INFO_LEN_MAX: usize = 512;
 
 /// Why something is parked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
+pub struct ParkReason {
     /// Chat's code.
     pub code: i64,
     /// Chat's explanation, cut to 512 bytes.
@@ -32,14 +32,14 @@ pub struct Why {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
     /// The reason.
-    pub why: Arc<Why>,
+    pub reason: Arc<ParkReason>,
     /// When the next one may go.
     pub retry_after: Duration,
 }
 
 #[derive(Debug)]
 struct Entry {
-    why: Arc<Why>,
+    why: Arc<ParkReason>,
     /// When one call may go, to see whether it is still so.
     probe_at: Tick,
     /// At `probe_at` it is over without a probe.
@@ -48,7 +48,7 @@ struct Entry {
 
 /// An answer of Chat, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
-pub struct Told<'a> {
+pub struct Observation<'a> {
     /// The command.
     pub command: CommandName<'a>,
     /// Chat's code.
@@ -61,13 +61,13 @@ pub struct Told<'a> {
 
 /// What changed with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum ParkingChange {
     /// Nothing.
     None,
     /// The app is parked or silenced.
-    App(Arc<Why>),
+    App(Arc<ParkReason>),
     /// The command is parked.
-    Command(Arc<Why>),
+    Command(Arc<ParkReason>),
     /// What was parked is not any more.
     Lifted,
 }
@@ -89,7 +89,7 @@ impl Parking {
     pub fn check(&self, command: CommandName<'_>, now: Tick) -> Result<(), Parked> {
         let own = self.commands.iter().find(|(name, _)| is(name, command)).map(|(_, entry)| entry);
         match self.app.iter().chain(own).find(|entry| now < entry.probe_at) {
-            Some(entry) => Err(Parked { why: Arc::clone(&entry.why), retry_after: entry.probe_at.since(now) }),
+            Some(entry) => Err(Parked { reason: Arc::clone(&entry.why), retry_after: entry.probe_at.since(now) }),
             None => Ok(()),
         }
     }
@@ -111,47 +111,51 @@ impl Parking {
     }
 
     /// Takes in what Chat told.
-    pub fn heed(&mut self, told: Told<'_>, effect: Effect, now: Tick) -> Change {
-        let Told { command, code, sent, .. } = told;
+    pub fn on_response(&mut self, told: Observation<'_>, effect: Effect, now: Tick) -> ParkingChange {
+        let Observation { command, code, sent, .. } = told;
         match effect {
             Effect::ParkApp => {
                 // Confirmed only by a call that was sent after the first refusal had come.
                 let confirmed = self.app.is_some() || self.suspected.is_some_and(|since| sent >= since);
                 if !confirmed {
                     self.suspected.get_or_insert(now);
-                    return Change::None;
+                    return ParkingChange::None;
                 }
                 let (was, entry) = (self.app.is_some(), Entry::new(told, now.after(PROBE_EVERY), false));
                 let why = Arc::clone(&entry.why);
                 self.app = Some(entry);
-                if was { Change::None } else { Change::App(why) }
+                if was { ParkingChange::None } else { ParkingChange::App(why) }
             }
-            Effect::Silence => {
-                let entry = Entry::new(told, now.after(SILENCE), true);
+            Effect::Lockout => {
+                let entry = Entry::new(told, now.after(LOCKOUT), true);
                 let why = Arc::clone(&entry.why);
                 self.app = Some(entry);
-                Change::App(why)
+                ParkingChange::App(why)
             }
             Effect::ParkCommand => {
                 self.accepted();
                 let entry = Entry::new(told, now.after(PROBE_EVERY), false);
                 if let Some((_, parked)) = self.commands.iter_mut().find(|(name, _)| is(name, command)) {
                     *parked = entry;
-                    return Change::None;
+                    return ParkingChange::None;
                 }
                 if self.commands.len() == COMMANDS_MAX {
-                    return Change::None;
+                    return ParkingChange::None;
                 }
                 let why = Arc::clone(&entry.why);
                 self.commands.push((command.to_string(), entry));
-                Change::Command(why)
+                ParkingChange::Command(why)
             }
             Effect::None | Effect::SlowDown if is_accepted(code) => {
                 let before = self.commands.len();
                 self.commands.retain(|(name, _)| !is(name, command));
-                if self.accepted() || self.commands.len() < before { Change::Lifted } else { Change::None }
+                if self.accepted() || self.commands.len() < before {
+                    ParkingChange::Lifted
+                } else {
+                    ParkingChange::None
+                }
             }
-            Effect::None | Effect::SlowDown => Change::None,
+            Effect::None | Effect::SlowDown => ParkingChange::None,
         }
     }
 
@@ -163,13 +167,13 @@ impl Parking {
     }
 
     /// Why the app is parked, if it is.
-    pub fn app(&self, now: Tick) -> Option<&Arc<Why>> {
+    pub fn app(&self, now: Tick) -> Option<&Arc<ParkReason>> {
         let is_over = |entry: &Entry| entry.passes && now >= entry.probe_at;
         self.app.as_ref().filter(|entry| !is_over(entry)).map(|entry| &entry.why)
     }
 
     /// The commands that are parked, and why.
-    pub fn commands(&self) -> impl Iterator<Item = (&str, &Arc<Why>)> {
+    pub fn commands(&self) -> impl Iterator<Item = (&str, &Arc<ParkReason>)> {
         self.commands.iter().map(|(name, entry)| (name.as_str(), &entry.why))
     }
 }
@@ -179,11 +183,11 @@ fn is(name: &str, command: CommandName<'_>) -> bool {
 }
 
 impl Entry {
-    fn new(told: Told<'_>, probe_at: Tick, passes: bool) -> Self {
+    fn new(told: Observation<'_>, probe_at: Tick, passes: bool) -> Self {
         let ends = told.info.char_indices().map(|(at, character)| at + character.len_utf8());
         let end = ends.take_while(|end| *end <= INFO_LEN_MAX).last().unwrap_or(0);
         let info = told.info[..end].to_owned();
-        Self { why: Arc::new(Why { code: told.code, info, hint: hint(told.code) }), probe_at, passes }
+        Self { why: Arc::new(ParkReason { code: told.code, info, hint: hint(told.code) }), probe_at, passes }
     }
 }
 
@@ -191,7 +195,7 @@ impl Entry {
 mod tests {
     use super::*;
     use crate::domain::command::{CommandKind, FOLLOW_CHECK};
-    use crate::domain::outcome::{Seen, judge};
+    use crate::domain::outcome::{AttemptOutcome, classify};
 
     const CHECK: CommandName<'_> = FOLLOW_CHECK;
 
@@ -203,23 +207,27 @@ mod tests {
         Tick::from_micros(1_000_000).after(Duration::from_secs(seconds))
     }
 
-    fn tell(parking: &mut Parking, command: CommandName<'_>, code: i64, sent: u64, now: u64) -> Change {
-        let effect = judge(Seen::Answer(code), CommandKind::Read).effect;
-        parking.heed(Told { command, code, info: "what Chat says", sent: at(sent) }, effect, at(now))
+    fn tell(parking: &mut Parking, command: CommandName<'_>, code: i64, sent: u64, now: u64) -> ParkingChange {
+        let effect = classify(AttemptOutcome::Answer(code), CommandKind::Read).effect;
+        parking.on_response(Observation { command, code, info: "what Chat says", sent: at(sent) }, effect, at(now))
     }
 
     #[test]
     fn an_app_is_parked_once_a_second_call_confirms_it_and_probed_twice_a_minute() {
         let mut parking = Parking::default();
-        assert_eq!(tell(&mut parking, CHECK, 70009, 0, 1), Change::None);
-        assert_eq!(tell(&mut parking, named("openim/sendmsg"), 70009, 0, 1), Change::None, "it was under way already");
+        assert_eq!(tell(&mut parking, CHECK, 70009, 0, 1), ParkingChange::None);
+        assert_eq!(
+            tell(&mut parking, named("openim/sendmsg"), 70009, 0, 1),
+            ParkingChange::None,
+            "it was under way already"
+        );
         assert!(parking.admit(CHECK, at(1)).is_ok());
-        assert!(matches!(tell(&mut parking, named("openim/sendmsg"), 70009, 2, 3), Change::App(_)));
+        assert!(matches!(tell(&mut parking, named("openim/sendmsg"), 70009, 2, 3), ParkingChange::App(_)));
         let parked = parking.admit(CHECK, at(4)).expect_err("it is parked");
-        assert_eq!((parked.why.code, parked.retry_after), (70009, Duration::from_secs(29)));
+        assert_eq!((parked.reason.code, parked.retry_after), (70009, Duration::from_secs(29)));
         let admitted = (4..=123).filter(|second| parking.admit(CHECK, at(*second)).is_ok()).count();
         assert_eq!(admitted, 4);
-        assert_eq!(tell(&mut parking, CHECK, 0, 123, 124), Change::Lifted);
+        assert_eq!(tell(&mut parking, CHECK, 0, 123, 124), ParkingChange::Lifted);
         assert!(
             parking.admit(named("openim/sendmsg"), at(124)).is_ok()
                 && parking.admit(named("openim/sendmsg"), at(124)).is_ok()
@@ -230,8 +238,8 @@ mod tests {
     fn one_stray_refusal_parks_nothing() {
         let mut parking = Parking::default();
         for second in (0..100).step_by(3) {
-            assert_eq!(tell(&mut parking, CHECK, 60026, second, second + 1), Change::None);
-            assert_eq!(tell(&mut parking, CHECK, 30001, second + 1, second + 2), Change::None);
+            assert_eq!(tell(&mut parking, CHECK, 60026, second, second + 1), ParkingChange::None);
+            assert_eq!(tell(&mut parking, CHECK, 30001, second + 1, second + 2), ParkingChange::None);
         }
         assert!(parking.check(CHECK, at(200)).is_ok());
     }
@@ -239,20 +247,20 @@ mod tests {
     #[test]
     fn a_command_is_parked_by_itself() {
         let mut parking = Parking::default();
-        assert!(matches!(tell(&mut parking, CHECK, 30005, 0, 1), Change::Command(_)));
+        assert!(matches!(tell(&mut parking, CHECK, 30005, 0, 1), ParkingChange::Command(_)));
         assert!(parking.check(CHECK, at(2)).is_err());
         assert!(parking.check(named("openim/sendmsg"), at(2)).is_ok());
-        assert_eq!(tell(&mut parking, named("openim/sendmsg"), 0, 2, 3), Change::None);
+        assert_eq!(tell(&mut parking, named("openim/sendmsg"), 0, 2, 3), ParkingChange::None);
         assert!(parking.admit(CHECK, at(30)).is_err());
         assert!(parking.admit(CHECK, at(31)).is_ok(), "the probe");
         assert!(parking.admit(CHECK, at(32)).is_err());
-        assert_eq!(tell(&mut parking, CHECK, 0, 31, 32), Change::Lifted);
+        assert_eq!(tell(&mut parking, CHECK, 0, 31, 32), ParkingChange::Lifted);
     }
 
     #[test]
     fn silence_lasts_its_minute_whatever_was_under_way_and_then_is_over() {
         let mut parking = Parking::default();
-        assert!(matches!(tell(&mut parking, CHECK, 70050, 0, 1), Change::App(_)));
+        assert!(matches!(tell(&mut parking, CHECK, 70050, 0, 1), ParkingChange::App(_)));
         tell(&mut parking, named("openim/sendmsg"), 0, 0, 2);
         assert!(parking.admit(named("openim/sendmsg"), at(60)).is_err());
         assert!(parking.app(at(60)).is_some() && parking.app(at(61)).is_none());
@@ -271,8 +279,10 @@ mod tests {
         assert_eq!(parking.commands().count(), COMMANDS_MAX);
         assert!(parking.check(named("future/999"), at(2)).is_ok());
         let long = "ä".repeat(1000);
-        let told = Told { command: named("x/y"), code: 70050, info: &long, sent: at(0) };
-        let Change::App(why) = parking.heed(told, Effect::Silence, at(1)) else { panic!("it is silenced") };
+        let told = Observation { command: named("x/y"), code: 70050, info: &long, sent: at(0) };
+        let ParkingChange::App(why) = parking.on_response(told, Effect::Lockout, at(1)) else {
+            panic!("it is silenced")
+        };
         assert!(why.info.len() <= INFO_LEN_MAX);
     }
 }

@@ -11,14 +11,14 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// Sick from the first failure to the first answer.
 #[derive(Debug, Default)]
-pub struct Sickness {
+pub struct StaleGate {
     /// When the next one asks, in ticks; 0: it is well.
     probe_at: AtomicU64,
 }
 
-impl Sickness {
+impl StaleGate {
     /// A call has failed, or was answered.
-    pub fn note(&self, failed: bool, now: Tick) {
+    pub fn record(&self, failed: bool, now: Tick) {
         if !failed {
             self.probe_at.store(0, Ordering::Relaxed);
         } else {
@@ -29,7 +29,7 @@ impl Sickness {
     }
 
     /// Whether to do without. Now and then the answer is no, to one who asks: that one is the probe.
-    pub fn is_sick(&self, now: Tick) -> bool {
+    pub fn should_serve_stale(&self, now: Tick) -> bool {
         let probe_at = self.probe_at.load(Ordering::Relaxed);
         if probe_at == 0 || now.micros() < probe_at {
             return probe_at != 0;
@@ -45,19 +45,19 @@ mod tests {
 
     #[test]
     fn one_in_two_seconds_asks_until_there_is_an_answer() {
-        let sickness = Sickness::default();
+        let sickness = StaleGate::default();
         let at = |millis| Tick::from_micros(1).after(Duration::from_millis(millis));
-        assert!(!sickness.is_sick(at(0)));
-        sickness.note(true, at(0));
+        assert!(!sickness.should_serve_stale(at(0)));
+        sickness.record(true, at(0));
         let mut probes = 0;
         for millis in (0..20_000).step_by(10) {
-            if !sickness.is_sick(at(millis)) {
+            if !sickness.should_serve_stale(at(millis)) {
                 probes += 1;
-                sickness.note(true, at(millis));
+                sickness.record(true, at(millis));
             }
         }
         assert_eq!(probes, 9);
-        sickness.note(false, at(20_000));
-        assert!(!sickness.is_sick(at(20_001)) && !sickness.is_sick(at(20_002)));
+        sickness.record(false, at(20_000));
+        assert!(!sickness.should_serve_stale(at(20_001)) && !sickness.should_serve_stale(at(20_002)));
     }
 }

@@ -11,14 +11,14 @@ use super::printable;
 
 /// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
 pub fn is_object(json: &[u8]) -> bool {
-    Skim::new(json).whole(|_, _| Some(())).is_some()
+    Scanner::new(json).whole(|_, _| Some(())).is_some()
 }
 
 /// The value of the one member of that name in an object as [`is_object`] knows it, if it is surely an integer. The name
 /// needs no escapes.
 pub fn integer(json: &[u8], name: &[u8]) -> Option<i64> {
     let mut found = None;
-    Skim::new(json).whole(|member, value| {
+    Scanner::new(json).whole(|member, value| {
         // It may be that name, spelled otherwise.
         if memchr(b'\\', member).is_some() {
             return None;
@@ -80,7 +80,7 @@ fn many_plain(text: &[u8]) -> usize {
     len
 }
 
-struct Skim<'a> {
+struct Scanner<'a> {
     json: &'a [u8],
     at: usize,
     /// Nothing but ASCII so far.
@@ -111,7 +111,7 @@ impl Open {
     }
 }
 
-impl<'a> Skim<'a> {
+impl<'a> Scanner<'a> {
     fn new(json: &'a [u8]) -> Self {
         Self { json, at: 0, ascii: true }
     }

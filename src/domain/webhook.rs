@@ -74,7 +74,7 @@ impl fmt::Debug for Claims {
 /// Why a webhook is not believed. The words are for the operator's log and hold nothing of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
-pub enum Doubt {
+pub enum VerifyError {
     #[error("it has no {0}; is authentication switched on in the console?")]
     Missing(&'static str),
     #[error("it has {0} more than once")]
@@ -94,25 +94,26 @@ impl Claims {
     ///
     /// # Errors
     /// What is missing, repeated or not well-formed.
-    pub fn read(query: &str) -> Result<Self, Doubt> {
+    pub fn read(query: &str) -> Result<Self, VerifyError> {
         const NAMES: [&str; 4] = ["SdkAppid", "CallbackCommand", "Sign", "RequestTime"];
         let mut values: [Option<String>; 4] = Default::default();
         for parameter in query.split('&') {
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             let name = percent_decode_str(name).decode_utf8_lossy();
             let Some(at) = NAMES.iter().position(|known| known.eq_ignore_ascii_case(&name)) else { continue };
-            let value = percent_decode_str(value).decode_utf8().map_err(|_| Doubt::Malformed(NAMES[at]))?;
+            let value = percent_decode_str(value).decode_utf8().map_err(|_| VerifyError::Malformed(NAMES[at]))?;
             if values[at].replace(value.into_owned()).is_some() {
-                return Err(Doubt::Repeated(NAMES[at]));
+                return Err(VerifyError::Repeated(NAMES[at]));
             }
         }
         let [sdkappid, command, sign, request_time] = values;
-        let sdkappid = digits(&sdkappid.ok_or(Doubt::Missing(NAMES[0]))?).and_then(|number| u32::try_from(number).ok());
+        let sdkappid =
+            digits(&sdkappid.ok_or(VerifyError::Missing(NAMES[0]))?).and_then(|number| u32::try_from(number).ok());
         Ok(Self {
-            sdkappid: sdkappid.and_then(SdkAppId::new).ok_or(Doubt::Malformed(NAMES[0]))?,
-            command: command.ok_or(Doubt::Missing(NAMES[1]))?,
-            sign: sign.ok_or(Doubt::Missing(NAMES[2]))?,
-            request_time: request_time.ok_or(Doubt::Missing(NAMES[3]))?,
+            sdkappid: sdkappid.and_then(SdkAppId::new).ok_or(VerifyError::Malformed(NAMES[0]))?,
+            command: command.ok_or(VerifyError::Missing(NAMES[1]))?,
+            sign: sign.ok_or(VerifyError::Missing(NAMES[2]))?,
+            request_time: request_time.ok_or(VerifyError::Missing(NAMES[3]))?,
         })
     }
 
@@ -126,14 +127,14 @@ impl Claims {
     ///
     /// # Errors
     /// A signature that is wrong, or a time that is none or too far away.
-    pub fn verify(&self, token: &Token, now: Duration, window: Duration) -> Result<(), Doubt> {
+    pub fn verify(&self, token: &Token, now: Duration, window: Duration) -> Result<(), VerifyError> {
         // The signature first: who has no token learns nothing of the window.
         if !token.signed(&self.request_time, &self.sign) {
-            return Err(Doubt::WrongSign);
+            return Err(VerifyError::WrongSign);
         }
-        let at = digits(&self.request_time).ok_or(Doubt::Malformed("RequestTime"))?;
+        let at = digits(&self.request_time).ok_or(VerifyError::Malformed("RequestTime"))?;
         // Chat counts whole seconds, so both sides do.
-        if Duration::from_secs(now.as_secs().abs_diff(at)) > window { Err(Doubt::NotNow) } else { Ok(()) }
+        if Duration::from_secs(now.as_secs().abs_diff(at)) > window { Err(VerifyError::NotNow) } else { Ok(()) }
     }
 }
 
@@ -175,12 +176,12 @@ impl Event {
 fn over_limit(body: &[u8]) -> Option<Event> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Alarm {
+    struct RateAlert {
         service_name: String,
         command: String,
         limit: NonZeroU32,
     }
-    let alarm: Alarm = object::read(body)?;
+    let alarm: RateAlert = object::read(body)?;
     let command = format!("{}/{}", alarm.service_name, alarm.command);
     // Only the table's: quotas of other commands are made as they are called, and made-up names
     // must not use up their places.
@@ -206,7 +207,7 @@ mod tests {
         )
     }
 
-    fn judged(query: &str, now: Duration) -> Result<(), Doubt> {
+    fn judged(query: &str, now: Duration) -> Result<(), VerifyError> {
         Claims::read(query)?.verify(&token(), now, WINDOW)
     }
 
@@ -216,30 +217,32 @@ mod tests {
         assert_eq!((claims.sdkappid.get(), claims.command.as_str()), (1_400_000_001, "Follow.CallbackAfterFollowAdd"));
         assert_eq!(claims.verify(&token(), NOW, WINDOW), Ok(()));
         let other = Token::new("xxxxyyyz").expect("not empty");
-        assert_eq!(claims.verify(&other, NOW, WINDOW), Err(Doubt::WrongSign));
+        assert_eq!(claims.verify(&other, NOW, WINDOW), Err(VerifyError::WrongSign));
     }
 
     #[test]
     fn only_the_whole_signature_of_that_time_is_taken() {
         for sign in ["", &SIGN[..63], &format!("{SIGN}0"), &SIGN.to_uppercase(), &SIGN.replacen('1', "2", 1)] {
-            assert_eq!(judged(&query(sign, "1669872112"), NOW), Err(Doubt::WrongSign), "{sign}");
+            assert_eq!(judged(&query(sign, "1669872112"), NOW), Err(VerifyError::WrongSign), "{sign}");
         }
         for time in ["", "1669872113", "01669872112", " 1669872112", "+1669872112"] {
-            assert_eq!(judged(&query(SIGN, time), NOW), Err(Doubt::WrongSign), "{time}");
+            assert_eq!(judged(&query(SIGN, time), NOW), Err(VerifyError::WrongSign), "{time}");
         }
         // The boundary between token and time is not signed.
         let shifted = Token::new("xxxxyyyy1").expect("not empty");
         let claims = Claims::read(&query(SIGN, "669872112")).expect("all there");
-        assert_eq!(claims.verify(&shifted, NOW, WINDOW), Err(Doubt::NotNow));
+        assert_eq!(claims.verify(&shifted, NOW, WINDOW), Err(VerifyError::NotNow));
     }
 
     #[test]
     fn a_time_is_good_as_far_as_the_window_reaches_on_both_sides() {
         let at = |offset: i64| Duration::from_secs(NOW.as_secs().saturating_add_signed(offset));
-        for (offset, expected) in [(-60, Ok(())), (60, Ok(())), (-61, Err(Doubt::NotNow)), (61, Err(Doubt::NotNow))] {
+        for (offset, expected) in
+            [(-60, Ok(())), (60, Ok(())), (-61, Err(VerifyError::NotNow)), (61, Err(VerifyError::NotNow))]
+        {
             assert_eq!(judged(&query(SIGN, "1669872112"), at(offset)), expected, "{offset}");
         }
-        assert_eq!(judged(&query(SIGN, "1669872112"), Duration::ZERO), Err(Doubt::NotNow));
+        assert_eq!(judged(&query(SIGN, "1669872112"), Duration::ZERO), Err(VerifyError::NotNow));
     }
 
     #[test]
@@ -251,7 +254,7 @@ mod tests {
             hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
         };
         for time in ["", "now", "-1", "1669872112.0", "99999999999999999999", "000000000001669872112"] {
-            assert_eq!(judged(&query(&hash(time), time), NOW), Err(Doubt::Malformed("RequestTime")), "{time}");
+            assert_eq!(judged(&query(&hash(time), time), NOW), Err(VerifyError::Malformed("RequestTime")), "{time}");
         }
     }
 
@@ -260,17 +263,17 @@ mod tests {
         let good = query(SIGN, "1669872112");
         for name in ["SdkAppid", "CallbackCommand", "Sign", "RequestTime"] {
             let without = good.replace(&format!("{name}="), "x=");
-            assert_eq!(judged(&without, NOW), Err(Doubt::Missing(name)));
+            assert_eq!(judged(&without, NOW), Err(VerifyError::Missing(name)));
             for twice in [name.to_owned(), name.to_lowercase(), name.replacen('a', "%61", 1)] {
-                assert_eq!(judged(&format!("{good}&{twice}=1"), NOW), Err(Doubt::Repeated(name)), "{twice}");
+                assert_eq!(judged(&format!("{good}&{twice}=1"), NOW), Err(VerifyError::Repeated(name)), "{twice}");
             }
         }
         for bad in ["", "0", "4294967296", "-1", "a", "1e9"] {
             let query = good.replace("1400000001", bad);
-            assert_eq!(judged(&query, NOW), Err(Doubt::Malformed("SdkAppid")), "{bad}");
+            assert_eq!(judged(&query, NOW), Err(VerifyError::Malformed("SdkAppid")), "{bad}");
         }
         assert_eq!(judged(&good.replace("RESTAPI", "%ff&&=&x"), NOW), Ok(()), "others are ignored");
-        assert_eq!(judged(&good.replace("Follow.", "%ff"), NOW), Err(Doubt::Malformed("CallbackCommand")));
+        assert_eq!(judged(&good.replace("Follow.", "%ff"), NOW), Err(VerifyError::Malformed("CallbackCommand")));
     }
 
     #[test]

@@ -18,9 +18,9 @@ const KEPT_MAX: usize = 64 * 1024;
 
 /// Signatures by the second that they are of.
 #[derive(Debug, Default)]
-pub struct Once(BTreeSet<(u64, SdkAppId)>);
+pub struct ReplayGuard(BTreeSet<(u64, SdkAppId)>);
 
-impl Once {
+impl ReplayGuard {
     /// Notes a signature of an app, of the second `at`, verified at the second `now` within `window_secs`.
     /// Says whether it is seen for the first time, with certainty: when there is no more room, none is.
     pub fn is_first(&mut self, app: SdkAppId, at: u64, now: u64, window_secs: u64) -> bool {
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn each_second_of_each_app_is_first_once_as_long_as_it_is_believed() {
-        let mut once = Once::default();
+        let mut once = ReplayGuard::default();
         for (number, at) in [(1, 1000), (2, 1000), (1, 1001), (1, 940), (1, 1060)] {
             assert!(once.is_first(app(number), at, 1000, 60), "{number} at {at}");
             assert!(!once.is_first(app(number), at, 1000, 60), "{number} at {at}, again");
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn there_is_room_for_so_many_and_then_nothing_is_first() {
-        let mut once = Once::default();
+        let mut once = ReplayGuard::default();
         assert!((0..KEPT_MAX as u32).all(|number| once.is_first(app(number + 1), 1000, 1000, 60)));
         assert!(!once.is_first(app(u32::MAX), 1000, 1000, 60));
         assert!(once.is_first(app(u32::MAX), 2000, 2000, 60));

@@ -27,7 +27,7 @@ const MARKS_STAY: Duration = Duration::from_secs(60);
 
 /// One app's part of the fleet.
 #[derive(Debug)]
-pub struct Shared {
+pub struct FleetApp {
     /// Its number.
     pub app: SdkAppId,
     /// Its keys.
@@ -47,7 +47,7 @@ pub struct Pace {
 
 /// What permits are wanted.
 #[derive(Debug, Clone, Copy)]
-pub struct LeaseOrder<'a> {
+pub struct LeaseRequest<'a> {
     /// The app.
     pub app: SdkAppId,
     /// The command, or another name of what has a quota of its own.
@@ -77,7 +77,7 @@ pub struct Granted {
 
 impl Fleet {
     /// Leases permits. `None`: Redis is away.
-    pub async fn lease(&self, order: LeaseOrder<'_>) -> Option<Granted> {
+    pub async fn lease(&self, order: LeaseRequest<'_>) -> Option<Granted> {
         let link = self.link.load_full()?;
         let name = |what: &str| format!("{}:{}:q:{what}", self.prefix, order.app.get());
         let mut what = redis::pipe();
@@ -107,14 +107,14 @@ impl Fleet {
 
     /// Evicts a scope everywhere else, and what Redis holds of it. Returns when Redis has done so, or when it is
     /// clear that it does not: then it is made good once Redis is back.
-    pub async fn evict(&self, shared: &Shared, scope: &Scope) {
+    pub async fn evict(&self, shared: &FleetApp, scope: &Scope) {
         if !self.try_evict(shared, scope).await {
             self.owed().insert(shared.app, Arc::clone(&shared.keys));
         }
     }
 
-    async fn try_evict(&self, shared: &Shared, scope: &Scope) -> bool {
-        let (Some(link), Ok(random)) = (self.link.load_full(), clock::unguessable()) else { return false };
+    async fn try_evict(&self, shared: &FleetApp, scope: &Scope) -> bool {
+        let (Some(link), Ok(random)) = (self.link.load_full(), clock::os_random()) else { return false };
         let scope = message::bounded(scope);
         let mut marked = Vec::new();
         let user = |name: &String| self.name(shared, b'u', &shared.keys.user_name(name));
@@ -144,18 +144,18 @@ impl Fleet {
     }
 
     /// Makes good what could not be told.
-    pub(super) async fn pay(&self) {
+    pub(super) async fn flush_unsent(&self) {
         let owed = std::mem::take(&mut *self.owed());
         for (app, keys) in owed {
             // Longer than any fact is kept.
-            let shared = Shared { app, keys, ttl: Duration::from_secs(24 * 60 * 60) };
+            let shared = FleetApp { app, keys, ttl: Duration::from_secs(24 * 60 * 60) };
             self.evict(&shared, &Scope::All).await;
         }
     }
 
     /// What others have learned of these pairs, in their order: the relation as `from` sees it, and when it was
     /// asked for on our own clock, rather too early than too late. Nothing if Redis is away or slow.
-    pub async fn read(&self, shared: &Shared, from: &str, to: &[&str]) -> Vec<Option<(FollowType, Tick)>> {
+    pub async fn read(&self, shared: &FleetApp, from: &str, to: &[&str]) -> Vec<Option<(FollowType, Tick)>> {
         let Some(link) = self.link.load_full() else { return Vec::new() };
         let asked = clock::tick();
         let pairs: Vec<_> = to.iter().map(|to| shared.keys.pair(from, to)).collect();
@@ -192,7 +192,7 @@ impl Fleet {
                     Some(Entry::Fact { stored, sent }) if sent > latest.max(marked(user)) && sent <= now => {
                         let age = now - sent;
                         let sent = Tick::from_micros(asked.micros().saturating_sub(age));
-                        Some((pair.turned(stored), sent))
+                        Some((pair.oriented(stored), sent))
                     }
                     _ => None,
                 });
@@ -205,10 +205,10 @@ impl Fleet {
 
     /// Gives others what was learned by one lookup, which was sent at `sent`: who asked for whom, and the relation
     /// as that user sees it. Left out if Redis is away, or was not there when the lookup was sent.
-    pub fn store(self: &Arc<Self>, shared: &Shared, learned: &[(&str, &str, FollowType)], sent: Tick) {
+    pub fn store(self: &Arc<Self>, shared: &FleetApp, learned: &[(&str, &str, FollowType)], sent: Tick) {
         let Some(link) = self.link.load_full() else { return };
         let Some(moment) = link.stamps().before(sent) else { return };
-        let Some(place) = self.stores.take(1) else { return };
+        let Some(place) = self.stores.try_acquire(1) else { return };
         if learned.is_empty() {
             return;
         }
@@ -223,7 +223,7 @@ impl Fleet {
     fn store_command(
         &self,
         link: &Link,
-        shared: &Shared,
+        shared: &FleetApp,
         learned: &[(&str, &str, FollowType)],
         moment: u64,
     ) -> Pipeline {
@@ -237,7 +237,7 @@ impl Fleet {
                 what.arg(self.name(shared, b'u', &shared.keys.user_name(user)));
             }
             what.arg(self.name(shared, b'p', &shared.keys.pair_name(pair.key())));
-            entries.push(entry::write(&shared.keys, pair.key(), pair.turned(*seen), moment));
+            entries.push(entry::write(&shared.keys, pair.key(), pair.oriented(*seen), moment));
         }
         what.arg(moment).arg(shared.ttl.as_millis() as u64);
         entries.iter().for_each(|entry| {
@@ -246,16 +246,16 @@ impl Fleet {
         what
     }
 
-    fn mark_of_app(&self, shared: &Shared) -> String {
+    fn mark_of_app(&self, shared: &FleetApp) -> String {
         format!("{}:{}:a", self.prefix, shared.app.get())
     }
 
-    fn pair_name(&self, shared: &Shared, from: &str, to: &str) -> Vec<u8> {
+    fn pair_name(&self, shared: &FleetApp, from: &str, to: &str) -> Vec<u8> {
         self.name(shared, b'p', &shared.keys.pair_name(shared.keys.pair(from, to).key()))
     }
 
     /// `PREFIX:SDKAPPID:p:` or `:u:` and 16 bytes.
-    fn name(&self, shared: &Shared, kind: u8, hash: &[u8; 16]) -> Vec<u8> {
+    fn name(&self, shared: &FleetApp, kind: u8, hash: &[u8; 16]) -> Vec<u8> {
         let mut name = format!("{}:{}:", self.prefix, shared.app.get()).into_bytes();
         name.extend([kind, b':']);
         name.extend(hash);

@@ -9,12 +9,12 @@ use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, PushInfo, PushKind}
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::reach::{Trouble, words};
+use super::reach::{LinkError, words};
 use super::{Fleet, PATIENCE, scripts};
 use crate::clock;
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::health::{Health, pause};
-use crate::domain::fleet::stamps::Stamps;
+use crate::domain::fleet::stamps::Watermarks;
 use crate::domain::tick::Tick;
 
 /// A thread that was held up itself finds its answer within this, when its patience is over.
@@ -31,9 +31,9 @@ const PROBES: usize = 3;
 const IN_FLIGHT_MAX: usize = 512;
 
 /// Who is told what others have evicted. Called on the thread of the connection, so it must be quick.
-pub trait Hears: Send + Sync + 'static {
+pub trait OnInvalidation: Send + Sync + 'static {
     /// Another replica evicted something of an app, which is sealed with the app's keys.
-    fn evicted(&self, app: SdkAppId, sealed: &[u8]);
+    fn invalidated(&self, app: SdkAppId, sealed: &[u8]);
     /// Something may have been missed: nothing that is known holds any more.
     fn missed(&self);
 }
@@ -49,7 +49,7 @@ pub(super) struct Link {
     pub(super) store: String,
     beat: Pipeline,
     health: Mutex<Health>,
-    stamps: Mutex<Stamps>,
+    stamps: Mutex<Watermarks>,
     /// Carries the bytes, as long as there is the link.
     _driver: AbortOnDropHandle<()>,
 }
@@ -63,7 +63,7 @@ pub(super) struct Times {
 impl Fleet {
     /// Looks for Redis, and again whenever it is lost, as long as the program lives. `tried` hears when the
     /// first attempt is over; who no longer waits for that lets callers in.
-    pub async fn run(self: Arc<Self>, hears: Arc<dyn Hears>, tried: oneshot::Sender<()>) {
+    pub async fn run(self: Arc<Self>, hears: Arc<dyn OnInvalidation>, tried: oneshot::Sender<()>) {
         let (mut first, mut failures, mut missed) = (Some(tried), 0, false);
         loop {
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&hears)).await {
@@ -91,12 +91,12 @@ impl Fleet {
             }
             missed = true;
             let _ = first.take().map(|first| first.send(()));
-            tokio::time::sleep(pause(failures, clock::call_number())).await;
+            tokio::time::sleep(pause(failures, clock::random_u32())).await;
         }
     }
 
     /// A connection that hears, answers quickly and has the scripts.
-    async fn connect(self: &Arc<Self>, hears: &Arc<dyn Hears>) -> Result<Link, Trouble> {
+    async fn connect(self: &Arc<Self>, hears: &Arc<dyn OnInvalidation>) -> Result<Link, LinkError> {
         // Only this task makes it odd, so the next number is known.
         let number = self.epoch.load(Ordering::Acquire) + 1;
         let (fleet, hears) = (Arc::downgrade(self), Arc::clone(hears));
@@ -121,7 +121,7 @@ impl Fleet {
             load.query_async(&mut connection).await?;
         // One that takes writes all the same loses them: what it holds is another's.
         if value_of(&replication, "role") == Some("slave") {
-            return Err(Trouble::Replica);
+            return Err(LinkError::Replica);
         }
         let run = value_of(&server, "run_id").unwrap_or_default();
         let mut pipeline = redis::pipe();
@@ -143,7 +143,7 @@ impl Fleet {
             let (moment,): (u64,) = link.beat.query_async(&mut link.connection.clone()).await?;
             let heard = clock::tick();
             if heard.since(begun) >= crate::domain::fleet::health::SLOW {
-                return Err(Trouble::Slow);
+                return Err(LinkError::Slow);
             }
             link.stamps().note(heard, moment);
         }
@@ -156,7 +156,7 @@ impl Fleet {
         self.cause.store(None);
         self.epoch.store(number, Ordering::Release);
         tracing::info!("Redis is there: quota, facts and evictions are shared");
-        self.pay().await;
+        self.flush_unsent().await;
     }
 
     /// Keeps an eye on the connection until it is lost.
@@ -237,7 +237,7 @@ impl Fleet {
 }
 
 impl Link {
-    pub(super) fn stamps(&self) -> MutexGuard<'_, Stamps> {
+    pub(super) fn stamps(&self) -> MutexGuard<'_, Watermarks> {
         self.stamps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -247,7 +247,7 @@ impl Link {
 }
 
 /// What Redis says unasked.
-fn hear(fleet: &Weak<Fleet>, hears: &dyn Hears, number: u64, push: PushInfo) {
+fn hear(fleet: &Weak<Fleet>, hears: &dyn OnInvalidation, number: u64, push: PushInfo) {
     let Some(fleet) = fleet.upgrade() else { return };
     match push.kind {
         PushKind::Message => {
@@ -262,7 +262,7 @@ fn hear(fleet: &Weak<Fleet>, hears: &dyn Hears, number: u64, push: PushInfo) {
                 .split_first_chunk::<4>()
                 .and_then(|(app, sealed)| SdkAppId::new(u32::from_be_bytes(*app)).map(|app| (app, sealed)))
             {
-                Some((app, sealed)) => hears.evicted(app, sealed),
+                Some((app, sealed)) => hears.invalidated(app, sealed),
                 None => hears.missed(),
             }
         }

@@ -35,14 +35,14 @@ use tokio::sync::Notify;
 
 use self::link::Link;
 use self::reach::Address;
-use crate::bounds::Budget;
+use crate::bounds::Capacity;
 use crate::clock;
 use crate::config;
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 
-pub use self::commands::{Granted, LeaseOrder, Pace, Shared};
-pub use self::link::Hears;
+pub use self::commands::{FleetApp, Granted, LeaseRequest, Pace};
+pub use self::link::OnInvalidation;
 
 /// How long an answer of Redis is waited for. The one that asked then goes on without it, and so does all of
 /// the replica.
@@ -71,7 +71,7 @@ pub struct Fleet {
     trouble: Notify,
     /// Why it is alone; none: it is not, or does not know yet.
     cause: ArcSwapOption<String>,
-    stores: Arc<Budget>,
+    stores: Arc<Capacity>,
     figures: Counts,
 }
 
@@ -86,17 +86,17 @@ impl std::fmt::Debug for Fleet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Redis is away: it has its share of each quota.
-    Alone,
+    Disconnected,
     /// Redis grants permits.
-    Together,
+    Connected,
 }
 
 impl Mode {
     /// Its word in the status.
     pub const fn word(self) -> &'static str {
         match self {
-            Mode::Alone => "alone",
-            Mode::Together => "together",
+            Mode::Disconnected => "alone",
+            Mode::Connected => "together",
         }
     }
 }
@@ -114,7 +114,7 @@ struct Counts {
 
 /// How it stands, and what was done since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FleetFigures {
+pub struct FleetStats {
     /// Now.
     pub mode: Mode,
     /// How often Redis was lost.
@@ -137,7 +137,7 @@ impl Fleet {
     /// # Errors
     /// If the operating system has no random numbers, or the address cannot be understood.
     pub fn new(config: &config::Fleet) -> Result<Arc<Self>, FleetError> {
-        let random = clock::unguessable().map_err(FleetError::Random)?;
+        let random = clock::os_random().map_err(FleetError::Random)?;
         let mut me = [0; 8];
         me.copy_from_slice(&random[..8]);
         Ok(Arc::new(Self {
@@ -151,7 +151,7 @@ impl Fleet {
             owed: Mutex::default(),
             trouble: Notify::new(),
             cause: ArcSwapOption::empty(),
-            stores: Budget::new(STORES_MAX),
+            stores: Capacity::new(STORES_MAX),
             figures: Counts::default(),
         }))
     }
@@ -177,15 +177,15 @@ impl Fleet {
     }
 
     /// From now on connections are made with these certificates. The one that is there goes on.
-    pub fn renew(&self, config: &config::Fleet) {
+    pub fn reconfigure(&self, config: &config::Fleet) {
         self.tls.store(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)));
     }
 
     /// How it stands.
-    pub fn figures(&self) -> FleetFigures {
+    pub fn stats(&self) -> FleetStats {
         let Counts { losses, permits, pairs_read, pairs_found, told, heard } = &self.figures;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        FleetFigures {
+        FleetStats {
             mode: self.mode(),
             losses: read(losses),
             permits: read(permits),
@@ -203,7 +203,7 @@ impl Fleet {
 
 /// What an epoch stands for.
 pub fn mode_of(epoch: u64) -> Mode {
-    if epoch % 2 == 1 { Mode::Together } else { Mode::Alone }
+    if epoch % 2 == 1 { Mode::Connected } else { Mode::Disconnected }
 }
 
 /// Why there is no fleet. The messages hold no password.

@@ -30,7 +30,7 @@ pub(super) struct Address {
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+pub(super) enum LinkError {
     #[error("its name cannot be resolved")]
     Name,
     #[error("it cannot be reached: {}", .0.kind())]
@@ -66,15 +66,15 @@ impl Address {
         &self,
         tls: Option<Arc<ClientConfig>>,
         config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, AbortOnDropHandle<()>), Trouble> {
+    ) -> Result<(MultiplexedConnection, AbortOnDropHandle<()>), LinkError> {
         let tcp = self.tcp().await?;
         let stream: Box<dyn Stream> = match tls {
             None => Box::new(tcp),
             Some(tls) => {
                 let name = ServerName::try_from(self.host.clone());
-                let name = name.map_err(|_| Trouble::Tls("no certificate can be for a name like its"))?;
+                let name = name.map_err(|_| LinkError::Tls("no certificate can be for a name like its"))?;
                 let shaken = TlsConnector::from(tls).connect(name, tcp).await;
-                Box::new(shaken.map_err(|error| tls_words(&error).map_or(Trouble::Reach(error), Trouble::Tls))?)
+                Box::new(shaken.map_err(|error| tls_words(&error).map_or(LinkError::Reach(error), LinkError::Tls))?)
             }
         };
         let (connection, driver) = MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
@@ -82,18 +82,18 @@ impl Address {
     }
 
     /// The first of its addresses that answers.
-    async fn tcp(&self) -> Result<TcpStream, Trouble> {
+    async fn tcp(&self) -> Result<TcpStream, LinkError> {
         let mut tries = JoinSet::new();
-        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|_| Trouble::Name)?;
+        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|_| LinkError::Name)?;
         addresses.take(ADDRESSES_MAX).for_each(|address| drop(tries.spawn(TcpStream::connect(address))));
-        let mut trouble = Trouble::Name;
+        let mut trouble = LinkError::Name;
         while let Some(tried) = tries.join_next().await {
             match tried {
                 Ok(Ok(stream)) => {
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Ok(Err(error)) => trouble = Trouble::Reach(error),
+                Ok(Err(error)) => trouble = LinkError::Reach(error),
                 Err(_) => {}
             }
         }

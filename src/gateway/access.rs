@@ -11,15 +11,15 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::route::Peer;
-use crate::bounds::{Budget, Held};
+use crate::bounds::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::AppName;
-use crate::domain::caller::{CallerId, CallerName, TOKEN_LEN_MAX, TokenDigest};
+use crate::domain::caller::{CallerName, QueueKey, TOKEN_LEN_MAX, TokenDigest};
 use crate::domain::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{Reserved, Share};
+use crate::quota::{CallerQuota, Reservation};
 
 /// Who may call, and what.
 #[derive(Debug)]
@@ -28,29 +28,29 @@ pub struct Access {
     tokens: Vec<TokenDigest>,
     callers: Vec<Caller>,
     /// What those without a token may, if there are no callers.
-    anonymous: Rights,
-    reports: Reports,
+    anonymous: Permissions,
+    reports: ReportOnlyLog,
 }
 
 /// One of the configured callers, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Listed(usize);
+pub struct CallerIndex(usize);
 
 #[derive(Debug)]
 struct Caller {
     name: CallerName,
-    id: CallerId,
+    id: QueueKey,
     /// The numbers of its apps; `None`: all.
     apps: Option<Vec<usize>>,
-    rights: Rights,
+    rights: Permissions,
     /// Calls that it may cause; `None`: no bound of its own.
-    share: Option<Arc<Share>>,
+    share: Option<Arc<CallerQuota>>,
     /// Its requests being worked on.
-    requests: Arc<Budget>,
+    requests: Arc<Capacity>,
 }
 
 #[derive(Debug)]
-struct Rights {
+struct Permissions {
     allow: Vec<CommandPattern>,
     /// What is not allowed is let through, and said.
     report_only: bool,
@@ -73,26 +73,26 @@ impl Access {
             let known = before.and_then(|before| before.callers.iter().find(|other| other.name == caller.name));
             Some(match known.map(|known| &known.share) {
                 Some(Some(share)) if share.per_second() == rate => Arc::clone(share),
-                Some(_) => Arc::new(Share::spent(rate, clock::tick())),
-                None => Arc::new(Share::new(rate)),
+                Some(_) => Arc::new(CallerQuota::spent(rate, clock::tick())),
+                None => Arc::new(CallerQuota::new(rate)),
             })
         };
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
-            id: CallerId::named(&caller.name),
+            id: QueueKey::named(&caller.name),
             apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
-            rights: Rights { allow: caller.allow.clone(), report_only: caller.report_only },
+            rights: Permissions { allow: caller.allow.clone(), report_only: caller.report_only },
             share: share(caller),
             requests: before
                 .and_then(|before| before.callers.iter().find(|other| other.name == caller.name))
-                .map_or_else(|| Budget::new(requests_max), |known| Arc::clone(&known.requests)),
+                .map_or_else(|| Capacity::new(requests_max), |known| Arc::clone(&known.requests)),
         };
         let config::Access { allow, report_only, .. } = &config.access;
         Self {
             tokens: config.callers.iter().map(|caller| caller.token).collect(),
             callers: config.callers.iter().map(caller).collect(),
-            anonymous: Rights { allow: allow.clone(), report_only: *report_only },
-            reports: Reports::default(),
+            anonymous: Permissions { allow: allow.clone(), report_only: *report_only },
+            reports: ReportOnlyLog::default(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Access {
     ///
     /// # Errors
     /// `unauthenticated` if there are callers, and this shows the token of none of them.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Option<Listed>, GatewayError> {
+    pub fn identify(&self, headers: &HeaderMap) -> Result<Option<CallerIndex>, GatewayError> {
         if self.tokens.is_empty() {
             return Ok(None);
         }
@@ -111,7 +111,7 @@ impl Access {
         let found = found.ok_or(GatewayError::Unauthenticated(
             "the token is that of no [[caller]]; compare it with the file that token_file names",
         ))?;
-        Ok(Some(Listed(found)))
+        Ok(Some(CallerIndex(found)))
     }
 
     /// Whether this caller may use this command of this app.
@@ -120,7 +120,7 @@ impl Access {
     /// `forbidden`.
     pub(super) fn authorize(
         &self,
-        listed: Option<Listed>,
+        listed: Option<CallerIndex>,
         app: usize,
         name: CommandName<'_>,
     ) -> Result<(), GatewayError> {
@@ -151,9 +151,9 @@ impl Access {
     ///
     /// # Errors
     /// `overloaded` if the caller has as many as one may have.
-    pub(super) fn begin(&self, listed: Option<Listed>) -> Result<Option<Held>, GatewayError> {
+    pub(super) fn acquire_slot(&self, listed: Option<CallerIndex>) -> Result<Option<CapacityGuard>, GatewayError> {
         let Some(listed) = listed else { return Ok(None) };
-        let place = self.caller(listed).requests.take(1);
+        let place = self.caller(listed).requests.try_acquire(1);
         place.map(Some).ok_or(GatewayError::Overloaded("requests of one caller (half of server.max_requests)"))
     }
 
@@ -161,14 +161,14 @@ impl Access {
     ///
     /// # Errors
     /// `rate_limited` if that is longer than its `patience`. Then nothing is reserved.
-    pub(super) fn charge(
+    pub(super) fn reserve(
         &self,
-        listed: Option<Listed>,
+        listed: Option<CallerIndex>,
         calls: impl FnOnce() -> usize,
         patience: impl FnOnce() -> Duration,
-    ) -> Result<Reserved, GatewayError> {
+    ) -> Result<Reservation, GatewayError> {
         let Some(Caller { name, share: Some(share), .. }) = listed.map(|listed| self.caller(listed)) else {
-            return Ok(Reserved::default());
+            return Ok(Reservation::default());
         };
         let (calls, patience) = (u32::try_from(calls()).unwrap_or(u32::MAX), patience());
         share.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
@@ -181,23 +181,23 @@ impl Access {
     }
 
     /// Gives back what was reserved for calls that were not made after all.
-    pub(super) fn give_back(&self, listed: Option<Listed>, reserved: Reserved) {
+    pub(super) fn cancel(&self, listed: Option<CallerIndex>, reserved: Reservation) {
         if let Some(share) = listed.and_then(|listed| self.caller(listed).share.as_ref()) {
             share.give_back(reserved);
         }
     }
 
     /// Whose turn a caller's requests take.
-    pub(super) fn turn_of(&self, listed: Option<Listed>) -> Option<CallerId> {
+    pub(super) fn queue_key(&self, listed: Option<CallerIndex>) -> Option<QueueKey> {
         listed.map(|listed| self.caller(listed).id)
     }
 
     /// A caller's name, for logs and metrics.
-    pub fn name_of(&self, listed: Listed) -> &CallerName {
+    pub fn name_of(&self, listed: CallerIndex) -> &CallerName {
         &self.caller(listed).name
     }
 
-    fn caller(&self, Listed(number): Listed) -> &Caller {
+    fn caller(&self, CallerIndex(number): CallerIndex) -> &Caller {
         &self.callers[number]
     }
 }
@@ -234,16 +234,16 @@ const REPORTS_MAX: usize = 1000;
 
 /// What was let through though not allowed.
 #[derive(Debug, Default)]
-struct Reports(Mutex<HashMap<(String, String), Report>>);
+struct ReportOnlyLog(Mutex<HashMap<(String, String), ReportOnlyEntry>>);
 
 #[derive(Debug)]
-struct Report {
+struct ReportOnlyEntry {
     said: Tick,
     /// How often since then.
     unsaid: u64,
 }
 
-impl Reports {
+impl ReportOnlyLog {
     fn note(&self, caller: &str, name: CommandName<'_>) {
         let command = name.to_string();
         if let Some(times) = self.due(caller, &command, clock::tick()) {
@@ -254,7 +254,7 @@ impl Reports {
     /// How many times it has happened since it was last said, this time included, if it is to be said.
     fn due(&self, caller: &str, command: &str, now: Tick) -> Option<u64> {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_old = |report: &Report| now.since(report.said) >= REPORT_INTERVAL;
+        let is_old = |report: &ReportOnlyEntry| now.since(report.said) >= REPORT_INTERVAL;
         let key = (caller.to_owned(), command.to_owned());
         if let Some(report) = reports.get_mut(&key) {
             report.unsaid += 1;
@@ -270,7 +270,7 @@ impl Reports {
         if reports.len() >= REPORTS_MAX {
             return None;
         }
-        reports.insert(key, Report { said: now, unsaid: 0 });
+        reports.insert(key, ReportOnlyEntry { said: now, unsaid: 0 });
         Some(1)
     }
 }
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn what_is_let_through_is_said_now_and_then_and_counted() {
-        let reports = Reports::default();
+        let reports = ReportOnlyLog::default();
         let at = |seconds: u64| Tick::from_micros(1 + seconds * 1_000_000);
         assert_eq!(reports.due("feed", "a/b", at(0)), Some(1));
         assert_eq!(reports.due("feed", "a/b", at(1)), None);

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use crate::domain::command::CommandKind;
-use crate::domain::outcome::{Next, Seen, judge};
+use crate::domain::outcome::{AttemptOutcome, RetryClass, classify};
 use crate::retry::{self, RetryBudget};
 
 /// How far a call has come.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct RetryState {
     kind: CommandKind,
     attempts_max: u32,
     tried: u32,
@@ -18,16 +18,16 @@ pub(super) struct Course {
 
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum RetryDecision {
     /// The caller gets what there is.
-    HandOn,
+    Return,
     /// It is sent again at once, if there is another signature for it.
-    SignAgain,
+    RetryWithFreshSignature,
     /// It is sent again after this pause; the budget has paid for it.
-    TryAgain(Duration),
+    RetryAfter(Duration),
 }
 
-impl Course {
+impl RetryState {
     /// A call sets out. It brings its part to the `budget` of further attempts.
     pub(super) fn begin(kind: CommandKind, attempts_max: u32, budget: &RetryBudget) -> Self {
         budget.earn();
@@ -35,27 +35,33 @@ impl Course {
     }
 
     /// How many attempts there were.
-    pub(super) fn tried(&self) -> u32 {
+    pub(super) fn retries(&self) -> u32 {
         self.tried
     }
 
     /// An attempt has ended like this. `left` is the time in which another one could get its permit,
     /// `random` any number.
-    pub(super) fn after(&mut self, seen: Seen, left: Duration, random: u32, budget: &RetryBudget) -> Step {
+    pub(super) fn on_outcome(
+        &mut self,
+        seen: AttemptOutcome,
+        left: Duration,
+        random: u32,
+        budget: &RetryBudget,
+    ) -> RetryDecision {
         self.tried += 1;
-        match judge(seen, self.kind).next {
-            Next::HandOn => Step::HandOn,
-            Next::SignAgain if self.signed_again => Step::HandOn,
-            Next::SignAgain => {
+        match classify(seen, self.kind).retry {
+            RetryClass::Never => RetryDecision::Return,
+            RetryClass::FreshSignature if self.signed_again => RetryDecision::Return,
+            RetryClass::FreshSignature => {
                 self.signed_again = true;
-                Step::SignAgain
+                RetryDecision::RetryWithFreshSignature
             }
-            Next::TryAgain => {
+            RetryClass::Retry => {
                 let pause = retry::pause(self.tried, random);
                 if self.tried >= self.attempts_max || pause >= left || !budget.spend() {
-                    return Step::HandOn;
+                    return RetryDecision::Return;
                 }
-                Step::TryAgain(pause)
+                RetryDecision::RetryAfter(pause)
             }
         }
     }

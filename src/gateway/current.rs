@@ -10,7 +10,7 @@ use super::{Gateway, GatewayBuildError, Worker};
 use crate::config::Config;
 
 /// The gateway of now, and the worker of each thread.
-pub struct Current {
+pub struct Generations {
     gateway: ArcSwap<Gateway>,
     threads: Vec<ThreadWorker>,
 }
@@ -21,12 +21,12 @@ pub struct ThreadWorker(Arc<ArcSwap<Worker>>);
 
 impl ThreadWorker {
     /// The one for a request that begins now.
-    pub fn now(&self) -> Arc<Worker> {
+    pub fn load(&self) -> Arc<Worker> {
         self.0.load_full()
     }
 }
 
-impl Current {
+impl Generations {
     /// The first generation, for so many threads.
     ///
     /// # Errors
@@ -54,10 +54,10 @@ impl Current {
     /// See [`GatewayBuildError`].
     pub fn replace(&self, config: Config) -> Result<(), GatewayBuildError> {
         let before = self.gateway();
-        let next = before.successor(config)?;
+        let next = before.reloaded(config)?;
         let workers = self.threads.iter().map(|_| Worker::new(Arc::clone(&next))).collect::<Result<Vec<_>, _>>()?;
         // From here on nothing can fail.
-        next.begin(&before);
+        next.activate(&before);
         for (thread, worker) in self.threads.iter().zip(workers) {
             thread.0.store(worker);
         }

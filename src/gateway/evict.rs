@@ -21,22 +21,22 @@ impl Gateway {
 
     /// Chat says what it holds a command to: for a while no more than that is sent, and never more than
     /// is configured.
-    pub fn heed_alarm(&self, app: usize, name: CommandName<'_>, limit: NonZeroU32) {
+    pub fn apply_rate_alert(&self, app: usize, name: CommandName<'_>, limit: NonZeroU32) {
         self.apps[app].quotas.alert(name, limit);
     }
 }
 
 /// What a scope names, hashed.
-pub(super) struct Keys {
+pub(super) struct ScopeKeys {
     pairs: Vec<PairKey>,
     users: Vec<UserKey>,
     all: bool,
 }
 
 impl Follow {
-    pub(super) fn keys(&self, scope: &Scope) -> Keys {
+    pub(super) fn keys(&self, scope: &Scope) -> ScopeKeys {
         let user = |name: &String| self.hasher.user(name);
-        let mut keys = Keys { pairs: Vec::new(), users: Vec::new(), all: false };
+        let mut keys = ScopeKeys { pairs: Vec::new(), users: Vec::new(), all: false };
         match scope {
             Scope::Pairs { from, to } => {
                 let from = user(from);
@@ -49,7 +49,7 @@ impl Follow {
     }
 
     /// Marks the fence. What was sent up to now is void.
-    fn mark(&self, keys: &Keys) {
+    fn mark(&self, keys: &ScopeKeys) {
         let (fence, now) = (&self.fence, clock::tick());
         keys.pairs.iter().for_each(|pair| fence.mark_pair(*pair, now));
         keys.users.iter().for_each(|user| fence.mark_user(*user, now));
@@ -58,21 +58,21 @@ impl Follow {
         }
     }
 
-    pub(super) fn evict(&self, keys: &Keys) {
+    pub(super) fn evict(&self, keys: &ScopeKeys) {
         self.mark(keys);
         // The fence alone keeps the promise; this only frees what can never be read again.
-        keys.pairs.iter().for_each(|pair| self.facts.remove(*pair));
+        keys.pairs.iter().for_each(|pair| self.cache.remove(*pair));
     }
 }
 
 /// A write under way: marks what it may change when it begins, and evicts it when it ends, however it
 /// ends.
-pub(super) struct Marks<'a> {
+pub(super) struct WriteFence<'a> {
     follow: &'a Follow,
-    keys: Keys,
+    keys: ScopeKeys,
 }
 
-impl<'a> Marks<'a> {
+impl<'a> WriteFence<'a> {
     pub(super) fn new(follow: &'a Follow, scope: &Scope) -> Self {
         let keys = follow.keys(scope);
         follow.mark(&keys);
@@ -80,7 +80,7 @@ impl<'a> Marks<'a> {
     }
 }
 
-impl Drop for Marks<'_> {
+impl Drop for WriteFence<'_> {
     fn drop(&mut self) {
         self.follow.evict(&self.keys);
     }

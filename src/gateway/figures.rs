@@ -4,13 +4,13 @@ use super::state::Gateway;
 use crate::clock;
 use crate::domain::command::CommandName;
 use crate::domain::failover::Side;
-use crate::domain::parking::Why;
-use crate::metrics::UpstreamPlace;
-use crate::quota::QuotaFigures;
+use crate::domain::parking::ParkReason;
+use crate::metrics::UpstreamState;
+use crate::quota::QuotaStats;
 
 /// How an app stands at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AppFigures {
+pub struct AppStats {
     /// Pairs in the cache, old ones too.
     pub cache_pairs: usize,
     /// Pairs that are waited for, counted for each request that waits.
@@ -27,15 +27,15 @@ pub struct AppFigures {
 
 impl Gateway {
     /// How an app stands now. `app` is its place in the configuration.
-    pub fn figures(&self, app: usize) -> AppFigures {
+    pub fn stats(&self, app: usize) -> AppStats {
         let state = &self.apps[app];
         let (pairs_waiting, pairs_queued) = {
-            let desk = state.follow.desk();
+            let desk = state.follow.lookups();
             (desk.pending.waiting(), desk.pending.queued())
         };
         let (signature_issued_at, signature_lifetime) = state.signer.load().validity();
-        AppFigures {
-            cache_pairs: state.follow.facts.len(),
+        AppStats {
+            cache_pairs: state.follow.cache.len(),
             pairs_waiting,
             pairs_queued,
             calls_in_flight: self.config.upstream.max_in_flight.saturating_sub(state.room.available_permits()),
@@ -45,16 +45,16 @@ impl Gateway {
     }
 
     /// Where the calls of an app go, and why if not to its own domain, in plain words.
-    pub fn place(&self, app: usize) -> (UpstreamPlace, Option<String>) {
+    pub fn upstream_state(&self, app: usize) -> (UpstreamState, Option<String>) {
         let state = &self.apps[app];
         let parking = state.parking();
         if let Some(why) = parking.app(clock::tick()) {
-            return (UpstreamPlace::Parked, Some(told(why)));
+            return (UpstreamState::Parked, Some(told(why)));
         }
         let commands: Vec<String> = parking.commands().map(|(name, why)| format!("{name}: {}", told(why))).collect();
         match state.failover.side() {
-            Side::Standby => (UpstreamPlace::Standby, Some("the primary domain cannot be reached".to_owned())),
-            Side::Primary => (UpstreamPlace::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
+            Side::Standby => (UpstreamState::Standby, Some("the primary domain cannot be reached".to_owned())),
+            Side::Primary => (UpstreamState::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
         }
     }
 
@@ -64,11 +64,11 @@ impl Gateway {
     }
 
     /// How the quota of a command of an app stands now.
-    pub fn quota_figures(&self, app: usize, name: CommandName<'_>) -> QuotaFigures {
-        self.apps[app].quotas.of(name).figures()
+    pub fn quota_stats(&self, app: usize, name: CommandName<'_>) -> QuotaStats {
+        self.apps[app].quotas.of(name).stats()
     }
 }
 
-fn told(why: &Why) -> String {
+fn told(why: &ParkReason) -> String {
     format!("Chat answers {}: {}", why.code, why.hint)
 }

@@ -11,7 +11,7 @@ type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Runs as a part of whoever waits for it, and dropped before its end it goes on as a task of its own. That is
 /// cheaper than a task from the beginning, since hardly anybody leaves.
-pub(super) struct Finished<T: Send + 'static> {
+pub(super) struct DetachOnDrop<T: Send + 'static> {
     /// `None` at its end, or after a panic.
     work: Option<Work<T>>,
     tasks: TaskTracker,
@@ -19,14 +19,14 @@ pub(super) struct Finished<T: Send + 'static> {
     _tracked: TaskTrackerToken,
 }
 
-impl<T: Send + 'static> Finished<T> {
+impl<T: Send + 'static> DetachOnDrop<T> {
     /// Not begun yet. `tasks` are what a stop waits for.
     pub(super) fn new(work: impl Future<Output = T> + Send + 'static, tasks: &TaskTracker) -> Self {
         Self { work: Some(Box::pin(work)), tasks: tasks.clone(), _tracked: tasks.token() }
     }
 }
 
-impl<T: Send + 'static> Future for Finished<T> {
+impl<T: Send + 'static> Future for DetachOnDrop<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
@@ -40,7 +40,7 @@ impl<T: Send + 'static> Future for Finished<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Finished<T> {
+impl<T: Send + 'static> Drop for DetachOnDrop<T> {
     fn drop(&mut self) {
         // Without a runtime the program has ended.
         if let Some(work) = self.work.take()
@@ -73,7 +73,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_gets_the_result_and_no_task_is_made() {
         let (tasks, (say, told, work)) = (TaskTracker::new(), work());
-        let finished = Finished::new(work, &tasks);
+        let finished = DetachOnDrop::new(work, &tasks);
         assert_eq!(tasks.len(), 1, "a stop waits for it");
         say.send(7).expect("it listens");
         assert_eq!((finished.await, told.await), (7, Ok(7)));
@@ -83,7 +83,7 @@ mod tests {
     #[tokio::test]
     async fn it_goes_on_when_nobody_waits_any_more_and_a_stop_waits_for_it() {
         let (tasks, (say, told, work)) = (TaskTracker::new(), work());
-        let mut finished = Box::pin(Finished::new(work, &tasks));
+        let mut finished = Box::pin(DetachOnDrop::new(work, &tasks));
         assert!(poll_once(finished.as_mut()).is_pending());
         drop(finished);
         tasks.close();
@@ -96,7 +96,7 @@ mod tests {
     #[tokio::test]
     async fn after_a_panic_it_does_not_go_on() {
         let tasks = TaskTracker::new();
-        let mut finished = Box::pin(Finished::new(async { panic!("as told") }, &tasks));
+        let mut finished = Box::pin(DetachOnDrop::new(async { panic!("as told") }, &tasks));
         let polled = std::panic::catch_unwind(AssertUnwindSafe(|| -> Poll<()> { poll_once(finished.as_mut()) }));
         assert!(polled.is_err());
         drop(finished);
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn without_a_runtime_it_ends() {
         let tasks = TaskTracker::new();
-        drop(Finished::new(async {}, &tasks));
+        drop(DetachOnDrop::new(async {}, &tasks));
         assert!(tasks.is_empty());
     }
 

@@ -8,7 +8,7 @@ use http::header::CACHE_CONTROL;
 /// What the caller's `Cache-Control` asks for (RFC 9111 section 5.2.1). A directive that cannot be
 /// read is passed over, as that section wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct CacheDirectives {
     /// Ask Chat, keep the answer.
     pub no_cache: bool,
     /// Neither use nor keep.
@@ -21,7 +21,7 @@ pub struct Wishes {
     pub only_if_cached: bool,
 }
 
-impl Wishes {
+impl CacheDirectives {
     /// Reads them from a request's headers.
     pub fn read(headers: &HeaderMap) -> Self {
         let mut wishes = Self::default();
@@ -55,32 +55,32 @@ impl Wishes {
     }
 
     /// The age below which a kept fact is a hit, whatever else [`Wishes::judge`] would look at.
-    pub fn hit_below(&self, ttl: Duration) -> Duration {
+    pub fn hit_age_max(&self, ttl: Duration) -> Duration {
         if self.no_cache || self.no_store { Duration::ZERO } else { self.max_age.map_or(ttl, |age| age.min(ttl)) }
     }
 
     /// How a kept fact of this age may be used.
-    pub fn judge(&self, age: Duration, ttl: Duration) -> Use {
+    pub fn freshness(&self, age: Duration, ttl: Duration) -> Freshness {
         if self.no_cache || self.no_store {
-            return Use::Refused;
+            return Freshness::Rejected;
         }
         let fresh_for = self.max_age.map_or(ttl, |max_age| max_age.min(ttl));
         if age <= fresh_for && age < ttl {
-            Use::Hit
+            Freshness::Hit
         } else if self.max_age.is_some_and(|max_age| age > max_age) {
-            if age < ttl { Use::Refused } else { Use::Expired }
+            if age < ttl { Freshness::Rejected } else { Freshness::Expired }
         } else if self.max_stale.is_some_and(|stale| age < ttl.saturating_add(stale)) {
-            Use::Stale
+            Freshness::Stale
         } else {
-            Use::Expired
+            Freshness::Expired
         }
     }
 }
 
-impl Wishes {
+impl CacheDirectives {
     /// Whether a fact past its ttl may stand in where Chat does not answer, if the configuration says so
     /// (RFC 5861, section 4): not for who wants to know how things are now.
-    pub fn may_fall_back(&self) -> bool {
+    pub fn may_serve_stale(&self) -> bool {
         let wants_now = self.no_cache || self.no_store || self.max_age.is_some();
         !wants_now && self.max_stale != Some(Duration::ZERO)
     }
@@ -88,7 +88,7 @@ impl Wishes {
 
 /// What a kept fact is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
+pub enum Freshness {
     /// It answers.
     Hit,
     /// It answers, past its ttl, because the caller said so.
@@ -96,7 +96,7 @@ pub enum Use {
     /// It is past its ttl.
     Expired,
     /// It would do, but the caller wants another.
-    Refused,
+    Rejected,
 }
 
 /// Where the answer about a pair came from.
@@ -130,7 +130,7 @@ impl Source {
 /// Distinct pairs by source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "named as in the header")]
-pub struct Tally {
+pub struct PairSources {
     pub hit: usize,
     pub joined: usize,
     /// Flipped ones included.
@@ -138,10 +138,10 @@ pub struct Tally {
     pub flipped: usize,
     pub stale: usize,
     /// Stale ones stand in for what Chat did not answer.
-    pub fell_back: bool,
+    pub served_stale: bool,
 }
 
-impl Tally {
+impl PairSources {
     /// Counts one pair.
     pub fn count(&mut self, source: Source) {
         match source {
@@ -158,8 +158,8 @@ impl Tally {
 
     /// The value of `Cache-Status` (RFC 9211). `expired` says whether every pair that was not in the
     /// cache had been there once and was past its ttl.
-    pub fn cache_status(&self, wishes: &Wishes, refused: bool, expired: bool) -> String {
-        let Tally { hit, joined, fetched, flipped, stale, fell_back } = self;
+    pub fn cache_status(&self, wishes: &CacheDirectives, refused: bool, expired: bool) -> String {
+        let PairSources { hit, joined, fetched, flipped, stale, served_stale: fell_back } = self;
         let outcome = if *fell_back {
             "fwd=stale"
         } else if joined + fetched == 0 {
@@ -202,14 +202,14 @@ fn push_number(text: &mut String, number: usize) {
 mod tests {
     use super::*;
 
-    fn wishes(value: &'static str) -> Wishes {
+    fn wishes(value: &'static str) -> CacheDirectives {
         let mut headers = HeaderMap::new();
         headers.insert(CACHE_CONTROL, http::HeaderValue::from_static(value));
-        Wishes::read(&headers)
+        CacheDirectives::read(&headers)
     }
 
-    fn judged(value: &'static str, age: u64) -> Use {
-        wishes(value).judge(Duration::from_secs(age), Duration::from_secs(30))
+    fn judged(value: &'static str, age: u64) -> Freshness {
+        wishes(value).freshness(Duration::from_secs(age), Duration::from_secs(30))
     }
 
     #[test]
@@ -217,56 +217,56 @@ mod tests {
         let read = wishes("No-Cache, max-age=7 ,MAX-STALE=\"9\",only-if-cached,foo=bar");
         assert!(read.no_cache && read.only_if_cached && !read.no_store);
         assert_eq!((read.max_age, read.max_stale), (Some(Duration::from_secs(7)), Some(Duration::from_secs(9))));
-        assert_eq!(wishes("max-age=-1, max-age=x, max-age"), Wishes::default());
+        assert_eq!(wishes("max-age=-1, max-age=x, max-age"), CacheDirectives::default());
         assert_eq!(wishes("max-age=99999999999999").max_age, Some(Duration::from_secs(u32::MAX.into())));
     }
 
     #[test]
     fn a_fact_is_judged_by_ttl_and_by_what_the_caller_wants() {
-        assert_eq!(judged("", 29), Use::Hit);
-        assert_eq!(judged("", 30), Use::Expired);
-        assert_eq!(judged("no-cache", 0), Use::Refused);
-        assert_eq!(judged("no-store", 0), Use::Refused);
-        assert_eq!(judged("max-age=5", 5), Use::Hit);
-        assert_eq!(judged("max-age=5", 6), Use::Refused);
-        assert_eq!(judged("max-age=99", 30), Use::Expired);
-        assert_eq!(judged("max-stale=10", 39), Use::Stale);
-        assert_eq!(judged("max-stale=10", 40), Use::Expired);
-        assert_eq!(judged("max-stale=0", 30), Use::Expired);
-        assert_eq!(judged("max-age=5, max-stale=10", 35), Use::Expired);
+        assert_eq!(judged("", 29), Freshness::Hit);
+        assert_eq!(judged("", 30), Freshness::Expired);
+        assert_eq!(judged("no-cache", 0), Freshness::Rejected);
+        assert_eq!(judged("no-store", 0), Freshness::Rejected);
+        assert_eq!(judged("max-age=5", 5), Freshness::Hit);
+        assert_eq!(judged("max-age=5", 6), Freshness::Rejected);
+        assert_eq!(judged("max-age=99", 30), Freshness::Expired);
+        assert_eq!(judged("max-stale=10", 39), Freshness::Stale);
+        assert_eq!(judged("max-stale=10", 40), Freshness::Expired);
+        assert_eq!(judged("max-stale=0", 30), Freshness::Expired);
+        assert_eq!(judged("max-age=5, max-stale=10", 35), Freshness::Expired);
     }
 
     #[test]
     fn whatever_is_younger_than_that_is_a_hit() {
         for value in ["", "max-age=5", "max-age=99", "max-stale=9", "no-cache", "no-store, max-age=9", "max-age=0"] {
             let (wishes, ttl) = (wishes(value), Duration::from_secs(30));
-            let below = wishes.hit_below(ttl);
+            let below = wishes.hit_age_max(ttl);
             for age in (0..40).map(Duration::from_secs).filter(|age| *age < below) {
-                assert_eq!(wishes.judge(age, ttl), Use::Hit, "{value}: {age:?}");
+                assert_eq!(wishes.freshness(age, ttl), Freshness::Hit, "{value}: {age:?}");
             }
         }
-        assert_eq!(wishes("max-age=5").hit_below(Duration::from_secs(30)), Duration::from_secs(5));
+        assert_eq!(wishes("max-age=5").hit_age_max(Duration::from_secs(30)), Duration::from_secs(5));
     }
 
     #[test]
     fn who_wants_to_know_how_things_are_now_gets_no_substitute() {
         for (value, may) in [("", true), ("max-stale=9", true), ("only-if-cached", true)] {
-            assert_eq!(wishes(value).may_fall_back(), may, "{value}");
+            assert_eq!(wishes(value).may_serve_stale(), may, "{value}");
         }
         for value in ["no-cache", "no-store", "max-age=60", "max-stale=0"] {
-            assert!(!wishes(value).may_fall_back(), "{value}");
+            assert!(!wishes(value).may_serve_stale(), "{value}");
         }
     }
 
     #[test]
     fn the_status_tells_why_chat_was_asked() {
-        let tally = |hit, joined, fetched| Tally { hit, joined, fetched, ..Tally::default() };
-        let none = Wishes::default();
-        let of = |tally: Tally, expired| tally.cache_status(&none, false, expired);
+        let tally = |hit, joined, fetched| PairSources { hit, joined, fetched, ..PairSources::default() };
+        let none = CacheDirectives::default();
+        let of = |tally: PairSources, expired| tally.cache_status(&none, false, expired);
         assert_eq!(of(tally(3, 0, 0), false), "chatgate; hit; detail=\"hit=3 joined=0 fetched=0 flipped=0 stale=0\"");
-        let many = Tally { hit: 1000, joined: 9, fetched: 10, flipped: 99, stale: 100, fell_back: false };
+        let many = PairSources { hit: 1000, joined: 9, fetched: 10, flipped: 99, stale: 100, served_stale: false };
         assert!(of(many, false).ends_with("detail=\"hit=1000 joined=9 fetched=10 flipped=99 stale=100\""));
-        let fell_back = Tally { hit: 1, stale: 2, fell_back: true, ..Tally::default() };
+        let fell_back = PairSources { hit: 1, stale: 2, served_stale: true, ..PairSources::default() };
         assert!(of(fell_back, false).starts_with("chatgate; fwd=stale; "));
         assert!(of(tally(1, 0, 2), false).starts_with("chatgate; fwd=partial; "));
         assert!(of(tally(0, 1, 2), false).starts_with("chatgate; fwd=miss; "));

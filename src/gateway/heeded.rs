@@ -8,29 +8,29 @@ use http::{HeaderMap, HeaderValue};
 
 /// What a request says in these headers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Heeded<'a> {
+pub struct RequestHeaders<'a> {
     /// Sent by browsers (RFC 6454 section 7).
-    pub origin: Lines<'a>,
+    pub origin: HeaderValues<'a>,
     /// Sent by browsers (W3C Fetch Metadata Request Headers, section 2.2).
-    pub sec_fetch_site: Lines<'a>,
+    pub sec_fetch_site: HeaderValues<'a>,
     /// Whom the request is for.
-    pub host: Lines<'a>,
+    pub host: HeaderValues<'a>,
     /// How long the body is.
-    pub content_length: Lines<'a>,
+    pub content_length: HeaderValues<'a>,
     /// How the body is cut.
-    pub transfer_encoding: Lines<'a>,
+    pub transfer_encoding: HeaderValues<'a>,
     /// How the body is compressed.
-    pub content_encoding: Lines<'a>,
+    pub content_encoding: HeaderValues<'a>,
     /// `Chatgate`, which `access.require_header` asks for.
-    pub proof: Lines<'a>,
+    pub proof: HeaderValues<'a>,
     /// `Chatgate-App` names an app.
-    pub app: Lines<'a>,
+    pub app: HeaderValues<'a>,
     /// `Chatgate-Explain` asks where each answer came from.
-    pub explain: Lines<'a>,
+    pub explain: HeaderValues<'a>,
     /// How fresh the answer must be.
-    pub cache_control: Lines<'a>,
+    pub cache_control: HeaderValues<'a>,
     /// The trace that the request belongs to (W3C Trace Context).
-    pub traceparent: Lines<'a>,
+    pub traceparent: HeaderValues<'a>,
     /// How many lines there are of all names.
     pub count: usize,
     /// How long they are as HTTP/1 writes them, in bytes.
@@ -39,14 +39,14 @@ pub struct Heeded<'a> {
 
 /// The lines of one name.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Lines<'a> {
+pub struct HeaderValues<'a> {
     first: Option<&'a HeaderValue>,
     is_repeated: bool,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> HeaderValues<'a> {
     /// Whether there is one.
-    pub fn any(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         self.first.is_some()
     }
 
@@ -61,7 +61,7 @@ impl<'a> Lines<'a> {
     }
 
     /// The value, if there is exactly one.
-    pub fn only(&self) -> Option<&'a HeaderValue> {
+    pub fn single(&self) -> Option<&'a HeaderValue> {
         self.first.filter(|_| !self.is_repeated)
     }
 
@@ -73,7 +73,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-impl<'a> Heeded<'a> {
+impl<'a> RequestHeaders<'a> {
     /// Looks through the headers of a request.
     pub fn of(headers: &'a HeaderMap) -> Self {
         let mut heeded = Self { count: headers.len(), ..Self::default() };
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn each_name_has_its_own_place_and_all_lines_are_counted() {
-        type Pick = for<'h, 'a> fn(&'h Heeded<'a>) -> &'h Lines<'a>;
+        type Pick = for<'h, 'a> fn(&'h RequestHeaders<'a>) -> &'h HeaderValues<'a>;
         let picks: [(&'static str, Pick); 11] = [
             ("Origin", |heeded| &heeded.origin),
             ("Sec-Fetch-Site", |heeded| &heeded.sec_fetch_site),
@@ -127,16 +127,24 @@ mod tests {
             let mut headers = HeaderMap::new();
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             headers.insert("x-other", HeaderValue::from_static("z"));
-            assert!(!pick(&Heeded::of(&headers)).any() && pick(&Heeded::of(&headers)).only().is_none(), "{name}");
+            assert!(
+                !pick(&RequestHeaders::of(&headers)).is_present()
+                    && pick(&RequestHeaders::of(&headers)).single().is_none(),
+                "{name}"
+            );
             headers.append(&name, HeaderValue::from_static("1"));
-            let heeded = Heeded::of(&headers);
-            assert_eq!((pick(&heeded).only(), pick(&heeded).is_repeated()), (headers.get(&name), false), "{name}");
-            assert_eq!(picks.iter().filter(|(_, other)| other(&heeded).any()).count(), 1, "{name}");
+            let heeded = RequestHeaders::of(&headers);
+            assert_eq!((pick(&heeded).single(), pick(&heeded).is_repeated()), (headers.get(&name), false), "{name}");
+            assert_eq!(picks.iter().filter(|(_, other)| other(&heeded).is_present()).count(), 1, "{name}");
             assert_eq!((heeded.count, heeded.len), (2, "x-other: z\r\n".len() + name.as_str().len() + 5));
             headers.append(&name, HeaderValue::from_static("2"));
-            let heeded = Heeded::of(&headers);
+            let heeded = RequestHeaders::of(&headers);
             let lines = pick(&heeded);
-            assert_eq!((lines.first(), lines.only(), lines.is_repeated()), (headers.get(&name), None, true), "{name}");
+            assert_eq!(
+                (lines.first(), lines.single(), lines.is_repeated()),
+                (headers.get(&name), None, true),
+                "{name}"
+            );
             assert_eq!(heeded.count, 3);
         }
     }

@@ -39,28 +39,28 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 
-use self::access::Listed;
-use self::freshness::{Tally, Wishes};
-use self::heeded::Heeded;
-use self::record::{Asked, Trail};
+use self::access::CallerIndex;
+use self::freshness::{CacheDirectives, PairSources};
+use self::heeded::RequestHeaders;
+use self::record::{RequestContext, RequestGuard};
 use self::request_id::RequestId;
 use self::route::Peer;
 use crate::body::{BodyError, read_whole};
-use crate::bounds::Held;
+use crate::bounds::CapacityGuard;
 use crate::clock;
-use crate::domain::caller::CallerId;
+use crate::domain::caller::QueueKey;
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::question::{self, QuestionError, Reading};
+use crate::domain::follow::question::{self, Parsed, RequestError};
 use crate::domain::object::{DEPTH_MAX, is_too_deep};
 use crate::domain::skim;
 use crate::error::GatewayError;
 use crate::metrics::labels::CommandLabel;
-use crate::quiet::Quietly;
+use crate::quiet::FilteredBody;
 use crate::trace::Context;
 use crate::upstream;
 
-pub use self::figures::AppFigures;
-pub use self::sharing::Ear;
+pub use self::figures::AppStats;
+pub use self::sharing::InvalidationSubscriber;
 pub use self::state::{Gateway, GatewayBuildError, Worker};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -68,20 +68,20 @@ const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
 
 /// Why a call brought no answer that can be used, shared by all who waited for it.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum CallFailure {
     /// Chat said no; its answer goes to the caller untouched.
-    Chat(upstream::Answer),
+    Chat(upstream::ChatResponse),
     /// There is no answer of Chat.
     Gateway(GatewayError),
 }
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
-pub struct Downstream {
+pub struct ConnectionInfo {
     /// The way it came in.
     pub peer: Peer,
     /// Who is to have a turn, if it shows no token.
-    pub caller: CallerId,
+    pub caller: QueueKey,
     /// Whether it came over TLS.
     pub tls: bool,
     /// The port of ours that it came to, 0 if it was none.
@@ -90,11 +90,11 @@ pub struct Downstream {
 
 /// Who waits, and until when.
 #[derive(Debug, Clone, Copy)]
-struct Asker {
+struct CallContext {
     /// Whose turn it takes.
-    caller: CallerId,
+    caller: QueueKey,
     /// Which of the configured callers it is; `None` if there are none.
-    listed: Option<Listed>,
+    listed: Option<CallerIndex>,
     deadline: Instant,
     /// Where it stands in a trace, if traces are taken.
     trace: Option<Context>,
@@ -112,7 +112,7 @@ struct Reply {
     /// 0 unless Chat said no.
     error_code: i64,
     /// Where the pairs of the answer came from.
-    pairs: Option<Tally>,
+    pairs: Option<PairSources>,
 }
 
 impl Worker {
@@ -121,30 +121,30 @@ impl Worker {
         self: Arc<Self>,
         request: Request<B>,
         id: RequestId,
-        downstream: Downstream,
+        downstream: ConnectionInfo,
     ) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut asked = Asked::begin(&self, &head, id, downstream);
+        let mut asked = RequestGuard::begin(&self, &head, id, downstream);
         // Pinned where it is made, here and below: made for an `await` it would be moved there, all of it.
-        let answered = pin!(self.answer(&head, body, downstream, &mut asked.trail)).await;
+        let answered = pin!(self.respond(&head, body, downstream, &mut asked.trail)).await;
         self.record(asked, &answered);
         answered.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 
-    async fn answer<B>(
+    async fn respond<B>(
         self: &Arc<Self>,
         head: &Parts,
         body: B,
-        downstream: Downstream,
-        trail: &mut Trail,
+        downstream: ConnectionInfo,
+        trail: &mut RequestContext,
     ) -> Result<Reply, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        let (gateway, heeded) = (&self.gateway, Heeded::of(&head.headers));
+        let (gateway, heeded) = (&self.gateway, RequestHeaders::of(&head.headers));
         route::check_caller(head, &heeded, &gateway.hosts, downstream.peer)?;
         // Before anything is answered on a connection it must be sure where the request ends.
         route::check_shape(head, &heeded)?;
@@ -153,14 +153,14 @@ impl Worker {
         trail.listed = listed;
         let path = route::read(head)?;
         trail.command = CommandLabel::of(path.name);
-        if gateway.config.access.require_header && heeded.proof.only().is_none_or(|value| value != "1") {
+        if gateway.config.access.require_header && heeded.proof.single().is_none_or(|value| value != "1") {
             return Err(GatewayError::Forbidden(
                 "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
             ));
         }
         let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
         let mut headers = Vec::new();
-        if heeded.app.any() {
+        if heeded.app.is_present() {
             let all = head.headers.get_all(route::APP_HEADER).into_iter();
             headers.extend(all.map(|value| value.to_str().unwrap_or_default()));
         }
@@ -168,37 +168,42 @@ impl Worker {
         trail.app = Some(app);
         gateway.access.authorize(listed, app, path.name)?;
         let is_plain = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
-        if heeded.content_encoding.any() && !heeded.content_encoding.only().is_some_and(is_plain) {
+        if heeded.content_encoding.is_present() && !heeded.content_encoding.single().is_some_and(is_plain) {
             return Err(GatewayError::UnsupportedEncoding);
         }
         let (body, held) = pin!(self.read_body(head, body, trail.begun)).await?;
         // From here on it is chatgate's time that passes, and a place that is used.
-        let _own = gateway.access.begin(listed)?;
-        let _working = gateway.requests.take(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
-        let caller = gateway.access.turn_of(listed).unwrap_or(downstream.caller);
+        let _own = gateway.access.acquire_slot(listed)?;
+        let _working =
+            gateway.requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
+        let caller = gateway.access.queue_key(listed).unwrap_or(downstream.caller);
         let deadline = clock::now() + gateway.config.upstream.timeout;
-        let asker = Asker { caller, listed, deadline, trace: trail.context() };
+        let asker = CallContext { caller, listed, deadline, trace: trail.context() };
 
         if path.name == FOLLOW_CHECK {
-            let wishes = if heeded.cache_control.any() { Wishes::read(&head.headers) } else { Wishes::default() };
-            let explain = gateway.config.server.explain && heeded.explain.only().is_some_and(|value| value == "1");
-            let manner = follow::Manner { wishes, explain, asker };
+            let wishes = if heeded.cache_control.is_present() {
+                CacheDirectives::read(&head.headers)
+            } else {
+                CacheDirectives::default()
+            };
+            let explain = gateway.config.server.explain && heeded.explain.single().is_some_and(|value| value == "1");
+            let manner = follow::LookupOptions { wishes, explain, asker };
             return pin!(self.follow_check(app, &heeded, body, held, manner, trail)).await;
         }
         check_object(&body)?;
         let traceparent = traceparent(&heeded);
-        let order = relay::Order { body, held, traceparent, asker, notes: trail.notes() };
+        let order = relay::Order { body, held, traceparent, asker, notes: trail.start_call() };
         pin!(self.relay(app, path.name, order)).await
     }
 
-    async fn read_body<B>(&self, head: &Parts, body: B, begun: Instant) -> Result<(Bytes, Held), GatewayError>
+    async fn read_body<B>(&self, head: &Parts, body: B, begun: Instant) -> Result<(Bytes, CapacityGuard), GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let server = &self.gateway.config.server;
-        let body = Quietly::new(body, head.version);
+        let body = FilteredBody::new(body, head.version);
         let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
-        let read = clock::before(begun + server.body_timeout, reading).await;
+        let read = clock::timeout_at_lazy(begun + server.body_timeout, reading).await;
         read.ok_or(GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
@@ -209,31 +214,31 @@ impl Worker {
     async fn follow_check(
         self: &Arc<Self>,
         app: usize,
-        heeded: &Heeded<'_>,
+        heeded: &RequestHeaders<'_>,
         body: Bytes,
-        held: Held,
-        manner: follow::Manner,
-        trail: &mut Trail,
+        held: CapacityGuard,
+        manner: follow::LookupOptions,
+        trail: &mut RequestContext,
     ) -> Result<Reply, GatewayError> {
-        let question = match question::read(&body, self.gateway.config.follow_check.max_to) {
-            Ok(Reading::Plain(question)) => question,
-            Ok(Reading::Further) => {
+        let question = match question::parse(&body, self.gateway.config.follow_check.max_to) {
+            Ok(Parsed::Known(question)) => question,
+            Ok(Parsed::Extended) => {
                 check_depth(&body)?;
                 if manner.wishes.only_if_cached {
                     return Err(GatewayError::NotCached);
                 }
                 let (traceparent, asker) = (traceparent(heeded), manner.asker);
-                let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.notes() };
+                let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.start_call() };
                 let mut reply = pin!(self.relay(app, FOLLOW_CHECK, order)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
-            Err(error @ (QuestionError::NotJson(_) | QuestionError::Repeated(_))) => {
+            Err(error @ (RequestError::NotJson(_) | RequestError::Repeated(_))) => {
                 return Err(GatewayError::BadJson(error.to_string()));
             }
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
-        pin!(self.answer_question(app, &question, manner, trail)).await
+        pin!(self.check_pairs(app, &question, manner, trail)).await
     }
 }
 
@@ -268,8 +273,8 @@ const BUFFERED: &str = "buffered bytes (server.max_buffered)";
 const UNCOUNTED_MAX: usize = 4 * 1024;
 
 /// A body that counts among the buffered bytes until it is sent or dropped.
-fn counted(body: Bytes, held: Option<Held>) -> Bytes {
-    struct Counted(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Held);
+fn counted(body: Bytes, held: Option<CapacityGuard>) -> Bytes {
+    struct Counted(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] CapacityGuard);
     impl AsRef<[u8]> for Counted {
         fn as_ref(&self) -> &[u8] {
             &self.0
@@ -282,13 +287,13 @@ fn counted(body: Bytes, held: Option<Held>) -> Bytes {
 }
 
 /// The caller's `traceparent`, if it is one and only one.
-fn traceparent(heeded: &Heeded<'_>) -> Option<HeaderValue> {
+fn traceparent(heeded: &RequestHeaders<'_>) -> Option<HeaderValue> {
     // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
     let is_well_formed = |value: &&HeaderValue| {
         (55..=128).contains(&value.len())
             && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
     };
-    heeded.traceparent.only().filter(is_well_formed).cloned()
+    heeded.traceparent.single().filter(is_well_formed).cloned()
 }
 
 /// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.

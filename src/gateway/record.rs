@@ -8,31 +8,31 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use http::request::Parts;
 
-use super::access::Listed;
-use super::heeded::Heeded;
+use super::access::CallerIndex;
+use super::heeded::RequestHeaders;
 use super::request_id::RequestId;
-use super::spans::{CallSpan, Cause, RequestEnd};
-use super::{Downstream, Reply, Worker, traceparent};
+use super::spans::{CallParent, CallSpan, RequestEnd};
+use super::{ConnectionInfo, Reply, Worker, traceparent};
 use crate::clock;
 use crate::config::LogRequests;
-use crate::domain::caller::CallerId;
+use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::metrics::PairCounts;
-use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
+use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::sign::{Signature, Signer};
-use crate::trace::{Context, Open};
-use crate::upstream::{Answer, Call, Fault, Lease};
+use crate::trace::{Context, SpanHandle};
+use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
 
 /// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
 const SAMPLES_PER_SECOND: u32 = 10;
 
 /// What becomes known of a request on its way.
-pub(super) struct Trail {
+pub(super) struct RequestContext {
     /// Whose turns it takes: a number that tells apart those who have no name.
-    caller: CallerId,
+    caller: QueueKey,
     /// `None` if there are no callers, or it is of none of them.
-    pub listed: Option<Listed>,
+    pub listed: Option<CallerIndex>,
     /// `None` until one is chosen.
     pub app: Option<usize>,
     pub command: CommandLabel,
@@ -40,21 +40,21 @@ pub(super) struct Trail {
     /// How long it has waited for lookups, its own and others'.
     waited: Duration,
     /// Of its own call, if it is relayed.
-    notes: Option<Arc<Notes>>,
+    notes: Option<Arc<CallStats>>,
     /// Its part in a trace, if traces are taken; in a box, since all others carry it too.
-    pub span: Option<Box<Open>>,
+    pub span: Option<Box<SpanHandle>>,
 }
 
 /// What a request has cost so far.
-pub(super) struct Spent {
+pub(super) struct RequestCost {
     pub waited_us: u64,
     /// Of its own call, if it is relayed.
     pub attempts: Option<u32>,
     pub upstream_us: Option<u64>,
 }
 
-impl Trail {
-    pub(super) fn begin(caller: CallerId, span: Option<Box<Open>>) -> Self {
+impl RequestContext {
+    pub(super) fn begin(caller: QueueKey, span: Option<Box<SpanHandle>>) -> Self {
         let (app, command, waited, notes) = (None, CommandLabel::other(), Duration::ZERO, None);
         Self { caller, listed: None, app, command, begun: clock::now(), waited, notes, span }
     }
@@ -64,10 +64,10 @@ impl Trail {
         self.span.as_ref().map(|span| span.context)
     }
 
-    pub(super) fn spent(&self) -> Spent {
+    pub(super) fn cost(&self) -> RequestCost {
         match self.notes.as_deref() {
-            None => Spent { waited_us: self.waited.as_micros() as u64, attempts: None, upstream_us: None },
-            Some(notes) => Spent {
+            None => RequestCost { waited_us: self.waited.as_micros() as u64, attempts: None, upstream_us: None },
+            Some(notes) => RequestCost {
                 waited_us: notes.waited_micros.load(Ordering::Relaxed),
                 attempts: Some(notes.attempts.load(Ordering::Relaxed)),
                 upstream_us: Some(notes.upstream_micros.load(Ordering::Relaxed)),
@@ -81,8 +81,8 @@ impl Trail {
     }
 
     /// A call of its own begins.
-    pub(super) fn notes(&mut self) -> Arc<Notes> {
-        let notes = Arc::new(Notes::default());
+    pub(super) fn start_call(&mut self) -> Arc<CallStats> {
+        let notes = Arc::new(CallStats::default());
         self.notes = Some(Arc::clone(&notes));
         notes
     }
@@ -91,23 +91,23 @@ impl Trail {
 /// A request until it has its answer. Its caller may leave before that: then it is dropped with the future
 /// that works on it, and counted as abandoned; a panic drops it likewise, and it is counted as a fault of ours. Calls
 /// that it caused may go on and are counted by themselves.
-pub(super) struct Asked<'a> {
+pub(super) struct RequestGuard<'a> {
     worker: &'a Worker,
     head: &'a Parts,
     id: RequestId,
-    downstream: Downstream,
-    pub trail: Trail,
+    downstream: ConnectionInfo,
+    pub trail: RequestContext,
     answered: bool,
 }
 
-impl<'a> Asked<'a> {
-    pub(super) fn begin(worker: &'a Worker, head: &'a Parts, id: RequestId, downstream: Downstream) -> Self {
-        let trail = Trail::begin(downstream.caller, worker.begin_request_span(head));
+impl<'a> RequestGuard<'a> {
+    pub(super) fn begin(worker: &'a Worker, head: &'a Parts, id: RequestId, downstream: ConnectionInfo) -> Self {
+        let trail = RequestContext::begin(downstream.caller, worker.begin_request_span(head));
         Self { worker, head, id, downstream, trail, answered: false }
     }
 }
 
-impl Drop for Asked<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         if !self.answered {
             let Self { worker, head, downstream, trail, .. } = self;
@@ -126,13 +126,13 @@ impl Drop for Asked<'_> {
 
 /// What a call of one request does, which may outlive its request if it is a write.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
+pub(super) struct CallStats {
     attempts: AtomicU32,
     waited_micros: AtomicU64,
     upstream_micros: AtomicU64,
 }
 
-impl Notes {
+impl CallStats {
     pub(super) fn waited(&self, more: Duration) {
         self.waited_micros.fetch_add(more.as_micros() as u64, Ordering::Relaxed);
     }
@@ -150,27 +150,27 @@ impl Worker {
     /// As [`Upstream::send`](crate::upstream::Upstream::send).
     pub(super) async fn send(
         &self,
-        Attempt { app, begun, deadline, notes, cause }: Attempt<'_>,
-        lease: Lease,
+        AttemptContext { app, begun, deadline, notes, cause }: AttemptContext<'_>,
+        lease: LeasedConnection,
         (signer, signature): (&Signer, &Signature),
         mut call: Call<'_>,
-    ) -> (Result<Answer, Fault>, Instant) {
+    ) -> (Result<ChatResponse, AttemptError>, Instant) {
         let (worker, command) = (self, CommandLabel::of(call.name));
         let span = self.begin_call_span(cause, lease.side());
         if let Some(span) = &span {
             call.traceparent = Some(span.header());
         }
-        let end = CallEnd::abandoned();
-        let mut underway = Underway { worker, app, command, notes, begun, ended: None, end, span };
+        let end = CallResult::abandoned();
+        let mut underway = CallGuard { worker, app, command, notes, begun, ended: None, end, span };
         let sending = pin!(self.upstreams[app].send(lease, signer, signature, call, (begun, deadline)));
         let result = sending.await;
         let ended = *underway.ended.insert(clock::now());
         if let Some(span) = &mut underway.span {
-            span.saw(&result);
+            span.record_result(&result);
         }
         underway.end = match &result {
-            Ok(answer) => CallEnd::answered(answer.error_code),
-            Err(fault) => CallEnd::unanswered(&fault.clone().into()),
+            Ok(answer) => CallResult::answered(answer.error_code),
+            Err(fault) => CallResult::unanswered(&fault.clone().into()),
         };
         (result, ended)
     }
@@ -183,14 +183,14 @@ impl Worker {
     }
 
     /// What was to be a request was refused before it became one: it names nothing and took no time.
-    pub(crate) fn refused(&self, outcome: Outcome) {
+    pub(crate) fn record_rejected(&self, outcome: Outcome) {
         self.recorder.request(None, CommandLabel::other(), outcome, Duration::ZERO);
     }
 
     /// A request has its answer.
-    pub(super) fn record(&self, mut asked: Asked<'_>, answered: &Result<Reply, GatewayError>) {
+    pub(super) fn record(&self, mut asked: RequestGuard<'_>, answered: &Result<Reply, GatewayError>) {
         asked.answered = true;
-        let Asked { head, id, downstream, trail, .. } = &asked;
+        let RequestGuard { head, id, downstream, trail, .. } = &asked;
         let now = clock::now();
         let took = now - trail.begun;
         let outcome = match answered {
@@ -211,10 +211,10 @@ impl Worker {
             self.end_request_span(head, *downstream, trail, &end);
         }
         let is_fault =
-            answered.as_ref().is_err_and(|error| error.is_ours() && !matches!(error, GatewayError::NotCached));
+            answered.as_ref().is_err_and(|error| error.is_server_error() && !matches!(error, GatewayError::NotCached));
         let went_well = outcome == Outcome::OK;
         if is_fault || self.gateway.samples.takes(self.gateway.config.log.requests, went_well, clock::tick_at(now)) {
-            self.log((head, id), trail, answered, &Ended { outcome, took, pairs, is_fault });
+            self.log((head, id), trail, answered, &RequestSummary { outcome, took, pairs, is_fault });
         }
     }
 
@@ -223,9 +223,9 @@ impl Worker {
     fn log(
         &self,
         (head, id): (&Parts, &RequestId),
-        trail: &Trail,
+        trail: &RequestContext,
         answered: &Result<Reply, GatewayError>,
-        ended: &Ended,
+        ended: &RequestSummary,
     ) {
         let error = answered.as_ref().err();
         let cause = match error {
@@ -238,11 +238,11 @@ impl Worker {
             None => trail.caller.0.to_string(),
         };
         let request_id = &*id.text();
-        let traceparent = traceparent(&Heeded::of(&head.headers));
+        let traceparent = traceparent(&RequestHeaders::of(&head.headers));
         let of_caller = || traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
         let own = trail.context().map(|context| context.trace_id());
         let trace_id = own.as_deref().or_else(of_caller);
-        let Spent { waited_us, attempts, upstream_us } = trail.spent();
+        let RequestCost { waited_us, attempts, upstream_us } = trail.cost();
         let source = |at: usize| ended.pairs.map(|pairs| pairs[at]);
         let error_code = answered.as_ref().ok().map(|reply| reply.error_code).filter(|code| *code != 0);
         let text = error.map_or_else(|| "request".to_owned(), ToString::to_string);
@@ -280,17 +280,17 @@ fn status_of(answered: &Result<Reply, GatewayError>) -> StatusCode {
 }
 
 /// An attempt, and what it is made for.
-pub(super) struct Attempt<'a> {
+pub(super) struct AttemptContext<'a> {
     pub app: usize,
     pub begun: Instant,
     pub deadline: Instant,
-    pub notes: Option<&'a Notes>,
+    pub notes: Option<&'a CallStats>,
     /// `None` if no traces are taken.
-    pub cause: Option<Cause>,
+    pub cause: Option<CallParent>,
 }
 
 /// How a request has ended.
-struct Ended {
+struct RequestSummary {
     outcome: Outcome,
     took: Duration,
     pairs: Option<PairCounts>,
@@ -299,19 +299,19 @@ struct Ended {
 }
 
 /// Counts a call when it is over, whatever ends it.
-struct Underway<'a> {
+struct CallGuard<'a> {
     worker: &'a Worker,
     app: usize,
     command: CommandLabel,
-    notes: Option<&'a Notes>,
+    notes: Option<&'a CallStats>,
     begun: Instant,
     /// `None` if it is broken off.
     ended: Option<Instant>,
-    end: CallEnd,
+    end: CallResult,
     span: Option<Box<CallSpan>>,
 }
 
-impl Drop for Underway<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         let took = self.ended.unwrap_or_else(clock::now) - self.begun;
         self.worker.recorder.call(self.app, self.command, self.end, took);
@@ -326,12 +326,12 @@ impl Drop for Underway<'_> {
 
 /// Which requests are logged.
 #[derive(Debug, Default)]
-pub(super) struct Samples {
-    well: Sample,
-    ill: Sample,
+pub(super) struct LogSampler {
+    well: SampleWindow,
+    ill: SampleWindow,
 }
 
-impl Samples {
+impl LogSampler {
     fn takes(&self, requests: LogRequests, went_well: bool, now: Tick) -> bool {
         match requests {
             LogRequests::All => true,
@@ -346,12 +346,12 @@ impl Samples {
 
 /// The first few of each second. Two threads that meet at the turn of a second may take a few more.
 #[derive(Debug, Default)]
-struct Sample {
+struct SampleWindow {
     second: AtomicU64,
     taken: AtomicU32,
 }
 
-impl Sample {
+impl SampleWindow {
     fn takes(&self, now: Tick) -> bool {
         let second = now.micros() / 1_000_000;
         if self.second.load(Ordering::Relaxed) != second {
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn the_first_of_each_second_are_taken() {
-        let sample = Sample::default();
+        let sample = SampleWindow::default();
         let taken = |second: u64| (0..1000).filter(|n| sample.takes(Tick::from_micros(second * 1_000_000 + n))).count();
         assert_eq!((taken(5), taken(5), taken(6)), (10, 0, 10));
     }
@@ -388,10 +388,10 @@ mod tests {
         let config = config::load_text(Path::new("chatgate.toml"), text.to_owned(), &env).expect("sound");
         let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a thread's own");
         let (head, ()) = http::Request::new(()).into_parts();
-        let downstream = Downstream { peer: Peer::Unix { uid: None }, caller: CallerId::SELF, tls: false, port: 0 };
-        drop(Asked::begin(&worker, &head, RequestId::Ours(0), downstream));
+        let downstream = ConnectionInfo { peer: Peer::Unix { uid: None }, caller: QueueKey::SELF, tls: false, port: 0 };
+        drop(RequestGuard::begin(&worker, &head, RequestId::Ours(0), downstream));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _asked = Asked::begin(&worker, &head, RequestId::Ours(0), downstream);
+            let _asked = RequestGuard::begin(&worker, &head, RequestId::Ours(0), downstream);
             panic!("as told");
         }));
         assert!(panicked.is_err());
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn failures_have_a_sample_of_their_own() {
-        let (samples, now) = (Samples::default(), Tick::from_micros(7));
+        let (samples, now) = (LogSampler::default(), Tick::from_micros(7));
         while samples.takes(LogRequests::Sampled, true, now) {}
         assert!(samples.takes(LogRequests::Sampled, false, now));
         assert!(samples.takes(LogRequests::All, true, now));

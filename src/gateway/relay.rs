@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::attempts::{Change, Journey};
-use super::finished::Finished;
-use super::record::Notes;
-use super::{Asker, Reply, Worker, counted};
-use crate::bounds::Held;
+use super::attempts::{CallSpec, PendingWrite};
+use super::finished::DetachOnDrop;
+use super::record::CallStats;
+use super::{CallContext, Reply, Worker, counted};
+use crate::bounds::CapacityGuard;
 use crate::clock;
 use crate::domain::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
-use crate::upstream::{Answer, Call};
+use crate::upstream::{Call, ChatResponse};
 
 /// What is kept of a deadline for the call itself: a tenth of `upstream.timeout`, up to this much.
 const RESERVE_MAX: Duration = Duration::from_millis(250);
@@ -31,11 +31,11 @@ pub(super) struct Order {
     pub body: Bytes,
     /// Counts the body's bytes until the order is done.
     #[allow(dead_code, reason = "it is there to be dropped")]
-    pub held: Held,
+    pub held: CapacityGuard,
     pub traceparent: Option<HeaderValue>,
-    pub asker: Asker,
+    pub asker: CallContext,
     /// Told what the call does.
-    pub notes: Arc<Notes>,
+    pub notes: Arc<CallStats>,
 }
 
 impl Worker {
@@ -58,7 +58,7 @@ impl Worker {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was one");
                     worker.call(app, name, kind, order).await
                 };
-                Finished::new(write, &self.gateway.tasks).await?
+                DetachOnDrop::new(write, &self.gateway.tasks).await?
             }
         };
         let body = counted(answer.body, Some(answer.held));
@@ -78,31 +78,31 @@ impl Worker {
         name: CommandName<'_>,
         kind: CommandKind,
         order: Order,
-    ) -> Result<Answer, GatewayError> {
-        let Asker { listed, deadline, .. } = order.asker;
+    ) -> Result<ChatResponse, GatewayError> {
+        let CallContext { listed, deadline, .. } = order.asker;
         // Before it joins the line: who waits for its own share keeps nobody else waiting.
         let patience = || self.latest_permit(deadline).saturating_duration_since(clock::now());
-        let reserved = self.gateway.access.charge(listed, || 1, patience)?;
+        let reserved = self.gateway.access.reserve(listed, || 1, patience)?;
         if !reserved.wait.is_zero() {
             tokio::time::sleep(reserved.wait).await;
         }
-        let change = writes::scope(name, &order.body).map(|scope| Change { scope, begun: AtomicBool::new(false) });
+        let change =
+            writes::scope(name, &order.body).map(|scope| PendingWrite { scope, begun: AtomicBool::new(false) });
         let call = Call { name, body: order.body, traceparent: order.traceparent };
         let (asker, notes) = (order.asker, Some(&*order.notes));
-        let journey = Journey { app, kind, asker, change: change.as_ref(), notes, lookup: None };
-        let result = pin!(self.travel(journey, call, None)).await;
+        let journey = CallSpec { app, kind, asker, change: change.as_ref(), notes, lookup: None };
+        let result = pin!(self.call_with_retries(journey, call, None)).await;
         // These say that there was no call, not even one that failed.
-        if let Err(GatewayError::RateLimited { .. } | GatewayError::NoRoomInFlight | GatewayError::Parked(_)) = &result
-        {
-            self.gateway.access.give_back(listed, reserved);
+        if let Err(GatewayError::RateLimited { .. } | GatewayError::InFlightFull | GatewayError::Parked(_)) = &result {
+            self.gateway.access.cancel(listed, reserved);
         }
         let change = change.filter(|change| change.begun.load(Ordering::Relaxed));
         if let Some(change) = &change {
             // Before its caller hears of it, so do the other replicas.
-            Box::pin(self.gateway.tell(app, &change.scope)).await;
+            Box::pin(self.gateway.publish_invalidation(app, &change.scope)).await;
         }
         if result.is_err()
-            && let Some(Change { scope, .. }) = change
+            && let Some(PendingWrite { scope, .. }) = change
         {
             // Chat may still be at it. What is asked until it has given up may be from before.
             let gateway = Arc::clone(&self.gateway);

@@ -5,7 +5,7 @@ use http::request::Parts;
 use http::{HeaderName, Method, Version};
 use percent_encoding::percent_decode_str;
 
-use super::heeded::Heeded;
+use super::heeded::RequestHeaders;
 use crate::domain::app::AppName;
 use crate::domain::command::CommandName;
 use crate::error::GatewayError;
@@ -73,7 +73,7 @@ pub fn read(head: &Parts) -> Result<Path<'_>, GatewayError> {
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_caller(head: &Parts, heeded: &Heeded<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+pub fn check_caller(head: &Parts, heeded: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     check_origin(heeded)?;
     check_host(head, heeded, hosts, peer)
 }
@@ -83,7 +83,7 @@ pub fn check_caller(head: &Parts, heeded: &Heeded<'_>, hosts: &Hosts, peer: Peer
 ///
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
-pub fn check_shape(head: &Parts, heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+pub fn check_shape(head: &Parts, heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     check_head_size(heeded)?;
     check_framing(heeded)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -91,7 +91,7 @@ pub fn check_shape(head: &Parts, heeded: &Heeded<'_>) -> Result<(), GatewayError
 }
 
 /// HTTP/1 heads were measured as they came; what HTTP/2 has unpacked is measured here.
-fn check_head_size(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+fn check_head_size(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     // Each line with the 32 bytes that RFC 9113 section 6.5.2 adds to it would refuse a head that
     // HTTP/1 may have; it is measured as HTTP/1 writes it.
     let is_too_large = heeded.count > HEAD_LINES_MAX || heeded.len > HEAD_LEN_MAX;
@@ -100,10 +100,10 @@ fn check_head_size(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
 
 /// A body's length must be told in one way only. hyper takes more than that, and whoever stands
 /// between a caller and us may read such a request otherwise (RFC 9112 section 11.2).
-fn check_framing(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+fn check_framing(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     let (length, codings) = (heeded.content_length, heeded.transfer_encoding);
-    let is_chunked = codings.only().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let is_clear = if codings.any() { is_chunked && !length.any() } else { !length.is_repeated() };
+    let is_chunked = codings.single().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let is_clear = if codings.is_present() { is_chunked && !length.is_present() } else { !length.is_repeated() };
     if is_clear { Ok(()) } else { Err(GatewayError::BadRequest) }
 }
 
@@ -123,9 +123,9 @@ pub enum Peer {
 }
 
 /// A browser says where a request comes from; no service does. Either header is enough.
-fn check_origin(heeded: &Heeded<'_>) -> Result<(), GatewayError> {
+fn check_origin(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     for (lines, name) in [(heeded.origin, "origin"), (heeded.sec_fetch_site, "sec-fetch-site")] {
-        if lines.any() {
+        if lines.is_present() {
             return Err(GatewayError::Forbidden(format!("the request has a {name} header, as only browsers send it")));
         }
     }
@@ -157,7 +157,7 @@ impl Hosts {
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_host(head: &Parts, heeded: &Heeded<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+pub fn check_host(head: &Parts, heeded: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
     let refuse = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
     if heeded.host.is_repeated() {
         return refuse("the request has more than one Host");
@@ -243,7 +243,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        let heeded = Heeded::of(&head.headers);
+        let heeded = RequestHeaders::of(&head.headers);
         let checked = check_caller(&head, &heeded, &Hosts::new(&["gate.internal".to_owned()]), HERE);
         slug(checked.and_then(|()| check_shape(&head, &heeded)).and_then(|()| read(&head).map(drop)))
     }

@@ -6,31 +6,31 @@
 use std::sync::Arc;
 
 use super::Worker;
-use super::current::Current;
-use super::follow::Slot;
+use super::current::Generations;
+use super::follow::PairSlot;
 use super::state::{App, Gateway};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::message;
-use crate::domain::follow::facts::Fact;
-use crate::domain::follow::pending::Kept;
-use crate::domain::follow::question::Question;
+use crate::domain::follow::facts::CachedPair;
+use crate::domain::follow::pending::CacheablePair;
+use crate::domain::follow::question::CheckRequest;
 use crate::domain::follow::writes::Scope;
-use crate::fleet::{Fleet, Hears, Mode, Shared};
+use crate::fleet::{Fleet, FleetApp, Mode, OnInvalidation};
 
 /// An app's part in the fleet.
 #[derive(Clone)]
-pub(super) struct Member {
+pub(super) struct FleetHandle {
     pub fleet: Arc<Fleet>,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<FleetApp>,
 }
 
-impl Member {
+impl FleetHandle {
     pub(super) fn new(fleet: &Arc<Fleet>, app: &config::App, config: &Config) -> Self {
         let keys = Arc::new(FleetKeys::new(&app.secret_key, app.sdkappid, &app.endpoint.to_string()));
-        let shared = Shared { app: app.sdkappid, keys, ttl: config.cache.ttl };
+        let shared = FleetApp { app: app.sdkappid, keys, ttl: config.cache.ttl };
         Self { fleet: Arc::clone(fleet), shared: Arc::new(shared) }
     }
 }
@@ -40,12 +40,12 @@ impl Gateway {
     /// Once it returns Redis has told them, or it is away.
     pub async fn evict_everywhere(&self, app: usize, scope: &Scope) {
         self.evict(app, scope);
-        self.tell(app, scope).await;
+        self.publish_invalidation(app, scope).await;
     }
 
     /// Has the other replicas forget, in a task of its own: who waits for it may leave, it may not.
-    pub(super) async fn tell(&self, app: usize, scope: &Scope) {
-        if let Some(Member { fleet, shared }) = self.apps[app].member.clone() {
+    pub(super) async fn publish_invalidation(&self, app: usize, scope: &Scope) {
+        if let Some(FleetHandle { fleet, shared }) = self.apps[app].member.clone() {
             let scope = scope.clone();
             let telling = self.tasks.spawn(async move { fleet.evict(&shared, &scope).await });
             // It does not panic, and what could be done about it?
@@ -56,13 +56,13 @@ impl Gateway {
 
 impl Worker {
     /// Fetches what other replicas have learned of the pairs that are missing here, and keeps it.
-    pub(super) async fn look_in_fleet(&self, app: usize, question: &Question<'_>, slots: &[Slot]) {
+    pub(super) async fn read_from_fleet(&self, app: usize, question: &CheckRequest<'_>, slots: &[PairSlot]) {
         let App { member, follow, .. } = self.app(app);
-        let Some(Member { fleet, shared }) = member else { return };
-        if fleet.mode() == Mode::Alone || shared.ttl.is_zero() {
+        let Some(FleetHandle { fleet, shared }) = member else { return };
+        if fleet.mode() == Mode::Disconnected || shared.ttl.is_zero() {
             return;
         }
-        let missing: Vec<&Slot> = slots.iter().filter(|slot| slot.known.is_none()).collect();
+        let missing: Vec<&PairSlot> = slots.iter().filter(|slot| slot.known.is_none()).collect();
         let to: Vec<&str> = missing.iter().map(|slot| &*question.to[slot.first]).collect();
         let found = fleet.read(shared, &question.from, &to).await;
         let now = clock::tick();
@@ -70,7 +70,7 @@ impl Worker {
             let Some((seen, sent)) = found else { continue };
             // An old one must not take the place of what may be newer here.
             if now.since(sent) < shared.ttl {
-                follow.facts.insert(slot.pair.key(), Fact { stored: slot.pair.turned(seen), sent });
+                follow.cache.insert(slot.pair.key(), CachedPair { stored: slot.pair.oriented(seen), sent });
             }
         }
     }
@@ -78,23 +78,23 @@ impl Worker {
 
 impl App {
     /// Gives the other replicas what a lookup has brought.
-    pub(super) fn share(&self, kept: &[&Kept]) {
-        let (Some(Member { fleet, shared }), Some(first)) = (&self.member, kept.first()) else { return };
+    pub(super) fn publish_pairs(&self, kept: &[&CacheablePair]) {
+        let (Some(FleetHandle { fleet, shared }), Some(first)) = (&self.member, kept.first()) else { return };
         if shared.ttl.is_zero() {
             return;
         }
         let learned: Vec<_> =
-            kept.iter().map(|kept| (&*kept.from, &*kept.to, kept.pair.turned(kept.fact.stored))).collect();
+            kept.iter().map(|kept| (&*kept.from, &*kept.to, kept.pair.oriented(kept.fact.stored))).collect();
         // They came with one answer.
         fleet.store(shared, &learned, first.fact.sent);
     }
 }
 
 /// Hears what other replicas evict, for the gateway of now.
-pub struct Ear(pub Arc<Current>);
+pub struct InvalidationSubscriber(pub Arc<Generations>);
 
-impl Hears for Ear {
-    fn evicted(&self, app: SdkAppId, sealed: &[u8]) {
+impl OnInvalidation for InvalidationSubscriber {
+    fn invalidated(&self, app: SdkAppId, sealed: &[u8]) {
         let gateway = self.0.gateway();
         // Of an app that is not ours nothing is known.
         let Some(index) = gateway.app_numbered(app) else { return };

@@ -17,18 +17,18 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, Version};
 use opentelemetry::KeyValue;
 
-use super::record::Trail;
+use super::record::RequestContext;
 use super::route::{self, Peer};
-use super::state::Desk;
-use super::{Downstream, Worker};
+use super::state::LookupState;
+use super::{ConnectionInfo, Worker};
 use crate::clock;
 use crate::domain::command::CommandName;
 use crate::domain::failover::Side;
-use crate::domain::follow::pending::CallId;
-use crate::metrics::labels::{CallEnd, CommandLabel, Outcome};
+use crate::domain::follow::pending::BatchId;
+use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::metrics::{PairCounts, SOURCES};
-use crate::trace::{Context, Open, Told};
-use crate::upstream::{Answer, Fault};
+use crate::trace::{Context, SpanEnd, SpanHandle};
+use crate::upstream::{AttemptError, ChatResponse};
 
 /// Most requests that a lookup is linked with.
 const LINKS_MAX: usize = 32;
@@ -46,11 +46,11 @@ const PAIRS: [&str; SOURCES.len()] = [
 
 /// What a call is made for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cause {
+pub(super) struct CallParent {
     /// The request that it stands below.
     pub above: Context,
     /// The lookup, if it is one.
-    pub lookup: Option<CallId>,
+    pub lookup: Option<BatchId>,
     /// Attempts before it.
     pub tried: u32,
 }
@@ -58,8 +58,8 @@ pub(super) struct Cause {
 /// A call under way.
 #[derive(Debug)]
 pub(super) struct CallSpan {
-    open: Open,
-    cause: Cause,
+    open: SpanHandle,
+    cause: CallParent,
     side: Side,
     status: Option<u16>,
     version: Option<Version>,
@@ -72,13 +72,13 @@ impl CallSpan {
     }
 
     /// What has come back.
-    pub(super) fn saw(&mut self, result: &Result<Answer, Fault>) {
+    pub(super) fn record_result(&mut self, result: &Result<ChatResponse, AttemptError>) {
         match result {
             Ok(answer) => {
                 self.status = Some(answer.status.as_u16());
                 self.version = Some(answer.version);
             }
-            Err(Fault::Invalid(_, status)) => self.status = Some(*status).filter(|status| *status > 0),
+            Err(AttemptError::Invalid(_, status)) => self.status = Some(*status).filter(|status| *status > 0),
             Err(_) => {}
         }
     }
@@ -97,18 +97,30 @@ pub(super) struct RequestEnd {
 
 impl Worker {
     /// A request begins, if traces are taken.
-    pub(super) fn begin_request_span(&self, head: &Parts) -> Option<Box<Open>> {
+    pub(super) fn begin_request_span(&self, head: &Parts) -> Option<Box<SpanHandle>> {
         let tracing = self.gateway.tracing.as_ref()?;
         Some(Box::new(tracing.begin_request(Context::of_caller(&head.headers))))
     }
 
     /// A request has ended.
-    pub(super) fn end_request_span(&self, head: &Parts, downstream: Downstream, trail: &Trail, end: &RequestEnd) {
+    pub(super) fn end_request_span(
+        &self,
+        head: &Parts,
+        downstream: ConnectionInfo,
+        trail: &RequestContext,
+        end: &RequestEnd,
+    ) {
         let (Some(tracing), Some(open)) = (&self.gateway.tracing, &trail.span) else { return };
-        tracing.end(open, || self.tell_request(head, downstream, trail, end));
+        tracing.end(open, || self.request_span_end(head, downstream, trail, end));
     }
 
-    fn tell_request(&self, head: &Parts, downstream: Downstream, trail: &Trail, end: &RequestEnd) -> Told {
+    fn request_span_end(
+        &self,
+        head: &Parts,
+        downstream: ConnectionInfo,
+        trail: &RequestContext,
+        end: &RequestEnd,
+    ) -> SpanEnd {
         let method = known_method(&head.method);
         let path = route::path(head.uri.path()).ok();
         let template = path.as_ref().map(|path| TEMPLATES[usize::from(path.app.is_some())]);
@@ -149,9 +161,9 @@ impl Worker {
         tell(KeyValue::new("chatgate.command", trail.command.text()));
         tell(KeyValue::new("chatgate.outcome", end.outcome.text()));
         if end.error_code != 0 {
-            tell(KeyValue::new("chatgate.error_code", CallEnd::answered(end.error_code).text()));
+            tell(KeyValue::new("chatgate.error_code", CallResult::answered(end.error_code).text()));
         }
-        let spent = trail.spent();
+        let spent = trail.cost();
         tell(KeyValue::new("chatgate.waited_us", count(spent.waited_us)));
         if let Some(attempts) = spent.attempts {
             tell(KeyValue::new("chatgate.attempts", i64::from(attempts)));
@@ -159,7 +171,7 @@ impl Worker {
         for (name, pairs) in PAIRS.into_iter().zip(end.pairs.iter().flatten()) {
             tell(KeyValue::new(name, count(*pairs)));
         }
-        Told {
+        SpanEnd {
             name: name(method, template),
             took: end.took,
             attributes,
@@ -170,7 +182,7 @@ impl Worker {
     }
 
     /// A call begins, if its request has a place in a trace.
-    pub(super) fn begin_call_span(&self, cause: Option<Cause>, side: Side) -> Option<Box<CallSpan>> {
+    pub(super) fn begin_call_span(&self, cause: Option<CallParent>, side: Side) -> Option<Box<CallSpan>> {
         let (tracing, cause) = (self.gateway.tracing.as_ref()?, cause?);
         let open = tracing.begin_call(cause.above);
         Some(Box::new(CallSpan { open, cause, side, status: None, version: None }))
@@ -182,27 +194,33 @@ impl Worker {
         span: &CallSpan,
         app: usize,
         command: CommandLabel,
-        (end, took): (CallEnd, Duration),
+        (end, took): (CallResult, Duration),
     ) {
         let Some(tracing) = &self.gateway.tracing else { return };
-        tracing.end(&span.open, || self.tell_call(span, app, command, (end, took)));
+        tracing.end(&span.open, || self.call_span_end(span, app, command, (end, took)));
     }
 
     /// A call that could not be sent, for want of a connection.
     pub(super) fn unsent_call_span(
         &self,
-        cause: Option<Cause>,
+        cause: Option<CallParent>,
         app: usize,
         name: CommandName<'_>,
         begun: Instant,
-        fault: &Fault,
+        fault: &AttemptError,
     ) {
         let Some(span) = self.begin_call_span(cause, Side::Primary) else { return };
-        let end = CallEnd::unanswered(&fault.clone().into());
+        let end = CallResult::unanswered(&fault.clone().into());
         self.end_call_span(&span, app, CommandLabel::of(name), (end, clock::now() - begun));
     }
 
-    fn tell_call(&self, span: &CallSpan, app: usize, command: CommandLabel, (end, took): (CallEnd, Duration)) -> Told {
+    fn call_span_end(
+        &self,
+        span: &CallSpan,
+        app: usize,
+        command: CommandLabel,
+        (end, took): (CallResult, Duration),
+    ) -> SpanEnd {
         let config = &self.gateway.config.apps[app];
         let endpoint = match (span.side, &config.standby) {
             (Side::Standby, Some(standby)) => standby,
@@ -228,18 +246,18 @@ impl Worker {
             tell(KeyValue::new("http.request.resend_count", i64::from(span.cause.tried)));
         }
         tell(KeyValue::new("chatgate.error_code", end.text()));
-        if end != CallEnd::OK {
+        if end != CallResult::OK {
             tell(KeyValue::new("error.type", end.text()));
         }
         let above = span.cause.above;
-        let waiting = span.cause.lookup.map(|call| self.app(app).follow.desk().traces_of(call));
+        let waiting = span.cause.lookup.map(|call| self.app(app).follow.lookups().traces_of(call));
         let links = waiting.into_iter().flatten().filter(|context| context.is_sampled() && *context != above);
-        Told {
+        SpanEnd {
             name: name(Some("POST"), Some(TEMPLATES[0])),
             took,
             attributes,
             links: links.take(LINKS_MAX).collect(),
-            is_error: end != CallEnd::OK,
+            is_error: end != CallResult::OK,
         }
     }
 
@@ -248,16 +266,16 @@ impl Worker {
     }
 
     /// What a lookup stands below: the first request that waits for it and is recorded, else the first.
-    pub(super) fn cause_of(&self, app: usize, call: CallId) -> Option<Context> {
+    pub(super) fn lookup_parent(&self, app: usize, call: BatchId) -> Option<Context> {
         self.gateway.tracing.as_ref()?;
-        let waiting = self.app(app).follow.desk().traces_of(call);
+        let waiting = self.app(app).follow.lookups().traces_of(call);
         waiting.iter().find(|context| context.is_sampled()).or(waiting.first()).copied()
     }
 }
 
-impl Desk {
+impl LookupState {
     /// Where requests stand that wait for a call, in the order in which they came: not all, if there are many.
-    fn traces_of(&self, call: CallId) -> Vec<Context> {
+    fn traces_of(&self, call: BatchId) -> Vec<Context> {
         let mut tickets = BTreeSet::new();
         for ticket in self.pending.waiting_for(call) {
             tickets.insert(ticket);

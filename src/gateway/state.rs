@@ -10,23 +10,23 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
-use super::Refusal;
+use super::CallFailure;
 use super::access::Access;
-use super::record::Samples;
+use super::record::LogSampler;
 use super::route::Hosts;
-use super::sharing::Member;
-use crate::bounds::Budget;
+use super::sharing::FleetHandle;
+use crate::bounds::Capacity;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::app::{AppName, SdkAppId};
 use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::facts::Facts;
+use crate::domain::follow::facts::PairCache;
 use crate::domain::follow::fence::Fence;
 use crate::domain::follow::pair::UserHasher;
-use crate::domain::follow::pending::{Pending, Settled, Ticket};
+use crate::domain::follow::pending::{LookupScheduler, PairResult, Ticket};
 use crate::domain::follow::writes::Scope;
 use crate::domain::parking::Parking;
-use crate::domain::sickness::Sickness;
+use crate::domain::sickness::StaleGate;
 use crate::error::GatewayError;
 use crate::fleet::{Fleet, FleetError};
 use crate::metrics::{Metrics, Recorder};
@@ -49,9 +49,9 @@ pub struct Gateway {
     by_sdkappid: HashMap<SdkAppId, usize>,
     default: Option<usize>,
     /// Requests being worked on.
-    pub requests: Arc<Budget>,
+    pub requests: Arc<Capacity>,
     /// Bytes of bodies and answers.
-    pub buffered: Arc<Budget>,
+    pub buffered: Arc<Capacity>,
     /// The end: nothing may be begun any more.
     pub stopped: Arc<AtomicBool>,
     /// What is shared with other replicas.
@@ -61,7 +61,7 @@ pub struct Gateway {
     /// What is counted.
     pub metrics: Metrics,
     /// Which requests are logged.
-    pub(super) samples: Samples,
+    pub(super) samples: LogSampler,
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
 }
@@ -84,39 +84,39 @@ pub(super) struct App {
     pub write_settle: Duration,
     pub follow: Arc<Follow>,
     /// Its part in the fleet.
-    pub member: Option<Member>,
+    pub member: Option<FleetHandle>,
 }
 
 /// What is known and what is being asked of an app's pairs.
 pub(super) struct Follow {
     pub hasher: UserHasher,
-    pub facts: Facts,
+    pub cache: PairCache,
     pub fence: Fence,
     /// Whether lookups have failed lately.
-    pub sickness: Sickness,
+    pub stale_gate: StaleGate,
     pub quota: Arc<CommandQuota>,
-    pub desk: Mutex<Desk>,
+    pub lookups: Mutex<LookupState>,
 }
 
 /// Lookups that wait or are under way, and who is to be told.
-pub(super) struct Desk {
-    pub pending: Pending,
+pub(super) struct LookupState {
+    pub pending: LookupScheduler,
     pub waiters: HashMap<Ticket, Waiter>,
     /// Calls that are on their way to fetch what is queued.
-    pub carriers: usize,
+    pub dispatchers: usize,
 }
 
 /// A request that waits for some pairs.
 pub(super) struct Waiter {
     pub left: usize,
-    pub got: Got,
-    pub tell: oneshot::Sender<Result<Got, Arc<Refusal>>>,
+    pub results: PairResults,
+    pub tx: oneshot::Sender<Result<PairResults, Arc<CallFailure>>>,
     /// Where it stands in a trace, if traces are taken.
     pub trace: Option<Context>,
 }
 
 /// Settled pairs, by the request's own numbers.
-pub(super) type Got = Vec<(usize, Settled)>;
+pub(super) type PairResults = Vec<(usize, PairResult)>;
 
 /// A gateway that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +137,8 @@ pub enum GatewayBuildError {
 
 /// What all generations share, by the names that it has in [`Gateway`].
 struct Common {
-    requests: Arc<Budget>,
-    buffered: Arc<Budget>,
+    requests: Arc<Capacity>,
+    buffered: Arc<Capacity>,
     stopped: Arc<AtomicBool>,
     tasks: TaskTracker,
     fleet: Option<Arc<Fleet>>,
@@ -151,7 +151,7 @@ impl App {
     }
 
     fn new(app: &config::App, config: &Config, fleet: Option<&Arc<Fleet>>) -> Result<Self, GatewayBuildError> {
-        let key = clock::unguessable().map_err(GatewayBuildError::Random)?;
+        let key = clock::os_random().map_err(GatewayBuildError::Random)?;
         let shared = fleet.map(|fleet| (Arc::clone(fleet), app.sdkappid));
         let quotas = Arc::new(AppQuotas::new(app.quota.clone(), shared));
         let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
@@ -165,23 +165,23 @@ impl App {
             write_settle: config.cache.write_settle,
             follow: Arc::new(Follow {
                 hasher: UserHasher::new(&key),
-                facts: Facts::new(config.cache.max_pairs),
+                cache: PairCache::new(config.cache.max_pairs),
                 fence: Fence::default(),
-                sickness: Sickness::default(),
+                stale_gate: StaleGate::default(),
                 quota: quotas.of(FOLLOW_CHECK),
-                desk: Mutex::new(Desk {
-                    pending: Pending::new(config.follow_check.flip),
+                lookups: Mutex::new(LookupState {
+                    pending: LookupScheduler::new(config.follow_check.flip),
                     waiters: HashMap::new(),
-                    carriers: 0,
+                    dispatchers: 0,
                 }),
             }),
             quotas,
-            member: fleet.map(|fleet| Member::new(fleet, app, config)),
+            member: fleet.map(|fleet| FleetHandle::new(fleet, app, config)),
         })
     }
 
     /// The same app under another configuration. Nothing of it has changed yet; see [`Gateway::begin`].
-    fn continued(&self, before: &config::App, app: &config::App, config: &Config) -> Self {
+    fn with_config(&self, before: &config::App, app: &config::App, config: &Config) -> Self {
         let same_way = before.endpoint == app.endpoint && before.standby == app.standby;
         Self {
             signer: Arc::clone(&self.signer),
@@ -193,7 +193,7 @@ impl App {
             write_settle: config.cache.write_settle,
             follow: Arc::clone(&self.follow),
             // Its keys come from the app's, which may be another one.
-            member: self.member.as_ref().map(|member| Member::new(&member.fleet, app, config)),
+            member: self.member.as_ref().map(|member| FleetHandle::new(&member.fleet, app, config)),
         }
     }
 }
@@ -207,18 +207,18 @@ impl Gateway {
         let fleet = config.fleet.as_ref().map(Fleet::new).transpose()?;
         let apps = config.apps.iter().map(|app| App::new(app, &config, fleet.as_ref())).collect::<Result<_, _>>()?;
         let (access, server) = (Access::new(&config, None), &config.server);
-        let (requests, buffered) = (Budget::new(server.max_requests), Budget::new(server.max_buffered));
+        let (requests, buffered) = (Capacity::new(server.max_requests), Capacity::new(server.max_buffered));
         let metrics = Metrics::new(config.apps.len());
         let tracing = config.trace.as_ref().map(Tracing::new).transpose()?;
         let common = Common { requests, buffered, stopped: Arc::default(), tasks: TaskTracker::new(), fleet, tracing };
-        Ok(Self::put_together(config, apps, access, metrics, common))
+        Ok(Self::assemble(config, apps, access, metrics, common))
     }
 
     /// The gateway that takes this one's place. An app goes on if it has the same sdkappid, whatever its
     /// name: to Chat it is the same. Nothing has changed until [`Gateway::begin`].
-    pub(super) fn successor(&self, config: Config) -> Result<Arc<Self>, GatewayBuildError> {
+    pub(super) fn reloaded(&self, config: Config) -> Result<Arc<Self>, GatewayBuildError> {
         let app = |app: &config::App| match self.by_sdkappid.get(&app.sdkappid) {
-            Some(&index) => Ok(self.apps[index].continued(&self.config.apps[index], app, &config)),
+            Some(&index) => Ok(self.apps[index].with_config(&self.config.apps[index], app, &config)),
             None => App::new(app, &config, self.fleet.as_ref()),
         };
         let apps = config.apps.iter().map(app).collect::<Result<_, _>>()?;
@@ -233,18 +233,18 @@ impl Gateway {
         };
         let before = |app: &config::App| self.by_sdkappid.get(&app.sdkappid).copied();
         let metrics = self.metrics.successor(&config.apps.iter().map(before).collect::<Vec<_>>());
-        Ok(Self::put_together(config, apps, access, metrics, common))
+        Ok(Self::assemble(config, apps, access, metrics, common))
     }
 
     /// From now on its apps, which go on from those of `before`, are as it is configured.
-    pub(super) fn begin(&self, before: &Self) {
+    pub(super) fn activate(&self, before: &Self) {
         if let (Some(fleet), Some(config)) = (&self.fleet, &self.config.fleet) {
-            fleet.renew(config);
+            fleet.reconfigure(config);
         }
         for (app, state) in self.config.apps.iter().zip(&self.apps) {
             let Some(&index) = before.by_sdkappid.get(&app.sdkappid) else { continue };
             let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
-            let next = state.signer.load().successor(&app.identifier, &app.secret_key, lifetime, now);
+            let next = state.signer.load().renewed_for(&app.identifier, &app.secret_key, lifetime, now);
             if let Some(next) = next {
                 state.signer.store(Arc::new(next));
             }
@@ -258,7 +258,7 @@ impl Gateway {
         }
     }
 
-    fn put_together(
+    fn assemble(
         config: Config,
         apps: Vec<App>,
         access: Access,
@@ -280,7 +280,7 @@ impl Gateway {
             buffered,
             stopped,
             metrics,
-            samples: Samples::default(),
+            samples: LogSampler::default(),
             fleet,
             tracing,
             tasks,

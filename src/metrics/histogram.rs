@@ -44,7 +44,7 @@ impl Histogram {
     }
 
     /// Adds what it holds now to a sum.
-    pub fn add_to(&self, sum: &mut Spread) {
+    pub fn add_to(&self, sum: &mut HistogramSnapshot) {
         for (sum, count) in sum.counts.iter_mut().zip(&self.counts) {
             *sum += count.load(Ordering::Relaxed);
         }
@@ -54,18 +54,18 @@ impl Histogram {
 
 /// What a histogram, or several together, held at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Spread {
+pub struct HistogramSnapshot {
     counts: [u64; BUCKETS],
     sum_micros: u64,
 }
 
-impl Default for Spread {
+impl Default for HistogramSnapshot {
     fn default() -> Self {
         Self { counts: [0; BUCKETS], sum_micros: 0 }
     }
 }
 
-impl Spread {
+impl HistogramSnapshot {
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -77,7 +77,7 @@ impl Spread {
     }
 
     /// Adds another.
-    pub fn add(&mut self, other: &Spread) {
+    pub fn add(&mut self, other: &HistogramSnapshot) {
         for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
             *sum += count;
         }
@@ -85,12 +85,12 @@ impl Spread {
     }
 
     /// What has come since an earlier moment.
-    pub fn since(&self, earlier: &Spread) -> Spread {
+    pub fn since(&self, earlier: &HistogramSnapshot) -> HistogramSnapshot {
         let mut counts = self.counts;
         for (count, earlier) in counts.iter_mut().zip(&earlier.counts) {
             *count = count.saturating_sub(*earlier);
         }
-        Spread { counts, sum_micros: self.sum_micros.wrapping_sub(earlier.sum_micros) }
+        HistogramSnapshot { counts, sum_micros: self.sum_micros.wrapping_sub(earlier.sum_micros) }
     }
 
     /// For each bound how many took at most that long.
@@ -123,8 +123,8 @@ impl Spread {
 mod tests {
     use super::*;
 
-    fn spread(micros: &[u64]) -> Spread {
-        let (histogram, mut spread) = (Histogram::default(), Spread::default());
+    fn spread(micros: &[u64]) -> HistogramSnapshot {
+        let (histogram, mut spread) = (Histogram::default(), HistogramSnapshot::default());
         micros.iter().for_each(|micros| histogram.add(Duration::from_micros(*micros)));
         histogram.add_to(&mut spread);
         spread
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_off_by_no_more_than_their_bucket() {
-        assert_eq!(Spread::default().quantile(0.5), None);
+        assert_eq!(HistogramSnapshot::default().quantile(0.5), None);
         let thousand: Vec<u64> = (1..=1000).map(|n| n * 100).collect();
         let spread = spread(&thousand);
         for share in [0.1, 0.5, 0.9, 0.99] {

@@ -122,15 +122,15 @@ impl Outcome {
 /// What became of a call to Chat, as a label: the ErrorCode where the vendor's table has it (a range is one
 /// value), `other` for further codes, and a slug where no answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallEnd(usize);
+pub struct CallResult(usize);
 
 /// Calls that brought no answer to use.
 const UNANSWERED: [&str; 5] =
     ["upstream_unreachable", "upstream_timeout", "upstream_invalid", "overloaded", "abandoned"];
 
-impl CallEnd {
+impl CallResult {
     /// ErrorCode 0.
-    pub const OK: CallEnd = CallEnd(0);
+    pub const OK: CallResult = CallResult(0);
 
     /// Chat answered with this code.
     pub fn answered(code: i64) -> Self {
@@ -204,7 +204,7 @@ mod tests {
         let distinct = |texts: Vec<String>| (texts.len(), texts.into_iter().collect::<BTreeSet<_>>().len());
         let commands = distinct(CommandLabel::all().map(|label| label.text().into_owned()).collect());
         let outcomes = distinct(Outcome::all().map(|label| label.text().to_owned()).collect());
-        let ends = distinct(CallEnd::all().map(|label| label.text().into_owned()).collect());
+        let ends = distinct(CallResult::all().map(|label| label.text().into_owned()).collect());
         for (all, distinct) in [commands, outcomes, ends] {
             assert_eq!(all, distinct);
         }
@@ -219,14 +219,14 @@ mod tests {
         assert_eq!(Outcome::of_slug("bad_json").text(), "bad_json");
         assert_eq!(Outcome::of_slug("new"), Outcome::of_slug("newer"));
         assert_eq!(Outcome::of_slug("new").text(), "other");
-        let code = |code| CallEnd::answered(code).text();
+        let code = |code| CallResult::answered(code).text();
         assert_eq!((code(0), code(60007), code(38500)), ("0".into(), "60007".into(), "38000-39000".into()));
         assert_eq!((code(i64::MIN), code(987_654)), ("other".into(), "other".into()));
     }
 
     #[test]
     fn a_call_without_an_answer_has_the_reason_for_its_code() {
-        let end = |error| CallEnd::unanswered(&error).text();
+        let end = |error| CallResult::unanswered(&error).text();
         assert_eq!(end(GatewayError::UpstreamTimeout), "upstream_timeout");
         assert_eq!(end(GatewayError::UpstreamInvalid("x")), "upstream_invalid");
         assert_eq!(end(GatewayError::Internal), "other");

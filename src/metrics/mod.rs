@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use self::histogram::{Histogram, Spread};
-use self::labels::{CallEnd, CommandLabel, Outcome};
+use self::histogram::{Histogram, HistogramSnapshot};
+use self::labels::{CallResult, CommandLabel, Outcome};
 
 /// Where pairs of an answer came from: the values of the label `source`, in the order of [`PairCounts`].
 pub const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
@@ -135,7 +135,7 @@ impl Recorder {
     }
 
     /// A call to Chat has ended. `took` is its own time, without waiting.
-    pub fn call(&self, app: usize, command: CommandLabel, end: CallEnd, took: Duration) {
+    pub fn call(&self, app: usize, command: CommandLabel, end: CallResult, took: Duration) {
         let app = self.app(Some(app));
         app.command(command).calls[end.index()].fetch_add(1, Ordering::Relaxed);
         app.call_time.add(took);
@@ -158,7 +158,7 @@ impl AppRecorder {
             Box::new(CommandRecorder {
                 requests: [const { AtomicU64::new(0) }; Outcome::COUNT],
                 request_time: Histogram::default(),
-                calls: (0..CallEnd::count()).map(|_| AtomicU64::new(0)).collect(),
+                calls: (0..CallResult::count()).map(|_| AtomicU64::new(0)).collect(),
             })
         })
     }
@@ -196,9 +196,9 @@ pub struct AppTotals {
     /// Pairs by source.
     pub pairs: PairCounts,
     /// How long calls to Chat took.
-    pub call_time: Spread,
+    pub call_time: HistogramSnapshot,
     /// How long calls waited for their turn.
-    pub quota_wait: Spread,
+    pub quota_wait: HistogramSnapshot,
 }
 
 /// A command's counters, added up.
@@ -207,7 +207,7 @@ pub struct CommandTotals {
     /// By [`Outcome`].
     pub requests: [u64; Outcome::COUNT],
     /// How long requests took.
-    pub request_time: Spread,
+    pub request_time: HistogramSnapshot,
     /// By [`CallEnd`].
     pub calls: Vec<u64>,
 }
@@ -222,7 +222,7 @@ impl CommandTotals {
 /// Where the calls of an app go; its number is the value of `chatgate_upstream_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum UpstreamPlace {
+pub enum UpstreamState {
     /// To its own domain, as they should.
     Primary = 0,
     /// To the second one, because the first cannot be reached.
@@ -231,13 +231,13 @@ pub enum UpstreamPlace {
     Parked = 2,
 }
 
-impl UpstreamPlace {
+impl UpstreamState {
     /// In one word.
     pub const fn word(self) -> &'static str {
         match self {
-            UpstreamPlace::Primary => "primary",
-            UpstreamPlace::Standby => "standby",
-            UpstreamPlace::Parked => "parked",
+            UpstreamState::Primary => "primary",
+            UpstreamState::Standby => "standby",
+            UpstreamState::Parked => "parked",
         }
     }
 }
@@ -259,7 +259,7 @@ mod tests {
         one.request(None, CommandLabel::other(), Outcome::OK, took);
         one.pairs(1, &[3, 0, 2, 1, 0]);
         two.pairs(1, &[1, 0, 0, 0, 0]);
-        two.call(1, check, CallEnd::answered(60007), took);
+        two.call(1, check, CallResult::answered(60007), took);
         two.waited(1, took);
         let totals = metrics.totals();
         assert!(totals[0].commands.is_empty());

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
-use super::histogram::Spread;
+use super::histogram::HistogramSnapshot;
 
 /// The media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -47,7 +47,7 @@ impl Exposition {
     }
 
     /// The samples of one histogram, in seconds.
-    pub fn spread(&mut self, name: &str, labels: &[(&str, &str)], spread: &Spread) {
+    pub fn spread(&mut self, name: &str, labels: &[(&str, &str)], spread: &HistogramSnapshot) {
         let bucket = format!("{name}_bucket");
         for (micros, count) in spread.cumulative().step_by(BOUND_STEP) {
             let bound = (micros as f64 / 1e6).to_string();
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn buckets_hold_those_below_them_and_the_last_holds_all() {
-        let (histogram, mut spread) = (Histogram::default(), Spread::default());
+        let (histogram, mut spread) = (Histogram::default(), HistogramSnapshot::default());
         [15, 2000, 60_000_000].into_iter().for_each(|micros| histogram.add(Duration::from_micros(micros)));
         histogram.add_to(&mut spread);
         let mut text = Exposition::default();

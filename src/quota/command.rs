@@ -10,14 +10,14 @@ use arc_swap::ArcSwap;
 use governor::clock::{Clock, MonotonicClock};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-use super::learned::Learned;
-use super::pacer::{Pacer, Part};
-use super::together::{Leased, Together};
-use super::total::Total;
+use super::learned::AdaptiveLimit;
+use super::pacer::{CommandLimiter, LimitShare};
+use super::together::{Leased, SharedQuota};
+use super::total::AppQuota;
 use crate::clock;
-use crate::domain::caller::CallerId;
+use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
-use crate::line::Line;
+use crate::line::FairQueue;
 
 /// How many calls of one command may have a connection ready and wait for their permit.
 const READY_MAX: usize = 8;
@@ -26,17 +26,17 @@ const READY_MAX: usize = 8;
 #[derive(Debug)]
 pub struct CommandQuota<C: Clock = MonotonicClock> {
     clock: C,
-    own: ArcSwap<Pacer<C>>,
+    limiter: ArcSwap<CommandLimiter<C>>,
     /// The limit that `own` keeps.
-    learned: StdMutex<Learned>,
+    adaptive: StdMutex<AdaptiveLimit>,
     /// When the limit may have to change by itself, in ticks; the largest number if it does not.
-    review_at: AtomicU64,
+    next_change_at: AtomicU64,
     /// Of the whole app, which may change at a reload.
-    total: Arc<Total<C>>,
+    total: Arc<AppQuota<C>>,
     /// Its part in the quota of the fleet, if there is one.
-    together: Option<Together>,
+    shared: Option<SharedQuota>,
     /// Callers take turns in getting ready.
-    line: Arc<Line>,
+    queue: Arc<FairQueue>,
     /// Those that are ready and lack only a permit.
     ready: AtomicUsize,
     /// Held by the one that takes the next permit.
@@ -47,7 +47,7 @@ pub struct CommandQuota<C: Clock = MonotonicClock> {
 
 /// How a quota stands at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaFigures {
+pub struct QuotaStats {
     /// Calls a second, as configured.
     pub configured: u32,
     /// Calls a second that it is held to now; less than configured after alarms and refusals of Chat's.
@@ -60,15 +60,15 @@ pub struct QuotaFigures {
 
 /// Why a wait ended without a permit.
 #[derive(Debug, PartialEq, Eq)]
-pub enum NoPermit<E> {
+pub enum AdmitError<E> {
     /// No turn before the deadline. There may be one after so long, from now.
-    Late(Duration),
+    DeadlineTooShort(Duration),
     /// No room among the calls in flight before the deadline.
-    Full,
+    InFlightFull,
     /// Not for want of quota: those before it took too long to get ready.
-    Stuck,
+    QueueStalled,
     /// It could not get ready itself.
-    NotReady(E),
+    Connect(E),
 }
 
 /// What a call has once it may go.
@@ -82,18 +82,18 @@ pub struct Permit<T> {
 
 /// What becomes of a call whose turn has come.
 #[derive(Debug)]
-pub enum Turn<T> {
+pub enum Admission<T> {
     /// It may go.
-    Go(Permit<T>),
+    Granted(Permit<T>),
     /// It is no longer wanted; here is what it got ready.
-    Unwanted(T),
+    Cancelled(T),
 }
 
 /// How a call waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Wait<'a> {
+pub struct AdmitRequest<'a> {
     /// Whose turn it takes.
-    pub caller: CallerId,
+    pub caller: QueueKey,
     /// Room among the calls in flight.
     pub room: &'a Arc<Semaphore>,
     /// When it begins to wait: now.
@@ -103,33 +103,38 @@ pub struct Wait<'a> {
 }
 
 impl<C: Clock + Clone> CommandQuota<C> {
-    pub(super) fn new(per_second: NonZeroU32, total: Arc<Total<C>>, together: Option<Together>, clock: C) -> Self {
+    pub(super) fn new(
+        per_second: NonZeroU32,
+        total: Arc<AppQuota<C>>,
+        together: Option<SharedQuota>,
+        clock: C,
+    ) -> Self {
         let own = match &together {
-            None => Pacer::new(per_second, clock.clone()),
-            Some(together) => Pacer::part(per_second, together.part(), clock.clone()),
+            None => CommandLimiter::new(per_second, clock.clone()),
+            Some(together) => CommandLimiter::part(per_second, together.limit_share(), clock.clone()),
         };
         Self {
-            own: ArcSwap::from_pointee(own),
-            together,
+            limiter: ArcSwap::from_pointee(own),
+            shared: together,
             ready: AtomicUsize::new(0),
             clock,
-            learned: StdMutex::new(Learned::new(per_second.get())),
-            review_at: AtomicU64::new(u64::MAX),
+            adaptive: StdMutex::new(AdaptiveLimit::new(per_second.get())),
+            next_change_at: AtomicU64::new(u64::MAX),
             total,
-            line: Line::new(READY_MAX),
+            queue: FairQueue::new(READY_MAX),
             turn: Mutex::new(()),
             next_at: AtomicU64::new(0),
         }
     }
 
     /// Holds the command to `limit` until a moment, or to what is configured if that is less.
-    pub(super) fn lower(&self, limit: NonZeroU32, until: Tick) {
-        self.change(|learned| learned.alarm(limit.get(), until));
+    pub(super) fn cap_until(&self, limit: NonZeroU32, until: Tick) {
+        self.change(|learned| learned.cap_until(limit.get(), until));
     }
 
     /// Chat refused a call for its rate: fewer go out from now on, and slowly more again.
-    pub fn refused(&self) {
-        self.change(|learned| learned.refused(clock::tick()));
+    pub fn on_throttled(&self) {
+        self.change(|learned| learned.on_throttled(clock::tick()));
     }
 
     /// Another configured limit, as after a reload. Nothing changes if it is the same.
@@ -139,39 +144,39 @@ impl<C: Clock + Clone> CommandQuota<C> {
 
     /// Calls a second as things are.
     pub fn limit(&self) -> u32 {
-        self.learned().limit()
+        self.adaptive().limit()
     }
 
-    fn learned(&self) -> MutexGuard<'_, Learned> {
-        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn adaptive(&self) -> MutexGuard<'_, AdaptiveLimit> {
+        self.adaptive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Learned)) {
-        let mut learned = self.learned();
+    fn change(&self, change: impl FnOnce(&mut AdaptiveLimit)) {
+        let mut learned = self.adaptive();
         let before = learned.limit();
         change(&mut learned);
         if learned.limit() != before {
-            self.begin_anew(&learned);
+            self.reset_limiter(&learned);
         }
-        self.review_at.store(learned.review_at().map_or(u64::MAX, Tick::micros), Ordering::Release);
+        self.next_change_at.store(learned.next_change_at().map_or(u64::MAX, Tick::micros), Ordering::Release);
     }
 
     /// A new pacer begins with nothing, so that the two together give no more than either.
-    fn begin_anew(&self, learned: &Learned) {
+    fn reset_limiter(&self, learned: &AdaptiveLimit) {
         let limit = NonZeroU32::new(learned.limit()).unwrap_or(NonZeroU32::MIN);
-        let part = self.together.as_ref().map_or(Part::Whole, Together::part);
-        self.own.store(Arc::new(Pacer::part(limit, part, self.clock.clone())));
+        let part = self.shared.as_ref().map_or(LimitShare::Whole, SharedQuota::limit_share);
+        self.limiter.store(Arc::new(CommandLimiter::part(limit, part, self.clock.clone())));
     }
 
     /// A permit that is at hand, or what to do for one.
-    fn try_take(&self) -> Result<(), Hold> {
-        let Some(together) = &self.together else { return self.take().map_err(Hold::For) };
+    fn try_take(&self) -> Result<(), NotYet> {
+        let Some(together) = &self.shared else { return self.take().map_err(NotYet::For) };
         let now = clock::tick();
-        self.review(now);
-        if together.has_changed() {
-            let learned = self.learned();
-            if together.heed_change() {
-                self.begin_anew(&learned);
+        self.on_tick(now);
+        if together.epoch_changed() {
+            let learned = self.adaptive();
+            if together.sync_epoch() {
+                self.reset_limiter(&learned);
             }
         }
         match together.draw(now) {
@@ -179,22 +184,22 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 self.next_at.fetch_max(now.micros(), Ordering::Relaxed);
                 Ok(())
             }
-            Leased::From(at) => Err(Hold::For(at.since(now))),
-            Leased::Nothing => Err(Hold::Lease),
-            Leased::Alone => self.take().map_err(Hold::For),
+            Leased::From(at) => Err(NotYet::For(at.since(now))),
+            Leased::Nothing => Err(NotYet::Lease),
+            Leased::Alone => self.take().map_err(NotYet::For),
         }
     }
 
     /// Leases permits for those that are ready. How long to wait if there are none, and none if Redis is away.
     async fn lease(&self) -> Option<Duration> {
-        let together = self.together.as_ref()?;
+        let together = self.shared.as_ref()?;
         let limit = NonZeroU32::new(self.limit()).unwrap_or(NonZeroU32::MIN);
         together.lease(limit, self.total.per_second(), self.ready.load(Ordering::Relaxed)).await
     }
 
-    fn review(&self, now: Tick) {
-        if now.micros() >= self.review_at.load(Ordering::Acquire) {
-            self.change(|learned| learned.review(now));
+    fn on_tick(&self, now: Tick) {
+        if now.micros() >= self.next_change_at.load(Ordering::Acquire) {
+            self.change(|learned| learned.on_tick(now));
         }
     }
 
@@ -207,8 +212,8 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// The time after which to ask again.
     pub fn take(&self) -> Result<(), Duration> {
         let now = clock::tick();
-        self.review(now);
-        let own = self.own.load();
+        self.on_tick(now);
+        let own = self.limiter.load();
         if let Some(total) = &*self.total.pacer() {
             let wait = self.next_at().since(now);
             if wait > Duration::ZERO {
@@ -224,7 +229,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
 
     /// The time from one permit to the next once the burst is used up.
     pub fn interval(&self) -> Duration {
-        self.own.load().interval()
+        self.limiter.load().interval()
     }
 
     /// In what time the next permit is to be had.
@@ -233,12 +238,12 @@ impl<C: Clock + Clone> CommandQuota<C> {
     }
 
     /// How it stands.
-    pub fn figures(&self) -> QuotaFigures {
+    pub fn stats(&self) -> QuotaStats {
         let (configured, limit) = {
-            let learned = self.learned();
+            let learned = self.adaptive();
             (learned.configured(), learned.limit())
         };
-        QuotaFigures { configured, limit, next_permit: self.next_permit(), waiting: self.line.waiting() }
+        QuotaStats { configured, limit, next_permit: self.next_permit(), waiting: self.queue.waiting() }
     }
 
     fn next_at(&self) -> Tick {
@@ -264,57 +269,57 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// passes: [`NoPermit::Full`] if there is no room, `Late` if quota was what it waited for, else
     /// [`NoPermit::Stuck`]. And
     /// [`NoPermit::NotReady`] with what `get_ready` says.
-    pub async fn wait<T, E>(
+    pub async fn admit<T, E>(
         &self,
-        Wait { caller, room, begun, deadline }: Wait<'_>,
+        AdmitRequest { caller, room, begun, deadline }: AdmitRequest<'_>,
         get_ready: impl Future<Output = Result<T, E>>,
         wanted: impl Fn() -> bool,
-    ) -> Result<Turn<T>, NoPermit<E>> {
-        let in_line = self.line.join(caller);
+    ) -> Result<Admission<T>, AdmitError<E>> {
+        let in_line = self.queue.join(caller);
         let predicted = self.predicted_wait(in_line.ahead);
         if begun + predicted > deadline {
-            return Err(NoPermit::Late(predicted));
+            return Err(AdmitError::DeadlineTooShort(predicted));
         }
         let waiting = pin!(async {
-            let _place = in_line.place().await;
-            let ready = get_ready.await.map_err(NoPermit::NotReady)?;
+            let _place = in_line.turn().await;
+            let ready = get_ready.await.map_err(AdmitError::Connect)?;
             let _ready = Counted::one_more(&self.ready);
             let _turn = self.turn.lock().await;
             loop {
                 let slot = Arc::clone(room).acquire_owned().await.expect("nobody closes it");
                 if !wanted() {
-                    return Ok(Turn::Unwanted(ready));
+                    return Ok(Admission::Cancelled(ready));
                 }
                 let wait = match self.try_take() {
-                    Ok(()) => return Ok(Turn::Go(Permit { slot, ready })),
-                    Err(Hold::For(wait)) => wait,
+                    Ok(()) => return Ok(Admission::Granted(Permit { slot, ready })),
+                    Err(NotYet::For(wait)) => wait,
                     // It keeps its room meanwhile, so that what is leased is used at once.
-                    Err(Hold::Lease) => match Box::pin(self.lease()).await {
+                    Err(NotYet::Lease) => match Box::pin(self.lease()).await {
                         None => continue,
                         Some(wait) => wait,
                     },
                 };
                 drop(slot);
                 if clock::now() + wait > deadline {
-                    return Err(NoPermit::Late(wait));
+                    return Err(AdmitError::DeadlineTooShort(wait));
                 }
                 // The total may hold it back for longer than its own limit does.
                 self.next_at.fetch_max(clock::tick().after(wait).micros(), Ordering::Relaxed);
                 tokio::time::sleep(wait).await;
             }
         });
-        clock::before(deadline, waiting).await.unwrap_or_else(|| {
+        clock::timeout_at_lazy(deadline, waiting).await.unwrap_or_else(|| {
             if room.available_permits() == 0 {
-                return Err(NoPermit::Full);
+                return Err(AdmitError::InFlightFull);
             }
             let for_quota = self.next_at() >= clock::tick_at(begun);
-            Err(if for_quota { NoPermit::Late(self.interval()) } else { NoPermit::Stuck })
+            Err(if for_quota { AdmitError::DeadlineTooShort(self.interval()) } else { AdmitError::QueueStalled })
         })
     }
 }
 
 /// What to do for a permit.
-enum Hold {
+enum NotYet {
     /// Wait so long.
     For(Duration),
     /// Lease some.
@@ -343,24 +348,24 @@ mod tests {
 
     use super::*;
 
-    fn total(per_second: u32, clock: &FakeRelativeClock) -> Arc<Total<FakeRelativeClock>> {
-        Arc::new(Total::new(Some(number(per_second)), None, clock.clone()))
+    fn total(per_second: u32, clock: &FakeRelativeClock) -> Arc<AppQuota<FakeRelativeClock>> {
+        Arc::new(AppQuota::new(Some(number(per_second)), None, clock.clone()))
     }
 
-    fn none<C: Clock + Clone>(clock: C) -> Arc<Total<C>> {
-        Arc::new(Total::new(None, None, clock))
+    fn none<C: Clock + Clone>(clock: C) -> Arc<AppQuota<C>> {
+        Arc::new(AppQuota::new(None, None, clock))
     }
 
-    const MANY: CallerId = CallerId(1);
-    const FEW: CallerId = CallerId(2);
+    const MANY: QueueKey = QueueKey(1);
+    const FEW: QueueKey = QueueKey(2);
 
     fn number(n: u32) -> NonZeroU32 {
         NonZeroU32::new(n).expect("not 0")
     }
 
-    fn by(room: &Arc<Semaphore>, millis: u64) -> Wait<'_> {
+    fn by(room: &Arc<Semaphore>, millis: u64) -> AdmitRequest<'_> {
         let begun = clock::now();
-        Wait { caller: MANY, room, begun, deadline: begun + Duration::from_millis(millis) }
+        AdmitRequest { caller: MANY, room, begun, deadline: begun + Duration::from_millis(millis) }
     }
 
     async fn ready() -> Result<(), ()> {
@@ -397,7 +402,7 @@ mod tests {
     fn a_refusal_lowers_the_limit_and_gives_nothing_away() {
         let clock = FakeRelativeClock::default();
         let quota = CommandQuota::new(number(100), none(clock.clone()), None, clock);
-        quota.refused();
+        quota.on_throttled();
         assert_eq!(quota.limit(), 95);
         assert!(quota.take().is_err());
     }
@@ -407,12 +412,12 @@ mod tests {
         let clock = FakeRelativeClock::default();
         let quota = CommandQuota::new(number(100), none(clock.clone()), None, clock);
         let configured = quota.interval();
-        quota.lower(number(10), clock::tick().after(Duration::from_secs(3600)));
+        quota.cap_until(number(10), clock::tick().after(Duration::from_secs(3600)));
         assert!(quota.take().is_err(), "the change itself gives nothing away");
         assert!(quota.interval() > configured * 8);
-        quota.lower(number(5000), clock::tick().after(Duration::from_secs(3600)));
+        quota.cap_until(number(5000), clock::tick().after(Duration::from_secs(3600)));
         assert_eq!(quota.interval(), configured);
-        quota.lower(number(10), clock::tick());
+        quota.cap_until(number(10), clock::tick());
         let _ = quota.take();
         assert_eq!(quota.interval(), configured, "its time is over");
     }
@@ -422,8 +427,8 @@ mod tests {
         let quota = CommandQuota::new(number(1), none(MonotonicClock), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
-        drop(quota.wait(wait, ready(), || true).await.expect("the first"));
-        let Err(NoPermit::Late(retry_after)) = quota.wait(wait, ready(), || true).await else {
+        drop(quota.admit(wait, ready(), || true).await.expect("the first"));
+        let Err(AdmitError::DeadlineTooShort(retry_after)) = quota.admit(wait, ready(), || true).await else {
             panic!("there was a turn")
         };
         assert!(retry_after > Duration::from_millis(900), "{retry_after:?}");
@@ -435,22 +440,22 @@ mod tests {
     async fn those_in_line_count_for_who_comes_after_them_but_not_for_another_caller() {
         let quota = Arc::new(CommandQuota::new(number(2), none(MonotonicClock), None, MonotonicClock));
         let room = Arc::new(Semaphore::new(9));
-        drop(quota.wait(by(&room, 9000), ready(), || true).await.expect("the first"));
+        drop(quota.admit(by(&room, 9000), ready(), || true).await.expect("the first"));
         let flood: Vec<_> = (0..40)
             .map(|_| {
                 let (quota, room) = (Arc::clone(&quota), Arc::clone(&room));
-                tokio::spawn(async move { quota.wait(by(&room, 60_000), ready(), || true).await.map(drop) })
+                tokio::spawn(async move { quota.admit(by(&room, 60_000), ready(), || true).await.map(drop) })
             })
             .collect();
-        while quota.line.ahead_of(MANY) < 40 || quota.next_permit() == Duration::ZERO {
+        while quota.queue.ahead_of(MANY) < 40 || quota.next_permit() == Duration::ZERO {
             tokio::task::yield_now().await;
         }
         let begun = clock::now();
         let deadline = begun + Duration::from_secs(10);
-        let refused = quota.wait(Wait { deadline, ..by(&room, 0) }, ready(), || true).await;
-        assert!(matches!(refused, Err(NoPermit::Late(_))));
+        let refused = quota.admit(AdmitRequest { deadline, ..by(&room, 0) }, ready(), || true).await;
+        assert!(matches!(refused, Err(AdmitError::DeadlineTooShort(_))));
         assert!(clock::now() - begun < Duration::from_secs(1), "it was kept waiting");
-        let few = quota.predicted_wait(quota.line.ahead_of(FEW));
+        let few = quota.predicted_wait(quota.queue.ahead_of(FEW));
         assert!(few < Duration::from_secs(8), "{few:?}");
         flood.iter().for_each(tokio::task::JoinHandle::abort);
     }
@@ -460,14 +465,14 @@ mod tests {
         let quota = CommandQuota::new(number(1), none(MonotonicClock), None, MonotonicClock);
         let room = Arc::new(Semaphore::new(1));
         let wait = by(&room, 300);
-        assert!(matches!(quota.wait(wait, ready(), || false).await, Ok(Turn::Unwanted(()))));
+        assert!(matches!(quota.admit(wait, ready(), || false).await, Ok(Admission::Cancelled(()))));
         let broken = async { Err::<(), _>("no connection") };
-        assert!(matches!(quota.wait(wait, broken, || true).await, Err(NoPermit::NotReady("no connection"))));
+        assert!(matches!(quota.admit(wait, broken, || true).await, Err(AdmitError::Connect("no connection"))));
         let all_of_it = Arc::clone(&room).try_acquire_owned().expect("nobody has it");
-        assert!(matches!(quota.wait(by(&room, 20), ready(), || true).await, Err(NoPermit::Full)));
+        assert!(matches!(quota.admit(by(&room, 20), ready(), || true).await, Err(AdmitError::InFlightFull)));
         drop(all_of_it);
         let never = std::future::pending::<Result<(), ()>>();
-        assert!(matches!(quota.wait(by(&room, 20), never, || true).await, Err(NoPermit::Stuck)));
-        assert!(matches!(quota.wait(wait, ready(), || true).await, Ok(Turn::Go(_))), "the permit is there");
+        assert!(matches!(quota.admit(by(&room, 20), never, || true).await, Err(AdmitError::QueueStalled)));
+        assert!(matches!(quota.admit(wait, ready(), || true).await, Ok(Admission::Granted(_))), "the permit is there");
     }
 }

@@ -20,7 +20,7 @@ const GROWTH_PART: u32 = 100;
 
 /// The limit of one command.
 #[derive(Debug)]
-pub(crate) struct Learned {
+pub(crate) struct AdaptiveLimit {
     configured: u32,
     limit: u32,
     /// The last cut.
@@ -31,7 +31,7 @@ pub(crate) struct Learned {
     alarm: Option<(u32, Tick)>,
 }
 
-impl Learned {
+impl AdaptiveLimit {
     pub(crate) fn new(configured: u32) -> Self {
         Self { configured, limit: configured, cut_at: Tick::NEVER, grows_at: Tick::NEVER, alarm: None }
     }
@@ -56,13 +56,13 @@ impl Learned {
     }
 
     /// When [`Learned::review`] is due; `None`: it has nothing to do.
-    pub(super) fn review_at(&self) -> Option<Tick> {
+    pub(super) fn next_change_at(&self) -> Option<Tick> {
         let growth = (self.limit < self.configured).then_some(self.grows_at);
         self.alarm.map(|(_, until)| until).into_iter().chain(growth).min()
     }
 
     /// Chat refused a call for its rate.
-    pub(crate) fn refused(&mut self, now: Tick) {
+    pub(crate) fn on_throttled(&mut self, now: Tick) {
         let since = now.since(self.cut_at);
         if self.cut_at != Tick::NEVER && since < ONE_CAUSE {
             return;
@@ -76,12 +76,12 @@ impl Learned {
     }
 
     /// Chat says what it holds the command to.
-    pub(super) fn alarm(&mut self, limit: u32, until: Tick) {
+    pub(super) fn cap_until(&mut self, limit: u32, until: Tick) {
         self.alarm = (limit < self.configured).then_some((limit.max(1), until));
     }
 
     /// Lets go what is over, and grows.
-    pub(crate) fn review(&mut self, now: Tick) {
+    pub(crate) fn on_tick(&mut self, now: Tick) {
         self.alarm = self.alarm.filter(|(_, until)| now < *until);
         if self.limit < self.configured && now >= self.grows_at {
             self.limit = self.limit.saturating_add((self.limit / GROWTH_PART).max(1)).min(self.configured);
@@ -101,7 +101,7 @@ mod tests {
     /// Gateways that do not know of each other under one limit, which refuses what is above it in
     /// each second; calls at an even pace. Calls and refusals in the last `counted` of `seconds`.
     fn together(gateways: usize, configured: u32, limit: u32, seconds: u64, counted: u64) -> (u64, u64) {
-        let mut learned: Vec<_> = (0..gateways).map(|_| Learned::new(configured)).collect();
+        let mut learned: Vec<_> = (0..gateways).map(|_| AdaptiveLimit::new(configured)).collect();
         let mut due = vec![0.0_f64; gateways];
         let (mut calls, mut refusals) = (0, 0);
         for second in 0..seconds {
@@ -109,7 +109,7 @@ mod tests {
             for milli in 0..1000 {
                 let now = second * 1000 + milli;
                 for (learned, due) in learned.iter_mut().zip(&mut due) {
-                    learned.review(at(now));
+                    learned.on_tick(at(now));
                     *due = due.max(now as f64 - 20.0);
                     while *due <= now as f64 {
                         *due += 1000.0 / f64::from(learned.limit());
@@ -118,7 +118,7 @@ mod tests {
                         passed += 1;
                         if passed > limit {
                             refusals += counts;
-                            learned.refused(at(now));
+                            learned.on_throttled(at(now));
                         }
                     }
                 }
@@ -147,30 +147,30 @@ mod tests {
 
     #[test]
     fn it_comes_back_to_what_is_configured_and_not_above() {
-        let mut learned = Learned::new(50);
-        (0..100).for_each(|n| learned.refused(at(n * 400)));
+        let mut learned = AdaptiveLimit::new(50);
+        (0..100).for_each(|n| learned.on_throttled(at(n * 400)));
         assert_eq!(learned.limit(), 1, "and never to nothing");
         let mut now = 40_000;
-        while let Some(review) = learned.review_at() {
+        while let Some(review) = learned.next_change_at() {
             assert!(now < 1_000_000, "it stays at {}", learned.limit());
             now = now.max(review.micros() / 1000 + 1);
-            learned.review(at(now));
+            learned.on_tick(at(now));
         }
         assert_eq!(learned.limit(), 50);
     }
 
     #[test]
     fn an_alarm_holds_for_its_time_and_lifts_nothing() {
-        let mut learned = Learned::new(100);
-        learned.alarm(30, at(10_000));
-        assert_eq!((learned.limit(), learned.review_at()), (30, Some(at(10_000))));
-        learned.review(at(9_999));
+        let mut learned = AdaptiveLimit::new(100);
+        learned.cap_until(30, at(10_000));
+        assert_eq!((learned.limit(), learned.next_change_at()), (30, Some(at(10_000))));
+        learned.on_tick(at(9_999));
         assert_eq!(learned.limit(), 30);
-        learned.review(at(10_000));
-        assert_eq!((learned.limit(), learned.review_at()), (100, None));
-        learned.alarm(0, at(20_000));
+        learned.on_tick(at(10_000));
+        assert_eq!((learned.limit(), learned.next_change_at()), (100, None));
+        learned.cap_until(0, at(20_000));
         assert_eq!(learned.limit(), 1);
-        learned.alarm(5000, at(20_000));
-        assert_eq!((learned.limit(), learned.review_at()), (100, None));
+        learned.cap_until(5000, at(20_000));
+        assert_eq!((learned.limit(), learned.next_change_at()), (100, None));
     }
 }

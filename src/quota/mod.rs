@@ -27,19 +27,19 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use governor::clock::MonotonicClock;
 
-use self::together::Together;
-use self::total::Total;
+use self::together::SharedQuota;
+use self::total::AppQuota;
 use crate::clock;
 use crate::config;
 use crate::domain::app::SdkAppId;
 use crate::domain::command::{CommandName, KNOWN_COMMANDS, row_number};
 use crate::fleet::Fleet;
 
-pub use self::command::{CommandQuota, NoPermit, Permit, QuotaFigures, Turn, Wait};
-pub use self::share::{Reserved, Share};
+pub use self::command::{Admission, AdmitError, AdmitRequest, CommandQuota, Permit, QuotaStats};
+pub use self::share::{CallerQuota, Reservation};
 
 #[cfg(test)]
-pub(crate) use self::{learned::Learned, pacer::pace};
+pub(crate) use self::{learned::AdaptiveLimit, pacer::pace};
 
 /// Most commands outside the built-in table that have a quota of their own at one time; further
 /// ones share one. Each takes some 500 bytes.
@@ -53,7 +53,7 @@ pub const ALERT_HOLDS: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct AppQuotas {
     config: ArcSwap<config::Quota>,
-    total: Arc<Total<MonotonicClock>>,
+    total: Arc<AppQuota<MonotonicClock>>,
     /// Who shares them, as which app.
     fleet: Option<(Arc<Fleet>, SdkAppId)>,
     /// Those of the built-in table, in its order.
@@ -68,7 +68,7 @@ impl AppQuotas {
     /// From the configured numbers and the vendor's own lower ones.
     pub fn new(config: config::Quota, fleet: Option<(Arc<Fleet>, SdkAppId)>) -> Self {
         let shared = fleet.as_ref().map(|(fleet, _)| Arc::clone(fleet));
-        let total = Arc::new(Total::new(config.total, shared, MonotonicClock));
+        let total = Arc::new(AppQuota::new(config.total, shared, MonotonicClock));
         let quota = |name: &str, limit| {
             let together = together(fleet.as_ref(), name);
             Arc::new(CommandQuota::new(limit, Arc::clone(&total), together, MonotonicClock))
@@ -87,7 +87,7 @@ impl AppQuotas {
     /// Chat says what it holds a command to (webhook `Alert.RequestOverLimit`, vendor page 1047/60256):
     /// for [`ALERT_HOLDS`] no more than that is sent, and never more than is configured.
     pub fn alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
-        self.of(name).lower(limit, clock::tick().after(ALERT_HOLDS));
+        self.of(name).cap_until(limit, clock::tick().after(ALERT_HOLDS));
     }
 
     /// Other numbers, as after a reload. What has gone out keeps its weight: a rate that stays goes on
@@ -129,8 +129,8 @@ impl AppQuotas {
 }
 
 /// A command's part in what is shared.
-fn together(fleet: Option<&(Arc<Fleet>, SdkAppId)>, name: &str) -> Option<Together> {
-    fleet.map(|(fleet, app)| Together::new(Arc::clone(fleet), *app, name))
+fn together(fleet: Option<&(Arc<Fleet>, SdkAppId)>, name: &str) -> Option<SharedQuota> {
+    fleet.map(|(fleet, app)| SharedQuota::new(Arc::clone(fleet), *app, name))
 }
 
 #[cfg(test)]

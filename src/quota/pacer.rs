@@ -38,7 +38,7 @@ fn pace_within(per_second: NonZeroU32, late: Duration) -> (NonZeroU32, Duration)
 
 /// How much of a limit a pacer gives.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Part {
+pub(super) enum LimitShare {
     /// All of it.
     Whole,
     /// What a replica has alone, above 0 and up to 1.
@@ -49,14 +49,14 @@ pub(super) enum Part {
 
 /// GCRA for one rate.
 #[derive(Debug)]
-pub(super) struct Pacer<C: Clock> {
+pub(super) struct CommandLimiter<C: Clock> {
     limiter: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
     clock: C,
     burst: NonZeroU32,
     interval: Duration,
 }
 
-impl<C: Clock + Clone> Pacer<C> {
+impl<C: Clock + Clone> CommandLimiter<C> {
     /// With its burst to spend.
     pub(super) fn new(per_second: NonZeroU32, clock: C) -> Self {
         Self::at(pace(per_second), clock)
@@ -64,16 +64,16 @@ impl<C: Clock + Clone> Pacer<C> {
 
     /// With its burst spent, for a part of the limit. A share below one call a second makes its intervals
     /// longer: many replicas alone must not add up to more.
-    pub(super) fn part(per_second: NonZeroU32, part: Part, clock: C) -> Self {
+    pub(super) fn part(per_second: NonZeroU32, part: LimitShare, clock: C) -> Self {
         let (burst, interval) = pace(per_second);
         Self::at_rest(
             match part {
-                Part::Whole => (burst, interval),
-                Part::Share(share) => {
+                LimitShare::Whole => (burst, interval),
+                LimitShare::Share(share) => {
                     let burst = (f64::from(burst.get()) * share) as u32;
                     (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval.div_f64(share))
                 }
-                Part::Fleet => {
+                LimitShare::Fleet => {
                     let pace = fleet_pace(per_second);
                     (NonZeroU32::new(pace.burst).unwrap_or(NonZeroU32::MIN), pace.interval)
                 }
@@ -90,7 +90,7 @@ impl<C: Clock + Clone> Pacer<C> {
     /// With its burst spent, to take the place of another pacer in the middle of a second.
     #[cfg(test)]
     fn spent(per_second: NonZeroU32, clock: C) -> Self {
-        Self::part(per_second, Part::Whole, clock)
+        Self::part(per_second, LimitShare::Whole, clock)
     }
 
     fn at_rest(pace: (NonZeroU32, Duration), clock: C) -> Self {
@@ -131,7 +131,7 @@ mod tests {
     /// When a caller that always wants more gets its permits, in a time of `span`.
     fn greedy(per_second: u32, span: Duration) -> Vec<Duration> {
         let clock = FakeRelativeClock::default();
-        let pacer = Pacer::new(number(per_second), clock.clone());
+        let pacer = CommandLimiter::new(number(per_second), clock.clone());
         let (mut now, mut permits) = (Duration::ZERO, Vec::new());
         while now < span {
             match pacer.take() {
@@ -172,7 +172,7 @@ mod tests {
     fn a_share_is_a_share_of_any_limit_and_begins_with_nothing() {
         for (per_second, share) in [(200, 0.25), (200, 1.0), (3, 0.1), (1, 0.25), (10_000, 0.01)] {
             let clock = FakeRelativeClock::default();
-            let pacer = Pacer::part(number(per_second), Part::Share(share), clock.clone());
+            let pacer = CommandLimiter::part(number(per_second), LimitShare::Share(share), clock.clone());
             assert!(pacer.take().is_err(), "{per_second}");
             let (mut permits, span) = (0, Duration::from_secs(40));
             let mut now = Duration::ZERO;
@@ -197,13 +197,13 @@ mod tests {
         for per_second in [1, 7, 1_000_000, 10_000_000, u32::MAX] {
             let (burst, interval) = pace(number(per_second));
             assert!(burst.get() <= per_second && interval > Duration::ZERO);
-            Pacer::new(number(per_second), FakeRelativeClock::default()).take().expect("a first permit");
+            CommandLimiter::new(number(per_second), FakeRelativeClock::default()).take().expect("a first permit");
         }
     }
 
     #[test]
     fn the_next_permit_is_foretold() {
-        let pacer = Pacer::new(number(150), FakeRelativeClock::default());
+        let pacer = CommandLimiter::new(number(150), FakeRelativeClock::default());
         assert_eq!(pacer.burst.get(), 3);
         let (now, mut next) = (Tick::from_micros(5_000_000), Tick::NEVER);
         for taken in 1..=5 {
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn one_that_takes_another_s_place_has_no_burst_left() {
         let clock = FakeRelativeClock::default();
-        let pacer = Pacer::spent(number(200), clock.clone());
+        let pacer = CommandLimiter::spent(number(200), clock.clone());
         let wait = pacer.take().expect_err("nothing is left");
         clock.advance(wait);
         assert!(pacer.take().is_ok());

@@ -13,7 +13,7 @@ use crate::domain::tick::Tick;
 /// keep and the longest wait is known at once. (GCRA, granted ahead of its time.) A moment that is
 /// reserved and not used is lost.
 #[derive(Debug)]
-pub struct Share {
+pub struct CallerQuota {
     per_second: NonZeroU32,
     /// In nanoseconds.
     interval: u64,
@@ -23,7 +23,7 @@ pub struct Share {
     next: AtomicU64,
 }
 
-impl Share {
+impl CallerQuota {
     /// With its burst to spend.
     pub fn new(per_second: NonZeroU32) -> Self {
         let (burst, interval) = pace(per_second);
@@ -54,8 +54,8 @@ impl Share {
     /// # Errors
     /// How long to wait from `now` until the last of them could go, if that is longer than `patience`. Then
     /// nothing is reserved.
-    pub fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Reserved, Duration> {
-        let Some(further) = calls.checked_sub(1) else { return Ok(Reserved::default()) };
+    pub fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Reservation, Duration> {
+        let Some(further) = calls.checked_sub(1) else { return Ok(Reservation::default()) };
         let now = now.micros().saturating_mul(1000);
         let last = |next: u64| {
             let first = next.max(now.saturating_sub(self.credit));
@@ -68,13 +68,13 @@ impl Share {
         let reserved = reserved.map_err(wait)?;
         let (first, next) =
             (reserved.max(now.saturating_sub(self.credit)), last(reserved).saturating_add(self.interval));
-        Ok(Reserved { wait: wait(reserved), first, next })
+        Ok(Reservation { wait: wait(reserved), first, next })
     }
 
     /// Takes back what will not be used, unless more was reserved since: who reserved behind it keeps the moment
     /// that was promised, and granting the one before it twice would break the pace.
-    pub fn give_back(&self, reserved: Reserved) {
-        let Reserved { first, next, .. } = reserved;
+    pub fn give_back(&self, reserved: Reservation) {
+        let Reservation { first, next, .. } = reserved;
         if next > 0 {
             let _ = self.next.compare_exchange(next, first, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -89,7 +89,7 @@ impl Share {
 
 /// Calls that were reserved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reserved {
+pub struct Reservation {
     /// How long to wait until the last of them may go.
     pub wait: Duration,
     /// The moment of the first of them, and the first free one behind them; 0 if there are none.
@@ -107,8 +107,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn share(per_second: u32) -> Share {
-        Share::new(NonZeroU32::new(per_second).expect("not 0"))
+    fn share(per_second: u32) -> CallerQuota {
+        CallerQuota::new(NonZeroU32::new(per_second).expect("not 0"))
     }
 
     fn at(millis: u64) -> Tick {
@@ -164,7 +164,7 @@ mod tests {
         let third = share.reserve(1, at(0), LONG).expect("a long patience");
         share.give_back(second);
         assert!(share.reserve(1, at(0), LONG).is_ok_and(|fourth| fourth.wait > third.wait));
-        share.give_back(Reserved::default());
+        share.give_back(Reservation::default());
         assert!(share.reserve(1, at(0), Duration::ZERO).is_err());
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn nothing_costs_nothing() {
         let share = share(1);
         share.reserve(100, at(0), LONG).expect("a long patience");
-        assert_eq!(share.reserve(0, at(0), Duration::ZERO), Ok(Reserved::default()));
+        assert_eq!(share.reserve(0, at(0), Duration::ZERO), Ok(Reservation::default()));
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::pacer::{Part, fleet_pace};
+use super::pacer::{LimitShare, fleet_pace};
 use crate::clock;
 use crate::domain::app::SdkAppId;
 use crate::domain::fleet::lease::{Drawn, LEASE_MAX, Leases};
 use crate::domain::tick::Tick;
-use crate::fleet::{Fleet, LeaseOrder, Mode, mode_of};
+use crate::fleet::{Fleet, LeaseRequest, Mode, mode_of};
 
 /// Who was granted nothing asks again up to so much later than it could: less than what is granted ahead.
 const SPREAD: Duration = Duration::from_millis(200);
@@ -19,7 +19,7 @@ const SPREAD_WITH_TOTAL: Duration = Duration::from_millis(20);
 
 /// Of one command.
 #[derive(Debug)]
-pub(super) struct Together {
+pub(super) struct SharedQuota {
     fleet: Arc<Fleet>,
     app: SdkAppId,
     /// What its quota is called in Redis.
@@ -42,38 +42,38 @@ pub(super) enum Leased {
 }
 
 /// How much of a limit a pacer of this epoch gives.
-pub(super) fn part_of(fleet: &Fleet, epoch: u64) -> Part {
+pub(super) fn part_of(fleet: &Fleet, epoch: u64) -> LimitShare {
     match mode_of(epoch) {
-        Mode::Alone => Part::Share(fleet.share()),
-        Mode::Together => Part::Fleet,
+        Mode::Disconnected => LimitShare::Share(fleet.share()),
+        Mode::Connected => LimitShare::Fleet,
     }
 }
 
-impl Together {
+impl SharedQuota {
     pub(super) fn new(fleet: Arc<Fleet>, app: SdkAppId, name: &str) -> Self {
         let epoch = AtomicU64::new(fleet.epoch());
         Self { fleet, app, name: name.into(), leases: Mutex::default(), epoch }
     }
 
     /// How much the command's own pacer gives.
-    pub(super) fn part(&self) -> Part {
+    pub(super) fn limit_share(&self) -> LimitShare {
         part_of(&self.fleet, self.epoch.load(Ordering::Acquire))
     }
 
     /// Whether the replica has gone from alone to together, or back, since [`Together::heed_change`].
-    pub(super) fn has_changed(&self) -> bool {
+    pub(super) fn epoch_changed(&self) -> bool {
         self.epoch.load(Ordering::Acquire) != self.fleet.epoch()
     }
 
     /// Gives up what was leased before a change. Whether there was one; not for two at one time.
-    pub(super) fn heed_change(&self) -> bool {
+    pub(super) fn sync_epoch(&self) -> bool {
         let (mut leases, epoch) = (self.leases(), self.fleet.epoch());
         leases.clear();
         self.epoch.swap(epoch, Ordering::AcqRel) != epoch
     }
 
     pub(super) fn draw(&self, now: Tick) -> Leased {
-        if mode_of(self.epoch.load(Ordering::Acquire)) == Mode::Alone {
+        if mode_of(self.epoch.load(Ordering::Acquire)) == Mode::Disconnected {
             return Leased::Alone;
         }
         match self.leases().draw(now) {
@@ -86,7 +86,7 @@ impl Together {
     /// Leases so many permits, within a lease's bound. `None`: look again, there are some or Redis is away. Else
     /// how long there are none.
     pub(super) async fn lease(&self, limit: NonZeroU32, total: Option<NonZeroU32>, wanted: usize) -> Option<Duration> {
-        let order = LeaseOrder {
+        let order = LeaseRequest {
             app: self.app,
             name: &self.name,
             wanted: wanted.clamp(1, LEASE_MAX),
@@ -97,7 +97,7 @@ impl Together {
         if granted.moments.is_empty() {
             // Others have what there is for the next while, so many that wait need not ask all at once.
             let most = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
-            let random = f64::from(clock::call_number()) / f64::from(u32::MAX);
+            let random = f64::from(clock::random_u32()) / f64::from(u32::MAX);
             return Some(granted.again + most.mul_f64(random));
         }
         self.leases().add(granted.asked, granted.heard, granted.moments);

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::{ArcSwapOption, Guard};
 use governor::clock::Clock;
 
-use super::pacer::{Pacer, Part};
+use super::pacer::{CommandLimiter, LimitShare};
 use super::together::part_of;
 use crate::fleet::Fleet;
 
 /// The pace, if the app has one.
 #[derive(Debug)]
-pub(super) struct Total<C: Clock> {
-    pacer: ArcSwapOption<Pacer<C>>,
+pub(super) struct AppQuota<C: Clock> {
+    pacer: ArcSwapOption<CommandLimiter<C>>,
     /// Calls a second; 0: no bound.
     per_second: AtomicU32,
     fleet: Option<Arc<Fleet>>,
@@ -24,12 +24,12 @@ pub(super) struct Total<C: Clock> {
     clock: C,
 }
 
-impl<C: Clock + Clone> Total<C> {
+impl<C: Clock + Clone> AppQuota<C> {
     pub(super) fn new(per_second: Option<NonZeroU32>, fleet: Option<Arc<Fleet>>, clock: C) -> Self {
         let epoch = fleet.as_ref().map_or(0, |fleet| fleet.epoch());
         let pacer = per_second.map(|per_second| match &fleet {
-            None => Pacer::new(per_second, clock.clone()),
-            Some(fleet) => Pacer::part(per_second, part_of(fleet, epoch), clock.clone()),
+            None => CommandLimiter::new(per_second, clock.clone()),
+            Some(fleet) => CommandLimiter::part(per_second, part_of(fleet, epoch), clock.clone()),
         });
         Self {
             pacer: ArcSwapOption::new(pacer.map(Arc::new)),
@@ -47,7 +47,7 @@ impl<C: Clock + Clone> Total<C> {
     }
 
     /// The pacer that holds alone, as things are.
-    pub(super) fn pacer(&self) -> Guard<Option<Arc<Pacer<C>>>> {
+    pub(super) fn pacer(&self) -> Guard<Option<Arc<CommandLimiter<C>>>> {
         if let Some(fleet) = &self.fleet
             && fleet.epoch() != self.epoch.load(Ordering::Acquire)
         {
@@ -67,9 +67,9 @@ impl<C: Clock + Clone> Total<C> {
         if !always && epoch == self.epoch.load(Ordering::Acquire) {
             return;
         }
-        let part = self.fleet.as_ref().map_or(Part::Whole, |fleet| part_of(fleet, epoch));
+        let part = self.fleet.as_ref().map_or(LimitShare::Whole, |fleet| part_of(fleet, epoch));
         self.per_second.store(per_second.map_or(0, NonZeroU32::get), Ordering::Release);
-        let pacer = per_second.map(|per_second| Arc::new(Pacer::part(per_second, part, self.clock.clone())));
+        let pacer = per_second.map(|per_second| Arc::new(CommandLimiter::part(per_second, part, self.clock.clone())));
         self.pacer.store(pacer);
         self.epoch.store(epoch, Ordering::Release);
     }

@@ -18,12 +18,12 @@ const SOCKETS_MAX: usize = 32;
 
 /// Sockets that have no place yet.
 #[derive(Debug, Default)]
-pub struct Adopted(Vec<Listener>);
+pub struct ActivatedSockets(Vec<Listener>);
 
 /// A socket of systemd's that cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
-pub enum AdoptError {
+pub enum ActivationError {
     #[error(
         "systemd has passed on {0} sockets, and there are at most {SOCKETS_MAX}; take some out of the .socket unit"
     )]
@@ -42,15 +42,15 @@ pub enum AdoptError {
     Io(#[from] io::Error),
 }
 
-impl Adopted {
+impl ActivatedSockets {
     /// Those that were passed to this process, as the environment says. The first call takes them.
     ///
     /// # Errors
     /// If one of them is no socket that can be listened on.
-    pub fn of_process(env: &Env) -> Result<Self, AdoptError> {
+    pub fn of_process(env: &Env) -> Result<Self, ActivationError> {
         let count = count(env, std::process::id());
         if count > SOCKETS_MAX {
-            return Err(AdoptError::TooMany(count));
+            return Err(ActivationError::TooMany(count));
         }
         if count == 0 {
             return Ok(Self::default());
@@ -62,7 +62,7 @@ impl Adopted {
             let found = take(&mut sockets, number)?;
             let name = names.get(number).filter(|name| !name.is_empty());
             let name = name.map(|name| format!(" ({})", name.escape_debug())).unwrap_or_default();
-            found.ok_or(AdoptError::Kind { fd: number + FIRST_FD, name })
+            found.ok_or(ActivationError::Kind { fd: number + FIRST_FD, name })
         };
         (0..count).map(take).collect::<Result<_, _>>().map(Self)
     }
@@ -77,8 +77,8 @@ impl Adopted {
     ///
     /// # Errors
     /// If there are any.
-    pub fn refuse_rest(self) -> Result<(), AdoptError> {
-        self.0.first().map_or(Ok(()), |listener| Err(AdoptError::NoEntry(listener.address())))
+    pub fn reject_unused(self) -> Result<(), ActivationError> {
+        self.0.first().map_or(Ok(()), |listener| Err(ActivationError::NoEntry(listener.address())))
     }
 }
 
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(count(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "two")]), 0);
         let env: Env =
             [("LISTEN_PID", std::process::id().to_string()), ("LISTEN_FDS", "33".to_owned())].into_iter().collect();
-        assert!(matches!(Adopted::of_process(&env), Err(AdoptError::TooMany(33))));
+        assert!(matches!(ActivatedSockets::of_process(&env), Err(ActivationError::TooMany(33))));
     }
 
     #[test]
@@ -147,16 +147,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let port = tcp(listener, address).expect("a socket").expect("a listening one");
-        let mut adopted = Adopted(vec![file, port]);
+        let mut adopted = ActivatedSockets(vec![file, port]);
         assert!(adopted.take(&"127.0.0.1:1".parse().expect("an address")).is_none());
         let file = adopted.take(&ListenAddr::Unix(path.clone())).expect("it is there");
         assert!(adopted.take(&ListenAddr::Unix(path.clone())).is_none(), "taken once");
         file.remove();
         drop(file);
         assert!(path.exists(), "its file is systemd's");
-        let error = adopted.refuse_rest().expect_err("one is left").to_string();
+        let error = adopted.reject_unused().expect_err("one is left").to_string();
         assert!(error.contains(&address.to_string()) && error.contains("server.listen"), "{error}");
-        assert!(Adopted::default().refuse_rest().is_ok());
+        assert!(ActivatedSockets::default().reject_unused().is_ok());
     }
 
     #[test]

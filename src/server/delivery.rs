@@ -17,7 +17,7 @@ use crate::clock;
 /// The answers of one connection that are on their way: since when, by number. There are at most as many as
 /// there may be streams.
 #[derive(Debug, Default)]
-pub(super) struct Deliveries(Mutex<Pending>);
+pub(super) struct PendingResponses(Mutex<Pending>);
 
 #[derive(Debug, Default)]
 struct Pending {
@@ -25,14 +25,14 @@ struct Pending {
     since: BTreeMap<u64, Instant>,
 }
 
-impl Deliveries {
+impl PendingResponses {
     /// One more begins.
-    pub(super) fn begin(self: &Arc<Self>) -> Delivery {
+    pub(super) fn begin(self: &Arc<Self>) -> ResponseGuard {
         let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pending.last += 1;
         let number = pending.last;
         pending.since.insert(number, clock::now());
-        Delivery { of: Arc::clone(self), number }
+        ResponseGuard { of: Arc::clone(self), number }
     }
 
     /// Since when the oldest is on its way.
@@ -43,12 +43,12 @@ impl Deliveries {
 
 /// An answer on its way. Dropped when it was taken whole, or is no longer wanted.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    of: Arc<Deliveries>,
+pub(super) struct ResponseGuard {
+    of: Arc<PendingResponses>,
     number: u64,
 }
 
-impl Drop for Delivery {
+impl Drop for ResponseGuard {
     fn drop(&mut self) {
         self.of.0.lock().unwrap_or_else(PoisonError::into_inner).since.remove(&self.number);
     }
@@ -56,35 +56,35 @@ impl Drop for Delivery {
 
 /// A body that is on its way as long as any byte of it is there.
 #[derive(Debug)]
-pub(super) struct Delivered<B> {
+pub(super) struct TrackedBody<B> {
     body: B,
-    delivery: Option<Arc<Delivery>>,
+    delivery: Option<Arc<ResponseGuard>>,
 }
 
-impl<B> Delivered<B> {
+impl<B> TrackedBody<B> {
     /// Watched by `delivery`, if there is one.
-    pub(super) fn new(body: B, delivery: Option<Delivery>) -> Self {
+    pub(super) fn new(body: B, delivery: Option<ResponseGuard>) -> Self {
         Self { body, delivery: delivery.map(Arc::new) }
     }
 }
 
 /// Bytes that keep a delivery pending.
-struct Watched(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Arc<Delivery>);
+struct TrackedBytes(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Arc<ResponseGuard>);
 
-impl AsRef<[u8]> for Watched {
+impl AsRef<[u8]> for TrackedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Delivered<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let Some(delivery) = &self.delivery else { return Poll::Ready(frame) };
-        let watch = |bytes| Bytes::from_owner(Watched(bytes, Arc::clone(delivery)));
+        let watch = |bytes| Bytes::from_owner(TrackedBytes(bytes, Arc::clone(delivery)));
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(watch))))
     }
 
@@ -105,8 +105,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_on_its_way_until_its_last_byte_is_gone() {
-        let deliveries = Arc::new(Deliveries::default());
-        let first = Delivered::new(Full::new(Bytes::from_static(b"one")), Some(deliveries.begin()));
+        let deliveries = Arc::new(PendingResponses::default());
+        let first = TrackedBody::new(Full::new(Bytes::from_static(b"one")), Some(deliveries.begin()));
         let since = deliveries.oldest().expect("one");
         let second = deliveries.begin();
         assert_eq!(first.size_hint().exact(), Some(3));

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Given once, and then to all who hold a clone.
 #[derive(Debug, Clone, Default)]
-pub struct Drain(Arc<Order>);
+pub struct Drain(Arc<DrainState>);
 
 #[derive(Debug, Default)]
-struct Order {
+struct DrainState {
     /// The token tells the same, under a lock.
     has_begun: AtomicBool,
     token: CancellationToken,

@@ -12,13 +12,13 @@ const END_HEADERS: u8 = 4;
 
 /// Reads along from the first byte of a connection.
 #[derive(Debug)]
-pub struct Frames {
-    place: Place,
+pub struct H2FrameTracker {
+    place: FrameState,
     in_head: bool,
 }
 
 #[derive(Debug)]
-enum Place {
+enum FrameState {
     /// So many bytes of the preface are there.
     Preface(usize),
     /// So many bytes of what stands before a payload are there.
@@ -29,31 +29,31 @@ enum Place {
     Other,
 }
 
-impl Default for Frames {
+impl Default for H2FrameTracker {
     fn default() -> Self {
-        Self { place: Place::Preface(0), in_head: false }
+        Self { place: FrameState::Preface(0), in_head: false }
     }
 }
 
-impl Frames {
+impl H2FrameTracker {
     /// Follows the next bytes, however they are cut.
     pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let taken = match &mut self.place {
-                Place::Other => return,
-                Place::Preface(there) => {
+                FrameState::Other => return,
+                FrameState::Preface(there) => {
                     let taken = bytes.len().min(PREFACE.len() - *there);
                     if bytes[..taken] != PREFACE[*there..*there + taken] {
-                        self.place = Place::Other;
+                        self.place = FrameState::Other;
                         return;
                     }
                     *there += taken;
                     if *there == PREFACE.len() {
-                        self.place = Place::Head([0; FRAME_HEAD_LEN], 0);
+                        self.place = FrameState::Head([0; FRAME_HEAD_LEN], 0);
                     }
                     taken
                 }
-                Place::Head(head, there) => {
+                FrameState::Head(head, there) => {
                     let taken = bytes.len().min(FRAME_HEAD_LEN - *there);
                     head[*there..*there + taken].copy_from_slice(&bytes[..taken]);
                     *there += taken;
@@ -63,7 +63,7 @@ impl Frames {
                     }
                     taken
                 }
-                Place::Payload(left, ends_head) => {
+                FrameState::Payload(left, ends_head) => {
                     let taken = bytes.len().min(*left);
                     *left -= taken;
                     if *left == 0 {
@@ -78,7 +78,7 @@ impl Frames {
     }
 
     /// Whether a request's head, or its trailers, have begun and are not whole.
-    pub fn inside_head(&self) -> bool {
+    pub fn in_header_block(&self) -> bool {
         self.in_head
     }
 
@@ -87,12 +87,12 @@ impl Frames {
         let of_head = matches!(kind, HEADERS | CONTINUATION);
         self.in_head |= of_head;
         let ends_head = of_head && flags & END_HEADERS != 0;
-        if len == 0 { self.end(ends_head) } else { self.place = Place::Payload(len, ends_head) }
+        if len == 0 { self.end(ends_head) } else { self.place = FrameState::Payload(len, ends_head) }
     }
 
     fn end(&mut self, ends_head: bool) {
         self.in_head &= !ends_head;
-        self.place = Place::Head([0; FRAME_HEAD_LEN], 0);
+        self.place = FrameState::Head([0; FRAME_HEAD_LEN], 0);
     }
 }
 
@@ -107,11 +107,11 @@ mod tests {
     /// Whether it stands in a head after the preface and these bytes, given whole and one by one.
     fn inside(bytes: &[u8]) -> bool {
         let all = [PREFACE, bytes].concat();
-        let (mut whole, mut single) = (Frames::default(), Frames::default());
+        let (mut whole, mut single) = (H2FrameTracker::default(), H2FrameTracker::default());
         whole.follow(&all);
         all.chunks(1).for_each(|byte| single.follow(byte));
-        assert_eq!(whole.inside_head(), single.inside_head());
-        whole.inside_head()
+        assert_eq!(whole.in_header_block(), single.in_header_block());
+        whole.in_header_block()
     }
 
     #[test]
@@ -133,9 +133,9 @@ mod tests {
         for kind in [0, 2, 3, 4, 6, 8, 0xbe] {
             assert!(!inside(&frame(kind, END_HEADERS, 7)[..12]), "{kind}");
         }
-        let mut other = Frames::default();
+        let mut other = H2FrameTracker::default();
         other.follow(b"PRI * HTTP/2.0\r\n\r\nsm\r\n\r\n");
         other.follow(&frame(HEADERS, 0, 5));
-        assert!(!other.inside_head());
+        assert!(!other.in_header_block());
     }
 }

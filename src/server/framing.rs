@@ -4,7 +4,7 @@
 //! It is stricter than hyper in everything. So as long as nothing is refused both find the same ends,
 //! and what is refused here never reaches hyper whole.
 
-use super::head::{Fault, Framing, Head, field};
+use super::head::{Framing, Head, HeadError, field};
 use crate::gateway::route::HEAD_LEN_MAX;
 
 /// Longest chunk-size line, and longest trailers together, in bytes; hyper's own limits are the same.
@@ -16,8 +16,8 @@ const SIZE_DIGITS_MAX: usize = 15;
 
 /// Where a connection stands between its requests.
 #[derive(Debug)]
-pub struct Follower {
-    place: Place,
+pub struct FramingTracker {
+    place: FramingState,
     head: Head,
     /// What has come of a line that is not whole.
     line: Vec<u8>,
@@ -26,7 +26,7 @@ pub struct Follower {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum FramingState {
     Head,
     /// So many bytes are left of the body.
     Body(u64),
@@ -41,47 +41,47 @@ enum Place {
 
 /// The bytes stop making sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop {
+pub struct FramingError {
     /// So many bytes of those given are sound; the line that is not sound begins or goes on there.
     pub sound: usize,
     /// Why.
-    pub fault: Fault,
+    pub fault: HeadError,
     /// Whether it is in a head, so that there is no request yet to answer.
     pub in_head: bool,
 }
 
-impl Default for Follower {
+impl Default for FramingTracker {
     fn default() -> Self {
-        Self { place: Place::Head, head: Head::default(), line: Vec::new(), fresh: true }
+        Self { place: FramingState::Head, head: Head::default(), line: Vec::new(), fresh: true }
     }
 }
 
-impl Follower {
+impl FramingTracker {
     /// Follows the next bytes, however they are cut.
     ///
     /// # Errors
     /// With the place of the first fault. Nothing may be read of this connection after it.
-    pub fn follow(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<(), FramingError> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
             match &mut self.place {
-                Place::Http2 => return Ok(()),
-                Place::Body(left) | Place::Chunk(left) => {
+                FramingState::Http2 => return Ok(()),
+                FramingState::Body(left) | FramingState::Chunk(left) => {
                     let step = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
                     *left -= step as u64;
                     at += step;
                     match self.place {
-                        Place::Body(0) => self.next_request(),
-                        Place::Chunk(0) => self.place = Place::ChunkEnd,
+                        FramingState::Body(0) => self.next_request(),
+                        FramingState::Chunk(0) => self.place = FramingState::ChunkEnd,
                         _ => {}
                     }
                 }
-                Place::Head | Place::ChunkSize | Place::ChunkEnd | Place::Trailers(..) => {
+                FramingState::Head | FramingState::ChunkSize | FramingState::ChunkEnd | FramingState::Trailers(..) => {
                     let end = memchr::memchr(b'\n', rest);
                     let step = end.map_or(rest.len(), |end| end + 1);
-                    let stop = |in_head| move |fault| Stop { sound: at, fault, in_head };
-                    self.part_of_line(&rest[..step], end.is_some()).map_err(stop(self.place == Place::Head))?;
+                    let stop = |in_head| move |fault| FramingError { sound: at, fault, in_head };
+                    self.part_of_line(&rest[..step], end.is_some()).map_err(stop(self.place == FramingState::Head))?;
                     at += step;
                 }
             }
@@ -91,19 +91,19 @@ impl Follower {
 
     /// Whether the connection stands between two requests.
     pub fn between_requests(&self) -> bool {
-        self.place == Place::Head && self.head.is_empty() && self.line.is_empty()
+        self.place == FramingState::Head && self.head.is_empty() && self.line.is_empty()
     }
 
     /// Most lines come in one piece and are judged where they lie.
-    fn part_of_line(&mut self, part: &[u8], whole: bool) -> Result<(), Fault> {
+    fn part_of_line(&mut self, part: &[u8], whole: bool) -> Result<(), HeadError> {
         let before = match self.place {
-            Place::Head => self.head.len(),
-            Place::Trailers(len, _) => len,
+            FramingState::Head => self.head.len(),
+            FramingState::Trailers(len, _) => len,
             _ => 0,
         };
         let (limit, fault) = match self.place {
-            Place::Head => (HEAD_LEN_MAX, Fault::TooLarge),
-            _ => (CHUNK_EXTRA_LEN_MAX, Fault::Malformed),
+            FramingState::Head => (HEAD_LEN_MAX, HeadError::TooLarge),
+            _ => (CHUNK_EXTRA_LEN_MAX, HeadError::Malformed),
         };
         if before + self.line.len() + part.len() > limit {
             return Err(fault);
@@ -120,32 +120,32 @@ impl Follower {
         self.whole_line(&line)
     }
 
-    fn whole_line(&mut self, line: &[u8]) -> Result<(), Fault> {
+    fn whole_line(&mut self, line: &[u8]) -> Result<(), HeadError> {
         match self.place {
-            Place::Head => match self.head.line(line)? {
+            FramingState::Head => match self.head.line(line)? {
                 None => {}
                 Some(Framing::Length(0)) => self.next_request(),
-                Some(Framing::Length(length)) => self.place = Place::Body(length),
-                Some(Framing::Chunked) => self.place = Place::ChunkSize,
-                Some(Framing::Http2) if self.fresh => self.place = Place::Http2,
-                Some(Framing::Http2) => return Err(Fault::Malformed),
+                Some(Framing::Length(length)) => self.place = FramingState::Body(length),
+                Some(Framing::Chunked) => self.place = FramingState::ChunkSize,
+                Some(Framing::Http2) if self.fresh => self.place = FramingState::Http2,
+                Some(Framing::Http2) => return Err(HeadError::Malformed),
             },
-            Place::ChunkSize => {
+            FramingState::ChunkSize => {
                 self.place = match chunk_size(line)? {
-                    0 => Place::Trailers(0, 0),
-                    size => Place::Chunk(size),
+                    0 => FramingState::Trailers(0, 0),
+                    size => FramingState::Chunk(size),
                 }
             }
-            Place::ChunkEnd if line == b"\r\n" => self.place = Place::ChunkSize,
-            Place::ChunkEnd => return Err(Fault::Malformed),
-            Place::Trailers(..) if line == b"\r\n" => self.next_request(),
-            Place::Trailers(_, TRAILERS_MAX..) => return Err(Fault::Malformed),
-            Place::Trailers(len, lines) => {
-                field(line.strip_suffix(b"\r\n").ok_or(Fault::Malformed)?)?;
-                self.place = Place::Trailers(len + line.len(), lines + 1);
+            FramingState::ChunkEnd if line == b"\r\n" => self.place = FramingState::ChunkSize,
+            FramingState::ChunkEnd => return Err(HeadError::Malformed),
+            FramingState::Trailers(..) if line == b"\r\n" => self.next_request(),
+            FramingState::Trailers(_, TRAILERS_MAX..) => return Err(HeadError::Malformed),
+            FramingState::Trailers(len, lines) => {
+                field(line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?)?;
+                self.place = FramingState::Trailers(len + line.len(), lines + 1);
             }
             // These have no lines.
-            Place::Body(_) | Place::Chunk(_) | Place::Http2 => {}
+            FramingState::Body(_) | FramingState::Chunk(_) | FramingState::Http2 => {}
         }
         Ok(())
     }
@@ -156,17 +156,17 @@ impl Follower {
 }
 
 /// The size of a chunk: hexadecimal digits, then nothing or an extension (RFC 9112 section 7.1).
-fn chunk_size(line: &[u8]) -> Result<u64, Fault> {
-    let text = line.strip_suffix(b"\r\n").ok_or(Fault::Malformed)?;
+fn chunk_size(line: &[u8]) -> Result<u64, HeadError> {
+    let text = line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?;
     let digits = text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (digits, extension) = text.split_at(digits);
     let plain = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
     let sound = extension.is_empty() || (extension[0] == b';' && extension.iter().all(plain));
     if !(1..=SIZE_DIGITS_MAX).contains(&digits.len()) || !sound {
-        return Err(Fault::Malformed);
+        return Err(HeadError::Malformed);
     }
-    let digits = std::str::from_utf8(digits).map_err(|_| Fault::Malformed)?;
-    u64::from_str_radix(digits, 16).map_err(|_| Fault::Malformed)
+    let digits = std::str::from_utf8(digits).map_err(|_| HeadError::Malformed)?;
+    u64::from_str_radix(digits, 16).map_err(|_| HeadError::Malformed)
 }
 
 #[cfg(test)]
@@ -179,11 +179,11 @@ mod tests {
     const EMPTY: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
 
     /// Every cut of the bytes into two comes to the same.
-    fn all_ways(text: &str) -> Result<bool, (usize, Fault, bool)> {
+    fn all_ways(text: &str) -> Result<bool, (usize, HeadError, bool)> {
         let bytes = text.as_bytes();
         let mut outcomes = Vec::new();
         for cut in 0..=bytes.len() {
-            let mut follower = Follower::default();
+            let mut follower = FramingTracker::default();
             let first = follower.follow(&bytes[..cut]);
             let outcome = first
                 .map_err(|stop| (stop, 0))
@@ -211,12 +211,12 @@ mod tests {
         for before in [PLAIN, CHUNKS, EMPTY, ""] {
             let lines = before.matches('\n').count();
             let twice = "POST /a HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n";
-            assert_eq!(all_ways(&format!("{before}{twice}")), Err((lines + 2, Fault::Malformed, true)));
+            assert_eq!(all_ways(&format!("{before}{twice}")), Err((lines + 2, HeadError::Malformed, true)));
         }
         // What a body says is no head.
         let inside = "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n\n\n #\0\n";
         assert_eq!(all_ways(inside), Ok(true));
-        assert_eq!(all_ways(&format!("{PLAIN}PRI * HTTP/2.0\r\n\r\n")), Err((4, Fault::Malformed, true)));
+        assert_eq!(all_ways(&format!("{PLAIN}PRI * HTTP/2.0\r\n\r\n")), Err((4, HeadError::Malformed, true)));
         assert_eq!(all_ways("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0 anything"), Ok(false));
     }
 
@@ -239,23 +239,31 @@ mod tests {
             ("0\r\n folded: x\r\n", 1),
             ("0\r\n\n", 1),
         ] {
-            assert_eq!(all_ways(&format!("{head}{chunks}")), Err((4 + lines, Fault::Malformed, false)), "{chunks:?}");
+            assert_eq!(
+                all_ways(&format!("{head}{chunks}")),
+                Err((4 + lines, HeadError::Malformed, false)),
+                "{chunks:?}"
+            );
         }
         let long = format!("{head}1;{}", "x".repeat(CHUNK_EXTRA_LEN_MAX));
-        assert_eq!(Follower::default().follow(long.as_bytes()).map_err(|stop| stop.fault), Err(Fault::Malformed));
+        assert_eq!(
+            FramingTracker::default().follow(long.as_bytes()).map_err(|stop| stop.fault),
+            Err(HeadError::Malformed)
+        );
         let trailer = format!("t: {}\r\n", "t".repeat(CHUNK_EXTRA_LEN_MAX / 10));
         for (trailer, most) in [("t: t\r\n", TRAILERS_MAX), (&*trailer, 9)] {
-            let with = |lines| Follower::default().follow(format!("{head}0\r\n{}", trailer.repeat(lines)).as_bytes());
+            let with =
+                |lines| FramingTracker::default().follow(format!("{head}0\r\n{}", trailer.repeat(lines)).as_bytes());
             assert!(with(most).is_ok());
-            assert_eq!(with(most + 1).map_err(|stop| stop.fault), Err(Fault::Malformed));
+            assert_eq!(with(most + 1).map_err(|stop| stop.fault), Err(HeadError::Malformed));
         }
     }
 
     #[test]
     fn a_line_without_an_end_takes_no_more_than_a_head_may() {
-        let mut follower = Follower::default();
+        let mut follower = FramingTracker::default();
         let outcome = (0..).find_map(|_| follower.follow(&[b'x'; 1000]).err());
-        assert_eq!(outcome, Some(Stop { sound: 0, fault: Fault::TooLarge, in_head: true }));
+        assert_eq!(outcome, Some(FramingError { sound: 0, fault: HeadError::TooLarge, in_head: true }));
         assert!(follower.line.len() <= HEAD_LEN_MAX);
     }
 }

@@ -24,7 +24,7 @@ pub enum Framing {
 
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum HeadError {
     /// There is no way, or more than one, to read it.
     Malformed,
     /// A head over [`HEAD_LEN_MAX`] or [`HEAD_LINES_MAX`].
@@ -64,12 +64,12 @@ impl Head {
     ///
     /// # Errors
     /// See [`Fault`].
-    pub fn line(&mut self, line: &[u8]) -> Result<Option<Framing>, Fault> {
+    pub fn line(&mut self, line: &[u8]) -> Result<Option<Framing>, HeadError> {
         self.len += line.len();
         if self.len > HEAD_LEN_MAX {
-            return Err(Fault::TooLarge);
+            return Err(HeadError::TooLarge);
         }
-        let text = line.strip_suffix(b"\r\n").ok_or(Fault::Malformed)?;
+        let text = line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?;
         let Some(version) = self.version else {
             if text.is_empty() {
                 return Ok(None);
@@ -85,39 +85,39 @@ impl Head {
         }
         self.lines += 1;
         if self.lines > HEAD_LINES_MAX {
-            return Err(Fault::TooLarge);
+            return Err(HeadError::TooLarge);
         }
         self.header(text, version)?;
         Ok(None)
     }
 
-    fn header(&mut self, text: &[u8], version: Version) -> Result<(), Fault> {
+    fn header(&mut self, text: &[u8], version: Version) -> Result<(), HeadError> {
         let (name, value) = field(text)?;
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
         } else if name.eq_ignore_ascii_case(b"content-length") {
             // Once, and digits only: a second one is refused even if it says the same.
             if self.length.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-                return Err(Fault::Malformed);
+                return Err(HeadError::Malformed);
             }
             let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
-            self.length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(Fault::Malformed)?);
+            self.length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(HeadError::Malformed)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if self.chunked || version == Version::Http10 || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Fault::Malformed);
+                return Err(HeadError::Malformed);
             }
             self.chunked = true;
         }
         Ok(())
     }
 
-    fn end(&self, version: Version) -> Result<Framing, Fault> {
+    fn end(&self, version: Version) -> Result<Framing, HeadError> {
         // RFC 9112 section 3.2: one Host, and in HTTP/1.1 no request without it.
         if self.hosts > 1 || (self.hosts == 0 && version == Version::Http11) {
-            return Err(Fault::Malformed);
+            return Err(HeadError::Malformed);
         }
         match (self.length, self.chunked) {
-            (Some(_), true) => Err(Fault::Malformed),
+            (Some(_), true) => Err(HeadError::Malformed),
             (None, true) => Ok(Framing::Chunked),
             (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
         }
@@ -125,19 +125,19 @@ impl Head {
 }
 
 /// Method, target and version, one space between them (RFC 9112 section 3).
-fn request_line(text: &[u8]) -> Result<Version, Fault> {
+fn request_line(text: &[u8]) -> Result<Version, HeadError> {
     let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
-    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(Fault::Malformed)?;
+    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(HeadError::Malformed)?;
     let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
     // Neither a space nor a fragment is part of a target (RFC 9112 section 3.2).
     let is_plain = !target.is_empty() && printable::is_all(target, b'!', [b'#']);
     if method.is_empty() || !are_all(method, TOKEN) || !is_plain {
-        return Err(Fault::Malformed);
+        return Err(HeadError::Malformed);
     }
     match version {
         b"HTTP/1.1" => Ok(Version::Http11),
         b"HTTP/1.0" => Ok(Version::Http10),
-        _ => Err(Fault::Malformed),
+        _ => Err(HeadError::Malformed),
     }
 }
 
@@ -146,13 +146,13 @@ fn request_line(text: &[u8]) -> Result<Version, Fault> {
 ///
 /// # Errors
 /// [`Fault::Malformed`].
-pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    let colon = memchr::memchr(b':', text).ok_or(Fault::Malformed)?;
+pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
+    let colon = memchr::memchr(b':', text).ok_or(HeadError::Malformed)?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
     // Hardly a value has more than printable ASCII in it.
     let is_visible = printable::is_all(value, b' ', []) || are_all(value, VISIBLE);
     if name.is_empty() || !are_all(name, TOKEN) || !is_visible {
-        return Err(Fault::Malformed);
+        return Err(HeadError::Malformed);
     }
     Ok((name, value.trim_ascii()))
 }
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     /// The verdict about a whole head.
-    fn verdict(head: &str) -> Result<Option<Framing>, Fault> {
+    fn verdict(head: &str) -> Result<Option<Framing>, HeadError> {
         let mut reading = Head::default();
         let mut last = Ok(None);
         for line in head.as_bytes().split_inclusive(|byte| *byte == b'\n') {
@@ -207,7 +207,7 @@ mod tests {
         last
     }
 
-    fn with(lines: &str) -> Result<Option<Framing>, Fault> {
+    fn with(lines: &str) -> Result<Option<Framing>, HeadError> {
         verdict(&format!("POST /v4/a/b HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
     }
 
@@ -246,11 +246,11 @@ mod tests {
             ": x\r\n",
             "x\r\n",
         ] {
-            assert_eq!(with(lines), Err(Fault::Malformed), "{lines:?}");
+            assert_eq!(with(lines), Err(HeadError::Malformed), "{lines:?}");
         }
-        assert_eq!(verdict("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(Fault::Malformed), "no Host");
+        assert_eq!(verdict("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed), "no Host");
         let old = "POST /v4/a/b HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(verdict(old), Err(Fault::Malformed));
+        assert_eq!(verdict(old), Err(HeadError::Malformed));
     }
 
     #[test]
@@ -284,20 +284,20 @@ mod tests {
             "POST /\u{e9} HTTP/1.1",
             "POST\t/a HTTP/1.1",
         ] {
-            assert_eq!(verdict(&format!("{line}\r\nHost: h\r\n\r\n")), Err(Fault::Malformed), "{line:?}");
+            assert_eq!(verdict(&format!("{line}\r\nHost: h\r\n\r\n")), Err(HeadError::Malformed), "{line:?}");
         }
         assert_eq!(verdict("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
         assert_eq!(verdict("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
-        assert_eq!(verdict("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(Fault::Malformed));
+        assert_eq!(verdict("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
     }
 
     #[test]
     fn the_bounds_are_exact() {
         assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX - 1)), Ok(Some(Framing::Length(0))));
-        assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX)), Err(Fault::TooLarge));
+        assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX)), Err(HeadError::TooLarge));
         let rest = "POST /v4/a/b HTTP/1.1\r\nHost: h\r\na:\r\n\r\n".len();
         let value = |len: usize| with(&format!("a:{}\r\n", "x".repeat(len)));
         assert_eq!(value(HEAD_LEN_MAX - rest), Ok(Some(Framing::Length(0))));
-        assert_eq!(value(HEAD_LEN_MAX - rest + 1), Err(Fault::TooLarge));
+        assert_eq!(value(HEAD_LEN_MAX - rest + 1), Err(HeadError::TooLarge));
     }
 }

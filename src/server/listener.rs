@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::adopted::Adopted;
+use super::adopted::ActivatedSockets;
 use crate::config::ListenAddr;
 use crate::gateway::route::Peer;
 
@@ -91,7 +91,7 @@ impl Listener {
     pub fn bind_all<'a>(
         addresses: impl IntoIterator<Item = &'a ListenAddr>,
         unix_mode: u32,
-        adopted: &mut Adopted,
+        adopted: &mut ActivatedSockets,
     ) -> Result<Vec<Self>, BindError> {
         let place = |address| adopted.take(address).map_or_else(|| Self::bind(address, unix_mode), Ok);
         addresses.into_iter().map(place).collect()
@@ -247,7 +247,8 @@ mod tests {
     fn all_are_bound_or_none() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = |name: &str| ListenAddr::Unix(dir.path().join(name));
-        let bind_all = |addresses: [&ListenAddr; 2]| Listener::bind_all(addresses, 0o600, &mut Adopted::default());
+        let bind_all =
+            |addresses: [&ListenAddr; 2]| Listener::bind_all(addresses, 0o600, &mut ActivatedSockets::default());
         let good = bind_all([&socket("a"), &socket("b")]).expect("free");
         assert_eq!(good.iter().map(Listener::address).collect::<Vec<_>>(), [socket("a"), socket("b")]);
         let again = bind_all([&socket("c"), &socket("a")]).expect_err("a is in use").to_string();

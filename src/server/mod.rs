@@ -26,18 +26,18 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use self::delivery::Delivered;
+use self::delivery::TrackedBody;
 use self::drain::Drain;
 use self::listener::{Accept, Accepted};
-use self::refusals::OwnRefusals;
-use self::timed_io::{AtWork, Limits, TimedIo};
+use self::refusals::Http1Guard;
+use self::timed_io::{InFlight, Limits, TimeoutStream};
 use self::tls::Handshakes;
-use crate::bounds::{Budget, Held};
+use crate::bounds::{Capacity, CapacityGuard};
 use crate::config;
-use crate::domain::caller::CallerId;
-use crate::gateway::Downstream;
+use crate::domain::caller::QueueKey;
+use crate::gateway::ConnectionInfo;
 use crate::gateway::route::HEAD_LEN_MAX;
-use crate::quiet::Quiet;
+use crate::quiet::WakeFilter;
 use crate::stack::{self, Answers};
 
 /// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare
@@ -57,7 +57,7 @@ const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration:
 #[derive(Debug, Clone)]
 pub struct Connections {
     /// How many there may be.
-    pub budget: Arc<Budget>,
+    pub budget: Arc<Capacity>,
     /// Their time limits.
     pub limits: Limits,
     /// How those over TLS begin.
@@ -71,7 +71,7 @@ impl Connections {
     /// From the configuration.
     pub fn new(server: &config::Server, drain: Drain) -> Self {
         Self {
-            budget: Budget::new(server.max_connections),
+            budget: Capacity::new(server.max_connections),
             limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
             handshakes: Handshakes::new(server.handshake_timeout),
             drain,
@@ -92,7 +92,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
             Ok((stream, peer)) => {
                 pause = ACCEPT_PAUSES.0;
                 // Over the bound it is closed unread: answering would take what there is too little of.
-                let Some(place) = connections.budget.take(1) else {
+                let Some(place) = connections.budget.try_acquire(1) else {
                     tracing::warn!("a connection was closed: server.max_connections is reached");
                     continue;
                 };
@@ -100,7 +100,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                     Accepted::Tcp(stream) => stream.local_addr().map_or(0, |local| local.port()),
                     Accepted::Unix(_) => 0,
                 };
-                let mut downstream = Downstream { peer, caller: caller_of(&stream), tls: false, port };
+                let mut downstream = ConnectionInfo { peer, caller: caller_of(&stream), tls: false, port };
                 let (answers, connections) = (answers.clone(), connections.clone());
                 let tasks = answers.tasks();
                 let serving = async move {
@@ -116,7 +116,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
                         Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
                     }
                 };
-                tasks.spawn(Quiet::new(Box::pin(serving)));
+                tasks.spawn(WakeFilter::new(Box::pin(serving)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -129,7 +129,7 @@ pub async fn accept(accept: Accept, answers: impl Answers, connections: Connecti
 
 /// Who is to have a turn of its own: behind a Unix socket a process, behind another machine's address
 /// that machine. Processes of this machine look alike over TCP, so there it is a connection.
-fn caller_of(stream: &Accepted) -> CallerId {
+fn caller_of(stream: &Accepted) -> QueueKey {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
     // Three kinds of numbers, kept apart by their lowest bits, beside 0 of callers with a name.
     let number = match stream {
@@ -146,29 +146,34 @@ fn caller_of(stream: &Accepted) -> CallerId {
             _ => CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3,
         },
     };
-    CallerId(number)
+    QueueKey(number)
 }
 
 async fn serve_tls(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
-    downstream: Downstream,
+    downstream: ConnectionInfo,
     answers: impl Answers,
     connections: Connections,
-    place: Held,
+    place: CapacityGuard,
 ) {
     let Connections { handshakes, drain, linger, .. } = &connections;
-    if let Some(stream) = handshakes.shake(stream, tls, drain, *linger).await {
+    if let Some(stream) = handshakes.handshake(stream, tls, drain, *linger).await {
         serve(stream, downstream, answers, connections, place).await;
     }
 }
 
-async fn serve<S>(stream: S, downstream: Downstream, answers: impl Answers, connections: Connections, _place: Held)
-where
+async fn serve<S>(
+    stream: S,
+    downstream: ConnectionInfo,
+    answers: impl Answers,
+    connections: Connections,
+    _place: CapacityGuard,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let at_work = AtWork::default();
-    let io = guarded(stream, connections.limits, at_work.clone());
+    let at_work = InFlight::default();
+    let io = wrap_stream(stream, connections.limits, at_work.clone());
     let refused = at_work.clone();
     let (answering, drain) = (answers.clone(), connections.drain.clone());
     let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -179,7 +184,7 @@ where
         let drain = drain.clone();
         async move {
             let answer = answering.await;
-            let mut answer = answer.map(|body| Delivered::new(body, delivers.map(|at_work| at_work.deliver())));
+            let mut answer = answer.map(|body| TrackedBody::new(body, delivers.map(|at_work| at_work.deliver())));
             if !keeps && drain.has_begun() {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -215,8 +220,8 @@ where
 }
 
 /// A connection as every listener serves it: within time limits, with one way to read each request.
-pub(crate) fn guarded<S>(stream: S, limits: Limits, at_work: AtWork) -> TokioIo<OwnRefusals<TimedIo<S>>> {
-    TokioIo::new(OwnRefusals::new(TimedIo::new(stream, limits, at_work.clone()), at_work))
+pub(crate) fn wrap_stream<S>(stream: S, limits: Limits, at_work: InFlight) -> TokioIo<Http1Guard<TimeoutStream<S>>> {
+    TokioIo::new(Http1Guard::new(TimeoutStream::new(stream, limits, at_work.clone()), at_work))
 }
 
 /// HTTP/1.1 and HTTP/2 with every bound set.

@@ -15,9 +15,9 @@ use http::StatusCode;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::framing::Follower;
-use super::head::Fault;
-use super::timed_io::AtWork;
+use super::framing::FramingTracker;
+use super::head::HeadError;
+use super::timed_io::InFlight;
 use crate::clock;
 use crate::error::GatewayError;
 
@@ -27,12 +27,12 @@ const BROKEN_OFF: &[u8] = b"\0\r\n\r\n";
 /// A connection that hands on only what can be read in one way, and whose bare refusals are put into
 /// our words.
 #[derive(Debug)]
-pub(crate) struct OwnRefusals<S> {
+pub(crate) struct Http1Guard<S> {
     stream: S,
-    at_work: AtWork,
-    follower: Follower,
+    at_work: InFlight,
+    follower: FramingTracker,
     /// Set once something was refused: nothing more is read.
-    ended: Option<Ended>,
+    ended: Option<ReadEnd>,
     /// Nothing has been written since the last flush. Only then an answer can begin: hyper flushes
     /// when an answer is out whole, and what it writes in several pieces may look like anything.
     at_boundary: bool,
@@ -41,9 +41,9 @@ pub(crate) struct OwnRefusals<S> {
 
 /// What reading gives after a refusal.
 #[derive(Debug, Clone, Copy)]
-enum Ended {
+enum ReadEnd {
     /// The rest of [`BROKEN_OFF`], then the end; and why.
-    Head(&'static [u8], Fault),
+    Head(&'static [u8], HeadError),
     /// An error.
     Chunks,
 }
@@ -55,16 +55,16 @@ struct Replaced {
     written: usize,
 }
 
-impl<S> OwnRefusals<S> {
+impl<S> Http1Guard<S> {
     /// Wraps a connection. What is refused is told to `at_work`.
-    pub(crate) fn new(stream: S, at_work: AtWork) -> Self {
-        Self { stream, at_work, follower: Follower::default(), ended: None, at_boundary: true, replaced: None }
+    pub(crate) fn new(stream: S, at_work: InFlight) -> Self {
+        Self { stream, at_work, follower: FramingTracker::default(), ended: None, at_boundary: true, replaced: None }
     }
 
     /// The fault of the head that was broken off.
-    fn fault(&self) -> Option<Fault> {
+    fn fault(&self) -> Option<HeadError> {
         match self.ended {
-            Some(Ended::Head(_, fault)) => Some(fault),
+            Some(ReadEnd::Head(_, fault)) => Some(fault),
             _ => None,
         }
     }
@@ -72,11 +72,11 @@ impl<S> OwnRefusals<S> {
 
 /// What a bare refusal is about; `None` for everything else. `fault` is what we found in the head
 /// ourselves; without it hyper found something.
-fn refusal(bytes: &[u8], fault: Option<Fault>) -> Option<GatewayError> {
+fn refusal(bytes: &[u8], fault: Option<HeadError>) -> Option<GatewayError> {
     // The first test is all that an ordinary answer pays.
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
     let error = match (status.get(..2)?, fault) {
-        (b"00", Some(Fault::TooLarge)) | (b"31", _) => GatewayError::HeadTooLarge,
+        (b"00", Some(HeadError::TooLarge)) | (b"31", _) => GatewayError::HeadTooLarge,
         (b"00", _) => GatewayError::BadRequest,
         (b"14", _) => GatewayError::UriTooLong,
         _ => return None,
@@ -101,31 +101,31 @@ fn answer_of(error: &GatewayError) -> Vec<u8> {
     [head.as_bytes(), &body].concat()
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for OwnRefusals<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended.is_none() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
             let Err(stop) = self.follower.follow(&buf.filled()[before..]) else { return Poll::Ready(Ok(())) };
-            self.ended = Some(if stop.in_head { Ended::Head(BROKEN_OFF, stop.fault) } else { Ended::Chunks });
+            self.ended = Some(if stop.in_head { ReadEnd::Head(BROKEN_OFF, stop.fault) } else { ReadEnd::Chunks });
             buf.set_filled(before + stop.sound);
             if stop.sound > 0 {
                 return Poll::Ready(Ok(()));
             }
         }
         Poll::Ready(match &mut self.ended {
-            Some(Ended::Head(left, _)) => {
+            Some(ReadEnd::Head(left, _)) => {
                 let (now, later) = left.split_at(left.len().min(buf.remaining()));
                 buf.put_slice(now);
                 *left = later;
                 Ok(())
             }
-            Some(Ended::Chunks) | None => Err(io::Error::new(io::ErrorKind::InvalidData, "the chunks are not sound")),
+            Some(ReadEnd::Chunks) | None => Err(io::Error::new(io::ErrorKind::InvalidData, "the chunks are not sound")),
         })
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for OwnRefusals<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.replaced.is_none()
             && self.at_boundary
@@ -193,7 +193,7 @@ mod tests {
     /// What arrives when `bytes` are written, through a pipe of 16 bytes.
     async fn through(bytes: &'static [u8]) -> String {
         let (mut peer, stream) = duplex(16);
-        let writing = tokio::spawn(async move { OwnRefusals::new(stream, AtWork::default()).write_all(bytes).await });
+        let writing = tokio::spawn(async move { Http1Guard::new(stream, InFlight::default()).write_all(bytes).await });
         let mut got = String::new();
         peer.read_to_string(&mut got).await.expect("text");
         writing.await.expect("no panic").expect("written");

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::delivery::{Deliveries, Delivery};
-use super::frames::Frames;
+use super::delivery::{PendingResponses, ResponseGuard};
+use super::frames::H2FrameTracker;
 use crate::clock;
 use crate::error::GatewayError;
 use crate::metrics::labels::Outcome;
@@ -41,7 +41,7 @@ pub struct Limits {
 
 /// The requests of a connection. Shared by its service and what it reads and writes through.
 #[derive(Debug, Clone, Default)]
-pub struct AtWork(Arc<Counts>);
+pub struct InFlight(Arc<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -49,17 +49,17 @@ struct Counts {
     ended: AtomicUsize,
     http2: AtomicBool,
     refused: OnceLock<Outcome>,
-    deliveries: Arc<Deliveries>,
+    deliveries: Arc<PendingResponses>,
 }
 
-impl AtWork {
+impl InFlight {
     /// Counts one more, until the guard is dropped. `http2`: it came over HTTP/2.
-    pub fn begin(&self, http2: bool) -> Work {
+    pub fn begin(&self, http2: bool) -> InFlightGuard {
         if http2 {
             self.0.http2.store(true, Ordering::Release);
         }
         self.0.begun.fetch_add(1, Ordering::AcqRel);
-        Work(Arc::clone(&self.0))
+        InFlightGuard(Arc::clone(&self.0))
     }
 
     /// What was to be a request was answered with this error before it became one. The connection ends with it.
@@ -73,7 +73,7 @@ impl AtWork {
     }
 
     /// An answer over HTTP/2 sets out: the peer has the write limit to take it.
-    pub(super) fn deliver(&self) -> Delivery {
+    pub(super) fn deliver(&self) -> ResponseGuard {
         self.0.deliveries.begin()
     }
 
@@ -92,9 +92,9 @@ impl AtWork {
 
 /// One request at work.
 #[derive(Debug)]
-pub struct Work(Arc<Counts>);
+pub struct InFlightGuard(Arc<Counts>);
 
-impl Drop for Work {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::AcqRel);
     }
@@ -102,10 +102,10 @@ impl Drop for Work {
 
 /// A connection with time limits.
 #[derive(Debug)]
-pub struct TimedIo<S> {
+pub struct TimeoutStream<S> {
     stream: S,
     limits: Limits,
-    at_work: AtWork,
+    at_work: InFlight,
     sleep: Option<Pin<Box<Sleep>>>,
     /// When the next request must have begun. Over HTTP/2 a head that becomes no request does not move it.
     idle_until: Option<Instant>,
@@ -121,12 +121,12 @@ pub struct TimedIo<S> {
     unwatched: bool,
     /// How many requests had begun when we last looked.
     seen: usize,
-    frames: Frames,
+    frames: H2FrameTracker,
 }
 
-impl<S> TimedIo<S> {
+impl<S> TimeoutStream<S> {
     /// Wraps a fresh connection.
-    pub fn new(stream: S, limits: Limits, at_work: AtWork) -> Self {
+    pub fn new(stream: S, limits: Limits, at_work: InFlight) -> Self {
         Self {
             stream,
             limits,
@@ -139,7 +139,7 @@ impl<S> TimedIo<S> {
             head_begun: true,
             unwatched: false,
             seen: 0,
-            frames: Frames::default(),
+            frames: H2FrameTracker::default(),
         }
     }
 
@@ -215,7 +215,7 @@ impl<S> TimedIo<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
@@ -224,7 +224,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
                 self.look();
                 self.frames.follow(&buf.filled()[before..]);
                 if buf.filled().len() > before && !self.at_work.any() {
-                    self.head_begun = !self.at_work.http2() || self.frames.inside_head();
+                    self.head_begun = !self.at_work.http2() || self.frames.in_header_block();
                 }
                 Poll::Ready(result)
             }
@@ -233,7 +233,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.written(cx, result)
@@ -245,7 +245,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let stream = &mut self.stream;
-        let result = pieces::joined(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+        let result = pieces::write_merged(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
         let result = result.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs));
         self.written(cx, result)
     }
@@ -290,8 +290,8 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_ends_after_the_idle_limit() {
         let (_peer, stream) = duplex(64);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         drop(at_work.begin(false));
         let begun = clock::now();
         let error = io.read_u8().await.expect_err("nobody writes");
@@ -302,8 +302,8 @@ mod tests {
     #[tokio::test]
     async fn over_http2_bytes_between_requests_neither_begin_a_head_nor_end_idleness() {
         let (mut peer, stream) = duplex(64);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         drop(at_work.begin(true));
         let begun = clock::now();
         tokio::spawn(async move {
@@ -318,8 +318,8 @@ mod tests {
     #[tokio::test]
     async fn over_http2_a_further_head_must_be_whole_within_the_head_limit() {
         let (mut peer, stream) = duplex(1024);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("open");
         io.read_exact(&mut [0; 24]).await.expect("in time");
         drop(at_work.begin(true));
@@ -340,7 +340,7 @@ mod tests {
     async fn a_connection_that_says_nothing_ends_after_the_head_limit() {
         let (_peer, stream) = duplex(64);
         let begun = clock::now();
-        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
         io.read_u8().await.expect_err("nobody writes");
         assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
     }
@@ -348,8 +348,8 @@ mod tests {
     #[tokio::test]
     async fn every_request_sets_the_limits_anew() {
         let (mut peer, stream) = duplex(64);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         let begun = clock::now();
         // Each round takes less than any limit, all of them together more than every one.
         while clock::now() - begun < limits().idle * 2 {
@@ -364,7 +364,7 @@ mod tests {
     #[tokio::test]
     async fn a_begun_head_must_be_whole_within_the_head_limit_however_it_drips() {
         let (mut peer, stream) = duplex(64);
-        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
         let begun = clock::now();
         tokio::spawn(async move {
             while peer.write_u8(b'x').await.is_ok() {
@@ -383,8 +383,8 @@ mod tests {
     #[tokio::test]
     async fn while_a_request_is_at_work_reading_has_no_limit() {
         let (mut peer, stream) = duplex(64);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         let work = at_work.begin(false);
         tokio::spawn(async move {
             tokio::time::sleep(limits().idle * 2).await;
@@ -398,8 +398,8 @@ mod tests {
     #[tokio::test]
     async fn an_answer_over_http2_must_be_taken_within_the_write_limit_whatever_else_is_at_work() {
         let (_peer, stream) = duplex(64);
-        let at_work = AtWork::default();
-        let mut io = TimedIo::new(stream, limits(), at_work.clone());
+        let at_work = InFlight::default();
+        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
         let _work = at_work.begin(true);
         let begun = clock::now();
         let _delivery = at_work.deliver();
@@ -411,7 +411,7 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_does_not_read_is_given_up() {
         let (_peer, stream) = duplex(8);
-        let mut io = TimedIo::new(stream, limits(), AtWork::default());
+        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
         let error = io.write_all(&[0; 64]).await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }

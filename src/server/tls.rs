@@ -14,7 +14,7 @@ use super::drain::Drain;
 
 /// Why a handshake came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
+pub enum HandshakeError {
     /// `server.handshake_timeout` was over, or the drain had begun.
     Timeout,
     /// The peer spoke something else, most likely HTTP.
@@ -25,42 +25,43 @@ pub enum Cause {
     Other,
 }
 
-impl Cause {
+impl HandshakeError {
     /// All of them.
-    pub const ALL: [Cause; 4] = [Cause::Timeout, Cause::NotTls, Cause::ClientCertificate, Cause::Other];
+    pub const ALL: [HandshakeError; 4] =
+        [HandshakeError::Timeout, HandshakeError::NotTls, HandshakeError::ClientCertificate, HandshakeError::Other];
 
     /// The value of the label `cause`.
     pub const fn label(self) -> &'static str {
         match self {
-            Cause::Timeout => "timeout",
-            Cause::NotTls => "not_tls",
-            Cause::ClientCertificate => "client_certificate",
-            Cause::Other => "other",
+            HandshakeError::Timeout => "timeout",
+            HandshakeError::NotTls => "not_tls",
+            HandshakeError::ClientCertificate => "client_certificate",
+            HandshakeError::Other => "other",
         }
     }
 
     fn of(error: &io::Error) -> Self {
         match error.get_ref().and_then(|error| error.downcast_ref()) {
-            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Cause::NotTls,
+            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => HandshakeError::NotTls,
             Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)) => {
-                Cause::ClientCertificate
+                HandshakeError::ClientCertificate
             }
-            _ => Cause::Other,
+            _ => HandshakeError::Other,
         }
     }
 }
 
 /// Handshakes that came to nothing, by cause.
 #[derive(Debug, Default)]
-pub struct Failures([AtomicU64; Cause::ALL.len()]);
+pub struct Failures([AtomicU64; HandshakeError::ALL.len()]);
 
 impl Failures {
-    fn add(&self, cause: Cause) {
+    fn add(&self, cause: HandshakeError) {
         self.0[cause as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many so far.
-    pub fn count(&self, cause: Cause) -> u64 {
+    pub fn count(&self, cause: HandshakeError) -> u64 {
         self.0[cause as usize].load(Ordering::Relaxed)
     }
 }
@@ -85,7 +86,7 @@ impl Handshakes {
 
     /// Greets a peer. `None`: there is nobody to serve, which was logged and counted. Once `drain` begins it
     /// has `linger` left.
-    pub(super) async fn shake(
+    pub(super) async fn handshake(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
@@ -99,10 +100,10 @@ impl Handshakes {
         let (cause, error) = tokio::select! {
             shaken = tokio::time::timeout(self.limit, TlsAcceptor::from(config).accept(stream)) => match shaken {
                 Ok(Ok(stream)) => return Some(stream),
-                Ok(Err(error)) => (Cause::of(&error), Some(error)),
-                Err(_) => (Cause::Timeout, None),
+                Ok(Err(error)) => (HandshakeError::of(&error), Some(error)),
+                Err(_) => (HandshakeError::Timeout, None),
             },
-            () = draining => (Cause::Timeout, None),
+            () = draining => (HandshakeError::Timeout, None),
         };
         self.failures.add(cause);
         // The text is that of rustls and holds no key.
@@ -118,16 +119,19 @@ mod tests {
 
     #[test]
     fn causes_are_told_apart_and_counted_each() {
-        let of = |error| Cause::of(&io::Error::new(io::ErrorKind::InvalidData, error));
-        assert_eq!(of(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)), Cause::NotTls);
-        assert_eq!(of(rustls::Error::NoCertificatesPresented), Cause::ClientCertificate);
-        assert_eq!(of(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)), Cause::ClientCertificate);
-        assert_eq!(of(rustls::Error::NoApplicationProtocol), Cause::Other);
-        assert_eq!(Cause::of(&io::ErrorKind::UnexpectedEof.into()), Cause::Other);
+        let of = |error| HandshakeError::of(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert_eq!(of(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)), HandshakeError::NotTls);
+        assert_eq!(of(rustls::Error::NoCertificatesPresented), HandshakeError::ClientCertificate);
+        assert_eq!(
+            of(rustls::Error::InvalidCertificate(rustls::CertificateError::Expired)),
+            HandshakeError::ClientCertificate
+        );
+        assert_eq!(of(rustls::Error::NoApplicationProtocol), HandshakeError::Other);
+        assert_eq!(HandshakeError::of(&io::ErrorKind::UnexpectedEof.into()), HandshakeError::Other);
         let failures = Failures::default();
-        for (count, cause) in Cause::ALL.into_iter().enumerate() {
+        for (count, cause) in HandshakeError::ALL.into_iter().enumerate() {
             (0..=count).for_each(|_| failures.add(cause));
         }
-        assert_eq!(Cause::ALL.map(|cause| failures.count(cause)), [1, 2, 3, 4]);
+        assert_eq!(HandshakeError::ALL.map(|cause| failures.count(cause)), [1, 2, 3, 4]);
     }
 }

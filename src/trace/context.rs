@@ -83,7 +83,7 @@ impl Context {
     }
 
     /// What samplers go by: the last 63 bits of the trace's number, as OpenTelemetry's own take them.
-    pub(super) fn lot(&self) -> u64 {
+    pub(super) fn sample_key(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.trace;
         u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1
     }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(context.header(), GOOD);
         assert!(context.is_sampled());
         assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
-        assert_eq!(context.lot(), 0x8448_eb21_1c80_319c >> 1);
+        assert_eq!(context.sample_key(), 0x8448_eb21_1c80_319c >> 1);
         let child = context.with_span(7).sampled(false);
         assert_eq!(child.header(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-00");
         // Unknown flags are not handed on, the second known one is.

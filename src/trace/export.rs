@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 
 use crate::clock;
 use crate::config;
-use crate::error::chain;
+use crate::error::display_chain;
 
 /// Spans that may wait, some 1 KiB each: what a busy gateway ends in a second.
 pub const QUEUE_MAX: usize = 8192;
@@ -58,7 +58,7 @@ impl Drops {
 
 /// What became of spans so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Figures {
+pub struct ExportStats {
     /// Those that wait.
     pub queued: usize,
     /// Those that the collector has taken.
@@ -96,11 +96,11 @@ pub(super) struct Queue {
 struct End {
     spans: mpsc::Receiver<SpanData>,
     orders: mpsc::Receiver<oneshot::Sender<()>>,
-    outlet: Outlet,
+    outlet: Exporter,
 }
 
 impl Queue {
-    pub(super) fn new(outlet: Outlet) -> Self {
+    pub(super) fn new(outlet: Exporter) -> Self {
         let (spans, spans_end) = mpsc::channel(QUEUE_MAX);
         let (orders, orders_end) = mpsc::channel(1);
         let end = End { spans: spans_end, orders: orders_end, outlet };
@@ -117,8 +117,8 @@ impl Queue {
         }
     }
 
-    pub(super) fn figures(&self) -> Figures {
-        Figures {
+    pub(super) fn figures(&self) -> ExportStats {
+        ExportStats {
             queued: QUEUE_MAX - self.spans.capacity(),
             exported: self.exported.load(Ordering::Relaxed),
             dropped: self.dropped.each_ref().map(|count| count.load(Ordering::Relaxed)),
@@ -133,7 +133,7 @@ impl Queue {
             // The receiver goes: from now on all are dropped, and counted.
             Err(error) => return tracing::error!("traces are not exported: {error}"),
         };
-        let mut complaints = Complaints::default();
+        let mut complaints = ErrorLog::default();
         loop {
             let order = tokio::select! {
                 order = orders.recv() => order,
@@ -148,7 +148,7 @@ impl Queue {
     }
 
     /// Sends what there is, batch by batch, until one fails: the others wait for the next time, or are crowded out.
-    async fn empty(&self, spans: &mut mpsc::Receiver<SpanData>, exporter: &SpanExporter, complaints: &mut Complaints) {
+    async fn empty(&self, spans: &mut mpsc::Receiver<SpanData>, exporter: &SpanExporter, complaints: &mut ErrorLog) {
         loop {
             let batch: Vec<SpanData> = std::iter::from_fn(|| spans.try_recv().ok()).take(BATCH_MAX).collect();
             if batch.is_empty() {
@@ -194,15 +194,15 @@ impl Queue {
 
 /// Speaks up when the collector is away, and then now and then.
 #[derive(Default)]
-struct Complaints(Option<Instant>);
+struct ErrorLog(Option<Instant>);
 
-impl Complaints {
-    fn about(&mut self, error: &OTelSdkError, figures: Figures) {
+impl ErrorLog {
+    fn about(&mut self, error: &OTelSdkError, figures: ExportStats) {
         let now = clock::now();
         if self.0.is_none_or(|last| now - last >= COMPLAIN_EVERY) {
             self.0 = Some(now);
             let dropped: u64 = figures.dropped.iter().sum();
-            tracing::warn!(dropped, error = chain(error), "the collector of [trace] takes no spans");
+            tracing::warn!(dropped, error = display_chain(error), "the collector of [trace] takes no spans");
         }
     }
 
@@ -215,17 +215,17 @@ impl Complaints {
 
 /// How the collector is reached. The connection is of our own making, so that TLS is the same as to Chat.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(super) struct Exporter {
     endpoint: Endpoint,
     tls: ClientConfig,
     resource: Resource,
 }
 
-impl Outlet {
+impl Exporter {
     pub(super) fn new(trace: &config::Trace) -> Result<Self, TraceError> {
         let tls = config::client_config(&trace.extra_roots, None).map_err(TraceError::Certificate)?;
         let endpoint = Endpoint::from_shared(trace.otlp.to_string())
-            .map_err(|error| TraceError::Exporter(chain(&error)))?
+            .map_err(|error| TraceError::Exporter(display_chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
             .http2_keep_alive_interval(PING.0)
@@ -254,7 +254,7 @@ impl Outlet {
             // Once more, for a collector that has just closed an old connection.
             .with_retry_policy(RetryPolicy::recommended().with_max_retries(1))
             .build();
-        let mut exporter = exporter.map_err(|error| TraceError::Exporter(chain(&error)))?;
+        let mut exporter = exporter.map_err(|error| TraceError::Exporter(display_chain(&error)))?;
         exporter.set_resource(&self.resource);
         Ok(exporter)
     }

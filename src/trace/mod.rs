@@ -22,8 +22,8 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 pub use self::context::Context;
-pub use self::export::{Drops, Figures, QUEUE_MAX, TraceError};
-use self::export::{Outlet, Queue};
+pub use self::export::{Drops, ExportStats, QUEUE_MAX, TraceError};
+use self::export::{Exporter, Queue};
 use crate::clock;
 use crate::config;
 
@@ -37,7 +37,7 @@ pub struct Tracing {
 
 /// A span that has begun.
 #[derive(Debug, Clone, Copy)]
-pub struct Open {
+pub struct SpanHandle {
     /// Its own place.
     pub context: Context,
     /// The span above, which is the caller's if it is a request.
@@ -56,7 +56,7 @@ enum Kind {
 
 /// What there is to tell of a span that is over.
 #[derive(Debug)]
-pub struct Told {
+pub struct SpanEnd {
     /// Few different ones: a method and a template.
     pub name: Cow<'static, str>,
     /// How long it took. It ends now.
@@ -77,7 +77,7 @@ impl Tracing {
     pub fn new(trace: &config::Trace) -> Result<Arc<Self>, TraceError> {
         // `as` takes what is too large to the largest number there is.
         let below = (trace.sample * (1_u64 << 63) as f64) as u64;
-        Ok(Arc::new(Self { below, queue: Queue::new(Outlet::new(trace)?) }))
+        Ok(Arc::new(Self { below, queue: Queue::new(Exporter::new(trace)?) }))
     }
 
     /// Sends spans as long as the program lives. Only the first call does anything.
@@ -91,34 +91,34 @@ impl Tracing {
     }
 
     /// What was sent and dropped so far.
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> ExportStats {
         self.queue.figures()
     }
 
     /// A request begins. It goes on with its caller's trace and does as that says; without one it begins a trace, and
     /// chance decides whether that is recorded.
-    pub fn begin_request(&self, caller: Option<Context>) -> Open {
+    pub fn begin_request(&self, caller: Option<Context>) -> SpanHandle {
         let kind = Kind::Request;
         match caller {
-            Some(above) => Open { context: above.with_span(number()), above: Some(above.span_id()), kind },
+            Some(above) => SpanHandle { context: above.with_span(number()), above: Some(above.span_id()), kind },
             None => {
                 let root = Context::root(clock::request_number().max(1), number());
-                Open { context: root.sampled(root.lot() < self.below), above: None, kind }
+                SpanHandle { context: root.sampled(root.sample_key() < self.below), above: None, kind }
             }
         }
     }
 
     /// A call begins, for the request at this place.
-    pub fn begin_call(&self, above: Context) -> Open {
-        Open { context: above.with_span(number()), above: Some(above.span_id()), kind: Kind::Call }
+    pub fn begin_call(&self, above: Context) -> SpanHandle {
+        SpanHandle { context: above.with_span(number()), above: Some(above.span_id()), kind: Kind::Call }
     }
 
     /// A span is over. `told` is asked only if it is recorded.
-    pub fn end(&self, open: &Open, told: impl FnOnce() -> Told) {
+    pub fn end(&self, open: &SpanHandle, told: impl FnOnce() -> SpanEnd) {
         if !open.context.is_sampled() {
             return;
         }
-        let Told { name, took, attributes, links, is_error } = told();
+        let SpanEnd { name, took, attributes, links, is_error } = told();
         let end_time = SystemTime::UNIX_EPOCH + clock::unix_now();
         let mut span_links = SpanLinks::default();
         span_links.links = links.iter().map(|link| Link::new(link.exported(), Vec::new(), 0)).collect();
@@ -169,9 +169,9 @@ mod tests {
         Context::of_caller(&headers)
     }
 
-    fn told() -> Told {
+    fn told() -> SpanEnd {
         let took = Duration::from_millis(5);
-        Told { name: "x".into(), took, attributes: Vec::new(), links: Vec::new(), is_error: false }
+        SpanEnd { name: "x".into(), took, attributes: Vec::new(), links: Vec::new(), is_error: false }
     }
 
     #[test]
@@ -198,10 +198,10 @@ mod tests {
         for _ in 0..QUEUE_MAX {
             tracing.end(&call, told);
         }
-        let Figures { queued, dropped, .. } = tracing.figures();
+        let ExportStats { queued, dropped, .. } = tracing.figures();
         assert_eq!((queued, dropped), (QUEUE_MAX, [0, 0]));
         tracing.end(&call, told);
-        let Figures { queued, dropped, .. } = tracing.figures();
+        let ExportStats { queued, dropped, .. } = tracing.figures();
         assert_eq!((queued, dropped), (QUEUE_MAX, [1, 0]));
     }
 }

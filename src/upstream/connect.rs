@@ -40,51 +40,51 @@ impl Connector {
 }
 
 /// Why there is no connection.
-pub(super) type Fault = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 type Stream = <HttpsConnector<HttpConnector<Resolver>> as Service<Uri>>::Response;
 
 impl Service<Uri> for Connector {
-    type Response = Aging;
-    type Error = Fault;
-    type Future = Pin<Box<dyn Future<Output = Result<Aging, Fault>> + Send>>;
+    type Response = ExpiringStream;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<ExpiringStream, ConnectError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.inner.call(uri);
         let timeout = self.timeout;
-        let max_age = self.max_age.mul_f64(1.0 - 0.1 * f64::from(clock::call_number()) / f64::from(u32::MAX));
+        let max_age = self.max_age.mul_f64(1.0 - 0.1 * f64::from(clock::random_u32()) / f64::from(u32::MAX));
         Box::pin(async move {
             let stream = tokio::time::timeout(timeout, connecting)
                 .await
                 .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took longer than allowed"))??;
-            Ok(Aging { stream, retire_at: clock::now() + max_age })
+            Ok(ExpiringStream { stream, retire_at: clock::now() + max_age })
         })
     }
 }
 
 /// A connection with an age.
-pub(super) struct Aging {
+pub(super) struct ExpiringStream {
     stream: Stream,
     retire_at: Instant,
 }
 
-impl Aging {
+impl ExpiringStream {
     /// When it should carry no more calls.
     pub(super) fn retire_at(&self) -> Instant {
         self.retire_at
     }
 }
 
-impl Read for Aging {
+impl Read for ExpiringStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl Write for Aging {
+impl Write for ExpiringStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -107,7 +107,7 @@ impl Write for Aging {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let stream = &mut self.stream;
-        let written = pieces::joined(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+        let written = pieces::write_merged(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
         written.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 }

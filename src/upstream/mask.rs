@@ -10,7 +10,7 @@ const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// The body, with `usersig` covered by asterisks wherever it stands, however its characters are
 /// escaped: as they are, percent-encoded, or as JSON escapes. Length and everything else stay.
-pub(super) fn mask(body: Bytes, usersig: &str) -> Bytes {
+pub(super) fn redact(body: Bytes, usersig: &str) -> Bytes {
     let wanted = usersig.as_bytes();
     let Some(&first) = wanted.first().filter(|_| !is_clean(&body, wanted)) else { return body };
     let mut found = Vec::new();
@@ -49,11 +49,11 @@ fn is_clean(text: &[u8], wanted: &[u8]) -> bool {
 }
 
 /// The same for a header's value.
-pub(super) fn mask_header(value: &HeaderValue, usersig: &str) -> HeaderValue {
+pub(super) fn redact_header(value: &HeaderValue, usersig: &str) -> HeaderValue {
     if is_clean(value.as_bytes(), usersig.as_bytes()) {
         return value.clone();
     }
-    let masked = mask(Bytes::copy_from_slice(value.as_bytes()), usersig);
+    let masked = redact(Bytes::copy_from_slice(value.as_bytes()), usersig);
     HeaderValue::from_maybe_shared(masked).unwrap_or_else(|_| HeaderValue::from_static("application/json"))
 }
 
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     fn masked(text: &'static str) -> String {
-        let body = mask(Bytes::from_static(text.as_bytes()), "eJw*a-b_");
+        let body = redact(Bytes::from_static(text.as_bytes()), "eJw*a-b_");
         String::from_utf8(body.to_vec()).expect("UTF-8")
     }
 

@@ -15,17 +15,17 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body_util::Full;
 
 use self::connect::Connector;
-use self::pool::{Pool, Unsent};
+use self::pool::{Pool, SendError};
 use crate::body::{BodyError, read_whole};
-use crate::bounds::{Budget, Held};
+use crate::bounds::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config;
 use crate::domain::command::CommandName;
 use crate::domain::envelope::Envelope;
 use crate::domain::failover::{Failover, Side};
-use crate::domain::outcome::Seen;
-use crate::error::{GatewayError, chain};
-use crate::quiet::Quietly;
+use crate::domain::outcome::AttemptOutcome;
+use crate::error::{GatewayError, display_chain};
+use crate::quiet::FilteredBody;
 use crate::sign::{Signature, Signer};
 
 /// The header that names the trace and the span above (W3C Trace Context).
@@ -38,16 +38,16 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// nor between apps.
 pub struct Upstream {
     app: String,
-    primary: Arc<End>,
-    standby: Option<Arc<End>>,
+    primary: Arc<Domain>,
+    standby: Option<Arc<Domain>>,
     failover: Arc<SharedFailover>,
     attempt_timeout: Duration,
     max_answer: usize,
-    buffered: Arc<Budget>,
+    buffered: Arc<Capacity>,
 }
 
 /// One of the domains.
-struct End {
+struct Domain {
     pool: Pool,
     /// What every call to it has.
     headers: HeaderMap,
@@ -74,12 +74,12 @@ impl SharedFailover {
 }
 
 /// A connection that one call has to itself.
-pub struct Lease {
-    inner: pool::Lease,
+pub struct LeasedConnection {
+    inner: pool::PooledConnection,
     side: Side,
 }
 
-impl Lease {
+impl LeasedConnection {
     /// Where it leads.
     pub fn side(&self) -> Side {
         self.side
@@ -88,7 +88,7 @@ impl Lease {
 
 /// An attempt that brought no answer of Chat.
 #[derive(Debug, Clone)]
-pub enum Fault {
+pub enum AttemptError {
     /// Not a byte of the call left. With the cause in words.
     NotSent(String),
     /// The connection broke. With the cause in words.
@@ -98,32 +98,32 @@ pub enum Fault {
     /// What came is no answer of Chat; with its HTTP status, 0 if it has none.
     Invalid(&'static str, u16),
     /// The answer found no room among the buffered bytes.
-    NoRoom,
+    OverCapacity,
 }
 
-impl Fault {
+impl AttemptError {
     /// As the table of outcomes knows it.
-    pub fn seen(&self) -> Seen {
+    pub fn outcome(&self) -> AttemptOutcome {
         match self {
-            Fault::NotSent(_) => Seen::NotSent,
-            Fault::Broken(_) => Seen::Broken,
-            Fault::TimedOut => Seen::TimedOut,
-            Fault::Invalid(_, status) => Seen::Invalid(*status),
-            Fault::NoRoom => Seen::NoRoom,
+            AttemptError::NotSent(_) => AttemptOutcome::NotSent,
+            AttemptError::Broken(_) => AttemptOutcome::Broken,
+            AttemptError::TimedOut => AttemptOutcome::TimedOut,
+            AttemptError::Invalid(_, status) => AttemptOutcome::Invalid(*status),
+            AttemptError::OverCapacity => AttemptOutcome::OverCapacity,
         }
     }
 }
 
-impl From<Fault> for GatewayError {
+impl From<AttemptError> for GatewayError {
     /// What the caller reads, and what the log has in addition. Neither names the request's target: it
     /// holds the signature.
-    fn from(fault: Fault) -> Self {
+    fn from(fault: AttemptError) -> Self {
         match fault {
-            Fault::NotSent(cause) => GatewayError::UpstreamUnreachable { what: NOT_SENT, cause },
-            Fault::Broken(cause) => GatewayError::UpstreamUnreachable { what: BROKEN, cause },
-            Fault::TimedOut => GatewayError::UpstreamTimeout,
-            Fault::Invalid(what, _) => GatewayError::UpstreamInvalid(what),
-            Fault::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
+            AttemptError::NotSent(cause) => GatewayError::UpstreamUnreachable { what: NOT_SENT, cause },
+            AttemptError::Broken(cause) => GatewayError::UpstreamUnreachable { what: BROKEN, cause },
+            AttemptError::TimedOut => GatewayError::UpstreamTimeout,
+            AttemptError::Invalid(what, _) => GatewayError::UpstreamInvalid(what),
+            AttemptError::OverCapacity => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
         }
     }
 }
@@ -141,7 +141,7 @@ pub struct Call<'a> {
 
 /// A whole answer of Chat: a JSON object with an integer ErrorCode.
 #[derive(Debug)]
-pub struct Answer {
+pub struct ChatResponse {
     /// 200 unless something between here and Chat changed it.
     pub status: StatusCode,
     /// Of HTTP, as Chat answered.
@@ -153,7 +153,7 @@ pub struct Answer {
     /// 0 is success.
     pub error_code: i64,
     /// Counts the body's bytes as long as it lives.
-    pub held: Held,
+    pub held: CapacityGuard,
 }
 
 impl Upstream {
@@ -165,7 +165,7 @@ impl Upstream {
         app: &config::App,
         settings: &config::Upstream,
         failover: Arc<SharedFailover>,
-        buffered: Arc<Budget>,
+        buffered: Arc<Capacity>,
     ) -> Result<Self, UpstreamError> {
         let tls = config::client_config(&app.extra_roots, None).map_err(UpstreamError::Certificate)?;
         let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
@@ -176,7 +176,7 @@ impl Upstream {
             let pool = Pool::new(connector.clone(), uri, settings.idle_timeout, settings.max_in_flight);
             let host = HeaderValue::try_from(authority).map_err(UpstreamError::Host)?;
             let headers = HeaderMap::from_iter([(HOST, host), (CONTENT_TYPE, JSON), (ACCEPT, JSON)]);
-            Ok(Arc::new(End { pool, headers }))
+            Ok(Arc::new(Domain { pool, headers }))
         };
         Ok(Self {
             app: app.name.to_string(),
@@ -195,11 +195,11 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Fault::NotSent`], when no side can be reached.
-    pub async fn connect(&self) -> Result<Lease, Fault> {
+    pub async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
         let now = clock::now();
         let (pause, side) = {
             let (mut failover, now) = (self.failover.state(), clock::tick_at(now));
-            if failover.take_probe(now) {
+            if failover.start_probe(now) {
                 self.probe_primary();
             }
             (failover.pause(now), failover.side())
@@ -219,30 +219,31 @@ impl Upstream {
         {
             return Ok(lease);
         }
-        self.failover.state().failed(clock::tick());
+        self.failover.state().on_failed(clock::tick());
         Err(fault)
     }
 
-    async fn connect_to(&self, side: Side, now: Instant) -> Result<Lease, Fault> {
-        let inner = self.end(side).pool.take(now).await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
-        if !inner.reused && self.failover.state().connected(side, clock::tick()) {
+    async fn connect_to(&self, side: Side, now: Instant) -> Result<LeasedConnection, AttemptError> {
+        let inner =
+            self.end(side).pool.acquire(now).await.map_err(|fault| AttemptError::NotSent(display_chain(&*fault)))?;
+        if !inner.reused && self.failover.state().on_connected(side, clock::tick()) {
             tracing::warn!(
                 app = self.app,
                 ?side,
                 "the other domain cannot be reached, calls go to this one from now on"
             );
         }
-        Ok(Lease { inner, side })
+        Ok(LeasedConnection { inner, side })
     }
 
     /// Knocks at the primary while the standby serves: a connection with its TLS handshake, no call.
     fn probe_primary(&self) {
         let (primary, failover, app) = (Arc::clone(&self.primary), Arc::clone(&self.failover), self.app.clone());
         tokio::spawn(async move {
-            let opened = primary.pool.open().await;
-            let back = failover.state().probed(opened.is_ok());
+            let opened = primary.pool.connect().await;
+            let back = failover.state().on_probe(opened.is_ok());
             if let Ok(lease) = opened {
-                primary.pool.give_back(lease);
+                primary.pool.release(lease);
             }
             if back {
                 tracing::info!(app, "the primary domain can be reached again, calls go there");
@@ -250,7 +251,7 @@ impl Upstream {
         });
     }
 
-    fn end(&self, side: Side) -> &End {
+    fn end(&self, side: Side) -> &Domain {
         match (side, &self.standby) {
             (Side::Standby, Some(standby)) => standby,
             _ => &self.primary,
@@ -258,8 +259,8 @@ impl Upstream {
     }
 
     /// Takes a connection back that no call was sent on.
-    pub fn give_back(&self, lease: Lease) {
-        self.end(lease.side).pool.give_back(lease.inner);
+    pub fn release(&self, lease: LeasedConnection) {
+        self.end(lease.side).pool.release(lease.inner);
     }
 
     /// Signs and sends a call, and reads the whole answer. Permit and room must have been taken.
@@ -271,31 +272,31 @@ impl Upstream {
     /// See [`Fault`].
     pub async fn send(
         &self,
-        lease: Lease,
+        lease: LeasedConnection,
         signer: &Signer,
         signature: &Signature,
         call: Call<'_>,
         (begun, deadline): (Instant, Instant),
-    ) -> Result<Answer, Fault> {
+    ) -> Result<ChatResponse, AttemptError> {
         let until = deadline.min(begun + self.attempt_timeout);
         let exchange = pin!(self.exchange(lease, signer, signature, call));
-        tokio::time::timeout_at(until.into(), exchange).await.unwrap_or(Err(Fault::TimedOut))
+        tokio::time::timeout_at(until.into(), exchange).await.unwrap_or(Err(AttemptError::TimedOut))
     }
 
     async fn exchange(
         &self,
-        lease: Lease,
+        lease: LeasedConnection,
         signer: &Signer,
         signature: &Signature,
         call: Call<'_>,
-    ) -> Result<Answer, Fault> {
-        let Lease { mut inner, side } = lease;
+    ) -> Result<ChatResponse, AttemptError> {
+        let LeasedConnection { mut inner, side } = lease;
         let end = self.end(side);
         // After whatever else is ready now: calls that leave together wake the other end once.
         tokio::task::yield_now().await;
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = signature.target(call.name, clock::call_number()).into();
+        *request.uri_mut() = signature.target(call.name, clock::random_u32()).into();
         *request.headers_mut() = end.headers.clone();
         if let Some(traceparent) = call.traceparent {
             request.headers_mut().insert(TRACEPARENT, traceparent);
@@ -305,40 +306,46 @@ impl Upstream {
             match inner.send(request).await {
                 Ok(response) => break response,
                 // Chat had closed the connection before a byte of this call left: a new one is as good.
-                Err(Unsent::Whole(whole)) if inner.reused => {
+                Err(SendError::NotSent(whole)) if inner.reused => {
                     request = *whole;
-                    inner = Box::pin(end.pool.open()).await.map_err(|fault| Fault::NotSent(chain(&*fault)))?;
+                    inner = Box::pin(end.pool.connect())
+                        .await
+                        .map_err(|fault| AttemptError::NotSent(display_chain(&*fault)))?;
                 }
-                Err(Unsent::Whole(_)) => return Err(Fault::NotSent("a new connection was closed at once".to_owned())),
+                Err(SendError::NotSent(_)) => {
+                    return Err(AttemptError::NotSent("a new connection was closed at once".to_owned()));
+                }
                 // Nobody said with which status.
-                Err(Unsent::Perhaps(error)) if error.is_parse() => return Err(Fault::Invalid("it is not HTTP", 0)),
-                Err(Unsent::Perhaps(error)) => return Err(Fault::Broken(chain(&error))),
+                Err(SendError::MaybeSent(error)) if error.is_parse() => {
+                    return Err(AttemptError::Invalid("it is not HTTP", 0));
+                }
+                Err(SendError::MaybeSent(error)) => return Err(AttemptError::Broken(display_chain(&error))),
             }
         };
         let (head, body) = response.into_parts();
         let status = head.status.as_u16();
         if head.headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-            return Err(Fault::Invalid("it is compressed, which was not asked for", status));
+            return Err(AttemptError::Invalid("it is compressed, which was not asked for", status));
         }
-        let body = Quietly::new(inner.body(body), head.version);
+        let body = FilteredBody::new(inner.body(body), head.version);
         let read = pin!(read_whole(body, self.max_answer, &self.buffered)).await;
         let (body, held) = read.map_err(|error| match error {
-            BodyError::TooLarge => Fault::Invalid("it is larger than upstream.max_answer", status),
-            BodyError::NoRoom => Fault::NoRoom,
-            BodyError::Broken(error) => Fault::Broken(chain(&error)),
+            BodyError::TooLarge => AttemptError::Invalid("it is larger than upstream.max_answer", status),
+            BodyError::NoRoom => AttemptError::OverCapacity,
+            BodyError::Broken(error) => AttemptError::Broken(display_chain(&error)),
         })?;
-        end.pool.give_back(inner);
+        end.pool.release(inner);
         let error_code = Envelope::error_code(&body)
-            .map_err(|_| Fault::Invalid("it is no JSON object with an integer ErrorCode", status))?;
+            .map_err(|_| AttemptError::Invalid("it is no JSON object with an integer ErrorCode", status))?;
         // Only what is surely from Chat tells its time.
         let date = head.headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {
             signer.observe(since.as_secs(), clock::unix_now());
         }
-        let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::mask_header(value, signature.usersig()));
+        let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::redact_header(value, signature.usersig()));
         let (status, version) = (head.status, head.version);
-        let body = mask::mask(body, signature.usersig());
-        Ok(Answer { status, version, content_type, body, error_code, held })
+        let body = mask::redact(body, signature.usersig());
+        Ok(ChatResponse { status, version, content_type, body, error_code, held })
     }
 }
 

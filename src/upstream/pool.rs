@@ -24,7 +24,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use tower::{Service, ServiceExt as _};
 
-use super::connect::{Aging, Connector, Fault};
+use super::connect::{ConnectError, Connector, ExpiringStream};
 use crate::clock;
 
 /// Largest head of an answer, in bytes.
@@ -36,13 +36,13 @@ const SWEPT_EVERY_MAX: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     connector: Connector,
     endpoint: Uri,
-    kept: Arc<Kept>,
+    kept: Arc<IdleSet>,
     idle_timeout: Duration,
     idle_max: usize,
 }
 
 #[derive(Default)]
-struct Kept {
+struct IdleSet {
     /// Those not in use, the one used last at the end.
     idle: Mutex<Vec<Idle>>,
     /// Somebody looks after those that nobody wants any more.
@@ -57,23 +57,23 @@ struct Idle {
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// Reads and writes when it is polled; `None` once the connection has ended.
-    driver: Option<Box<http1::Connection<Aging, Full<Bytes>>>>,
+    driver: Option<Box<http1::Connection<ExpiringStream, Full<Bytes>>>>,
     retire_at: Instant,
 }
 
 /// A connection that one call has to itself.
-pub(super) struct Lease {
+pub(super) struct PooledConnection {
     connection: Connection,
     /// It has carried calls before, so Chat may have closed it meanwhile.
     pub(super) reused: bool,
 }
 
 /// A call that brought no head of an answer.
-pub(super) enum Unsent {
+pub(super) enum SendError {
     /// Not a byte of it left; here it is again.
-    Whole(Box<Request<Full<Bytes>>>),
+    NotSent(Box<Request<Full<Bytes>>>),
     /// Some of it may have left.
-    Perhaps(hyper::Error),
+    MaybeSent(hyper::Error),
 }
 
 impl Pool {
@@ -86,23 +86,23 @@ impl Pool {
     ///
     /// # Errors
     /// Name lookup, TCP or TLS; nothing was sent.
-    pub(super) async fn take(&self, now: Instant) -> Result<Lease, Fault> {
+    pub(super) async fn acquire(&self, now: Instant) -> Result<PooledConnection, ConnectError> {
         while let Some(mut connection) = self.pop(now) {
             // One for which the last call is not over, as after an answer that came early, would keep this one waiting.
             if connection.is_ready_now() {
-                return Ok(Lease { connection, reused: true });
+                return Ok(PooledConnection { connection, reused: true });
             }
         }
         // Boxed, as everywhere a connection is opened: most calls find one that is kept, and theirs must not
         // be futures of thousands of bytes.
-        Box::pin(self.open()).await
+        Box::pin(self.connect()).await
     }
 
     /// A new connection.
     ///
     /// # Errors
     /// As [`Pool::take`].
-    pub(super) async fn open(&self) -> Result<Lease, Fault> {
+    pub(super) async fn connect(&self) -> Result<PooledConnection, ConnectError> {
         let mut connector = self.connector.clone();
         let stream = connector.ready().await?.call(self.endpoint.clone()).await?;
         let retire_at = stream.retire_at();
@@ -110,14 +110,14 @@ impl Pool {
             http1::Builder::new().max_buf_size(HEAD_LEN_MAX).handshake::<_, Full<Bytes>>(stream).await?;
         let mut connection = Connection { sender, driver: Some(Box::new(driver)), retire_at };
         match connection.ready().await {
-            true => Ok(Lease { connection, reused: false }),
+            true => Ok(PooledConnection { connection, reused: false }),
             false => Err("it was closed at once".into()),
         }
     }
 
     /// Takes a connection back whose answer has been read whole. One that is too old, or that Chat
     /// wants closed, goes.
-    pub(super) fn give_back(&self, lease: Lease) {
+    pub(super) fn release(&self, lease: PooledConnection) {
         let now = clock::now();
         let mut idle = self.kept.idle();
         let connection = lease.connection;
@@ -142,7 +142,7 @@ impl Pool {
     }
 }
 
-impl Kept {
+impl IdleSet {
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,7 +150,7 @@ impl Kept {
 
 /// Closes connections that nobody has wanted for a while, or that Chat has closed, until there are none or the pool
 /// is gone.
-async fn sweep(kept: Weak<Kept>, every: Duration) {
+async fn sweep(kept: Weak<IdleSet>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(kept) = kept.upgrade() else { return };
@@ -196,7 +196,7 @@ impl Connection {
     }
 }
 
-impl Lease {
+impl PooledConnection {
     /// Sends a call and reads the head of its answer. The call is handed to the connection here and now, and leaves when
     /// the future is polled.
     ///
@@ -205,7 +205,7 @@ impl Lease {
     pub(super) fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Unsent>> {
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> {
         let connection = &mut self.connection;
         // Handed over before anything waits, so that no future carries it about.
         let answer = connection.sender.try_send_request(request);
@@ -218,25 +218,25 @@ impl Lease {
                 answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             });
             answered.await.map_err(|mut error| match error.take_message() {
-                Some(request) => Unsent::Whole(Box::new(request)),
-                None => Unsent::Perhaps(error.into_error()),
+                Some(request) => SendError::NotSent(Box::new(request)),
+                None => SendError::MaybeSent(error.into_error()),
             })
         }
     }
 
     /// The body of that answer, which comes as it is read.
-    pub(super) fn body(&mut self, body: Incoming) -> Driven<'_> {
-        Driven { body, connection: &mut self.connection }
+    pub(super) fn body(&mut self, body: Incoming) -> DrivenBody<'_> {
+        DrivenBody { body, connection: &mut self.connection }
     }
 }
 
 /// A body that drives the connection that it comes over.
-pub(super) struct Driven<'a> {
+pub(super) struct DrivenBody<'a> {
     body: Incoming,
     connection: &'a mut Connection,
 }
 
-impl Body for Driven<'_> {
+impl Body for DrivenBody<'_> {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -283,17 +283,17 @@ mod tests {
         let endpoint = format!("http://{}/", listener.local_addr().expect("it is bound"));
         let tls = crate::config::client_config(&[], None).expect("no further roots");
         let pool = Pool::new(Connector::new(tls, LONG, LONG), endpoint.parse().expect("a URI"), LONG, 8);
-        let lease = pool.take(clock::now()).await.expect("it listens");
+        let lease = pool.acquire(clock::now()).await.expect("it listens");
         let (peer, _) = listener.accept().await.expect("it has connected");
         assert!(!lease.reused);
-        pool.give_back(lease);
+        pool.release(lease);
         (pool, listener, peer)
     }
 
     #[tokio::test]
     async fn a_connection_that_is_kept_is_taken_again() {
         let (pool, _listener, _peer) = pool().await;
-        assert!(pool.take(clock::now()).await.expect("it is open").reused);
+        assert!(pool.acquire(clock::now()).await.expect("it is open").reused);
         assert!(pool.kept.idle().is_empty());
     }
 
@@ -310,6 +310,6 @@ mod tests {
         drop(peer);
         // Closing takes its way, too.
         until(|| !pool.kept.idle().last_mut().is_some_and(|idle| idle.connection.is_ready_now())).await;
-        assert!(!pool.take(clock::now()).await.expect("it listens").reused);
+        assert!(!pool.acquire(clock::now()).await.expect("it listens").reused);
     }
 }

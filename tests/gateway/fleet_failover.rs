@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chatgate::domain::app::SdkAppId;
-use chatgate::fleet::{Fleet, LeaseOrder, Pace};
+use chatgate::fleet::{Fleet, LeaseRequest, Pace};
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{cause, knows, learns, mode, replica, setup, together};
@@ -125,7 +125,8 @@ async fn over_a_failover_no_second_has_more_permits_than_the_limit() {
     let lease = |fleet: Arc<Fleet>| {
         let (granted, stop) = (Arc::clone(&granted), stop.clone());
         async move {
-            let order = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+            let order =
+                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let mut moments = Vec::new();
             while !stop.is_cancelled() {
                 let Some(answer) = fleet.lease(order).await else {

@@ -10,15 +10,15 @@ use chatgate::domain::app::{SdkAppId, SecretKey};
 use chatgate::domain::fleet::keys::FleetKeys;
 use chatgate::domain::follow::pair::FollowType;
 use chatgate::domain::follow::writes::Scope;
-use chatgate::fleet::{Fleet, Hears, LeaseOrder, Mode, Pace, Shared};
+use chatgate::fleet::{Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;
 use crate::support::{eventually, within};
 
 struct Deaf;
 
-impl Hears for Deaf {
-    fn evicted(&self, _: SdkAppId, _: &[u8]) {}
+impl OnInvalidation for Deaf {
+    fn invalidated(&self, _: SdkAppId, _: &[u8]) {}
     fn missed(&self) {}
 }
 
@@ -33,14 +33,14 @@ pub(crate) async fn member_at(address: SocketAddr) -> Arc<Fleet> {
     let (tried, first) = tokio::sync::oneshot::channel();
     tokio::spawn(Arc::clone(&fleet).run(Arc::new(Deaf), tried));
     within(crate::support::PATIENCE, "a first attempt", first).await.expect("it tells");
-    eventually("it is together", async || (fleet.mode() == Mode::Together).then_some(())).await;
+    eventually("it is together", async || (fleet.mode() == Mode::Connected).then_some(())).await;
     fleet
 }
 
-fn shared() -> Shared {
+fn shared() -> FleetApp {
     let (secret, app) = (SecretKey::new("a secret").expect("not empty"), SdkAppId::new(7).expect("not 0"));
     let keys = Arc::new(FleetKeys::new(&secret, app, "chat"));
-    Shared { app, keys, ttl: Duration::from_secs(3600) }
+    FleetApp { app, keys, ttl: Duration::from_secs(3600) }
 }
 
 fn seen(number: i64) -> FollowType {
@@ -48,7 +48,7 @@ fn seen(number: i64) -> FollowType {
 }
 
 /// Waits for what is stored after everything else was.
-async fn settled(fleet: &Arc<Fleet>, shared: &Shared, name: &str) {
+async fn settled(fleet: &Arc<Fleet>, shared: &FleetApp, name: &str) {
     eventually("a store", async || {
         fleet.store(shared, &[("last", name, seen(0))], clock::tick());
         fleet.read(shared, "last", &[name]).await.first().copied().flatten()
@@ -100,7 +100,7 @@ async fn a_redis_that_has_lost_what_it_had_grants_no_burst() {
     let fleet = member(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
     let app = SdkAppId::new(7).expect("not 0");
-    let order = LeaseOrder { app, name: "a/b", wanted: 8, pace, total: None };
+    let order = LeaseRequest { app, name: "a/b", wanted: 8, pace, total: None };
     for _ in 0..2 {
         redis.say("FLUSHALL").await;
         let granted = fleet.lease(order).await.expect("Redis is there");
@@ -113,7 +113,7 @@ async fn a_redis_that_has_lost_what_it_had_grants_no_burst() {
     let granted = fleet.lease(order).await.expect("Redis is there");
     assert!(granted.moments.iter().all(|moment| *moment <= Duration::from_millis(250)), "{granted:?}");
     let total = Some(Pace { interval: Duration::from_secs(10), burst: 1 });
-    let other = LeaseOrder { name: "c/d", total, ..order };
+    let other = LeaseRequest { name: "c/d", total, ..order };
     for _ in 0..2 {
         let granted = fleet.lease(other).await.expect("Redis is there");
         assert!(granted.moments.is_empty(), "{granted:?}");
@@ -127,11 +127,11 @@ async fn another_run_of_redis_grants_no_burst_by_what_an_earlier_one_kept() {
     let redis = Redis::start().await;
     let fleet = member(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
-    let order = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
+    let order = LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
     let granted = fleet.lease(order).await.expect("Redis is there");
     let rested = granted.moment + 1_000_000;
     let granted = eventually("it has rested", async || {
-        let order = LeaseOrder { name: "c/d", ..order };
+        let order = LeaseRequest { name: "c/d", ..order };
         fleet.lease(order).await.filter(|granted| granted.moment > rested)
     })
     .await;
@@ -158,7 +158,8 @@ async fn however_many_lease_no_second_has_more_than_the_limit_and_hardly_anythin
             members.push(member(&redis).await);
         }
         let lease = |fleet: Arc<Fleet>| async move {
-            let order = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+            let order =
+                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let (mut moments, mut first) = (Vec::new(), None);
             loop {
                 // One that is busy may take Redis for lost for a moment.

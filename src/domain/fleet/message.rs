@@ -13,7 +13,7 @@ pub const PAIRS_MAX: usize = 500;
 pub const USERS_MAX: usize = 100;
 
 #[derive(Serialize, Deserialize)]
-enum Told {
+enum DecodedMessage {
     Pairs { from: String, to: Vec<String> },
     Users(Vec<String>),
     All,
@@ -31,9 +31,9 @@ pub fn bounded(scope: &Scope) -> Scope {
 /// Seals a scope. A nonce must never come twice; 96 bits that nobody can guess do not.
 pub fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
     let told = match scope.clone() {
-        Scope::Pairs { from, to } => Told::Pairs { from, to },
-        Scope::Users(users) => Told::Users(users),
-        Scope::All => Told::All,
+        Scope::Pairs { from, to } => DecodedMessage::Pairs { from, to },
+        Scope::Users(users) => DecodedMessage::Users(users),
+        Scope::All => DecodedMessage::All,
     };
     let mut text = serde_json::to_vec(&told).expect("names are text");
     let sealed = keys.events.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut text);
@@ -48,9 +48,9 @@ pub fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let told = serde_json::from_slice(keys.events.open_in_place(nonce, Aad::empty(), &mut text).ok()?).ok()?;
     Some(match told {
-        Told::Pairs { from, to } => Scope::Pairs { from, to },
-        Told::Users(users) => Scope::Users(users),
-        Told::All => Scope::All,
+        DecodedMessage::Pairs { from, to } => Scope::Pairs { from, to },
+        DecodedMessage::Users(users) => Scope::Users(users),
+        DecodedMessage::All => Scope::All,
     })
 }
 

@@ -16,9 +16,9 @@ const APART: Duration = Duration::from_millis(40);
 
 /// What Redis has told of its clock over one connection.
 #[derive(Debug, Default)]
-pub struct Stamps(VecDeque<(Tick, u64)>);
+pub struct Watermarks(VecDeque<(Tick, u64)>);
 
-impl Stamps {
+impl Watermarks {
     /// Redis said that it was `moment`, in microseconds.
     pub fn note(&mut self, heard: Tick, moment: u64) {
         let before = self.0.len().checked_sub(2).and_then(|at| self.0.get(at));
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn the_latest_before_a_moment_counts_and_what_is_too_old_is_forgotten() {
-        let mut stamps = Stamps::default();
+        let mut stamps = Watermarks::default();
         assert_eq!(stamps.before(at(0)), None);
         let last = 10 * STAMPS_MAX as u64;
         for n in 0..=last {

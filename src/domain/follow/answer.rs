@@ -22,7 +22,7 @@ pub enum Item {
 pub const CALL_ACCOUNTS_MAX: usize = 100;
 
 /// The body of a call: the same question, in the vendor's form.
-pub fn write_question<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8> {
+pub fn encode_call<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut body = Vec::with_capacity(4096);
     body.extend_from_slice(b"{\"From_Account\":");
     push_text(&mut body, from);
@@ -53,7 +53,7 @@ const NEXT: [[u8; NEXT_LEN]; 4] = [
 ///
 /// Nearly every item is a known relation about a name without escapes, so the next one is taken to be: then
 /// an item is two copies, its name and what lies between two names.
-pub fn write_answer<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>) -> Vec<u8> {
+pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>) -> Vec<u8> {
     let mut body = Vec::with_capacity(128 + 96 * items.len());
     body.extend_from_slice(b"{\"ResultItem\":[");
     body.extend_from_slice(OPEN);
@@ -107,7 +107,7 @@ pub enum Found {
 impl<'a> Items<'a> {
     /// Reads the items of a successful answer. `None` if it has none that can be read as such: then
     /// the answer does not fit the question.
-    pub fn read(body: &'a [u8]) -> Option<Self> {
+    pub fn parse(body: &'a [u8]) -> Option<Self> {
         let answer: Answer<'a> = object::read(body)?;
         let mut items = HashMap::with_capacity(answer.items.len());
         for raw in answer.items {
@@ -190,11 +190,11 @@ mod tests {
         let failed = Item::Verbatim(r#"{"To_Account":"eve", "ResultCode":30003}"#.into());
         let eve = Cow::Borrowed("eve");
         assert_eq!(
-            String::from_utf8(write_answer(std::iter::empty())).expect("UTF-8"),
+            String::from_utf8(encode_response(std::iter::empty())).expect("UTF-8"),
             r#"{"ResultItem":[],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
         );
         for number in 0..4 {
-            let body = String::from_utf8(write_answer([(&bob, &known(number))].into_iter())).expect("UTF-8");
+            let body = String::from_utf8(encode_response([(&bob, &known(number))].into_iter())).expect("UTF-8");
             assert!(
                 body.starts_with(r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":"#)
             );
@@ -204,7 +204,7 @@ mod tests {
         }
         let items = [(&bob, &known(2)), (&cyd, &known(0)), (&eve, &failed)];
         assert_eq!(
-            String::from_utf8(write_answer(items.into_iter())).expect("UTF-8"),
+            String::from_utf8(encode_response(items.into_iter())).expect("UTF-8"),
             r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":2},{"To_Account":"c\"d","ResultCode":0,"ResultInfo":"","FollowType":0},{"To_Account":"eve", "ResultCode":30003}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
         );
     }
@@ -220,7 +220,7 @@ mod tests {
             {"To_Account":"f","ResultCode":0,"FollowType":"1"},
             {"To_Account":"g\u0041","ResultCode":0,"FollowType":0}
         ],"ActionStatus":"OK","ErrorCode":0,"More":{}}"#;
-        let items = Items::read(body).expect("readable");
+        let items = Items::parse(body).expect("readable");
         assert_eq!(items.get("a"), Some(&Found::Item(known(3))));
         let verbatim = |text: &str| Found::Item(Item::Verbatim(text.into()));
         assert_eq!(
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn an_answer_without_readable_items_is_none() {
         for body in [r#"{"ErrorCode":0}"#, r#"{"ResultItem":{},"ErrorCode":0}"#] {
-            assert!(Items::read(body.as_bytes()).is_none(), "{body}");
+            assert!(Items::parse(body.as_bytes()).is_none(), "{body}");
         }
     }
 
@@ -249,12 +249,12 @@ mod tests {
     fn an_odd_item_spoils_no_other() {
         let body = br#"{"ResultItem":[7,{"ResultCode":0},{"To_Account":"a","ResultCode":"0"},
             {"To_Account":"b","ResultCode":0,"ResultCode":1},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
-        let items = Items::read(body).expect("readable");
+        let items = Items::parse(body).expect("readable");
         assert_eq!(items.get("a"), Some(&Found::Contradiction));
         assert_eq!(items.get("b"), Some(&Found::Contradiction));
         assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
         // Where not even the members' names can be read, the item is as good as missing.
-        let items = Items::read(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
+        let items = Items::parse(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
         assert_eq!(items.get("d"), None);
     }
 
@@ -263,13 +263,13 @@ mod tests {
         fn what_is_written_is_read_again(names in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..20), number in 0..4i64) {
             let names: Vec<Cow<'_, str>> = names.into_iter().map(Cow::Owned).collect();
             let item = known(number);
-            let body = write_answer(names.iter().map(|name| (name, &item)));
-            let items = Items::read(&body).expect("readable");
+            let body = encode_response(names.iter().map(|name| (name, &item)));
+            let items = Items::parse(&body).expect("readable");
             for name in &names {
                 prop_assert_eq!(items.get(name), Some(&Found::Item(item.clone())));
             }
-            let question = write_question(&names[0], names.iter().map(AsRef::as_ref));
-            let read = crate::domain::follow::question::read(&question, 100);
+            let question = encode_call(&names[0], names.iter().map(AsRef::as_ref));
+            let read = crate::domain::follow::question::parse(&question, 100);
             let valid = names.iter().all(|name| crate::domain::app::check_user_id(name).is_ok());
             prop_assert_eq!(read.is_ok(), valid);
         }

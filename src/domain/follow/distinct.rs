@@ -7,14 +7,14 @@ use super::pair::Pair;
 ///
 /// Takes a time that grows with the number of items alone, whatever the names are, if all pairs are of one `from`: the
 /// hash of `to` is keyed, so nobody outside can choose names that meet in one place.
-pub fn keep_distinct<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
+pub fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
     // Open addressing at half load; 0 is free.
     let mask = (items.len() * 2).next_power_of_two() - 1;
     let mut table = vec![0u32; mask + 1];
     let (mut kept, mut kept_as) = (0, Vec::new());
     for index in 0..items.len() {
         let own = pair(&items[index]);
-        let mut at = own.to.spread() as usize & mask;
+        let mut at = own.to.index_bits() as usize & mask;
         let place = loop {
             match table[at] as usize {
                 0 => {
@@ -64,7 +64,7 @@ mod tests {
                 }
             }
             let mut kept: Vec<&String> = names.iter().collect();
-            let kept_as = keep_distinct(&mut kept, |name| pair(name));
+            let kept_as = dedup(&mut kept, |name| pair(name));
             prop_assert_eq!(&kept, &first);
             let told_of = if kept.len() == names.len() { 0 } else { names.len() };
             prop_assert_eq!(kept_as.len(), told_of);
@@ -79,12 +79,12 @@ mod tests {
         // Three items have a table of eight.
         let hasher = UserHasher::new(&[6; 16]);
         let from = hasher.user("from");
-        let place = |name: &String| hasher.user(name).spread() & 7;
+        let place = |name: &String| hasher.user(name).index_bits() & 7;
         let mut names = (0..).map(|number| format!("user{number}"));
         let first = names.next().expect("endless");
         let second = names.find(|name| place(name) == place(&first)).expect("one of eight");
         let mut items = vec![&first, &second, &second];
-        let kept_as = keep_distinct(&mut items, |name| Pair { from, to: hasher.user(name) });
+        let kept_as = dedup(&mut items, |name| Pair { from, to: hasher.user(name) });
         assert_eq!((items, kept_as), (vec![&first, &second], vec![0, 1, 1]));
     }
 }

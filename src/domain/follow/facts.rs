@@ -32,7 +32,7 @@ const WRITER_LOCKS: usize = 64;
 
 /// The table. See the module for how it works.
 #[derive(Debug)]
-pub struct Facts {
+pub struct PairCache {
     words: Box<[AtomicU64]>,
     /// The first word of the first block: where a page begins.
     begin: usize,
@@ -45,14 +45,14 @@ pub struct Facts {
 
 /// What is known of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fact {
+pub struct CachedPair {
     /// The relation as stored: see [`Pair::turned`](super::pair::Pair::turned).
     pub stored: FollowType,
     /// When the lookup that brought it was sent. Age counts from here.
     pub sent: Tick,
 }
 
-impl Fact {
+impl CachedPair {
     /// Never 0, since a sent moment is never 0: 0 is an empty slot.
     fn word(self) -> u64 {
         (self.sent.max(Tick::from_micros(1)).micros() << 2) | u64::from(self.stored.number())
@@ -64,7 +64,7 @@ impl Fact {
     }
 }
 
-impl Facts {
+impl PairCache {
     /// A table that holds at most `max` pairs (at least one). Its memory is asked for at once
     /// (21.3 bytes a pair) and used as it fills.
     pub fn new(max: usize) -> Self {
@@ -96,7 +96,7 @@ impl Facts {
     }
 
     /// What is known of the pair, however old.
-    pub fn get(&self, pair: PairKey) -> Option<Fact> {
+    pub fn get(&self, pair: PairKey) -> Option<CachedPair> {
         self.places_of(pair).into_iter().find_map(|place| self.get_in(place, pair))
     }
 
@@ -105,11 +105,11 @@ impl Facts {
     ///
     /// A lookup takes as long as its memory takes to come, and for many together that is not much longer than for
     /// one. So all first places are fetched before one is read, and then the second ones of those who need them.
-    pub fn get_each<T>(
+    pub fn get_batch<T>(
         &self,
         items: &mut [T],
         wanted: impl Fn(&T) -> Option<PairKey>,
-        mut found: impl FnMut(&mut T, Fact),
+        mut found: impl FnMut(&mut T, CachedPair),
     ) {
         let place = |which: usize| move |pair| self.places_of(pair)[which];
         self.touch(items.iter().filter_map(&wanted).map(place(0)));
@@ -136,15 +136,15 @@ impl Facts {
         std::hint::black_box(sum);
     }
 
-    fn get_in(&self, place: usize, pair: PairKey) -> Option<Fact> {
+    fn get_in(&self, place: usize, pair: PairKey) -> Option<CachedPair> {
         self.slots(place).find_map(|(first, second)| {
             let word = second.load(Ordering::Acquire);
-            (first.load(Ordering::Acquire) ^ word == pair.tag() && word != 0).then(|| Fact::from_word(word))
+            (first.load(Ordering::Acquire) ^ word == pair.tag() && word != 0).then(|| CachedPair::from_word(word))
         })
     }
 
     /// Keeps a fact, unless a later one of the same pair is there.
-    pub fn insert(&self, pair: PairKey, fact: Fact) {
+    pub fn insert(&self, pair: PairKey, fact: CachedPair) {
         let places = self.places_of(pair);
         let _guards = self.lock(places);
         let mut found = None;
@@ -205,7 +205,7 @@ impl Facts {
         self.len.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |len| (len < self.max).then_some(len + 1)).is_ok()
     }
 
-    fn write(&self, at: usize, pair: PairKey, fact: Fact) {
+    fn write(&self, at: usize, pair: PairKey, fact: CachedPair) {
         let word = fact.word();
         self.words[at].store(pair.tag() ^ word, Ordering::Release);
         self.words[at + 1].store(word, Ordering::Release);
@@ -252,13 +252,13 @@ mod tests {
         PairKey::for_test(number ^ 0x5555, spread ^ (spread >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9))
     }
 
-    fn fact(number: i64, sent: u64) -> Fact {
-        Fact { stored: FollowType::new(number).expect("0 to 3"), sent: Tick::from_micros(sent) }
+    fn fact(number: i64, sent: u64) -> CachedPair {
+        CachedPair { stored: FollowType::new(number).expect("0 to 3"), sent: Tick::from_micros(sent) }
     }
 
     #[test]
     fn a_later_fact_replaces_an_earlier_one_and_not_the_other_way_round() {
-        let facts = Facts::new(100);
+        let facts = PairCache::new(100);
         facts.insert(key(1), fact(2, 10));
         facts.insert(key(1), fact(1, 9));
         assert_eq!(facts.get(key(1)), Some(fact(2, 10)));
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn it_fills_to_its_bound_and_stays_there_keeping_the_newest() {
         let max = 10_000;
-        let facts = Facts::new(max);
+        let facts = PairCache::new(max);
         for number in 0..max as u64 * 10 {
             facts.insert(key(number), fact(1, number + 1));
             assert!(facts.len() <= max);
@@ -287,7 +287,7 @@ mod tests {
     #[test]
     fn nearly_everything_that_fits_is_found_again() {
         let max = 50_000;
-        let facts = Facts::new(max);
+        let facts = PairCache::new(max);
         (0..max as u64).for_each(|number| facts.insert(key(number), fact(2, 5)));
         let found = (0..max as u64).filter(|number| facts.get(key(*number)) == Some(fact(2, 5))).count();
         assert!(found * 1000 >= max * 990, "{found} of {max}");
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn readers_beside_writers_see_a_fact_that_was_written_or_none() {
-        let facts = Facts::new(4);
+        let facts = PairCache::new(4);
         std::thread::scope(|scope| {
             for writer in 0..2u64 {
                 let facts = &facts;
@@ -321,8 +321,8 @@ mod tests {
     proptest! {
         #[test]
         fn it_never_says_what_was_not_put_in(steps in proptest::collection::vec((0..40u64, 0..4i64, any::<bool>()), 1..400)) {
-            let facts = Facts::new(16);
-            let mut model: HashMap<u64, Fact> = HashMap::new();
+            let facts = PairCache::new(16);
+            let mut model: HashMap<u64, CachedPair> = HashMap::new();
             for (sent, (number, relation, remove)) in (1..).zip(steps) {
                 if remove {
                     facts.remove(key(number));
@@ -337,9 +337,9 @@ mod tests {
                     }
                 }
                 // Only of even ones is it wanted.
-                let mut items: Vec<(u64, Vec<Fact>)> = (0..40).map(|number| (number, Vec::new())).collect();
-                let wanted = |item: &(u64, Vec<Fact>)| item.0.is_multiple_of(2).then(|| key(item.0));
-                facts.get_each(&mut items, wanted, |item, fact| item.1.push(fact));
+                let mut items: Vec<(u64, Vec<CachedPair>)> = (0..40).map(|number| (number, Vec::new())).collect();
+                let wanted = |item: &(u64, Vec<CachedPair>)| item.0.is_multiple_of(2).then(|| key(item.0));
+                facts.get_batch(&mut items, wanted, |item, fact| item.1.push(fact));
                 for (number, found) in items {
                     let expected = facts.get(key(number)).filter(|_| number % 2 == 0);
                     prop_assert_eq!(found, Vec::from_iter(expected), "together or alone");

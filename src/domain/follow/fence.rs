@@ -93,7 +93,7 @@ impl Fence {
     }
 
     fn user_place(&self, user: UserKey) -> &AtomicU64 {
-        &self.users[(user.spread() as usize) % USER_PLACES]
+        &self.users[(user.index_bits() as usize) % USER_PLACES]
     }
 }
 
@@ -124,7 +124,7 @@ mod tests {
         assert!(!fence.admits(ab, at(9)));
         assert!(!fence.admits(ab, at(10)), "the same moment may be before the write");
         assert!(fence.admits(ab, at(11)));
-        assert!(!fence.admits(ab.reversed(), at(9)), "the turned-round pair is the same pair");
+        assert!(!fence.admits(ab.flipped(), at(9)), "the turned-round pair is the same pair");
         assert!(fence.admits(pair("ann", "cyd"), at(9)), "other pairs of the user stand");
     }
 

@@ -19,7 +19,7 @@ impl FollowType {
     }
 
     /// The same relation seen from the other user: 0↔0, 1↔2, 3↔3.
-    pub const fn reversed(self) -> Self {
+    pub const fn flipped(self) -> Self {
         Self((self.0 >> 1) | ((self.0 & 1) << 1))
     }
 }
@@ -33,7 +33,7 @@ pub struct UserKey(u128);
 
 impl UserKey {
     /// 64 evenly spread bits, for choosing a place in a table.
-    pub const fn spread(self) -> u64 {
+    pub const fn index_bits(self) -> u64 {
         (self.0 >> 64) as u64
     }
 
@@ -110,7 +110,7 @@ impl Pair {
     }
 
     /// The pair seen from the other side.
-    pub const fn reversed(self) -> Self {
+    pub const fn flipped(self) -> Self {
         Self { from: self.to, to: self.from }
     }
 
@@ -118,8 +118,8 @@ impl Pair {
     /// inverse, what is seen from `from`'s side of what is stored.
     ///
     /// Stored is the relation as the user with the smaller key sees it.
-    pub fn turned(self, seen: FollowType) -> FollowType {
-        if self.from.0 > self.to.0 { seen.reversed() } else { seen }
+    pub fn oriented(self, seen: FollowType) -> FollowType {
+        if self.from.0 > self.to.0 { seen.flipped() } else { seen }
     }
 }
 
@@ -138,8 +138,8 @@ mod tests {
         let reversed = [0, 2, 1, 3];
         for number in 0..4 {
             let seen = FollowType::new(number).expect("0 to 3");
-            assert_eq!(i64::from(seen.reversed().number()), reversed[number as usize]);
-            assert_eq!(seen.reversed().reversed(), seen);
+            assert_eq!(i64::from(seen.flipped().number()), reversed[number as usize]);
+            assert_eq!(seen.flipped().flipped(), seen);
         }
         for number in [-1, 4, 258, i64::MAX] {
             assert_eq!(FollowType::new(number), None);
@@ -155,13 +155,13 @@ mod tests {
         #[test]
         fn both_directions_share_a_key_and_see_each_other_s_relation(a in ".{1,8}", b in ".{1,8}", number in 0..4i64) {
             let pair = Pair { from: hasher().user(&a), to: hasher().user(&b) };
-            let back = pair.reversed();
+            let back = pair.flipped();
             prop_assert_eq!(pair.key(), back.key());
             let seen = FollowType::new(number).expect("0 to 3");
-            let stored = pair.turned(seen);
-            prop_assert_eq!(pair.turned(stored), seen);
+            let stored = pair.oriented(seen);
+            prop_assert_eq!(pair.oriented(stored), seen);
             if a != b {
-                prop_assert_eq!(back.turned(stored), seen.reversed());
+                prop_assert_eq!(back.oriented(stored), seen.flipped());
             }
         }
 

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use super::question::Question;
+use super::question::CheckRequest;
 use crate::domain::app::USER_ID_LEN_MAX;
 use crate::domain::skim::few_plain;
 
@@ -14,7 +14,7 @@ use crate::domain::skim::few_plain;
 const NAME_ROOM: usize = (USER_ID_LEN_MAX + 1).next_multiple_of(8);
 
 /// Reads a body of 1 to `max_to` accounts; `None` if it is not of the usual form.
-pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
+pub(super) fn read(text: &str, max_to: usize) -> Option<CheckRequest<'_>> {
     let mut cursor = Cursor { text, at: 0 };
     cursor.sign(b'{')?;
     let question = match cursor.member()? {
@@ -24,7 +24,7 @@ pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
             if cursor.member()? != "To_Account" {
                 return None;
             }
-            Question { from, to: cursor.names(max_to)? }
+            CheckRequest { from, to: cursor.names(max_to)? }
         }
         "To_Account" => {
             let to = cursor.names(max_to)?;
@@ -32,7 +32,7 @@ pub(super) fn read(text: &str, max_to: usize) -> Option<Question<'_>> {
             if cursor.member()? != "From_Account" {
                 return None;
             }
-            Question { from: Cow::Borrowed(cursor.string()?), to }
+            CheckRequest { from: Cow::Borrowed(cursor.string()?), to }
         }
         _ => return None,
     };
@@ -115,7 +115,7 @@ impl<'a> Cursor<'a> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::question::{Reading, read_any};
+    use super::super::question::{Parsed, parse_general};
     use super::*;
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         #[test]
         fn what_it_reads_the_other_reader_reads_so_too(body in bodies()) {
             if let Some(question) = read(&body, 3) {
-                prop_assert_eq!(read_any(&body, 3), Ok(Reading::Plain(question)));
+                prop_assert_eq!(parse_general(&body, 3), Ok(Parsed::Known(question)));
             }
         }
 

@@ -10,7 +10,7 @@ use crate::domain::app::{NameError, check_user_id};
 
 /// A body that chatgate can answer from facts: exactly the two members, both as the vendor wants them.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Question<'a> {
+pub struct CheckRequest<'a> {
     /// From whose side the relations are seen.
     pub from: Cow<'a, str>,
     /// About whom: 1 to `max_to` names in the caller's order, repeats included.
@@ -19,16 +19,16 @@ pub struct Question<'a> {
 
 /// How a body reads.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Reading<'a> {
+pub enum Parsed<'a> {
     /// Exactly the two members.
-    Plain(Question<'a>),
+    Known(CheckRequest<'a>),
     /// A JSON object with further members, whose meaning only Chat knows.
-    Further,
+    Extended,
 }
 
 /// Why a body is no question.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QuestionError {
+pub enum RequestError {
     /// Not a JSON object in UTF-8.
     #[error("the body is not a JSON object in UTF-8: {0}")]
     NotJson(String),
@@ -50,21 +50,21 @@ pub enum QuestionError {
 }
 
 /// Reads a body. Names are borrowed from it wherever they hold no escapes.
-pub fn read(body: &[u8], max_to: usize) -> Result<Reading<'_>, QuestionError> {
-    let text = std::str::from_utf8(body).map_err(|error| QuestionError::NotJson(error.to_string()))?;
+pub fn parse(body: &[u8], max_to: usize) -> Result<Parsed<'_>, RequestError> {
+    let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(error.to_string()))?;
     match plain::read(text, max_to) {
-        Some(question) => Ok(Reading::Plain(question)),
-        None => read_any(text, max_to),
+        Some(question) => Ok(Parsed::Known(question)),
+        None => parse_general(text, max_to),
     }
 }
 
 /// Reads a body of any form.
-pub(super) fn read_any(text: &str, max_to: usize) -> Result<Reading<'_>, QuestionError> {
+pub(super) fn parse_general(text: &str, max_to: usize) -> Result<Parsed<'_>, RequestError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let raw = json
         .deserialize_any(Members { max_to })
         .and_then(|raw| json.end().map(|()| raw))
-        .map_err(|error| QuestionError::NotJson(error.to_string()))?;
+        .map_err(|error| RequestError::NotJson(error.to_string()))?;
     raw.judge(max_to)
 }
 
@@ -78,33 +78,33 @@ struct Raw<'a> {
 }
 
 impl<'a> Raw<'a> {
-    fn judge(self, max_to: usize) -> Result<Reading<'a>, QuestionError> {
+    fn judge(self, max_to: usize) -> Result<Parsed<'a>, RequestError> {
         if let Some(name) = self.repeated {
-            return Err(QuestionError::Repeated(name));
+            return Err(RequestError::Repeated(name));
         }
         if self.further {
-            return Ok(Reading::Further);
+            return Ok(Parsed::Extended);
         }
         let from = match self.from {
             Some(Value::Text(from)) => from,
-            Some(Value::Other) => return Err(QuestionError::Shape("From_Account must be a string")),
-            None => return Err(QuestionError::Shape("From_Account is missing")),
+            Some(Value::Other) => return Err(RequestError::Shape("From_Account must be a string")),
+            None => return Err(RequestError::Shape("From_Account is missing")),
         };
         let to = match self.to {
             Some(Accounts::List { names, count }) if count <= max_to => names,
-            Some(Accounts::List { count, .. }) => return Err(QuestionError::TooMany(count, max_to)),
-            Some(Accounts::Mixed) => return Err(QuestionError::Shape("To_Account must hold strings only")),
-            Some(Accounts::Other) => return Err(QuestionError::Shape("To_Account must be an array of strings")),
-            None => return Err(QuestionError::Shape("To_Account is missing")),
+            Some(Accounts::List { count, .. }) => return Err(RequestError::TooMany(count, max_to)),
+            Some(Accounts::Mixed) => return Err(RequestError::Shape("To_Account must hold strings only")),
+            Some(Accounts::Other) => return Err(RequestError::Shape("To_Account must be an array of strings")),
+            None => return Err(RequestError::Shape("To_Account is missing")),
         };
         if to.is_empty() {
-            return Err(QuestionError::Shape("To_Account is empty"));
+            return Err(RequestError::Shape("To_Account is empty"));
         }
-        check_user_id(&from).map_err(QuestionError::From)?;
+        check_user_id(&from).map_err(RequestError::From)?;
         for (index, name) in to.iter().enumerate() {
-            check_user_id(name).map_err(|error| QuestionError::To(index, error))?;
+            check_user_id(name).map_err(|error| RequestError::To(index, error))?;
         }
-        Ok(Reading::Plain(Question { from, to }))
+        Ok(Parsed::Known(CheckRequest { from, to }))
     }
 }
 
@@ -278,14 +278,14 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &str) -> Result<Reading<'_>, QuestionError> {
-        super::read(body.as_bytes(), 3)
+    fn read(body: &str) -> Result<Parsed<'_>, RequestError> {
+        super::parse(body.as_bytes(), 3)
     }
 
     #[test]
     fn names_are_borrowed_unless_they_are_escaped() {
         let body = r#" {"To_Account":["bob","a\u0062c","日本"] , "From_Account":"ann"} "#;
-        let Ok(Reading::Plain(question)) = read(body) else { panic!("no question") };
+        let Ok(Parsed::Known(question)) = read(body) else { panic!("no question") };
         assert!(matches!(question.from, Cow::Borrowed("ann")));
         assert!(matches!(question.to[0], Cow::Borrowed("bob")));
         assert_eq!(question.to, ["bob", "abc", "日本"]);
@@ -293,9 +293,9 @@ mod tests {
 
     #[test]
     fn further_members_are_left_to_chat() {
-        assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"],"X":{"a":[1]}}"#), Ok(Reading::Further));
-        assert_eq!(read(r#"{"X":1}"#), Ok(Reading::Further));
-        assert_eq!(read(r#"{"X":1,"From_Account":7}"#), Ok(Reading::Further));
+        assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"],"X":{"a":[1]}}"#), Ok(Parsed::Extended));
+        assert_eq!(read(r#"{"X":1}"#), Ok(Parsed::Extended));
+        assert_eq!(read(r#"{"X":1,"From_Account":7}"#), Ok(Parsed::Extended));
     }
 
     #[test]
@@ -314,9 +314,9 @@ mod tests {
             r#"{"From_Account":"\ud800"}"#,
             &deep,
         ] {
-            assert!(matches!(read(body), Err(QuestionError::NotJson(_))), "{:.40}", body);
+            assert!(matches!(read(body), Err(RequestError::NotJson(_))), "{:.40}", body);
         }
-        assert!(matches!(super::read(b"{\"From_Account\":\"\xff\"}", 3), Err(QuestionError::NotJson(_))));
+        assert!(matches!(super::parse(b"{\"From_Account\":\"\xff\"}", 3), Err(RequestError::NotJson(_))));
         for body in [
             "{}",
             r#"{"From_Account":"ann"}"#,
@@ -330,7 +330,7 @@ mod tests {
             r#"{"From_Account":"ann","To_Account":[["bob"]]}"#,
             r#"{"From_Account":"ann","To_Account":[]}"#,
         ] {
-            assert!(matches!(read(body), Err(QuestionError::Shape(_))), "{body}");
+            assert!(matches!(read(body), Err(RequestError::Shape(_))), "{body}");
         }
     }
 
@@ -341,35 +341,32 @@ mod tests {
             r#"{"From_Account":"ann","To_Account":["bob"],"To\u005fAccount":["cyd"]}"#,
             r#"{"From_Account":"ann","To_Account":["bob"],"To_Account":7,"X":1}"#,
         ] {
-            assert!(matches!(read(body), Err(QuestionError::Repeated(_))), "{body}");
+            assert!(matches!(read(body), Err(RequestError::Repeated(_))), "{body}");
         }
     }
 
     #[test]
     fn accounts_are_counted_and_checked() {
-        assert!(matches!(read(r#"{"From_Account":"ann","To_Account":["a","b","c"]}"#), Ok(Reading::Plain(_))));
+        assert!(matches!(read(r#"{"From_Account":"ann","To_Account":["a","b","c"]}"#), Ok(Parsed::Known(_))));
         assert_eq!(
             read(r#"{"From_Account":"ann","To_Account":["a","b","c","d","e"]}"#),
-            Err(QuestionError::TooMany(5, 3))
+            Err(RequestError::TooMany(5, 3))
         );
-        assert_eq!(
-            read(r#"{"From_Account":"ann","To_Account":["a",""]}"#),
-            Err(QuestionError::To(1, NameError::Empty))
-        );
-        assert_eq!(read(r#"{"From_Account":"a\n","To_Account":["a"]}"#), Err(QuestionError::From(NameError::Control)));
+        assert_eq!(read(r#"{"From_Account":"ann","To_Account":["a",""]}"#), Err(RequestError::To(1, NameError::Empty)));
+        assert_eq!(read(r#"{"From_Account":"a\n","To_Account":["a"]}"#), Err(RequestError::From(NameError::Control)));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = super::read(&body, 3);
+            let _ = super::parse(&body, 3);
         }
 
         #[test]
         fn what_was_written_is_read(from in "[^\\p{Cc}]{1,8}", to in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..4)) {
             prop_assume!(check_user_id(&from).is_ok() && to.iter().all(|name| check_user_id(name).is_ok()));
             let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
-            let Ok(Reading::Plain(question)) = super::read(body.as_bytes(), 3) else { panic!("no question") };
+            let Ok(Parsed::Known(question)) = super::parse(body.as_bytes(), 3) else { panic!("no question") };
             prop_assert_eq!(question.from, from);
             prop_assert_eq!(question.to, to);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Random;
 use crate::domain::failover::Side;
-use crate::domain::outcome::Seen;
+use crate::domain::outcome::AttemptOutcome;
 use crate::domain::tick::Tick;
 use crate::sign::Signature;
 
@@ -14,7 +14,7 @@ pub(super) const FAULTS_END: Duration = Duration::from_secs(60);
 
 /// What is wrong for a while.
 #[derive(Debug, Clone, Copy)]
-enum Wrong {
+enum Disturbance {
     /// A domain refuses connections; `None`: both do.
     Refused(Option<Side>),
     /// A domain does not answer connections; `None`: neither does.
@@ -40,7 +40,7 @@ const CODES: [i64; 16] =
 struct Episode {
     from: Tick,
     until: Tick,
-    wrong: Wrong,
+    wrong: Disturbance,
     /// One call in so many is hit.
     one_in: u64,
 }
@@ -54,7 +54,7 @@ pub(super) struct Chat {
 
 /// What becomes of one call.
 pub(super) struct Fate {
-    pub(super) seen: Seen,
+    pub(super) seen: AttemptOutcome,
     pub(super) after: Duration,
     /// Whether Chat did what it was told.
     pub(super) carried_out: bool,
@@ -84,8 +84,8 @@ impl Chat {
         let hits = |what: &Option<Side>| what.is_none_or(|what| what == side);
         for episode in self.wrongs(now) {
             match &episode.wrong {
-                Wrong::Refused(what) if hits(what) => return (false, Duration::from_millis(1)),
-                Wrong::Deaf(what) if hits(what) => return (false, timeout),
+                Disturbance::Refused(what) if hits(what) => return (false, Duration::from_millis(1)),
+                Disturbance::Deaf(what) if hits(what) => return (false, timeout),
                 _ => {}
             }
         }
@@ -96,36 +96,38 @@ impl Chat {
     pub(super) fn call(&mut self, signature: &Arc<Signature>, now: Tick, random: &mut Random) -> Fate {
         let quick = Duration::from_millis(5 + random.below(40));
         let mut after = quick;
-        let hit: Vec<Wrong> = {
+        let hit: Vec<Disturbance> = {
             let episodes = self.episodes.iter().filter(|episode| (episode.from..episode.until).contains(&now));
             episodes.filter(|episode| random.one_in(episode.one_in)).map(|episode| episode.wrong).collect()
         };
         for wrong in hit {
             let fate = |seen, after, carried_out| Fate { seen, after, carried_out };
             match wrong {
-                Wrong::Refused(_) | Wrong::Deaf(_) => {}
-                Wrong::Slow(span) => after = quick + span,
-                Wrong::Broken => return fate(Seen::Broken, quick, random.one_in(2)),
-                Wrong::Silent => return fate(Seen::TimedOut, Duration::from_secs(3600), random.one_in(2)),
-                Wrong::Between(status) => return fate(Seen::Invalid(status), quick, random.one_in(2)),
-                Wrong::Code(code) => {
+                Disturbance::Refused(_) | Disturbance::Deaf(_) => {}
+                Disturbance::Slow(span) => after = quick + span,
+                Disturbance::Broken => return fate(AttemptOutcome::Broken, quick, random.one_in(2)),
+                Disturbance::Silent => {
+                    return fate(AttemptOutcome::TimedOut, Duration::from_secs(3600), random.one_in(2));
+                }
+                Disturbance::Between(status) => return fate(AttemptOutcome::Invalid(status), quick, random.one_in(2)),
+                Disturbance::Code(code) => {
                     // Of these, only what is transient or unknown may have done something.
                     let perhaps = matches!(code, 60008 | 30006 | 90994 | 123_456);
-                    return fate(Seen::Answer(code), quick, perhaps && random.one_in(2));
+                    return fate(AttemptOutcome::Answer(code), quick, perhaps && random.one_in(2));
                 }
-                Wrong::SignatureEnds => {
+                Disturbance::SignatureEnds => {
                     let ended = self.ended.get_or_insert_with(|| Arc::clone(signature));
                     if Arc::ptr_eq(ended, signature) {
-                        return fate(Seen::Answer(70001), quick, false);
+                        return fate(AttemptOutcome::Answer(70001), quick, false);
                     }
                 }
             }
         }
-        Fate { seen: Seen::Answer(0), after, carried_out: true }
+        Fate { seen: AttemptOutcome::Answer(0), after, carried_out: true }
     }
 }
 
-fn wrong(random: &mut Random) -> Wrong {
+fn wrong(random: &mut Random) -> Disturbance {
     let mut which = || match random.below(3) {
         0 => None,
         1 => Some(Side::Primary),
@@ -133,13 +135,13 @@ fn wrong(random: &mut Random) -> Wrong {
     };
     let side = which();
     match random.below(10) {
-        0 => Wrong::Refused(side),
-        1 => Wrong::Deaf(side),
-        2 => Wrong::Broken,
-        3 => Wrong::Silent,
-        4 => Wrong::Between(if random.one_in(2) { 502 } else { 200 }),
-        5 => Wrong::SignatureEnds,
-        6 => Wrong::Slow(Duration::from_millis(random.below(6000))),
-        _ => Wrong::Code(CODES[random.below(CODES.len() as u64) as usize]),
+        0 => Disturbance::Refused(side),
+        1 => Disturbance::Deaf(side),
+        2 => Disturbance::Broken,
+        3 => Disturbance::Silent,
+        4 => Disturbance::Between(if random.one_in(2) { 502 } else { 200 }),
+        5 => Disturbance::SignatureEnds,
+        6 => Disturbance::Slow(Duration::from_millis(random.below(6000))),
+        _ => Disturbance::Code(CODES[random.below(CODES.len() as u64) as usize]),
     }
 }

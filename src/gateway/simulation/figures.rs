@@ -2,7 +2,7 @@
 
 /// What happened, added up over schedules.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Figures {
+pub(super) struct Totals {
     pub(super) schedules: u64,
     pub(super) requests: u64,
     /// Calls that Chat saw.
@@ -19,8 +19,8 @@ pub(super) struct Figures {
     pub(super) carried_out_unknown: u64,
 }
 
-impl Figures {
-    pub(super) fn add(&mut self, other: &Figures) {
+impl Totals {
+    pub(super) fn add(&mut self, other: &Totals) {
         self.schedules += other.schedules;
         self.requests += other.requests;
         self.calls += other.calls;

@@ -10,7 +10,7 @@ mod chat;
 mod figures;
 mod world;
 
-use self::figures::Figures;
+use self::figures::Totals;
 use self::world::World;
 
 const SCHEDULES: u64 = 10_000;
@@ -21,7 +21,7 @@ fn whatever_fails_in_whatever_order_the_promises_hold() {
         Ok(seed) => vec![seed.parse().expect("a number")],
         Err(_) => (0..SCHEDULES).collect(),
     };
-    let mut all = Figures::default();
+    let mut all = Totals::default();
     for seed in seeds {
         match World::run(seed, false) {
             Ok(figures) => all.add(&figures),

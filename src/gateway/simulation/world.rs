@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use super::Random;
 use super::chat::{Chat, FAULTS_END};
-use super::figures::Figures;
+use super::figures::Totals;
 use crate::domain::app::{SdkAppId, SecretKey};
 use crate::domain::command::{CommandKind, CommandName, FOLLOW_CHECK};
 use crate::domain::failover::{Failover, Side};
-use crate::domain::outcome::{Effect, Seen, is_trouble, judge};
-use crate::domain::parking::{self, Change, Parking, Told};
-use crate::domain::sickness::{self, Sickness};
+use crate::domain::outcome::{AttemptOutcome, Effect, allows_stale, classify};
+use crate::domain::parking::{self, Observation, Parking, ParkingChange};
+use crate::domain::sickness::{self, StaleGate};
 use crate::domain::tick::Tick;
-use crate::gateway::course::{Course, Step};
-use crate::quota::{Learned, pace};
+use crate::gateway::course::{RetryDecision, RetryState};
+use crate::quota::{AdaptiveLimit, pace};
 use crate::retry::RetryBudget;
 use crate::sign::{Signature, Signer};
 
@@ -33,7 +33,7 @@ const END: Duration = Duration::from_secs(HEALED.as_secs() + 20);
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    Seen(Seen),
+    Seen(AttemptOutcome),
     Parked,
     /// No permit, or no connection, before the deadline.
     Late,
@@ -44,8 +44,8 @@ enum End {
 struct Request {
     name: CommandName<'static>,
     deadline: Tick,
-    course: Course,
-    last: Option<Seen>,
+    course: RetryState,
+    last: Option<AttemptOutcome>,
     calls: u32,
     carried_out: u32,
     end: Option<End>,
@@ -60,7 +60,7 @@ enum Event {
     /// Where to, and whether on a new connection; `None`: nowhere.
     Connected(usize, Option<(Side, bool)>),
     Permit(usize, Side),
-    Done(usize, Side, Arc<Signature>, Seen, Tick),
+    Done(usize, Side, Arc<Signature>, AttemptOutcome, Tick),
     Probed(bool),
 }
 
@@ -74,15 +74,15 @@ pub(super) struct World {
     requests: Vec<Request>,
     parking: Parking,
     failover: Failover,
-    sickness: Sickness,
+    sickness: StaleGate,
     budget: RetryBudget,
-    learned: Learned,
+    learned: AdaptiveLimit,
     next_permit: Tick,
     signer: Signer,
     /// Whether a connection to a side is kept.
     kept: [bool; 2],
     watch: Watch,
-    figures: Figures,
+    figures: Totals,
     trace: Option<String>,
 }
 
@@ -104,7 +104,7 @@ const COMMANDS: [&str; 3] = ["openim/sendmsg", "openim/querystate", "profile/por
 
 impl World {
     /// Runs a schedule to its end, or says what does not hold, with all that happened before if wanted.
-    pub(super) fn run(seed: u64, trace: bool) -> Result<Figures, String> {
+    pub(super) fn run(seed: u64, trace: bool) -> Result<Totals, String> {
         let mut world = Self::new(seed, trace);
         let result = world.go();
         result.map_err(|broken| format!("{broken}\n{}", world.trace.unwrap_or_default()))?;
@@ -129,14 +129,14 @@ impl World {
             requests: Vec::new(),
             parking: Parking::default(),
             failover: Failover::new(!random.one_in(4)),
-            sickness: Sickness::default(),
+            sickness: StaleGate::default(),
             budget: RetryBudget::new(0.1),
-            learned: Learned::new(PER_SECOND),
+            learned: AdaptiveLimit::new(PER_SECOND),
             next_permit: Tick::NEVER,
             signer,
             kept: [false; 2],
             watch: Watch::default(),
-            figures: Figures { schedules: 1, ..Figures::default() },
+            figures: Totals { schedules: 1, ..Totals::default() },
             trace: trace.then(String::new),
             random,
         }
@@ -172,25 +172,25 @@ impl World {
             Event::Way(id) => self.set_out(id),
             Event::Connect(id) => self.connect(id),
             Event::Connected(id, None) => {
-                self.failover.failed(self.now);
-                self.over(id, Seen::NotSent, None)
+                self.failover.on_failed(self.now);
+                self.over(id, AttemptOutcome::NotSent, None)
             }
             Event::Connected(id, Some((side, is_new))) => {
                 if is_new {
-                    self.failover.connected(side, self.now);
+                    self.failover.on_connected(side, self.now);
                 }
                 self.wait_for_permit(id, side)
             }
             Event::Permit(id, side) => self.send(id, side),
             Event::Done(id, side, signature, seen, sent) => {
-                if matches!(seen, Seen::Answer(_)) {
+                if matches!(seen, AttemptOutcome::Answer(_)) {
                     self.kept[side as usize] = true;
                 }
                 self.heed(id, seen, sent)?;
                 self.over(id, seen, Some(signature))
             }
             Event::Probed(answered) => {
-                if self.failover.probed(answered) {
+                if self.failover.on_probe(answered) {
                     self.say(|| "back to the primary".to_owned());
                 }
                 Ok(())
@@ -212,7 +212,7 @@ impl World {
                 true => FOLLOW_CHECK,
                 false => CommandName::parse(COMMANDS[self.random.below(3) as usize]).expect("a name"),
             };
-            let course = Course::begin(name.kind(), ATTEMPTS, &self.budget);
+            let course = RetryState::begin(name.kind(), ATTEMPTS, &self.budget);
             let deadline = self.now.after(TIMEOUT);
             // A lookup that an older fact could answer.
             let has_older = is_check && self.random.one_in(2);
@@ -222,7 +222,7 @@ impl World {
             let id = self.requests.len() - 1;
             if has_older {
                 let was_sick = self.watch.sick_probe.is_some();
-                if self.sickness.is_sick(self.now) {
+                if self.sickness.should_serve_stale(self.now) {
                     self.figures.answered_from_older_facts += 1;
                     self.end(id, End::Stale)?;
                     continue;
@@ -247,7 +247,7 @@ impl World {
         if self.parking.check(self.requests[id].name, self.now).is_err() {
             return self.hindered(id, End::Parked);
         }
-        if self.failover.take_probe(self.now) {
+        if self.failover.start_probe(self.now) {
             let (answered, after) = self.chat.connect(Side::Primary, self.now, CONNECT_TIMEOUT);
             self.at(after, Event::Probed(answered));
         }
@@ -294,7 +294,7 @@ impl World {
             return self.hindered(id, End::Late);
         }
         // Taken now, so that nobody else takes it: a line with one place.
-        self.learned.review(self.now);
+        self.learned.on_tick(self.now);
         let limit = NonZeroU32::new(self.learned.limit()).ok_or("a limit of 0")?;
         holds(limit.get() <= PER_SECOND, || format!("a limit of {limit}"))?;
         let (burst, interval) = pace(limit);
@@ -321,7 +321,8 @@ impl World {
         request.calls += 1;
         request.carried_out += u32::from(fate.carried_out);
         let bound = ATTEMPT_TIMEOUT.min(request.deadline.since(self.now));
-        let (seen, after) = if fate.after < bound { (fate.seen, fate.after) } else { (Seen::TimedOut, bound) };
+        let (seen, after) =
+            if fate.after < bound { (fate.seen, fate.after) } else { (AttemptOutcome::TimedOut, bound) };
         let (calls, is_write) = (request.calls, name.kind() == CommandKind::Write);
         let carried_out = request.carried_out;
         self.say(|| format!("request {id} {name}: call {calls} to {side:?}, in {after:?} {seen:?}"));
@@ -350,29 +351,29 @@ impl World {
     }
 
     /// As `App::heed`.
-    fn heed(&mut self, id: usize, seen: Seen, sent: Tick) -> Result<(), String> {
-        let Seen::Answer(code) = seen else { return Ok(()) };
+    fn heed(&mut self, id: usize, seen: AttemptOutcome, sent: Tick) -> Result<(), String> {
+        let AttemptOutcome::Answer(code) = seen else { return Ok(()) };
         let (name, now) = (self.requests[id].name, self.now);
-        let effect = judge(seen, name.kind()).effect;
+        let effect = classify(seen, name.kind()).effect;
         if effect == Effect::SlowDown {
-            self.learned.refused(now);
+            self.learned.on_throttled(now);
             self.next_permit = self.next_permit.max(now.after(pace(NonZeroU32::MIN).1 / self.learned.limit().max(1)));
         }
-        let change = self.parking.heed(Told { command: name, code, info: "", sent }, effect, now);
+        let change = self.parking.on_response(Observation { command: name, code, info: "", sent }, effect, now);
         self.say(|| format!("answer {code} to {name}: {effect:?}, {change:?}"));
         let watch = &mut self.watch;
         match change {
-            Change::None => {}
-            Change::App(_) if effect == Effect::Silence => {
-                watch.silent_until = Some(now.after(parking::SILENCE));
+            ParkingChange::None => {}
+            ParkingChange::App(_) if effect == Effect::Lockout => {
+                watch.silent_until = Some(now.after(parking::LOCKOUT));
                 watch.app_parked = None;
             }
-            Change::App(_) => watch.app_parked = Some(now),
-            Change::Command(_) => {
+            ParkingChange::App(_) => watch.app_parked = Some(now),
+            ParkingChange::Command(_) => {
                 watch.app_parked = None;
                 watch.command_parked.insert(name.to_string(), now);
             }
-            Change::Lifted => {
+            ParkingChange::Lifted => {
                 watch.app_parked = None;
                 watch.command_parked.remove(&name.to_string());
             }
@@ -383,21 +384,21 @@ impl World {
     }
 
     /// An attempt is over, as in `Worker::travel`.
-    fn over(&mut self, id: usize, seen: Seen, signature: Option<Arc<Signature>>) -> Result<(), String> {
+    fn over(&mut self, id: usize, seen: AttemptOutcome, signature: Option<Arc<Signature>>) -> Result<(), String> {
         let left = self.latest(id).since(self.now);
         let random = self.random.next() as u32;
         self.requests[id].last = Some(seen);
-        match self.requests[id].course.after(seen, left, random, &self.budget) {
-            Step::HandOn => self.end(id, End::Seen(seen)),
-            Step::SignAgain => {
+        match self.requests[id].course.on_outcome(seen, left, random, &self.budget) {
+            RetryDecision::Return => self.end(id, End::Seen(seen)),
+            RetryDecision::RetryWithFreshSignature => {
                 let refused = signature.ok_or("nothing was signed, and refused")?;
-                let fresh = self.signer.after_refusal(&refused, Duration::from_micros(self.now.micros()));
+                let fresh = self.signer.after_rejection(&refused, Duration::from_micros(self.now.micros()));
                 let Some(fresh) = fresh else { return self.end(id, End::Seen(seen)) };
                 self.figures.signed_again += 1;
                 holds(!Arc::ptr_eq(&fresh, &refused), || "the refused signature again".to_owned())?;
                 self.set_out(id)
             }
-            Step::TryAgain(pause) => {
+            RetryDecision::RetryAfter(pause) => {
                 self.figures.tried_again += 1;
                 self.at(pause, Event::Way(id));
                 Ok(())
@@ -416,10 +417,10 @@ impl World {
         let (now, since) = (self.now, self.now.since(self.begin));
         if self.requests[id].name == FOLLOW_CHECK && end != End::Stale {
             let failed = match end {
-                End::Seen(Seen::Answer(code)) => is_trouble(code),
+                End::Seen(AttemptOutcome::Answer(code)) => allows_stale(code),
                 _ => true,
             };
-            self.sickness.note(failed, now);
+            self.sickness.record(failed, now);
             self.watch.sick_probe = failed.then(|| self.watch.sick_probe.unwrap_or(now));
         }
         let request = &mut self.requests[id];
@@ -429,9 +430,11 @@ impl World {
         let (is_write, carried_out) = (request.name.kind() == CommandKind::Write, request.carried_out);
         if is_write {
             let fits = match end {
-                End::Seen(Seen::Answer(0)) => carried_out == 1,
-                End::Seen(Seen::NotSent) | End::Parked | End::Late | End::Stale => carried_out == 0,
-                End::Seen(Seen::Answer(code)) if !matches!(code, 60008 | 30006 | 90994 | 123_456) => carried_out == 0,
+                End::Seen(AttemptOutcome::Answer(0)) => carried_out == 1,
+                End::Seen(AttemptOutcome::NotSent) | End::Parked | End::Late | End::Stale => carried_out == 0,
+                End::Seen(AttemptOutcome::Answer(code)) if !matches!(code, 60008 | 30006 | 90994 | 123_456) => {
+                    carried_out == 0
+                }
                 End::Seen(_) => {
                     self.figures.carried_out_unknown += u64::from(carried_out);
                     carried_out <= 1
@@ -441,7 +444,7 @@ impl World {
         }
         self.figures.answered_parked += u64::from(end == End::Parked);
         self.figures.answered_late += u64::from(end == End::Late);
-        let is_well = matches!(end, End::Seen(Seen::Answer(0)) | End::Stale);
+        let is_well = matches!(end, End::Seen(AttemptOutcome::Answer(0)) | End::Stale);
         holds(since < HEALED + TIMEOUT || is_well, || format!("request {id} found it not healed: {end:?}"))
     }
 }

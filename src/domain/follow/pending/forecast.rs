@@ -7,14 +7,14 @@
 //! just gone.
 
 use super::graph::Node;
-use super::{EdgeId, Pending};
-use crate::domain::caller::CallerId;
+use super::{EdgeId, LookupScheduler};
+use crate::domain::caller::QueueKey;
 use crate::domain::follow::answer::CALL_ACCOUNTS_MAX;
 
 /// What is queued, all together.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
-pub(super) struct Forecast {
+pub(super) struct Estimate {
     edges: usize,
     calls: usize,
     /// Edges that a call has carried lately; `None` since nothing was queued.
@@ -24,7 +24,7 @@ pub(super) struct Forecast {
 /// How much the latest call counts in [`Forecast::fill`].
 const FILL_WEIGHT: f64 = 0.25;
 
-impl Forecast {
+impl Estimate {
     /// A call has left with so many edges.
     pub(super) fn sent(&mut self, edges: usize) {
         let edges = edges as f64;
@@ -50,7 +50,7 @@ fn calls(pairs: usize) -> usize {
     pairs.div_ceil(CALL_ACCOUNTS_MAX)
 }
 
-impl Pending {
+impl LookupScheduler {
     /// How many pairs are queued, not yet under way.
     pub fn queued(&self) -> usize {
         self.forecast.edges
@@ -59,7 +59,7 @@ impl Pending {
     /// About how many calls go out before the last one that a further question of this caller needs, of which
     /// `more` pairs are asked for by nobody yet. They are taken to share no call with others' pairs, so it is
     /// rather too many than too few.
-    pub fn calls_ahead(&self, caller: CallerId, more: usize) -> usize {
+    pub fn calls_ahead(&self, caller: QueueKey, more: usize) -> usize {
         let (edges, all) = (self.forecast.edges, self.forecast.all());
         // What others ask for already is under way before anything new.
         if edges == 0 || more == 0 {
@@ -100,15 +100,15 @@ mod tests {
     use super::super::tests::{at, terms, wanted};
     use super::super::*;
 
-    const ANN: CallerId = CallerId(1);
+    const ANN: QueueKey = QueueKey(1);
 
-    fn ask(pending: &mut Pending, caller: u64, from: &str, to: &[&str]) {
-        pending.ask(terms(CallerId(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
+    fn ask(pending: &mut LookupScheduler, caller: u64, from: &str, to: &[&str]) {
+        pending.enqueue(terms(QueueKey(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
     }
 
     /// Calls until nothing is queued.
-    fn drain(pending: &mut Pending) -> usize {
-        std::iter::from_fn(|| pending.next_call(100, at(1))).count()
+    fn drain(pending: &mut LookupScheduler) -> usize {
+        std::iter::from_fn(|| pending.next_batch(100, at(1))).count()
     }
 
     fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn nobody_is_ahead_of_the_first() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         assert_eq!(pending.calls_ahead(ANN, 1000), 0);
         ask(&mut pending, 7, "ann", &["bob"]);
         assert_eq!(pending.calls_ahead(ANN, 0), 0, "it asks for nothing new");
@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn pairs_that_share_nobody_take_a_call_each() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         for number in 0..300 {
-            assert_eq!(pending.calls_ahead(CallerId(1000 + number), 1), number as usize);
+            assert_eq!(pending.calls_ahead(QueueKey(1000 + number), 1), number as usize);
             ask(&mut pending, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
         }
         assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (300, 300));
@@ -136,48 +136,48 @@ mod tests {
 
     #[test]
     fn pairs_of_one_star_fill_calls() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         for fan in names("fan", 500) {
             ask(&mut pending, 7, &fan, &["star"]);
         }
         let ahead = pending.calls_ahead(ANN, 1);
         assert!(drain(&mut pending) == 5 && (1..=6).contains(&ahead), "{ahead}");
         // Without turning pairs round each fan has to be asked.
-        let mut pending = Pending::new(false);
+        let mut pending = LookupScheduler::new(false);
         for fan in names("fan", 500) {
             ask(&mut pending, 7, &fan, &["star"]);
         }
-        assert_eq!((pending.calls_ahead(CallerId(7), 1), drain(&mut pending)), (500, 500));
+        assert_eq!((pending.calls_ahead(QueueKey(7), 1), drain(&mut pending)), (500, 500));
     }
 
     #[test]
     fn who_waits_behind_one_that_floods_has_its_turn_soon() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         for number in 0..300 {
             ask(&mut pending, 7, &format!("from{number}"), &[&format!("to{number}")]);
         }
         assert_eq!((pending.calls_ahead(ANN, 1), pending.calls_ahead(ANN, 250)), (1, 5));
-        assert_eq!(pending.calls_ahead(CallerId(7), 1), 300);
+        assert_eq!(pending.calls_ahead(QueueKey(7), 1), 300);
     }
 
     #[test]
     fn a_question_of_many_pairs_takes_as_many_calls_as_it_fills() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         let to = names("to", 250);
         ask(&mut pending, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!((pending.calls_ahead(CallerId(7), 1), pending.calls_ahead(CallerId(7), 250)), (3, 5));
+        assert_eq!((pending.calls_ahead(QueueKey(7), 1), pending.calls_ahead(QueueKey(7), 250)), (3, 5));
     }
 
     #[test]
     fn how_well_calls_are_filled_shows_while_they_go_out() {
-        let mut pending = Pending::new(true);
+        let mut pending = LookupScheduler::new(true);
         // Feeds of 30 out of 60 accounts: each account is in the feeds of half of the viewers.
         for viewer in 0..200_usize {
             let to: Vec<String> = (0..30).map(|at| format!("to{}", (viewer * 7 + at * at) % 60)).collect();
             let to: std::collections::BTreeSet<&str> = to.iter().map(String::as_str).collect();
             ask(&mut pending, 1000 + viewer as u64, &format!("viewer{viewer}"), &to.into_iter().collect::<Vec<_>>());
         }
-        (0..10).for_each(|_| drop(pending.next_call(100, at(1)).expect("one more")));
+        (0..10).for_each(|_| drop(pending.next_batch(100, at(1)).expect("one more")));
         let (ahead, queued) = (pending.calls_ahead(ANN, 1), pending.queued());
         let left = drain(&mut pending);
         assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} foretold, {left} needed for {queued}");
@@ -186,13 +186,13 @@ mod tests {
 
     #[test]
     fn what_leaves_is_not_counted_any_more() {
-        let mut pending = Pending::new(true);
-        let (first, _) = pending.ask(terms(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
-        let (second, _) = pending.ask(terms(ANN), &wanted("bob", &["ann", "dan"]), |_| Tick::NEVER).expect("room");
+        let mut pending = LookupScheduler::new(true);
+        let (first, _) = pending.enqueue(terms(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
+        let (second, _) = pending.enqueue(terms(ANN), &wanted("bob", &["ann", "dan"]), |_| Tick::NEVER).expect("room");
         assert_eq!(pending.queued(), 3);
-        pending.leave(first);
+        pending.cancel(first);
         assert_eq!(pending.queued(), 2);
-        pending.leave(second);
+        pending.cancel(second);
         assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (0, 0));
         assert_eq!((pending.forecast.calls, pending.nodes.len()), (0, 0));
     }

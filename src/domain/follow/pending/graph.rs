@@ -3,15 +3,15 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::super::pair::{Pair, UserKey};
-use super::{Edge, EdgeId, Manner, Pending, Place, Ticket};
-use crate::domain::caller::CallerId;
+use super::{Batching, Edge, EdgeId, LookupScheduler, QueuePosition, Ticket};
+use crate::domain::caller::QueueKey;
 
 /// The queued edges of one user.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Node {
     /// Those that a call from this user can carry: all that were put so, and those that may be turned.
-    edges: BTreeSet<Place>,
+    edges: BTreeSet<QueuePosition>,
     /// How many of them count with this user in the forecast.
     pub counted: usize,
 }
@@ -23,23 +23,23 @@ impl Node {
     }
 }
 
-impl Pending {
+impl LookupScheduler {
     /// Takes in a new edge, queued for all who wait for it.
     pub(super) fn add(&mut self, edge: Edge) -> EdgeId {
         let id = self.number();
         for waiter in &edge.waiters {
             self.remember(waiter.ticket, id);
         }
-        if edge.manner == Manner::Free {
+        if edge.batching == Batching::Any {
             self.joinable.insert(edge.pair.key(), id);
         }
         self.edges.insert(id, edge);
-        self.enqueue(id);
+        self.queue_edge(id);
         id
     }
 
     /// Puts an edge (back) into the queues of all who wait for it.
-    pub(super) fn enqueue(&mut self, id: EdgeId) {
+    pub(super) fn queue_edge(&mut self, id: EdgeId) {
         let Some(edge) = self.edges.get(&id) else { return };
         let place = (edge.age, id);
         for user in self.ends(edge) {
@@ -49,13 +49,13 @@ impl Pending {
         let tickets: Vec<Ticket> = self.edges[&id].waiters.iter().map(|waiter| waiter.ticket).collect();
         for ticket in tickets {
             if let Some(caller) = self.tickets.get(&ticket).map(|waiting| waiting.caller) {
-                self.enqueue_for(caller, place);
+                self.queue_for(caller, place);
             }
         }
     }
 
     /// Puts a queued edge into one more caller's queue.
-    pub(super) fn enqueue_for(&mut self, caller: CallerId, place: Place) {
+    pub(super) fn queue_for(&mut self, caller: QueueKey, place: QueuePosition) {
         let queue = self.queues.entry(caller).or_default();
         if queue.is_empty() {
             self.turns.push_back(caller);
@@ -64,7 +64,7 @@ impl Pending {
     }
 
     /// Takes an edge out of all queues.
-    pub(super) fn unqueue(&mut self, id: EdgeId) {
+    pub(super) fn dequeue(&mut self, id: EdgeId) {
         self.count_out(id);
         let Some(edge) = self.edges.get(&id) else { return };
         let place = (edge.age, id);
@@ -105,7 +105,7 @@ impl Pending {
     pub(super) fn better_end(&self, id: EdgeId, max: usize) -> UserKey {
         let edge = &self.edges[&id];
         let Pair { from, to } = edge.pair;
-        if edge.manner != Manner::Free || !self.flip {
+        if edge.batching != Batching::Any || !self.flip {
             return from;
         }
         if self.spared(to, max) > self.spared(from, max) { to } else { from }
@@ -121,9 +121,9 @@ impl Pending {
 
     /// The seed, and what can travel with it from `from`, oldest first, each account once.
     pub(super) fn gather(&self, seed: EdgeId, from: UserKey, max: usize) -> Vec<EdgeId> {
-        let alone = |edge: &Edge| match edge.manner {
-            Manner::Alone(ticket) => Some(ticket),
-            Manner::Free | Manner::AsPut => None,
+        let alone = |edge: &Edge| match edge.batching {
+            Batching::Solo(ticket) => Some(ticket),
+            Batching::Any | Batching::AsAsked => None,
         };
         let first = &self.edges[&seed];
         let far = |edge: &Edge| if edge.pair.from == from { edge.pair.to } else { edge.pair.from };
@@ -144,7 +144,7 @@ impl Pending {
 
     /// The users from whose side the edge may be asked. One user twice does no harm.
     pub(super) fn ends(&self, edge: &Edge) -> [UserKey; 2] {
-        let turned = if edge.manner == Manner::Free && self.flip { edge.pair.to } else { edge.pair.from };
+        let turned = if edge.batching == Batching::Any && self.flip { edge.pair.to } else { edge.pair.from };
         [edge.pair.from, turned]
     }
 }

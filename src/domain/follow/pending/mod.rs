@@ -27,13 +27,13 @@ mod tests;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use self::forecast::Forecast;
+use self::forecast::Estimate;
 use self::graph::Node;
 use super::pair::{Pair, PairKey, UserKey};
-use crate::domain::caller::CallerId;
+use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 
-pub use self::settle::{Kept, Outcome, Settled, Settlement};
+pub use self::settle::{BatchOutcome, CacheablePair, PairResult, WaiterResult};
 
 /// Most pairs that may be waited for in one app, counted for each waiter: five seconds of full
 /// calls at the vendor's 200 a second. What comes on top could not be answered in time.
@@ -47,11 +47,11 @@ pub struct Ticket(pub u64);
 
 /// One call under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CallId(u64);
+pub struct BatchId(u64);
 
 type EdgeId = u64;
 /// Where an edge stands in a queue: by the age of the first request for it, then by its own number.
-type Place = (u64, EdgeId);
+type QueuePosition = (u64, EdgeId);
 
 /// A pair that a request waits for.
 #[derive(Debug, Clone)]
@@ -68,9 +68,9 @@ pub struct Wanted<'a> {
 
 /// How a request waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Terms {
+pub struct JoinOptions {
     /// Who asks.
-    pub caller: CallerId,
+    pub caller: QueueKey,
     /// Whether a lookup that is already under way will do.
     pub join: bool,
     /// Whether the result may be kept for others.
@@ -79,14 +79,14 @@ pub struct Terms {
 
 /// No more pairs can be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full;
+pub struct SchedulerFull;
 
 /// A call that may go out now.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-pub struct Call {
+pub struct Batch {
     /// Its number, for [`Pending::finish`].
-    pub id: CallId,
+    pub id: BatchId,
     /// The account it is asked from.
     pub from: Arc<str>,
     /// The accounts it asks about, 1 to the number asked for, without repeats.
@@ -96,7 +96,7 @@ pub struct Call {
 /// See the module.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-pub struct Pending {
+pub struct LookupScheduler {
     flip: bool,
     next: u64,
     edges: HashMap<EdgeId, Edge>,
@@ -105,14 +105,14 @@ pub struct Pending {
     /// Queued edges by user.
     nodes: HashMap<UserKey, Node>,
     /// Queued edges by caller, oldest first.
-    queues: HashMap<CallerId, BTreeSet<Place>>,
+    queues: HashMap<QueueKey, BTreeSet<QueuePosition>>,
     /// Callers with queued edges, each once, the next in turn first.
-    turns: VecDeque<CallerId>,
-    calls: HashMap<CallId, Flight>,
-    tickets: HashMap<Ticket, Waiting>,
-    forecast: Forecast,
+    turns: VecDeque<QueueKey>,
+    calls: HashMap<BatchId, InFlightBatch>,
+    tickets: HashMap<Ticket, TicketState>,
+    forecast: Estimate,
     waiting: usize,
-    waiting_by_caller: HashMap<CallerId, usize>,
+    waiting_by_caller: HashMap<QueueKey, usize>,
 }
 
 /// A pair that is being asked for.
@@ -124,9 +124,9 @@ struct Edge {
     to: Arc<str>,
     /// When it was first asked for, in numbers that only grow.
     age: u64,
-    manner: Manner,
+    batching: Batching,
     /// The call that carries it; `None` while it is queued.
-    call: Option<CallId>,
+    call: Option<BatchId>,
     /// The end that it counts with in the forecast, while it is queued.
     counted: Option<UserKey>,
     keep: bool,
@@ -135,13 +135,13 @@ struct Edge {
 
 /// How an edge may travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Manner {
+enum Batching {
     /// From either end, together with others.
-    Free,
+    Any,
     /// Only as it was put, together with others: the turned-round question failed.
-    AsPut,
+    AsAsked,
     /// Only as it was put, and only with what the same request asks: a shared call was refused.
-    Alone(Ticket),
+    Solo(Ticket),
 }
 
 /// A request that waits for an edge.
@@ -155,7 +155,7 @@ struct Waiter {
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-struct Flight {
+struct InFlightBatch {
     from: UserKey,
     sent: Tick,
     edges: Vec<EdgeId>,
@@ -166,12 +166,12 @@ struct Flight {
 /// What is left of a request.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-struct Waiting {
-    caller: CallerId,
+struct TicketState {
+    caller: QueueKey,
     edges: Vec<EdgeId>,
 }
 
-impl Pending {
+impl LookupScheduler {
     /// An empty graph. Without `flip` a pair is only ever asked for as it was put.
     pub fn new(flip: bool) -> Self {
         Self {
@@ -184,7 +184,7 @@ impl Pending {
             turns: VecDeque::new(),
             calls: HashMap::new(),
             tickets: HashMap::new(),
-            forecast: Forecast::default(),
+            forecast: Estimate::default(),
             waiting: 0,
             waiting_by_caller: HashMap::new(),
         }
@@ -196,31 +196,31 @@ impl Pending {
     ///
     /// # Errors
     /// [`Full`], and nothing is changed.
-    pub fn ask(
+    pub fn enqueue(
         &mut self,
-        terms: Terms,
+        terms: JoinOptions,
         wanted: &[Wanted<'_>],
         last_mark: impl Fn(Pair) -> Tick,
-    ) -> Result<(Ticket, Vec<bool>), Full> {
+    ) -> Result<(Ticket, Vec<bool>), SchedulerFull> {
         let of_caller = self.waiting_by_caller.get(&terms.caller).copied().unwrap_or(0);
         if self.waiting + wanted.len() > WAITING_MAX || of_caller + wanted.len() > WAITING_PER_CALLER_MAX {
-            return Err(Full);
+            return Err(SchedulerFull);
         }
         let ticket = Ticket(self.number());
-        self.tickets.insert(ticket, Waiting { caller: terms.caller, edges: Vec::with_capacity(wanted.len()) });
-        let joined = wanted.iter().map(|one| self.ask_one(ticket, terms, one, &last_mark)).collect();
+        self.tickets.insert(ticket, TicketState { caller: terms.caller, edges: Vec::with_capacity(wanted.len()) });
+        let joined = wanted.iter().map(|one| self.enqueue_one(ticket, terms, one, &last_mark)).collect();
         Ok((ticket, joined))
     }
 
     /// How many of these pairs would have to be asked for: those that [`Pending::ask`] would not say to
     /// have joined a lookup.
-    pub fn new_among(&self, terms: Terms, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> usize {
+    pub fn new_among(&self, terms: JoinOptions, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> usize {
         wanted.iter().filter(|one| self.to_join(terms, one.pair, &last_mark).is_none()).count()
     }
 
     /// A request leaves: its deadline has passed, or its caller is gone. What is under way for it
     /// goes on; what is only queued for it is dropped.
-    pub fn leave(&mut self, ticket: Ticket) {
+    pub fn cancel(&mut self, ticket: Ticket) {
         let Some(waiting) = self.tickets.remove(&ticket) else { return };
         for id in waiting.edges {
             let Some(edge) = self.edges.get_mut(&id) else { continue };
@@ -230,7 +230,7 @@ impl Pending {
             let idle = edge.waiters.is_empty() && edge.call.is_none();
             self.uncount(waiting.caller, gone);
             if idle {
-                self.unqueue(id);
+                self.dequeue(id);
                 self.forget(id);
             }
         }
@@ -245,7 +245,7 @@ impl Pending {
     }
 
     /// The requests that wait for what a call carries. One that waits for several of its pairs comes several times.
-    pub fn waiting_for(&self, call: CallId) -> impl Iterator<Item = Ticket> {
+    pub fn waiting_for(&self, call: BatchId) -> impl Iterator<Item = Ticket> {
         let edges = self.calls.get(&call).into_iter().flat_map(|flight| &flight.edges);
         let waiters = edges.filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
         waiters.map(|waiter| waiter.ticket)
@@ -253,18 +253,18 @@ impl Pending {
 
     /// The next call, with at most `max` accounts; `None` if nothing is queued. It counts as sent at
     /// `now`, so it must go out after that moment.
-    pub fn next_call(&mut self, max: usize, now: Tick) -> Option<Call> {
+    pub fn next_batch(&mut self, max: usize, now: Tick) -> Option<Batch> {
         let caller = self.turns.pop_front()?;
         // Put back at once: taking the edges out of the queues keeps or removes it as is right.
         self.turns.push_back(caller);
         let &(_, seed) = self.queues.get(&caller)?.first()?;
         let from = self.better_end(seed, max);
         let ids = self.gather(seed, from, max);
-        let id = CallId(self.number());
+        let id = BatchId(self.number());
         let mut to = Vec::with_capacity(ids.len());
         let mut from_name = None;
         for edge_id in &ids {
-            self.unqueue(*edge_id);
+            self.dequeue(*edge_id);
             let edge = self.edges.get_mut(edge_id)?;
             edge.call = Some(id);
             let (near, far) = if edge.pair.from == from { (&edge.from, &edge.to) } else { (&edge.to, &edge.from) };
@@ -273,8 +273,8 @@ impl Pending {
         }
         self.forecast.sent(ids.len());
         let shared = self.is_shared(&ids);
-        self.calls.insert(id, Flight { from, sent: now, edges: ids, shared });
-        Some(Call { id, from: from_name?, to })
+        self.calls.insert(id, InFlightBatch { from, sent: now, edges: ids, shared });
+        Some(Batch { id, from: from_name?, to })
     }
 
     /// Whether anything is queued.
@@ -288,7 +288,7 @@ impl Pending {
     }
 
     /// How many pairs are queued for one caller.
-    pub fn queued_for(&self, caller: CallerId) -> usize {
+    pub fn queued_for(&self, caller: QueueKey) -> usize {
         self.queues.get(&caller).map_or(0, BTreeSet::len)
     }
 
@@ -297,10 +297,10 @@ impl Pending {
         self.waiting
     }
 
-    fn ask_one(
+    fn enqueue_one(
         &mut self,
         ticket: Ticket,
-        terms: Terms,
+        terms: JoinOptions,
         wanted: &Wanted<'_>,
         last_mark: &impl Fn(Pair) -> Tick,
     ) -> bool {
@@ -316,7 +316,7 @@ impl Pending {
                 flight.shared = true;
             }
             if let Some(place) = queued_at {
-                self.enqueue_for(terms.caller, place);
+                self.queue_for(terms.caller, place);
             }
             self.remember(ticket, id);
             return true;
@@ -328,7 +328,7 @@ impl Pending {
             from: wanted.from.into(),
             to: wanted.to.into(),
             age,
-            manner: Manner::Free,
+            batching: Batching::Any,
             call: None,
             counted: None,
             keep: terms.keep,
@@ -338,7 +338,7 @@ impl Pending {
     }
 
     /// The edge that a newcomer for the pair joins, if there is one that is of use to it.
-    fn to_join(&self, terms: Terms, pair: Pair, last_mark: &impl Fn(Pair) -> Tick) -> Option<EdgeId> {
+    fn to_join(&self, terms: JoinOptions, pair: Pair, last_mark: &impl Fn(Pair) -> Tick) -> Option<EdgeId> {
         let id = *self.joinable.get(&pair.key())?;
         let useful = match self.edges.get(&id)?.call.and_then(|call| self.calls.get(&call)) {
             None => true,
@@ -352,12 +352,12 @@ impl Pending {
         self.next
     }
 
-    fn count(&mut self, caller: CallerId) {
+    fn count(&mut self, caller: QueueKey) {
         self.waiting += 1;
         *self.waiting_by_caller.entry(caller).or_default() += 1;
     }
 
-    fn uncount(&mut self, caller: CallerId, gone: usize) {
+    fn uncount(&mut self, caller: QueueKey, gone: usize) {
         self.waiting -= gone;
         if let Some(left) = self.waiting_by_caller.get_mut(&caller) {
             *left -= gone;

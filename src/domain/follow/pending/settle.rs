@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::answer::{Found, Item, Items};
-use super::super::facts::Fact;
+use super::super::facts::CachedPair;
 use super::super::pair::Pair;
-use super::{CallId, Edge, EdgeId, Manner, Pending, Ticket, Waiter};
+use super::{BatchId, Batching, Edge, EdgeId, LookupScheduler, Ticket, Waiter};
 use crate::domain::tick::Tick;
 
 /// How a call went.
 #[derive(Debug)]
-pub enum Outcome<'a> {
+pub enum BatchOutcome<'a> {
     /// Chat answered with items.
     Answered(&'a Items<'a>),
     /// Chat refused the whole call because of something in it: its accounts, not the app or the moment.
@@ -22,55 +22,55 @@ pub enum Outcome<'a> {
 
 /// What becomes of one pair of one request.
 #[derive(Debug, PartialEq)]
-pub struct Settlement {
+pub struct WaiterResult {
     /// The request.
     pub ticket: Ticket,
     /// Its number for the pair.
     pub slot: usize,
     /// What it gets.
-    pub settled: Settled,
+    pub settled: PairResult,
 }
 
 /// See [`Settlement`].
 #[derive(Debug, Clone, PartialEq)]
-pub enum Settled {
+pub enum PairResult {
     /// The relation, and whether it was asked the other way round than this request put it.
-    Fact {
+    Known {
         /// As kept.
-        fact: Fact,
+        fact: CachedPair,
         /// Asked turned round.
         flipped: bool,
     },
     /// Chat's own item, for the question exactly as this request put it; sent at that moment.
     Verbatim(Arc<str>, Tick),
     /// Chat's answer does not fit the question.
-    Unfit,
+    Malformed,
     /// The call failed as a whole; why is known to who made it.
     Failed,
 }
 
 /// What is to be kept of an answer.
 #[derive(Debug, Clone)]
-pub struct Kept {
+pub struct CacheablePair {
     /// The pair, as it was asked for.
     pub pair: Pair,
     /// What was learned.
-    pub fact: Fact,
+    pub fact: CachedPair,
     /// The user of `pair.from`.
     pub from: Arc<str>,
     /// The user of `pair.to`.
     pub to: Arc<str>,
 }
 
-impl Pending {
+impl LookupScheduler {
     /// A call is over. Says who gets what and which facts may be kept; what has to be asked again is
     /// queued again. `last_mark` is the fence.
-    pub fn finish(
+    pub fn complete(
         &mut self,
-        call: CallId,
-        outcome: &Outcome<'_>,
+        call: BatchId,
+        outcome: &BatchOutcome<'_>,
         last_mark: impl Fn(Pair) -> Tick,
-    ) -> (Vec<Settlement>, Vec<Kept>) {
+    ) -> (Vec<WaiterResult>, Vec<CacheablePair>) {
         let Some(flight) = self.calls.remove(&call) else { return (Vec::new(), Vec::new()) };
         let (mut settlements, mut kept) = (Vec::new(), Vec::new());
         for &id in &flight.edges {
@@ -79,14 +79,14 @@ impl Pending {
             edge.call = None;
             let turned = edge.pair.from != flight.from;
             let found = match outcome {
-                Outcome::Answered(items) => items.get(if turned { &edge.from } else { &edge.to }),
-                Outcome::RefusedArguments if flight.shared || turned => {
+                BatchOutcome::Answered(items) => items.get(if turned { &edge.from } else { &edge.to }),
+                BatchOutcome::RefusedArguments if flight.shared || turned => {
                     self.ask_each_alone(&edge);
                     continue;
                 }
-                Outcome::RefusedArguments | Outcome::Failed => {
+                BatchOutcome::RefusedArguments | BatchOutcome::Failed => {
                     for waiter in edge.waiters {
-                        self.settle(waiter, Settled::Failed, &mut settlements);
+                        self.settle(waiter, PairResult::Failed, &mut settlements);
                     }
                     continue;
                 }
@@ -97,15 +97,15 @@ impl Pending {
                 continue;
             }
             if let Some(Found::Item(Item::Known(seen))) = found {
-                let as_called = if turned { edge.pair.reversed() } else { edge.pair };
-                let fact = Fact { stored: as_called.turned(*seen), sent: flight.sent };
+                let as_called = if turned { edge.pair.flipped() } else { edge.pair };
+                let fact = CachedPair { stored: as_called.oriented(*seen), sent: flight.sent };
                 if edge.keep {
                     let (from, to) = (Arc::clone(&edge.from), Arc::clone(&edge.to));
-                    kept.push(Kept { pair: edge.pair, fact, from, to });
+                    kept.push(CacheablePair { pair: edge.pair, fact, from, to });
                 }
                 for waiter in edge.waiters {
                     let flipped = waiter.turned != turned;
-                    self.settle(waiter, Settled::Fact { fact, flipped }, &mut settlements);
+                    self.settle(waiter, PairResult::Known { fact, flipped }, &mut settlements);
                 }
                 continue;
             }
@@ -113,14 +113,14 @@ impl Pending {
             let (as_put, other_way): (Vec<_>, Vec<_>) =
                 edge.waiters.drain(..).partition(|waiter| waiter.turned == turned);
             let settled = match found {
-                Some(Found::Item(Item::Verbatim(json))) => Settled::Verbatim(Arc::from(&**json), flight.sent),
-                _ => Settled::Unfit,
+                Some(Found::Item(Item::Verbatim(json))) => PairResult::Verbatim(Arc::from(&**json), flight.sent),
+                _ => PairResult::Malformed,
             };
             for waiter in as_put {
                 self.settle(waiter, settled.clone(), &mut settlements);
             }
             if !other_way.is_empty() {
-                self.ask_as_put(&edge, !turned, Manner::AsPut, other_way);
+                self.ask_as_put(&edge, !turned, Batching::AsAsked, other_way);
             }
         }
         (settlements, kept)
@@ -134,11 +134,11 @@ impl Pending {
         tickets.any(|ticket| Some(ticket) != first)
     }
 
-    fn settle(&mut self, waiter: Waiter, settled: Settled, settlements: &mut Vec<Settlement>) {
+    fn settle(&mut self, waiter: Waiter, settled: PairResult, settlements: &mut Vec<WaiterResult>) {
         if let Some(waiting) = self.tickets.get(&waiter.ticket) {
             let caller = waiting.caller;
             self.uncount(caller, 1);
-            settlements.push(Settlement { ticket: waiter.ticket, slot: waiter.slot, settled });
+            settlements.push(WaiterResult { ticket: waiter.ticket, slot: waiter.slot, settled });
         }
     }
 
@@ -147,7 +147,7 @@ impl Pending {
         if edge.waiters.is_empty() {
             return;
         }
-        if edge.manner == Manner::Free
+        if edge.batching == Batching::Any
             && let Some(&newer) = self.joinable.get(&edge.pair.key())
         {
             self.merge(edge, newer);
@@ -166,7 +166,7 @@ impl Pending {
             self.remember(waiter.ticket, newer);
         }
         if queued {
-            self.enqueue(newer);
+            self.queue_edge(newer);
         }
     }
 
@@ -177,20 +177,20 @@ impl Pending {
             by_request.entry((waiter.ticket, waiter.turned)).or_default().push(*waiter);
         }
         for ((ticket, turned), waiters) in by_request {
-            self.ask_as_put(edge, turned, Manner::Alone(ticket), waiters);
+            self.ask_as_put(edge, turned, Batching::Solo(ticket), waiters);
         }
     }
 
     /// A new edge for those who put the pair as `edge` has it, or the other way round.
-    fn ask_as_put(&mut self, edge: &Edge, turned: bool, manner: Manner, waiters: Vec<Waiter>) {
+    fn ask_as_put(&mut self, edge: &Edge, turned: bool, manner: Batching, waiters: Vec<Waiter>) {
         let (pair, from, to) =
-            if turned { (edge.pair.reversed(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
+            if turned { (edge.pair.flipped(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
         self.add(Edge {
             pair,
             from: Arc::clone(from),
             to: Arc::clone(to),
             age: edge.age,
-            manner,
+            batching: manner,
             call: None,
             counted: None,
             keep: edge.keep,

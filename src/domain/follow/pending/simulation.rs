@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::facts::Fact;
+use super::super::facts::CachedPair;
 use super::super::fence::Fence;
 use super::super::pair::FollowType;
 use super::tests::{at, pair};
@@ -15,10 +15,10 @@ use crate::domain::follow::answer::Items;
 struct Simulation {
     random: u64,
     now: u64,
-    pending: Pending,
+    pending: LookupScheduler,
     fence: Fence,
     /// Kept facts, as a table without a bound, with the version of the pair they are from.
-    facts: BTreeMap<usize, (Fact, u64)>,
+    facts: BTreeMap<usize, (CachedPair, u64)>,
     /// What Chat has: the relation of each pair, and how many writes it has carried out on it.
     chat: Vec<(u8, u64)>,
     /// For each pair: how many writes have been answered to their callers.
@@ -26,7 +26,7 @@ struct Simulation {
     /// Writes under way, and what they made of each of their pairs once carried out.
     writes: Vec<(Scope, Option<Versions>)>,
     /// Calls under way, with what Chat read for them once it did.
-    calls: Vec<(Call, Option<Reading>)>,
+    calls: Vec<(Batch, Option<Reading>)>,
     /// Requests that wait.
     requests: BTreeMap<Ticket, Request>,
     fault: Option<Fault>,
@@ -55,7 +55,7 @@ enum Fault {
 
 /// A reader that waits, as `answer_question` in `src/gateway/follow.rs` has it.
 struct Request {
-    terms: Terms,
+    terms: JoinOptions,
     from: usize,
     slots: Vec<Slot>,
     /// How many slots are not settled.
@@ -91,7 +91,7 @@ impl Simulation {
         Self {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             now: 1,
-            pending: Pending::new(!seed.is_multiple_of(5)),
+            pending: LookupScheduler::new(!seed.is_multiple_of(5)),
             fence: Fence::default(),
             facts: BTreeMap::new(),
             chat: vec![(0, 0); 6],
@@ -140,7 +140,7 @@ impl Simulation {
                 if let Some(ticket) = self.requests.keys().next().copied()
                     && self.below(4) == 0
                 {
-                    self.pending.leave(ticket);
+                    self.pending.cancel(ticket);
                     self.requests.remove(&ticket);
                 }
             }
@@ -149,7 +149,7 @@ impl Simulation {
     }
 
     fn send(&mut self) {
-        if let Some(call) = self.pending.next_call(self.call_max, at(self.now)) {
+        if let Some(call) = self.pending.next_batch(self.call_max, at(self.now)) {
             self.now += 1;
             self.calls.push((call, None));
         }
@@ -180,7 +180,7 @@ impl Simulation {
         let keep = 1 + self.below(3);
         slots.truncate(keep);
         let fresh = self.below(6);
-        let terms = Terms { caller: CallerId(self.below(2) as u64), join: fresh > 1, keep: fresh != 0 };
+        let terms = JoinOptions { caller: QueueKey(self.below(2) as u64), join: fresh > 1, keep: fresh != 0 };
         for slot in slots.iter_mut().filter(|_| terms.join) {
             let (from, to) = (USERS[from], USERS[slot.to]);
             let fact = self.facts.get(&index(from, to));
@@ -217,7 +217,8 @@ impl Simulation {
         request.left = wanted.len();
         let fence = &self.fence;
         let new = self.pending.new_among(request.terms, &wanted, |pair| fence.last_mark(pair));
-        let (ticket, joined) = self.pending.ask(request.terms, &wanted, |pair| fence.last_mark(pair)).expect("room");
+        let (ticket, joined) =
+            self.pending.enqueue(request.terms, &wanted, |pair| fence.last_mark(pair)).expect("room");
         assert_eq!(new, joined.iter().filter(|joined| !**joined).count(), "it foretells what is not joined");
         self.requests.insert(ticket, request);
         Ok(())
@@ -250,31 +251,31 @@ impl Simulation {
             .map(|(to, (relation, _))| {
                 let turned = call.from > *to;
                 let relation = FollowType::new(i64::from(*relation)).expect("0 to 3");
-                let relation = if turned { relation.reversed() } else { relation };
+                let relation = if turned { relation.flipped() } else { relation };
                 let code = if kind == 0 && self.random.is_multiple_of(3) { 30003 } else { 0 };
                 serde_json::json!({"To_Account": &**to, "ResultCode": code, "FollowType": relation.number()})
             })
             .collect();
         let body = serde_json::json!({"ResultItem": items, "ErrorCode": 0}).to_string();
-        let items = Items::read(body.as_bytes()).expect("items");
+        let items = Items::parse(body.as_bytes()).expect("items");
         let outcome = match kind {
-            1 => Outcome::RefusedArguments,
-            2 => Outcome::Failed,
-            _ => Outcome::Answered(&items),
+            1 => BatchOutcome::RefusedArguments,
+            2 => BatchOutcome::Failed,
+            _ => BatchOutcome::Answered(&items),
         };
         let fence = &self.fence;
-        let (settlements, kept) = self.pending.finish(call.id, &outcome, |pair| fence.last_mark(pair));
+        let (settlements, kept) = self.pending.complete(call.id, &outcome, |pair| fence.last_mark(pair));
         let version_of = |wanted: Pair| {
             call.to.iter().zip(&read).find_map(|(to, (_, version))| {
                 (pair(&call.from, to).key() == wanted.key()).then(|| (index(&call.from, to), *version))
             })
         };
-        for Kept { pair, fact, .. } in kept {
+        for CacheablePair { pair, fact, .. } in kept {
             let (index, version) = version_of(pair).expect("asked for");
             self.facts.insert(index, (fact, version));
         }
         let mut refused = Vec::new();
-        for Settlement { ticket, slot, settled } in settlements {
+        for WaiterResult { ticket, slot, settled } in settlements {
             // Who was refused just now hears no more.
             if refused.contains(&ticket) {
                 continue;
@@ -289,10 +290,10 @@ impl Simulation {
                 return Err("settled twice".to_owned());
             }
             slot.known = match settled {
-                Settled::Fact { fact, .. } => Some((fact.sent, *version)),
-                Settled::Verbatim(_, sent) => Some((sent, *version)),
-                Settled::Unfit | Settled::Failed => {
-                    self.pending.leave(ticket);
+                PairResult::Known { fact, .. } => Some((fact.sent, *version)),
+                PairResult::Verbatim(_, sent) => Some((sent, *version)),
+                PairResult::Malformed | PairResult::Failed => {
+                    self.pending.cancel(ticket);
                     self.requests.remove(&ticket);
                     refused.push(ticket);
                     continue;
@@ -302,7 +303,7 @@ impl Simulation {
             if request.left == 0
                 && let Some(request) = self.requests.remove(&ticket)
             {
-                self.pending.leave(ticket);
+                self.pending.cancel(ticket);
                 self.judge(request)?;
             }
         }

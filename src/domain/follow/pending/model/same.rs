@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{EdgeId, Manner, Pending, Ticket};
+use super::super::{Batching, EdgeId, LookupScheduler, Ticket};
 use super::setup::{Scene, index};
 use super::world::{Phase, Stage, World};
 
@@ -142,7 +142,7 @@ fn describe_known(told: usize, sent: u64, put: &mut impl FnMut(Item)) {
 }
 
 /// All of it but what follows from the rest: the queues by user, and the counts.
-fn describe_pending(pending: &Pending, scene: &Scene, put: &mut impl FnMut(Item)) {
+fn describe_pending(pending: &LookupScheduler, scene: &Scene, put: &mut impl FnMut(Item)) {
     let user = |key| scene.keys.iter().position(|other| *other == key).expect("a user");
     let mut edges: Vec<(&EdgeId, _)> = pending.edges.iter().collect();
     edges.sort_unstable_by_key(|(id, _)| **id);
@@ -154,10 +154,10 @@ fn describe_pending(pending: &Pending, scene: &Scene, put: &mut impl FnMut(Item)
         plain(put, user(edge.pair.to));
         plain(put, edge.keep.into());
         plain(put, usize::from(pending.joinable.get(&edge.pair.key()) == Some(id)));
-        match edge.manner {
-            Manner::Free => plain(put, 0),
-            Manner::AsPut => plain(put, 1),
-            Manner::Alone(ticket) => {
+        match edge.batching {
+            Batching::Any => plain(put, 0),
+            Batching::AsAsked => plain(put, 1),
+            Batching::Solo(ticket) => {
                 plain(put, 2);
                 put(Item::Number(ticket.0));
             }
@@ -198,7 +198,7 @@ fn describe_pending(pending: &Pending, scene: &Scene, put: &mut impl FnMut(Item)
 }
 
 /// Those that are gone are never looked at again.
-fn describe_edges(pending: &Pending, edges: &[EdgeId], put: &mut impl FnMut(Item)) {
+fn describe_edges(pending: &LookupScheduler, edges: &[EdgeId], put: &mut impl FnMut(Item)) {
     let there: Vec<_> = edges.iter().filter(|id| pending.edges.contains_key(id)).collect();
     plain(put, there.len());
     there.iter().for_each(|id| put(Item::Number(**id)));

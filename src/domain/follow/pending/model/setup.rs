@@ -148,5 +148,5 @@ pub(super) fn index(a: &str, b: &str) -> usize {
 /// The relation turned between the pair's first user and `from`.
 pub(super) fn turn(relation: u8, from: &str, to: &str) -> u8 {
     let relation = FollowType::new(relation.into()).expect("two bits");
-    if PAIRS[index(from, to)].0 == from { relation.number() } else { relation.reversed().number() }
+    if PAIRS[index(from, to)].0 == from { relation.number() } else { relation.flipped().number() }
 }

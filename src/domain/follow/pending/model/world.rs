@@ -3,7 +3,7 @@
 use super::super::*;
 use super::setup::{Change, Fault, Reader, Scene, Scope, Setup, index, turn};
 use crate::domain::follow::answer::Items;
-use crate::domain::follow::facts::{Fact, Facts};
+use crate::domain::follow::facts::{CachedPair, PairCache};
 
 /// One thing that happens. `later`: the clock has moved on since it was last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +90,9 @@ pub(super) struct World {
     pub clock: u64,
     /// When the last call was sent.
     pub last_sent: u64,
-    pub pending: Pending,
-    pub kept: [Option<Fact>; 2],
-    pub storing: Vec<(usize, Fact)>,
+    pub pending: LookupScheduler,
+    pub kept: [Option<CachedPair>; 2],
+    pub storing: Vec<(usize, CachedPair)>,
     /// Relations as Chat has them, seen from the pair's first user.
     pub chat: [u8; 2],
     /// What may not be missing in an answer from now on.
@@ -100,7 +100,7 @@ pub(super) struct World {
     pub changes: Vec<ChangeState>,
     pub readers: Vec<ReaderState>,
     /// With what Chat read, once it did.
-    pub calls: Vec<(Call, Option<Vec<u8>>)>,
+    pub calls: Vec<(Batch, Option<Vec<u8>>)>,
 }
 
 impl World {
@@ -115,7 +115,7 @@ impl World {
         Self {
             clock: 1,
             last_sent: 0,
-            pending: Pending::new(setup.flip),
+            pending: LookupScheduler::new(setup.flip),
             kept: [None; 2],
             storing: Vec::new(),
             chat: [0; 2],
@@ -230,7 +230,7 @@ impl World {
             Step::Send { later } => {
                 let now = self.read_clock(later);
                 self.last_sent = now;
-                let call = self.pending.next_call(100, Tick::from_micros(now)).ok_or("queued, but no call")?;
+                let call = self.pending.next_batch(100, Tick::from_micros(now)).ok_or("queued, but no call")?;
                 self.calls.push((call, None));
             }
             Step::Read(which) => {
@@ -246,8 +246,9 @@ impl World {
 
     /// Where nothing more happens, nobody waits and nothing is left.
     pub(super) fn check_end(&self) -> Result<(), String> {
-        let Pending { edges, joinable, nodes, queues, turns, calls, tickets, waiting, waiting_by_caller, .. } =
-            &self.pending;
+        let LookupScheduler {
+            edges, joinable, nodes, queues, turns, calls, tickets, waiting, waiting_by_caller, ..
+        } = &self.pending;
         let empty = edges.is_empty() && joinable.is_empty() && nodes.is_empty() && queues.is_empty();
         if !self.readers.iter().all(|reader| reader.phase == Phase::Done) {
             return Err("somebody waits for ever".to_owned());
@@ -274,8 +275,8 @@ impl World {
     }
 
     /// A table with what is kept.
-    fn facts(&self, scene: &Scene) -> Facts {
-        let facts = Facts::new(8);
+    fn facts(&self, scene: &Scene) -> PairCache {
+        let facts = PairCache::new(8);
         for (pair, fact) in self.kept.iter().enumerate() {
             if let Some(fact) = fact {
                 facts.insert(scene.both(pair).key(), *fact);
@@ -370,7 +371,7 @@ impl World {
         let Reader { from, to, .. } = &scene.setup.readers[which];
         let reader = &mut self.readers[which];
         if let Phase::Told(ticket) = reader.phase {
-            self.pending.leave(ticket);
+            self.pending.cancel(ticket);
             for (slot, known) in reader.got.drain(..) {
                 reader.slots[slot] = Some(known);
             }
@@ -410,8 +411,8 @@ impl World {
         let missing = (0..to.len()).filter(|slot| reader.slots[*slot].is_none());
         let wanted: Vec<_> =
             missing.map(|slot| Wanted { pair: scene.pair(from, to[slot]), from, to: to[slot], slot }).collect();
-        let terms = Terms { caller: CallerId(0), join: *join, keep: *keep };
-        let (ticket, _) = self.pending.ask(terms, &wanted, |pair| scene.last_mark(pair)).expect("room");
+        let terms = JoinOptions { caller: QueueKey(0), join: *join, keep: *keep };
+        let (ticket, _) = self.pending.enqueue(terms, &wanted, |pair| scene.last_mark(pair)).expect("room");
         reader.left = wanted.len();
         reader.phase = Phase::Waiting(ticket);
     }
@@ -419,7 +420,7 @@ impl World {
     fn leave(&mut self, which: usize) {
         let reader = &mut self.readers[which];
         if let Phase::Waiting(ticket) = reader.phase {
-            self.pending.leave(ticket);
+            self.pending.cancel(ticket);
         }
         *reader = ReaderState { phase: Phase::Done, slots: Vec::new(), left: 0, got: Vec::new() };
     }
@@ -436,30 +437,30 @@ impl World {
             .map(|(to, relation)| format!(r#"{{"To_Account":"{to}","ResultCode":{code},"FollowType":{relation}}}"#))
             .collect();
         let body = format!(r#"{{"ResultItem":[{}],"ErrorCode":0}}"#, items.join(","));
-        let items = Items::read(body.as_bytes()).ok_or("no items")?;
+        let items = Items::parse(body.as_bytes()).ok_or("no items")?;
         let outcome = match how {
-            How::Answered | How::ItemsFail => Outcome::Answered(&items),
-            How::Refused => Outcome::RefusedArguments,
-            How::Failed => Outcome::Failed,
+            How::Answered | How::ItemsFail => BatchOutcome::Answered(&items),
+            How::Refused => BatchOutcome::RefusedArguments,
+            How::Failed => BatchOutcome::Failed,
         };
-        let (settlements, kept) = self.pending.finish(call.id, &outcome, |pair| scene.last_mark(pair));
-        for Kept { pair, fact, .. } in kept {
+        let (settlements, kept) = self.pending.complete(call.id, &outcome, |pair| scene.last_mark(pair));
+        for CacheablePair { pair, fact, .. } in kept {
             let pair = (0..2).find(|index| scene.both(*index).key() == pair.key()).ok_or("no pair of ours")?;
             self.storing.push((pair, fact));
             if !scene.setup.fine_readers {
                 self.store(self.storing.len() - 1, scene);
             }
         }
-        for Settlement { ticket, slot, settled } in settlements {
+        for WaiterResult { ticket, slot, settled } in settlements {
             // Who was refused or left is told no more.
             let Some(who) = self.readers.iter().position(|reader| reader.phase == Phase::Waiting(ticket)) else {
                 continue;
             };
             let Reader { from, to, .. } = &scene.setup.readers[who];
             let known = match settled {
-                Settled::Fact { fact, .. } => known(scene.pair(from, to[slot]), fact, from, to[slot]),
-                Settled::Verbatim(_, sent) => (None, sent.micros()),
-                Settled::Unfit | Settled::Failed => {
+                PairResult::Known { fact, .. } => known(scene.pair(from, to[slot]), fact, from, to[slot]),
+                PairResult::Verbatim(_, sent) => (None, sent.micros()),
+                PairResult::Malformed | PairResult::Failed => {
                     self.leave(who);
                     continue;
                 }
@@ -476,6 +477,6 @@ impl World {
 }
 
 /// A fact as a reader hears it, brought back to the pair's first user.
-fn known(pair: Pair, fact: Fact, from: &str, to: &str) -> Known {
-    (Some(turn(pair.turned(fact.stored).number(), from, to)), fact.sent.micros())
+fn known(pair: Pair, fact: CachedPair, from: &str, to: &str) -> Known {
+    (Some(turn(pair.oriented(fact.stored).number(), from, to)), fact.sent.micros())
 }
