@@ -10,8 +10,8 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use chatgate::clock;
-use chatgate::domain::follow::facts::{CachedPair, PairCache};
-use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
+use chatgate::domain::pairs::cache::{CachedPair, PairCache};
+use chatgate::domain::pairs::pair::{FollowType, Pair, PairKey, UserHasher};
 use chatgate::domain::tick::Tick;
 
 /// As in the program.

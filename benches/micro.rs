@@ -9,19 +9,19 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use chatgate::clock;
-use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
 use chatgate::domain::caller::QueueKey;
-use chatgate::domain::command::FOLLOW_CHECK;
-use chatgate::domain::envelope::Envelope;
-use chatgate::domain::follow::answer::{Item, Items, encode_response};
-use chatgate::domain::follow::facts::{CachedPair, PairCache};
-use chatgate::domain::follow::pair::{FollowType, Pair, PairKey, UserHasher};
-use chatgate::domain::follow::pending::{BatchOutcome, JoinOptions, LookupScheduler, Wanted};
-use chatgate::domain::follow::question;
-use chatgate::domain::skim;
+use chatgate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
+use chatgate::domain::chat::command::FOLLOW_CHECK;
+use chatgate::domain::chat::envelope::Envelope;
+use chatgate::domain::chat::usersig;
+use chatgate::domain::follow::request;
+use chatgate::domain::follow::response::{Item, Items, encode_response};
+use chatgate::domain::json::scan;
+use chatgate::domain::pairs::cache::{CachedPair, PairCache};
+use chatgate::domain::pairs::lookups::{BatchOutcome, JoinOptions, LookupScheduler, Wanted};
+use chatgate::domain::pairs::pair::{FollowType, Pair, PairKey, UserHasher};
 use chatgate::domain::tick::Tick;
-use chatgate::domain::usersig;
-use chatgate::sign::Signer;
+use chatgate::upstream::signer::Signer;
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -49,9 +49,9 @@ fn main() {
 /// At what is handed on: a short body, and one that is nearly all text.
 fn looking_at() {
     let short = br#"{"SyncOtherMachine":2,"To_Account":"user00000001","MsgBody":[{"MsgElemType":"TIMTextElem"}]}"#;
-    time("a body of 92 bytes: an object?", || skim::is_object(short));
+    time("a body of 92 bytes: an object?", || scan::is_object(short));
     let long = format!(r#"{{"MsgText":"{}"}}"#, "x".repeat((1 << 20) - 14));
-    time("a body of 1 MiB: an object?", || skim::is_object(long.as_bytes()));
+    time("a body of 1 MiB: an object?", || scan::is_object(long.as_bytes()));
 }
 
 fn signing() {
@@ -69,10 +69,10 @@ fn signing() {
 fn reading_and_writing(accounts: usize) {
     let names: Vec<String> = (0..accounts).map(|number| format!("user{number:08}")).collect();
     let body = serde_json::json!({"From_Account": "user99999999", "To_Account": names}).to_string();
-    time(&format!("a question of {accounts}, in the usual form"), || question::parse(body.as_bytes(), 1000).is_ok());
+    time(&format!("a question of {accounts}, in the usual form"), || request::parse(body.as_bytes(), 1000).is_ok());
     // One escape is enough to make the form unusual.
     let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
-    time(&format!("a question of {accounts}, in another form"), || question::parse(escaped.as_bytes(), 1000).is_ok());
+    time(&format!("a question of {accounts}, in another form"), || request::parse(escaped.as_bytes(), 1000).is_ok());
     let item = Item::Known(FollowType::new(2).expect("0 to 3"));
     let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
     time(&format!("an answer about {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chatgate::clock;
-use chatgate::domain::app::{SdkAppId, SecretKey};
+use chatgate::domain::chat::app::{SdkAppId, SecretKey};
 use chatgate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -7,8 +7,8 @@ use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICAT
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
-use crate::domain::envelope;
-use crate::domain::parking::Parked;
+use crate::domain::chat::envelope;
+use crate::domain::policy::parking::Parked;
 
 /// An answer of chatgate's own. Display is the sentence that the caller reads: what is wrong and what
 /// to do about it, in words that hold no secret and nothing of another caller.

@@ -1,73 +1,58 @@
 //! chatgate: an authenticating sidecar gateway for the Tencent Cloud Chat server REST API.
 //!
 //! Services post plain JSON to a local address. chatgate signs the call as the app's administrator,
-//! keeps inside the quota, sends it to the app's region over TLS, and answers `follow_check` from a
-//! cache of pairs. Chat counts calls and a call carries up to 100 pairs: everything about lookups
+//! keeps it within the quota, sends it to the app's region over TLS, and answers `follow_check` from a
+//! cache of pairs. Chat counts calls, and one call carries up to 100 pairs: the design of lookups
 //! follows from that.
 //!
 //! # The life of a request
 //!
-//! 1. [`server`] accepts it, bounds its time, and knows whose turn it takes.
-//! 2. [`stack`] gives it an id and catches panics.
-//! 3. [`gateway`] reads what it names, checks what is allowed, reads the body, and
-//!    - answers a `follow_check` from facts, asking Chat only for what is not known, or
-//!    - relays it, a write to its end whether its caller stays or leaves.
-//! 4. Whatever goes upstream waits its turn in [`quota`], has its connection by then, is signed by
-//!    [`sign`] last of all, and is sent by [`upstream`].
-//! 5. What goes wrong becomes an answer in [`error`]'s one table.
+//! 1. [`server`] accepts the connection, bounds its time, and checks what hyper does not.
+//! 2. [`gateway::stack`] gives the request an id and turns a panic into a response.
+//! 3. [`gateway`] routes the request, checks what its caller may do, reads the body, and
+//!    - answers a `follow_check` from the cache, asking Chat only for missing pairs, or
+//!    - relays it; a write runs to its end even if its caller disconnects.
+//! 4. A call to Chat waits for its permit in [`limits`], with its connection ready, and is signed last.
+//!    [`upstream`] sends it.
+//! 5. An error becomes a response in the one table of [`error`].
 //!
 //! # The map
 //!
-//! Each module uses only what stands above it.
+//! Each module uses only the modules that stand above it; `tests/tidy` checks that.
 //!
-//! | module | holds |
+//! | module | contents |
 //! | --- | --- |
-//! | [`domain`] | what Chat means, pure: names, signatures, envelopes, codes, and the follow core |
-//! | [`clock`] | the only reader of time and randomness |
-//! | [`bounds`], [`quiet`], [`body`], [`pieces`], [`mod@line`] | counters with a limit; wake-ups left out; whole bodies; short writes; callers in turn |
-//! | [`config`] | what an operator may say, all problems at once |
-//! | [`error`] | what chatgate answers when it answers itself |
-//! | [`metrics`] | what is counted |
+//! | [`domain`] | pure logic: Chat's rules, the pair engine, `follow_check`, and policies |
+//! | [`clock`] | the only reader of clocks and randomness |
+//! | [`capacity`] | bounded counters of requests, bytes, and connections |
+//! | [`config`] | the configuration, with all problems reported at once |
+//! | [`error`] | the table of chatgate's own error responses |
+//! | [`http`] | parts of HTTP that every listener needs |
+//! | [`telemetry`] | logs, metrics, and traces |
 //! | [`fleet`] | what replicas share through Redis |
-//! | [`quota`], [`retry`], [`sign`], [`upstream`] | calls a second; trying again; signatures; the way to Chat |
-//! | [`trace`] | spans of requests and calls, for a collector |
-//! | [`gateway`] | one request, from head to answer |
-//! | [`stack`], [`server`] | layers; connections |
-//! | [`systemd`] | what the service manager is told |
-//! | [`webhook`] | what Chat says has happened |
-//! | [`reload`] | a new configuration in a running program |
-//! | [`admin`], [`telemetry`] | for operators |
-//! | [`serve`] | the life of the program |
-//! | [`doctor`] | what is wrong between here and Chat |
-//! | [`sandbox`], [`demo`] | a Chat that says no; a gateway in front of it |
-//! | [`cli`] | what may be typed |
+//! | [`limits`] | quotas, and the fair queues in front of them |
+//! | [`upstream`] | signed calls to Chat |
+//! | [`gateway`] | the path of a request |
+//! | [`server`] | connections of all listeners |
+//! | [`webhook`], [`admin`] | the other two listeners |
+//! | [`runtime`] | the life of the program |
+//! | [`sandbox`] | a simulator of Chat |
+//! | [`cli`] | subcommands |
 
 pub mod admin;
-pub mod body;
-pub mod bounds;
+pub mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
-pub mod demo;
-pub mod doctor;
 pub mod domain;
 pub mod error;
 pub mod fleet;
 pub mod gateway;
-pub mod line;
-pub mod metrics;
-pub mod pieces;
-pub mod quiet;
-pub mod quota;
-pub mod reload;
-pub mod retry;
+pub mod http;
+pub mod limits;
+pub mod runtime;
 pub mod sandbox;
-pub mod serve;
 pub mod server;
-pub mod sign;
-pub mod stack;
-pub mod systemd;
 pub mod telemetry;
-pub mod trace;
 pub mod upstream;
 pub mod webhook;

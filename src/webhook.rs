@@ -2,7 +2,7 @@
 //!
 //! Anybody may reach this listener, so nothing is told here and nothing is believed: a request that the
 //! app's token signed, just now, makes chatgate forget or slow down, and that is all. What cannot be read
-//! with certainty makes it forget more. See [`crate::domain::webhook`] for what the signature is worth.
+//! with certainty makes it forget more. See [`crate::domain::chat::webhook`] for what the signature is worth.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,19 +16,19 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
-use crate::body::{BodyError, read_whole};
-use crate::bounds::Capacity;
+use crate::capacity::Capacity;
 use crate::clock;
-use crate::domain::command::CommandName;
+use crate::domain::chat::command::CommandName;
+use crate::domain::chat::replay_guard::ReplayGuard;
+use crate::domain::chat::webhook::{Claims, Event, VerifyError};
 use crate::domain::tick::Tick;
-use crate::domain::webhook::{Claims, Event, VerifyError};
-use crate::domain::webhook_once::ReplayGuard;
 use crate::error::GatewayError;
-use crate::gateway::current::Generations;
-use crate::gateway::heeded::RequestHeaders;
-use crate::gateway::request_id::RequestId;
+use crate::gateway::generation::Generations;
+use crate::gateway::stack::Answers;
 use crate::gateway::{ConnectionInfo, Gateway, route};
-use crate::stack::Answers;
+use crate::http::body::{BodyError, read_whole};
+use crate::http::headers::RequestHeaders;
+use crate::http::request_id::RequestId;
 
 /// Largest body, in bytes. One of 20 targets, the most that one call changes, has under 2 KiB.
 const BODY_LEN_MAX: usize = 64 * 1024;

@@ -11,9 +11,9 @@ use chatgate::clock;
 use chatgate::config::{
     Access, App, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, Server, Upstream,
 };
-use chatgate::domain::app::{SdkAppId, SecretKey};
-use chatgate::domain::region::Region;
-use chatgate::serve;
+use chatgate::domain::chat::app::{SdkAppId, SecretKey};
+use chatgate::domain::chat::region::Region;
+use chatgate::runtime::serve;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};

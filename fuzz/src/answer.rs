@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use chatgate::domain::follow::answer::{Found, Item, Items};
+use chatgate::domain::follow::response::{Found, Item, Items};
 
 use super::json::{self, Json};
 

@@ -1,8 +1,8 @@
 //! Answers of Chat to anything.
 
-use chatgate::domain::envelope::{Envelope, write};
-use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
-use chatgate::domain::skim;
+use chatgate::domain::chat::envelope::{Envelope, write};
+use chatgate::domain::json::object::{DEPTH_MAX, is_too_deep};
+use chatgate::domain::json::scan;
 
 use super::json::{self, Json};
 
@@ -19,7 +19,7 @@ pub fn run(bytes: &[u8]) {
     let code = other.as_ref().and_then(|json| json.only("ErrorCode")).and_then(Json::whole);
     // The quick look: certain where it says yes, and it says so of every object that is not too deep.
     let is_object = other.as_ref().is_some_and(|json| matches!(json, Json::Object(_)) && json.depth() <= DEPTH_MAX);
-    assert_eq!(skim::is_object(bytes), is_object);
+    assert_eq!(scan::is_object(bytes), is_object);
     assert_eq!(
         Envelope::error_code(bytes),
         envelope.as_ref().map(|envelope| envelope.error_code).map_err(|error| *error)

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use chatgate::gateway::route::HEAD_LEN_MAX;
-use chatgate::server::framing::{FramingError, FramingTracker};
-use chatgate::server::head::{Framing, Head, field};
+use chatgate::server::http1::framing::{FramingError, FramingTracker};
+use chatgate::server::http1::head::{Framing, Head, field};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};

@@ -1,8 +1,8 @@
 //! Targets and heads of requests: a line each for the path, the query, the Host and Cache-Control.
 
-use chatgate::gateway::freshness::CacheDirectives;
-use chatgate::gateway::heeded::RequestHeaders;
+use chatgate::gateway::pairs::freshness::CacheDirectives;
 use chatgate::gateway::route;
+use chatgate::http::headers::RequestHeaders;
 use http::{HeaderMap, HeaderValue, Request};
 use percent_encoding::percent_decode_str;
 

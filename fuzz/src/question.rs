@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use chatgate::domain::app::{USER_ID_LEN_MAX, check_user_id};
-use chatgate::domain::follow::answer::{Item, Items, encode_call, encode_response};
-use chatgate::domain::follow::pair::FollowType;
-use chatgate::domain::follow::question::{CheckRequest, Parsed, RequestError, parse};
-use chatgate::domain::object::{DEPTH_MAX, is_too_deep};
+use chatgate::domain::chat::app::{USER_ID_LEN_MAX, check_user_id};
+use chatgate::domain::follow::request::{CheckRequest, Parsed, RequestError, parse};
+use chatgate::domain::follow::response::{Item, Items, encode_call, encode_response};
+use chatgate::domain::json::object::{DEPTH_MAX, is_too_deep};
+use chatgate::domain::pairs::pair::FollowType;
 
 use super::json::{self, Json};
 
@@ -87,7 +87,7 @@ fn writes_what_it_read(question: &CheckRequest<'_>) {
     if names.len() == question.to.len() {
         let read = Items::parse(&answer).expect("our own writing");
         for (name, item) in question.to.iter().zip(items) {
-            assert_eq!(read.get(name), Some(&chatgate::domain::follow::answer::Found::Item(item)));
+            assert_eq!(read.get(name), Some(&chatgate::domain::follow::response::Found::Item(item)));
         }
     }
 }

@@ -4,8 +4,8 @@ use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use chatgate::domain::app::{Identifier, SdkAppId, SecretKey};
-use chatgate::domain::usersig::{DOCUMENT_LEN_MAX, UserSigError, mint, parse};
+use chatgate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
+use chatgate::domain::chat::usersig::{DOCUMENT_LEN_MAX, UserSigError, mint, parse};
 
 use super::json;
 

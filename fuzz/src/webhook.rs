@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use chatgate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use chatgate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use chatgate::domain::chat::webhook::{Claims, Event, Token};
 use chatgate::domain::follow::writes::{Scope, scope};
-use chatgate::domain::webhook::{Claims, Event, Token};
 
 use super::json::{self, Json};
 

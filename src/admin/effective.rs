@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::config::{App, Config, LogFormat, show_duration, show_size};
-use crate::domain::command::KNOWN_COMMANDS;
+use crate::domain::chat::command::KNOWN_COMMANDS;
 
 /// Everything but keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {

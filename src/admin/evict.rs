@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 
-use crate::domain::app::check_user_id;
+use crate::domain::chat::app::check_user_id;
 use crate::domain::follow::writes::Scope;
-use crate::domain::object::{Object, given};
+use crate::domain::json::object::{Object, given};
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 

@@ -7,13 +7,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 use crate::clock;
-use crate::domain::app::AppName;
+use crate::domain::chat::app::AppName;
 use crate::domain::tick::Tick;
 use crate::gateway::Gateway;
-use crate::metrics::AppTotals;
-use crate::metrics::PairCounts;
-use crate::metrics::histogram::HistogramSnapshot;
-use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
+use crate::telemetry::metrics::AppTotals;
+use crate::telemetry::metrics::PairCounts;
+use crate::telemetry::metrics::histogram::HistogramSnapshot;
+use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
 
 /// How many points are kept.
 pub(super) const POINTS_MAX: usize = 120;
@@ -207,8 +207,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::command::FOLLOW_CHECK;
-    use crate::metrics::Metrics;
+    use crate::domain::chat::command::FOLLOW_CHECK;
+    use crate::telemetry::metrics::Metrics;
 
     #[test]
     fn a_point_holds_what_came_since_the_one_before() {

@@ -3,9 +3,9 @@
 use serde::Deserialize;
 
 use crate::config::parse_level;
-use crate::domain::object::Object;
+use crate::domain::json::object::Object;
 use crate::error::GatewayError;
-use crate::telemetry;
+use crate::telemetry::log;
 
 /// Largest body, in bytes.
 pub(super) const BODY_LEN_MAX: usize = 1024;
@@ -27,7 +27,7 @@ pub(super) fn set(body: &[u8]) -> Result<&'static str, GatewayError> {
     let level = parse_level(&order.level).ok_or_else(|| {
         GatewayError::BadParameter("level must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"".to_owned())
     })?;
-    if !telemetry::set_level(level) {
+    if !log::set_level(level) {
         return Err(GatewayError::Internal);
     }
     let word = word(level);

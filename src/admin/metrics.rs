@@ -4,14 +4,14 @@ use super::State;
 use crate::clock;
 use crate::fleet::Mode;
 use crate::gateway::Gateway;
-use crate::metrics::histogram::HistogramSnapshot;
-use crate::metrics::labels::{CallResult, Outcome};
-use crate::metrics::process::Process;
-use crate::metrics::text::{Exposition, Kind};
-use crate::metrics::{AppTotals, SOURCES};
 use crate::server::tls::HandshakeError;
-use crate::telemetry;
-use crate::trace::Drops;
+use crate::telemetry::log;
+use crate::telemetry::metrics::histogram::HistogramSnapshot;
+use crate::telemetry::metrics::labels::{CallResult, Outcome};
+use crate::telemetry::metrics::process::Process;
+use crate::telemetry::metrics::text::{Exposition, Kind};
+use crate::telemetry::metrics::{AppTotals, SOURCES};
+use crate::telemetry::trace::Drops;
 
 /// Everything there is to count, in Prometheus' text format.
 pub(super) fn render(state: &State) -> String {
@@ -160,7 +160,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
         }
     }
     let help = "Lines of the log that found no room.";
-    text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, telemetry::dropped_lines());
+    text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, log::dropped_lines());
     let name = "chatgate_build_info";
     text.begin(name, Kind::Gauge, "The version that runs.");
     text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);

@@ -6,7 +6,7 @@ use http_body_util::Full;
 
 use super::text;
 use crate::error::display_chain;
-use crate::reload::{ReloadScope, Reloader};
+use crate::runtime::reload::{ReloadScope, Reloader};
 
 /// Reloads and tells what came of it: 200 with the keys whose new values take a restart, a line each, or
 /// 400 with every problem, a line each; then nothing has changed.

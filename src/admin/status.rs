@@ -9,13 +9,13 @@ use super::effective::effective;
 use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
-use crate::domain::command::CommandName;
+use crate::domain::chat::command::CommandName;
 use crate::gateway::Gateway;
-use crate::metrics::histogram::HistogramSnapshot;
-use crate::metrics::labels::{CallResult, CommandLabel, Outcome};
-use crate::metrics::process::Process;
-use crate::metrics::{AppTotals, SOURCES};
-use crate::telemetry;
+use crate::telemetry::log;
+use crate::telemetry::metrics::histogram::HistogramSnapshot;
+use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
+use crate::telemetry::metrics::process::Process;
+use crate::telemetry::metrics::{AppTotals, SOURCES};
 
 /// The whole document.
 pub(super) fn render(state: &State) -> Value {
@@ -34,8 +34,8 @@ pub(super) fn render(state: &State) -> Value {
         "requests_in_flight": budget(gateway.requests.in_use(), config.server.max_requests),
         "buffered_bytes": budget(gateway.buffered.in_use(), config.server.max_buffered),
         "log": {
-            "level": telemetry::level().map(|level| level.as_str().to_ascii_lowercase()),
-            "lines_dropped": telemetry::dropped_lines(),
+            "level": log::level().map(|level| level.as_str().to_ascii_lowercase()),
+            "lines_dropped": log::dropped_lines(),
         },
         "process": {
             "resident_bytes": process.resident_bytes,

@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use crate::config::{Access, App, Caller, Config, ListenAddr, Tls, lower_limit, show_duration, show_size};
-use crate::domain::app::AppName;
-use crate::domain::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 
 /// What the configuration comes to, for people. Warnings are not part of it.
 pub(super) fn report(config: &Config) -> String {

@@ -5,7 +5,8 @@
 
 mod check;
 mod control;
-mod doctor;
+pub mod demo;
+pub mod doctor;
 mod init;
 mod output;
 mod pages;
@@ -19,9 +20,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use self::output::{complain, print};
+use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Env, PATH_DEFAULT};
-use crate::demo::DemoArgs;
-use crate::reload::ConfigSource;
+use crate::runtime::reload::ConfigSource;
 use crate::sandbox::SandboxArgs;
 
 /// Exit code for wrong usage, as clap has it.
@@ -52,7 +53,7 @@ enum Command {
     /// Reads the configuration and every file it names, and says what it comes to
     Check(ConfigArgs),
     /// Finds out what is wrong with a key, an app or a network: one harmless call for each app
-    Doctor(doctor::DoctorArgs),
+    Doctor(doctor::args::DoctorArgs),
     /// Writes a configuration to fill in, with every key explained
     Init(init::InitArgs),
     /// Asks a running gateway whether it is ready
@@ -104,7 +105,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => {
             load(&config_path(args.config), &Env::of_process()).map_or_else(|code| code, |config| check(&config))
         }
-        Command::Doctor(args) => doctor::run(args),
+        Command::Doctor(args) => doctor::args::run(args),
         Command::Init(args) => init::run(&args),
         Command::Healthcheck(args) => control::healthcheck(args),
         Command::Wait(args) => control::wait(args),

@@ -9,7 +9,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use super::output::{complain, print};
 use super::{Cli, USAGE};
-use crate::doctor::Cause;
+use crate::cli::doctor::Cause;
 
 /// Options of `chatgate completions`.
 #[derive(Debug, clap::Args)]

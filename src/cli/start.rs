@@ -8,13 +8,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::USAGE;
 use super::output::{complain, print};
+use crate::cli::demo;
+use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Log};
-use crate::demo::{self, DemoArgs};
 use crate::error::display_chain;
-use crate::reload::ConfigSource;
+use crate::runtime::reload::ConfigSource;
+use crate::runtime::serve::Server;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
-use crate::serve::Server;
-use crate::telemetry::Telemetry;
+use crate::telemetry::log::Telemetry;
 
 /// Keeps this process's memory, which holds the key, out of core dumps and from other processes of the same user:
 /// PR_SET_DUMPABLE of prctl(2) keeps debuggers and /proc/PID/mem away too, RLIMIT_CORE stands where a core would be

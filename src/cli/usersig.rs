@@ -12,8 +12,9 @@ use super::output::{complain, print};
 use super::{USAGE, config_path, load};
 use crate::clock;
 use crate::config::{App, Config, Env, parse_duration, read_secret_file, show_duration};
-use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
-use crate::domain::usersig::{self, Document};
+use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::usersig;
+use crate::domain::chat::usersig::Document;
 
 /// How long a signature is good if nobody says otherwise, as in the configuration.
 const LIFETIME_DEFAULT: Duration = Duration::from_secs(24 * 3600);

@@ -10,9 +10,9 @@ use super::tls::file;
 use super::tree::{Node, Place};
 use super::units::{Reading, boolean, duration, parsed, rate};
 use super::{APPS_MAX, App, Endpoint, Quota, lower_limit};
-use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
-use crate::domain::command::{CommandName, VENDOR_QPS_DEFAULT};
-use crate::domain::region::Region;
+use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::command::{CommandName, VENDOR_QPS_DEFAULT};
+use crate::domain::chat::region::Region;
 
 const SECRET_KEY: SecretNames = SecretNames { inline: "secret_key", file: "secret_key_file", env: "secret_key_env" };
 

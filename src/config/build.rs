@@ -17,7 +17,7 @@ use super::{
     PATH_DEFAULT, Problem, Problems, Server, Source, Upstream, apps, callers, fleet, tls, trace, webhook,
 };
 use crate::domain::caller::BearerToken;
-use crate::domain::command::{CommandPattern, KNOWN_COMMANDS};
+use crate::domain::chat::command::{CommandPattern, KNOWN_COMMANDS};
 
 pub(super) fn load(path: &Path, env: &Env) -> Result<Config, Problems> {
     let file = shown_path(path);

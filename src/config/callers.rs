@@ -9,9 +9,9 @@ use super::section::{SecretNames, Section};
 use super::tree::{Node, Place};
 use super::units::{Reading, boolean, parsed, rate};
 use super::{APPS_MAX, Access, allow_default};
-use crate::domain::app::AppName;
 use crate::domain::caller::{BearerToken, CallerName, TokenDigest};
-use crate::domain::command::CommandPattern;
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::command::CommandPattern;
 
 /// Most callers of one gateway. Each request's token is compared with all of theirs.
 pub const CALLERS_MAX: usize = 1000;

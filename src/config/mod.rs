@@ -43,10 +43,10 @@ pub use self::tls::{Certificate, Tls, client_config};
 pub use self::trace::{ATTRIBUTES_MAX, SAMPLE_DEFAULT, Trace};
 pub use self::units::{RATE_MAX, parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::webhook::Webhook;
-use crate::domain::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::caller::BearerToken;
-use crate::domain::command::{CommandPattern, FOLLOW_CHECK};
-use crate::domain::region::Region;
+use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::command::{CommandPattern, FOLLOW_CHECK};
+use crate::domain::chat::region::Region;
 
 /// Where the configuration is looked for if nobody says where.
 pub const PATH_DEFAULT: &str = "/etc/chatgate/chatgate.toml";

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 
-use crate::domain::command::{CommandName, VENDOR_QPS_DEFAULT};
+use crate::domain::chat::command::{CommandName, VENDOR_QPS_DEFAULT};
 
 /// Rates of one app, in calls a second, as Chat counts them: for each app and command.
 #[derive(Debug, Clone, PartialEq, Eq)]

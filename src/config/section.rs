@@ -11,7 +11,7 @@ use super::suggest::closest;
 use super::tree::{Node, Place, Table, Value, line_of};
 use super::units::Reading;
 use super::{Env, NamedFile};
-use crate::domain::command::CommandName;
+use crate::domain::chat::command::CommandName;
 
 /// Longest name of a key that a message repeats. A longer one is no slip of a key's name; it could
 /// even be a secret that landed left of a `=`.

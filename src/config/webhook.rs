@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::section::{Reader, SecretNames, Section};
 use super::units::{duration, parsed};
 use super::{ListenAddr, Server};
-use crate::domain::app::AppName;
-use crate::domain::webhook::Token;
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::webhook::Token;
 
 /// `[webhook]`: where events from Chat come, and who may say so.
 #[derive(Debug, Clone)]

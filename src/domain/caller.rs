@@ -8,7 +8,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use zeroize::Zeroizing;
 
-use super::app::{NameError, check_name};
+use super::chat::app::{NameError, check_name};
 
 /// One caller among those who share a quota: with work waiting each gets its turn. Two are told
 /// apart as far as that is possible without asking who they are.

@@ -9,13 +9,13 @@ use redis::Pipeline;
 use super::Fleet;
 use super::link::Link;
 use crate::clock;
-use crate::domain::app::SdkAppId;
+use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::entry::{self, Entry};
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::lease::AHEAD;
 use crate::domain::fleet::message;
-use crate::domain::follow::pair::FollowType;
 use crate::domain::follow::writes::Scope;
+use crate::domain::pairs::pair::FollowType;
 use crate::domain::tick::Tick;
 
 /// A request waits no longer for what others may have learned: then it asks Chat.

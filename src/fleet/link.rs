@@ -12,9 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::reach::{LinkError, words};
 use super::{Fleet, PATIENCE, scripts};
 use crate::clock;
-use crate::domain::app::SdkAppId;
+use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::health::{Health, pause};
-use crate::domain::fleet::stamps::Watermarks;
+use crate::domain::fleet::watermarks::Watermarks;
 use crate::domain::tick::Tick;
 
 /// A thread that was held up itself finds its answer within this, when its patience is over.

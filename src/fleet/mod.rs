@@ -35,10 +35,10 @@ use tokio::sync::Notify;
 
 use self::link::Link;
 use self::reach::Address;
-use crate::bounds::Capacity;
+use crate::capacity::Capacity;
 use crate::clock;
 use crate::config;
-use crate::domain::app::SdkAppId;
+use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 
 pub use self::commands::{FleetApp, Granted, LeaseRequest, Pace};

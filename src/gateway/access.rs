@@ -11,15 +11,15 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::route::Peer;
-use crate::bounds::{Capacity, CapacityGuard};
+use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::app::AppName;
 use crate::domain::caller::{CallerName, QueueKey, TOKEN_LEN_MAX, TokenDigest};
-use crate::domain::command::{CommandName, CommandPattern};
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::quota::{CallerQuota, Reservation};
+use crate::limits::{CallerQuota, Reservation};
 
 /// Who may call, and what.
 #[derive(Debug)]

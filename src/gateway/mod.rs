@@ -8,25 +8,20 @@
 //! Both end in quota, then signature, then [`crate::upstream`].
 
 pub mod access;
-mod attempts;
-mod course;
-pub mod current;
-mod desk;
-mod evict;
-mod figures;
-mod finished;
-mod follow;
-pub mod freshness;
-pub mod heeded;
-mod record;
+mod app;
+mod call;
+mod detach;
+pub mod generation;
+mod invalidation;
+pub mod observe;
+pub mod pairs;
 mod relay;
-pub mod request_id;
+mod replication;
 pub mod route;
-mod sharing;
 #[cfg(test)]
 mod simulation;
-mod spans;
-mod state;
+pub mod stack;
+mod stats;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -40,28 +35,29 @@ use http_body::Body;
 use http_body_util::Full;
 
 use self::access::CallerIndex;
-use self::freshness::{CacheDirectives, PairSources};
-use self::heeded::RequestHeaders;
-use self::record::{RequestContext, RequestGuard};
-use self::request_id::RequestId;
+use self::observe::access_log::{RequestContext, RequestGuard};
+use self::pairs::freshness::{CacheDirectives, PairSources};
 use self::route::Peer;
-use crate::body::{BodyError, read_whole};
-use crate::bounds::CapacityGuard;
+use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::caller::QueueKey;
-use crate::domain::command::FOLLOW_CHECK;
-use crate::domain::follow::question::{self, Parsed, RequestError};
-use crate::domain::object::{DEPTH_MAX, is_too_deep};
-use crate::domain::skim;
+use crate::domain::chat::command::FOLLOW_CHECK;
+use crate::domain::follow::request;
+use crate::domain::follow::request::{Parsed, RequestError};
+use crate::domain::json::object::{DEPTH_MAX, is_too_deep};
+use crate::domain::json::scan;
 use crate::error::GatewayError;
-use crate::metrics::labels::CommandLabel;
-use crate::quiet::FilteredBody;
-use crate::trace::Context;
+use crate::http::body::{BodyError, read_whole};
+use crate::http::headers::RequestHeaders;
+use crate::http::request_id::RequestId;
+use crate::http::wakeups::FilteredBody;
+use crate::telemetry::metrics::labels::CommandLabel;
+use crate::telemetry::trace::Context;
 use crate::upstream;
 
-pub use self::figures::AppStats;
-pub use self::sharing::InvalidationSubscriber;
-pub use self::state::{Gateway, GatewayBuildError, Worker};
+pub use self::app::{Gateway, GatewayBuildError, Worker};
+pub use self::replication::InvalidationSubscriber;
+pub use self::stats::AppStats;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
@@ -90,7 +86,7 @@ pub struct ConnectionInfo {
 
 /// Who waits, and until when.
 #[derive(Debug, Clone, Copy)]
-struct CallContext {
+pub(crate) struct CallContext {
     /// Whose turn it takes.
     caller: QueueKey,
     /// Which of the configured callers it is; `None` if there are none.
@@ -102,7 +98,7 @@ struct CallContext {
 
 /// An answer before it is put on the wire.
 #[derive(Debug)]
-struct Reply {
+pub(crate) struct Reply {
     status: StatusCode,
     content_type: Option<HeaderValue>,
     body: Bytes,
@@ -187,7 +183,7 @@ impl Worker {
                 CacheDirectives::default()
             };
             let explain = gateway.config.server.explain && heeded.explain.single().is_some_and(|value| value == "1");
-            let manner = follow::LookupOptions { wishes, explain, asker };
+            let manner = pairs::check::LookupOptions { wishes, explain, asker };
             return pin!(self.follow_check(app, &heeded, body, held, manner, trail)).await;
         }
         check_object(&body)?;
@@ -217,10 +213,10 @@ impl Worker {
         heeded: &RequestHeaders<'_>,
         body: Bytes,
         held: CapacityGuard,
-        manner: follow::LookupOptions,
+        manner: pairs::check::LookupOptions,
         trail: &mut RequestContext,
     ) -> Result<Reply, GatewayError> {
-        let question = match question::parse(&body, self.gateway.config.follow_check.max_to) {
+        let question = match request::parse(&body, self.gateway.config.follow_check.max_to) {
             Ok(Parsed::Known(question)) => question,
             Ok(Parsed::Extended) => {
                 check_depth(&body)?;
@@ -298,7 +294,7 @@ fn traceparent(heeded: &RequestHeaders<'_>) -> Option<HeaderValue> {
 
 /// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.
 fn check_object(body: &[u8]) -> Result<(), GatewayError> {
-    if skim::is_object(body) {
+    if scan::is_object(body) {
         return Ok(());
     }
     // It is not, or unusual; whoever sent it is to read why.

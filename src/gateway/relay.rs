@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::attempts::{CallSpec, PendingWrite};
-use super::finished::DetachOnDrop;
-use super::record::CallStats;
+use super::call::{CallSpec, PendingWrite};
+use super::detach::DetachOnDrop;
+use super::observe::access_log::CallStats;
 use super::{CallContext, Reply, Worker, counted};
-use crate::bounds::CapacityGuard;
+use crate::capacity::CapacityGuard;
 use crate::clock;
-use crate::domain::command::{CommandKind, CommandName};
+use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::error::GatewayError;
 use crate::upstream::{Call, ChatResponse};

@@ -5,10 +5,10 @@ use http::request::Parts;
 use http::{HeaderName, Method, Version};
 use percent_encoding::percent_decode_str;
 
-use super::heeded::RequestHeaders;
-use crate::domain::app::AppName;
-use crate::domain::command::CommandName;
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::command::CommandName;
 use crate::error::GatewayError;
+use crate::http::headers::RequestHeaders;
 
 /// Longest request target, in bytes.
 pub const TARGET_LEN_MAX: usize = 8 * 1024;

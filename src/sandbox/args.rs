@@ -9,7 +9,7 @@ use http::Uri;
 
 use super::webhook::WebhookTarget;
 use super::{SandboxConfig, SandboxTls};
-use crate::domain::app::{Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 
 /// Options of the stand-in for Chat.
 #[derive(Debug, clap::Args)]

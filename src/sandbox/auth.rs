@@ -6,8 +6,8 @@ use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
 use super::refusal::Refusal;
-use crate::domain::app::{Identifier, SdkAppId, SecretKey};
-use crate::domain::usersig;
+use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::usersig;
 
 /// sdkappid, identifier, usersig or contenttype is wrong (vendor page "Error Codes", 1047/34348). The
 /// vendor names no code for a bad `random`, a repeated or a further parameter: they get this one too.

@@ -21,8 +21,8 @@ use super::refusal::Refusal;
 use super::skew::SkewedClock;
 use super::webhook::{Notice, Webhooks};
 use crate::clock;
-use crate::domain::command::{CommandName, KnownCommand};
-use crate::domain::envelope;
+use crate::domain::chat::command::{CommandName, KnownCommand};
+use crate::domain::chat::envelope;
 
 const BAD_HTTP: i64 = 60002;
 const BAD_JSON: i64 = 60003;

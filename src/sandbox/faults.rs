@@ -19,7 +19,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde::Deserialize;
 
-use crate::domain::command::{CommandName, CommandPattern};
+use crate::domain::chat::command::{CommandName, CommandPattern};
 
 /// Most faults that are waiting at once.
 pub(super) const FAULTS_MAX: usize = 64;
@@ -170,7 +170,7 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::command::{FOLLOW_ADD, FOLLOW_CHECK};
+    use crate::domain::chat::command::{FOLLOW_ADD, FOLLOW_CHECK};
 
     fn fault(text: &str) -> Fault {
         Fault::parse(text.as_bytes()).unwrap()

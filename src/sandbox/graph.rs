@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
 
-use crate::domain::app::{NameError, check_user_id};
+use crate::domain::chat::app::{NameError, check_user_id};
 
 /// Most users that are kept.
 pub const USERS_MAX: usize = 1_000_000;

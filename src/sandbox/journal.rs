@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::rate::Peak;
-use crate::domain::command::CommandName;
+use crate::domain::chat::command::CommandName;
 
 /// Most calls that are kept; older ones are forgotten.
 pub(super) const CALLS_MAX: usize = 10_000;
@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
-    use crate::domain::command::FOLLOW_CHECK;
+    use crate::domain::chat::command::FOLLOW_CHECK;
 
     fn call(body: String) -> Call {
         Call {

@@ -50,7 +50,7 @@ pub use graph::{EDGES_MAX, FOLLOWING_MAX, GraphHandle, SeedError, SeedGraph, USE
 pub use tls::{CA_FILE, MakeError};
 pub use webhook::{WebhookTarget, WebhookUrlError};
 
-use crate::domain::app::{Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 
 /// What a sandbox is made of.
 #[derive(Debug, Clone)]

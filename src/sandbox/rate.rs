@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::domain::command::CommandName;
+use crate::domain::chat::command::CommandName;
 
 /// What a limit is counted over.
 const SECOND: Duration = Duration::from_secs(1);
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
-    use crate::domain::command::{FOLLOW_ADD, FOLLOW_CHECK};
+    use crate::domain::chat::command::{FOLLOW_ADD, FOLLOW_CHECK};
 
     #[test]
     fn no_second_holds_more_than_the_limit() {

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::clock;
-use crate::domain::usersig;
+use crate::domain::chat::usersig;
 
 const KEY: &str = "5bd2850fff3ecb11d7c805251c51ee463a25727bddc2385f3fa8bfee1bb93b5e";
 const CHECK: &str = "follow/follow_check";

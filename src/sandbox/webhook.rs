@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 use super::commands::Event;
 use super::journal::sha256;
 use super::skew::SkewedClock;
-use crate::domain::app::{SdkAppId, SecretKey};
-use crate::domain::command::CommandName;
+use crate::domain::chat::app::{SdkAppId, SecretKey};
+use crate::domain::chat::command::CommandName;
 
 /// Most webhooks that wait to be sent.
 const QUEUE_LEN_MAX: usize = 1000;
@@ -214,7 +214,7 @@ fn json(body: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::command::FOLLOW_CHECK;
+    use crate::domain::chat::command::FOLLOW_CHECK;
 
     #[test]
     fn the_vendors_example_of_a_signature() {

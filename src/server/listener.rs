@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::adopted::ActivatedSockets;
+use super::socket_activation::ActivatedSockets;
 use crate::config::ListenAddr;
 use crate::gateway::route::Peer;
 

@@ -1,15 +1,13 @@
 //! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
 
-pub mod adopted;
-mod delivery;
-pub mod drain;
-pub mod frames;
-pub mod framing;
-pub mod head;
+pub mod http1;
+pub mod http2;
 pub mod listener;
-mod refusals;
-pub mod timed_io;
+pub mod shutdown;
+pub mod socket_activation;
+pub mod timeouts;
 pub mod tls;
+mod tracked_body;
 
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -26,19 +24,20 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use self::delivery::TrackedBody;
-use self::drain::Drain;
+use self::http1::guard::Http1Guard;
 use self::listener::{Accept, Accepted};
-use self::refusals::Http1Guard;
-use self::timed_io::{InFlight, Limits, TimeoutStream};
+use self::shutdown::Drain;
+use self::timeouts::{InFlight, Limits, TimeoutStream};
 use self::tls::Handshakes;
-use crate::bounds::{Capacity, CapacityGuard};
+use self::tracked_body::TrackedBody;
+use crate::capacity::{Capacity, CapacityGuard};
 use crate::config;
 use crate::domain::caller::QueueKey;
 use crate::gateway::ConnectionInfo;
 use crate::gateway::route::HEAD_LEN_MAX;
-use crate::quiet::WakeFilter;
-use crate::stack::{self, Answers};
+use crate::gateway::stack;
+use crate::gateway::stack::Answers;
+use crate::http::wakeups::WakeFilter;
 
 /// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare
 /// status 431 is answered. Twice ours, so that heads a little too large get an answer in our words.

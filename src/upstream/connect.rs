@@ -13,7 +13,8 @@ use rustls::ClientConfig;
 use tower::Service;
 
 use super::resolve::Resolver;
-use crate::{clock, pieces};
+use crate::clock;
+use crate::http::small_writes;
 
 /// Opens connections that know when to retire.
 #[derive(Clone)]
@@ -107,7 +108,7 @@ impl Write for ExpiringStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let stream = &mut self.stream;
-        let written = pieces::write_merged(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+        let written = small_writes::write_merged(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
         written.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 }

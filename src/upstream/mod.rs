@@ -1,9 +1,10 @@
 //! One attempt of a call to Chat: connected first, signed last, answered whole or not at all.
 
 mod connect;
-mod mask;
 mod pool;
+mod redact;
 mod resolve;
+pub mod signer;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,17 +17,17 @@ use http_body_util::Full;
 
 use self::connect::Connector;
 use self::pool::{Pool, SendError};
-use crate::body::{BodyError, read_whole};
-use crate::bounds::{Capacity, CapacityGuard};
+use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config;
-use crate::domain::command::CommandName;
-use crate::domain::envelope::Envelope;
-use crate::domain::failover::{Failover, Side};
-use crate::domain::outcome::AttemptOutcome;
+use crate::domain::chat::command::CommandName;
+use crate::domain::chat::envelope::Envelope;
+use crate::domain::policy::failover::{Failover, Side};
+use crate::domain::policy::outcome::AttemptOutcome;
 use crate::error::{GatewayError, display_chain};
-use crate::quiet::FilteredBody;
-use crate::sign::{Signature, Signer};
+use crate::http::body::{BodyError, read_whole};
+use crate::http::wakeups::FilteredBody;
+use crate::upstream::signer::{Signature, Signer};
 
 /// The header that names the trace and the span above (W3C Trace Context).
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -194,7 +195,7 @@ impl Upstream {
     /// a second after failures in a row.
     ///
     /// # Errors
-    /// [`Fault::NotSent`], when no side can be reached.
+    /// [`AttemptError::NotSent`], when no side can be reached.
     pub async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
         let now = clock::now();
         let (pause, side) = {
@@ -269,7 +270,7 @@ impl Upstream {
     /// Dropping the future breaks the call off, so a write must not be dropped.
     ///
     /// # Errors
-    /// See [`Fault`].
+    /// See [`AttemptError`].
     pub async fn send(
         &self,
         lease: LeasedConnection,
@@ -342,9 +343,10 @@ impl Upstream {
         if let Some(since) = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok()) {
             signer.observe(since.as_secs(), clock::unix_now());
         }
-        let content_type = head.headers.get(CONTENT_TYPE).map(|value| mask::redact_header(value, signature.usersig()));
+        let content_type =
+            head.headers.get(CONTENT_TYPE).map(|value| redact::redact_header(value, signature.usersig()));
         let (status, version) = (head.status, head.version);
-        let body = mask::redact(body, signature.usersig());
+        let body = redact::redact(body, signature.usersig());
         Ok(ChatResponse { status, version, content_type, body, error_code, held })
     }
 }

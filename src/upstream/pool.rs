@@ -201,7 +201,7 @@ impl PooledConnection {
     /// the future is polled.
     ///
     /// # Errors
-    /// See [`Unsent`].
+    /// See [`SendError`].
     pub(super) fn send(
         &mut self,
         request: Request<Full<Bytes>>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use chatgate::domain::app::SdkAppId;
+use chatgate::domain::chat::app::SdkAppId;
 use chatgate::fleet::{Fleet, LeaseRequest, Pace};
 use tokio_util::sync::CancellationToken;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use chatgate::clock;
 use chatgate::config;
-use chatgate::domain::app::{SdkAppId, SecretKey};
+use chatgate::domain::chat::app::{SdkAppId, SecretKey};
 use chatgate::domain::fleet::keys::FleetKeys;
-use chatgate::domain::follow::pair::FollowType;
 use chatgate::domain::follow::writes::Scope;
+use chatgate::domain::pairs::pair::FollowType;
 use chatgate::fleet::{Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;

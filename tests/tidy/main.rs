@@ -148,9 +148,9 @@ fn the_readme_lists_the_errors_that_the_program_has() {
 #[test]
 fn every_error_has_a_label_of_its_own_in_the_metrics() {
     let sources: String = each_source("src").map(|file| file.text).collect();
-    let labels = read("src/metrics/labels.rs");
+    let labels = read("src/telemetry/metrics/labels.rs");
     let missing = slugs_of_the_code(&sources).into_iter().filter(|slug| !labels.contains(&format!("\"{slug}\"")));
-    none_of(missing.map(|slug| format!("src/metrics/labels.rs: OUTCOMES does not list {slug}")));
+    none_of(missing.map(|slug| format!("src/telemetry/metrics/labels.rs: OUTCOMES does not list {slug}")));
 }
 
 #[test]
@@ -182,12 +182,12 @@ fn operators_are_told_what_to_do_about_each_error_alert_and_class() {
     assert!(wanted.contains("bad_json") && wanted.contains("chatgatedown"), "not understood: {wanted:?}");
     none_of(wanted.difference(&headings).map(|name| format!("docs/operations.md has no heading {name}")));
 
-    let table = read("src/domain/error_codes.csv");
+    let table = read("src/domain/chat/error_codes.csv");
     let classes = column(&table, "class");
     assert!(classes.contains("throttled"), "not understood: {classes:?}");
     none_of(classes.iter().filter(|class| !headings.contains(**class)).map(|class| format!("no heading {class}")));
 
-    let parking = codes_with_effect(&read("src/domain/outcome.rs"), &["ParkApp", "ParkCommand", "Silence"]);
+    let parking = codes_with_effect(&read("src/domain/policy/outcome.rs"), &["ParkApp", "ParkCommand", "Lockout"]);
     assert!(parking.len() > 10, "not understood: {parking:?}");
     let (_, last) = operations.split_once("### Codes that park").expect("a heading");
     none_of(

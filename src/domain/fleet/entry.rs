@@ -5,7 +5,7 @@
 //! its moment in digits, for a script of Redis writes it.
 
 use super::keys::FleetKeys;
-use crate::domain::follow::pair::{FollowType, PairKey};
+use crate::domain::pairs::pair::{FollowType, PairKey};
 
 /// An entry that can be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use aws_lc_rs::{aead, hmac};
 use siphasher::sip::SipHasher13;
 use zeroize::Zeroizing;
 
-use crate::domain::app::{SdkAppId, SecretKey};
-use crate::domain::follow::pair::{Pair, PairKey, UserHasher};
+use crate::domain::chat::app::{SdkAppId, SecretKey};
+use crate::domain::pairs::pair::{Pair, PairKey, UserHasher};
 
 /// The keys of one app.
 pub struct FleetKeys {

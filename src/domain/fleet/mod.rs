@@ -6,4 +6,4 @@ pub mod health;
 pub mod keys;
 pub mod lease;
 pub mod message;
-pub mod stamps;
+pub mod watermarks;

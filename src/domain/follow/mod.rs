@@ -7,12 +7,7 @@
 //!                  └──> pending (what is being asked, and for whom)
 //! ```
 
-pub mod answer;
-pub mod distinct;
-pub mod facts;
-pub mod fence;
-pub mod pair;
-pub mod pending;
-mod plain;
-pub mod question;
+mod fast_path;
+pub mod request;
+pub mod response;
 pub mod writes;

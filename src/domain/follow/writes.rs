@@ -6,8 +6,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::domain::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
-use crate::domain::object::{Object, read};
+use crate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use crate::domain::json::object::{Object, read};
 
 /// The widest name of what a write may change that its body lets us be certain of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,7 +217,7 @@ impl<'a> Visitor<'a> for RepeatsVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::command::FOLLOW_CHECK;
+    use crate::domain::chat::command::FOLLOW_CHECK;
 
     fn pairs(from: &str, to: &[&str]) -> Option<Scope> {
         Some(Scope::Pairs { from: from.to_owned(), to: to.iter().map(ToString::to_string).collect() })

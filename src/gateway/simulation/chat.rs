@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Random;
-use crate::domain::failover::Side;
-use crate::domain::outcome::AttemptOutcome;
+use crate::domain::policy::failover::Side;
+use crate::domain::policy::outcome::AttemptOutcome;
 use crate::domain::tick::Tick;
-use crate::sign::Signature;
+use crate::upstream::signer::Signature;
 
 /// Faults begin and end within this time.
 pub(super) const FAULTS_END: Duration = Duration::from_secs(60);

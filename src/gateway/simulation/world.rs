@@ -8,17 +8,19 @@ use std::time::Duration;
 use super::Random;
 use super::chat::{Chat, FAULTS_END};
 use super::figures::Totals;
-use crate::domain::app::{SdkAppId, SecretKey};
-use crate::domain::command::{CommandKind, CommandName, FOLLOW_CHECK};
-use crate::domain::failover::{Failover, Side};
-use crate::domain::outcome::{AttemptOutcome, Effect, allows_stale, classify};
-use crate::domain::parking::{self, Observation, Parking, ParkingChange};
-use crate::domain::sickness::{self, StaleGate};
+use crate::domain::chat::app::{SdkAppId, SecretKey};
+use crate::domain::chat::command::{CommandKind, CommandName, FOLLOW_CHECK};
+use crate::domain::policy::failover::{Failover, Side};
+use crate::domain::policy::outcome::{AttemptOutcome, Effect, allows_stale, classify};
+use crate::domain::policy::parking;
+use crate::domain::policy::parking::{Observation, Parking, ParkingChange};
+use crate::domain::policy::retry::{RetryDecision, RetryState};
+use crate::domain::policy::retry_budget::RetryBudget;
+use crate::domain::policy::stale_gate;
+use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
-use crate::gateway::course::{RetryDecision, RetryState};
-use crate::quota::{AdaptiveLimit, pace};
-use crate::retry::RetryBudget;
-use crate::sign::{Signature, Signer};
+use crate::limits::{AdaptiveLimit, pace};
+use crate::upstream::signer::{Signature, Signer};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(3500);
@@ -230,7 +232,7 @@ impl World {
                 if was_sick {
                     let last = self.watch.sick_probe.replace(self.now).unwrap_or(Tick::NEVER);
                     self.figures.probes_of_the_sick += 1;
-                    holds(self.now.since(last) >= sickness::PROBE_EVERY, || "a sick Chat is not spared".to_owned())?;
+                    holds(self.now.since(last) >= stale_gate::PROBE_EVERY, || "a sick Chat is not spared".to_owned())?;
                 }
             }
             self.set_out(id)?;

@@ -1,0 +1,10 @@
+//! What Chat defines: apps, commands, regions, UserSigs, envelopes, error codes, and webhooks.
+
+pub mod app;
+pub mod command;
+pub mod envelope;
+pub mod error_code;
+pub mod region;
+pub mod replay_guard;
+pub mod usersig;
+pub mod webhook;

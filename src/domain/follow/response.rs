@@ -1,0 +1,278 @@
+//! `follow_check` answers: written for callers, read from Chat.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::domain::json::object;
+use crate::domain::json::object::Object;
+use crate::domain::pairs::pair::FollowType;
+
+/// What is said about one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// The relation, as seen from the one who asks.
+    Known(FollowType),
+    /// Chat's item as it came, in JSON: a failure, or something newer than this program.
+    Verbatim(Box<str>),
+}
+
+/// Most accounts that one call may carry (vendor page 1047/70349).
+pub const CALL_ACCOUNTS_MAX: usize = 100;
+
+/// The body of a call: the same question, in the vendor's form.
+pub fn encode_call<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(4096);
+    body.extend_from_slice(b"{\"From_Account\":");
+    push_text(&mut body, from);
+    body.extend_from_slice(b",\"To_Account\":[");
+    for (index, name) in to.enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        push_text(&mut body, name);
+    }
+    body.extend_from_slice(b"]}");
+    body
+}
+
+/// How an item about a known relation begins.
+const OPEN: &[u8] = b"{\"To_Account\":\"";
+const NEXT_LEN: usize = br#"","ResultCode":0,"ResultInfo":"","FollowType":0},{"To_Account":""#.len();
+/// What follows its account, by the number of the relation, up to the account of the next item. All of one length, so
+/// that it is copied without a call.
+const NEXT: [[u8; NEXT_LEN]; 4] = [
+    *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":0},{\"To_Account\":\"",
+    *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":1},{\"To_Account\":\"",
+    *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":2},{\"To_Account\":\"",
+    *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":3},{\"To_Account\":\"",
+];
+
+/// The answer to a caller: an item for each account in order, with exactly the vendor's members.
+///
+/// Nearly every item is a known relation about a name without escapes, so the next one is taken to be: then
+/// an item is two copies, its name and what lies between two names.
+pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(128 + 96 * items.len());
+    body.extend_from_slice(b"{\"ResultItem\":[");
+    body.extend_from_slice(OPEN);
+    let any = items.len() > 0;
+    for (name, item) in items {
+        match item {
+            Item::Known(relation) => {
+                match name {
+                    // Borrowed from a body that wrote it without escapes: so may this one.
+                    Cow::Borrowed(name) => body.extend_from_slice(name.as_bytes()),
+                    Cow::Owned(name) => {
+                        // It comes with quotes of its own.
+                        body.pop();
+                        push_text(&mut body, name);
+                        body.pop();
+                    }
+                }
+                body.extend_from_slice(&NEXT[usize::from(relation.number())]);
+            }
+            Item::Verbatim(json) => {
+                body.truncate(body.len() - OPEN.len());
+                body.extend_from_slice(json.as_bytes());
+                body.push(b',');
+                body.extend_from_slice(OPEN);
+            }
+        }
+    }
+    // No item follows: neither its beginning nor the comma before it.
+    body.truncate(body.len() - OPEN.len() - usize::from(any));
+    body.extend_from_slice(b"],\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\",\"ErrorDisplay\":\"\"}");
+    body
+}
+
+fn push_text(body: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(body, text).expect("text into memory");
+}
+
+/// The items of Chat's answer, by account.
+#[derive(Debug)]
+pub struct Items<'a>(HashMap<Cow<'a, str>, Found>);
+
+/// What Chat's answer says of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// One item, or several that say the same.
+    Item(Item),
+    /// Items that contradict each other, or one that cannot be read.
+    Contradiction,
+}
+
+impl<'a> Items<'a> {
+    /// Reads the items of a successful answer. `None` if it has none that can be read as such: then
+    /// the answer does not fit the question.
+    pub fn parse(body: &'a [u8]) -> Option<Self> {
+        let answer: Answer<'a> = object::read(body)?;
+        let mut items = HashMap::with_capacity(answer.items.len());
+        for raw in answer.items {
+            let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'a>>>(raw.get()) else {
+                // Odd, but only for the account it is about.
+                if let Ok(Object(Named { to })) = serde_json::from_str(raw.get()) {
+                    items.insert(to.0, Found::Contradiction);
+                }
+                continue;
+            };
+            let item = match (read.code, read.relation.and_then(FollowType::new)) {
+                (0, Some(relation)) => Item::Known(relation),
+                _ => Item::Verbatim(raw.get().into()),
+            };
+            match items.entry(read.to.0) {
+                std::collections::hash_map::Entry::Vacant(place) => {
+                    place.insert(Found::Item(item));
+                }
+                std::collections::hash_map::Entry::Occupied(mut place) => {
+                    if *place.get() != Found::Item(item) {
+                        place.insert(Found::Contradiction);
+                    }
+                }
+            }
+        }
+        Some(Self(items))
+    }
+
+    /// What it says of an account; `None` if nothing.
+    pub fn get(&self, account: &str) -> Option<&Found> {
+        self.0.get(account)
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow, rename = "ResultItem")]
+    items: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawItem<'a> {
+    #[serde(borrow, rename = "To_Account")]
+    to: Text<'a>,
+    #[serde(rename = "ResultCode")]
+    code: i64,
+    #[serde(default, rename = "FollowType", deserialize_with = "whole_number_or_none")]
+    relation: Option<i64>,
+}
+
+/// The name of an item that is otherwise not as it should be.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow, rename = "To_Account")]
+    to: Text<'a>,
+}
+
+/// Borrowed where it can be; serde's own `Cow` always copies.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A FollowType that is no whole number is no reason to refuse the answer: the item goes on as it is.
+fn whole_number_or_none<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<i64>, D::Error> {
+    Ok(<&RawValue>::deserialize(json)?.get().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn known(number: i64) -> Item {
+        Item::Known(FollowType::new(number).expect("0 to 3"))
+    }
+
+    #[test]
+    fn an_answer_has_exactly_the_vendor_s_members_in_the_vendor_s_order() {
+        let (bob, cyd) = (Cow::Borrowed("bob"), Cow::Owned("c\"d".to_owned()));
+        let failed = Item::Verbatim(r#"{"To_Account":"eve", "ResultCode":30003}"#.into());
+        let eve = Cow::Borrowed("eve");
+        assert_eq!(
+            String::from_utf8(encode_response(std::iter::empty())).expect("UTF-8"),
+            r#"{"ResultItem":[],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
+        );
+        for number in 0..4 {
+            let body = String::from_utf8(encode_response([(&bob, &known(number))].into_iter())).expect("UTF-8");
+            assert!(
+                body.starts_with(r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":"#)
+            );
+            assert!(body.ends_with(&format!(
+                r#":{number}}}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}}"#
+            )));
+        }
+        let items = [(&bob, &known(2)), (&cyd, &known(0)), (&eve, &failed)];
+        assert_eq!(
+            String::from_utf8(encode_response(items.into_iter())).expect("UTF-8"),
+            r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":2},{"To_Account":"c\"d","ResultCode":0,"ResultInfo":"","FollowType":0},{"To_Account":"eve", "ResultCode":30003}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
+        );
+    }
+
+    #[test]
+    fn items_are_found_by_account_and_judged_one_by_one() {
+        let body = br#"{"ResultItem":[
+            {"To_Account":"a","ResultCode":0,"ResultInfo":"","FollowType":3},
+            {"To_Account":"b","ResultCode":30003,"ResultInfo":"no","FollowType":0},
+            {"To_Account":"c","ResultCode":0,"ResultInfo":"","FollowType":7},
+            {"To_Account":"d","ResultCode":0,"FollowType":1},{"To_Account":"d","ResultCode":0,"FollowType":1,"New":1},
+            {"To_Account":"e","ResultCode":0,"FollowType":1},{"To_Account":"e","ResultCode":0,"FollowType":2},
+            {"To_Account":"f","ResultCode":0,"FollowType":"1"},
+            {"To_Account":"g\u0041","ResultCode":0,"FollowType":0}
+        ],"ActionStatus":"OK","ErrorCode":0,"More":{}}"#;
+        let items = Items::parse(body).expect("readable");
+        assert_eq!(items.get("a"), Some(&Found::Item(known(3))));
+        let verbatim = |text: &str| Found::Item(Item::Verbatim(text.into()));
+        assert_eq!(
+            items.get("b"),
+            Some(&verbatim(r#"{"To_Account":"b","ResultCode":30003,"ResultInfo":"no","FollowType":0}"#))
+        );
+        assert_eq!(
+            items.get("c"),
+            Some(&verbatim(r#"{"To_Account":"c","ResultCode":0,"ResultInfo":"","FollowType":7}"#))
+        );
+        assert_eq!(items.get("d"), Some(&Found::Item(known(1))));
+        assert_eq!(items.get("e"), Some(&Found::Contradiction));
+        assert_eq!(items.get("f"), Some(&verbatim(r#"{"To_Account":"f","ResultCode":0,"FollowType":"1"}"#)));
+        assert_eq!(items.get("gA"), Some(&Found::Item(known(0))));
+        assert_eq!(items.get("h"), None);
+    }
+
+    #[test]
+    fn an_answer_without_readable_items_is_none() {
+        for body in [r#"{"ErrorCode":0}"#, r#"{"ResultItem":{},"ErrorCode":0}"#] {
+            assert!(Items::parse(body.as_bytes()).is_none(), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_odd_item_spoils_no_other() {
+        let body = br#"{"ResultItem":[7,{"ResultCode":0},{"To_Account":"a","ResultCode":"0"},
+            {"To_Account":"b","ResultCode":0,"ResultCode":1},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
+        let items = Items::parse(body).expect("readable");
+        assert_eq!(items.get("a"), Some(&Found::Contradiction));
+        assert_eq!(items.get("b"), Some(&Found::Contradiction));
+        assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
+        // Where not even the members' names can be read, the item is as good as missing.
+        let items = Items::parse(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
+        assert_eq!(items.get("d"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(names in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..20), number in 0..4i64) {
+            let names: Vec<Cow<'_, str>> = names.into_iter().map(Cow::Owned).collect();
+            let item = known(number);
+            let body = encode_response(names.iter().map(|name| (name, &item)));
+            let items = Items::parse(&body).expect("readable");
+            for name in &names {
+                prop_assert_eq!(items.get(name), Some(&Found::Item(item.clone())));
+            }
+            let question = encode_call(&names[0], names.iter().map(AsRef::as_ref));
+            let read = crate::domain::follow::request::parse(&question, 100);
+            let valid = names.iter().all(|name| crate::domain::chat::app::check_user_id(name).is_ok());
+            prop_assert_eq!(read.is_ok(), valid);
+        }
+    }
+}

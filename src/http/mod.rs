@@ -1,0 +1,7 @@
+//! Parts of HTTP that every listener needs.
+
+pub mod body;
+pub mod headers;
+pub mod request_id;
+pub mod small_writes;
+pub mod wakeups;

@@ -1,0 +1,5 @@
+//! The life of the program: start, serve, reload, and stop.
+
+pub mod reload;
+pub mod serve;
+pub mod systemd;

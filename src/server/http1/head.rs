@@ -1,0 +1,303 @@
+//! The head of an HTTP/1 request, line by line, as strictly as it can be read: pure, bytes in and a
+//! verdict out.
+//!
+//! hyper mends some heads, by dropping a `Content-Length` beside chunks, by merging two equal ones, by
+//! cutting a target at `#`. Whoever stands between a caller and us may mend otherwise, and then one
+//! request becomes two (RFC 9112 section 11.2). So a head passes only if there is one way to read it.
+
+use crate::domain::json::ascii;
+use crate::gateway::route::{HEAD_LEN_MAX, HEAD_LINES_MAX};
+
+/// Longest body that is believed to be meant. hyper keeps the numbers near 2^64 for itself.
+const LENGTH_MAX: u64 = i64::MAX as u64;
+
+/// What follows a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes of body; 0 if no length is told.
+    Length(u64),
+    /// Chunks.
+    Chunked,
+    /// It was no head: the peer speaks HTTP/2 by prior knowledge.
+    Http2,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadError {
+    /// There is no way, or more than one, to read it.
+    Malformed,
+    /// A head over [`HEAD_LEN_MAX`] or [`HEAD_LINES_MAX`].
+    TooLarge,
+}
+
+/// A head as far as it has come.
+#[derive(Debug, Default)]
+pub struct Head {
+    len: usize,
+    lines: usize,
+    version: Option<Version>,
+    hosts: usize,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Http10,
+    Http11,
+}
+
+impl Head {
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Takes the next line, its LF included. The empty line ends the head and gives what follows it;
+    /// empty lines before the request line are skipped (RFC 9112 section 2.2).
+    ///
+    /// # Errors
+    /// See [`HeadError`].
+    pub fn line(&mut self, line: &[u8]) -> Result<Option<Framing>, HeadError> {
+        self.len += line.len();
+        if self.len > HEAD_LEN_MAX {
+            return Err(HeadError::TooLarge);
+        }
+        let text = line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?;
+        let Some(version) = self.version else {
+            if text.is_empty() {
+                return Ok(None);
+            }
+            if text == b"PRI * HTTP/2.0" && self.len == line.len() {
+                return Ok(Some(Framing::Http2));
+            }
+            self.version = Some(request_line(text)?);
+            return Ok(None);
+        };
+        if text.is_empty() {
+            return self.end(version).map(Some);
+        }
+        self.lines += 1;
+        if self.lines > HEAD_LINES_MAX {
+            return Err(HeadError::TooLarge);
+        }
+        self.header(text, version)?;
+        Ok(None)
+    }
+
+    fn header(&mut self, text: &[u8], version: Version) -> Result<(), HeadError> {
+        let (name, value) = field(text)?;
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            // Once, and digits only: a second one is refused even if it says the same.
+            if self.length.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+                return Err(HeadError::Malformed);
+            }
+            let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
+            self.length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(HeadError::Malformed)?);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.chunked || version == Version::Http10 || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(HeadError::Malformed);
+            }
+            self.chunked = true;
+        }
+        Ok(())
+    }
+
+    fn end(&self, version: Version) -> Result<Framing, HeadError> {
+        // RFC 9112 section 3.2: one Host, and in HTTP/1.1 no request without it.
+        if self.hosts > 1 || (self.hosts == 0 && version == Version::Http11) {
+            return Err(HeadError::Malformed);
+        }
+        match (self.length, self.chunked) {
+            (Some(_), true) => Err(HeadError::Malformed),
+            (None, true) => Ok(Framing::Chunked),
+            (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
+        }
+    }
+}
+
+/// Method, target and version, one space between them (RFC 9112 section 3).
+fn request_line(text: &[u8]) -> Result<Version, HeadError> {
+    let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
+    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(HeadError::Malformed)?;
+    let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
+    // Neither a space nor a fragment is part of a target (RFC 9112 section 3.2).
+    let is_plain = !target.is_empty() && ascii::is_all(target, b'!', [b'#']);
+    if method.is_empty() || !are_all(method, TOKEN) || !is_plain {
+        return Err(HeadError::Malformed);
+    }
+    match version {
+        b"HTTP/1.1" => Ok(Version::Http11),
+        b"HTTP/1.0" => Ok(Version::Http10),
+        _ => Err(HeadError::Malformed),
+    }
+}
+
+/// Name and value of a field line, the spaces around the value not among it (RFC 9112 section 5).
+/// Folded lines, spaces before the colon and control characters are refused.
+///
+/// # Errors
+/// [`HeadError::Malformed`].
+pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
+    let colon = memchr::memchr(b':', text).ok_or(HeadError::Malformed)?;
+    let (name, value) = (&text[..colon], &text[colon + 1..]);
+    // Hardly a value has more than printable ASCII in it.
+    let is_visible = ascii::is_all(value, b' ', []) || are_all(value, VISIBLE);
+    if name.is_empty() || !are_all(name, TOKEN) || !is_visible {
+        return Err(HeadError::Malformed);
+    }
+    Ok((name, value.trim_ascii()))
+}
+
+/// Whether all bytes are of a class. Without a way out before the end: nearly always they are.
+fn are_all(text: &[u8], class: u8) -> bool {
+    text.iter().fold(class, |so_far, byte| so_far & CLASSES[usize::from(*byte)]) == class
+}
+
+/// A `tchar` of RFC 9110 section 5.6.2.
+const TOKEN: u8 = 1;
+/// What may stand in a value: a `field-vchar` of RFC 9110 section 5.5, space or tab.
+const VISIBLE: u8 = 2;
+
+/// The classes of each byte.
+const CLASSES: [u8; 256] = {
+    let (mut classes, mut byte) = ([0; 256], 0u8);
+    loop {
+        if byte.is_ascii_alphanumeric() {
+            classes[byte as usize] |= TOKEN;
+        }
+        if matches!(byte, b'\t' | b' '..=b'~' | 0x80..) {
+            classes[byte as usize] |= VISIBLE;
+        }
+        if byte == u8::MAX {
+            break;
+        }
+        byte += 1;
+    }
+    let (signs, mut at) = (b"!#$%&'*+-.^_`|~", 0);
+    while at < signs.len() {
+        classes[signs[at] as usize] |= TOKEN;
+        at += 1;
+    }
+    classes
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict about a whole head.
+    fn verdict(head: &str) -> Result<Option<Framing>, HeadError> {
+        let mut reading = Head::default();
+        let mut last = Ok(None);
+        for line in head.as_bytes().split_inclusive(|byte| *byte == b'\n') {
+            last = reading.line(line);
+            if !matches!(last, Ok(None)) {
+                break;
+            }
+        }
+        last
+    }
+
+    fn with(lines: &str) -> Result<Option<Framing>, HeadError> {
+        verdict(&format!("POST /v4/a/b HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
+    }
+
+    #[test]
+    fn one_way_to_tell_the_length_passes() {
+        for (lines, framing) in [
+            ("", Framing::Length(0)),
+            ("Content-Length: 0\r\n", Framing::Length(0)),
+            ("content-LENGTH:\t 17 \t\r\n", Framing::Length(17)),
+            ("Transfer-Encoding: Chunked\r\n", Framing::Chunked),
+            ("X: a:b\r\nContent-Length: 9223372036854775807\r\n", Framing::Length(LENGTH_MAX)),
+        ] {
+            assert_eq!(with(lines), Ok(Some(framing)), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn two_ways_or_none_do_not() {
+        for lines in [
+            "Content-Length: 2\r\nContent-Length: 2\r\n",
+            "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding:\r\n",
+            "Content-Length: 9223372036854775808\r\n",
+            "Content-Length: 18446744073709551615\r\n",
+            "Content-Length: +2\r\n",
+            "Content-Length:\r\n",
+            "Content-Length : 2\r\n",
+            "X: a\r\n b\r\n",
+            "X: a\n",
+            "X: a\rb\r\n",
+            "X: a\0\r\n",
+            "Host: h\r\n",
+            ": x\r\n",
+            "x\r\n",
+        ] {
+            assert_eq!(with(lines), Err(HeadError::Malformed), "{lines:?}");
+        }
+        assert_eq!(verdict("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed), "no Host");
+        let old = "POST /v4/a/b HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(verdict(old), Err(HeadError::Malformed));
+    }
+
+    #[test]
+    fn every_byte_has_the_classes_that_the_grammar_gives_it() {
+        for byte in 0..=u8::MAX {
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(are_all(&[byte], TOKEN), token, "{byte:#x}");
+            let visible = !(byte < b' ' && byte != b'\t') && byte != 0x7f;
+            assert_eq!(are_all(&[byte], VISIBLE), visible, "{byte:#x}");
+            for line in [format!("x:{}", "a".repeat(7)).into_bytes(), format!("x:{}", "a".repeat(20)).into_bytes()] {
+                let mut line = line;
+                line[4] = byte;
+                assert_eq!(field(&line).is_ok(), visible, "{byte:#x} in a value");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_line_is_three_words_and_no_fragment() {
+        for line in [
+            "POST /a#b HTTP/1.1",
+            "POST  /a HTTP/1.1",
+            "POST /a  HTTP/1.1",
+            "POST /a HTTP/1.1 ",
+            " POST /a HTTP/1.1",
+            "POST /a HTTP/1.2",
+            "POST /a HTTP/2.0",
+            "POST /a http/1.1",
+            "POST /a",
+            "PO(T /a HTTP/1.1",
+            "POST /\u{e9} HTTP/1.1",
+            "POST\t/a HTTP/1.1",
+        ] {
+            assert_eq!(verdict(&format!("{line}\r\nHost: h\r\n\r\n")), Err(HeadError::Malformed), "{line:?}");
+        }
+        assert_eq!(verdict("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
+        assert_eq!(verdict("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
+        assert_eq!(verdict("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
+    }
+
+    #[test]
+    fn the_bounds_are_exact() {
+        assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX - 1)), Ok(Some(Framing::Length(0))));
+        assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX)), Err(HeadError::TooLarge));
+        let rest = "POST /v4/a/b HTTP/1.1\r\nHost: h\r\na:\r\n\r\n".len();
+        let value = |len: usize| with(&format!("a:{}\r\n", "x".repeat(len)));
+        assert_eq!(value(HEAD_LEN_MAX - rest), Ok(Some(Framing::Length(0))));
+        assert_eq!(value(HEAD_LEN_MAX - rest + 1), Err(HeadError::TooLarge));
+    }
+}

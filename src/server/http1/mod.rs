@@ -1,0 +1,5 @@
+//! Checks of HTTP/1 requests that hyper does not make: heads, framing, and early responses.
+
+pub mod framing;
+pub(crate) mod guard;
+pub mod head;

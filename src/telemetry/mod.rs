@@ -1,0 +1,5 @@
+//! Logs, metrics, and traces.
+
+pub mod log;
+pub mod metrics;
+pub mod trace;
