@@ -1,4 +1,4 @@
-//! Which app a request is for, and what becomes of the parameters of clients that used to sign themselves.
+//! Selection of the app for a request, and removal of the signing parameters that older clients still send.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ use crate::support::setup::{Setup, gateway};
 
 const UNKNOWN: (u16, &str, i64) = (404, "unknown_app", 129_404);
 
-/// Two apps on one Chat; `main` is the default if asked for.
+/// Starts a gateway with two apps on one Chat. `default` makes `main` the default app.
 async fn two_apps(chat: &FakeChat, default: bool) -> Gateway {
     let lines = chat.app_lines();
     let main = if default { format!("{lines}\ndefault = true") } else { lines.clone() };
     Setup::without_apps().app(MAIN, &main).app(OTHER, &lines).start().await
 }
 
-/// The app that upstream saw for this request.
+/// Sends the request and returns the SDKAppID that Chat saw.
 async fn app_of(gateway: &Gateway, chat: &FakeChat, ask: Ask) -> u32 {
     let before = chat.count();
     gateway.ask(ask).await.assert_relayed(200, OK);
@@ -28,29 +28,29 @@ async fn app_of(gateway: &Gateway, chat: &FakeChat, ask: Ask) -> u32 {
 }
 
 #[tokio::test]
-async fn an_app_is_chosen_by_prefix_by_header_or_by_number() {
+async fn app_is_selected_by_prefix_header_or_sdkappid() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     let plain = || Ask::command("openim/querystate");
     for app in [MAIN, OTHER] {
         let prefixed = format!("/apps/{}/v4/openim/querystate", app.name);
         let numbered = format!("/v4/openim/querystate?sdkappid={}", app.sdkappid);
-        let all = format!("{prefixed}?sdkappid={}", app.sdkappid);
+        let combined = format!("{prefixed}?sdkappid={}", app.sdkappid);
         for ask in [
             Ask::post(&prefixed),
             plain().header("Chatgate-App", app.name),
             plain().header("chatgate-app", app.name),
             Ask::post(&numbered),
-            Ask::post(&all).header("Chatgate-App", app.name),
+            Ask::post(&combined).header("Chatgate-App", app.name),
         ] {
             assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
         }
     }
-    assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default");
+    assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default app");
 }
 
 #[tokio::test]
-async fn the_only_app_needs_no_choice_and_of_two_without_a_default_none_fits() {
+async fn request_without_app_fails_if_no_default_exists() {
     let chat = FakeChat::start().await;
     let single = gateway(&chat).await;
     assert_eq!(app_of(&single, &chat, Ask::command("openim/querystate")).await, MAIN.sdkappid);
@@ -63,7 +63,7 @@ async fn the_only_app_needs_no_choice_and_of_two_without_a_default_none_fits() {
 }
 
 #[tokio::test]
-async fn two_choices_that_disagree_are_refused() {
+async fn conflicting_app_selectors_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     let (main, other) = (MAIN.sdkappid, OTHER.sdkappid);
@@ -88,7 +88,7 @@ async fn two_choices_that_disagree_are_refused() {
 }
 
 #[tokio::test]
-async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
+async fn signing_parameters_of_callers_are_never_forwarded() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let number = MAIN.sdkappid;
@@ -107,8 +107,8 @@ async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
     ];
     for (round, query) in queries.iter().enumerate() {
         let ask = Ask::post(&format!("/v4/openim/querystate?{query}"));
-        // That the five parameters stand there once each, with the app's own values, is checked for
-        // every call of every test: see `chat::faults`.
+        // `chat::faults` checks in every test that each call has the five parameters exactly once, with
+        // the app's own values.
         gateway.ask(ask).await.assert_relayed(200, OK);
         assert_eq!(chat.count(), round + 1, "{query}");
         assert!(!chat.last().target.to_lowercase().contains("forged"), "{query}");
@@ -117,7 +117,7 @@ async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
 }
 
 #[tokio::test]
-async fn an_apps_prefix_works_for_the_cached_command_too() {
+async fn app_prefix_selects_the_cache_for_follow_check() {
     let chat = FakeChat::start().await;
     chat.graph().follow(OTHER.sdkappid, "a", "b");
     let gateway = two_apps(&chat, true).await;
@@ -130,7 +130,7 @@ async fn an_apps_prefix_works_for_the_cached_command_too() {
 }
 
 #[tokio::test]
-async fn two_apps_share_no_connection() {
+async fn apps_do_not_share_upstream_connections() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     for _ in 0..3 {
