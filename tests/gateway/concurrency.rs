@@ -1,4 +1,4 @@
-//! Many callers at once, each answer checked against a model.
+//! Many concurrent callers; each answer is checked against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::support::reply::Reply;
 use crate::support::setup::Setup;
 use crate::support::{PATIENCE, within};
 
-/// What a request must be answered with.
+/// The expected response to a request.
 enum Expected {
     Types(Vec<(String, u8)>),
     Echo(String),
@@ -37,7 +37,7 @@ fn user(number: usize) -> String {
     format!("user{number:02}")
 }
 
-/// The `n`-th of the mixed requests.
+/// Returns the `n`-th mixed request and the expected response.
 fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
     match n % 10 {
         0..=4 => {
@@ -57,7 +57,7 @@ fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expec
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_mixed_requests_at_once_each_get_their_own_answer() {
+async fn concurrent_mixed_requests_get_the_right_responses() {
     let chat = FakeChat::start().await;
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..400 {
@@ -91,24 +91,24 @@ async fn five_hundred_mixed_requests_at_once_each_get_their_own_answer() {
         })
         .collect();
     for task in tasks {
-        within(PATIENCE, "every caller is answered", task).await.expect("the right answer");
+        within(PATIENCE, "all requests are answered", task).await.expect("the expected response");
     }
-    let mut asked: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut lookups: BTreeMap<(String, String), usize> = BTreeMap::new();
     for call in chat.calls_of("follow/follow_check") {
         assert!(call.to_accounts().len() <= 100);
-        call.pairs().into_iter().for_each(|pair| *asked.entry(pair).or_default() += 1);
+        call.pairs().into_iter().for_each(|pair| *lookups.entry(pair).or_default() += 1);
     }
-    let twice: BTreeSet<_> = asked.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(twice.is_empty(), "asked more than once: {twice:?}");
+    let repeated: BTreeSet<_> = lookups.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(repeated.is_empty(), "looked up more than once: {repeated:?}");
     assert_eq!(chat.calls_of("openim/sendmsg").len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_write() {
+async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("10s").start().await;
-    // Each task has users of its own, so after each of its writes it knows what is true; all share the gateway's
-    // pending lookups, and a reader asks the same pairs all the time.
+    // Each writer has its own users, so it knows the true state after each of its writes. All tasks share the pending
+    // lookups of the gateway, and the readers check the same pairs all the time.
     let stop = tokio_util::sync::CancellationToken::new();
     let readers: Vec<_> = (0..4)
         .map(|_| {
@@ -145,10 +145,10 @@ async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_wr
         })
         .collect();
     for task in writers {
-        within(PATIENCE, "the writers end", task).await.expect("no answer from before a write");
+        within(PATIENCE, "a writer finishes", task).await.expect("no answer that predates a write");
     }
     stop.cancel();
     for task in readers {
-        within(PATIENCE, "the readers end", task).await.expect("sound answers");
+        within(PATIENCE, "a reader finishes", task).await.expect("correct answers");
     }
 }
