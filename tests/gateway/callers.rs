@@ -296,5 +296,5 @@ async fn admin_action(gateway: &Gateway, ask: Ask) -> Answer {
 
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata("/proc/self").expect("the own process").uid()
+    std::fs::metadata("/proc/self").expect("a process directory").uid()
 }

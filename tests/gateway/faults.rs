@@ -38,7 +38,7 @@ async fn silent_connections_time_out() {
 
 #[tokio::test]
 async fn lost_responses_time_out() {
-    let (trial, outcome) = weather("answers lost", Weather::Mute).await;
+    let (trial, outcome) = weather("responses lost", Weather::Mute).await;
     outcome.only(&[TIMEOUT]);
     assert!(trial.chat.count() > 5, "the requests did reach Chat");
 }
@@ -51,7 +51,7 @@ async fn reset_requests_make_upstream_unreachable() {
 
 #[tokio::test]
 async fn reset_responses_make_upstream_unreachable() {
-    let (_, outcome) = weather("reset on answering", Weather::CuttingAnswers).await;
+    let (_, outcome) = weather("reset on response", Weather::CuttingAnswers).await;
     outcome.only(&[UNREACHABLE]);
 }
 
@@ -69,13 +69,13 @@ async fn delays_beyond_the_deadline_time_out() {
 
 #[tokio::test]
 async fn slow_response_within_the_deadline_is_accepted() {
-    let (_, outcome) = weather("drip", Weather::Drip(Duration::ZERO)).await;
+    let (_, outcome) = weather("slow response", Weather::Drip(Duration::ZERO)).await;
     outcome.only(&["ok"]);
 }
 
 #[tokio::test]
 async fn slow_response_beyond_the_deadline_times_out() {
-    let (_, outcome) = weather("drip beyond the deadline", Weather::Drip(Duration::from_millis(25))).await;
+    let (_, outcome) = weather("slow response beyond the deadline", Weather::Drip(Duration::from_millis(25))).await;
     outcome.only(&[TIMEOUT]);
 }
 
@@ -84,18 +84,18 @@ async fn reset_idle_connections_fail_no_read() {
     let trial = Trial::start().await;
     for _ in 0..5 {
         trial.link.reset_all();
-        let outcome = trial.strain("kept connections reset").await;
+        let outcome = trial.strain("idle connections reset").await;
         // A write that was being sent during the reset is not retried.
         outcome.writes_only(&["ok", UNREACHABLE]);
         outcome.reads_only(&["ok"]);
     }
-    trial.recovers("kept connections reset").await;
+    trial.recovers("idle connections reset").await;
 }
 
 #[tokio::test]
 async fn broken_responses_are_invalid_or_unreachable_and_recover() {
     let trial = Trial::start().await;
-    let head = |length: usize| {
+    let headers = |length: usize| {
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
     };
     let huge = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(64 * 1024));
@@ -104,25 +104,29 @@ async fn broken_responses_are_invalid_or_unreachable_and_recover() {
         |size: usize| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{OK}\r\n0\r\n\r\n");
     let faults: [(&str, Reply, &[&str]); 14] = [
         ("closed without a byte", Reply::bytes(""), &[UNREACHABLE]),
-        ("truncated head", Reply::bytes("HTTP/1.1 200 OK\r\nContent-"), &[UNREACHABLE]),
-        ("truncated body", Reply::bytes(format!("{}{}", head(OK.len()), &OK[..20])), &[UNREACHABLE]),
+        ("truncated headers", Reply::bytes("HTTP/1.1 200 OK\r\nContent-"), &[UNREACHABLE]),
+        ("truncated body", Reply::bytes(format!("{}{}", headers(OK.len()), &OK[..20])), &[UNREACHABLE]),
         (
             "truncated body, reset",
-            What::Reset(format!("{}{}", head(OK.len()), &OK[..20]).into()).into(),
+            What::Reset(format!("{}{}", headers(OK.len()), &OK[..20]).into()).into(),
             &[UNREACHABLE],
         ),
         ("garbage", Reply::bytes(noise), &[INVALID]),
         ("another protocol", Reply::bytes("SSH-2.0-OpenSSH_9.6\r\n"), &[INVALID]),
-        ("longer than said", Reply::bytes(format!("{}{OK}", head(OK.len() - 9))), &[INVALID]),
-        ("shorter than said, closed", Reply::bytes(format!("{}{OK}", head(OK.len() + 9))), &[UNREACHABLE]),
-        ("shorter than said, open", Reply::stall(format!("{}{OK}", head(OK.len() + 9))), &[TIMEOUT]),
-        ("a chunk longer than said", Reply::bytes(chunked(OK.len() - 9)), &[UNREACHABLE]),
+        ("body longer than Content-Length", Reply::bytes(format!("{}{OK}", headers(OK.len() - 9))), &[INVALID]),
         (
-            "two lengths",
-            Reply::bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{}", &head(OK.len())[17..])),
+            "body shorter than Content-Length, closed",
+            Reply::bytes(format!("{}{OK}", headers(OK.len() + 9))),
+            &[UNREACHABLE],
+        ),
+        ("body shorter than Content-Length, open", Reply::stall(format!("{}{OK}", headers(OK.len() + 9))), &[TIMEOUT]),
+        ("chunk longer than its size", Reply::bytes(chunked(OK.len() - 9)), &[UNREACHABLE]),
+        (
+            "two Content-Length headers",
+            Reply::bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{}", &headers(OK.len())[17..])),
             &[INVALID],
         ),
-        ("over max_answer", Reply::json(huge), &[INVALID]),
+        ("body over max_answer", Reply::json(huge), &[INVALID]),
         ("502 in HTML", Reply::typed(502, "text/html", "<html>bad gateway</html>"), &[INVALID]),
         ("503, empty", Reply::typed(503, "text/plain", ""), &[INVALID]),
     ];
@@ -141,8 +145,8 @@ async fn bad_certificate_blocks_calls_until_it_is_replaced() {
     let faults = [
         ("certificate of another CA", other_ca.acceptor("localhost")),
         ("expired certificate", ca.expired_acceptor("localhost")),
-        ("certificate not valid yet", ca.early_acceptor("localhost")),
-        ("certificate of another name", ca.acceptor("console.tim.qq.com")),
+        ("certificate not yet valid", ca.early_acceptor("localhost")),
+        ("certificate for another name", ca.acceptor("console.tim.qq.com")),
     ];
     for (name, acceptor) in faults {
         let before = trial.chat.count();
