@@ -19,9 +19,9 @@ async fn two_apps(chat: &FakeChat, default: bool) -> Gateway {
 }
 
 /// Sends the request and returns the SDKAppID that Chat saw.
-async fn app_of(gateway: &Gateway, chat: &FakeChat, ask: Ask) -> u32 {
+async fn app_of(gateway: &Gateway, chat: &FakeChat, request: Ask) -> u32 {
     let before = chat.count();
-    gateway.ask(ask).await.assert_relayed(200, OK);
+    gateway.ask(request).await.assert_relayed(200, OK);
     assert_eq!(chat.count(), before + 1);
     assert_eq!(chat.last().path(), "/v4/openim/querystate");
     chat.last().app()
@@ -36,14 +36,14 @@ async fn app_is_selected_by_prefix_header_or_sdkappid() {
         let prefixed = format!("/apps/{}/v4/openim/querystate", app.name);
         let numbered = format!("/v4/openim/querystate?sdkappid={}", app.sdkappid);
         let combined = format!("{prefixed}?sdkappid={}", app.sdkappid);
-        for ask in [
+        for request in [
             Ask::post(&prefixed),
             plain().header("Chatgate-App", app.name),
             plain().header("chatgate-app", app.name),
             Ask::post(&numbered),
             Ask::post(&combined).header("Chatgate-App", app.name),
         ] {
-            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+            assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
     }
     assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default app");
@@ -56,8 +56,8 @@ async fn request_without_app_fails_if_no_default_exists() {
     assert_eq!(app_of(&single, &chat, Ask::command("openim/querystate")).await, MAIN.sdkappid);
     let double = two_apps(&chat, false).await;
     let before = chat.count();
-    let answer = double.call("openim/querystate", "{}").await;
-    answer.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    let response = double.call("openim/querystate", "{}").await;
+    response.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
     assert_eq!(chat.count(), before);
     assert_eq!(app_of(&double, &chat, Ask::post("/apps/other/v4/openim/querystate")).await, OTHER.sdkappid);
 }
@@ -67,7 +67,7 @@ async fn conflicting_app_selectors_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     let (main, other) = (MAIN.sdkappid, OTHER.sdkappid);
-    let asks = [
+    let requests = [
         Ask::post("/apps/main/v4/openim/querystate").header("Chatgate-App", "other"),
         Ask::post(&format!("/apps/main/v4/openim/querystate?sdkappid={other}")),
         Ask::post(&format!("/v4/openim/querystate?sdkappid={main}")).header("Chatgate-App", "other"),
@@ -81,8 +81,8 @@ async fn conflicting_app_selectors_are_rejected() {
         Ask::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
         Ask::command("openim/querystate").header("Chatgate-App", "nobody"),
     ];
-    for ask in asks {
-        gateway.ask(ask).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    for request in requests {
+        gateway.ask(request).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
     }
     assert_eq!(chat.count(), 0);
 }
@@ -106,10 +106,10 @@ async fn signing_parameters_of_callers_are_never_forwarded() {
         format!("SDKAPPID={number}&%73dkappid={number}"),
     ];
     for (round, query) in queries.iter().enumerate() {
-        let ask = Ask::post(&format!("/v4/openim/querystate?{query}"));
+        let request = Ask::post(&format!("/v4/openim/querystate?{query}"));
         // `chat::faults` checks in every test that each call has the five parameters exactly once, with
         // the app's own values.
-        gateway.ask(ask).await.assert_relayed(200, OK);
+        gateway.ask(request).await.assert_relayed(200, OK);
         assert_eq!(chat.count(), round + 1, "{query}");
         assert!(!chat.last().target.to_lowercase().contains("forged"), "{query}");
         assert!(!chat.last().target.contains("root"), "{query}");
@@ -135,8 +135,8 @@ async fn apps_do_not_share_upstream_connections() {
     let gateway = two_apps(&chat, true).await;
     for _ in 0..3 {
         for app in [MAIN, OTHER] {
-            let ask = Ask::command("openim/querystate").header("Chatgate-App", app.name);
-            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+            let request = Ask::command("openim/querystate").header("Chatgate-App", app.name);
+            assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
     }
     let connections_of = |app: u32| -> BTreeSet<usize> {

@@ -41,11 +41,11 @@ async fn check_all(gateway: &Gateway, gate: &Gate, pairs: &[(String, String)]) -
     })
     .await;
     gate.open();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for mut conn in conns {
-        answers.push(conn.answer().await);
+        responses.push(conn.answer().await);
     }
-    answers
+    responses
 }
 
 fn fans(count: usize) -> Vec<(String, String)> {
@@ -60,12 +60,12 @@ async fn lookups_of_one_user_are_flipped_into_full_batches() {
     for n in (0..150).step_by(3) {
         chat.follow(&format!("fan{n:03}"), "star");
     }
-    let answers = check_all(&gateway, &gate, &fans(150)).await;
-    for (n, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.types(), [if n % 3 == 0 { 2 } else { 0 }], "fan {n}");
+    let responses = check_all(&gateway, &gate, &fans(150)).await;
+    for (n, response) in responses.iter().enumerate() {
+        assert_eq!(response.types(), [if n % 3 == 0 { 2 } else { 0 }], "fan {n}");
     }
-    assert!(answers.iter().all(|answer| answer.cache().counts() == (0, 0, 1)));
-    assert!(answers.iter().filter(|answer| answer.cache().flipped == 1).count() >= 140);
+    assert!(responses.iter().all(|response| response.cache().counts() == (0, 0, 1)));
+    assert!(responses.iter().filter(|response| response.cache().flipped == 1).count() >= 140);
     first.answer().await.types();
     let calls = chat.calls();
     // 150 pairs fill two calls. Pairs that arrived late or were sent early may need a few more.
@@ -79,8 +79,8 @@ async fn flip_disabled_keeps_each_lookup_as_requested() {
     let chat = FakeChat::start().await;
     let gate = Gate::closed();
     let (gateway, _first) = saturated_gateway(&chat, &gate, "flip = false").await;
-    let answers = check_all(&gateway, &gate, &fans(12)).await;
-    assert!(answers.iter().all(|answer| answer.types() == [0] && answer.cache().flipped == 0));
+    let responses = check_all(&gateway, &gate, &fans(12)).await;
+    assert!(responses.iter().all(|response| response.types() == [0] && response.cache().flipped == 0));
     let calls = chat.calls();
     assert_eq!(calls.len(), 13);
     assert!(calls[1..].iter().all(|call| call.to_accounts() == ["star"]));
@@ -103,12 +103,12 @@ async fn bad_account_in_batch_fails_only_its_own_request() {
     });
     let mut pairs = fans(50);
     pairs[20].0 = "bad".to_owned();
-    let answers = check_all(&gateway, &gate, &pairs).await;
-    for (n, answer) in answers.iter().enumerate() {
+    let responses = check_all(&gateway, &gate, &pairs).await;
+    for (n, response) in responses.iter().enumerate() {
         if n == 20 {
-            answer.assert_relayed(200, &error_alone);
+            response.assert_relayed(200, &error_alone);
         } else {
-            assert_eq!(answer.types(), [0], "fan {n}");
+            assert_eq!(response.types(), [0], "fan {n}");
         }
     }
     let batched = chat.calls().iter().filter(|call| call.to_accounts().len() > 1).count();
@@ -120,13 +120,13 @@ async fn bad_account_in_batch_fails_only_its_own_request() {
 /// Lets one caller keep a hundred requests in flight, and returns the responses to five sequential requests of another.
 async fn few_during_flood(chat: &FakeChat, gateway: &Gateway, request_of: impl Fn(&str, usize) -> Ask) -> Vec<Answer> {
     let flood = Http2::open(gateway.address()).await;
-    let asks: Vec<_> = (0..100)
+    let requests: Vec<_> = (0..100)
         .map(|n| {
             let flood = flood.clone();
-            let asks: Vec<Ask> = (0..200).map(|round| request_of("many", n + 100 * round)).collect();
+            let requests: Vec<Ask> = (0..200).map(|round| request_of("many", n + 100 * round)).collect();
             tokio::spawn(async move {
-                for ask in asks {
-                    if flood.ask(&ask).await.status != 200 {
+                for request in requests {
+                    if flood.ask(&request).await.status != 200 {
                         // A client backs off briefly after a rejection.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
@@ -138,12 +138,12 @@ async fn few_during_flood(chat: &FakeChat, gateway: &Gateway, request_of: impl F
     chat.seen(2).await;
     gateway.round_trips().await;
     let mut conn = gateway.connect().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for n in 0..5 {
-        answers.push(conn.ask(&request_of("few", n)).await);
+        responses.push(conn.ask(&request_of("few", n)).await);
     }
-    asks.iter().for_each(tokio::task::JoinHandle::abort);
-    answers
+    requests.iter().for_each(tokio::task::JoinHandle::abort);
+    responses
 }
 
 #[tokio::test]
@@ -151,11 +151,11 @@ async fn flood_of_lookups_does_not_starve_another_caller() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = few_during_flood(&chat, &gateway, |caller, n| {
+    let responses = few_during_flood(&chat, &gateway, |caller, n| {
         Ask::check(&format!("{caller}{n}"), &[format!("to-{caller}{n}")])
     })
     .await;
-    assert!(answers.iter().all(|answer| answer.types() == [0]));
+    assert!(responses.iter().all(|response| response.types() == [0]));
 }
 
 #[tokio::test]
@@ -163,8 +163,8 @@ async fn flood_of_relayed_calls_does_not_starve_another_caller() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = few_during_flood(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
-    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    let responses = few_during_flood(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
+    assert!(responses.iter().all(|response| response.status == 200), "{responses:?}");
 }
 
 #[tokio::test]
@@ -182,10 +182,10 @@ async fn queued_lookups_use_no_cpu() {
     let before = gateway.ticks();
     let mut served = 0;
     for mut conn in conns {
-        let answer = conn.answer().await;
-        match answer.status {
+        let response = conn.answer().await;
+        match response.status {
             200 => served += 1,
-            _ => answer.assert_error(429, "rate_limited", 60007),
+            _ => response.assert_error(429, "rate_limited", 60007),
         }
     }
     // Four seconds are 400 ticks. The work itself takes a few.

@@ -40,10 +40,10 @@ async fn too_large_content_length_is_rejected_before_the_body() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for length in ["1048577", "4294967296", "9223372036854775807"] {
-        let begun = now();
-        let answer = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
-        answer.assert_error(413, "body_too_large", 129_413);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        let started = now();
+        let response = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
+        response.assert_error(413, "body_too_large", 129_413);
+        assert!(started.elapsed() < Duration::from_secs(5));
     }
     // A client that waits for 100 Continue gets the error at once, too.
     let expecting = Ask::command(CALL).header("Content-Length", "9999999").header("Expect", "100-continue").body("");
@@ -80,7 +80,8 @@ async fn target_over_8_kib_is_rejected() {
 async fn headers_over_64_kib_or_100_fields_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let with_fields = |count: usize| (0..count).fold(Ask::command(CALL), |ask, n| ask.header(&format!("X-{n}"), "v"));
+    let with_fields =
+        |count: usize| (0..count).fold(Ask::command(CALL), |request, n| request.header(&format!("X-{n}"), "v"));
     // Host and Content-Length count too.
     gateway.ask(with_fields(98)).await.assert_relayed(200, OK);
     for count in [99, 120, 1000] {
@@ -94,8 +95,8 @@ async fn headers_over_64_kib_or_100_fields_are_rejected() {
     // Far beyond the limit, unread bytes may reset the connection before the response arrives. Nothing else happens.
     let mut conn = gateway.connect().await;
     conn.send(large(4 << 20).bytes()).await;
-    if let Some(answer) = conn.try_answer().await {
-        answer.assert_error(431, "head_too_large", 129_431);
+    if let Some(response) = conn.try_answer().await {
+        response.assert_error(431, "head_too_large", 129_431);
     }
     assert_eq!(chat.count(), 2);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
@@ -115,11 +116,11 @@ async fn requests_over_max_requests_are_rejected_at_once() {
         held.push(conn);
     }
     for _ in 0..10 {
-        let begun = now();
-        let answer = gateway.call(CALL, "{}").await;
-        answer.assert_error(503, "overloaded", 129_503);
-        answer.retry_after();
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let started = now();
+        let response = gateway.call(CALL, "{}").await;
+        response.assert_error(503, "overloaded", 129_503);
+        response.retry_after();
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
     assert_eq!(gateway.admin_get("/livez").await.status, 200, "the admin listener has its own limit");
     gate.open();
@@ -155,11 +156,11 @@ async fn requests_over_max_buffered_are_rejected() {
     .await;
     gate.open();
     for mut conn in conns {
-        let answer = conn.answer().await;
-        if answer.status != 200 {
+        let response = conn.answer().await;
+        if response.status != 200 {
             rejected += 1;
-            answer.assert_error(503, "overloaded", 129_503);
-            answer.retry_after();
+            response.assert_error(503, "overloaded", 129_503);
+            response.retry_after();
         }
     }
     assert!((4..8).contains(&rejected), "{rejected} of 8 requests of 0.9 MB were rejected at a limit of 4 MiB");
@@ -233,13 +234,13 @@ async fn request_without_in_flight_slot_is_rejected() {
             let mut first = gateway.connect().await;
             first.send(Ask::command(CALL).bytes()).await;
             chat.seen(before + 1).await;
-            let answer = gateway.ask(queued.clone()).await;
+            let response = gateway.ask(queued.clone()).await;
             first.answer().await.assert_error(504, "upstream_timeout", 60008);
             // If the request arrived too late, the slot was free again.
-            answer.slug()?;
-            answer.assert_error(503, "overloaded", 129_503);
-            answer.retry_after();
-            assert!(answer.text().contains("upstream.max_in_flight"), "{answer:?}");
+            response.slug()?;
+            response.assert_error(503, "overloaded", 129_503);
+            response.retry_after();
+            assert!(response.text().contains("upstream.max_in_flight"), "{response:?}");
             Some(())
         })
         .await;

@@ -32,13 +32,13 @@ fn setup(chat: &FakeChat) -> Setup {
 }
 
 /// Asserts that each request is rejected with this error, and that none caused a call.
-async fn all_rejected(gateway: &Gateway, chat: &FakeChat, asks: Vec<Ask>, (status, slug, code): (u16, &str, i64)) {
+async fn all_rejected(gateway: &Gateway, chat: &FakeChat, requests: Vec<Ask>, (status, slug, code): (u16, &str, i64)) {
     let before = chat.count();
-    for ask in asks {
-        let answer = gateway.ask(ask.clone()).await;
-        answer.assert_error(status, slug, code);
-        let challenge = answer.header("www-authenticate");
-        assert_eq!(challenge, (status == 401).then_some("Bearer"), "{ask:?}");
+    for request in requests {
+        let response = gateway.ask(request.clone()).await;
+        response.assert_error(status, slug, code);
+        let challenge = response.header("www-authenticate");
+        assert_eq!(challenge, (status == 401).then_some("Bearer"), "{request:?}");
     }
     assert_eq!(chat.count(), before);
 }
@@ -70,7 +70,7 @@ async fn malformed_or_misplaced_tokens_are_unauthenticated() {
     let plain = || Ask::command("openim/querystate");
     let with = |value: &str| plain().header("Authorization", value);
     let filler = "x".repeat(20_000);
-    let asks = vec![
+    let requests = vec![
         plain(),
         with(""),
         with("Bearer"),
@@ -95,7 +95,7 @@ async fn malformed_or_misplaced_tokens_are_unauthenticated() {
         plain().header("Chatgate-Caller", "chat"),
         plain().body(format!(r#"{{"access_token":"{CHAT}"}}"#)),
     ];
-    all_rejected(&gateway, &chat, asks, UNAUTHENTICATED).await;
+    all_rejected(&gateway, &chat, requests, UNAUTHENTICATED).await;
     let http2 = Http2::open(gateway.address()).await;
     http2.ask(&plain().token(CHAT).token(CHAT)).await.assert_error(401, "unauthenticated", 129_401);
     assert_eq!(chat.count(), 0);
@@ -120,7 +120,7 @@ async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
     let post = |target: &str, token: &str| Ask::post(target).token(token);
-    let asks = vec![
+    let requests = vec![
         post("/v4/follow/follow_add", FEED),
         post("/v4/openim/sendmsg", FEED),
         post("/v4/follow/follow_check2", FEED),
@@ -134,7 +134,7 @@ async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
         post(&format!("/v4/follow/follow_check?SdkAppId={}", OTHER.sdkappid), FEED),
         post(&format!("/v4/follow/follow_check?%73dkappid=%31{}", &OTHER.sdkappid.to_string()[1..]), FEED),
     ];
-    all_rejected(&gateway, &chat, asks, FORBIDDEN).await;
+    all_rejected(&gateway, &chat, requests, FORBIDDEN).await;
     let malformed = [
         "/v4/follow/follow%5Fcheck",
         "/v4/follow/follow_check/../follow_add",
@@ -142,19 +142,19 @@ async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
         "/v4/follow/follow_check;follow_add",
         "//v4/follow/follow_check",
     ];
-    let asks = malformed.map(|target| post(target, FEED)).into();
-    all_rejected(&gateway, &chat, asks, (404, "not_found", 60009)).await;
-    let asks = vec![
+    let requests = malformed.map(|target| post(target, FEED)).into();
+    all_rejected(&gateway, &chat, requests, (404, "not_found", 60009)).await;
+    let requests = vec![
         post("/apps/main/v4/follow/follow_check", FEED).header("Chatgate-App", "other"),
         post("/apps/none/v4/follow/follow_check", FEED),
         post("/v4/follow/follow_check?sdkappid=9", FEED),
     ];
-    all_rejected(&gateway, &chat, asks, (404, "unknown_app", 129_404)).await;
+    all_rejected(&gateway, &chat, requests, (404, "unknown_app", 129_404)).await;
     // Each caller is accepted within its own permissions.
-    let ask = Ask::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
-    assert_eq!(gateway.ask(ask).await.types(), [0]);
-    let ask = post("/apps/other/v4/openim/sendmsg", CHAT);
-    gateway.ask(ask).await.assert_relayed(200, OK);
+    let request = Ask::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
+    assert_eq!(gateway.ask(request).await.types(), [0]);
+    let request = post("/apps/other/v4/openim/sendmsg", CHAT);
+    gateway.ask(request).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -165,11 +165,11 @@ async fn cached_pairs_are_returned_only_to_permitted_callers() {
     assert_eq!(gateway.ask(check().token(FEED)).await.types(), [0]);
     assert_eq!(gateway.ask(check().token(FEED)).await.cache().outcome, "hit");
     for freshness in ["max-age=3600", "only-if-cached", "max-stale=100"] {
-        let ask = check().token(CHAT).header("Cache-Control", freshness);
-        gateway.ask(ask.clone()).await.assert_error(403, "forbidden", 129_403);
-        let answer = gateway.ask(check().header("Cache-Control", freshness)).await;
-        answer.assert_error(401, "unauthenticated", 129_401);
-        assert_eq!(answer.header("cache-status"), None);
+        let request = check().token(CHAT).header("Cache-Control", freshness);
+        gateway.ask(request.clone()).await.assert_error(403, "forbidden", 129_403);
+        let response = gateway.ask(check().header("Cache-Control", freshness)).await;
+        response.assert_error(401, "unauthenticated", 129_401);
+        assert_eq!(response.header("cache-status"), None);
     }
     assert_eq!(chat.count(), 1);
 }
@@ -191,8 +191,8 @@ async fn authentication_comes_after_host_check_and_before_routing() {
         (row("/v4/follow/follow_add"), FORBIDDEN),
         (row("/v4/follow/follow_check"), (400, "bad_json", 60003)),
     ];
-    for (ask, (status, slug, code)) in rows {
-        gateway.ask(ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        gateway.ask(request).await.assert_error(status, slug, code);
     }
     assert_eq!(chat.count(), 0);
 }
@@ -209,8 +209,8 @@ async fn unix_socket_requires_both_token_and_permitted_uid() {
         let gateway = setup.set("server", &format!("admin = '{admin}'")).start().await;
         let query = || Ask::command("openim/querystate");
         let before = chat.count();
-        let answer = gateway.ask(query().token(CHAT)).await;
-        assert_eq!(answer.status, status, "{answer:?}");
+        let response = gateway.ask(query().token(CHAT)).await;
+        assert_eq!(response.status, status, "{response:?}");
         assert_eq!(chat.count() - before, usize::from(status == 200));
         assert_eq!(gateway.ask(query()).await.status, if status == 200 { 401 } else { 403 });
         assert_eq!(gateway.admin_get("/livez").await.status, status);
@@ -229,16 +229,16 @@ async fn admin_actions_require_the_admin_token_if_configured() {
     setup.file("admin.token", ADMIN);
     let mut gateway = setup.set("server", r#"admin_token_file = "admin.token""#).start().await;
     let evict = || Ask::post("/cache/evict");
-    for ask in [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), Ask::post("/quit").token(CHAT)] {
-        let answer = admin_action(&gateway, ask).await;
-        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")), "{answer:?}");
+    for request in [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), Ask::post("/quit").token(CHAT)] {
+        let response = admin_action(&gateway, request).await;
+        assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")), "{response:?}");
     }
     assert_eq!(admin_action(&gateway, evict().token(ADMIN).header("Origin", "null")).await.status, 403);
     assert_eq!(admin_action(&gateway, evict().token(ADMIN)).await.status, 200);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200, "read-only endpoints need no token");
     // The admin token does not authenticate a caller.
-    let ask = Ask::command("openim/querystate").token(ADMIN);
-    gateway.ask(ask).await.assert_error(401, "unauthenticated", 129_401);
+    let request = Ask::command("openim/querystate").token(ADMIN);
+    gateway.ask(request).await.assert_error(401, "unauthenticated", 129_401);
     assert_eq!(admin_action(&gateway, Ask::post("/quit").token(ADMIN)).await.status, 200);
     assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
 }
@@ -290,8 +290,8 @@ async fn report_only_applies_to_anonymous_callers() {
     assert_eq!(chat.count(), 1);
 }
 
-async fn admin_action(gateway: &Gateway, ask: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
 }
 
 fn own_uid() -> u32 {

@@ -88,22 +88,22 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
                     let from = format!("u{}", number % USERS);
                     let to: Vec<String> =
                         (0..1 + number / 16 % 5).map(|n| format!("u{}", (number / 64 + n) % USERS)).collect();
-                    let ask = match number / 8 % 3 {
+                    let request = match number / 8 % 3 {
                         0 => Ask::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
                         1 => Ask::command("openim/querystate").body("{}"),
                         _ => Ask::check(&from, &to),
                     };
-                    let begun = now();
-                    let answer = conn.ask(&ask).await;
-                    let took = now() - begun;
+                    let started = now();
+                    let response = conn.ask(&request).await;
+                    let took = now() - started;
                     assert!(took < Duration::from_secs(6), "seed {seed}, request {n} took {took:?}");
-                    let answer_code = answer.json()["ErrorCode"].as_i64().expect("an envelope");
-                    if answer_code == 0 && number / 8 % 3 == 2 {
+                    let code = response.json()["ErrorCode"].as_i64().expect("an envelope");
+                    if code == 0 && number / 8 % 3 == 2 {
                         // 9 is injected. Any other value must be correct.
                         let expected: Vec<u8> =
                             to.iter().map(|to| graph.follow_type(MAIN.sdkappid, &from, to)).collect();
-                        for (actual, expected) in answer.types().into_iter().zip(expected) {
-                            assert!(actual == expected || actual == 9, "seed {seed}, request {n}: {answer:?}");
+                        for (actual, expected) in response.types().into_iter().zip(expected) {
+                            assert!(actual == expected || actual == 9, "seed {seed}, request {n}: {response:?}");
                         }
                     }
                 }

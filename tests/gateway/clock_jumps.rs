@@ -71,15 +71,15 @@ async fn signatures_stay_valid_when_the_local_clock_jumps() {
     for seconds in [2 * DAY, 0, -DAY, 0, 400 * DAY, -DAY, 2 * DAY, 0] {
         clock.set(seconds, &gateway).await;
         for round in 0..10 {
-            let asks = [
+            let requests = [
                 Ask::command("openim/querystate"),
                 Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
                 Ask::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
             ];
-            let [one, two, three] = asks.map(|ask| gateway.ask(ask));
-            for answer in <[_; 3]>::from(tokio::join!(one, two, three)) {
+            let [one, two, three] = requests.map(|request| gateway.ask(request));
+            for response in <[_; 3]>::from(tokio::join!(one, two, three)) {
                 assert_eq!(
-                    (answer.status, &answer.json()["ErrorCode"]),
+                    (response.status, &response.json()["ErrorCode"]),
                     (200, &Value::from(0)),
                     "{seconds} s, {round}"
                 );
@@ -101,8 +101,8 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
     for seconds in [DAY, 0, -DAY, DAY, 0] {
         simulator.control("clock", &format!("{{\"skew\":{seconds}}}")).await;
         for _ in 0..5 {
-            let answer = gateway.ask(Ask::command("openim/querystate")).await;
-            assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
+            let response = gateway.ask(Ask::command("openim/querystate")).await;
+            assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
         }
     }
 }
@@ -110,17 +110,17 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
 #[tokio::test]
 async fn cached_pairs_age_by_the_monotonic_clock() {
     let cached_age = async |gateway: &Gateway| {
-        let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
-        assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-        (answer.status == 200).then(|| answer.age())
+        let response = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+        assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+        (response.status == 200).then(|| response.age())
     };
     let (clock, long, _simulator) = gateway("1h", "200").await;
-    let begun = now();
+    let started = now();
     long.check("ann", &["bob"]).await.checked();
     for seconds in [2 * DAY, -DAY, 0] {
         clock.set(seconds, &long).await;
         let age = cached_age(&long).await.unwrap_or_else(|| panic!("{seconds} s: not cached"));
-        assert!(age <= begun.elapsed().as_secs(), "{seconds} s: {age}");
+        assert!(age <= started.elapsed().as_secs(), "{seconds} s: {age}");
     }
     let (clock, short, _simulator) = gateway("2s", "200").await;
     short.check("ann", &["bob"]).await.checked();
@@ -130,7 +130,7 @@ async fn cached_pairs_age_by_the_monotonic_clock() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clock_jumps_neither_exceed_nor_block_the_quota() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (clock, gateway, simulator) = gateway("1h", "50").await;
     let finished = AtomicBool::new(false);
     let jumping = async {
@@ -142,20 +142,20 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
         }
         finished.store(true, Ordering::Relaxed);
     };
-    let ask = Ask::command("openim/querystate");
+    let request = Ask::command("openim/querystate");
     let pressing = async {
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         while !finished.load(Ordering::Relaxed) {
-            answers.extend(press(&gateway, &ask, 10, Duration::from_secs(1)).await);
+            responses.extend(press(&gateway, &request, 10, Duration::from_secs(1)).await);
         }
-        answers
+        responses
     };
-    let (answers, ()) = tokio::join!(pressing, jumping);
-    let failed = answers.iter().filter(|answer| answer.status != 200).count();
-    assert_eq!(failed, 0, "of {}", answers.len());
+    let (responses, ()) = tokio::join!(pressing, jumping);
+    let failed = responses.iter().filter(|response| response.status != 200).count();
+    assert_eq!(failed, 0, "of {}", responses.len());
     let journal = simulator.journal().await;
     let most = journal["max_in_one_second"]["openim/querystate"].as_u64().expect("a number");
-    println!("{} answers, at most {most} in one second", answers.len());
+    println!("{} responses, at most {most} in one second", responses.len());
     assert!(most <= 50, "{most} calls in one second");
     assert!(!codes(&journal).contains(&60007), "Chat throttled some calls");
 }

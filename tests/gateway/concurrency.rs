@@ -1,4 +1,4 @@
-//! Many concurrent callers; each answer is checked against a model.
+//! Many concurrent callers; each response is checked against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,11 +20,11 @@ enum Expected {
 
 impl Expected {
     #[track_caller]
-    fn check(&self, answer: &Answer) {
+    fn check(&self, response: &Answer) {
         match self {
-            Expected::Types(items) => assert_eq!(&answer.checked(), items),
-            Expected::Echo(body) => answer.assert_relayed(200, echo(body)),
-            Expected::Error(status, slug, code) => answer.assert_error(*status, slug, *code),
+            Expected::Types(items) => assert_eq!(&response.checked(), items),
+            Expected::Echo(body) => response.assert_relayed(200, echo(body)),
+            Expected::Error(status, slug, code) => response.assert_error(*status, slug, *code),
         }
     }
 }
@@ -38,7 +38,7 @@ fn user(number: usize) -> String {
 }
 
 /// Returns the `n`-th mixed request and the expected response.
-fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
+fn mixed_request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
     match n % 10 {
         0..=4 => {
             let from = user(random.usize(..40));
@@ -75,18 +75,18 @@ async fn concurrent_mixed_requests_get_the_right_responses() {
     let start = std::sync::Arc::new(tokio::sync::Barrier::new(500));
     let tasks: Vec<_> = (0..500)
         .map(|n| {
-            let (ask, expected) = request(n, &mut random, &chat);
-            let ask = ask.header("X-Request-Id", &format!("id-{n}"));
+            let (request, expected) = mixed_request(n, &mut random, &chat);
+            let request = request.header("X-Request-Id", &format!("id-{n}"));
             let (address, http2, start) = (gateway.address().to_owned(), shared[n % 4].clone(), start.clone());
             tokio::spawn(async move {
                 let own = if n % 3 == 0 { None } else { Some(Conn::open(&address).await.expect("accepted")) };
                 start.wait().await;
-                let answer = match own {
-                    Some(mut conn) => conn.ask(&ask).await,
-                    None => http2.ask(&ask).await,
+                let response = match own {
+                    Some(mut conn) => conn.ask(&request).await,
+                    None => http2.ask(&request).await,
                 };
-                assert_eq!(answer.request_id(), format!("id-{n}"));
-                expected.check(&answer);
+                assert_eq!(response.request_id(), format!("id-{n}"));
+                expected.check(&response);
             })
         })
         .collect();
@@ -130,14 +130,14 @@ async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
                 let mut conn = Conn::open(&address).await.expect("accepted");
                 let (from, to) = (format!("from{n}"), format!("to{n}"));
                 for round in 0..20 {
-                    let (ask, expected) = if round % 2 == 0 {
+                    let (request, expected) = if round % 2 == 0 {
                         let body = format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#);
                         (Ask::command("follow/follow_add").body(body), [2, 1])
                     } else {
                         let body = crate::support::client::check_body(&from, &[&to]);
                         (Ask::command("follow/follow_delete").body(body), [0, 0])
                     };
-                    assert_eq!(conn.ask(&ask).await.status, 200);
+                    assert_eq!(conn.ask(&request).await.status, 200);
                     assert_eq!(conn.ask(&Ask::check(&from, &[&to])).await.types(), [expected[0]], "round {round}");
                     assert_eq!(conn.ask(&Ask::check(&to, &[&from])).await.types(), [expected[1]], "round {round}");
                 }

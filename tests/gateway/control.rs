@@ -116,10 +116,10 @@ async fn control_commands_time_out_when_admin_listener_is_silent() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let admin = silent.local_addr().expect("bound").to_string();
     let setup = Setup::without_apps();
-    let begun = now();
+    let started = now();
     assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "no answer in time");
     assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "no answer in time");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     // A listener that closes every connection is not ready either, and does not count as stopped.
     let closing = tokio::spawn(async move { while silent.accept().await.is_ok() {} });
     assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "broke");

@@ -22,9 +22,9 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
     first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()
 }
 
-async fn ask(address: &str, ask: Ask) -> Answer {
+async fn send(address: &str, request: Ask) -> Answer {
     let mut conn = Conn::open(address).await.expect("a listening gateway");
-    within(crate::support::PATIENCE, "an answer", conn.ask(&ask)).await
+    within(crate::support::PATIENCE, "an answer", conn.ask(&request)).await
 }
 
 #[tokio::test]
@@ -42,31 +42,31 @@ async fn replicas_share_cached_pairs_and_stop_cleanly() {
     .await;
     for (_, admin) in &gateways {
         eventually("the replica is connected", async || {
-            let status = ask(admin, Ask::new("GET", "/status")).await.json();
+            let status = send(admin, Ask::new("GET", "/status")).await.json();
             (status["fleet"]["mode"] == "together").then_some(())
         })
         .await;
     }
     let check = |directive: &str| Ask::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", directive);
-    let first = ask(&gateways[0].0, check("no-cache")).await;
+    let first = send(&gateways[0].0, check("no-cache")).await;
     assert_eq!(first.types(), [3, 2, 1]);
     for (data, _) in &gateways[1..] {
         // On a busy machine a replica may lose its connection to Redis for a moment.
-        let answer = eventually("a pair cached by another replica", async || {
-            let answer = ask(data, check("only-if-cached")).await;
-            if answer.status != 200 {
-                ask(&gateways[0].0, check("no-cache")).await.checked();
+        let response = eventually("a pair cached by another replica", async || {
+            let response = send(data, check("only-if-cached")).await;
+            if response.status != 200 {
+                send(&gateways[0].0, check("no-cache")).await.checked();
             }
-            (answer.status == 200).then_some(answer)
+            (response.status == 200).then_some(response)
         })
         .await;
-        assert_eq!(answer.types(), [3, 2, 1]);
+        assert_eq!(response.types(), [3, 2, 1]);
     }
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
-    assert_eq!(ask(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
+    assert_eq!(send(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
     for (data, _) in &gateways {
         eventually("an invalidation by another replica", async || {
-            (ask(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
+            (send(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
         })
         .await;
     }

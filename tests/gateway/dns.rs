@@ -64,8 +64,8 @@ async fn one_unreachable_address_of_two_fails_no_request() {
             }
             let (gateway, _hosts) = site.gateway(&[2, 3]).await;
             for number in 0..3 {
-                let answer = gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
-                answer.assert_relayed(200, OK);
+                let response = gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
+                response.assert_relayed(200, OK);
             }
             assert_eq!(chat.count(), 3);
         }
@@ -110,8 +110,8 @@ async fn failed_dns_lookup_keeps_the_last_known_addresses() {
     drop(old);
     hosts.set(&lines(&[3]));
     eventually("calls go to the new address", async || {
-        let answer = conn.ask(&Ask::command(WRITE)).await;
-        (answer.slug().is_none() && new.count() > 0).then_some(())
+        let response = conn.ask(&Ask::command(WRITE)).await;
+        (response.slug().is_none() && new.count() > 0).then_some(())
     })
     .await;
 }

@@ -41,8 +41,8 @@ impl Simulator {
     /// Calls the control API without a reset.
     pub(crate) async fn control(&self, name: &str, body: &str) {
         let mut conn = Conn::open(&self.address).await.expect("a listening simulator");
-        let answer = conn.ask(&Ask::post(&format!("/__sandbox/{name}")).body(body)).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        let response = conn.ask(&Ask::post(&format!("/__sandbox/{name}")).body(body)).await;
+        assert_eq!(response.status, 200, "{}", response.text());
     }
 
     /// Returns the calls that the simulator has received.

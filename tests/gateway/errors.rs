@@ -19,20 +19,20 @@ async fn still_works(gateway: &Gateway, chat: &FakeChat, calls_before: usize) {
 async fn all_rejected(
     chat: &FakeChat,
     gateway: &Gateway,
-    asks: Vec<Ask>,
+    requests: Vec<Ask>,
     (status, slug, code): (u16, &str, i64),
 ) -> Vec<Answer> {
     let before = chat.count();
-    let mut answers = Vec::new();
-    for ask in asks {
-        let bytes = ask.bytes();
+    let mut responses = Vec::new();
+    for request in requests {
+        let bytes = request.bytes();
         eprintln!("{}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
-        let answer = gateway.ask(ask).await;
-        answer.assert_error(status, slug, code);
-        answers.push(answer);
+        let response = gateway.ask(request).await;
+        response.assert_error(status, slug, code);
+        responses.push(response);
     }
     still_works(gateway, chat, before).await;
-    answers
+    responses
 }
 
 const BAD_JSON: (u16, &str, i64) = (400, "bad_json", 60003);
@@ -63,8 +63,8 @@ async fn body_must_be_a_json_object_in_utf8() {
         b"{\"a\":\"line\nfeed\"}",
     ];
     for command in ["openim/querystate", "follow/follow_check", "follow/follow_add"] {
-        let asks = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
-        all_rejected(&chat, &gateway, asks, BAD_JSON).await;
+        let requests = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
+        all_rejected(&chat, &gateway, requests, BAD_JSON).await;
     }
 }
 
@@ -78,8 +78,8 @@ async fn repeated_members_are_rejected_in_every_spelling() {
         r#"{"From_Account":"a","To_Account":["b"],"\u0054o_Account":["c"]}"#,
         r#"{"To_Account":["b"],"To_Account":["b"],"From_Account":"a"}"#,
     ];
-    let asks = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
-    all_rejected(&chat, &gateway, asks, BAD_JSON).await;
+    let requests = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
+    all_rejected(&chat, &gateway, requests, BAD_JSON).await;
 }
 
 #[tokio::test]
@@ -90,11 +90,11 @@ async fn deep_nesting_is_rejected_or_relayed_without_a_crash() {
     for (command, member) in
         [("follow/follow_check", "From_Account"), ("follow/follow_add", "FollowItem"), ("openim/querystate", "x")]
     {
-        let answer = gateway.call(command, format!(r#"{{"{member}":{deep}}}"#)).await;
-        if answer.slug().is_some() {
-            assert_eq!(answer.status, 400, "{answer:?}");
+        let response = gateway.call(command, format!(r#"{{"{member}":{deep}}}"#)).await;
+        if response.slug().is_some() {
+            assert_eq!(response.status, 400, "{response:?}");
         } else {
-            answer.assert_relayed(200, chat_answer(command));
+            response.assert_relayed(200, chat_answer(command));
             assert_ne!(command, "follow/follow_check");
         }
     }
@@ -143,8 +143,8 @@ async fn invalid_follow_check_fields_are_rejected() {
     bodies.push(check_body("a", &[wide.as_str()]));
     bodies.push(check_body("a", &too_many));
     bodies.push(check_body("a", &repeated));
-    let asks = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
-    all_rejected(&chat, &gateway, asks, BAD_PARAMETER).await;
+    let requests = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
+    all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
 #[tokio::test]
@@ -153,26 +153,26 @@ async fn unknown_query_parameters_are_rejected() {
     let gateway = gateway(&chat).await;
     let queries =
         ["x=1", "x", "debug=", "sdk_appid=1", "random=1&y=2", "usersig2=a", "%75sersig2=a", "callback=f", "=", "=1"];
-    let asks = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
-    all_rejected(&chat, &gateway, asks, BAD_PARAMETER).await;
+    let requests = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
+    all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
 #[tokio::test]
 async fn browser_requests_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = || Ask::command("openim/querystate");
-    let asks = vec![
-        ask().header("Origin", "https://evil.example"),
-        ask().header("Origin", "null"),
-        ask().header("Origin", "http://localhost"),
-        ask().header("ORIGIN", ""),
-        ask().header("Sec-Fetch-Site", "cross-site"),
-        ask().header("Sec-Fetch-Site", "same-origin"),
-        ask().header("Sec-Fetch-Site", "none"),
+    let request = || Ask::command("openim/querystate");
+    let requests = vec![
+        request().header("Origin", "https://evil.example"),
+        request().header("Origin", "null"),
+        request().header("Origin", "http://localhost"),
+        request().header("ORIGIN", ""),
+        request().header("Sec-Fetch-Site", "cross-site"),
+        request().header("Sec-Fetch-Site", "same-origin"),
+        request().header("Sec-Fetch-Site", "none"),
     ];
-    for answer in all_rejected(&chat, &gateway, asks, FORBIDDEN).await {
-        assert!(answer.headers.iter().all(|(name, _)| !name.starts_with("access-control-")), "{answer:?}");
+    for response in all_rejected(&chat, &gateway, requests, FORBIDDEN).await {
+        assert!(response.headers.iter().all(|(name, _)| !name.starts_with("access-control-")), "{response:?}");
     }
 }
 
@@ -180,7 +180,7 @@ async fn browser_requests_are_rejected() {
 async fn foreign_host_headers_are_rejected_unless_listed() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"hosts = ["chat.internal"]"#).start().await;
-    let ask = |host: &str| Ask::command("openim/querystate").host(host);
+    let request = |host: &str| Ask::command("openim/querystate").host(host);
     let foreign = [
         "evil.example",
         "localhost.evil.example",
@@ -193,7 +193,7 @@ async fn foreign_host_headers_are_rejected_unless_listed() {
         "[2001:db8::1]",
         "169.254.169.254",
     ];
-    all_rejected(&chat, &gateway, foreign.map(ask).into(), FORBIDDEN).await;
+    all_rejected(&chat, &gateway, foreign.map(request).into(), FORBIDDEN).await;
     let address = gateway.address().to_owned();
     for own in [
         "localhost",
@@ -204,7 +204,7 @@ async fn foreign_host_headers_are_rejected_unless_listed() {
         "Chat.Internal:8700",
         address.as_str(),
     ] {
-        gateway.ask(ask(own)).await.assert_relayed(200, OK);
+        gateway.ask(request(own)).await.assert_relayed(200, OK);
     }
 }
 
@@ -243,18 +243,18 @@ async fn default_allow_list_permits_only_follow_check() {
 async fn require_header_rejects_requests_without_the_chatgate_header() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("access", "require_header = true").start().await;
-    let ask = || Ask::command("openim/querystate");
+    let request = || Ask::command("openim/querystate");
     for rejected in [
-        ask(),
-        ask().header("Chatgate", "0"),
-        ask().header("Chatgate", ""),
-        ask().header("Chatgate-App", "main"),
-        ask().header("Chatgate", "1").header("Chatgate", "0"),
+        request(),
+        request().header("Chatgate", "0"),
+        request().header("Chatgate", ""),
+        request().header("Chatgate-App", "main"),
+        request().header("Chatgate", "1").header("Chatgate", "0"),
     ] {
         gateway.ask(rejected).await.assert_error(403, "forbidden", 129_403);
     }
     assert_eq!(chat.count(), 0);
-    gateway.ask(ask().header("Chatgate", "1")).await.assert_relayed(200, OK);
+    gateway.ask(request().header("Chatgate", "1")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -314,7 +314,7 @@ async fn path_must_match_a_command_exactly() {
 async fn unconfigured_app_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let asks = vec![
+    let requests = vec![
         Ask::post("/apps/other/v4/openim/querystate"),
         Ask::post("/apps/main2/v4/openim/querystate"),
         Ask::command("openim/querystate").header("Chatgate-App", "other"),
@@ -323,7 +323,7 @@ async fn unconfigured_app_is_rejected() {
         Ask::post("/v4/openim/querystate?sdkappid=0"),
         Ask::post("/v4/openim/querystate?sdkappid="),
     ];
-    all_rejected(&chat, &gateway, asks, (404, "unknown_app", 129_404)).await;
+    all_rejected(&chat, &gateway, requests, (404, "unknown_app", 129_404)).await;
 }
 
 #[tokio::test]
@@ -331,9 +331,9 @@ async fn methods_other_than_post_are_rejected_with_allow_header() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "POSTX", "post", "PROPFIND"];
-    let asks = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
-    for answer in all_rejected(&chat, &gateway, asks, (405, "method_not_allowed", 60002)).await {
-        assert_eq!(answer.header("allow"), Some("POST"));
+    let requests = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
+    for response in all_rejected(&chat, &gateway, requests, (405, "method_not_allowed", 60002)).await {
+        assert_eq!(response.header("allow"), Some("POST"));
     }
     let head = gateway.ask(Ask::new("HEAD", "/v4/openim/querystate")).await;
     assert_eq!((head.status, head.slug(), head.header("allow")), (405, Some("method_not_allowed"), Some("POST")));
@@ -344,13 +344,13 @@ async fn methods_other_than_post_are_rejected_with_allow_header() {
 async fn encoded_body_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
+    let request = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
     let codings = ["gzip", "deflate", "br", "zstd", "identity, gzip", "x-odd"];
-    all_rejected(&chat, &gateway, codings.map(ask).into(), (415, "unsupported_encoding", 129_415)).await;
+    all_rejected(&chat, &gateway, codings.map(request).into(), (415, "unsupported_encoding", 129_415)).await;
     let repeated =
-        [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| ask(one).header("Content-Encoding", two));
+        [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| request(one).header("Content-Encoding", two));
     all_rejected(&chat, &gateway, repeated.into(), (415, "unsupported_encoding", 129_415)).await;
-    gateway.ask(ask("identity")).await.assert_relayed(200, OK);
+    gateway.ask(request("identity")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -369,8 +369,8 @@ async fn first_failing_check_determines_the_error() {
         (Ask::post("/v4/follow/follow_add").body("["), FORBIDDEN),
         (Ask::post("/v4/openim/sendmsg").body("["), BAD_JSON),
     ];
-    for (ask, (status, slug, code)) in rows {
-        gateway.ask(ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        gateway.ask(request).await.assert_error(status, slug, code);
     }
     assert_eq!(chat.count(), 0);
 }

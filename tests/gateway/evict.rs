@@ -16,8 +16,8 @@ async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
     setup.set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#).start().await
 }
 
-async fn admin_action(gateway: &Gateway, ask: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
 }
 
 async fn evict(gateway: &Gateway, body: &str) -> Answer {
@@ -38,10 +38,11 @@ async fn cached_pairs(gateway: &Gateway) -> [bool; 6] {
     let mut cached = [false; 6];
     let pairs = [("bob", "ann"), ("ann", "cyd"), ("dan", "bob")];
     for (at, (app, (from, to))) in [MAIN, OTHER].iter().flat_map(|app| pairs.map(|pair| (app, pair))).enumerate() {
-        let ask = Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
-        let answer = gateway.ask(ask).await;
-        assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-        cached[at] = answer.status == 200;
+        let request =
+            Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
+        let response = gateway.ask(request).await;
+        assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+        cached[at] = response.status == 200;
     }
     cached
 }
@@ -63,9 +64,9 @@ async fn evict_drops_pairs_a_user_or_a_whole_app() {
     ] {
         fill_cache(&gateway).await;
         let calls = chat.count();
-        let answer = evict(&gateway, body).await;
-        assert_eq!((answer.status, answer.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
-        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let response = evict(&gateway, body).await;
+        assert_eq!((response.status, response.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
+        assert_eq!(response.header("content-type"), Some("application/json"));
         assert_eq!(cached_pairs(&gateway).await, left, "{body}");
         assert_eq!(chat.count(), calls, "no call to Chat");
     }
@@ -121,9 +122,9 @@ async fn invalid_evict_requests_are_rejected_and_evict_nothing() {
         ("{}", 404, "unknown_app"),
         (&large, 413, "body_too_large"),
     ] {
-        let answer = evict(&gateway, body).await;
+        let response = evict(&gateway, body).await;
         let shown = &body[..body.len().min(60)];
-        assert_eq!((answer.status, answer.slug()), (status, Some(slug)), "{shown}: {answer:?}");
+        assert_eq!((response.status, response.slug()), (status, Some(slug)), "{shown}: {response:?}");
         assert_eq!(cached_pairs(&gateway).await, [true; 6], "{shown}");
     }
 }
@@ -134,16 +135,16 @@ async fn evict_rejects_browsers_and_other_methods() {
     let gateway = gateway(&chat, true).await;
     fill_cache(&gateway).await;
     let valid = Ask::post("/cache/evict");
-    for ask in [
+    for request in [
         valid.clone().host("evil.example"),
         valid.clone().header("Origin", "http://localhost"),
         valid.clone().header("Sec-Fetch-Site", "none"),
     ] {
-        assert_eq!(admin_action(&gateway, ask).await.status, 403);
+        assert_eq!(admin_action(&gateway, request).await.status, 403);
     }
     for method in ["GET", "PUT", "DELETE"] {
-        let answer = admin_action(&gateway, Ask::new(method, "/cache/evict")).await;
-        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+        let response = admin_action(&gateway, Ask::new(method, "/cache/evict")).await;
+        assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
     }
     assert_eq!(admin_action(&gateway, valid.clone().target("/cache/evict/")).await.status, 404);
     assert_eq!(gateway.ask(valid.clone()).await.status, 404, "the data listener has no admin actions");

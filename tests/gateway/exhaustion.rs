@@ -22,7 +22,7 @@ fn limit_files(gateway: &Gateway, limit: Rlimit) {
 
 #[tokio::test]
 async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let mut held = gateway.connect().await;
@@ -42,9 +42,9 @@ async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
         held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     }
     // One tick is 10 ms. A busy loop would use 100 ticks per second; with the pauses between attempts, few are used.
-    let (begun, ticks) = (now(), gateway.ticks());
+    let (started, ticks) = (now(), gateway.ticks());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (elapsed, used) = (begun.elapsed(), gateway.ticks() - ticks);
+    let (elapsed, used) = (started.elapsed(), gateway.ticks() - ticks);
     assert!(used < 30, "{used} ticks in {elapsed:?}");
     let lines = gateway.log().matches("could not be accepted").count();
     assert!(lines < 200, "{lines} lines");

@@ -45,9 +45,9 @@ pub(crate) async fn cause(gateway: &Gateway) -> String {
 
 /// Whether the replica answers the pair from its cache or from Redis, without a call to Chat.
 pub(crate) async fn has_cached(gateway: &Gateway, from: &str, to: &str) -> bool {
-    let answer = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
-    assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-    answer.status == 200
+    let response = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
+    assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+    response.status == 200
 }
 
 /// Fetches the pair through `one` until `two` has it. On a busy machine a replica may lose Redis for a moment, and
@@ -74,8 +74,8 @@ async fn replicas_share_cached_pairs() {
     await_shared_pair(&one, &two, "ann", "bob").await;
     await_shared_pair(&one, &two, "ann", "cyd").await;
     let calls = chat.count();
-    let answer = two.check("ann", &["bob", "cyd"]).await;
-    assert_eq!((answer.types(), answer.cache().counts()), (vec![2, 0], (2, 0, 0)));
+    let response = two.check("ann", &["bob", "cyd"]).await;
+    assert_eq!((response.types(), response.cache().counts()), (vec![2, 0], (2, 0, 0)));
     assert_eq!(two.check("bob", &["ann"]).await.types(), [1], "the flipped pair");
     assert_eq!(chat.count(), calls, "no call to Chat");
     // `no-cache` bypasses the shared pairs.
@@ -97,9 +97,9 @@ async fn shared_pairs_keep_their_age_across_replicas() {
     // This replica starts long after the lookup.
     let two = replica(setup(&chat, redis.address())).await;
     let aged = |age: &str| Ask::check("ann", &["bob"]).header("Cache-Control", age);
-    let answer = two.ask(aged("only-if-cached")).await;
-    if answer.status == 200 {
-        assert!(answer.age() >= 3, "{answer:?}");
+    let response = two.ask(aged("only-if-cached")).await;
+    if response.status == 200 {
+        assert!(response.age() >= 3, "{response:?}");
     }
     let calls = chat.count();
     assert_eq!(two.ask(aged("max-age=2")).await.types(), [0]);
@@ -164,9 +164,9 @@ async fn writes_webhooks_and_evictions_invalidate_pairs_on_other_replicas() {
 }
 
 async fn evict(gateway: &Gateway, body: &str) {
-    let ask = Ask::post("/cache/evict").body(body);
-    let answer = Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
+    let request = Ask::post("/cache/evict").body(body);
+    let response = Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await;
+    assert_eq!(response.status, 200, "{response:?}");
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn invalidation_under_another_key_drops_all_pairs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_shares_one_quota_and_uses_idle_capacity() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let quota = |setup: Setup| setup.set("app.quota", r#"per_command = "50/s""#);
     let mut replicas = Vec::new();
@@ -213,10 +213,10 @@ async fn fleet_shares_one_quota_and_uses_idle_capacity() {
         replicas.push(replica(quota(setup(&chat, redis.address()))).await);
     }
     let stalls = Stalls::watch(&replicas[0]);
-    let ask = Ask::command("openim/querystate");
+    let request = Ask::command("openim/querystate");
     let span = Duration::from_secs(4);
     // The third replica is idle.
-    let (one, two) = tokio::join!(press(&replicas[0], &ask, 20, span), press(&replicas[1], &ask, 20, span));
+    let (one, two) = tokio::join!(press(&replicas[0], &request, 20, span), press(&replicas[1], &request, 20, span));
     all_sound(&one);
     all_sound(&two);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();

@@ -48,7 +48,7 @@ async fn disconnects(gateway: &Gateway) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_fails_no_request_and_replicas_reconnect() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
     let (mut primary, second, mut address) = redis_pair().await;
     let one = replica(setup(&chat, address.address())).await;
@@ -74,7 +74,7 @@ async fn failover_fails_no_request_and_replicas_reconnect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_stay_within_share_limits_during_a_failover() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
     let (mut primary, second, mut address) = redis_pair().await;
     let setup = || {
@@ -84,7 +84,7 @@ async fn calls_stay_within_share_limits_during_a_failover() {
     let one = replica(setup()).await;
     let two = replica(setup()).await;
     let stalls = Stalls::watch(&one);
-    let (ask, span) = (Ask::command("openim/querystate"), Duration::from_secs(9));
+    let (request, span) = (Ask::command("openim/querystate"), Duration::from_secs(9));
     let failing_over = async {
         chat.seen(60).await;
         primary.kill();
@@ -98,10 +98,11 @@ async fn calls_stay_within_share_limits_during_a_failover() {
         let before = chat.count();
         chat.seen(before + 40).await;
     };
-    let (first, other, ()) = tokio::join!(press(&one, &ask, 10, span), press(&two, &ask, 10, span), failing_over);
+    let (first, other, ()) =
+        tokio::join!(press(&one, &request, 10, span), press(&two, &request, 10, span), failing_over);
     all_sound(&first);
     all_sound(&other);
-    assert!(first.iter().chain(&other).all(|answer| answer.status == 200), "a request failed");
+    assert!(first.iter().chain(&other).all(|response| response.status == 200), "a request failed");
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = most_in(a_second(&stalls), &times);
     println!("40/s during a failover: peak second {most}, mean {:.1}", crate::quota::mean(&times));
@@ -245,8 +246,8 @@ async fn demoted_primary_is_abandoned_until_promoted_again() {
         let hellos = stats.lines().find_map(|line| line.strip_prefix("cmdstat_hello:calls="))?;
         hellos.split(',').next()?.parse::<u64>().ok()
     };
-    let begun = attempts().await.expect("at least one connection");
-    let more = async || (attempts().await? >= begun + 3).then_some(());
+    let started = attempts().await.expect("at least one connection");
+    let more = async || (attempts().await? >= started + 3).then_some(());
     eventually("the gateway retries the connection", more).await;
     assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", before + 1));
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);

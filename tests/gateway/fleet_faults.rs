@@ -36,16 +36,16 @@ impl Traffic {
                 while !stop.is_cancelled() {
                     let mut conn = Conn::open(&address).await.expect("accepted");
                     let new = format!("user-{caller}-{round}");
-                    for ask in [
+                    for request in [
                         Ask::check(&new, &["bob"]),
                         Ask::check("ann", &["bob"]),
                         Ask::command("openim/querystate"),
                         Ask::command("follow/follow_add")
                             .body(format!(r#"{{"From_Account":"{new}","FollowItem":[{{"To_Account":"bob"}}]}}"#)),
                     ] {
-                        let answer = conn.ask(&ask).await;
-                        if answer.status != 200 {
-                            failed.push(format!("{answer:?}"));
+                        let response = conn.ask(&request).await;
+                        if response.status != 200 {
+                            failed.push(format!("{response:?}"));
                         }
                     }
                     round += 1;
@@ -83,7 +83,7 @@ pub(crate) async fn await_disconnected(gateway: &Gateway) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_redis_fails_no_request() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -100,7 +100,7 @@ async fn killed_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_redis_fails_no_request() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -115,7 +115,7 @@ async fn frozen_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_redis_fails_no_request() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let route = Way::to(&redis).await;
     let gateway = replica(setup(&chat, route.address())).await;
@@ -131,7 +131,7 @@ async fn slow_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn network_partition_from_redis_fails_no_request() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let route = Way::to(&redis).await;
     let gateway = replica(setup(&chat, route.address())).await;
@@ -147,7 +147,7 @@ async fn network_partition_from_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emptied_redis_fails_no_request() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -174,9 +174,9 @@ async fn disconnected_replica_drops_pairs_and_sends_invalidations_later() {
     near.check("ann", &["cyd"]).await;
     route.cut(true);
     await_disconnected(&far).await;
-    let cached = |ask: Ask| ask.header("Cache-Control", "only-if-cached");
-    let answer = far.ask(cached(Ask::check("ann", &["bob"]))).await;
-    assert_eq!(answer.slug(), Some("not_cached"), "a disconnected replica must drop its pairs");
+    let cached = |request: Ask| request.header("Cache-Control", "only-if-cached");
+    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    assert_eq!(response.slug(), Some("not_cached"), "a disconnected replica must drop its pairs");
     far.check("ann", &["bob"]).await;
     far.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["cyd"]}"#).await;
     assert_eq!(
@@ -186,11 +186,11 @@ async fn disconnected_replica_drops_pairs_and_sends_invalidations_later() {
     );
     route.cut(false);
     await_connected(&far).await;
-    let answer = far.ask(cached(Ask::check("ann", &["bob"]))).await;
-    assert_eq!(answer.slug(), Some("not_cached"), "a pair cached while disconnected may be invalid");
+    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    assert_eq!(response.slug(), Some("not_cached"), "a pair cached while disconnected may be invalid");
     eventually("the delayed invalidation is received", async || {
-        let answer = near.ask(cached(Ask::check("ann", &["cyd"]))).await;
-        (answer.slug() == Some("not_cached")).then_some(())
+        let response = near.ask(cached(Ask::check("ann", &["cyd"]))).await;
+        (response.slug() == Some("not_cached")).then_some(())
     })
     .await;
 }
@@ -209,8 +209,8 @@ async fn pairs_cached_before_connecting_are_dropped_on_connect() {
     near.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
     route.late(Duration::ZERO);
     await_connected(&far).await;
-    let answer = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
-    assert_eq!(answer.slug(), Some("not_cached"));
+    let response = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+    assert_eq!(response.slug(), Some("not_cached"));
 }
 
 #[tokio::test]

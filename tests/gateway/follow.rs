@@ -49,10 +49,10 @@ async fn only_uncached_pairs_are_fetched_and_order_is_kept() {
     chat.follow("eve", "ann");
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob", "dan"]).await;
-    let answer = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
+    let response = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
     let expected = [("eve", 3), ("dan", 1), ("cyd", 0), ("bob", 2)].map(|(name, kind)| (name.to_owned(), kind));
-    assert_eq!(answer.checked(), expected);
-    assert_eq!((answer.cache().outcome.as_str(), answer.cache().counts()), ("fwd=partial", (2, 0, 2)));
+    assert_eq!(response.checked(), expected);
+    assert_eq!((response.cache().outcome.as_str(), response.cache().counts()), ("fwd=partial", (2, 0, 2)));
     let fetched: BTreeSet<String> = chat.last().to_accounts().into_iter().collect();
     assert_eq!(fetched, ["cyd", "eve"].map(String::from).into());
     assert_eq!(chat.count(), 2);
@@ -63,10 +63,10 @@ async fn repeated_accounts_are_fetched_once_and_answered_each_time() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
-    let answer = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
-    let names: Vec<String> = answer.checked().into_iter().map(|(name, _)| name).collect();
-    assert_eq!((names, answer.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
-    assert_eq!(answer.cache().counts(), (0, 0, 2), "only distinct pairs count");
+    let response = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
+    let names: Vec<String> = response.checked().into_iter().map(|(name, _)| name).collect();
+    assert_eq!((names, response.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
+    assert_eq!(response.cache().counts(), (0, 0, 2), "only distinct pairs count");
     let mut fetched = chat.last().to_accounts();
     fetched.sort();
     assert_eq!(fetched, ["bob", "cyd"]);
@@ -82,9 +82,9 @@ async fn cached_pair_answers_both_directions() {
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["none", "one", "two", "both"]).await.types(), [0, 1, 2, 3]);
     for (from, expected) in [("none", 0), ("one", 2), ("two", 1), ("both", 3)] {
-        let answer = gateway.check(from, &["ann"]).await;
-        assert_eq!(answer.checked(), [("ann".to_owned(), expected)], "{from}");
-        assert_eq!(answer.cache().outcome, "hit");
+        let response = gateway.check(from, &["ann"]).await;
+        assert_eq!(response.checked(), [("ann".to_owned(), expected)], "{from}");
+        assert_eq!(response.cache().outcome, "hit");
     }
     assert_eq!(chat.count(), 1);
 }
@@ -104,12 +104,12 @@ async fn escaped_names_equal_their_decoded_text() {
     let unusual = ["abc", "Abc", "日本", "q\"u\\o/te", "a b", "😀", "@RBT#1"];
     unusual.iter().for_each(|name| chat.follow("ann", name));
     let gateway = gateway(&chat).await;
-    let answer = gateway.check("ann", &unusual).await;
-    assert_eq!(answer.checked(), unusual.map(|name| (name.to_owned(), 2)));
+    let response = gateway.check("ann", &unusual).await;
+    assert_eq!(response.checked(), unusual.map(|name| (name.to_owned(), 2)));
     let escaped = r#" { "To_Account" : ["\u0061\u0062c","q\"u\\o\/te","\u65e5\u672c","\ud83d\ude00"] , "From\u005fAccount":"\u0061nn" } "#;
-    let answer = gateway.call("follow/follow_check", escaped).await;
-    assert_eq!(answer.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
-    assert_eq!(answer.cache().outcome, "hit");
+    let response = gateway.call("follow/follow_check", escaped).await;
+    assert_eq!(response.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
+    assert_eq!(response.cache().outcome, "hit");
     assert_eq!(gateway.check("ann", &["aBc"]).await.types(), [0], "case matters");
     assert_eq!(chat.count(), 2);
     let longest = "x".repeat(32);
@@ -125,10 +125,10 @@ async fn accounts_are_split_into_the_fewest_calls_of_100() {
         let names: Vec<String> = (0..count).map(|n| format!("u{round}-{n}")).collect();
         names.iter().step_by(3).for_each(|name| chat.follow(&from, name));
         let before = chat.count();
-        let answer = gateway.ask(Ask::check(&from, &names)).await;
+        let response = gateway.ask(Ask::check(&from, &names)).await;
         let expected: Vec<(String, u8)> =
             names.iter().enumerate().map(|(n, name)| (name.clone(), if n % 3 == 0 { 2 } else { 0 })).collect();
-        assert_eq!(answer.checked(), expected);
+        assert_eq!(response.checked(), expected);
         assert_eq!(chat.count() - before, calls, "{count} accounts");
         let mut fetched: Vec<String> = Vec::new();
         for call in &chat.calls()[before..] {
@@ -204,9 +204,9 @@ async fn failed_or_unknown_items_are_relayed_verbatim_not_cached() {
     for (round, unusual) in unusual.iter().enumerate() {
         let good = format!("good{round}");
         chat.once(Reply::json(checked(&[item(&good, 3), unusual.clone()])));
-        let answer = gateway.check("ann", &["odd", &good, "odd"]).await;
-        assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
-        let text = answer.text();
+        let response = gateway.check("ann", &["odd", &good, "odd"]).await;
+        assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
+        let text = response.text();
         assert_eq!(text.matches(unusual.as_str()).count(), 2, "{unusual} in {text}");
         assert!(
             text.find(unusual.as_str()) < text.find(&good) && text.find(&good) < text.rfind(unusual.as_str()),
@@ -252,8 +252,8 @@ async fn body_with_an_unknown_member_bypasses_the_cache() {
     let upstream = checked(&[item("cyd", 1), item("bob", 1)]);
     for round in 0..2 {
         chat.always(Reply::json(upstream.clone()));
-        let answer = gateway.call("follow/follow_check", body).await;
-        answer.assert_relayed(200, &upstream);
+        let response = gateway.call("follow/follow_check", body).await;
+        response.assert_relayed(200, &upstream);
         assert_eq!(chat.last().body, body.as_bytes());
         assert_eq!(chat.count(), 2 + round);
     }
@@ -270,9 +270,9 @@ async fn apps_do_not_share_cached_pairs() {
     let gateway = Setup::without_apps().app(MAIN, &lines).app(OTHER, &lines).start().await;
     for round in 0..2 {
         for (app, expected) in [(MAIN, 2), (OTHER, 0)] {
-            let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
-            assert_eq!(answer.types(), [expected]);
-            assert_eq!(answer.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
+            let response = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
+            assert_eq!(response.types(), [expected]);
+            assert_eq!(response.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
         }
     }
     let numbers: Vec<u32> = chat.calls().iter().map(|call| call.app()).collect();
@@ -283,22 +283,22 @@ async fn apps_do_not_share_cached_pairs() {
 async fn pair_is_fetched_again_after_its_ttl() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "2s""#).start().await;
-    let begun = now();
+    let started = now();
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     chat.follow("ann", "bob");
-    let answer = gateway.check("ann", &["bob"]).await;
-    if begun.elapsed() < Duration::from_secs(1) {
-        assert_eq!((answer.types(), answer.cache().outcome.as_str()), (vec![0], "hit"));
+    let response = gateway.check("ann", &["bob"]).await;
+    if started.elapsed() < Duration::from_secs(1) {
+        assert_eq!((response.types(), response.cache().outcome.as_str()), (vec![0], "hit"));
     }
-    let answer = eventually("the pair is fetched again", async || {
-        let answer = gateway.check("ann", &["bob"]).await;
-        (chat.count() > 1).then_some(answer)
+    let response = eventually("the pair is fetched again", async || {
+        let response = gateway.check("ann", &["bob"]).await;
+        (chat.count() > 1).then_some(response)
     })
     .await;
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "after {:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(6), "after {:?}", begun.elapsed());
-    assert_eq!(answer.types(), [2]);
-    assert_eq!(answer.cache().outcome, "fwd=stale");
+    assert!(started.elapsed() >= Duration::from_millis(1900), "after {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(6), "after {:?}", started.elapsed());
+    assert_eq!(response.types(), [2]);
+    assert_eq!(response.cache().outcome, "fwd=stale");
 }
 
 #[tokio::test]
@@ -322,9 +322,9 @@ async fn age_header_is_that_of_the_oldest_pair() {
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["bob"]).await.age(), 0);
     eventually("the pair is one second old", async || {
-        let answer = gateway.check("ann", &["bob"]).await;
-        assert_eq!(answer.cache().outcome, "hit");
-        (answer.age() >= 1).then_some(())
+        let response = gateway.check("ann", &["bob"]).await;
+        assert_eq!(response.cache().outcome, "hit");
+        (response.age() >= 1).then_some(())
     })
     .await;
     assert!(gateway.check("ann", &["cyd", "bob"]).await.age() >= 1);
@@ -337,8 +337,8 @@ async fn explain_lists_the_sources_of_the_first_200_accounts() {
     let gateway = Setup::new(&chat).set("server", "explain = true").start().await;
     gateway.check("ann", &["bob"]).await;
     let explain = |names: &[&str]| Ask::check("ann", names).header("Chatgate-Explain", "1");
-    let sources = |answer: &crate::support::answer::Answer| -> Vec<String> {
-        let text = answer.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {answer:?}"));
+    let sources = |response: &crate::support::answer::Answer| -> Vec<String> {
+        let text = response.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {response:?}"));
         text.split(',')
             .map(|entry| {
                 let (source, age) = entry.trim().split_once(";age=").unwrap_or_else(|| panic!("{text}"));
@@ -347,11 +347,11 @@ async fn explain_lists_the_sources_of_the_first_200_accounts() {
             })
             .collect()
     };
-    let answer = gateway.ask(explain(&["cyd", "bob"])).await;
-    assert_eq!(sources(&answer), ["fetched", "hit"]);
+    let response = gateway.ask(explain(&["cyd", "bob"])).await;
+    assert_eq!(sources(&response), ["fetched", "hit"]);
     let many: Vec<String> = (0..250).map(|n| format!("u{n}")).collect();
-    let answer = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
-    assert_eq!(sources(&answer), vec!["fetched"; 200]);
+    let response = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
+    assert_eq!(sources(&response), vec!["fetched"; 200]);
     assert_eq!(gateway.check("ann", &["bob"]).await.header("chatgate-explain"), None, "only on request");
     let without_explain = crate::support::setup::gateway(&chat).await;
     assert_eq!(
@@ -373,8 +373,8 @@ async fn cache_holds_at_most_max_pairs() {
     }
     let (mut conn, mut cached) = (gateway.connect().await, 0);
     for (round, name) in (0..40).flat_map(|round| names(round).into_iter().map(move |name| (round, name))) {
-        let ask = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
-        cached += usize::from(conn.ask(&ask).await.status == 200);
+        let request = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
+        cached += usize::from(conn.ask(&request).await.status == 200);
     }
     assert!(cached <= 1000, "{cached} of 4,000 pairs are cached at a limit of 1,000");
     assert!(cached >= 300, "only {cached} pairs are cached at a limit of 1,000");
