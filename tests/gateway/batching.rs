@@ -134,7 +134,7 @@ async fn few_during_flood(chat: &FakeChat, gateway: &Gateway, request_of: impl F
             })
         })
         .collect();
-    // The flood is under load before the other caller connects.
+    // The flood is running before the other caller connects.
     chat.seen(2).await;
     gateway.round_trips().await;
     let mut conn = gateway.connect().await;

@@ -1,4 +1,4 @@
-//! Every limit is enforced, rejects only the excess, and frees up when the load ends.
+//! Limits: each is enforced, rejects only the excess, and no longer rejects when the load ends.
 
 use std::time::Duration;
 

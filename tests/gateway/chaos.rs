@@ -26,7 +26,7 @@ fn random(seed: u64, n: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Returns the injected reply for a call, or `None` (mostly) for a correct one.
+/// Returns the injected reply for a call, or `None` if Chat responds correctly (most calls).
 fn injected_reply(seed: u64, n: u64) -> Option<Reply> {
     let number = random(seed, n);
     Some(match number % 40 {
