@@ -1,4 +1,4 @@
-//! Which app a request is for, and what becomes of the parameters of clients that used to sign themselves.
+//! Selection of the app for a request, and removal of the signing parameters that older clients still send.
 
 use std::collections::BTreeSet;
 
@@ -11,63 +11,63 @@ use crate::support::setup::{Setup, gateway};
 
 const UNKNOWN: (u16, &str, i64) = (404, "unknown_app", 129_404);
 
-/// Two apps on one Chat; `main` is the default if asked for.
+/// Starts a gateway with two apps on one Chat. `default` makes `main` the default app.
 async fn two_apps(chat: &FakeChat, default: bool) -> Gateway {
     let lines = chat.app_lines();
     let main = if default { format!("{lines}\ndefault = true") } else { lines.clone() };
     Setup::without_apps().app(MAIN, &main).app(OTHER, &lines).start().await
 }
 
-/// The app that upstream saw for this request.
-async fn app_of(gateway: &Gateway, chat: &FakeChat, ask: Ask) -> u32 {
+/// Sends the request and returns the SDKAppID that Chat saw.
+async fn app_of(gateway: &Gateway, chat: &FakeChat, request: Ask) -> u32 {
     let before = chat.count();
-    gateway.ask(ask).await.assert_relayed(200, OK);
+    gateway.ask(request).await.assert_relayed(200, OK);
     assert_eq!(chat.count(), before + 1);
     assert_eq!(chat.last().path(), "/v4/openim/querystate");
     chat.last().app()
 }
 
 #[tokio::test]
-async fn an_app_is_chosen_by_prefix_by_header_or_by_number() {
+async fn app_is_selected_by_prefix_header_or_sdkappid() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     let plain = || Ask::command("openim/querystate");
     for app in [MAIN, OTHER] {
         let prefixed = format!("/apps/{}/v4/openim/querystate", app.name);
         let numbered = format!("/v4/openim/querystate?sdkappid={}", app.sdkappid);
-        let all = format!("{prefixed}?sdkappid={}", app.sdkappid);
-        for ask in [
+        let combined = format!("{prefixed}?sdkappid={}", app.sdkappid);
+        for request in [
             Ask::post(&prefixed),
             plain().header("Chatgate-App", app.name),
             plain().header("chatgate-app", app.name),
             Ask::post(&numbered),
-            Ask::post(&all).header("Chatgate-App", app.name),
+            Ask::post(&combined).header("Chatgate-App", app.name),
         ] {
-            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+            assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
     }
-    assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default");
+    assert_eq!(app_of(&gateway, &chat, plain()).await, MAIN.sdkappid, "the default app");
 }
 
 #[tokio::test]
-async fn the_only_app_needs_no_choice_and_of_two_without_a_default_none_fits() {
+async fn request_without_app_fails_if_no_default_exists() {
     let chat = FakeChat::start().await;
     let single = gateway(&chat).await;
     assert_eq!(app_of(&single, &chat, Ask::command("openim/querystate")).await, MAIN.sdkappid);
     let double = two_apps(&chat, false).await;
     let before = chat.count();
-    let answer = double.call("openim/querystate", "{}").await;
-    answer.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    let response = double.call("openim/querystate", "{}").await;
+    response.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
     assert_eq!(chat.count(), before);
     assert_eq!(app_of(&double, &chat, Ask::post("/apps/other/v4/openim/querystate")).await, OTHER.sdkappid);
 }
 
 #[tokio::test]
-async fn two_choices_that_disagree_are_refused() {
+async fn conflicting_app_selectors_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     let (main, other) = (MAIN.sdkappid, OTHER.sdkappid);
-    let asks = [
+    let requests = [
         Ask::post("/apps/main/v4/openim/querystate").header("Chatgate-App", "other"),
         Ask::post(&format!("/apps/main/v4/openim/querystate?sdkappid={other}")),
         Ask::post(&format!("/v4/openim/querystate?sdkappid={main}")).header("Chatgate-App", "other"),
@@ -81,14 +81,14 @@ async fn two_choices_that_disagree_are_refused() {
         Ask::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
         Ask::command("openim/querystate").header("Chatgate-App", "nobody"),
     ];
-    for ask in asks {
-        gateway.ask(ask).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+    for request in requests {
+        gateway.ask(request).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
     }
     assert_eq!(chat.count(), 0);
 }
 
 #[tokio::test]
-async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
+async fn signing_parameters_of_callers_are_never_forwarded() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let number = MAIN.sdkappid;
@@ -106,10 +106,10 @@ async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
         format!("SDKAPPID={number}&%73dkappid={number}"),
     ];
     for (round, query) in queries.iter().enumerate() {
-        let ask = Ask::post(&format!("/v4/openim/querystate?{query}"));
-        // That the five parameters stand there once each, with the app's own values, is checked for
-        // every call of every test: see `chat::faults`.
-        gateway.ask(ask).await.assert_relayed(200, OK);
+        let request = Ask::post(&format!("/v4/openim/querystate?{query}"));
+        // `chat::faults` checks in every test that each call has the five parameters exactly once, with
+        // the app's own values.
+        gateway.ask(request).await.assert_relayed(200, OK);
         assert_eq!(chat.count(), round + 1, "{query}");
         assert!(!chat.last().target.to_lowercase().contains("forged"), "{query}");
         assert!(!chat.last().target.contains("root"), "{query}");
@@ -117,7 +117,7 @@ async fn parameters_of_a_client_that_signed_by_itself_never_go_upstream() {
 }
 
 #[tokio::test]
-async fn an_apps_prefix_works_for_the_cached_command_too() {
+async fn app_prefix_selects_the_cache_for_follow_check() {
     let chat = FakeChat::start().await;
     chat.graph().follow(OTHER.sdkappid, "a", "b");
     let gateway = two_apps(&chat, true).await;
@@ -130,13 +130,13 @@ async fn an_apps_prefix_works_for_the_cached_command_too() {
 }
 
 #[tokio::test]
-async fn two_apps_share_no_connection() {
+async fn apps_do_not_share_upstream_connections() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
     for _ in 0..3 {
         for app in [MAIN, OTHER] {
-            let ask = Ask::command("openim/querystate").header("Chatgate-App", app.name);
-            assert_eq!(app_of(&gateway, &chat, ask).await, app.sdkappid);
+            let request = Ask::command("openim/querystate").header("Chatgate-App", app.name);
+            assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
     }
     let connections_of = |app: u32| -> BTreeSet<usize> {

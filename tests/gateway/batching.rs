@@ -1,6 +1,6 @@
-//! Lookups that have to wait: they travel together, nobody spoils another's answer, everybody gets a turn.
+//! Queued lookups: they are batched, an error stays with its own caller, and callers are served round-robin.
 //!
-//! With room for one call in flight, and that one held, everything else gathers: no timing is needed.
+//! `max_in_flight` is 1 and the test holds that one call, so all other lookups queue up. The tests need no timing.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::support::h2::Http2;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
 
-/// A gateway whose only room is taken by a lookup that is held at the gate.
-async fn crowded(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, Conn) {
+/// Starts a gateway whose only in-flight slot is taken by a lookup that the gate holds.
+async fn saturated_gateway(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, Conn) {
     let setup = Setup::new(chat).set("upstream", "max_in_flight = 1").deadline("15s");
     let gateway = setup.set("follow_check", follow_check).start().await;
     let held = gate.clone();
@@ -27,25 +27,25 @@ async fn crowded(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, 
     (gateway, first)
 }
 
-/// Each of these asks for its pair on a connection of its own; once all are queued the gate is opened.
-async fn all_ask(gateway: &Gateway, gate: &Gate, pairs: &[(String, String)]) -> Vec<Answer> {
+/// Sends a check for each pair on its own connection, opens the gate once all are queued, and returns the responses.
+async fn check_all(gateway: &Gateway, gate: &Gate, pairs: &[(String, String)]) -> Vec<Answer> {
     let mut conns = Vec::new();
     for (from, to) in pairs {
         let mut conn = gateway.connect().await;
         conn.send(Ask::check(from, &[to]).bytes()).await;
         conns.push(conn);
     }
-    eventually("all are queued", async || {
+    eventually("all pairs are queued", async || {
         let seen = Exposition::read(&gateway.admin_get("/metrics").await.text());
         (seen.sum("chatgate_pairs_queued", &[]) == pairs.len() as f64).then_some(())
     })
     .await;
     gate.open();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for mut conn in conns {
-        answers.push(conn.answer().await);
+        responses.push(conn.answer().await);
     }
-    answers
+    responses
 }
 
 fn fans(count: usize) -> Vec<(String, String)> {
@@ -53,123 +53,126 @@ fn fans(count: usize) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn many_who_ask_about_one_user_share_full_calls_from_that_users_side() {
+async fn lookups_of_one_user_are_flipped_into_full_batches() {
     let chat = FakeChat::start().await;
     let gate = Gate::closed();
-    let (gateway, mut first) = crowded(&chat, &gate, "flip = true").await;
+    let (gateway, mut first) = saturated_gateway(&chat, &gate, "flip = true").await;
     for n in (0..150).step_by(3) {
         chat.follow(&format!("fan{n:03}"), "star");
     }
-    let answers = all_ask(&gateway, &gate, &fans(150)).await;
-    for (n, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.types(), [if n % 3 == 0 { 2 } else { 0 }], "fan {n}");
+    let responses = check_all(&gateway, &gate, &fans(150)).await;
+    for (n, response) in responses.iter().enumerate() {
+        assert_eq!(response.types(), [if n % 3 == 0 { 2 } else { 0 }], "fan {n}");
     }
-    assert!(answers.iter().all(|answer| answer.cache().counts() == (0, 0, 1)));
-    assert!(answers.iter().filter(|answer| answer.cache().flipped == 1).count() >= 140);
+    assert!(responses.iter().all(|response| response.cache().counts() == (0, 0, 1)));
+    assert!(responses.iter().filter(|response| response.cache().flipped == 1).count() >= 140);
     first.answer().await.types();
     let calls = chat.calls();
-    // 150 pairs fill two calls; a few that came late, or left early, may have had another.
+    // 150 pairs fill two calls. Pairs that arrived late or were sent early may need a few more.
     assert!(calls.len() <= 5, "{} calls", calls.len());
     let fullest = calls.iter().max_by_key(|call| call.to_accounts().len()).expect("calls");
     assert_eq!((fullest.asker().as_str(), fullest.to_accounts().len()), ("star", 100));
 }
 
 #[tokio::test]
-async fn without_flip_every_call_is_as_its_caller_put_it() {
+async fn flip_disabled_keeps_each_lookup_as_requested() {
     let chat = FakeChat::start().await;
     let gate = Gate::closed();
-    let (gateway, _first) = crowded(&chat, &gate, "flip = false").await;
-    let answers = all_ask(&gateway, &gate, &fans(12)).await;
-    assert!(answers.iter().all(|answer| answer.types() == [0] && answer.cache().flipped == 0));
+    let (gateway, _first) = saturated_gateway(&chat, &gate, "flip = false").await;
+    let responses = check_all(&gateway, &gate, &fans(12)).await;
+    assert!(responses.iter().all(|response| response.types() == [0] && response.cache().flipped == 0));
     let calls = chat.calls();
     assert_eq!(calls.len(), 13);
     assert!(calls[1..].iter().all(|call| call.to_accounts() == ["star"]));
 }
 
 #[tokio::test]
-async fn one_bad_account_among_fifty_callers_spoils_only_its_own_answer() {
+async fn bad_account_in_batch_fails_only_its_own_request() {
     let chat = FakeChat::start().await;
     let gate = Gate::closed();
-    let (gateway, _first) = crowded(&chat, &gate, "flip = true").await;
+    let (gateway, _first) = saturated_gateway(&chat, &gate, "flip = true").await;
     let held = gate.clone();
-    let refusal = fail(30003, "no such account");
-    let unshared = refusal.clone();
+    let error = fail(30003, "no such account");
+    let error_alone = error.clone();
     chat.script(move |call| {
         let bad = call.asker() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
         if bad {
-            return Some(Reply::json(refusal.clone()));
+            return Some(Reply::json(error.clone()));
         }
         (call.asker() == "first").then(|| Reply::model().held(&held))
     });
     let mut pairs = fans(50);
     pairs[20].0 = "bad".to_owned();
-    let answers = all_ask(&gateway, &gate, &pairs).await;
-    for (n, answer) in answers.iter().enumerate() {
+    let responses = check_all(&gateway, &gate, &pairs).await;
+    for (n, response) in responses.iter().enumerate() {
         if n == 20 {
-            answer.assert_relayed(200, &unshared);
+            response.assert_relayed(200, &error_alone);
         } else {
-            assert_eq!(answer.types(), [0], "fan {n}");
+            assert_eq!(response.types(), [0], "fan {n}");
         }
     }
-    let shared = chat.calls().iter().filter(|call| call.to_accounts().len() > 1).count();
-    assert!(shared >= 1, "nothing was shared, so nothing could have been spoilt");
-    // The error is nobody's fact.
-    gateway.check("bad", &["star"]).await.assert_relayed(200, &unshared);
+    let batched = chat.calls().iter().filter(|call| call.to_accounts().len() > 1).count();
+    assert!(batched >= 1, "no call was shared, so the test proves nothing");
+    // The error is not cached.
+    gateway.check("bad", &["star"]).await.assert_relayed(200, &error_alone);
 }
 
-/// One caller always asks for a hundred things at once, another for one thing after the other.
-async fn flooded(chat: &FakeChat, gateway: &Gateway, what: impl Fn(&str, usize) -> Ask) -> Vec<Answer> {
+/// Lets one caller keep a hundred requests in flight, and returns the responses to five sequential requests of another.
+async fn few_during_flood(chat: &FakeChat, gateway: &Gateway, request_of: impl Fn(&str, usize) -> Ask) -> Vec<Answer> {
     let flood = Http2::open(gateway.address()).await;
-    let asks: Vec<_> = (0..100)
+    let requests: Vec<_> = (0..100)
         .map(|n| {
             let flood = flood.clone();
-            let asks: Vec<Ask> = (0..200).map(|round| what("many", n + 100 * round)).collect();
+            let requests: Vec<Ask> = (0..200).map(|round| request_of("many", n + 100 * round)).collect();
             tokio::spawn(async move {
-                for ask in asks {
-                    if flood.ask(&ask).await.status != 200 {
-                        // Who is refused does not come back in the same instant.
+                for request in requests {
+                    if flood.ask(&request).await.status != 200 {
+                        // A client backs off briefly after a rejection.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
                 }
             })
         })
         .collect();
-    // The flood is there before the other one comes.
+    // The flood is running before the other caller connects.
     chat.seen(2).await;
     gateway.round_trips().await;
     let mut conn = gateway.connect().await;
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for n in 0..5 {
-        answers.push(conn.ask(&what("few", n)).await);
+        responses.push(conn.ask(&request_of("few", n)).await);
     }
-    asks.iter().for_each(tokio::task::JoinHandle::abort);
-    answers
+    requests.iter().for_each(tokio::task::JoinHandle::abort);
+    responses
 }
 
 #[tokio::test]
-async fn a_flood_of_lookups_leaves_another_caller_its_turns() {
+async fn flood_of_lookups_does_not_starve_another_caller() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = flooded(&chat, &gateway, |who, n| Ask::check(&format!("{who}{n}"), &[format!("to-{who}{n}")])).await;
-    assert!(answers.iter().all(|answer| answer.types() == [0]));
+    let responses = few_during_flood(&chat, &gateway, |caller, n| {
+        Ask::check(&format!("{caller}{n}"), &[format!("to-{caller}{n}")])
+    })
+    .await;
+    assert!(responses.iter().all(|response| response.types() == [0]));
 }
 
 #[tokio::test]
-async fn a_flood_of_other_calls_leaves_another_caller_its_turns() {
+async fn flood_of_relayed_calls_does_not_starve_another_caller() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "5/s""#).deadline("4s");
     let gateway = setup.start().await;
-    let answers = flooded(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
-    assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+    let responses = few_during_flood(&chat, &gateway, |_, _| Ask::command("openim/querystate")).await;
+    assert!(responses.iter().all(|response| response.status == 200), "{responses:?}");
 }
 
 #[tokio::test]
-async fn lookups_that_wait_long_wait_idly() {
+async fn queued_lookups_use_no_cpu() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).deadline("4s");
     let gateway = setup.start().await;
-    // One pair each towards users of their own, more than a second's quota for every one of them.
+    // Thirty lookups of unrelated pairs at one call per second: no two can share a call.
     let mut conns = Vec::new();
     for n in 0..30 {
         let mut conn = gateway.connect().await;
@@ -179,14 +182,14 @@ async fn lookups_that_wait_long_wait_idly() {
     let before = gateway.ticks();
     let mut served = 0;
     for mut conn in conns {
-        let answer = conn.answer().await;
-        match answer.status {
+        let response = conn.answer().await;
+        match response.status {
             200 => served += 1,
-            _ => answer.assert_error(429, "rate_limited", 60007),
+            _ => response.assert_error(429, "rate_limited", 60007),
         }
     }
-    // Four seconds are 400 ticks; what there is to do takes a few.
+    // Four seconds are 400 ticks. The work itself takes a few.
     let used = gateway.ticks() - before;
-    assert!(used < 100, "{used} ticks of processor time to wait");
-    assert!((3..=5).contains(&served), "{served} served in 4 s at one a second");
+    assert!(used < 100, "{used} ticks of CPU time spent waiting");
+    assert!((3..=5).contains(&served), "{served} served in 4 s at one per second");
 }

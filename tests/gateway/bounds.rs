@@ -1,4 +1,4 @@
-//! Every bound is kept, costs only the excess, and is over when the load is.
+//! Limits: each is enforced, rejects only the excess, and no longer rejects when the load ends.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::support::{eventually, now};
 const CALL: &str = "openim/querystate";
 
 #[tokio::test]
-async fn a_body_of_max_body_is_served_and_one_byte_more_is_too_large() {
+async fn body_over_max_body_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"max_body = "64KiB""#).start().await;
     let of_size = |size: usize| format!(r#"{{"x":"{}"}}"#, "y".repeat(size - 8));
-    let at = of_size(64 * 1024);
-    gateway.call(CALL, &at).await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, at.as_bytes());
+    let largest = of_size(64 * 1024);
+    gateway.call(CALL, &largest).await.assert_relayed(200, OK);
+    assert_eq!(chat.last().body, largest.as_bytes());
     gateway.call(CALL, of_size(64 * 1024 + 1)).await.assert_error(413, "body_too_large", 129_413);
     gateway.call("follow/follow_check", of_size(64 * 1024 + 1)).await.assert_error(413, "body_too_large", 129_413);
     let chunked = |body: &str| {
@@ -29,26 +29,26 @@ async fn a_body_of_max_body_is_served_and_one_byte_more_is_too_large() {
             .collect();
         Ask::command(CALL).header("Transfer-Encoding", "chunked").body(chunks + "0\r\n\r\n")
     };
-    gateway.ask(chunked(&at)).await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, at.as_bytes());
+    gateway.ask(chunked(&largest)).await.assert_relayed(200, OK);
+    assert_eq!(chat.last().body, largest.as_bytes());
     gateway.ask(chunked(&of_size(64 * 1024 + 1))).await.assert_error(413, "body_too_large", 129_413);
     assert_eq!(chat.count(), 2);
 }
 
 #[tokio::test]
-async fn a_body_announced_too_large_is_refused_before_it_is_sent() {
+async fn too_large_content_length_is_rejected_before_the_body() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for length in ["1048577", "4294967296", "9223372036854775807"] {
-        let begun = now();
-        let answer = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
-        answer.assert_error(413, "body_too_large", 129_413);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        let started = now();
+        let response = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
+        response.assert_error(413, "body_too_large", 129_413);
+        assert!(started.elapsed() < Duration::from_secs(5));
     }
-    // Who waits for 100 Continue is told at once, too.
-    let polite = Ask::command(CALL).header("Content-Length", "9999999").header("Expect", "100-continue").body("");
-    gateway.ask(polite).await.assert_error(413, "body_too_large", 129_413);
-    // And an endless chunked body is cut.
+    // A client that waits for 100 Continue gets the error at once, too.
+    let expecting = Ask::command(CALL).header("Content-Length", "9999999").header("Expect", "100-continue").body("");
+    gateway.ask(expecting).await.assert_error(413, "body_too_large", 129_413);
+    // An endless chunked body is cut off.
     let mut conn = gateway.connect().await;
     conn.send(Ask::command(CALL).header("Transfer-Encoding", "chunked").body("").bytes()).await;
     let chunk = format!("10000\r\n{}\r\n", "z".repeat(0x10000));
@@ -62,7 +62,7 @@ async fn a_body_announced_too_large_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_target_over_8_kib_is_too_long() {
+async fn target_over_8_kib_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let of_size = |size: usize| {
@@ -77,32 +77,33 @@ async fn a_target_over_8_kib_is_too_long() {
 }
 
 #[tokio::test]
-async fn a_head_over_64_kib_or_100_lines_is_too_large() {
+async fn headers_over_64_kib_or_100_fields_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let lines = |count: usize| (0..count).fold(Ask::command(CALL), |ask, n| ask.header(&format!("X-{n}"), "v"));
-    // Host and Content-Length are lines as well.
-    gateway.ask(lines(98)).await.assert_relayed(200, OK);
+    let with_fields =
+        |count: usize| (0..count).fold(Ask::command(CALL), |request, n| request.header(&format!("X-{n}"), "v"));
+    // Host and Content-Length count too.
+    gateway.ask(with_fields(98)).await.assert_relayed(200, OK);
     for count in [99, 120, 1000] {
-        gateway.ask(lines(count)).await.assert_error(431, "head_too_large", 129_431);
+        gateway.ask(with_fields(count)).await.assert_error(431, "head_too_large", 129_431);
     }
     let large = |size: usize| Ask::command(CALL).header("X-Large", &"v".repeat(size));
     gateway.ask(large(60 * 1024)).await.assert_relayed(200, OK);
     for size in [64 * 1024, 80 * 1024] {
         gateway.ask(large(size)).await.assert_error(431, "head_too_large", 129_431);
     }
-    // Far beyond it, the answer may be lost behind bytes that nobody reads, but nothing else happens.
+    // Far beyond the limit, unread bytes may reset the connection before the response arrives. Nothing else happens.
     let mut conn = gateway.connect().await;
     conn.send(large(4 << 20).bytes()).await;
-    if let Some(answer) = conn.try_answer().await {
-        answer.assert_error(431, "head_too_large", 129_431);
+    if let Some(response) = conn.try_answer().await {
+        response.assert_error(431, "head_too_large", 129_431);
     }
     assert_eq!(chat.count(), 2);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn beyond_max_requests_the_excess_alone_is_overloaded_and_at_once() {
+async fn requests_over_max_requests_are_rejected_at_once() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "max_requests = 4").start().await;
     let gate = Gate::closed();
@@ -115,13 +116,13 @@ async fn beyond_max_requests_the_excess_alone_is_overloaded_and_at_once() {
         held.push(conn);
     }
     for _ in 0..10 {
-        let begun = now();
-        let answer = gateway.call(CALL, "{}").await;
-        answer.assert_error(503, "overloaded", 129_503);
-        answer.retry_after();
-        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        let started = now();
+        let response = gateway.call(CALL, "{}").await;
+        response.assert_error(503, "overloaded", 129_503);
+        response.retry_after();
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
-    assert_eq!(gateway.admin_get("/livez").await.status, 200, "the admin listener has its own room");
+    assert_eq!(gateway.admin_get("/livez").await.status, 200, "the admin listener has its own limit");
     gate.open();
     for mut conn in held {
         conn.answer().await.assert_relayed(200, OK);
@@ -131,43 +132,43 @@ async fn beyond_max_requests_the_excess_alone_is_overloaded_and_at_once() {
 }
 
 #[tokio::test]
-async fn beyond_max_buffered_bytes_the_excess_alone_is_overloaded() {
+async fn requests_over_max_buffered_are_rejected() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("server", r#"max_body = "1MiB""#).set("server", r#"max_buffered = "4MiB""#);
     let gateway = setup.set("upstream", r#"max_answer = "1MiB""#).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
     let body = format!(r#"{{"x":"{}"}}"#, "y".repeat(900_000));
-    let mut refused = 0;
+    let mut rejected = 0;
     let mut conns = Vec::new();
     for _ in 0..8 {
         let mut conn = gateway.connect().await;
         conn.send(Ask::command(CALL).body(&body).bytes()).await;
         conns.push(conn);
     }
-    // Every body has been read or refused before the first call ends and makes room.
-    eventually("all requests have met the bound", async || {
+    // Every body is read or rejected before the first call ends and frees its bytes.
+    eventually("all requests are admitted or rejected", async || {
         let status = gateway.admin_get("/status").await.json();
-        let refused = status["apps"][0]["since_start"]["requests"]["overloaded"].as_u64().unwrap_or(0);
+        let rejected = status["apps"][0]["since_start"]["requests"]["overloaded"].as_u64().unwrap_or(0);
         let held = status["requests_in_flight"]["now"].as_u64().expect("a number");
-        (held + refused == 8).then_some(())
+        (held + rejected == 8).then_some(())
     })
     .await;
     gate.open();
     for mut conn in conns {
-        let answer = conn.answer().await;
-        if answer.status != 200 {
-            refused += 1;
-            answer.assert_error(503, "overloaded", 129_503);
-            answer.retry_after();
+        let response = conn.answer().await;
+        if response.status != 200 {
+            rejected += 1;
+            response.assert_error(503, "overloaded", 129_503);
+            response.retry_after();
         }
     }
-    assert!((4..8).contains(&refused), "{refused} of 8 requests of 0.9 MB were refused at a bound of 4 MiB");
+    assert!((4..8).contains(&rejected), "{rejected} of 8 requests of 0.9 MB were rejected at a limit of 4 MiB");
     gateway.call(CALL, &body).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn no_more_than_max_in_flight_calls_are_upstream_at_once() {
+async fn calls_in_flight_never_exceed_max_in_flight() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("upstream", "max_in_flight = 2").start().await;
     let gate = Gate::closed();
@@ -180,7 +181,7 @@ async fn no_more_than_max_in_flight_calls_are_upstream_at_once() {
     }
     chat.seen(2).await;
     gateway.round_trips().await;
-    assert_eq!(chat.count(), 2, "the others wait");
+    assert_eq!(chat.count(), 2, "the other calls are queued");
     gate.open();
     for mut conn in conns {
         conn.answer().await.assert_relayed(200, OK);
@@ -189,7 +190,7 @@ async fn no_more_than_max_in_flight_calls_are_upstream_at_once() {
 }
 
 #[tokio::test]
-async fn connections_over_max_connections_are_closed_and_the_others_are_not() {
+async fn connections_over_max_connections_are_closed() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "max_connections = 8").start().await;
     let mut held = Vec::new();
@@ -199,7 +200,7 @@ async fn connections_over_max_connections_are_closed_and_the_others_are_not() {
         held.push(conn);
     }
     for _ in 0..5 {
-        // Closed by a FIN or a reset, before or after the request is written.
+        // The gateway closes it with a FIN or a reset, before or after the request is written.
         if let Ok(mut conn) = Conn::open(gateway.address()).await {
             conn.send(Ask::command(CALL).bytes()).await;
             conn.closed().await;
@@ -210,7 +211,7 @@ async fn connections_over_max_connections_are_closed_and_the_others_are_not() {
     }
     assert_eq!(gateway.admin_get("/livez").await.status, 200);
     drop(held);
-    eventually("there is room again", async || {
+    eventually("a new connection is accepted", async || {
         let mut conn = Conn::open(gateway.address()).await.ok()?;
         conn.send(Ask::command(CALL).bytes()).await;
         conn.try_answer().await
@@ -220,25 +221,26 @@ async fn connections_over_max_connections_are_closed_and_the_others_are_not() {
 }
 
 #[tokio::test]
-async fn without_room_in_flight_the_answer_is_overloaded() {
+async fn request_without_in_flight_slot_is_rejected() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("upstream", "max_in_flight = 1").set("upstream", "timeout = \"2s\"");
     let gateway = setup.start().await;
     chat.script(|call| (call.command() == CALL).then(Reply::hang));
-    // The first one has the room until its deadline. Who comes soon after it is refused a moment before.
-    for late in [Ask::command("openim/sendmsg"), Ask::check("ann", &["bob"])] {
-        eventually("somebody finds no room", async || {
+    // The first call holds the only slot until its deadline. A request that arrives shortly after it is rejected
+    // shortly before that deadline.
+    for queued in [Ask::command("openim/sendmsg"), Ask::check("ann", &["bob"])] {
+        eventually("a request finds no free slot", async || {
             let before = chat.count();
             let mut first = gateway.connect().await;
             first.send(Ask::command(CALL).bytes()).await;
             chat.seen(before + 1).await;
-            let answer = gateway.ask(late.clone()).await;
+            let response = gateway.ask(queued.clone()).await;
             first.answer().await.assert_error(504, "upstream_timeout", 60008);
-            // It came so late that there was room again.
-            answer.slug()?;
-            answer.assert_error(503, "overloaded", 129_503);
-            answer.retry_after();
-            assert!(answer.text().contains("upstream.max_in_flight"), "{answer:?}");
+            // If the request arrived too late, the slot was free again.
+            response.slug()?;
+            response.assert_error(503, "overloaded", 129_503);
+            response.retry_after();
+            assert!(response.text().contains("upstream.max_in_flight"), "{response:?}");
             Some(())
         })
         .await;

@@ -1,4 +1,4 @@
-//! Callers with tokens: who is known, and what he may.
+//! Callers with tokens: authentication and permissions.
 
 use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
@@ -10,7 +10,7 @@ use crate::support::h2::Http2;
 use crate::support::setup::Setup;
 use crate::support::{eventually, secrets};
 
-// Long enough for `secrets::remember`, so that every output of every gateway is searched for them.
+// Long enough for `secrets::remember`, which searches every output of every gateway for them.
 const FEED: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
 const CHAT: &str = "chat.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
 const ADMIN: &str = "operators.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
@@ -19,8 +19,8 @@ const WRONG: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/pla
 const UNAUTHENTICATED: (u16, &str, i64) = (401, "unauthenticated", 129_401);
 const FORBIDDEN: (u16, &str, i64) = (403, "forbidden", 129_403);
 
-/// `feed` may look into `main`, `chat` may do anything with `openim` in both apps. `access.allow` is `*`,
-/// and counts no more.
+/// `feed` may call `follow_check` in `main`. `chat` may call every `openim` command in both apps. `access.allow` is
+/// `*` and has no effect, because callers are configured.
 fn setup(chat: &FakeChat) -> Setup {
     let lines = chat.app_lines();
     Setup::without_apps()
@@ -31,25 +31,25 @@ fn setup(chat: &FakeChat) -> Setup {
         .set("log", r#"level = "trace""#)
 }
 
-/// Asserts that each is refused so, and that no call came of it.
-async fn all_refused(gateway: &Gateway, chat: &FakeChat, asks: Vec<Ask>, (status, slug, code): (u16, &str, i64)) {
+/// Asserts that each request is rejected with this error, and that none caused a call.
+async fn all_rejected(gateway: &Gateway, chat: &FakeChat, requests: Vec<Ask>, (status, slug, code): (u16, &str, i64)) {
     let before = chat.count();
-    for ask in asks {
-        let answer = gateway.ask(ask.clone()).await;
-        answer.assert_error(status, slug, code);
-        let challenge = answer.header("www-authenticate");
-        assert_eq!(challenge, (status == 401).then_some("Bearer"), "{ask:?}");
+    for request in requests {
+        let response = gateway.ask(request.clone()).await;
+        response.assert_error(status, slug, code);
+        let challenge = response.header("www-authenticate");
+        assert_eq!(challenge, (status == 401).then_some("Bearer"), "{request:?}");
     }
     assert_eq!(chat.count(), before);
 }
 
 #[tokio::test]
-async fn who_shows_his_token_is_served_and_it_goes_no_further() {
+async fn valid_token_is_accepted_and_not_forwarded() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
     let query = Ask::command("openim/querystate");
     for value in [format!("Bearer {CHAT}"), format!("bearer {CHAT}"), format!("BEARER   {CHAT}")] {
-        // The fake finds every header that is not upstream's to see.
+        // The fake Chat reports every header that must not be forwarded.
         gateway.ask(query.clone().header("Authorization", &value)).await.assert_relayed(200, OK);
     }
     let http2 = Http2::open(gateway.address()).await;
@@ -64,13 +64,13 @@ async fn who_shows_his_token_is_served_and_it_goes_no_further() {
 }
 
 #[tokio::test]
-async fn without_a_token_of_its_own_kind_and_place_nobody_is_known() {
+async fn malformed_or_misplaced_tokens_are_unauthenticated() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
     let plain = || Ask::command("openim/querystate");
     let with = |value: &str| plain().header("Authorization", value);
-    let long = "x".repeat(20_000);
-    let asks = vec![
+    let filler = "x".repeat(20_000);
+    let requests = vec![
         plain(),
         with(""),
         with("Bearer"),
@@ -84,8 +84,8 @@ async fn without_a_token_of_its_own_kind_and_place_nobody_is_known() {
         with(&format!("Basic {CHAT}")),
         with(&format!("Token {CHAT}")),
         with(&format!("Bearer\t{CHAT}")),
-        with(&format!("Bearer {long}")),
-        with(&format!("Bearer {CHAT}{long}")),
+        with(&format!("Bearer {filler}")),
+        with(&format!("Bearer {CHAT}{filler}")),
         plain().token(CHAT).token(CHAT),
         plain().token(CHAT).token(WRONG),
         plain().token(WRONG).token(CHAT),
@@ -95,7 +95,7 @@ async fn without_a_token_of_its_own_kind_and_place_nobody_is_known() {
         plain().header("Chatgate-Caller", "chat"),
         plain().body(format!(r#"{{"access_token":"{CHAT}"}}"#)),
     ];
-    all_refused(&gateway, &chat, asks, UNAUTHENTICATED).await;
+    all_rejected(&gateway, &chat, requests, UNAUTHENTICATED).await;
     let http2 = Http2::open(gateway.address()).await;
     http2.ask(&plain().token(CHAT).token(CHAT)).await.assert_error(401, "unauthenticated", 129_401);
     assert_eq!(chat.count(), 0);
@@ -103,7 +103,7 @@ async fn without_a_token_of_its_own_kind_and_place_nobody_is_known() {
 }
 
 #[tokio::test]
-async fn a_connection_knows_its_caller_anew_with_each_request() {
+async fn caller_is_authenticated_on_every_request_of_a_connection() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
     let query = Ask::command("openim/querystate");
@@ -116,89 +116,89 @@ async fn a_connection_knows_its_caller_anew_with_each_request() {
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_is_refused_however_it_is_written() {
+async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
     let post = |target: &str, token: &str| Ask::post(target).token(token);
-    let asks = vec![
+    let requests = vec![
         post("/v4/follow/follow_add", FEED),
         post("/v4/openim/sendmsg", FEED),
         post("/v4/follow/follow_check2", FEED),
         post("/v4/Follow/follow_check", FEED),
         Ask::check("a", &["b"]).token(CHAT),
         post("/v4/openim2/sendmsg", CHAT),
-        // The other app, in each of the ways to name it.
+        // The other app, by every selector.
         post("/apps/other/v4/follow/follow_check", FEED),
         post("/v4/follow/follow_check", FEED).header("Chatgate-App", "other"),
         post(&format!("/v4/follow/follow_check?sdkappid={}", OTHER.sdkappid), FEED),
         post(&format!("/v4/follow/follow_check?SdkAppId={}", OTHER.sdkappid), FEED),
         post(&format!("/v4/follow/follow_check?%73dkappid=%31{}", &OTHER.sdkappid.to_string()[1..]), FEED),
     ];
-    all_refused(&gateway, &chat, asks, FORBIDDEN).await;
-    let odd = [
+    all_rejected(&gateway, &chat, requests, FORBIDDEN).await;
+    let malformed = [
         "/v4/follow/follow%5Fcheck",
         "/v4/follow/follow_check/../follow_add",
         "/v4/follow/follow_check%2F..%2Ffollow_add",
         "/v4/follow/follow_check;follow_add",
         "//v4/follow/follow_check",
     ];
-    let asks = odd.map(|target| post(target, FEED)).into();
-    all_refused(&gateway, &chat, asks, (404, "not_found", 60009)).await;
-    let asks = vec![
+    let requests = malformed.map(|target| post(target, FEED)).into();
+    all_rejected(&gateway, &chat, requests, (404, "not_found", 60009)).await;
+    let requests = vec![
         post("/apps/main/v4/follow/follow_check", FEED).header("Chatgate-App", "other"),
         post("/apps/none/v4/follow/follow_check", FEED),
         post("/v4/follow/follow_check?sdkappid=9", FEED),
     ];
-    all_refused(&gateway, &chat, asks, (404, "unknown_app", 129_404)).await;
-    // What is left: the same caller and command in the app that it may use.
-    let ask = Ask::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
-    assert_eq!(gateway.ask(ask).await.types(), [0]);
-    let ask = post("/apps/other/v4/openim/sendmsg", CHAT);
-    gateway.ask(ask).await.assert_relayed(200, OK);
+    all_rejected(&gateway, &chat, requests, (404, "unknown_app", 129_404)).await;
+    // Each caller is accepted within its own permissions.
+    let request = Ask::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
+    assert_eq!(gateway.ask(request).await.types(), [0]);
+    let request = post("/apps/other/v4/openim/sendmsg", CHAT);
+    gateway.ask(request).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn what_is_known_already_is_told_only_to_who_may_ask() {
+async fn cached_pairs_are_returned_only_to_permitted_callers() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).set("cache", r#"ttl = "1h""#).start().await;
     let check = || Ask::check("ann", &["bob"]);
     assert_eq!(gateway.ask(check().token(FEED)).await.types(), [0]);
     assert_eq!(gateway.ask(check().token(FEED)).await.cache().outcome, "hit");
     for freshness in ["max-age=3600", "only-if-cached", "max-stale=100"] {
-        let ask = check().token(CHAT).header("Cache-Control", freshness);
-        gateway.ask(ask.clone()).await.assert_error(403, "forbidden", 129_403);
-        let answer = gateway.ask(check().header("Cache-Control", freshness)).await;
-        answer.assert_error(401, "unauthenticated", 129_401);
-        assert_eq!(answer.header("cache-status"), None);
+        let request = check().token(CHAT).header("Cache-Control", freshness);
+        gateway.ask(request.clone()).await.assert_error(403, "forbidden", 129_403);
+        let response = gateway.ask(check().header("Cache-Control", freshness)).await;
+        response.assert_error(401, "unauthenticated", 129_401);
+        assert_eq!(response.header("cache-status"), None);
     }
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn who_asks_is_checked_after_the_host_and_before_all_else() {
+async fn authentication_comes_after_host_check_and_before_routing() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let all = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
+    let all_wrong = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
     let row = |target: &str| Ask::post(target).token(FEED).body("[");
     let rows = [
-        (all.clone().header("Origin", "null"), FORBIDDEN),
-        (all.clone().host("evil.example"), FORBIDDEN),
-        (all.clone(), UNAUTHENTICATED),
-        (all.clone().token(FEED), (404, "not_found", 60009)),
-        (all.token(FEED).target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
+        (all_wrong.clone().header("Origin", "null"), FORBIDDEN),
+        (all_wrong.clone().host("evil.example"), FORBIDDEN),
+        (all_wrong.clone(), UNAUTHENTICATED),
+        (all_wrong.clone().token(FEED), (404, "not_found", 60009)),
+        (all_wrong.token(FEED).target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
         (row("/v4/follow/follow_add?x=1&sdkappid=9"), (400, "bad_parameter", 30001)),
         (row("/v4/follow/follow_add?sdkappid=9"), (404, "unknown_app", 129_404)),
         (row("/v4/follow/follow_add"), FORBIDDEN),
         (row("/v4/follow/follow_check"), (400, "bad_json", 60003)),
     ];
-    for (ask, (status, slug, code)) in rows {
-        gateway.ask(ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        gateway.ask(request).await.assert_error(status, slug, code);
     }
     assert_eq!(chat.count(), 0);
 }
 
 #[tokio::test]
-async fn a_unix_socket_asks_for_the_token_too_and_for_the_user() {
+async fn unix_socket_requires_both_token_and_permitted_uid() {
     let chat = FakeChat::start().await;
     let uid = own_uid();
     for (uids, status) in [(format!("[{uid}, {}]", uid + 1), 200), (format!("[{}]", uid + 1), 403)] {
@@ -209,42 +209,42 @@ async fn a_unix_socket_asks_for_the_token_too_and_for_the_user() {
         let gateway = setup.set("server", &format!("admin = '{admin}'")).start().await;
         let query = || Ask::command("openim/querystate");
         let before = chat.count();
-        let answer = gateway.ask(query().token(CHAT)).await;
-        assert_eq!(answer.status, status, "{answer:?}");
+        let response = gateway.ask(query().token(CHAT)).await;
+        assert_eq!(response.status, status, "{response:?}");
         assert_eq!(chat.count() - before, usize::from(status == 200));
         assert_eq!(gateway.ask(query()).await.status, if status == 200 { 401 } else { 403 });
         assert_eq!(gateway.admin_get("/livez").await.status, status);
-        assert_eq!(order(&gateway, Ask::post("/cache/evict")).await.status, status);
-        // The list is for Unix sockets.
+        assert_eq!(admin_action(&gateway, Ask::post("/cache/evict")).await.status, status);
+        // `unix_uids` applies to Unix sockets only.
         let mut conn = Conn::open(&gateway.addresses()[1]).await.expect("accepted");
         conn.ask(&query().token(CHAT)).await.assert_relayed(200, OK);
     }
 }
 
 #[tokio::test]
-async fn orders_need_the_operators_token_if_there_is_one() {
+async fn admin_actions_require_the_admin_token_if_configured() {
     let chat = FakeChat::start().await;
     secrets::remember(ADMIN);
     let setup = setup(&chat);
     setup.file("admin.token", ADMIN);
     let mut gateway = setup.set("server", r#"admin_token_file = "admin.token""#).start().await;
     let evict = || Ask::post("/cache/evict");
-    for ask in [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), Ask::post("/quit").token(CHAT)] {
-        let answer = order(&gateway, ask).await;
-        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some("Bearer")), "{answer:?}");
+    for request in [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), Ask::post("/quit").token(CHAT)] {
+        let response = admin_action(&gateway, request).await;
+        assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")), "{response:?}");
     }
-    assert_eq!(order(&gateway, evict().token(ADMIN).header("Origin", "null")).await.status, 403);
-    assert_eq!(order(&gateway, evict().token(ADMIN)).await.status, 200);
-    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "who only looks needs none");
-    // Operators are no callers.
-    let ask = Ask::command("openim/querystate").token(ADMIN);
-    gateway.ask(ask).await.assert_error(401, "unauthenticated", 129_401);
-    assert_eq!(order(&gateway, Ask::post("/quit").token(ADMIN)).await.status, 200);
+    assert_eq!(admin_action(&gateway, evict().token(ADMIN).header("Origin", "null")).await.status, 403);
+    assert_eq!(admin_action(&gateway, evict().token(ADMIN)).await.status, 200);
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "read-only endpoints need no token");
+    // The admin token does not authenticate a caller.
+    let request = Ask::command("openim/querystate").token(ADMIN);
+    gateway.ask(request).await.assert_error(401, "unauthenticated", 129_401);
+    assert_eq!(admin_action(&gateway, Ask::post("/quit").token(ADMIN)).await.status, 200);
     assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
 }
 
 #[tokio::test]
-async fn report_only_lets_commands_through_and_says_so_but_neither_apps_nor_strangers() {
+async fn report_only_forwards_and_logs_commands_within_allowed_apps() {
     let chat = FakeChat::start().await;
     let setup = setup(&chat).caller("trial", WRONG, "apps = ['main']\nreport_only = true");
     let gateway = setup.set("log", r#"level = "info""#).start().await;
@@ -254,29 +254,29 @@ async fn report_only_lets_commands_through_and_says_so_but_neither_apps_nor_stra
     }
     gateway.ask(Ask::command("openim/querystate").token(WRONG)).await.assert_relayed(200, OK);
     assert_eq!(gateway.ask(Ask::check("a", &["b"]).token(WRONG)).await.types(), [0]);
-    let said = eventually("two lines of the log", async || {
+    let logged = eventually("two log lines", async || {
         let log = gateway.log();
         let lines = log.lines().filter(|line| line.contains("let through")).map(str::to_owned);
         Some(lines.collect::<Vec<String>>()).filter(|lines| lines.len() >= 2)
     })
     .await;
-    assert_eq!(said.len(), 2, "once for each command: {said:?}");
-    for (line, command) in said.iter().zip(["openim/sendmsg", "openim/querystate"]) {
-        let json: serde_json::Value = serde_json::from_str(line).expect("a line of the log");
+    assert_eq!(logged.len(), 2, "once for each command: {logged:?}");
+    for (line, command) in logged.iter().zip(["openim/sendmsg", "openim/querystate"]) {
+        let json: serde_json::Value = serde_json::from_str(line).expect("a log line");
         assert_eq!(
             (&json["caller"], &json["command"], &json["level"]),
             (&"trial".into(), &command.into(), &"WARN".into())
         );
     }
     let elsewhere = send().token(WRONG).header("Chatgate-App", "other");
-    all_refused(&gateway, &chat, vec![elsewhere], FORBIDDEN).await;
-    all_refused(&gateway, &chat, vec![send(), send().token(&WRONG[1..])], UNAUTHENTICATED).await;
-    all_refused(&gateway, &chat, vec![send().token(FEED)], FORBIDDEN).await;
+    all_rejected(&gateway, &chat, vec![elsewhere], FORBIDDEN).await;
+    all_rejected(&gateway, &chat, vec![send(), send().token(&WRONG[1..])], UNAUTHENTICATED).await;
+    all_rejected(&gateway, &chat, vec![send().token(FEED)], FORBIDDEN).await;
     assert_eq!(chat.count(), 22);
 }
 
 #[tokio::test]
-async fn report_only_is_for_callers_without_a_token_too() {
+async fn report_only_applies_to_anonymous_callers() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("access", "allow = []").set("access", "report_only = true");
     let gateway = setup.start().await;
@@ -286,15 +286,15 @@ async fn report_only_is_for_callers_without_a_token_too() {
         "unknown_app",
         129_404,
     );
-    eventually("a line of the log", async || gateway.log().contains("let through").then_some(())).await;
+    eventually("a log line", async || gateway.log().contains("let through").then_some(())).await;
     assert_eq!(chat.count(), 1);
 }
 
-async fn order(gateway: &Gateway, ask: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
 }
 
 fn own_uid() -> u32 {
     use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata("/proc/self").expect("a process of its own").uid()
+    std::fs::metadata("/proc/self").expect("a process directory").uid()
 }

@@ -1,5 +1,4 @@
-//! Faults at random, from a seed: whatever happens, every request is answered in time, no answer is
-//! wrong, and no write is carried out twice.
+//! Random faults from a seed: every request is answered in time, no answer is wrong, and no write is applied twice.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +18,7 @@ const REQUESTS: u64 = 240;
 const CALLERS: u64 = 12;
 const USERS: u64 = 9;
 
-/// splitmix64: each number of a seed's row by itself.
+/// Returns the `n`-th number of a seed's sequence without the ones before it (splitmix64).
 fn random(seed: u64, n: u64) -> u64 {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(n).wrapping_add(0x9E37_79B9_7F4A_7C15);
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -27,8 +26,8 @@ fn random(seed: u64, n: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// What becomes of a call: mostly what should.
-fn fate(seed: u64, n: u64) -> Option<Reply> {
+/// Returns the injected reply for a call, or `None` if Chat responds correctly (most calls).
+fn injected_reply(seed: u64, n: u64) -> Option<Reply> {
     let number = random(seed, n);
     Some(match number % 40 {
         0 => Reply::reset(),
@@ -52,7 +51,7 @@ fn fate(seed: u64, n: u64) -> Option<Reply> {
 }
 
 #[tokio::test]
-async fn faults_at_random_lose_no_request_give_no_wrong_answer_and_repeat_no_write() {
+async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
     for seed in SEEDS {
         let chat = FakeChat::start().await;
         for n in 0..USERS * USERS / 2 {
@@ -60,17 +59,17 @@ async fn faults_at_random_lose_no_request_give_no_wrong_answer_and_repeat_no_wri
             chat.follow(&format!("u{}", number % USERS), &format!("u{}", number / USERS % USERS));
         }
         let counter = AtomicU64::new(0);
-        // Bodies of writes that reached Chat and were not refused for their signature.
-        let carried_out = Arc::new(Mutex::new(HashMap::<Vec<u8>, u32>::new()));
-        let seen = Arc::clone(&carried_out);
+        // Bodies of writes that reached Chat and were not rejected for their signature, with their count.
+        let applied = Arc::new(Mutex::new(HashMap::<Vec<u8>, u32>::new()));
+        let seen = Arc::clone(&applied);
         chat.script(move |call| {
             let n = counter.fetch_add(1, Ordering::Relaxed);
-            let fate = fate(seed, n);
-            let refused = random(seed, n) % 40 == 10;
-            if call.command() == "openim/sendmsg" && !refused {
+            let reply = injected_reply(seed, n);
+            let rejected = random(seed, n) % 40 == 10;
+            if call.command() == "openim/sendmsg" && !rejected {
                 *seen.lock().expect("no panic under it").entry(call.body.clone()).or_default() += 1;
             }
-            fate
+            reply
         });
         let gateway = Setup::new(&chat)
             .set("upstream", "timeout = \"1500ms\"")
@@ -89,22 +88,22 @@ async fn faults_at_random_lose_no_request_give_no_wrong_answer_and_repeat_no_wri
                     let from = format!("u{}", number % USERS);
                     let to: Vec<String> =
                         (0..1 + number / 16 % 5).map(|n| format!("u{}", (number / 64 + n) % USERS)).collect();
-                    let ask = match number / 8 % 3 {
+                    let request = match number / 8 % 3 {
                         0 => Ask::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
                         1 => Ask::command("openim/querystate").body("{}"),
                         _ => Ask::check(&from, &to),
                     };
-                    let begun = now();
-                    let answer = conn.ask(&ask).await;
-                    let took = now() - begun;
+                    let started = now();
+                    let response = conn.ask(&request).await;
+                    let took = now() - started;
                     assert!(took < Duration::from_secs(6), "seed {seed}, request {n} took {took:?}");
-                    let answer_code = answer.json()["ErrorCode"].as_i64().expect("an envelope");
-                    if answer_code == 0 && number / 8 % 3 == 2 {
-                        // 9 is what fate made up; anything else must be true.
+                    let code = response.json()["ErrorCode"].as_i64().expect("an envelope");
+                    if code == 0 && number / 8 % 3 == 2 {
+                        // 9 is injected. Any other value must be correct.
                         let expected: Vec<u8> =
                             to.iter().map(|to| graph.follow_type(MAIN.sdkappid, &from, to)).collect();
-                        for (is, expected) in answer.types().into_iter().zip(expected) {
-                            assert!(is == expected || is == 9, "seed {seed}, request {n}: {answer:?}");
+                        for (actual, expected) in response.types().into_iter().zip(expected) {
+                            assert!(actual == expected || actual == 9, "seed {seed}, request {n}: {response:?}");
                         }
                     }
                 }
@@ -113,10 +112,10 @@ async fn faults_at_random_lose_no_request_give_no_wrong_answer_and_repeat_no_wri
         for caller in callers {
             caller.await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         }
-        for (body, times) in carried_out.lock().expect("no panic under it").iter() {
-            assert_eq!(*times, 1, "seed {seed}: {} was carried out again", String::from_utf8_lossy(body));
+        for (body, times) in applied.lock().expect("no panic under it").iter() {
+            assert_eq!(*times, 1, "seed {seed}: {} was applied more than once", String::from_utf8_lossy(body));
         }
         chat.no_script();
-        assert!(gateway.call("openim/querystate", "{}").await.text() == OK, "seed {seed}: it has recovered");
+        assert!(gateway.call("openim/querystate", "{}").await.text() == OK, "seed {seed}: not recovered");
     }
 }

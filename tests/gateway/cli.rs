@@ -1,4 +1,4 @@
-//! The command line: what is printed where, and the exit codes.
+//! The command line: output on stdout and stderr, and exit codes.
 
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::process::{Finished, Process};
@@ -11,7 +11,7 @@ async fn run(setup: &Setup, args: &[&str]) -> Finished {
     Process::run(args, setup.dir(), &[]).await
 }
 
-/// `check` on this text.
+/// Runs `check` on a configuration file with this text.
 async fn check(text: &str) -> Finished {
     let setup = Setup::without_apps().app(MAIN, REGION).app(OTHER, REGION);
     let file = setup.file("chatgate.toml", text);
@@ -19,18 +19,18 @@ async fn check(text: &str) -> Finished {
 }
 
 #[tokio::test]
-async fn check_prints_apps_hosts_and_quotas_of_a_good_config() {
+async fn check_prints_apps_hosts_and_quotas() {
     let setup = Setup::without_apps().app(MAIN, REGION).set("app.quota", r#"per_command = "150/s""#);
     let file = setup.write();
     let outcome = run(&setup, &["check", "--config", &file.to_string_lossy()]).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    for fact in ["main", "1400000001", "adminapisgp.im.qcloud.com", "adminapisgp.my-imcloud.com", "150", "5s"] {
-        assert!(outcome.stdout.contains(fact), "{fact} is not in:\n{}", outcome.stdout);
+    for expected in ["main", "1400000001", "adminapisgp.im.qcloud.com", "adminapisgp.my-imcloud.com", "150", "5s"] {
+        assert!(outcome.stdout.contains(expected), "{expected} is not in:\n{}", outcome.stdout);
     }
 }
 
 #[tokio::test]
-async fn the_config_file_may_be_named_in_the_environment() {
+async fn config_path_is_read_from_the_environment() {
     let setup = Setup::without_apps().app(MAIN, REGION);
     let file = setup.write();
     let named = [("CHATGATE_CONFIG", &*file.to_string_lossy())];
@@ -38,29 +38,29 @@ async fn the_config_file_may_be_named_in_the_environment() {
     assert_eq!(outcome.code, 0, "{outcome:?}");
     assert!(outcome.stdout.contains("1400000001"));
     let outcome = Process::run(&["check", "--config", "no-such-file.toml"], setup.dir(), &named).await;
-    assert_eq!(outcome.code, 78, "--config goes before the environment: {outcome:?}");
+    assert_eq!(outcome.code, 78, "--config takes precedence over the environment: {outcome:?}");
     assert!(outcome.stderr.contains("no-such-file.toml"), "{outcome:?}");
 }
 
 #[tokio::test]
-async fn single_keys_may_be_overridden_in_the_environment() {
+async fn environment_variables_override_single_keys() {
     let setup = Setup::without_apps().app(MAIN, REGION);
     let file = setup.write();
     let args = ["check", "--config", &file.to_string_lossy()];
     let outcome = Process::run(&args, setup.dir(), &[("CHATGATE__UPSTREAM__TIMEOUT", "17s")]).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    assert!(outcome.stdout.contains("17s"), "the worst-case wait:\n{}", outcome.stdout);
+    assert!(outcome.stdout.contains("17s"), "the timeout is missing in:\n{}", outcome.stdout);
     for (name, value) in
         [("CHATGATE__CACHE__TTL", "soon"), ("CHATGATE__CACHE__TTTL", "1s"), ("CHATGATE__SERVER__LISTEN", "[1]")]
     {
         let outcome = Process::run(&args, setup.dir(), &[(name, value)]).await;
         assert_eq!(outcome.code, 78, "{name}: {outcome:?}");
-        assert!(outcome.stderr.contains(name), "it names the variable: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(name), "the variable is not named: {}", outcome.stderr);
     }
 }
 
 #[tokio::test]
-async fn all_problems_are_told_at_once_each_with_its_file_line_and_key() {
+async fn check_reports_all_problems_with_file_line_and_key() {
     let text = "[server]\nlisten = \"nowhere\"\nmax_bodi = \"1MiB\"\n\n[cache]\nttl = \"soon\"\n\n[access]\nallow = [\"follow/fol*\"]\n\n\
          [[app]]\nname = \"Main\"\nsdkappid = 0\nidentifier = \"\"\nregion = \"saudi\"\nsecret_key_file = \"missing.key\"\n";
     let outcome = check(text).await;
@@ -76,22 +76,22 @@ async fn all_problems_are_told_at_once_each_with_its_file_line_and_key() {
         (15, "region"),
         (16, "secret_key_file"),
     ] {
-        let told =
-            outcome.stderr.lines().any(|told| told.contains(&format!("chatgate.toml:{line}")) && told.contains(key));
-        assert!(told, "line {line}, {key} is not told in:\n{}", outcome.stderr);
+        let place = format!("chatgate.toml:{line}");
+        let is_reported = outcome.stderr.lines().any(|text| text.contains(&place) && text.contains(key));
+        assert!(is_reported, "line {line}, {key} is not reported in:\n{}", outcome.stderr);
     }
 }
 
 #[tokio::test]
-async fn what_the_contract_refuses_is_refused() {
+async fn check_rejects_invalid_configurations() {
     let base = Setup::without_apps().app(MAIN, REGION).text();
-    assert_eq!(check(&with_keys(&base)).await.code, 0, "the base itself is good");
+    assert_eq!(check(&with_relative_keys(&base)).await.code, 0, "the base configuration is valid");
     let second = |lines: &str| {
         format!(
             "{base}[[app]]\nidentifier = \"administrator\"\nregion = \"tokyo\"\nsecret_key_file = 'main.key'\n{lines}\n"
         )
     };
-    let faults = [
+    let invalid = [
         second("name = \"main\"\nsdkappid = 5"),
         second("name = \"second\"\nsdkappid = 1400000001"),
         base.replace(REGION, &format!("{REGION}\ndefault = true"))
@@ -112,19 +112,19 @@ async fn what_the_contract_refuses_is_refused() {
         String::new(),
         "[server".to_owned(),
     ];
-    for text in faults {
-        let outcome = check(&with_keys(&text)).await;
+    for text in invalid {
+        let outcome = check(&with_relative_keys(&text)).await;
         assert_eq!(outcome.code, 78, "{outcome:?}\n{text}");
-        assert!(!outcome.stderr.trim().is_empty(), "it must say why:\n{text}");
+        assert!(!outcome.stderr.trim().is_empty(), "no reason is printed:\n{text}");
     }
     let open = base
         .replace(r#"allow = ["*"]"#, "open = true")
         .replace(r#"listen = "127.0.0.1:0""#, r#"listen = "0.0.0.0:8700""#);
-    assert_eq!(check(&with_keys(&open)).await.code, 0, "open = true is the operator's word");
+    assert_eq!(check(&with_relative_keys(&open)).await.code, 0, "open = true permits a public address");
 }
 
-/// The text with key files of the directory that `check` runs in.
-fn with_keys(text: &str) -> String {
+/// Makes the key paths relative to the directory in which `check` runs.
+fn with_relative_keys(text: &str) -> String {
     let relative = |line: &str| match line.split_once("secret_key_file = '") {
         Some((before, path)) => {
             let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
@@ -136,7 +136,7 @@ fn with_keys(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_secret_file_holds_one_line_of_text() {
+async fn secret_file_must_hold_exactly_one_line_of_text() {
     let setup = Setup::without_apps().app(MAIN, REGION);
     let file = setup.write();
     let args = ["check", "--config", &file.to_string_lossy()];
@@ -158,13 +158,13 @@ async fn a_secret_file_holds_one_line_of_text() {
 }
 
 #[tokio::test]
-async fn init_writes_a_starter_and_never_overwrites() {
+async fn init_writes_a_starter_file_and_never_overwrites() {
     let setup = Setup::without_apps();
     let outcome = run(&setup, &["init", "new.toml"]).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
     let written = std::fs::read_to_string(setup.dir().join("new.toml")).expect("written");
     assert!(written.contains("[[app]]") && written.contains('#'), "{written}");
-    std::fs::write(setup.dir().join("new.toml"), "mine").expect("own file");
+    std::fs::write(setup.dir().join("new.toml"), "mine").expect("a writable directory");
     let outcome = run(&setup, &["init", "new.toml"]).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains("is there already") && !outcome.stderr.contains("os error"), "{outcome:?}");
@@ -174,7 +174,7 @@ async fn init_writes_a_starter_and_never_overwrites() {
 }
 
 #[tokio::test]
-async fn wrong_usage_is_2_and_help_is_0() {
+async fn wrong_usage_exits_2_and_help_exits_0() {
     let setup = Setup::without_apps();
     for args in [
         vec!["no-such-command"],
@@ -194,10 +194,10 @@ async fn wrong_usage_is_2_and_help_is_0() {
 }
 
 #[tokio::test]
-async fn usersig_mint_prints_one_that_verifies_and_inspect_tells_good_from_bad() {
+async fn usersig_mint_prints_a_valid_signature_that_inspect_verifies() {
     for app in [MAIN, OTHER, ODD] {
-        // Numbers of their own: a gateway of another test may sign for the same app in the same second,
-        // with the same result, and what is printed here must not be seen there.
+        // Unique SDKAppIDs: a gateway in another test may sign for the same app in the same second and get the same
+        // signature. That test fails if it finds a signature that was printed here.
         let app = TestApp { sdkappid: app.sdkappid - 1_000_000, ..app };
         let setup = Setup::without_apps().app(app, REGION);
         let (config, key) = (setup.write(), setup.file("key", app.key));
@@ -208,7 +208,7 @@ async fn usersig_mint_prints_one_that_verifies_and_inspect_tells_good_from_bad()
             let minted = run(&setup, &[&["usersig", "mint"], source].concat()).await;
             assert_eq!(minted.code, 0, "{minted:?}");
             let sig = minted.stdout.trim_end_matches('\n');
-            assert_eq!(usersig::verify(sig, app, unix_now()), Ok(()), "by the tests' own verifier");
+            assert_eq!(usersig::verify(sig, app, unix_now()), Ok(()), "the independent verifier of the tests");
             let inspect = |sig: String, source: Vec<String>| {
                 let setup = &setup;
                 async move {
@@ -217,17 +217,17 @@ async fn usersig_mint_prints_one_that_verifies_and_inspect_tells_good_from_bad()
                     run(setup, &args.iter().map(String::as_str).collect::<Vec<_>>()).await
                 }
             };
-            let own = |source: &[&str]| source.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-            let good = inspect(sig.to_owned(), own(source)).await;
+            let owned = |source: &[&str]| source.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+            let good = inspect(sig.to_owned(), owned(source)).await;
             assert_eq!(good.code, 0, "{good:?}");
             assert!(good.stdout.contains(&number), "{good:?}");
-            let flipped = if sig.ends_with('_') { sig.replacen("eJ", "eN", 1) } else { format!("{sig}_") };
-            for bad in [flipped, "x".to_owned(), sig[..sig.len() - 4].to_owned()] {
-                assert_eq!(inspect(bad, own(source)).await.code, 1);
+            let altered = if sig.ends_with('_') { sig.replacen("eJ", "eN", 1) } else { format!("{sig}_") };
+            for bad in [altered, "x".to_owned(), sig[..sig.len() - 4].to_owned()] {
+                assert_eq!(inspect(bad, owned(source)).await.code, 1);
             }
             setup.file("other", "another key");
             let wrong = ["--sdkappid", &number, "--identifier", app.identifier, "--key-file", "other"];
-            assert_eq!(inspect(sig.to_owned(), own(&wrong)).await.code, 1, "another key");
+            assert_eq!(inspect(sig.to_owned(), owned(&wrong)).await.code, 1, "another key");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The wall clock is set forward and back under a running gateway, by libfaketime; the monotonic clock goes on.
+//! Wall-clock jumps: libfaketime sets the clock of a running gateway forward and back. The monotonic clock is not
+//! affected.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::doctor::{HEX, Sandbox};
+use crate::doctor::{HEX, Simulator};
 use crate::quota::press;
 use crate::support::client::Ask;
 use crate::support::gateway::Gateway;
@@ -15,29 +16,30 @@ use crate::support::{eventually, now, turn, unix_now};
 
 const DAY: i64 = 24 * 3600;
 
-/// The gateway's wall clock.
+/// The wall clock of a gateway.
 struct WallClock(PathBuf);
 
 impl WallClock {
-    /// Of the gateway that is started next with what is given back.
+    /// Returns the clock for the gateway that is started from the returned setup.
     fn of(setup: Setup) -> (WallClock, Setup) {
-        let library = std::fs::read_dir("/usr/lib").expect("a folder").flatten();
-        let library = library.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+        let library = std::fs::read_dir("/usr/lib").expect("a directory").flatten();
+        let library =
+            library.map(|directory| directory.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
         let library = library.expect("libfaketime is installed; see tests/run");
         let clock = WallClock(setup.file("wall-clock", "+0"));
         let file = clock.0.to_string_lossy().into_owned();
         let setup = setup.env("LD_PRELOAD", &library.to_string_lossy()).env("FAKETIME_TIMESTAMP_FILE", &file);
-        // Read anew each second. Were it read with every look at the clock, a thread that looks while another reads
-        // would now and then get the true time (libfaketime 0.9.10: one look in ten thousand).
+        // Reread the file once a second. If it were read on every clock access, a thread that reads the clock during
+        // another thread's read would sometimes get the true time (libfaketime 0.9.10: one access in ten thousand).
         let setup = setup.env("FAKETIME_CACHE_DURATION", "1").env("DONT_FAKE_MONOTONIC", "1");
         (clock, setup.env("FAKETIME_DONT_FAKE_MONOTONIC", "1"))
     }
 
-    /// It differs from the true one by so many seconds from now on, and the gateway sees it.
+    /// Sets the offset from the true time, and waits until the gateway sees it.
     async fn set(&self, seconds: i64, gateway: &Gateway) {
         let new = self.0.with_extension("new");
-        std::fs::write(&new, format!("{seconds:+}")).expect("own directory");
-        std::fs::rename(&new, &self.0).expect("own directory");
+        std::fs::write(&new, format!("{seconds:+}")).expect("a writable directory");
+        std::fs::rename(&new, &self.0).expect("a writable directory");
         eventually("the clock has jumped", async || {
             let time = gateway.admin_get("/status").await.json()["now"].as_f64()?;
             ((time - unix_now() as f64 - seconds as f64).abs() < 10.0).then_some(())
@@ -46,114 +48,114 @@ impl WallClock {
     }
 }
 
-/// A gateway before a sandbox that knows ann, who follows bob.
-async fn gateway(ttl: &str, qps: &str) -> (WallClock, Gateway, Sandbox) {
+/// Starts a gateway in front of a simulator in which ann follows bob.
+async fn gateway(ttl: &str, qps: &str) -> (WallClock, Gateway, Simulator) {
     let setup = Setup::without_apps().set("cache", &format!("ttl = \"{ttl}\"")).set("cache", r#"write_settle = "0s""#);
-    let sandbox = Sandbox::start(&setup, &["--qps", qps]).await;
-    sandbox.tell("graph", r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#).await;
-    let lines = format!("{}\nusersig_lifetime = \"1h\"", sandbox.app_lines());
+    let simulator = Simulator::start(&setup, &["--qps", qps]).await;
+    simulator.control("graph", r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#).await;
+    let lines = format!("{}\nusersig_lifetime = \"1h\"", simulator.app_lines());
     let setup = setup.app(HEX, &lines).set("app.quota", &format!("per_command = \"{qps}/s\""));
     let (clock, setup) = WallClock::of(setup);
-    (clock, setup.start().await, sandbox)
+    (clock, setup.start().await, simulator)
 }
 
 fn codes(journal: &Value) -> Vec<i64> {
     journal["calls"].as_array().expect("a list").iter().filter_map(|call| call["error_code"].as_i64()).collect()
 }
 
-/// A signature lives for an hour here. Chat's clock stays where it is.
+/// UserSigs are valid for one hour here. Chat's clock does not change.
 #[tokio::test]
-async fn whatever_the_clock_does_calls_are_signed_for_chat() {
-    let (clock, gateway, sandbox) = gateway("1h", "200").await;
-    let mut seen = 0;
+async fn signatures_stay_valid_when_the_local_clock_jumps() {
+    let (clock, gateway, simulator) = gateway("1h", "200").await;
+    let mut checked = 0;
     for seconds in [2 * DAY, 0, -DAY, 0, 400 * DAY, -DAY, 2 * DAY, 0] {
         clock.set(seconds, &gateway).await;
         for round in 0..10 {
-            let asks = [
+            let requests = [
                 Ask::command("openim/querystate"),
                 Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
                 Ask::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
             ];
-            let [one, two, three] = asks.map(|ask| gateway.ask(ask));
-            for answer in <[_; 3]>::from(tokio::join!(one, two, three)) {
+            let [one, two, three] = requests.map(|request| gateway.ask(request));
+            for response in <[_; 3]>::from(tokio::join!(one, two, three)) {
                 assert_eq!(
-                    (answer.status, &answer.json()["ErrorCode"]),
+                    (response.status, &response.json()["ErrorCode"]),
                     (200, &Value::from(0)),
                     "{seconds} s, {round}"
                 );
             }
         }
-        let codes = codes(&sandbox.journal().await);
-        let refused = codes[seen..].iter().filter(|code| **code != 0).count();
-        println!("{seconds} s: {refused} of {} calls were refused", codes.len() - seen);
-        // Only those that were under way when Chat's clock became known.
-        assert!(refused <= 3, "{seconds} s: {:?}", &codes[seen..]);
-        seen = codes.len();
+        let codes = codes(&simulator.journal().await);
+        let rejected = codes[checked..].iter().filter(|code| **code != 0).count();
+        println!("{seconds} s: {rejected} of {} calls were rejected", codes.len() - checked);
+        // Only calls in flight when the gateway learns Chat's clock may fail.
+        assert!(rejected <= 3, "{seconds} s: {:?}", &codes[checked..]);
+        checked = codes.len();
     }
 }
 
-/// Chat's own clock, by which it judges signatures, jumps.
+/// Chat verifies signatures by its own clock.
 #[tokio::test]
-async fn whatever_chat_s_clock_does_calls_are_signed_for_it() {
-    let (_clock, gateway, sandbox) = gateway("1h", "200").await;
+async fn signatures_stay_valid_when_chats_clock_jumps() {
+    let (_clock, gateway, simulator) = gateway("1h", "200").await;
     for seconds in [DAY, 0, -DAY, DAY, 0] {
-        sandbox.tell("clock", &format!("{{\"skew\":{seconds}}}")).await;
+        simulator.control("clock", &format!("{{\"skew\":{seconds}}}")).await;
         for _ in 0..5 {
-            let answer = gateway.ask(Ask::command("openim/querystate")).await;
-            assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
+            let response = gateway.ask(Ask::command("openim/querystate")).await;
+            assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
         }
     }
 }
 
 #[tokio::test]
-async fn facts_age_by_the_clock_that_does_not_jump() {
-    let known = async |gateway: &Gateway| {
-        let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
-        assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-        (answer.status == 200).then(|| answer.age())
+async fn cached_pairs_age_by_the_monotonic_clock() {
+    let cached_age = async |gateway: &Gateway| {
+        let response = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+        assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+        (response.status == 200).then(|| response.age())
     };
-    let (clock, long, _sandbox) = gateway("1h", "200").await;
-    let begun = now();
+    let (clock, long, _simulator) = gateway("1h", "200").await;
+    let started = now();
     long.check("ann", &["bob"]).await.checked();
     for seconds in [2 * DAY, -DAY, 0] {
         clock.set(seconds, &long).await;
-        let age = known(&long).await.unwrap_or_else(|| panic!("{seconds} s: forgotten"));
-        assert!(age <= begun.elapsed().as_secs(), "{seconds} s: {age}");
+        let age = cached_age(&long).await.unwrap_or_else(|| panic!("{seconds} s: not cached"));
+        assert!(age <= started.elapsed().as_secs(), "{seconds} s: {age}");
     }
-    let (clock, short, _sandbox) = gateway("2s", "200").await;
+    let (clock, short, _simulator) = gateway("2s", "200").await;
     short.check("ann", &["bob"]).await.checked();
     clock.set(-DAY, &short).await;
-    eventually("its time is over", async || known(&short).await.is_none().then_some(())).await;
+    eventually("the ttl of the pair ends", async || cached_age(&short).await.is_none().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_jump_lets_more_calls_through_or_holds_them_up() {
-    let _alone = turn::alone().await;
-    let (clock, gateway, sandbox) = gateway("1h", "50").await;
-    let is_over = AtomicBool::new(false);
+async fn clock_jumps_neither_exceed_nor_block_the_quota() {
+    let _exclusive = turn::alone().await;
+    let (clock, gateway, simulator) = gateway("1h", "50").await;
+    let finished = AtomicBool::new(false);
     let jumping = async {
         for seconds in [3600, 0, -3600, 2 * DAY, 0, -60, 60, 0] {
             clock.set(seconds, &gateway).await;
-            let before = codes(&sandbox.journal().await).len();
-            let more = async || (codes(&sandbox.journal().await).len() >= before + 25).then_some(());
-            eventually("calls go on", more).await;
+            let before = codes(&simulator.journal().await).len();
+            let more = async || (codes(&simulator.journal().await).len() >= before + 25).then_some(());
+            eventually("calls continue", more).await;
         }
-        is_over.store(true, Ordering::Relaxed);
+        finished.store(true, Ordering::Relaxed);
     };
-    let ask = Ask::command("openim/querystate");
+    let request = Ask::command("openim/querystate");
     let pressing = async {
-        let mut answers = Vec::new();
-        while !is_over.load(Ordering::Relaxed) {
-            answers.extend(press(&gateway, &ask, 10, Duration::from_secs(1)).await);
+        let mut responses = Vec::new();
+        while !finished.load(Ordering::Relaxed) {
+            responses.extend(press(&gateway, &request, 10, Duration::from_secs(1)).await);
         }
-        answers
+        responses
     };
-    let (answers, ()) = tokio::join!(pressing, jumping);
-    let failed = answers.iter().filter(|answer| answer.status != 200).count();
-    assert_eq!(failed, 0, "of {}", answers.len());
-    let journal = sandbox.journal().await;
+    let (responses, ()) = tokio::join!(pressing, jumping);
+    let failed = responses.iter().filter(|response| response.status != 200).count();
+    assert_eq!(failed, 0, "of {}", responses.len());
+    let journal = simulator.journal().await;
     let most = journal["max_in_one_second"]["openim/querystate"].as_u64().expect("a number");
-    println!("{} answers, at most {most} in one second", answers.len());
+    println!("{} responses, at most {most} in one second", responses.len());
     assert!(most <= 50, "{most} calls in one second");
-    assert!(!codes(&journal).contains(&60007), "Chat had to refuse some");
+    assert!(!codes(&journal).contains(&60007), "Chat throttled some calls");
 }

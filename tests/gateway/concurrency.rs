@@ -1,4 +1,4 @@
-//! Many callers at once, each answer checked against a model.
+//! Many concurrent callers; each response is checked against a model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::support::reply::Reply;
 use crate::support::setup::Setup;
 use crate::support::{PATIENCE, within};
 
-/// What a request must be answered with.
+/// The expected response to a request.
 enum Expected {
     Types(Vec<(String, u8)>),
     Echo(String),
@@ -20,11 +20,11 @@ enum Expected {
 
 impl Expected {
     #[track_caller]
-    fn check(&self, answer: &Answer) {
+    fn check(&self, response: &Answer) {
         match self {
-            Expected::Types(items) => assert_eq!(&answer.checked(), items),
-            Expected::Echo(body) => answer.assert_relayed(200, echo(body)),
-            Expected::Error(status, slug, code) => answer.assert_error(*status, slug, *code),
+            Expected::Types(items) => assert_eq!(&response.checked(), items),
+            Expected::Echo(body) => response.assert_relayed(200, echo(body)),
+            Expected::Error(status, slug, code) => response.assert_error(*status, slug, *code),
         }
     }
 }
@@ -37,8 +37,8 @@ fn user(number: usize) -> String {
     format!("user{number:02}")
 }
 
-/// The `n`-th of the mixed requests.
-fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
+/// Returns the `n`-th mixed request and the expected response.
+fn mixed_request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
     match n % 10 {
         0..=4 => {
             let from = user(random.usize(..40));
@@ -57,7 +57,7 @@ fn request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expec
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_hundred_mixed_requests_at_once_each_get_their_own_answer() {
+async fn concurrent_mixed_requests_get_the_right_responses() {
     let chat = FakeChat::start().await;
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..400 {
@@ -75,40 +75,40 @@ async fn five_hundred_mixed_requests_at_once_each_get_their_own_answer() {
     let start = std::sync::Arc::new(tokio::sync::Barrier::new(500));
     let tasks: Vec<_> = (0..500)
         .map(|n| {
-            let (ask, expected) = request(n, &mut random, &chat);
-            let ask = ask.header("X-Request-Id", &format!("id-{n}"));
+            let (request, expected) = mixed_request(n, &mut random, &chat);
+            let request = request.header("X-Request-Id", &format!("id-{n}"));
             let (address, http2, start) = (gateway.address().to_owned(), shared[n % 4].clone(), start.clone());
             tokio::spawn(async move {
                 let own = if n % 3 == 0 { None } else { Some(Conn::open(&address).await.expect("accepted")) };
                 start.wait().await;
-                let answer = match own {
-                    Some(mut conn) => conn.ask(&ask).await,
-                    None => http2.ask(&ask).await,
+                let response = match own {
+                    Some(mut conn) => conn.ask(&request).await,
+                    None => http2.ask(&request).await,
                 };
-                assert_eq!(answer.request_id(), format!("id-{n}"));
-                expected.check(&answer);
+                assert_eq!(response.request_id(), format!("id-{n}"));
+                expected.check(&response);
             })
         })
         .collect();
     for task in tasks {
-        within(PATIENCE, "every caller is answered", task).await.expect("the right answer");
+        within(PATIENCE, "all requests are answered", task).await.expect("the expected response");
     }
-    let mut asked: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut lookups: BTreeMap<(String, String), usize> = BTreeMap::new();
     for call in chat.calls_of("follow/follow_check") {
         assert!(call.to_accounts().len() <= 100);
-        call.pairs().into_iter().for_each(|pair| *asked.entry(pair).or_default() += 1);
+        call.pairs().into_iter().for_each(|pair| *lookups.entry(pair).or_default() += 1);
     }
-    let twice: BTreeSet<_> = asked.iter().filter(|(_, count)| **count > 1).collect();
-    assert!(twice.is_empty(), "asked more than once: {twice:?}");
+    let repeated: BTreeSet<_> = lookups.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(repeated.is_empty(), "looked up more than once: {repeated:?}");
     assert_eq!(chat.calls_of("openim/sendmsg").len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_write() {
+async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("10s").start().await;
-    // Each task has users of its own, so after each of its writes it knows what is true; all share the gateway's
-    // pending lookups, and a reader asks the same pairs all the time.
+    // Each writer has its own users, so it knows the true state after each of its writes. All tasks share the pending
+    // lookups of the gateway, and the readers check the same pairs all the time.
     let stop = tokio_util::sync::CancellationToken::new();
     let readers: Vec<_> = (0..4)
         .map(|_| {
@@ -130,14 +130,14 @@ async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_wr
                 let mut conn = Conn::open(&address).await.expect("accepted");
                 let (from, to) = (format!("from{n}"), format!("to{n}"));
                 for round in 0..20 {
-                    let (ask, expected) = if round % 2 == 0 {
+                    let (request, expected) = if round % 2 == 0 {
                         let body = format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#);
                         (Ask::command("follow/follow_add").body(body), [2, 1])
                     } else {
                         let body = crate::support::client::check_body(&from, &[&to]);
                         (Ask::command("follow/follow_delete").body(body), [0, 0])
                     };
-                    assert_eq!(conn.ask(&ask).await.status, 200);
+                    assert_eq!(conn.ask(&request).await.status, 200);
                     assert_eq!(conn.ask(&Ask::check(&from, &[&to])).await.types(), [expected[0]], "round {round}");
                     assert_eq!(conn.ask(&Ask::check(&to, &[&from])).await.types(), [expected[1]], "round {round}");
                 }
@@ -145,10 +145,10 @@ async fn writes_and_checks_at_once_never_show_a_state_from_before_an_answered_wr
         })
         .collect();
     for task in writers {
-        within(PATIENCE, "the writers end", task).await.expect("no answer from before a write");
+        within(PATIENCE, "a writer finishes", task).await.expect("no answer that predates a write");
     }
     stop.cancel();
     for task in readers {
-        within(PATIENCE, "the readers end", task).await.expect("sound answers");
+        within(PATIENCE, "a reader finishes", task).await.expect("correct answers");
     }
 }

@@ -1,4 +1,4 @@
-//! `healthcheck`, `wait` and `stop`: asking a gateway that runs elsewhere.
+//! `healthcheck`, `wait` and `stop`: subcommands that control a gateway in another process.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,14 +23,14 @@ async fn run(dir: &Path, args: &[&str]) -> Finished {
     Process::run(args, dir, &[]).await
 }
 
-/// The words are on stderr, and nothing is on stdout.
-fn assert_fails(outcome: &Finished, words: &str) {
+/// Asserts that the command failed with this text on stderr and nothing on stdout.
+fn assert_fails(outcome: &Finished, text: &str) {
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    assert!(outcome.stderr.contains(words) && outcome.stdout.is_empty(), "{words}: {outcome:?}");
+    assert!(outcome.stderr.contains(text) && outcome.stdout.is_empty(), "{text}: {outcome:?}");
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_ready_is_found_by_address_and_stopped() {
+async fn ready_gateway_is_checked_and_stopped_by_address() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let admin = gateway.admin().to_owned();
@@ -51,7 +51,7 @@ async fn a_gateway_that_is_ready_is_found_by_address_and_stopped() {
 }
 
 #[tokio::test]
-async fn over_a_unix_socket_by_its_configuration_with_its_token() {
+async fn unix_socket_and_token_are_read_from_the_configuration() {
     let chat = FakeChat::start().await;
     secrets::remember(TOKEN);
     let setup = Setup::new(&chat);
@@ -66,7 +66,7 @@ async fn over_a_unix_socket_by_its_configuration_with_its_token() {
     let named = Process::run(&["healthcheck"], &dir, &[("CHATGATE_CONFIG", &file)]).await;
     assert_eq!(named.code, 0, "{named:?}");
     assert_fails(&run(&dir, &["stop", "--admin", &admin]).await, "401");
-    assert_eq!(run(&dir, &["healthcheck", "--admin", &admin]).await.code, 0, "a refused order stops nothing");
+    assert_eq!(run(&dir, &["healthcheck", "--admin", &admin]).await.code, 0, "a rejected stop has no effect");
     let outcome = run(&dir, &["stop", "--config", &file, "--admin", &admin]).await;
     assert_eq!((outcome.code, &*outcome.stdout), (0, "stopped\n"), "{outcome:?}");
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
@@ -74,7 +74,7 @@ async fn over_a_unix_socket_by_its_configuration_with_its_token() {
 }
 
 #[tokio::test]
-async fn stop_waits_for_the_drain_and_says_when_that_takes_too_long() {
+async fn stop_waits_for_the_drain_until_its_timeout() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
@@ -84,11 +84,11 @@ async fn stop_waits_for_the_drain_and_says_when_that_takes_too_long() {
     chat.seen(1).await;
     let (admin, dir) = (gateway.admin().to_owned(), gateway.dir().to_owned());
     let mut stop = Process::start(&["stop", "--admin", &admin], &dir, &[]);
-    eventually("the order has come", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
+    eventually("the gateway drains", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
     assert_fails(&run(&dir, &["stop", "--admin", &admin, "--timeout", "300ms"]).await, "still listens");
     assert_fails(&run(&dir, &["healthcheck", "--admin", &admin]).await, "503");
     assert_fails(&run(&dir, &["wait", "--admin", &admin, "--timeout", "300ms"]).await, "draining");
-    // It stays as long as the call does.
+    // `stop` waits as long as the call is in flight.
     assert_eq!(stop.try_exit(), None, "{}", stop.stderr());
     gate.open();
     holding.answer().await.assert_relayed(200, OK);
@@ -97,7 +97,7 @@ async fn stop_waits_for_the_drain_and_says_when_that_takes_too_long() {
 }
 
 #[tokio::test]
-async fn wait_outlasts_a_gateway_that_is_still_to_come() {
+async fn wait_succeeds_when_the_gateway_starts_later() {
     let admin = free_address().to_string();
     let setup = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{}\"", free_address()));
     let setup = setup.set("server", &format!("admin = \"{admin}\""));
@@ -112,28 +112,28 @@ async fn wait_outlasts_a_gateway_that_is_still_to_come() {
 }
 
 #[tokio::test]
-async fn one_that_takes_the_connection_and_says_nothing_is_not_waited_for_for_ever() {
+async fn control_commands_time_out_when_admin_listener_is_silent() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let admin = silent.local_addr().expect("bound").to_string();
     let setup = Setup::without_apps();
-    let begun = now();
+    let started = now();
     assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "no answer in time");
     assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "no answer in time");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    // One that hangs up is none either, and is told apart from one that has stopped.
-    let hanging_up = tokio::spawn(async move { while silent.accept().await.is_ok() {} });
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // A listener that closes every connection is not ready either, and does not count as stopped.
+    let closing = tokio::spawn(async move { while silent.accept().await.is_ok() {} });
     assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "broke");
     assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "still listens");
-    hanging_up.abort();
+    closing.abort();
 }
 
 #[tokio::test]
-async fn wrong_usage_is_2_and_a_bad_configuration_78() {
+async fn wrong_usage_exits_2_and_a_bad_configuration_78() {
     let setup = Setup::without_apps().app(MAIN, "region = \"tokyo\"");
     let file = setup.write().to_string_lossy().into_owned();
-    let any_port = run(setup.dir(), &["healthcheck", "--config", &file]).await;
-    assert_eq!(any_port.code, 2, "{any_port:?}");
-    assert!(any_port.stderr.contains("--admin"), "{any_port:?}");
+    let outcome = run(setup.dir(), &["healthcheck", "--config", &file]).await;
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("--admin"), "{outcome:?}");
     for args in [
         &["healthcheck", "--admin", "nowhere"][..],
         &["stop", "--admin", "unix:relative"],
@@ -152,6 +152,6 @@ async fn wrong_usage_is_2_and_a_bad_configuration_78() {
             assert!(outcome.stderr.contains(file), "{outcome:?}");
         }
     }
-    let gone = run(setup.dir(), &["healthcheck", "--admin", "unix:/none"]).await;
-    assert_fails(&gone, "cannot connect");
+    let unreachable = run(setup.dir(), &["healthcheck", "--admin", "unix:/none"]).await;
+    assert_fails(&unreachable, "cannot connect");
 }

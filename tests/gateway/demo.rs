@@ -10,7 +10,7 @@ use crate::support::process::Process;
 use crate::support::redis::Redis;
 use crate::support::{eventually, turn, within};
 
-/// The addresses of its gateways, data and admin, as it prints them.
+/// Parses the data and admin addresses of all replicas from the output of the demo.
 fn addresses(printed: &str) -> Vec<(String, String)> {
     let first = printed.lines().find_map(|line| line.strip_prefix("chatgate is listening on "));
     let first = first.and_then(|line| line.split(',').next()).map(str::to_owned);
@@ -22,13 +22,13 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
     first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()
 }
 
-async fn ask(address: &str, ask: Ask) -> Answer {
-    let mut conn = Conn::open(address).await.expect("it listens");
-    within(crate::support::PATIENCE, "an answer", conn.ask(&ask)).await
+async fn send(address: &str, request: Ask) -> Answer {
+    let mut conn = Conn::open(address).await.expect("a listening gateway");
+    within(crate::support::PATIENCE, "an answer", conn.ask(&request)).await
 }
 
 #[tokio::test]
-async fn replicas_share_what_they_learn_and_stop_cleanly() {
+async fn replicas_share_cached_pairs_and_stop_cleanly() {
     let _turn = turn::shared().await;
     let (redis, dir) = (Redis::start().await, tempdir().expect("a temporary directory"));
     let url = format!("redis://{}", redis.address());
@@ -41,32 +41,32 @@ async fn replicas_share_what_they_learn_and_stop_cleanly() {
     })
     .await;
     for (_, admin) in &gateways {
-        eventually("it is together", async || {
-            let status = ask(admin, Ask::new("GET", "/status")).await.json();
+        eventually("the replica is connected", async || {
+            let status = send(admin, Ask::new("GET", "/status")).await.json();
             (status["fleet"]["mode"] == "together").then_some(())
         })
         .await;
     }
-    let check = |more: &str| Ask::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", more);
-    let first = ask(&gateways[0].0, check("no-cache")).await;
+    let check = |directive: &str| Ask::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", directive);
+    let first = send(&gateways[0].0, check("no-cache")).await;
     assert_eq!(first.types(), [3, 2, 1]);
     for (data, _) in &gateways[1..] {
-        // A busy machine may take Redis for lost for a moment.
-        let answer = eventually("what another has learned", async || {
-            let answer = ask(data, check("only-if-cached")).await;
-            if answer.status != 200 {
-                ask(&gateways[0].0, check("no-cache")).await.checked();
+        // On a busy machine a replica may lose its connection to Redis for a moment.
+        let response = eventually("a pair cached by another replica", async || {
+            let response = send(data, check("only-if-cached")).await;
+            if response.status != 200 {
+                send(&gateways[0].0, check("no-cache")).await.checked();
             }
-            (answer.status == 200).then_some(answer)
+            (response.status == 200).then_some(response)
         })
         .await;
-        assert_eq!(answer.types(), [3, 2, 1]);
+        assert_eq!(response.types(), [3, 2, 1]);
     }
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
-    assert_eq!(ask(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
+    assert_eq!(send(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
     for (data, _) in &gateways {
-        eventually("a write that another relayed", async || {
-            (ask(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
+        eventually("an invalidation by another replica", async || {
+            (send(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
         })
         .await;
     }
@@ -80,7 +80,7 @@ async fn replicas_share_what_they_learn_and_stop_cleanly() {
 }
 
 #[tokio::test]
-async fn replicas_without_a_redis_are_refused() {
+async fn replicas_without_redis_are_rejected() {
     let outcome = Process::run(&["demo", "--replicas", "2"], std::path::Path::new("/"), &[]).await;
     assert_eq!(outcome.code, 1);
     assert!(outcome.stderr.contains("--redis"), "{}", outcome.stderr);

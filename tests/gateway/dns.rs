@@ -1,4 +1,4 @@
-//! What a name of Chat's means changes, or some of what it means is dead.
+//! DNS changes: Chat's host name gets new addresses, loses them, or has unreachable ones.
 
 use std::net::SocketAddr;
 
@@ -16,15 +16,15 @@ use crate::support::tls::Ca;
 const WRITE: &str = "openim/sendmsg";
 const NAME: &str = "chat.test";
 
-/// A port of a name, and who answers there.
-struct Place {
+/// A port under the name [`NAME`], and the CA of the servers there.
+struct Site {
     ca: Ca,
     port: u16,
 }
 
-impl Place {
-    fn new() -> Place {
-        Place { ca: Ca::new(), port: crate::support::wire::free_address().port() }
+impl Site {
+    fn new() -> Site {
+        Site { ca: Ca::new(), port: crate::support::wire::free_address().port() }
     }
 
     fn at(&self, last: u8) -> SocketAddr {
@@ -36,7 +36,7 @@ impl Place {
         FakeChat::start_behind(self.at(last), authority, Some(self.ca.acceptor(NAME))).await
     }
 
-    /// A gateway to which the name means these addresses.
+    /// Starts a gateway for which the name resolves to these addresses.
     async fn gateway(&self, addresses: &[u8]) -> (Gateway, Hosts) {
         let setup = Setup::without_apps();
         let hosts = Hosts::new(setup.dir(), &lines(addresses));
@@ -52,20 +52,20 @@ fn lines(addresses: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn one_dead_address_of_two_costs_a_moment_and_no_request() {
-    // Whichever is dead, and whether it refuses or says nothing at all.
-    for (dead, alive) in [(2, 3), (3, 2)] {
-        for is_deaf in [false, true] {
-            let place = Place::new();
-            let chat = place.chat(alive).await;
-            let mut link = Link::at(place.at(dead));
-            if is_deaf {
+async fn one_unreachable_address_of_two_fails_no_request() {
+    // Either address, refusing connections or dropping packets.
+    for (unreachable, reachable) in [(2, 3), (3, 2)] {
+        for drops_packets in [false, true] {
+            let site = Site::new();
+            let chat = site.chat(reachable).await;
+            let mut link = Link::at(site.at(unreachable));
+            if drops_packets {
                 link.set(Weather::Deaf).await;
             }
-            let (gateway, _hosts) = place.gateway(&[2, 3]).await;
+            let (gateway, _hosts) = site.gateway(&[2, 3]).await;
             for number in 0..3 {
-                let answer = gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
-                answer.assert_relayed(200, OK);
+                let response = gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
+                response.assert_relayed(200, OK);
             }
             assert_eq!(chat.count(), 3);
         }
@@ -73,10 +73,10 @@ async fn one_dead_address_of_two_costs_a_moment_and_no_request() {
 }
 
 #[tokio::test]
-async fn a_name_that_moves_is_followed_while_its_old_address_still_answers() {
-    let place = Place::new();
-    let (old, new) = (place.chat(2).await, place.chat(3).await);
-    let (gateway, hosts) = place.gateway(&[2]).await;
+async fn changed_address_is_used_although_the_old_one_answers() {
+    let site = Site::new();
+    let (old, new) = (site.chat(2).await, site.chat(3).await);
+    let (gateway, hosts) = site.gateway(&[2]).await;
     let mut conn = gateway.connect().await;
     conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
     assert_eq!((old.count(), new.count()), (1, 0));
@@ -88,30 +88,30 @@ async fn a_name_that_moves_is_followed_while_its_old_address_still_answers() {
         (new.count() > 0).then_some(())
     })
     .await;
-    assert_eq!(old.count() + new.count(), calls, "no call is lost on the way");
+    assert_eq!(old.count() + new.count(), calls, "a call was lost");
 }
 
 #[tokio::test]
-async fn a_name_that_is_lost_serves_on_from_memory_until_it_is_back() {
-    let place = Place::new();
-    let old = place.chat(2).await;
-    let (gateway, hosts) = place.gateway(&[2]).await;
+async fn failed_dns_lookup_keeps_the_last_known_addresses() {
+    let site = Site::new();
+    let old = site.chat(2).await;
+    let (gateway, hosts) = site.gateway(&[2]).await;
     let mut conn = gateway.connect().await;
     conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
     hosts.set("");
     let opened = old.accepted();
-    eventually("new connections are made without the name", async || {
+    eventually("new connections are opened without DNS", async || {
         conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
         (old.accepted() > opened + 1).then_some(())
     })
     .await;
     assert!(gateway.log().contains("the last good addresses serve on"));
-    let new = place.chat(3).await;
+    let new = site.chat(3).await;
     drop(old);
     hosts.set(&lines(&[3]));
-    eventually("the name is back", async || {
-        let answer = conn.ask(&Ask::command(WRITE)).await;
-        (answer.slug().is_none() && new.count() > 0).then_some(())
+    eventually("calls go to the new address", async || {
+        let response = conn.ask(&Ask::command(WRITE)).await;
+        (response.slug().is_none() && new.count() > 0).then_some(())
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Each refusal of the gateway's own making: its status, slug, code and shape, and that it cost no call.
+//! Rejections by the gateway: status, slug, code and format of each, and no call to Chat.
 
 use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
@@ -8,31 +8,31 @@ use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::setup::{Setup, gateway};
 
-/// After any refusal, the next good request works and only it reaches upstream.
+/// Asserts that no rejected request reached Chat, and that a valid request still does.
 async fn still_works(gateway: &Gateway, chat: &FakeChat, calls_before: usize) {
-    assert_eq!(chat.count(), calls_before, "a refused request reached upstream: {:?}", chat.calls());
+    assert_eq!(chat.count(), calls_before, "a rejected request reached Chat: {:?}", chat.calls());
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
     assert_eq!(chat.count(), calls_before + 1);
 }
 
-/// Sends each request on a connection of its own and asserts the refusal, and that none of them cost a call.
-async fn all_refused(
+/// Sends each request on its own connection, and asserts that it is rejected with this error and causes no call.
+async fn all_rejected(
     chat: &FakeChat,
     gateway: &Gateway,
-    asks: Vec<Ask>,
+    requests: Vec<Ask>,
     (status, slug, code): (u16, &str, i64),
 ) -> Vec<Answer> {
     let before = chat.count();
-    let mut answers = Vec::new();
-    for ask in asks {
-        let bytes = ask.bytes();
+    let mut responses = Vec::new();
+    for request in requests {
+        let bytes = request.bytes();
         eprintln!("{}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
-        let answer = gateway.ask(ask).await;
-        answer.assert_error(status, slug, code);
-        answers.push(answer);
+        let response = gateway.ask(request).await;
+        response.assert_error(status, slug, code);
+        responses.push(response);
     }
     still_works(gateway, chat, before).await;
-    answers
+    responses
 }
 
 const BAD_JSON: (u16, &str, i64) = (400, "bad_json", 60003);
@@ -41,7 +41,7 @@ const FORBIDDEN: (u16, &str, i64) = (403, "forbidden", 129_403);
 const NOT_FOUND: (u16, &str, i64) = (404, "not_found", 60009);
 
 #[tokio::test]
-async fn a_body_that_is_no_json_object_in_utf8_is_bad_json() {
+async fn body_must_be_a_json_object_in_utf8() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let bodies: [&[u8]; 16] = [
@@ -63,13 +63,13 @@ async fn a_body_that_is_no_json_object_in_utf8_is_bad_json() {
         b"{\"a\":\"line\nfeed\"}",
     ];
     for command in ["openim/querystate", "follow/follow_check", "follow/follow_add"] {
-        let asks = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
-        all_refused(&chat, &gateway, asks, BAD_JSON).await;
+        let requests = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
+        all_rejected(&chat, &gateway, requests, BAD_JSON).await;
     }
 }
 
 #[tokio::test]
-async fn a_repeated_member_that_is_read_is_bad_json_however_it_is_written() {
+async fn repeated_members_are_rejected_in_every_spelling() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let bodies = [
@@ -78,23 +78,23 @@ async fn a_repeated_member_that_is_read_is_bad_json_however_it_is_written() {
         r#"{"From_Account":"a","To_Account":["b"],"\u0054o_Account":["c"]}"#,
         r#"{"To_Account":["b"],"To_Account":["b"],"From_Account":"a"}"#,
     ];
-    let asks = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
-    all_refused(&chat, &gateway, asks, BAD_JSON).await;
+    let requests = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
+    all_rejected(&chat, &gateway, requests, BAD_JSON).await;
 }
 
 #[tokio::test]
-async fn deep_nesting_is_refused_quickly_or_relayed_and_never_fatal() {
+async fn deep_nesting_is_rejected_or_relayed_without_a_crash() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     for (command, member) in
         [("follow/follow_check", "From_Account"), ("follow/follow_add", "FollowItem"), ("openim/querystate", "x")]
     {
-        let answer = gateway.call(command, format!(r#"{{"{member}":{deep}}}"#)).await;
-        if answer.slug().is_some() {
-            assert_eq!(answer.status, 400, "{answer:?}");
+        let response = gateway.call(command, format!(r#"{{"{member}":{deep}}}"#)).await;
+        if response.slug().is_some() {
+            assert_eq!(response.status, 400, "{response:?}");
         } else {
-            answer.assert_relayed(200, chat_answer(command));
+            response.assert_relayed(200, chat_answer(command));
             assert_ne!(command, "follow/follow_check");
         }
     }
@@ -109,7 +109,7 @@ fn chat_answer(command: &str) -> String {
 }
 
 #[tokio::test]
-async fn follow_check_fields_that_cannot_be_meant_are_bad_parameters() {
+async fn invalid_follow_check_fields_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("follow_check", "max_to = 150").start().await;
     let too_many: Vec<String> = (0..151).map(|n| format!("u{n}")).collect();
@@ -143,44 +143,44 @@ async fn follow_check_fields_that_cannot_be_meant_are_bad_parameters() {
     bodies.push(check_body("a", &[wide.as_str()]));
     bodies.push(check_body("a", &too_many));
     bodies.push(check_body("a", &repeated));
-    let asks = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
-    all_refused(&chat, &gateway, asks, BAD_PARAMETER).await;
+    let requests = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
+    all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
 #[tokio::test]
-async fn a_query_parameter_that_is_not_the_vendors_is_a_bad_parameter() {
+async fn unknown_query_parameters_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let queries =
         ["x=1", "x", "debug=", "sdk_appid=1", "random=1&y=2", "usersig2=a", "%75sersig2=a", "callback=f", "=", "=1"];
-    let asks = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
-    all_refused(&chat, &gateway, asks, BAD_PARAMETER).await;
+    let requests = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
+    all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
 #[tokio::test]
-async fn what_a_browser_sends_is_forbidden() {
+async fn browser_requests_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = || Ask::command("openim/querystate");
-    let asks = vec![
-        ask().header("Origin", "https://evil.example"),
-        ask().header("Origin", "null"),
-        ask().header("Origin", "http://localhost"),
-        ask().header("ORIGIN", ""),
-        ask().header("Sec-Fetch-Site", "cross-site"),
-        ask().header("Sec-Fetch-Site", "same-origin"),
-        ask().header("Sec-Fetch-Site", "none"),
+    let request = || Ask::command("openim/querystate");
+    let requests = vec![
+        request().header("Origin", "https://evil.example"),
+        request().header("Origin", "null"),
+        request().header("Origin", "http://localhost"),
+        request().header("ORIGIN", ""),
+        request().header("Sec-Fetch-Site", "cross-site"),
+        request().header("Sec-Fetch-Site", "same-origin"),
+        request().header("Sec-Fetch-Site", "none"),
     ];
-    for answer in all_refused(&chat, &gateway, asks, FORBIDDEN).await {
-        assert!(answer.headers.iter().all(|(name, _)| !name.starts_with("access-control-")), "{answer:?}");
+    for response in all_rejected(&chat, &gateway, requests, FORBIDDEN).await {
+        assert!(response.headers.iter().all(|(name, _)| !name.starts_with("access-control-")), "{response:?}");
     }
 }
 
 #[tokio::test]
-async fn a_host_that_is_not_allowed_is_forbidden_and_a_listed_one_is_not() {
+async fn foreign_host_headers_are_rejected_unless_listed() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"hosts = ["chat.internal"]"#).start().await;
-    let ask = |host: &str| Ask::command("openim/querystate").host(host);
+    let request = |host: &str| Ask::command("openim/querystate").host(host);
     let foreign = [
         "evil.example",
         "localhost.evil.example",
@@ -193,7 +193,7 @@ async fn a_host_that_is_not_allowed_is_forbidden_and_a_listed_one_is_not() {
         "[2001:db8::1]",
         "169.254.169.254",
     ];
-    all_refused(&chat, &gateway, foreign.map(ask).into(), FORBIDDEN).await;
+    all_rejected(&chat, &gateway, foreign.map(request).into(), FORBIDDEN).await;
     let address = gateway.address().to_owned();
     for own in [
         "localhost",
@@ -204,15 +204,15 @@ async fn a_host_that_is_not_allowed_is_forbidden_and_a_listed_one_is_not() {
         "Chat.Internal:8700",
         address.as_str(),
     ] {
-        gateway.ask(ask(own)).await.assert_relayed(200, OK);
+        gateway.ask(request(own)).await.assert_relayed(200, OK);
     }
 }
 
 #[tokio::test]
-async fn a_command_that_access_does_not_name_is_forbidden() {
+async fn commands_outside_the_allow_list_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("access", r#"allow = ["follow/follow_check", "openim/*"]"#).start().await;
-    let refused = [
+    let disallowed = [
         "follow/follow_add",
         "follow/follow_delete",
         "im_open_login_svc/account_delete",
@@ -222,13 +222,13 @@ async fn a_command_that_access_does_not_name_is_forbidden() {
         "openimX/y",
         "follow/follow_check2",
     ];
-    all_refused(&chat, &gateway, refused.map(Ask::command).into(), FORBIDDEN).await;
+    all_rejected(&chat, &gateway, disallowed.map(Ask::command).into(), FORBIDDEN).await;
     gateway.check("a", &["b"]).await.checked();
     gateway.call("openim/anything_at_all", "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn only_follow_check_is_allowed_when_nothing_is_said() {
+async fn default_allow_list_permits_only_follow_check() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).unset("access", "allow").start().await;
     gateway.check("a", &["b"]).await.checked();
@@ -240,29 +240,29 @@ async fn only_follow_check_is_allowed_when_nothing_is_said() {
 }
 
 #[tokio::test]
-async fn with_require_header_a_request_without_it_is_forbidden() {
+async fn require_header_rejects_requests_without_the_chatgate_header() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("access", "require_header = true").start().await;
-    let ask = || Ask::command("openim/querystate");
-    for refused in [
-        ask(),
-        ask().header("Chatgate", "0"),
-        ask().header("Chatgate", ""),
-        ask().header("Chatgate-App", "main"),
-        ask().header("Chatgate", "1").header("Chatgate", "0"),
+    let request = || Ask::command("openim/querystate");
+    for rejected in [
+        request(),
+        request().header("Chatgate", "0"),
+        request().header("Chatgate", ""),
+        request().header("Chatgate-App", "main"),
+        request().header("Chatgate", "1").header("Chatgate", "0"),
     ] {
-        gateway.ask(refused).await.assert_error(403, "forbidden", 129_403);
+        gateway.ask(rejected).await.assert_error(403, "forbidden", 129_403);
     }
     assert_eq!(chat.count(), 0);
-    gateway.ask(ask().header("Chatgate", "1")).await.assert_relayed(200, OK);
+    gateway.ask(request().header("Chatgate", "1")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn a_path_that_is_not_exactly_a_commands_is_not_found() {
+async fn path_must_match_a_command_exactly() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let long = format!("/v4/{}/x", "a".repeat(65));
-    let longer = format!("/v4/x/{}", "a".repeat(65));
+    let long_service = format!("/v4/{}/x", "a".repeat(65));
+    let long_command = format!("/v4/x/{}", "a".repeat(65));
     let paths = [
         "/",
         "/v4",
@@ -304,17 +304,17 @@ async fn a_path_that_is_not_exactly_a_commands_is_not_found() {
         "/v4/openim/*",
         "/v4/openim\\querystate",
         "/v4\\openim/querystate",
-        &long,
-        &longer,
+        &long_service,
+        &long_command,
     ];
-    all_refused(&chat, &gateway, paths.map(Ask::post).into(), NOT_FOUND).await;
+    all_rejected(&chat, &gateway, paths.map(Ask::post).into(), NOT_FOUND).await;
 }
 
 #[tokio::test]
-async fn an_app_that_is_not_there_is_unknown() {
+async fn unconfigured_app_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let asks = vec![
+    let requests = vec![
         Ask::post("/apps/other/v4/openim/querystate"),
         Ask::post("/apps/main2/v4/openim/querystate"),
         Ask::command("openim/querystate").header("Chatgate-App", "other"),
@@ -323,53 +323,54 @@ async fn an_app_that_is_not_there_is_unknown() {
         Ask::post("/v4/openim/querystate?sdkappid=0"),
         Ask::post("/v4/openim/querystate?sdkappid="),
     ];
-    all_refused(&chat, &gateway, asks, (404, "unknown_app", 129_404)).await;
+    all_rejected(&chat, &gateway, requests, (404, "unknown_app", 129_404)).await;
 }
 
 #[tokio::test]
-async fn any_method_but_post_is_not_allowed_and_the_answer_says_which_is() {
+async fn methods_other_than_post_are_rejected_with_allow_header() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "POSTX", "post", "PROPFIND"];
-    let asks = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
-    for answer in all_refused(&chat, &gateway, asks, (405, "method_not_allowed", 60002)).await {
-        assert_eq!(answer.header("allow"), Some("POST"));
+    let requests = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
+    for response in all_rejected(&chat, &gateway, requests, (405, "method_not_allowed", 60002)).await {
+        assert_eq!(response.header("allow"), Some("POST"));
     }
     let head = gateway.ask(Ask::new("HEAD", "/v4/openim/querystate")).await;
     assert_eq!((head.status, head.slug(), head.header("allow")), (405, Some("method_not_allowed"), Some("POST")));
-    assert!(chat.count() == 1, "only the good request that followed");
+    assert!(chat.count() == 1, "only the valid request after them");
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_unsupported() {
+async fn encoded_body_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
+    let request = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
     let codings = ["gzip", "deflate", "br", "zstd", "identity, gzip", "x-odd"];
-    all_refused(&chat, &gateway, codings.map(ask).into(), (415, "unsupported_encoding", 129_415)).await;
-    let twice = [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| ask(one).header("Content-Encoding", two));
-    all_refused(&chat, &gateway, twice.into(), (415, "unsupported_encoding", 129_415)).await;
-    gateway.ask(ask("identity")).await.assert_relayed(200, OK);
+    all_rejected(&chat, &gateway, codings.map(request).into(), (415, "unsupported_encoding", 129_415)).await;
+    let repeated =
+        [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| request(one).header("Content-Encoding", two));
+    all_rejected(&chat, &gateway, repeated.into(), (415, "unsupported_encoding", 129_415)).await;
+    gateway.ask(request("identity")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn the_first_check_that_fails_names_the_error() {
+async fn first_failing_check_determines_the_error() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).app(OTHER, &format!("{}\ndefault = true", chat.app_lines()));
     let gateway = setup.set("access", r#"allow = ["openim/*"]"#).start().await;
-    // Host and Origin, path, method, query, app, access, body: each row has every later fault as well.
-    let all = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
+    // Host and Origin, path, method, query, app, access, body: each row also fails every later check.
+    let all_wrong = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
     let rows = [
-        (all.clone().header("Origin", "null"), FORBIDDEN),
-        (all.clone(), NOT_FOUND),
-        (all.target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
+        (all_wrong.clone().header("Origin", "null"), FORBIDDEN),
+        (all_wrong.clone(), NOT_FOUND),
+        (all_wrong.target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
         (Ask::post("/v4/follow/follow_add?x=1&sdkappid=9").body("["), BAD_PARAMETER),
         (Ask::post("/v4/follow/follow_add?sdkappid=9").body("["), (404, "unknown_app", 129_404)),
         (Ask::post("/v4/follow/follow_add").body("["), FORBIDDEN),
         (Ask::post("/v4/openim/sendmsg").body("["), BAD_JSON),
     ];
-    for (ask, (status, slug, code)) in rows {
-        gateway.ask(ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        gateway.ask(request).await.assert_error(status, slug, code);
     }
     assert_eq!(chat.count(), 0);
 }

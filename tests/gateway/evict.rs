@@ -1,6 +1,6 @@
-//! `POST /cache/evict`: an operator knows of a change that did not come through the gateway.
+//! `POST /cache/evict`: an operator invalidates pairs that changed outside the gateway.
 //!
-//! The gateway's ttl is an hour, so whatever is asked again was evicted.
+//! The ttl is one hour, so a pair that is no longer cached was evicted.
 
 use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
@@ -16,38 +16,39 @@ async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
     setup.set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#).start().await
 }
 
-async fn order(gateway: &Gateway, ask: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
 }
 
 async fn evict(gateway: &Gateway, body: &str) -> Answer {
-    order(gateway, Ask::post("/cache/evict").body(body)).await
+    admin_action(gateway, Ask::post("/cache/evict").body(body)).await
 }
 
-/// Learns in both apps: ann and bob, ann and cyd, dan and bob.
-async fn learn(gateway: &Gateway) {
+/// Fills the cache of both apps with three pairs: ann and bob, ann and cyd, dan and bob.
+async fn fill_cache(gateway: &Gateway) {
     for app in [MAIN, OTHER] {
         gateway.ask(Ask::check("ann", &["bob", "cyd"]).header("Chatgate-App", app.name)).await.checked();
         gateway.ask(Ask::check("bob", &["dan"]).header("Chatgate-App", app.name)).await.checked();
     }
-    assert_eq!(known(gateway).await, [true; 6]);
+    assert_eq!(cached_pairs(gateway).await, [true; 6]);
 }
 
-/// What is known of these, first in the main app, without changing it.
-async fn known(gateway: &Gateway) -> [bool; 6] {
-    let mut known = [false; 6];
+/// Returns which of these pairs are cached, main app first, without changing the cache.
+async fn cached_pairs(gateway: &Gateway) -> [bool; 6] {
+    let mut cached = [false; 6];
     let pairs = [("bob", "ann"), ("ann", "cyd"), ("dan", "bob")];
     for (at, (app, (from, to))) in [MAIN, OTHER].iter().flat_map(|app| pairs.map(|pair| (app, pair))).enumerate() {
-        let ask = Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
-        let answer = gateway.ask(ask).await;
-        assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-        known[at] = answer.status == 200;
+        let request =
+            Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
+        let response = gateway.ask(request).await;
+        assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+        cached[at] = response.status == 200;
     }
-    known
+    cached
 }
 
 #[tokio::test]
-async fn pairs_a_user_or_all_of_one_app_are_forgotten() {
+async fn evict_drops_pairs_a_user_or_a_whole_app() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat, true).await;
     let (t, f) = (true, false);
@@ -61,18 +62,18 @@ async fn pairs_a_user_or_all_of_one_app_are_forgotten() {
         (r#"{"App":"other"}"#, "all", [t, t, t, f, f, f]),
         ("{}", "all", [f, f, f, t, t, t]),
     ] {
-        learn(&gateway).await;
+        fill_cache(&gateway).await;
         let calls = chat.count();
-        let answer = evict(&gateway, body).await;
-        assert_eq!((answer.status, answer.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
-        assert_eq!(answer.header("content-type"), Some("application/json"));
-        assert_eq!(known(&gateway).await, left, "{body}");
-        assert_eq!(chat.count(), calls, "Chat hears nothing of it");
+        let response = evict(&gateway, body).await;
+        assert_eq!((response.status, response.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
+        assert_eq!(response.header("content-type"), Some("application/json"));
+        assert_eq!(cached_pairs(&gateway).await, left, "{body}");
+        assert_eq!(chat.count(), calls, "no call to Chat");
     }
 }
 
 #[tokio::test]
-async fn a_lookup_held_over_an_order_neither_answers_nor_is_kept() {
+async fn eviction_discards_the_result_of_an_in_flight_lookup() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat, true).await;
     for body in ["{}", r#"{"From_Account":"bob"}"#, r#"{"From_Account":"bob","To_Account":["ann"]}"#] {
@@ -86,18 +87,22 @@ async fn a_lookup_held_over_an_order_neither_answers_nor_is_kept() {
         chat.seen(before + 1).await;
         chat.follow("ann", "bob");
         assert_eq!(evict(&gateway, body).await.status, 200);
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "{body}: a new check does not join");
+        assert_eq!(
+            gateway.check("ann", &["bob"]).await.types(),
+            [2],
+            "{body}: a new check must not join the old lookup"
+        );
         gate.open();
-        assert_eq!(lookup.answer().await.types(), [2], "{body}: the lookup that was under way");
-        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "{body}: what was kept");
+        assert_eq!(lookup.answer().await.types(), [2], "{body}: the lookup that was in flight");
+        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "{body}: the cached pair");
     }
 }
 
 #[tokio::test]
-async fn an_order_that_is_none_is_refused_and_forgets_nothing() {
+async fn invalid_evict_requests_are_rejected_and_evict_nothing() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat, false).await;
-    learn(&gateway).await;
+    fill_cache(&gateway).await;
     let large = format!(r#"{{"From_Account":"ann","To_Account":["{}"]}}"#, "x".repeat(1024 * 1024));
     for (body, status, slug) in [
         ("", 400, "bad_json"),
@@ -117,37 +122,37 @@ async fn an_order_that_is_none_is_refused_and_forgets_nothing() {
         ("{}", 404, "unknown_app"),
         (&large, 413, "body_too_large"),
     ] {
-        let answer = evict(&gateway, body).await;
+        let response = evict(&gateway, body).await;
         let shown = &body[..body.len().min(60)];
-        assert_eq!((answer.status, answer.slug()), (status, Some(slug)), "{shown}: {answer:?}");
-        assert_eq!(known(&gateway).await, [true; 6], "{shown}");
+        assert_eq!((response.status, response.slug()), (status, Some(slug)), "{shown}: {response:?}");
+        assert_eq!(cached_pairs(&gateway).await, [true; 6], "{shown}");
     }
 }
 
 #[tokio::test]
-async fn orders_are_no_matter_for_browsers_or_other_methods() {
+async fn evict_rejects_browsers_and_other_methods() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat, true).await;
-    learn(&gateway).await;
-    let good = Ask::post("/cache/evict");
-    for ask in [
-        good.clone().host("evil.example"),
-        good.clone().header("Origin", "http://localhost"),
-        good.clone().header("Sec-Fetch-Site", "none"),
+    fill_cache(&gateway).await;
+    let valid = Ask::post("/cache/evict");
+    for request in [
+        valid.clone().host("evil.example"),
+        valid.clone().header("Origin", "http://localhost"),
+        valid.clone().header("Sec-Fetch-Site", "none"),
     ] {
-        assert_eq!(order(&gateway, ask).await.status, 403);
+        assert_eq!(admin_action(&gateway, request).await.status, 403);
     }
     for method in ["GET", "PUT", "DELETE"] {
-        let answer = order(&gateway, Ask::new(method, "/cache/evict")).await;
-        assert_eq!((answer.status, answer.header("allow")), (405, Some("POST")));
+        let response = admin_action(&gateway, Ask::new(method, "/cache/evict")).await;
+        assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
     }
-    assert_eq!(order(&gateway, good.clone().target("/cache/evict/")).await.status, 404);
-    assert_eq!(gateway.ask(good.clone()).await.status, 404, "the data listener takes no orders");
-    assert_eq!(known(&gateway).await, [true; 6]);
-    // Several on one connection, with bodies.
+    assert_eq!(admin_action(&gateway, valid.clone().target("/cache/evict/")).await.status, 404);
+    assert_eq!(gateway.ask(valid.clone()).await.status, 404, "the data listener has no admin actions");
+    assert_eq!(cached_pairs(&gateway).await, [true; 6]);
+    // Several requests on one connection, with bodies.
     let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
     for _ in 0..3 {
-        assert_eq!(conn.ask(&good).await.status, 200);
+        assert_eq!(conn.ask(&valid).await.status, 200);
     }
-    assert_eq!(known(&gateway).await, [false, false, false, true, true, true]);
+    assert_eq!(cached_pairs(&gateway).await, [false, false, false, true, true, true]);
 }

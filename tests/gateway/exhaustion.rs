@@ -1,4 +1,4 @@
-//! What the machine runs out of costs only what needs it, and nothing once it is there again.
+//! Exhausted system resources: only work that needs the resource fails, and the gateway recovers.
 
 use std::time::Duration;
 
@@ -14,42 +14,42 @@ use crate::support::{eventually, now, turn};
 
 const CALL: &str = "openim/querystate";
 
-/// Sets the gateway's limit of open files.
+/// Sets the limit on open files of the gateway.
 fn limit_files(gateway: &Gateway, limit: Rlimit) {
     let pid = Pid::from_raw(i32::try_from(gateway.pid()).expect("a pid")).expect("not 0");
-    prlimit(Some(pid), Resource::Nofile, limit).expect("an own child");
+    prlimit(Some(pid), Resource::Nofile, limit).expect("a child process");
 }
 
 #[tokio::test]
-async fn without_descriptors_it_serves_whom_it_has_does_not_spin_and_recovers() {
-    let _alone = turn::alone().await;
+async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let mut held = gateway.connect().await;
     held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    // A child begins with its parent's limits.
+    // A child inherits the limits of its parent.
     let before = getrlimit(Resource::Nofile);
     limit_files(&gateway, Rlimit { current: Some(48), ..before });
-    // The kernel takes connections as long as its backlog has room; the gateway takes those it has numbers for.
+    // The kernel accepts connections while its backlog has room. The gateway accepts those it has descriptors for.
     let mut waiting = Vec::new();
     for _ in 0..100 {
         let mut conn = gateway.connect().await;
         conn.send(Ask::command("no/such/path").bytes()).await;
         waiting.push(conn);
     }
-    eventually("accepting has failed", async || gateway.log().contains("could not be accepted").then_some(())).await;
+    eventually("an accept fails", async || gateway.log().contains("could not be accepted").then_some(())).await;
     for _ in 0..20 {
         held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     }
-    // Ticks are hundredths of a second: a loop without a pause would use all of them, the pauses leave few.
-    let (begun, ticks) = (now(), gateway.ticks());
+    // One tick is 10 ms. A busy loop would use 100 ticks per second; with the pauses between attempts, few are used.
+    let (started, ticks) = (now(), gateway.ticks());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (spent, used) = (begun.elapsed(), gateway.ticks() - ticks);
-    assert!(used < 30, "{used} ticks in {spent:?}");
+    let (elapsed, used) = (started.elapsed(), gateway.ticks() - ticks);
+    assert!(used < 30, "{used} ticks in {elapsed:?}");
     let lines = gateway.log().matches("could not be accepted").count();
     assert!(lines < 200, "{lines} lines");
     assert!(gateway.log().len() < 1 << 20);
-    // Room again: those that waited in the backlog are served, and so is a new one.
+    // After the limit is raised, connections in the backlog are served, and so is a new one.
     limit_files(&gateway, before);
     for conn in &mut waiting {
         conn.answer().await.assert_error(404, "not_found", 60009);
@@ -60,13 +60,13 @@ async fn without_descriptors_it_serves_whom_it_has_does_not_spin_and_recovers() 
 }
 
 #[tokio::test]
-async fn with_no_room_for_the_log_requests_are_served() {
+async fn requests_are_served_when_the_log_cannot_be_written() {
     let chat = FakeChat::start().await;
     let (data, admin) = (free_address().to_string(), free_address().to_string());
     let setup = Setup::new(&chat).set("log", r#"level = "trace""#).listen(&[&data]);
     let setup = setup.set("server", &format!("admin = \"{admin}\""));
     let file = setup.write();
-    // Every write to it fails with ENOSPC (full(4)).
+    // Every write to this device fails with ENOSPC (full(4)).
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a Linux system");
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
         .args(["serve", "--config", &file.to_string_lossy()])
@@ -75,14 +75,14 @@ async fn with_no_room_for_the_log_requests_are_served() {
         .stderr(full)
         .spawn()
         .expect("the binary starts");
-    let mut conn = eventually("it listens", async || Conn::open(&data).await.ok()).await;
+    let mut conn = eventually("the gateway listens", async || Conn::open(&data).await.ok()).await;
     for _ in 0..50 {
         conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     }
-    let mut operator = eventually("it listens", async || Conn::open(&admin).await.ok()).await;
+    let mut operator = eventually("the gateway listens", async || Conn::open(&admin).await.ok()).await;
     assert_eq!(operator.ask(&Ask::new("GET", "/metrics")).await.status, 200);
     let line = format!("kill -s TERM {}", child.id());
     assert!(std::process::Command::new("sh").args(["-c", &line]).status().expect("a shell").success());
-    let code = eventually("it stops", async || child.try_wait().expect("own child")).await;
+    let code = eventually("the gateway exits", async || child.try_wait().expect("a child process")).await;
     assert_eq!(code.code(), Some(0));
 }

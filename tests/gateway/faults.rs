@@ -1,5 +1,5 @@
-//! The way to Chat fails, in every manner that a way can fail, and heals. What holds under each fault is
-//! asserted by [`Trial`]; here stands what the callers are told.
+//! Network and server failures between the gateway and Chat. [`Trial`] asserts what holds under every fault; these
+//! tests assert which errors the callers get.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ const UNREACHABLE: &str = "upstream_unreachable";
 const TIMEOUT: &str = "upstream_timeout";
 const INVALID: &str = "upstream_invalid";
 
-// Where no connection is to be had, calls wait for each other's pauses: a read may see its deadline pass.
+// While no connection succeeds, calls share the pauses between attempts, so a read may reach its deadline.
 
 #[tokio::test]
-async fn nobody_listens() {
+async fn refused_connections_make_upstream_unreachable() {
     let (trial, outcome) = weather("refused", Weather::Closed).await;
     outcome.writes_only(&[UNREACHABLE]);
     outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
@@ -24,78 +24,78 @@ async fn nobody_listens() {
 }
 
 #[tokio::test]
-async fn first_packets_are_lost() {
+async fn dropped_connection_attempts_make_upstream_unreachable() {
     let (_, outcome) = weather("connecting hangs", Weather::Deaf).await;
     outcome.writes_only(&[UNREACHABLE]);
     outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
 }
 
 #[tokio::test]
-async fn connections_are_taken_and_nothing_passes() {
+async fn silent_connections_time_out() {
     let (_, outcome) = weather("black hole", Weather::Silent).await;
     outcome.only(&[TIMEOUT]);
 }
 
 #[tokio::test]
-async fn requests_pass_and_answers_do_not() {
-    let (trial, outcome) = weather("answers lost", Weather::Mute).await;
+async fn lost_responses_time_out() {
+    let (trial, outcome) = weather("responses lost", Weather::Mute).await;
     outcome.only(&[TIMEOUT]);
-    assert!(trial.chat.count() > 5, "they did pass");
+    assert!(trial.chat.count() > 5, "the requests did reach Chat");
 }
 
 #[tokio::test]
-async fn whatever_moves_is_reset() {
+async fn reset_requests_make_upstream_unreachable() {
     let (_, outcome) = weather("reset on sending", Weather::Cutting).await;
     outcome.only(&[UNREACHABLE]);
 }
 
 #[tokio::test]
-async fn answers_become_resets() {
-    let (_, outcome) = weather("reset on answering", Weather::CuttingAnswers).await;
+async fn reset_responses_make_upstream_unreachable() {
+    let (_, outcome) = weather("reset on response", Weather::CuttingAnswers).await;
     outcome.only(&[UNREACHABLE]);
 }
 
 #[tokio::test]
-async fn every_packet_is_late() {
+async fn short_delays_fail_no_request() {
     let (_, outcome) = weather("delay", Weather::Late(Duration::from_millis(60))).await;
     outcome.only(&["ok"]);
 }
 
 #[tokio::test]
-async fn every_packet_is_too_late() {
+async fn delays_beyond_the_deadline_time_out() {
     let (_, outcome) = weather("delay beyond the deadline", Weather::Late(Duration::from_secs(3))).await;
     outcome.only(&[TIMEOUT]);
 }
 
 #[tokio::test]
-async fn an_answer_drips_in_time() {
-    let (_, outcome) = weather("drip", Weather::Drip(Duration::ZERO)).await;
+async fn slow_response_within_the_deadline_is_accepted() {
+    let (_, outcome) = weather("slow response", Weather::Drip(Duration::ZERO)).await;
     outcome.only(&["ok"]);
 }
 
 #[tokio::test]
-async fn an_answer_drips_for_ever() {
-    let (_, outcome) = weather("drip beyond the deadline", Weather::Drip(Duration::from_millis(25))).await;
+async fn slow_response_beyond_the_deadline_times_out() {
+    let (_, outcome) = weather("slow response beyond the deadline", Weather::Drip(Duration::from_millis(25))).await;
     outcome.only(&[TIMEOUT]);
 }
 
 #[tokio::test]
-async fn kept_connections_are_reset_again_and_again() {
+async fn reset_idle_connections_fail_no_read() {
     let trial = Trial::start().await;
     for _ in 0..5 {
         trial.link.reset_all();
-        let outcome = trial.strain("kept connections reset").await;
-        // A write that was being sent when the reset came is not sent again.
+        let outcome = trial.strain("idle connections reset").await;
+        // A write that was being sent during the reset is not retried.
         outcome.writes_only(&["ok", UNREACHABLE]);
         outcome.reads_only(&["ok"]);
     }
-    trial.recovers("kept connections reset").await;
+    trial.recovers("idle connections reset").await;
 }
 
 #[tokio::test]
-async fn what_comes_back_is_no_answer() {
+async fn broken_responses_are_invalid_or_unreachable_and_recover() {
     let trial = Trial::start().await;
-    let head = |length: usize| {
+    let headers = |length: usize| {
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
     };
     let huge = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(64 * 1024));
@@ -104,25 +104,29 @@ async fn what_comes_back_is_no_answer() {
         |size: usize| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n{OK}\r\n0\r\n\r\n");
     let faults: [(&str, Reply, &[&str]); 14] = [
         ("closed without a byte", Reply::bytes(""), &[UNREACHABLE]),
-        ("truncated head", Reply::bytes("HTTP/1.1 200 OK\r\nContent-"), &[UNREACHABLE]),
-        ("truncated body", Reply::bytes(format!("{}{}", head(OK.len()), &OK[..20])), &[UNREACHABLE]),
+        ("truncated headers", Reply::bytes("HTTP/1.1 200 OK\r\nContent-"), &[UNREACHABLE]),
+        ("truncated body", Reply::bytes(format!("{}{}", headers(OK.len()), &OK[..20])), &[UNREACHABLE]),
         (
             "truncated body, reset",
-            What::Reset(format!("{}{}", head(OK.len()), &OK[..20]).into()).into(),
+            What::Reset(format!("{}{}", headers(OK.len()), &OK[..20]).into()).into(),
             &[UNREACHABLE],
         ),
         ("garbage", Reply::bytes(noise), &[INVALID]),
         ("another protocol", Reply::bytes("SSH-2.0-OpenSSH_9.6\r\n"), &[INVALID]),
-        ("longer than said", Reply::bytes(format!("{}{OK}", head(OK.len() - 9))), &[INVALID]),
-        ("shorter than said, closed", Reply::bytes(format!("{}{OK}", head(OK.len() + 9))), &[UNREACHABLE]),
-        ("shorter than said, open", Reply::stall(format!("{}{OK}", head(OK.len() + 9))), &[TIMEOUT]),
-        ("a chunk longer than said", Reply::bytes(chunked(OK.len() - 9)), &[UNREACHABLE]),
+        ("body longer than Content-Length", Reply::bytes(format!("{}{OK}", headers(OK.len() - 9))), &[INVALID]),
         (
-            "two lengths",
-            Reply::bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{}", &head(OK.len())[17..])),
+            "body shorter than Content-Length, closed",
+            Reply::bytes(format!("{}{OK}", headers(OK.len() + 9))),
+            &[UNREACHABLE],
+        ),
+        ("body shorter than Content-Length, open", Reply::stall(format!("{}{OK}", headers(OK.len() + 9))), &[TIMEOUT]),
+        ("chunk longer than its size", Reply::bytes(chunked(OK.len() - 9)), &[UNREACHABLE]),
+        (
+            "two Content-Length headers",
+            Reply::bytes(format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n{}", &headers(OK.len())[17..])),
             &[INVALID],
         ),
-        ("over max_answer", Reply::json(huge), &[INVALID]),
+        ("body over max_answer", Reply::json(huge), &[INVALID]),
         ("502 in HTML", Reply::typed(502, "text/html", "<html>bad gateway</html>"), &[INVALID]),
         ("503, empty", Reply::typed(503, "text/plain", ""), &[INVALID]),
     ];
@@ -135,14 +139,14 @@ async fn what_comes_back_is_no_answer() {
 }
 
 #[tokio::test]
-async fn the_certificate_goes_bad_and_is_mended() {
-    let (ca, stranger) = (Ca::new(), Ca::new());
+async fn bad_certificate_blocks_calls_until_it_is_replaced() {
+    let (ca, other_ca) = (Ca::new(), Ca::new());
     let trial = Trial::start_tls(ca.acceptor("localhost"), &ca.pem()).await;
     let faults = [
-        ("certificate of another CA", stranger.acceptor("localhost")),
+        ("certificate of another CA", other_ca.acceptor("localhost")),
         ("expired certificate", ca.expired_acceptor("localhost")),
-        ("certificate not valid yet", ca.early_acceptor("localhost")),
-        ("certificate of another name", ca.acceptor("console.tim.qq.com")),
+        ("certificate not yet valid", ca.early_acceptor("localhost")),
+        ("certificate for another name", ca.acceptor("console.tim.qq.com")),
     ];
     for (name, acceptor) in faults {
         let before = trial.chat.count();
@@ -151,7 +155,7 @@ async fn the_certificate_goes_bad_and_is_mended() {
         let outcome = trial.strain(name).await;
         outcome.writes_only(&[UNREACHABLE]);
         outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
-        assert_eq!(trial.chat.count(), before, "{name}: it saw a request");
+        assert_eq!(trial.chat.count(), before, "{name}: Chat received a request");
         trial.chat.show(ca.acceptor("localhost"));
         trial.recovers(name).await;
     }

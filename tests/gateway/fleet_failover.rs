@@ -1,4 +1,5 @@
-//! The primary dies and its replica takes its place behind the same address; or what is there takes no writes.
+//! Redis failover: the primary fails, and its Redis replica is promoted behind the same address. Also a Redis that
+//! accepts no writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,9 +9,9 @@ use chatgate::domain::chat::app::SdkAppId;
 use chatgate::fleet::{Fleet, LeaseRequest, Pace};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{cause, knows, learns, mode, replica, setup, together};
-use crate::fleet_faults::{Traffic, alone};
-use crate::fleet_marks::member_at;
+use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica, setup};
+use crate::fleet_faults::{Traffic, await_disconnected};
+use crate::fleet_marks::connect_to;
 use crate::quota::{a_second, all_sound, most_in, press};
 use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
@@ -20,62 +21,62 @@ use crate::support::redis::Redis;
 use crate::support::stalls::Stalls;
 use crate::support::{PATIENCE, eventually, turn, within};
 
-/// A primary, its replica, and the address behind which the primary is.
-async fn pair() -> (Redis, Redis, Link) {
+/// Starts a primary and its replica, and returns both with the address that leads to the primary.
+async fn redis_pair() -> (Redis, Redis, Link) {
     let (primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
     second.follow(primary.address()).await;
     address.lead_to(primary.address()).await;
     (primary, second, address)
 }
 
-/// What a failover does: the replica is promoted, and the address leads to it.
+/// Performs a failover: promotes the replica and leads the address to it.
 async fn promote(second: &Redis, address: &mut Link) {
     second.say("REPLICAOF NO ONE").await;
     address.set(Weather::Closed).await;
     address.lead_to(second.address()).await;
 }
 
-/// As Redis has it: all of them are on this machine.
-#[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+/// Returns the time in the format of Redis, which runs on this machine.
+#[allow(clippy::disallowed_methods, reason = "tests measure the program with an independent clock")]
 fn unix_micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_micros() as u64
 }
 
-async fn losses(gateway: &Gateway) -> u64 {
+async fn disconnects(gateway: &Gateway) -> u64 {
     gateway.admin_get("/status").await.json()["fleet"]["losses"].as_u64().expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_costs_no_request_and_all_are_together_again_by_themselves() {
-    let _alone = turn::alone().await;
+async fn failover_fails_no_request_and_replicas_reconnect() {
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
-    let (mut primary, second, mut address) = pair().await;
+    let (mut primary, second, mut address) = redis_pair().await;
     let one = replica(setup(&chat, address.address())).await;
     let two = replica(setup(&chat, address.address())).await;
     let traffic = [Traffic::on(&one), Traffic::on(&two)];
     for traffic in &traffic {
-        traffic.some().await;
+        traffic.more_rounds().await;
     }
     primary.kill();
-    alone(&one).await;
-    alone(&two).await;
+    await_disconnected(&one).await;
+    await_disconnected(&two).await;
     for traffic in &traffic {
-        traffic.some().await;
+        traffic.more_rounds().await;
     }
     promote(&second, &mut address).await;
-    together(&one).await;
-    together(&two).await;
-    learns(&one, &two, "dan", "eve").await;
+    await_connected(&one).await;
+    await_connected(&two).await;
+    await_shared_pair(&one, &two, "dan", "eve").await;
     for traffic in traffic {
         traffic.end().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_a_failover_no_second_has_more_calls_than_the_limit() {
-    let _alone = turn::alone().await;
+async fn calls_stay_within_share_limits_during_a_failover() {
+    let _exclusive = turn::alone().await;
     let chat = FakeChat::start().await;
-    let (mut primary, second, mut address) = pair().await;
+    let (mut primary, second, mut address) = redis_pair().await;
     let setup = || {
         let setup = setup(&chat, address.address()).set("fleet", "share = 0.5");
         setup.set("app.quota", r#"per_command = "40/s""#)
@@ -83,35 +84,36 @@ async fn over_a_failover_no_second_has_more_calls_than_the_limit() {
     let one = replica(setup()).await;
     let two = replica(setup()).await;
     let stalls = Stalls::watch(&one);
-    let (ask, span) = (Ask::command("openim/querystate"), Duration::from_secs(9));
+    let (request, span) = (Ask::command("openim/querystate"), Duration::from_secs(9));
     let failing_over = async {
         chat.seen(60).await;
         primary.kill();
-        alone(&one).await;
-        alone(&two).await;
+        await_disconnected(&one).await;
+        await_disconnected(&two).await;
         let before = chat.count();
         chat.seen(before + 20).await;
         promote(&second, &mut address).await;
-        together(&one).await;
-        together(&two).await;
+        await_connected(&one).await;
+        await_connected(&two).await;
         let before = chat.count();
         chat.seen(before + 40).await;
     };
-    let (first, other, ()) = tokio::join!(press(&one, &ask, 10, span), press(&two, &ask, 10, span), failing_over);
+    let (first, other, ()) =
+        tokio::join!(press(&one, &request, 10, span), press(&two, &request, 10, span), failing_over);
     all_sound(&first);
     all_sound(&other);
-    assert!(first.iter().chain(&other).all(|answer| answer.status == 200), "none had to be refused");
+    assert!(first.iter().chain(&other).all(|response| response.status == 200), "a request failed");
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = most_in(a_second(&stalls), &times);
-    println!("40/s over a failover: worst second {most}, mean {:.1}", crate::quota::mean(&times));
-    // While one has heard of it and the other has not: the limit and a share, see docs/fleet.md.
+    println!("40/s during a failover: peak second {most}, mean {:.1}", crate::quota::mean(&times));
+    // While only one replica has noticed the failure, the bound is the limit plus one share; see docs/fleet.md.
     assert!(most <= 60, "{most} calls in one second");
 }
 
-/// By the clock of Redis, whatever this machine is busy with, and with a replica that has not heard of the last permits.
-/// A permit is used within 40 ms after its moment, and reaches the wire within 50 ms.
+/// Measured by the clock of Redis, so load on this machine does not matter. The promoted replica lacks the last
+/// permits. A call uses its permit within 40 ms after the permit's moment, and reaches the wire within 50 ms.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_a_failover_no_second_has_more_permits_than_the_limit() {
+async fn permits_stay_within_the_limit_during_a_failover() {
     let (mut primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
     let mut stream = Link::new();
     stream.lead_to(primary.address()).await;
@@ -125,21 +127,21 @@ async fn over_a_failover_no_second_has_more_permits_than_the_limit() {
     let lease = |fleet: Arc<Fleet>| {
         let (granted, stop) = (Arc::clone(&granted), stop.clone());
         async move {
-            let order =
-                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+            let lease_request =
+                LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let mut moments = Vec::new();
             while !stop.is_cancelled() {
-                let Some(answer) = fleet.lease(order).await else {
-                    // Who loses Redis gives up what it has.
+                let Some(grant) = fleet.lease(lease_request).await else {
+                    // A replica that loses Redis drops its unused permits.
                     let now = unix_micros();
                     moments.retain(|moment| *moment <= now);
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                moments.extend(answer.moments.iter().map(|moment| answer.moment + moment.as_micros() as u64));
-                granted.fetch_add(answer.moments.len(), Ordering::Relaxed);
-                if answer.moments.is_empty() {
-                    tokio::time::sleep(answer.again).await;
+                moments.extend(grant.moments.iter().map(|moment| grant.moment + moment.as_micros() as u64));
+                granted.fetch_add(grant.moments.len(), Ordering::Relaxed);
+                if grant.moments.is_empty() {
+                    tokio::time::sleep(grant.again).await;
                 }
             }
             moments
@@ -147,7 +149,7 @@ async fn over_a_failover_no_second_has_more_permits_than_the_limit() {
     };
     let mut leasing = Vec::new();
     for _ in 0..3 {
-        leasing.push(tokio::spawn(lease(member_at(address.address()).await)));
+        leasing.push(tokio::spawn(lease(connect_to(address.address()).await)));
     }
     let more = async |count: usize| {
         let wanted = granted.load(Ordering::Relaxed) + count;
@@ -167,13 +169,14 @@ async fn over_a_failover_no_second_has_more_permits_than_the_limit() {
     moments.sort_unstable();
     let window = window.as_micros() as u64;
     let most = (0..moments.len()).map(|at| moments[at..].partition_point(|other| *other < moments[at] + window)).max();
-    println!("{} permits, at most {most:?} in one second of {limit}", moments.len());
+    println!("{} permits, at most {most:?} in one second, limit {limit}", moments.len());
     assert!(most.is_some_and(|most| most <= limit as usize), "{most:?}");
 }
 
-/// Replication is late by nature, so what is promoted may lack the mark of an eviction that a caller was told of.
+/// Replication is asynchronous, so a promoted replica may lack the fence of an invalidation that was already
+/// acknowledged to a caller.
 #[tokio::test]
-async fn what_a_lost_primary_had_marked_is_not_answered_from_its_replica() {
+async fn pairs_from_before_a_failover_are_not_served() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let (mut primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
@@ -183,29 +186,32 @@ async fn what_a_lost_primary_had_marked_is_not_answered_from_its_replica() {
     address.lead_to(primary.address()).await;
     let one = replica(setup(&chat, address.address())).await;
     let two = replica(setup(&chat, address.address())).await;
-    learns(&one, &two, "ann", "bob").await;
-    let facts = |text: String| text.matches(":p:").count();
-    let there = async || (facts(second.say("KEYS *").await) > 0).then_some(());
-    eventually("the fact is replicated", there).await;
+    await_shared_pair(&one, &two, "ann", "bob").await;
+    let cached_pairs = |text: String| text.matches(":p:").count();
+    let replicated = async || (cached_pairs(second.say("KEYS *").await) > 0).then_some(());
+    eventually("the pair is replicated", replicated).await;
     stream.set(Weather::Silent).await;
     let deleted = one.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
     assert_eq!(deleted.status, 200);
     primary.kill();
     promote(&second, &mut address).await;
-    assert!(facts(second.say("KEYS *").await) > 0, "the fact is there, and no mark of its end");
-    together(&one).await;
-    together(&two).await;
+    assert!(
+        cached_pairs(second.say("KEYS *").await) > 0,
+        "the pair is gone from the promoted replica, so the test proves nothing"
+    );
+    await_connected(&one).await;
+    await_connected(&two).await;
     let three = replica(setup(&chat, address.address())).await;
     for gateway in [&one, &two, &three] {
-        assert!(!knows(gateway, "ann", "bob").await, "an answer from before the write");
+        assert!(!has_cached(gateway, "ann", "bob").await, "an answer that predates the write");
     }
     assert_eq!(three.check("ann", &["bob"]).await.types(), [0]);
 }
 
 #[tokio::test]
-async fn a_replica_that_takes_no_writes_is_as_good_as_none() {
+async fn redis_replica_is_never_used() {
     let chat = FakeChat::start().await;
-    let (primary, second, _address) = pair().await;
+    let (primary, second, _address) = redis_pair().await;
     let other = replica(setup(&chat, primary.address())).await;
     other.check("ann", &["cyd"]).await.checked();
     for writable in ["yes", "no"] {
@@ -214,25 +220,25 @@ async fn a_replica_that_takes_no_writes_is_as_good_as_none() {
         let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
         eventually("the reason", reason).await;
         assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-        assert_eq!((mode(&gateway).await.as_str(), losses(&gateway).await), ("alone", 0));
+        assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", 0));
         second.say("REPLICAOF NO ONE").await;
-        together(&gateway).await;
+        await_connected(&gateway).await;
         second.follow(primary.address()).await;
     }
 }
 
-/// Nobody breaks the connection to a primary that was demoted, which has all that it had, and reads go on as before.
+/// A demoted primary closes no connection, keeps its data and still answers reads, so the gateway itself must notice.
 #[tokio::test]
-async fn a_primary_that_becomes_a_replica_is_left_once_and_for_all() {
+async fn demoted_primary_is_abandoned_until_promoted_again() {
     let chat = FakeChat::start().await;
-    let (first, second, _address) = pair().await;
+    let (first, second, _address) = redis_pair().await;
     let gateway = replica(setup(&chat, first.address())).await;
-    let before = losses(&gateway).await;
+    let before = disconnects(&gateway).await;
     let same = async || second.say("GET chatgate:run").await == first.say("GET chatgate:run").await;
-    eventually("it is replicated", async || same().await.then_some(())).await;
+    eventually("the run id is replicated", async || same().await.then_some(())).await;
     second.say("REPLICAOF NO ONE").await;
     first.follow(second.address()).await;
-    // Nobody asks for anything: it finds out by itself.
+    // The gateway must notice without any request.
     let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
     eventually("the reason", reason).await;
     let attempts = async || {
@@ -240,11 +246,11 @@ async fn a_primary_that_becomes_a_replica_is_left_once_and_for_all() {
         let hellos = stats.lines().find_map(|line| line.strip_prefix("cmdstat_hello:calls="))?;
         hellos.split(',').next()?.parse::<u64>().ok()
     };
-    let begun = attempts().await.expect("it has been greeted");
-    let more = async || (attempts().await? >= begun + 3).then_some(());
-    eventually("it is looked for again", more).await;
-    assert_eq!((mode(&gateway).await.as_str(), losses(&gateway).await), ("alone", before + 1));
+    let started = attempts().await.expect("at least one connection");
+    let more = async || (attempts().await? >= started + 3).then_some(());
+    eventually("the gateway retries the connection", more).await;
+    assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", before + 1));
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     first.say("REPLICAOF NO ONE").await;
-    together(&gateway).await;
+    await_connected(&gateway).await;
 }

@@ -1,5 +1,5 @@
-//! Redis is killed, frozen, slow, emptied or cut off: no caller notices. What is slow and what is not is a matter
-//! of 30 ms, so those with traffic have the machine for themselves.
+//! Redis is killed, frozen, slow, emptied or cut off, and no request fails. The threshold for a slow Redis is 30 ms,
+//! so tests with traffic run exclusively.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{mode, replica, setup, together};
+use crate::fleet::{await_connected, mode, replica, setup};
 use crate::support::chat::FakeChat;
 use crate::support::client::{Ask, Conn};
 use crate::support::eventually;
@@ -18,7 +18,7 @@ use crate::support::turn;
 
 const CALLERS: usize = 4;
 
-/// Callers who go on and on: lookups of pairs that are new, pairs that are known, and other calls.
+/// Callers that send requests until stopped: checks of new pairs, checks of a cached pair, and other commands.
 pub(crate) struct Traffic {
     rounds: Arc<[AtomicUsize; CALLERS]>,
     stop: CancellationToken,
@@ -36,16 +36,16 @@ impl Traffic {
                 while !stop.is_cancelled() {
                     let mut conn = Conn::open(&address).await.expect("accepted");
                     let new = format!("user-{caller}-{round}");
-                    for ask in [
+                    for request in [
                         Ask::check(&new, &["bob"]),
                         Ask::check("ann", &["bob"]),
                         Ask::command("openim/querystate"),
                         Ask::command("follow/follow_add")
                             .body(format!(r#"{{"From_Account":"{new}","FollowItem":[{{"To_Account":"bob"}}]}}"#)),
                     ] {
-                        let answer = conn.ask(&ask).await;
-                        if answer.status != 200 {
-                            failed.push(format!("{answer:?}"));
+                        let response = conn.ask(&request).await;
+                        if response.status != 200 {
+                            failed.push(format!("{response:?}"));
                         }
                     }
                     round += 1;
@@ -58,17 +58,17 @@ impl Traffic {
         Traffic { tasks: tasks.collect(), stop, rounds }
     }
 
-    /// Waits until everybody has asked for everything some more times.
-    pub(crate) async fn some(&self) {
+    /// Waits until every caller has finished at least two more full rounds.
+    pub(crate) async fn more_rounds(&self) {
         let rounds = || self.rounds.iter().map(|round| round.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let wanted: Vec<usize> = rounds().iter().map(|round| round + 3).collect();
         let enough = async || rounds().iter().zip(&wanted).all(|(now, wanted)| now >= wanted).then_some(());
-        eventually("callers go on", enough).await;
+        eventually("callers finish more rounds", enough).await;
     }
 
-    /// How many requests failed. None may.
+    /// Stops the callers and asserts that no request failed.
     pub(crate) async fn end(self) {
-        self.some().await;
+        self.more_rounds().await;
         self.stop.cancel();
         for task in self.tasks {
             let failed = task.await.expect("no panic");
@@ -77,147 +77,151 @@ impl Traffic {
     }
 }
 
-pub(crate) async fn alone(gateway: &Gateway) {
-    eventually("it is alone", async || (mode(gateway).await == "alone").then_some(())).await;
+pub(crate) async fn await_disconnected(gateway: &Gateway) {
+    eventually("the replica is disconnected", async || (mode(gateway).await == "alone").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_is_killed_and_comes_back() {
-    let _alone = turn::alone().await;
+async fn killed_redis_fails_no_request() {
+    let _exclusive = turn::alone().await;
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
-    traffic.some().await;
+    traffic.more_rounds().await;
     for _ in 0..2 {
         redis.kill();
-        alone(&gateway).await;
-        traffic.some().await;
+        await_disconnected(&gateway).await;
+        traffic.more_rounds().await;
         redis.start_again().await;
-        together(&gateway).await;
+        await_connected(&gateway).await;
     }
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_is_frozen_and_thaws() {
-    let _alone = turn::alone().await;
+async fn frozen_redis_fails_no_request() {
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
-    traffic.some().await;
+    traffic.more_rounds().await;
     redis.signal("STOP");
-    alone(&gateway).await;
-    traffic.some().await;
+    await_disconnected(&gateway).await;
+    traffic.more_rounds().await;
     redis.signal("CONT");
-    together(&gateway).await;
+    await_connected(&gateway).await;
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_is_slow_for_a_while() {
-    let _alone = turn::alone().await;
+async fn slow_redis_fails_no_request() {
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let way = Way::to(&redis).await;
-    let gateway = replica(setup(&chat, way.address())).await;
+    let route = Way::to(&redis).await;
+    let gateway = replica(setup(&chat, route.address())).await;
     let traffic = Traffic::on(&gateway);
-    traffic.some().await;
-    way.late(Duration::from_millis(50));
-    alone(&gateway).await;
-    traffic.some().await;
-    way.late(Duration::ZERO);
-    together(&gateway).await;
+    traffic.more_rounds().await;
+    route.late(Duration::from_millis(50));
+    await_disconnected(&gateway).await;
+    traffic.more_rounds().await;
+    route.late(Duration::ZERO);
+    await_connected(&gateway).await;
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_way_to_redis_is_cut_and_mended() {
-    let _alone = turn::alone().await;
+async fn network_partition_from_redis_fails_no_request() {
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let way = Way::to(&redis).await;
-    let gateway = replica(setup(&chat, way.address())).await;
+    let route = Way::to(&redis).await;
+    let gateway = replica(setup(&chat, route.address())).await;
     let traffic = Traffic::on(&gateway);
-    traffic.some().await;
-    way.cut(true);
-    alone(&gateway).await;
-    traffic.some().await;
-    way.cut(false);
-    together(&gateway).await;
+    traffic.more_rounds().await;
+    route.cut(true);
+    await_disconnected(&gateway).await;
+    traffic.more_rounds().await;
+    route.cut(false);
+    await_connected(&gateway).await;
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_is_emptied() {
-    let _alone = turn::alone().await;
+async fn emptied_redis_fails_no_request() {
+    let _exclusive = turn::alone().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
-    traffic.some().await;
+    traffic.more_rounds().await;
     for _ in 0..3 {
         redis.say("FLUSHALL").await;
         redis.say("SCRIPT FLUSH").await;
         let since = async || redis.say("EXISTS chatgate:since").await.contains(":1").then_some(());
         eventually("Redis is in use again", since).await;
     }
-    together(&gateway).await;
+    await_connected(&gateway).await;
     traffic.end().await;
 }
 
-/// What it had may be from before an eviction that it did not hear of; and what it could not tell the
-/// others, they hear when Redis is back.
+/// Its cached pairs may predate an invalidation that it missed, so it drops them. The invalidations that it could not
+/// send reach the others once Redis is reachable again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_was_cut_off_forgets_and_makes_good_what_it_could_not_tell() {
+async fn disconnected_replica_drops_pairs_and_sends_invalidations_later() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let way = Way::to(&redis).await;
-    let far = replica(setup(&chat, way.address())).await;
+    let route = Way::to(&redis).await;
+    let far = replica(setup(&chat, route.address())).await;
     let near = replica(setup(&chat, redis.address())).await;
     far.check("ann", &["bob"]).await;
     near.check("ann", &["cyd"]).await;
-    way.cut(true);
-    alone(&far).await;
-    let cached = |ask: Ask| ask.header("Cache-Control", "only-if-cached");
-    let answer = far.ask(cached(Ask::check("ann", &["bob"]))).await;
-    assert_eq!(answer.slug(), Some("not_cached"), "who hears nothing forgets");
+    route.cut(true);
+    await_disconnected(&far).await;
+    let cached = |request: Ask| request.header("Cache-Control", "only-if-cached");
+    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    assert_eq!(response.slug(), Some("not_cached"), "a disconnected replica must drop its pairs");
     far.check("ann", &["bob"]).await;
     far.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["cyd"]}"#).await;
-    assert_eq!(near.ask(cached(Ask::check("ann", &["cyd"]))).await.status, 200, "it cannot know yet");
-    way.cut(false);
-    together(&far).await;
-    let answer = far.ask(cached(Ask::check("ann", &["bob"]))).await;
-    assert_eq!(answer.slug(), Some("not_cached"), "what was learned alone may be void");
-    eventually("what was owed is heard", async || {
-        let answer = near.ask(cached(Ask::check("ann", &["cyd"]))).await;
-        (answer.slug() == Some("not_cached")).then_some(())
+    assert_eq!(
+        near.ask(cached(Ask::check("ann", &["cyd"]))).await.status,
+        200,
+        "the invalidation cannot have arrived yet"
+    );
+    route.cut(false);
+    await_connected(&far).await;
+    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    assert_eq!(response.slug(), Some("not_cached"), "a pair cached while disconnected may be invalid");
+    eventually("the delayed invalidation is received", async || {
+        let response = near.ask(cached(Ask::check("ann", &["cyd"]))).await;
+        (response.slug() == Some("not_cached")).then_some(())
     })
     .await;
 }
 
-/// Callers are not kept waiting for a Redis that is long in answering. What they have it learn until then it
-/// learned without hearing of evictions.
+/// Requests do not wait for a Redis that responds slowly. Pairs cached before the first connection may have missed
+/// invalidations.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_learned_before_redis_was_found_may_be_void_then() {
+async fn pairs_cached_before_connecting_are_dropped_on_connect() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let way = Way::to(&redis).await;
+    let route = Way::to(&redis).await;
     let near = replica(setup(&chat, redis.address())).await;
-    // Only the first answer, so that the first attempt succeeds.
-    way.late(Duration::from_millis(600));
-    let far = setup(&chat, way.address()).start().await;
+    // Only the first response is delayed, so that the first attempt succeeds.
+    route.late(Duration::from_millis(600));
+    let far = setup(&chat, route.address()).start().await;
     far.check("ann", &["bob"]).await.checked();
     near.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
-    way.late(Duration::ZERO);
-    together(&far).await;
-    let answer = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
-    assert_eq!(answer.slug(), Some("not_cached"));
+    route.late(Duration::ZERO);
+    await_connected(&far).await;
+    let response = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+    assert_eq!(response.slug(), Some("not_cached"));
 }
 
 #[tokio::test]
-async fn a_gateway_starts_without_redis_and_has_its_share() {
+async fn gateway_starts_without_redis_and_connects_later() {
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     redis.kill();
     let gateway = setup(&chat, redis.address()).start().await;
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     assert_eq!(mode(&gateway).await, "alone");
     redis.start_again().await;
-    together(&gateway).await;
+    await_connected(&gateway).await;
     let metrics = gateway.admin_get("/metrics").await.text();
     assert!(metrics.contains("\nchatgate_fleet_together 1\n"), "{metrics}");
 }

@@ -1,4 +1,4 @@
-//! What Redis keeps after an eviction, asked by the program's own commands.
+//! The data in Redis after an invalidation, accessed through the fleet API of the program.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use chatgate::fleet::{Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace}
 use crate::support::redis::Redis;
 use crate::support::{eventually, within};
 
-struct Deaf;
+struct IgnoreInvalidations;
 
-impl OnInvalidation for Deaf {
-    fn invalidated(&self, _: SdkAppId, _: &[u8]) {}
+impl Hears for IgnoreInvalidations {
+    fn evicted(&self, _: SdkAppId, _: &[u8]) {}
     fn missed(&self) {}
 }
 
-async fn member(redis: &Redis) -> Arc<Fleet> {
-    member_at(redis.address()).await
+async fn connect(redis: &Redis) -> Arc<Fleet> {
+    connect_to(redis.address()).await
 }
 
-pub(crate) async fn member_at(address: SocketAddr) -> Arc<Fleet> {
+pub(crate) async fn connect_to(address: SocketAddr) -> Arc<Fleet> {
     let address = format!("redis://{address}").parse().expect("an address");
     let config = config::Fleet::new(address, "test", 0.5);
     let fleet = Fleet::new(&config).expect("random numbers");
     let (tried, first) = tokio::sync::oneshot::channel();
-    tokio::spawn(Arc::clone(&fleet).run(Arc::new(Deaf), tried));
-    within(crate::support::PATIENCE, "a first attempt", first).await.expect("it tells");
-    eventually("it is together", async || (fleet.mode() == Mode::Connected).then_some(())).await;
+    tokio::spawn(Arc::clone(&fleet).run(Arc::new(IgnoreInvalidations), tried));
+    within(crate::support::PATIENCE, "a first attempt", first).await.expect("the attempt is reported");
+    eventually("the replica is connected", async || (fleet.mode() == Mode::Together).then_some(())).await;
     fleet
 }
 
@@ -43,23 +43,23 @@ fn shared() -> FleetApp {
     FleetApp { app, keys, ttl: Duration::from_secs(3600) }
 }
 
-fn seen(number: i64) -> FollowType {
+fn follow_type(number: i64) -> FollowType {
     FollowType::new(number).expect("0 to 3")
 }
 
-/// Waits for what is stored after everything else was.
-async fn settled(fleet: &Arc<Fleet>, shared: &FleetApp, name: &str) {
+/// Stores and reads a last pair, so that all earlier stores are done.
+async fn flush_stores(fleet: &Arc<Fleet>, shared: &Shared, name: &str) {
     eventually("a store", async || {
-        fleet.store(shared, &[("last", name, seen(0))], clock::tick());
+        fleet.store(shared, &[("last", name, follow_type(0))], clock::tick());
         fleet.read(shared, "last", &[name]).await.first().copied().flatten()
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_store_that_began_before_an_eviction_is_refused() {
+async fn store_sent_before_an_invalidation_is_rejected() {
     let redis = Redis::start().await;
-    let (fleet, shared) = (member(&redis).await, shared());
+    let (fleet, shared) = (connect(&redis).await, shared());
     let pairs = |from: &str, to: &str| Scope::Pairs { from: from.to_owned(), to: vec![to.to_owned()] };
     let scopes = [
         pairs("ann", "bob"),
@@ -69,101 +69,102 @@ async fn a_store_that_began_before_an_eviction_is_refused() {
         Scope::All,
     ];
     for (round, scope) in scopes.iter().enumerate() {
-        settled(&fleet, &shared, &format!("before-{round}")).await;
+        flush_stores(&fleet, &shared, &format!("before-{round}")).await;
         let sent = clock::tick();
-        fleet.store(&shared, &[("ann", "bob", seen(1)), ("cyd", "dan", seen(3))], sent);
-        let known = async || fleet.read(&shared, "bob", &["ann"]).await.first().copied().flatten();
-        // What was stored in the round before has another relation.
-        let stored = async || known().await.filter(|(relation, _)| *relation != seen(0));
-        let (relation, asked) = eventually("it is stored", stored).await;
-        assert_eq!(relation, seen(2), "as the other side sees it");
-        assert!(asked <= sent, "never younger than it is");
+        fleet.store(&shared, &[("ann", "bob", follow_type(1)), ("cyd", "dan", follow_type(3))], sent);
+        let cached = async || fleet.read(&shared, "bob", &["ann"]).await.first().copied().flatten();
+        // The pair of the previous round has another relation.
+        let stored = async || cached().await.filter(|(relation, _)| *relation != follow_type(0));
+        let (relation, asked) = eventually("the pair is stored", stored).await;
+        assert_eq!(relation, follow_type(2), "the flipped relation");
+        assert!(asked <= sent, "a pair is never newer than its lookup");
         fleet.evict(&shared, scope).await;
-        assert_eq!(known().await, None, "{scope:?}");
-        fleet.store(&shared, &[("ann", "bob", seen(1))], sent);
-        settled(&fleet, &shared, &format!("after-{round}")).await;
-        assert_eq!(known().await, None, "{scope:?}: a late store");
+        assert_eq!(cached().await, None, "{scope:?}");
+        fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);
+        flush_stores(&fleet, &shared, &format!("after-{round}")).await;
+        assert_eq!(cached().await, None, "{scope:?}: a store sent earlier");
         let others = fleet.read(&shared, "cyd", &["dan"]).await.first().copied().flatten();
         assert_eq!(others.is_some(), *scope != Scope::All, "{scope:?}");
-        // What was asked for after it is stored again.
-        eventually("it is stored again", async || {
-            fleet.store(&shared, &[("ann", "bob", seen(0))], clock::tick());
-            known().await
+        // A pair looked up after the invalidation is stored again.
+        eventually("the pair is stored again", async || {
+            fleet.store(&shared, &[("ann", "bob", follow_type(0))], clock::tick());
+            cached().await
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn a_redis_that_has_lost_what_it_had_grants_no_burst() {
+async fn emptied_redis_grants_no_burst() {
     let redis = Redis::start().await;
-    let fleet = member(&redis).await;
+    let fleet = connect(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
     let app = SdkAppId::new(7).expect("not 0");
-    let order = LeaseRequest { app, name: "a/b", wanted: 8, pace, total: None };
+    let request = LeaseOrder { app, name: "a/b", wanted: 8, pace, total: None };
     for _ in 0..2 {
         redis.say("FLUSHALL").await;
-        let granted = fleet.lease(order).await.expect("Redis is there");
+        let granted = fleet.lease(request).await.expect("a connection to Redis");
         let moments = granted.moments;
         assert_eq!(moments.len(), 8);
         assert!(moments[0] >= pace.interval, "{moments:?}");
         assert!(moments.windows(2).all(|two| two[1] - two[0] == pace.interval), "{moments:?}");
     }
-    // Never further ahead than is right, and never for a total that is used up.
-    let granted = fleet.lease(order).await.expect("Redis is there");
+    // No permit is granted further ahead than 250 ms, and none if the total quota is exhausted.
+    let granted = fleet.lease(request).await.expect("a connection to Redis");
     assert!(granted.moments.iter().all(|moment| *moment <= Duration::from_millis(250)), "{granted:?}");
     let total = Some(Pace { interval: Duration::from_secs(10), burst: 1 });
-    let other = LeaseRequest { name: "c/d", total, ..order };
+    let other_request = LeaseOrder { name: "c/d", total, ..request };
     for _ in 0..2 {
-        let granted = fleet.lease(other).await.expect("Redis is there");
+        let granted = fleet.lease(other_request).await.expect("a connection to Redis");
         assert!(granted.moments.is_empty(), "{granted:?}");
         assert!(granted.again >= Duration::from_millis(1));
     }
 }
 
-/// After a failover the last moments that were granted may be missing, and with them what had been spent.
+/// After a failover the last granted moments may be missing, and with them the record of used permits.
 #[tokio::test]
-async fn another_run_of_redis_grants_no_burst_by_what_an_earlier_one_kept() {
+async fn new_redis_run_grants_no_burst_from_older_state() {
     let redis = Redis::start().await;
-    let fleet = member(&redis).await;
+    let fleet = connect(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
-    let order = LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
-    let granted = fleet.lease(order).await.expect("Redis is there");
-    let rested = granted.moment + 1_000_000;
-    let granted = eventually("it has rested", async || {
-        let order = LeaseRequest { name: "c/d", ..order };
-        fleet.lease(order).await.filter(|granted| granted.moment > rested)
+    let request = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
+    let granted = fleet.lease(request).await.expect("a connection to Redis");
+    let rest_end = granted.moment + 1_000_000;
+    let granted = eventually("one second has passed", async || {
+        let request = LeaseOrder { name: "c/d", ..request };
+        fleet.lease(request).await.filter(|granted| granted.moment > rest_end)
     })
     .await;
     redis.say("SET test:run another").await;
     let since = async || redis.say("GET test:since").await.lines().nth(1)?.trim().parse::<u64>().ok();
-    let since = eventually("it is noticed", async || since().await.filter(|since| *since > granted.moment)).await;
-    let granted = fleet.lease(order).await.expect("Redis is there");
+    let since =
+        eventually("the new run is noticed", async || since().await.filter(|since| *since > granted.moment)).await;
+    let granted = fleet.lease(request).await.expect("a connection to Redis");
     let since = Duration::from_micros(granted.moment - since);
     assert_eq!(granted.moments.len(), 4);
-    assert!(granted.moments[3] + since >= pace.interval * 3, "{granted:?}, {since:?} after the other run began");
+    assert!(granted.moments[3] + since >= pace.interval * 3, "{granted:?}, {since:?} after the new run began");
 }
 
-/// Moments on the clock of Redis, whatever this machine is busy with. A permit is used within 40 ms after its
-/// moment, and reaches the wire within 50 ms.
+/// Measured by the clock of Redis, so load on this machine does not matter. A call uses its permit within 40 ms after
+/// the permit's moment, and reaches the wire within 50 ms.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn however_many_lease_no_second_has_more_than_the_limit_and_hardly_anything_is_left() {
+async fn concurrent_leases_stay_within_and_near_the_limit() {
     let redis = Redis::start().await;
     let (limit, burst) = (200, 4);
     let window = Duration::from_millis(1090);
     let pace = Pace { interval: window / (limit - burst + 1) + Duration::from_nanos(1), burst };
     let leasing: Vec<_> = {
-        let mut members = Vec::new();
+        let mut replicas = Vec::new();
         for _ in 0..4 {
-            members.push(member(&redis).await);
+            replicas.push(connect(&redis).await);
         }
         let lease = |fleet: Arc<Fleet>| async move {
-            let order =
-                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+            let request =
+                LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let (mut moments, mut first) = (Vec::new(), None);
             loop {
-                // One that is busy may take Redis for lost for a moment.
-                let Some(granted) = fleet.lease(order).await else {
+                // On a busy machine the connection to Redis may be lost for a moment.
+                let Some(granted) = fleet.lease(request).await else {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
@@ -177,7 +178,7 @@ async fn however_many_lease_no_second_has_more_than_the_limit_and_hardly_anythin
                 }
             }
         };
-        members.into_iter().map(|fleet| tokio::spawn(lease(fleet))).collect()
+        replicas.into_iter().map(|fleet| tokio::spawn(lease(fleet))).collect()
     };
     let mut moments = Vec::new();
     for leased in leasing {
@@ -187,10 +188,10 @@ async fn however_many_lease_no_second_has_more_than_the_limit_and_hardly_anythin
     let window = window.as_micros() as u64;
     for (first, moment) in moments.iter().enumerate() {
         let within = moments[first..].partition_point(|other| *other < moment + window);
-        assert!(within <= limit as usize, "{within} permits in a second");
+        assert!(within <= limit as usize, "{within} permits in one second");
     }
     let span = (moments[moments.len() - 1] - moments[0]) as f64 / 1e6;
     let mean = moments.len() as f64 / span;
-    println!("{mean:.1} permits a second of {limit}");
+    println!("{mean:.1} permits per second, limit {limit}");
     assert!(mean >= 0.85 * f64::from(limit), "{mean}");
 }

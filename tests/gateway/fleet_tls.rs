@@ -1,8 +1,8 @@
-//! A Redis that speaks TLS: it is shared through if it proves who it is, and as good as none if it does not.
+//! Redis over TLS: replicas connect only if the certificate of Redis is trusted.
 
 use std::time::Duration;
 
-use crate::fleet::{cause, knows, learns, mode, replica, together};
+use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica};
 use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
 use crate::support::eventually;
@@ -13,110 +13,110 @@ use crate::support::tls::{Ca, Pem};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A replica that trusts this authority and shows this certificate.
-fn setup(chat: &FakeChat, redis: &Redis, trusts: &Ca, shows: Option<&Pem>) -> Setup {
+/// Returns the setup of a replica with this trusted CA and this client certificate.
+fn setup(chat: &FakeChat, redis: &Redis, trusted_ca: &Ca, client_cert: Option<&Pem>) -> Setup {
     let setup = Setup::new(chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#);
     let port = redis.tls_address().port();
-    let ca = setup.file("redis-ca.pem", &trusts.pem());
+    let ca = setup.file("redis-ca.pem", &trusted_ca.pem());
     let setup = setup.set("fleet", &format!("redis = 'rediss://localhost:{port}'"));
     let setup = setup.set("fleet", &format!("ca_file = '{}'", ca.display()));
-    let Some(shows) = shows else { return setup };
-    let (cert, key) = (setup.file("own.pem", &shows.certificate), setup.file("own-key.pem", &shows.key));
+    let Some(client_cert) = client_cert else { return setup };
+    let (cert, key) = (setup.file("own.pem", &client_cert.certificate), setup.file("own-key.pem", &client_cert.key));
     let setup = setup.set("fleet", &format!("cert_file = '{}'", cert.display()));
     setup.set("fleet", &format!("key_file = '{}'", key.display()))
 }
 
-/// It is alone for this reason, which the log has too, and no request is the worse for it.
-async fn serves_alone(gateway: &Gateway, chat: &FakeChat, because: &str) {
-    eventually("the reason", async || cause(gateway).await.contains(because).then_some(())).await;
+/// Asserts that the replica is disconnected for this reason, logs it, and still serves requests.
+async fn assert_serves_disconnected(gateway: &Gateway, chat: &FakeChat, reason: &str) {
+    eventually("the reason", async || cause(gateway).await.contains(reason).then_some(())).await;
     assert_eq!(mode(gateway).await, "alone");
-    assert!(gateway.log().lines().any(|line| line.contains("WARN") && line.contains(because)), "{because}");
+    assert!(gateway.log().lines().any(|line| line.contains("WARN") && line.contains(reason)), "{reason}");
     let before = chat.count();
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
     assert_eq!(gateway.ask(Ask::command("openim/querystate")).await.status, 200);
-    assert!(chat.count() > before, "Chat was asked");
+    assert!(chat.count() > before, "no call reached Chat");
 }
 
 #[tokio::test]
-async fn over_tls_replicas_share_as_they_do_without() {
+async fn replicas_share_cached_pairs_over_tls() {
     let (chat, ca) = (FakeChat::start().await, Ca::new());
     chat.follow("ann", "bob");
     let redis = Redis::start_tls(&ca.issue("localhost", DAY), None).await;
     let one = replica(setup(&chat, &redis, &ca, None)).await;
     let two = replica(setup(&chat, &redis, &ca, None)).await;
-    learns(&one, &two, "ann", "bob").await;
+    await_shared_pair(&one, &two, "ann", "bob").await;
     assert_eq!(two.check("ann", &["bob"]).await.types(), [2]);
     one.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
-    eventually("an eviction is heard", async || (!knows(&two, "ann", "bob").await).then_some(())).await;
+    eventually("an invalidation is received", async || (!has_cached(&two, "ann", "bob").await).then_some(())).await;
     assert_eq!(two.check("ann", &["bob"]).await.types(), [0]);
     let clients = redis.say("CLIENT LIST").await;
-    let spoken: Vec<&str> =
+    let connections: Vec<&str> =
         clients.lines().filter(|line| line.contains("chatgate:evictions") || line.contains("resp=3")).collect();
     let port = format!("laddr=127.0.0.1:{}", redis.tls_address().port());
-    assert!(spoken.len() == 2 && spoken.iter().all(|line| line.contains(&port)), "{clients}");
+    assert!(connections.len() == 2 && connections.iter().all(|line| line.contains(&port)), "{clients}");
     assert_eq!(one.admin_get("/status").await.json()["config"]["fleet"]["tls"], true);
 }
 
 #[tokio::test]
-async fn a_redis_that_asks_for_certificates_is_shown_one() {
+async fn client_certificate_is_sent_and_reloaded_without_restart() {
     let (chat, ca, ours) = (FakeChat::start().await, Ca::new(), Ca::new());
     chat.follow("ann", "bob");
     let redis = Redis::start_tls(&ca.issue("localhost", DAY), Some(&ours.pem())).await;
-    let shown = ours.issue("chatgate", DAY);
-    let one = replica(setup(&chat, &redis, &ca, Some(&shown))).await;
-    let two = replica(setup(&chat, &redis, &ca, Some(&shown))).await;
-    learns(&one, &two, "ann", "bob").await;
-    // Who shows none, or one of another authority, is sent away.
-    for shown in [None, Some(Ca::new().issue("chatgate", DAY))] {
-        let stranger = setup(&chat, &redis, &ca, shown.as_ref()).start().await;
-        serves_alone(&stranger, &chat, "fleet.cert_file").await;
-        // A good one is taken up without a restart.
-        if shown.is_some() {
+    let client_cert = ours.issue("chatgate", DAY);
+    let one = replica(setup(&chat, &redis, &ca, Some(&client_cert))).await;
+    let two = replica(setup(&chat, &redis, &ca, Some(&client_cert))).await;
+    await_shared_pair(&one, &two, "ann", "bob").await;
+    // Redis rejects clients without a certificate or with one from another CA.
+    for client_cert in [None, Some(Ca::new().issue("chatgate", DAY))] {
+        let rejected = setup(&chat, &redis, &ca, client_cert.as_ref()).start().await;
+        assert_serves_disconnected(&rejected, &chat, "fleet.cert_file").await;
+        // A valid certificate is loaded without a restart.
+        if client_cert.is_some() {
             let good = ours.issue("chatgate", DAY);
             for (name, text) in [("own.pem", &good.certificate), ("own-key.pem", &good.key)] {
-                std::fs::write(stranger.dir().join(name), text).expect("own directory");
+                std::fs::write(rejected.dir().join(name), text).expect("a writable directory");
             }
-            together(&stranger).await;
+            await_connected(&rejected).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_redis_that_cannot_prove_who_it_is_is_as_good_as_none_until_it_can() {
+async fn untrusted_redis_certificate_keeps_replica_disconnected() {
     let (chat, ca) = (FakeChat::start().await, Ca::new());
     chat.follow("ann", "bob");
     let good = ca.issue("localhost", DAY);
-    for (bad, because) in [
+    for (bad, reason) in [
         (ca.issue("elsewhere.example", DAY), "for another name"),
         (ca.issue_expired("localhost"), "has expired"),
         (Ca::new().issue("localhost", DAY), "fleet.ca_file can name one"),
     ] {
         let mut redis = Redis::start_tls(&bad, None).await;
         let gateway = setup(&chat, &redis, &ca, None).start().await;
-        serves_alone(&gateway, &chat, because).await;
+        assert_serves_disconnected(&gateway, &chat, reason).await;
         redis.show(&good).await;
-        together(&gateway).await;
+        await_connected(&gateway).await;
         assert_eq!(cause(&gateway).await, "");
-        // It goes bad under a gateway that is there.
+        // The certificate turns bad while the gateway is connected.
         redis.show(&bad).await;
-        serves_alone(&gateway, &chat, because).await;
+        assert_serves_disconnected(&gateway, &chat, reason).await;
     }
 }
 
 #[tokio::test]
-async fn an_authority_that_is_named_later_is_trusted_without_a_restart() {
+async fn replaced_ca_file_is_trusted_without_a_restart() {
     let (chat, ca, wrong) = (FakeChat::start().await, Ca::new(), Ca::new());
     chat.follow("ann", "bob");
     let redis = Redis::start_tls(&ca.issue("localhost", DAY), None).await;
     let gateway = setup(&chat, &redis, &wrong, None).start().await;
-    serves_alone(&gateway, &chat, "fleet.ca_file can name one").await;
-    std::fs::write(gateway.dir().join("redis-ca.pem"), ca.pem()).expect("own directory");
-    together(&gateway).await;
+    assert_serves_disconnected(&gateway, &chat, "fleet.ca_file can name one").await;
+    std::fs::write(gateway.dir().join("redis-ca.pem"), ca.pem()).expect("a writable directory");
+    await_connected(&gateway).await;
     assert!(!gateway.log().contains("takes a restart"), "{}", gateway.log());
 }
 
 #[tokio::test]
-async fn a_port_without_tls_and_one_with_it_are_told_apart() {
+async fn redis_port_without_tls_keeps_replica_disconnected() {
     let (chat, ca) = (FakeChat::start().await, Ca::new());
     chat.follow("ann", "bob");
     let redis = Redis::start_tls(&ca.issue("localhost", DAY), None).await;
@@ -124,9 +124,9 @@ async fn a_port_without_tls_and_one_with_it_are_told_apart() {
     let gateway = setup(&chat, &redis, &ca, None).set("fleet", &plain).start().await;
     eventually("a reason", async || (!cause(&gateway).await.is_empty()).then_some(())).await;
     let reason = cause(&gateway).await;
-    // Whether Redis answers a greeting that it cannot read depends on the random bytes in it.
-    let words = ["does not speak TLS", "does not answer in time", "cannot be reached"];
-    assert!(words.iter().any(|part| reason.contains(part)), "{reason}");
-    serves_alone(&gateway, &chat, &reason).await;
-    assert_eq!(redis.say("GET chatgate:since").await, "$-1\r\n", "nothing was said in the clear");
+    // Whether Redis answers a ClientHello that it cannot parse depends on the random bytes in it.
+    let texts = ["does not speak TLS", "does not answer in time", "cannot be reached"];
+    assert!(texts.iter().any(|part| reason.contains(part)), "{reason}");
+    assert_serves_disconnected(&gateway, &chat, &reason).await;
+    assert_eq!(redis.say("GET chatgate:since").await, "$-1\r\n", "a command was sent in plain text");
 }

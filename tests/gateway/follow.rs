@@ -1,4 +1,4 @@
-//! What `follow_check` answers, what it keeps, and what it asks upstream for it.
+//! `follow_check`: its responses, the pairs it caches, and the calls it makes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::setup::{Setup, gateway};
 use crate::support::{eventually, now};
 
 #[tokio::test]
-async fn a_known_pair_is_answered_without_upstream() {
+async fn cached_pair_is_answered_without_a_call() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
@@ -22,13 +22,13 @@ async fn a_known_pair_is_answered_without_upstream() {
     let second = gateway.check("ann", &["bob"]).await;
     assert_eq!(second.checked(), [("bob".to_owned(), 2)]);
     assert_eq!((second.cache().outcome.as_str(), second.cache().counts()), ("hit", (1, 0, 0)));
-    assert_eq!(first.body, second.body, "a kept fact looks like a fetched one");
+    assert_eq!(first.body, second.body, "a cached pair must look like a fetched one");
     assert_eq!(chat.count(), 1);
     assert!(second.header("content-type").is_some_and(|text| text.starts_with("application/json")));
 }
 
 #[tokio::test]
-async fn the_answer_has_the_vendors_envelope_to_the_letter() {
+async fn response_has_exactly_the_envelope_of_chat() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for _ in 0..2 {
@@ -41,7 +41,7 @@ async fn the_answer_has_the_vendors_envelope_to_the_letter() {
 }
 
 #[tokio::test]
-async fn only_unknown_pairs_go_upstream_and_the_answer_keeps_the_callers_order() {
+async fn only_uncached_pairs_are_fetched_and_order_is_kept() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     chat.follow("dan", "ann");
@@ -49,31 +49,31 @@ async fn only_unknown_pairs_go_upstream_and_the_answer_keeps_the_callers_order()
     chat.follow("eve", "ann");
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob", "dan"]).await;
-    let answer = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
+    let response = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
     let expected = [("eve", 3), ("dan", 1), ("cyd", 0), ("bob", 2)].map(|(name, kind)| (name.to_owned(), kind));
-    assert_eq!(answer.checked(), expected);
-    assert_eq!((answer.cache().outcome.as_str(), answer.cache().counts()), ("fwd=partial", (2, 0, 2)));
-    let asked: BTreeSet<String> = chat.last().to_accounts().into_iter().collect();
-    assert_eq!(asked, ["cyd", "eve"].map(String::from).into());
+    assert_eq!(response.checked(), expected);
+    assert_eq!((response.cache().outcome.as_str(), response.cache().counts()), ("fwd=partial", (2, 0, 2)));
+    let fetched: BTreeSet<String> = chat.last().to_accounts().into_iter().collect();
+    assert_eq!(fetched, ["cyd", "eve"].map(String::from).into());
     assert_eq!(chat.count(), 2);
 }
 
 #[tokio::test]
-async fn repeats_are_answered_in_every_place_and_asked_once() {
+async fn repeated_accounts_are_fetched_once_and_answered_each_time() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
-    let answer = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
-    let names: Vec<String> = answer.checked().into_iter().map(|(name, _)| name).collect();
-    assert_eq!((names, answer.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
-    assert_eq!(answer.cache().counts(), (0, 0, 2), "distinct pairs are counted");
-    let mut asked = chat.last().to_accounts();
-    asked.sort();
-    assert_eq!(asked, ["bob", "cyd"]);
+    let response = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
+    let names: Vec<String> = response.checked().into_iter().map(|(name, _)| name).collect();
+    assert_eq!((names, response.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
+    assert_eq!(response.cache().counts(), (0, 0, 2), "only distinct pairs count");
+    let mut fetched = chat.last().to_accounts();
+    fetched.sort();
+    assert_eq!(fetched, ["bob", "cyd"]);
 }
 
 #[tokio::test]
-async fn one_known_pair_answers_both_directions() {
+async fn cached_pair_answers_both_directions() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "two");
     chat.follow("one", "ann");
@@ -82,15 +82,15 @@ async fn one_known_pair_answers_both_directions() {
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["none", "one", "two", "both"]).await.types(), [0, 1, 2, 3]);
     for (from, expected) in [("none", 0), ("one", 2), ("two", 1), ("both", 3)] {
-        let answer = gateway.check(from, &["ann"]).await;
-        assert_eq!(answer.checked(), [("ann".to_owned(), expected)], "{from}");
-        assert_eq!(answer.cache().outcome, "hit");
+        let response = gateway.check(from, &["ann"]).await;
+        assert_eq!(response.checked(), [("ann".to_owned(), expected)], "{from}");
+        assert_eq!(response.cache().outcome, "hit");
     }
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn a_user_and_himself_are_a_plain_pair() {
+async fn user_paired_with_itself_is_an_ordinary_pair() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["ann"]).await.types(), [0]);
@@ -99,17 +99,17 @@ async fn a_user_and_himself_are_a_plain_pair() {
 }
 
 #[tokio::test]
-async fn names_are_compared_as_text_and_not_as_they_are_written() {
+async fn escaped_names_equal_their_decoded_text() {
     let chat = FakeChat::start().await;
-    let odd = ["abc", "Abc", "日本", "q\"u\\o/te", "a b", "😀", "@RBT#1"];
-    odd.iter().for_each(|name| chat.follow("ann", name));
+    let unusual = ["abc", "Abc", "日本", "q\"u\\o/te", "a b", "😀", "@RBT#1"];
+    unusual.iter().for_each(|name| chat.follow("ann", name));
     let gateway = gateway(&chat).await;
-    let answer = gateway.check("ann", &odd).await;
-    assert_eq!(answer.checked(), odd.map(|name| (name.to_owned(), 2)));
+    let response = gateway.check("ann", &unusual).await;
+    assert_eq!(response.checked(), unusual.map(|name| (name.to_owned(), 2)));
     let escaped = r#" { "To_Account" : ["\u0061\u0062c","q\"u\\o\/te","\u65e5\u672c","\ud83d\ude00"] , "From\u005fAccount":"\u0061nn" } "#;
-    let answer = gateway.call("follow/follow_check", escaped).await;
-    assert_eq!(answer.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
-    assert_eq!(answer.cache().outcome, "hit");
+    let response = gateway.call("follow/follow_check", escaped).await;
+    assert_eq!(response.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
+    assert_eq!(response.cache().outcome, "hit");
     assert_eq!(gateway.check("ann", &["aBc"]).await.types(), [0], "case matters");
     assert_eq!(chat.count(), 2);
     let longest = "x".repeat(32);
@@ -117,7 +117,7 @@ async fn names_are_compared_as_text_and_not_as_they_are_written() {
 }
 
 #[tokio::test]
-async fn more_than_100_accounts_are_split_into_the_fewest_calls() {
+async fn accounts_are_split_into_the_fewest_calls_of_100() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for (round, (count, calls)) in [(1, 1), (100, 1), (101, 2), (250, 3), (1000, 10)].into_iter().enumerate() {
@@ -125,38 +125,38 @@ async fn more_than_100_accounts_are_split_into_the_fewest_calls() {
         let names: Vec<String> = (0..count).map(|n| format!("u{round}-{n}")).collect();
         names.iter().step_by(3).for_each(|name| chat.follow(&from, name));
         let before = chat.count();
-        let answer = gateway.ask(Ask::check(&from, &names)).await;
+        let response = gateway.ask(Ask::check(&from, &names)).await;
         let expected: Vec<(String, u8)> =
             names.iter().enumerate().map(|(n, name)| (name.clone(), if n % 3 == 0 { 2 } else { 0 })).collect();
-        assert_eq!(answer.checked(), expected);
+        assert_eq!(response.checked(), expected);
         assert_eq!(chat.count() - before, calls, "{count} accounts");
-        let mut asked: Vec<String> = Vec::new();
+        let mut fetched: Vec<String> = Vec::new();
         for call in &chat.calls()[before..] {
             assert_eq!(call.asker(), from);
             assert!((1..=100).contains(&call.to_accounts().len()), "{}", call.to_accounts().len());
-            asked.extend(call.to_accounts());
+            fetched.extend(call.to_accounts());
         }
-        assert_eq!(asked.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>());
-        assert_eq!(asked.len(), count, "none twice");
+        assert_eq!(fetched.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>());
+        assert_eq!(fetched.len(), count, "an account was fetched twice");
         assert_eq!(gateway.ask(Ask::check(&from, &names)).await.checked(), expected);
-        assert_eq!(chat.count() - before, calls, "all of them are known now");
+        assert_eq!(chat.count() - before, calls, "all of them are cached now");
     }
 }
 
 #[tokio::test]
-async fn items_are_matched_by_account_and_those_nobody_asked_for_are_ignored() {
+async fn items_are_matched_by_account_and_unrequested_items_ignored() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let items = [item("cyd", 1), item("stranger", 3), item("bob", 2), item("bob", 2), item("ann", 3)];
     chat.once(Reply::json(checked(&items)));
     assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.types(), [2, 1]);
-    // What nobody asked for is not known either.
+    // The unrequested item is not cached either.
     assert_eq!(gateway.check("ann", &["stranger"]).await.types(), [0]);
     assert_eq!(chat.count(), 2);
 }
 
 #[tokio::test]
-async fn two_items_that_contradict_each_other_are_upstream_invalid() {
+async fn contradicting_items_are_upstream_invalid() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let failing = failed_item("bob", 30003);
@@ -165,11 +165,11 @@ async fn two_items_that_contradict_each_other_are_upstream_invalid() {
         gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_invalid", 60013);
     }
     chat.no_script();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "nothing of it was kept");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "nothing of it is cached");
 }
 
 #[tokio::test]
-async fn an_account_without_an_item_is_never_invented() {
+async fn missing_items_are_upstream_invalid() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for items in
@@ -189,10 +189,10 @@ async fn an_account_without_an_item_is_never_invented() {
 }
 
 #[tokio::test]
-async fn an_item_that_is_no_plain_success_is_handed_on_byte_for_byte_and_not_kept() {
+async fn failed_or_unknown_items_are_relayed_verbatim_not_cached() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let odd = [
+    let unusual = [
         failed_item("odd", 30003),
         item("odd", 7),
         item("odd", 4),
@@ -201,47 +201,49 @@ async fn an_item_that_is_no_plain_success_is_handed_on_byte_for_byte_and_not_kep
         r#"{ "FollowType" : 2 , "ResultInfo":"Err_\u0053ns" ,"ResultCode":-30003,"To_Account":"\u006fdd","New":[1.0E2, 1] }"#.to_owned(),
         r#"{"To_Account":"odd","ResultCode":99999999999,"ResultInfo":"<b>&\"日本"}"#.to_owned(),
     ];
-    for (round, odd) in odd.iter().enumerate() {
+    for (round, unusual) in unusual.iter().enumerate() {
         let good = format!("good{round}");
-        chat.once(Reply::json(checked(&[item(&good, 3), odd.clone()])));
-        let answer = gateway.check("ann", &["odd", &good, "odd"]).await;
-        assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
-        let text = answer.text();
-        assert_eq!(text.matches(odd.as_str()).count(), 2, "{odd} in {text}");
+        chat.once(Reply::json(checked(&[item(&good, 3), unusual.clone()])));
+        let response = gateway.check("ann", &["odd", &good, "odd"]).await;
+        assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
+        let text = response.text();
+        assert_eq!(text.matches(unusual.as_str()).count(), 2, "{unusual} in {text}");
         assert!(
-            text.find(odd.as_str()) < text.find(&good) && text.find(&good) < text.rfind(odd.as_str()),
+            text.find(unusual.as_str()) < text.find(&good) && text.find(&good) < text.rfind(unusual.as_str()),
             "order: {text}"
         );
         let before = chat.count();
-        assert_eq!(gateway.check("ann", &[&good]).await.types(), [3], "the sound item beside it is kept");
+        assert_eq!(gateway.check("ann", &[&good]).await.types(), [3], "the valid item next to it is cached");
         assert_eq!(chat.count(), before);
-        assert_eq!(gateway.check("ann", &["odd"]).await.types(), [0], "the odd one is asked again");
+        assert_eq!(gateway.check("ann", &["odd"]).await.types(), [0], "the unusual item is fetched again");
         assert_eq!(chat.count(), before + 1);
-        // A write makes the next round ask again.
+        // A write invalidates the pair for the next round.
         gateway.call("follow/follow_delete", check_body("ann", &["odd"])).await;
     }
 }
 
 #[tokio::test]
-async fn a_failed_envelope_is_handed_on_untouched_and_nothing_of_it_is_kept() {
+async fn failed_envelope_is_relayed_unchanged_and_not_cached() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let with_items = checked(&[item("bob", 2)]).replace(r#""ErrorCode":0"#, r#""ErrorCode":30003"#);
-    let odd = "{ \"ErrorCode\":30001 ,\"ActionStatus\":\"FAIL\", \"ErrorInfo\":\"\\u4e0d\" ,\"RequestId\":\"r\" }\n"
-        .to_owned();
-    for (status, body) in [(200, fail(30003, "Err_Account")), (200, with_items), (200, odd), (400, fail(60003, "json"))]
+    let unusual =
+        "{ \"ErrorCode\":30001 ,\"ActionStatus\":\"FAIL\", \"ErrorInfo\":\"\\u4e0d\" ,\"RequestId\":\"r\" }\n"
+            .to_owned();
+    for (status, body) in
+        [(200, fail(30003, "Err_Account")), (200, with_items), (200, unusual), (400, fail(60003, "json"))]
     {
         chat.once(Reply::status(status, body.clone()));
         let before = chat.count();
         gateway.check("ann", &["bob"]).await.assert_relayed(status, &body);
         assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-        assert_eq!(chat.count(), before + 2, "asked again");
+        assert_eq!(chat.count(), before + 2, "fetched again");
         gateway.call("follow/follow_delete", check_body("ann", &["bob"])).await;
     }
 }
 
 #[tokio::test]
-async fn a_body_with_a_further_member_is_relayed_past_the_cache() {
+async fn body_with_an_unknown_member_bypasses_the_cache() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
@@ -250,27 +252,27 @@ async fn a_body_with_a_further_member_is_relayed_past_the_cache() {
     let upstream = checked(&[item("cyd", 1), item("bob", 1)]);
     for round in 0..2 {
         chat.always(Reply::json(upstream.clone()));
-        let answer = gateway.call("follow/follow_check", body).await;
-        answer.assert_relayed(200, &upstream);
+        let response = gateway.call("follow/follow_check", body).await;
+        response.assert_relayed(200, &upstream);
         assert_eq!(chat.last().body, body.as_bytes());
         assert_eq!(chat.count(), 2 + round);
     }
     chat.no_script();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "the relayed answer taught it nothing");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "the relayed response is not cached");
     assert_eq!(gateway.check("ann", &["cyd"]).await.types(), [0]);
 }
 
 #[tokio::test]
-async fn two_apps_share_no_fact() {
+async fn apps_do_not_share_cached_pairs() {
     let chat = FakeChat::start().await;
     chat.graph().follow(MAIN.sdkappid, "ann", "bob");
     let lines = chat.app_lines();
     let gateway = Setup::without_apps().app(MAIN, &lines).app(OTHER, &lines).start().await;
     for round in 0..2 {
         for (app, expected) in [(MAIN, 2), (OTHER, 0)] {
-            let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
-            assert_eq!(answer.types(), [expected]);
-            assert_eq!(answer.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
+            let response = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
+            assert_eq!(response.types(), [expected]);
+            assert_eq!(response.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
         }
     }
     let numbers: Vec<u32> = chat.calls().iter().map(|call| call.app()).collect();
@@ -278,35 +280,35 @@ async fn two_apps_share_no_fact() {
 }
 
 #[tokio::test]
-async fn a_fact_is_asked_again_once_its_ttl_is_over() {
+async fn pair_is_fetched_again_after_its_ttl() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "2s""#).start().await;
-    let begun = now();
+    let started = now();
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     chat.follow("ann", "bob");
-    let answer = gateway.check("ann", &["bob"]).await;
-    if begun.elapsed() < Duration::from_secs(1) {
-        assert_eq!((answer.types(), answer.cache().outcome.as_str()), (vec![0], "hit"));
+    let response = gateway.check("ann", &["bob"]).await;
+    if started.elapsed() < Duration::from_secs(1) {
+        assert_eq!((response.types(), response.cache().outcome.as_str()), (vec![0], "hit"));
     }
-    let answer = eventually("the fact is asked again", async || {
-        let answer = gateway.check("ann", &["bob"]).await;
-        (chat.count() > 1).then_some(answer)
+    let response = eventually("the pair is fetched again", async || {
+        let response = gateway.check("ann", &["bob"]).await;
+        (chat.count() > 1).then_some(response)
     })
     .await;
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "after {:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_secs(6), "after {:?}", begun.elapsed());
-    assert_eq!(answer.types(), [2]);
-    assert_eq!(answer.cache().outcome, "fwd=stale");
+    assert!(started.elapsed() >= Duration::from_millis(1900), "after {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(6), "after {:?}", started.elapsed());
+    assert_eq!(response.types(), [2]);
+    assert_eq!(response.cache().outcome, "fwd=stale");
 }
 
 #[tokio::test]
-async fn what_is_past_its_ttl_is_stale_only_if_nothing_else_is_missing() {
+async fn expired_pairs_are_stale_only_without_other_misses() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1s""#).start().await;
     gateway.check("ann", &["bob", "cyd"]).await;
     eventually("both are past their ttl", async || {
-        let kept = Ask::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
-        (gateway.ask(kept).await.status == 504).then_some(())
+        let cached = Ask::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
+        (gateway.ask(cached).await.status == 504).then_some(())
     })
     .await;
     assert_eq!(gateway.check("ann", &["bob", "dan"]).await.cache().outcome, "fwd=miss");
@@ -315,14 +317,14 @@ async fn what_is_past_its_ttl_is_stale_only_if_nothing_else_is_missing() {
 }
 
 #[tokio::test]
-async fn age_is_that_of_the_oldest_fact() {
+async fn age_header_is_that_of_the_oldest_pair() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["bob"]).await.age(), 0);
-    eventually("the fact grows a second old", async || {
-        let answer = gateway.check("ann", &["bob"]).await;
-        assert_eq!(answer.cache().outcome, "hit");
-        (answer.age() >= 1).then_some(())
+    eventually("the pair is one second old", async || {
+        let response = gateway.check("ann", &["bob"]).await;
+        assert_eq!(response.cache().outcome, "hit");
+        (response.age() >= 1).then_some(())
     })
     .await;
     assert!(gateway.check("ann", &["cyd", "bob"]).await.age() >= 1);
@@ -330,13 +332,13 @@ async fn age_is_that_of_the_oldest_fact() {
 }
 
 #[tokio::test]
-async fn explain_names_the_source_of_each_of_the_first_200_accounts() {
+async fn explain_lists_the_sources_of_the_first_200_accounts() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "explain = true").start().await;
     gateway.check("ann", &["bob"]).await;
     let explain = |names: &[&str]| Ask::check("ann", names).header("Chatgate-Explain", "1");
-    let sources = |answer: &crate::support::answer::Answer| -> Vec<String> {
-        let text = answer.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {answer:?}"));
+    let sources = |response: &crate::support::answer::Answer| -> Vec<String> {
+        let text = response.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {response:?}"));
         text.split(',')
             .map(|entry| {
                 let (source, age) = entry.trim().split_once(";age=").unwrap_or_else(|| panic!("{text}"));
@@ -345,31 +347,35 @@ async fn explain_names_the_source_of_each_of_the_first_200_accounts() {
             })
             .collect()
     };
-    let answer = gateway.ask(explain(&["cyd", "bob"])).await;
-    assert_eq!(sources(&answer), ["fetched", "hit"]);
+    let response = gateway.ask(explain(&["cyd", "bob"])).await;
+    assert_eq!(sources(&response), ["fetched", "hit"]);
     let many: Vec<String> = (0..250).map(|n| format!("u{n}")).collect();
-    let answer = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
-    assert_eq!(sources(&answer), vec!["fetched"; 200]);
-    assert_eq!(gateway.check("ann", &["bob"]).await.header("chatgate-explain"), None, "only for who asks");
-    let silent = crate::support::setup::gateway(&chat).await;
-    assert_eq!(silent.ask(explain(&["bob"])).await.header("chatgate-explain"), None, "only if server.explain");
+    let response = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
+    assert_eq!(sources(&response), vec!["fetched"; 200]);
+    assert_eq!(gateway.check("ann", &["bob"]).await.header("chatgate-explain"), None, "only on request");
+    let without_explain = crate::support::setup::gateway(&chat).await;
+    assert_eq!(
+        without_explain.ask(explain(&["bob"])).await.header("chatgate-explain"),
+        None,
+        "only with server.explain"
+    );
 }
 
 #[tokio::test]
-async fn the_cache_keeps_at_most_max_pairs() {
+async fn cache_holds_at_most_max_pairs() {
     let chat = FakeChat::start().await;
-    // Nothing leaves by age while the pairs are counted.
+    // The ttl is long, so no pair expires while they are counted.
     let setup = Setup::new(&chat).set("cache", "max_pairs = 1000").set("cache", r#"ttl = "1h""#);
     let gateway = setup.start().await;
     let names = |round: usize| (0..100).map(|n| format!("u{round}-{n}")).collect::<Vec<_>>();
     for round in 0..40 {
         gateway.ask(Ask::check(&format!("ann{round}"), &names(round))).await.checked();
     }
-    let (mut conn, mut kept) = (gateway.connect().await, 0);
+    let (mut conn, mut cached) = (gateway.connect().await, 0);
     for (round, name) in (0..40).flat_map(|round| names(round).into_iter().map(move |name| (round, name))) {
-        let ask = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
-        kept += usize::from(conn.ask(&ask).await.status == 200);
+        let request = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
+        cached += usize::from(conn.ask(&request).await.status == 200);
     }
-    assert!(kept <= 1000, "{kept} of 4,000 pairs are known at a bound of 1,000");
-    assert!(kept >= 300, "only {kept} pairs are known at a bound of 1,000");
+    assert!(cached <= 1000, "{cached} of 4,000 pairs are cached at a limit of 1,000");
+    assert!(cached >= 300, "only {cached} pairs are cached at a limit of 1,000");
 }
