@@ -128,7 +128,7 @@ async fn permits_stay_within_the_limit_during_a_failover() {
         let (granted, stop) = (Arc::clone(&granted), stop.clone());
         async move {
             let lease_request =
-                LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let mut moments = Vec::new();
             while !stop.is_cancelled() {
                 let Some(grant) = fleet.lease(lease_request).await else {

@@ -17,8 +17,8 @@ use crate::support::{eventually, within};
 
 struct IgnoreInvalidations;
 
-impl Hears for IgnoreInvalidations {
-    fn evicted(&self, _: SdkAppId, _: &[u8]) {}
+impl OnInvalidation for IgnoreInvalidations {
+    fn invalidated(&self, _: SdkAppId, _: &[u8]) {}
     fn missed(&self) {}
 }
 
@@ -100,7 +100,7 @@ async fn emptied_redis_grants_no_burst() {
     let fleet = connect(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
     let app = SdkAppId::new(7).expect("not 0");
-    let request = LeaseOrder { app, name: "a/b", wanted: 8, pace, total: None };
+    let request = LeaseRequest { app, name: "a/b", wanted: 8, pace, total: None };
     for _ in 0..2 {
         redis.say("FLUSHALL").await;
         let granted = fleet.lease(request).await.expect("a connection to Redis");
@@ -113,7 +113,7 @@ async fn emptied_redis_grants_no_burst() {
     let granted = fleet.lease(request).await.expect("a connection to Redis");
     assert!(granted.moments.iter().all(|moment| *moment <= Duration::from_millis(250)), "{granted:?}");
     let total = Some(Pace { interval: Duration::from_secs(10), burst: 1 });
-    let other_request = LeaseOrder { name: "c/d", total, ..request };
+    let other_request = LeaseRequest { name: "c/d", total, ..request };
     for _ in 0..2 {
         let granted = fleet.lease(other_request).await.expect("a connection to Redis");
         assert!(granted.moments.is_empty(), "{granted:?}");
@@ -127,11 +127,11 @@ async fn new_redis_run_grants_no_burst_from_older_state() {
     let redis = Redis::start().await;
     let fleet = connect(&redis).await;
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
-    let request = LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
+    let request = LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
     let granted = fleet.lease(request).await.expect("a connection to Redis");
     let rest_end = granted.moment + 1_000_000;
     let granted = eventually("one second has passed", async || {
-        let request = LeaseOrder { name: "c/d", ..request };
+        let request = LeaseRequest { name: "c/d", ..request };
         fleet.lease(request).await.filter(|granted| granted.moment > rest_end)
     })
     .await;
@@ -160,7 +160,7 @@ async fn concurrent_leases_stay_within_and_near_the_limit() {
         }
         let lease = |fleet: Arc<Fleet>| async move {
             let request =
-                LeaseOrder { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
+                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let (mut moments, mut first) = (Vec::new(), None);
             loop {
                 // On a busy machine the connection to Redis may be lost for a moment.
