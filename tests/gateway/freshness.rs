@@ -1,4 +1,4 @@
-//! `Cache-Control` of a request.
+//! `Cache-Control` directives of requests.
 
 use crate::support::chat::FakeChat;
 use crate::support::client::Ask;
@@ -11,22 +11,22 @@ fn check(control: &str, to: &[&str]) -> Ask {
 }
 
 #[tokio::test]
-async fn no_cache_asks_upstream_and_keeps_the_answer() {
+async fn no_cache_calls_upstream_and_caches_the_response() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
     chat.follow("ann", "bob");
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "known");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "cached");
     let answer = gateway.ask(check("no-cache", &["bob"])).await;
     assert_eq!(answer.types(), [2]);
     assert_eq!((answer.cache().outcome.as_str(), answer.cache().counts()), ("fwd=request", (0, 0, 1)));
     assert_eq!(chat.count(), 2);
-    let kept = gateway.check("ann", &["bob"]).await;
-    assert_eq!((kept.types(), kept.cache().outcome.as_str()), (vec![2], "hit"));
+    let cached = gateway.check("ann", &["bob"]).await;
+    assert_eq!((cached.types(), cached.cache().outcome.as_str()), (vec![2], "hit"));
 }
 
 #[tokio::test]
-async fn no_store_neither_uses_nor_keeps() {
+async fn no_store_neither_reads_nor_fills_the_cache() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
@@ -36,38 +36,38 @@ async fn no_store_neither_uses_nor_keeps() {
     assert_eq!(answer.types(), [2, 2]);
     assert!(["fwd=bypass", "fwd=request"].contains(&&*answer.cache().outcome), "{answer:?}");
     assert_eq!(answer.cache().counts(), (0, 0, 2));
-    let mut asked = chat.last().to_accounts();
-    asked.sort();
-    assert_eq!(asked, ["bob", "cyd"]);
+    let mut fetched = chat.last().to_accounts();
+    fetched.sort();
+    assert_eq!(fetched, ["bob", "cyd"]);
     let before = chat.count();
     gateway.check("ann", &["cyd"]).await;
-    assert_eq!(chat.count(), before + 1, "cyd was not kept");
+    assert_eq!(chat.count(), before + 1, "cyd was not cached");
 }
 
 #[tokio::test]
-async fn max_age_takes_a_fact_that_is_young_enough() {
+async fn max_age_accepts_only_pairs_that_are_young_enough() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
     assert_eq!(gateway.ask(check("max-age=3600", &["bob"])).await.cache().outcome, "hit");
     chat.follow("ann", "bob");
-    eventually("the fact is older than a second", async || {
+    eventually("the cached pair is older than a second", async || {
         (gateway.check("ann", &["bob"]).await.age() >= 2).then_some(())
     })
     .await;
     assert_eq!(gateway.ask(check("max-age=3600", &["bob"])).await.types(), [0]);
     let answer = gateway.ask(check("max-age=1", &["bob"])).await;
-    assert_eq!(answer.types(), [2], "too old for who asked, so asked again");
+    assert_eq!(answer.types(), [2], "older than max-age, so fetched again");
     assert_eq!(answer.cache().counts(), (0, 0, 1));
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "and kept");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "the fetched pair is cached");
     assert_eq!(chat.count(), 2);
     chat.graph().unfollow(crate::support::app::MAIN.sdkappid, "ann", "bob");
-    assert_eq!(gateway.ask(check("max-age=0", &["bob"])).await.types(), [0], "max-age=0 always asks");
+    assert_eq!(gateway.ask(check("max-age=0", &["bob"])).await.types(), [0], "max-age=0 always calls upstream");
     assert_eq!(chat.count(), 3);
 }
 
 #[tokio::test]
-async fn only_if_cached_never_asks_upstream() {
+async fn only_if_cached_never_calls_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.ask(check("only-if-cached", &["bob"])).await.assert_error(504, "not_cached", 129_504);
@@ -82,7 +82,7 @@ async fn only_if_cached_never_asks_upstream() {
 }
 
 #[tokio::test]
-async fn directives_are_read_in_any_case_and_unknown_or_odd_ones_do_no_harm() {
+async fn directives_ignore_case_and_unknown_directives_have_no_effect() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
@@ -99,11 +99,11 @@ async fn directives_are_read_in_any_case_and_unknown_or_odd_ones_do_no_harm() {
     assert_eq!(chat.count(), before);
     let two_lines = check("foo", &["bob"]).header("Cache-Control", "no-cache");
     gateway.ask(two_lines).await.checked();
-    assert_eq!(chat.count(), before + 1, "a second line counts as well");
+    assert_eq!(chat.count(), before + 1, "a second Cache-Control header counts too");
 }
 
 #[tokio::test]
-async fn a_failure_after_no_cache_leaves_no_wrong_fact_behind() {
+async fn failed_no_cache_lookup_leaves_no_wrong_cached_pair() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;

@@ -1,4 +1,4 @@
-//! Bodies that are no JSON object, or one that could be read in two ways.
+//! Bodies that are not a JSON object, or that parsers could read differently.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const CALL: &str = "openim/querystate";
 const CHECK: &str = "follow/follow_check";
 
 #[tokio::test]
-async fn what_is_no_object_in_utf_8_never_becomes_a_call() {
+async fn body_that_is_not_a_utf8_object_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let bodies: Vec<Vec<u8>> = vec![
@@ -43,7 +43,7 @@ async fn what_is_no_object_in_utf_8_never_becomes_a_call() {
 }
 
 #[tokio::test]
-async fn a_repeated_member_is_found_however_it_is_written() {
+async fn duplicate_members_are_rejected_in_any_spelling() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for body in [
@@ -59,7 +59,7 @@ async fn a_repeated_member_is_found_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn any_count_of_accounts_is_answered_or_refused_within_the_bounds() {
+async fn account_counts_within_limits_are_served_and_others_rejected() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"max_body = "16MiB""#).start().await;
     let body = |count: usize| {
@@ -67,25 +67,25 @@ async fn any_count_of_accounts_is_answered_or_refused_within_the_bounds() {
         format!(r#"{{"From_Account":"a","To_Account":[{}]}}"#, names.join(","))
     };
     for count in [0, 1_001, 1_000_000] {
-        let (begun, body) = (now(), body(count));
+        let (start, body) = (now(), body(count));
         gateway.call(CHECK, &body).await.assert_error(400, "bad_parameter", 30001);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
     assert_eq!(chat.count(), 0);
     assert_eq!(gateway.call(CHECK, body(1)).await.checked().len(), 1);
     assert_eq!(gateway.call(CHECK, body(1_000)).await.checked().len(), 1_000);
-    // One pair was known, the others fill ten calls.
+    // One pair was cached; the others fill ten calls.
     assert_eq!(chat.count(), 11);
-    // As it comes, a million accounts do not even fit.
+    // With the default max_body, a million accounts are too large.
     let default = Setup::new(&chat).start().await;
     default.call(CHECK, body(1_000_000)).await.assert_error(413, "body_too_large", 129_413);
 }
 
 #[tokio::test]
-async fn what_no_name_can_be_is_refused_and_what_only_chat_understands_is_its_to_judge() {
+async fn invalid_names_are_rejected_and_unread_members_are_relayed() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    // Half a surrogate pair is no text, a number beyond all floats is none that can be kept.
+    // A lone surrogate is not text, and a number beyond the range of floats cannot be stored.
     for (slug, code, bodies) in [
         (
             "bad_json",
@@ -115,11 +115,11 @@ async fn what_no_name_can_be_is_refused_and_what_only_chat_understands_is_its_to
         }
     }
     assert_eq!(chat.count(), 0);
-    // A pair of surrogates is one character, and every spelling of a name is the same name.
+    // A surrogate pair is one character, and all spellings of a name are equal.
     let to = gateway.call(CHECK, r#"{"From_Account":"a","To_Account":["\ud83d\ude00","\u0062","b"]}"#).await.checked();
     let names: Vec<&str> = to.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["\u{1f600}", "b", "b"]);
-    // In members that chatgate does not read these stay what they are, to the byte.
+    // chatgate relays members that it does not read byte for byte.
     for body in [r#"{"x":"\ud800","y":1e999,"x":[-0.0E-0]}"#, r#"{ "x" : 123456789012345678901234567890 }"#] {
         gateway.call(CALL, body).await.assert_relayed(200, OK);
         assert_eq!(chat.last().body, body.as_bytes());

@@ -1,7 +1,7 @@
-//! Keys and signatures are seen nowhere but upstream, whatever happens and however much is logged.
+//! Keys and signatures appear only upstream, in every failure and at every log level.
 //!
-//! Every test of this binary searches the gateway's whole output and all of its answers for secrets (see
-//! `support::secrets`); here the log is at its most verbose, and everything that can go wrong does.
+//! Every test of this binary searches the gateway's output and all of its responses for secrets (see
+//! `support::secrets`). The tests here provoke every kind of failure at the most verbose log level.
 
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::chat::FakeChat;
@@ -14,28 +14,31 @@ use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::{eventually, secrets, unix_now, usersig};
 
-/// Its Chat shows a certificate that is over.
+/// An app whose Chat presents an expired certificate.
 const EXPIRED: TestApp = TestApp { name: "expired", sdkappid: 1_400_000_003, ..OTHER };
-/// Its Chat speaks no TLS, though it should.
+/// An app whose Chat speaks plain HTTP behind an `https` endpoint.
 const NO_TLS: TestApp = TestApp { name: "no-tls", sdkappid: 1_400_000_004, ..OTHER };
 
-async fn everything_goes_wrong(format: &'static str) {
+async fn provoke_every_failure(format: &'static str) {
     let ca = Ca::new();
     let plain = FakeChat::start().await;
-    let hidden = FakeChat::start_tls(ca.acceptor("elsewhere.example")).await;
+    let wrong_name = FakeChat::start_tls(ca.acceptor("elsewhere.example")).await;
     let expired = FakeChat::start_tls(ca.expired_acceptor("localhost")).await;
     let no_tls = FakeChat::start().await;
     let setup = Setup::without_apps();
     let trusted = setup.file("ca.pem", &ca.pem());
-    // Bound and not listening: nobody answers there, and no other test's Chat can come to be there.
-    let nobody = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    nobody.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    // Bound but not listening: connections are refused, and no other test's Chat can take the port.
+    let closed_port = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    closed_port.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
     let gateway = setup
         .app(MAIN, &format!("{}\ndefault = true", plain.app_lines()))
-        .app(OTHER, &hidden.app_lines())
+        .app(OTHER, &wrong_name.app_lines())
         .app(
             ODD,
-            &format!("endpoint = \"http://{}\"", nobody.local_addr().expect("bound").as_socket().expect("an address")),
+            &format!(
+                "endpoint = \"http://{}\"",
+                closed_port.local_addr().expect("bound").as_socket().expect("an address")
+            ),
         )
         .app(EXPIRED, &format!("{}\nca_file = '{}'", expired.app_lines(), trusted.display()))
         .app(NO_TLS, &format!("endpoint = \"https://localhost:{}\"", no_tls.address().port()))
@@ -85,18 +88,18 @@ async fn everything_goes_wrong(format: &'static str) {
     let mut conn = gateway.connect().await;
     conn.send("POST /v4/odd/echo HTTP/1.1\r\nbroken\r\n\r\n").await;
     conn.rest().await;
-    let mut leaving = gateway.connect().await;
-    leaving.send(Ask::command("odd/hang").bytes()).await;
+    let mut disconnecting = gateway.connect().await;
+    disconnecting.send(Ask::command("odd/hang").bytes()).await;
     plain.seen(10).await;
-    drop(leaving);
-    // Bytes of TLS, of broken HTTP/2, and of nothing.
+    drop(disconnecting);
+    // A TLS hello, malformed HTTP/2, and a NUL byte.
     for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff", b"\0"] {
         let mut conn = gateway.connect().await;
         conn.send(bytes).await;
         conn.finish().await;
         conn.rest().await;
     }
-    // What operators see and say, sound or not.
+    // Admin pages and admin actions, valid and invalid.
     let mut operators: Vec<Ask> =
         ["/livez", "/readyz", "/status", "/metrics", "/", "/page.js", "/page.css", "/history", "/nowhere"]
             .map(|path| Ask::new("GET", path))
@@ -109,48 +112,48 @@ async fn everything_goes_wrong(format: &'static str) {
         let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
         conn.ask(&ask).await;
     }
-    // A key file that is broken off in the middle of its change, then whole again.
+    // A key file that is invalid in the middle of a change, then valid again.
     let key_file = gateway.dir().join("main.key");
     std::fs::write(&key_file, format!("{}\n{}", MAIN.key, MAIN.key)).expect("own directory");
     gateway.signal("HUP");
-    eventually("it is refused", async || gateway.log().contains("not reloaded").then_some(())).await;
+    eventually("the reload is rejected", async || gateway.log().contains("not reloaded").then_some(())).await;
     std::fs::write(&key_file, MAIN.key).expect("own directory");
     gateway.signal("HUP");
-    let taken = |line: &str| line.contains("reloaded") && !line.contains("not reloaded");
-    eventually("it is taken", async || gateway.log().lines().any(taken).then_some(())).await;
+    let reloaded = |line: &str| line.contains("reloaded") && !line.contains("not reloaded");
+    eventually("the reload succeeds", async || gateway.log().lines().any(reloaded).then_some(())).await;
     for call in plain.calls() {
         let verdict = usersig::verify(&call.usersig(), MAIN, unix_now());
         assert_eq!(verdict, Ok(()), "{}", call.command());
     }
     assert!(secrets::remembered() >= 1);
-    assert_eq!((hidden.count(), expired.count()), (0, 0));
-    // TLS to a peer that speaks none looks like broken HTTP to it.
+    assert_eq!((wrong_name.count(), expired.count()), (0, 0));
+    // A plain HTTP server reads a TLS hello as malformed HTTP.
     no_tls.forgive();
     assert_eq!(no_tls.count(), 0);
     let log = gateway.log();
-    // A log that says nothing would prove nothing.
+    // An empty log would prove nothing.
     assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log is not verbose");
     assert!(log.lines().count() > 20, "{} lines", log.lines().count());
     secrets::assert_none_in("the log", log.as_bytes());
     secrets::assert_none_in("stdout", gateway.stdout().as_bytes());
-    for trace in ["usersig=eJ", "TLS.sig", "usersig%3DeJ"] {
-        assert!(!log.contains(trace), "{trace} is in the log");
+    for fragment in ["usersig=eJ", "TLS.sig", "usersig%3DeJ"] {
+        assert!(!log.contains(fragment), "{fragment} is in the log");
     }
     assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]
-async fn at_trace_level_in_json_no_secret_is_said() {
-    everything_goes_wrong("json").await;
+async fn json_log_at_trace_level_contains_no_secret() {
+    provoke_every_failure("json").await;
 }
 
 #[tokio::test]
-async fn at_trace_level_in_text_no_secret_is_said() {
-    everything_goes_wrong("text").await;
+async fn text_log_at_trace_level_contains_no_secret() {
+    provoke_every_failure("text").await;
 }
 
 #[tokio::test]
-async fn a_key_in_the_environment_works_and_is_not_said() {
+async fn key_from_the_environment_signs_and_is_not_logged() {
     let chat = FakeChat::start().await;
     let app = format!(
         "[[app]]\nname = \"main\"\nsdkappid = {}\nidentifier = \"{}\"\nsecret_key_env = \"CHAT_KEY\"\n{}",
@@ -164,7 +167,7 @@ async fn a_key_in_the_environment_works_and_is_not_said() {
 }
 
 #[tokio::test]
-async fn a_config_with_the_key_itself_in_it_is_refused_without_showing_it() {
+async fn inline_secret_key_is_rejected_without_being_printed() {
     let setup = Setup::without_apps();
     let head =
         format!("[[app]]\nname = \"main\"\nsdkappid = {}\nidentifier = \"a\"\nregion = \"tokyo\"\n", MAIN.sdkappid);
@@ -183,7 +186,7 @@ async fn a_config_with_the_key_itself_in_it_is_refused_without_showing_it() {
         for command in ["check", "serve"] {
             let outcome = Process::run(&[command, "--config", &file.to_string_lossy()], setup.dir(), &[]).await;
             assert_eq!(outcome.code, 78, "{outcome:?}");
-            assert!(!outcome.stderr.is_empty(), "it must say why");
+            assert!(!outcome.stderr.is_empty(), "there must be an error message");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Starting, being watched, and stopping.
+//! Start, health checks, listening sockets, and shutdown.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -18,18 +18,19 @@ use crate::support::{eventually, now, turn};
 
 const CALL: &str = "openim/querystate";
 
-async fn draining(gateway: &Gateway) {
-    eventually("the gateway drains", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
+async fn wait_until_draining(gateway: &Gateway) {
+    eventually("the gateway is draining", async || (gateway.admin_get("/readyz").await.status == 503).then_some(()))
+        .await;
 }
 
-/// Runs `serve` with this configuration, which must end by itself.
-async fn serve_to_its_end(setup: &Setup) -> Finished {
+/// Runs `serve` with this configuration and waits for it to exit.
+async fn run_serve(setup: &Setup) -> Finished {
     let file = setup.write();
     Process::run(&["serve", "--config", &file.to_string_lossy()], setup.dir(), &[]).await
 }
 
 #[tokio::test]
-async fn live_and_ready_are_said_without_asking_upstream() {
+async fn liveness_and_readiness_do_not_call_upstream() {
     let gateway = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{}\"", free_address())).start().await;
     for path in ["/livez", "/readyz"] {
         assert_eq!(gateway.admin_get(path).await.status, 200, "{path}");
@@ -37,13 +38,13 @@ async fn live_and_ready_are_said_without_asking_upstream() {
     for path in ["/live", "/livez/", "/v4/openim/querystate", "/..", "/%6civez"] {
         assert_eq!(gateway.admin_get(path).await.status, 404, "{path}");
     }
-    // The data listener answers no questions of this kind, and the admin listener relays nothing.
+    // The data listener serves no health checks, and the admin listener relays nothing.
     gateway.ask(Ask::new("GET", "/livez")).await.assert_error(404, "not_found", 60009);
     assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]
-async fn at_sigterm_a_request_in_flight_is_finished_and_the_exit_is_clean() {
+async fn sigterm_finishes_requests_in_flight_and_exits_cleanly() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
@@ -53,7 +54,7 @@ async fn at_sigterm_a_request_in_flight_is_finished_and_the_exit_is_clean() {
     check.send(Ask::check("ann", &["bob"]).bytes()).await;
     chat.seen(2).await;
     gateway.signal("TERM");
-    draining(&gateway).await;
+    wait_until_draining(&gateway).await;
     assert_eq!(gateway.admin_get("/livez").await.status, 200, "alive while draining");
     eventually("no new connection is served", async || (!gateway.accepts().await).then_some(())).await;
     gate.open();
@@ -64,8 +65,8 @@ async fn at_sigterm_a_request_in_flight_is_finished_and_the_exit_is_clean() {
 }
 
 #[tokio::test]
-async fn while_draining_a_kept_connection_is_served_once_more_and_closed() {
-    // An idle connection lingers for a second only.
+async fn keep_alive_connection_closes_after_a_response_while_draining() {
+    // An idle connection stays open for only one second.
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
@@ -78,18 +79,18 @@ async fn while_draining_a_kept_connection_is_served_once_more_and_closed() {
     holding.send(Ask::command("openim/held").bytes()).await;
     chat.seen(2).await;
     gateway.signal("TERM");
-    draining(&gateway).await;
-    // Not ready comes first, and then connections are told.
-    let mut told = false;
+    wait_until_draining(&gateway).await;
+    // Readiness fails first. Responses carry `Connection: close` shortly after.
+    let mut closing = false;
     for _ in 0..1000 {
         let answer = kept.ask(&Ask::command(CALL)).await;
         answer.assert_relayed(200, OK);
-        told = answer.header("connection") == Some("close");
-        if told {
+        closing = answer.header("connection") == Some("close");
+        if closing {
             break;
         }
     }
-    assert!(told, "it is never told to close");
+    assert!(closing, "no response carries `Connection: close`");
     kept.closed().await;
     gate.open();
     holding.answer().await.assert_relayed(200, OK);
@@ -97,7 +98,7 @@ async fn while_draining_a_kept_connection_is_served_once_more_and_closed() {
 }
 
 #[tokio::test]
-async fn an_idle_gateway_stops_at_once_even_with_idle_connections() {
+async fn idle_gateway_stops_at_once_despite_idle_connections() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let mut idle = gateway.connect().await;
@@ -109,21 +110,21 @@ async fn an_idle_gateway_stops_at_once_even_with_idle_connections() {
 }
 
 #[tokio::test]
-async fn during_drain_delay_everything_is_served_as_usual() {
+async fn requests_are_served_as_usual_during_drain_delay() {
     let chat = FakeChat::start().await;
     let mut gateway = Setup::new(&chat).set("server", r#"drain_delay = "2s""#).start().await;
-    let begun = now();
+    let start = now();
     gateway.signal("TERM");
-    while begun.elapsed() < Duration::from_millis(1500) {
+    while start.elapsed() < Duration::from_millis(1500) {
         gateway.call(CALL, "{}").await.assert_relayed(200, OK);
         assert_eq!(gateway.admin_get("/livez").await.status, 200);
     }
     assert_eq!(gateway.exit_code_within(Duration::from_secs(6)).await, 0);
-    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(1900), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn after_drain_timeout_the_stop_is_forced_and_says_so() {
+async fn drain_timeout_forces_the_stop_with_exit_code_1() {
     let chat = FakeChat::start().await;
     let mut gateway = Setup::new(&chat).set("server", r#"drain_timeout = "1s""#).deadline("15s").start().await;
     chat.always(Reply::hang());
@@ -135,7 +136,7 @@ async fn after_drain_timeout_the_stop_is_forced_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_second_sigterm_stops_at_once() {
+async fn second_sigterm_stops_at_once() {
     let chat = FakeChat::start().await;
     let mut gateway = Setup::new(&chat).deadline("15s").start().await;
     chat.always(Reply::hang());
@@ -143,13 +144,13 @@ async fn a_second_sigterm_stops_at_once() {
     stuck.send(Ask::command(CALL).bytes()).await;
     chat.seen(1).await;
     gateway.signal("TERM");
-    draining(&gateway).await;
+    wait_until_draining(&gateway).await;
     gateway.signal("TERM");
     assert_ne!(gateway.exit_code_within(Duration::from_secs(3)).await, 0);
 }
 
 #[tokio::test]
-async fn a_write_in_flight_whose_caller_left_is_finished_before_the_exit() {
+async fn abandoned_write_in_flight_finishes_before_the_exit() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
@@ -161,7 +162,7 @@ async fn a_write_in_flight_whose_caller_left_is_finished_before_the_exit() {
     drop(write);
     gateway.at_work(0).await;
     gateway.signal("TERM");
-    draining(&gateway).await;
+    wait_until_draining(&gateway).await;
     gate.open();
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
     assert_eq!(chat.graph().follow_type(MAIN.sdkappid, "ann", "bob"), 2);
@@ -178,7 +179,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn a_unix_socket_serves_beside_tcp_with_its_mode() {
+async fn unix_socket_serves_next_to_tcp_with_configured_mode() {
     let chat = FakeChat::start().await;
     for (line, expected) in
         [(None, 0o660), (Some(r#"unix_mode = "0600""#), 0o600), (Some(r#"unix_mode = "0666""#), 0o666)]
@@ -202,7 +203,7 @@ async fn a_unix_socket_serves_beside_tcp_with_its_mode() {
 }
 
 #[tokio::test]
-async fn the_admin_listener_may_be_a_unix_socket() {
+async fn admin_listener_accepts_a_unix_socket_address() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let (_, address) = socket(setup.dir());
@@ -212,12 +213,12 @@ async fn the_admin_listener_may_be_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_stale_socket_is_replaced() {
+async fn stale_socket_is_replaced() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let (path, address) = socket(setup.dir());
     drop(UnixListener::bind(&path).expect("bound"));
-    assert!(path.exists(), "left behind, as by a program that was killed");
+    assert!(path.exists(), "left behind, as by a killed process");
     let gateway = setup.listen(&[&address]).start().await;
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     let dir = gateway.dir().to_owned();
@@ -226,60 +227,60 @@ async fn a_stale_socket_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_socket_in_use_is_an_error_and_stays() {
+async fn socket_in_use_is_an_error_and_is_kept() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let (path, address) = socket(setup.dir());
-    let theirs = UnixListener::bind(&path).expect("bound");
+    let other = UnixListener::bind(&path).expect("bound");
     let setup = setup.listen(&[&address]);
-    let outcome = serve_to_its_end(&setup).await;
+    let outcome = run_serve(&setup).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    assert!(outcome.stderr.contains("chatgate.sock"), "it names the socket: {}", outcome.stderr);
-    theirs.set_nonblocking(true).expect("own socket");
-    std::os::unix::net::UnixStream::connect(&path).expect("still theirs");
+    assert!(outcome.stderr.contains("chatgate.sock"), "the error names the socket: {}", outcome.stderr);
+    other.set_nonblocking(true).expect("own socket");
+    std::os::unix::net::UnixStream::connect(&path).expect("the other socket still listens");
 }
 
 #[tokio::test]
-async fn a_file_of_another_kind_in_the_sockets_place_is_left_alone() {
+async fn non_socket_file_at_the_socket_path_is_kept() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let (path, address) = socket(setup.dir());
     std::fs::write(&path, "precious").expect("own directory");
     let setup = setup.listen(&[&address]);
-    let outcome = serve_to_its_end(&setup).await;
+    let outcome = run_serve(&setup).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_an_error() {
+async fn port_in_use_is_an_error() {
     let chat = FakeChat::start().await;
-    let theirs = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = theirs.local_addr().expect("bound").to_string();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = other.local_addr().expect("bound").to_string();
     let data = Setup::new(&chat).listen(&[&address]);
     let admin = Setup::new(&chat).set("server", &format!("admin = \"{address}\""));
     for setup in [data, admin] {
-        let outcome = serve_to_its_end(&setup).await;
+        let outcome = run_serve(&setup).await;
         assert_eq!(outcome.code, 1, "{outcome:?}");
-        assert!(outcome.stderr.contains(&address), "it names the address: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(&address), "the error names the address: {}", outcome.stderr);
     }
 }
 
 #[tokio::test]
-async fn after_a_kill_it_starts_again_at_the_same_place_at_once() {
+async fn killed_gateway_restarts_at_once_on_the_same_address() {
     let chat = FakeChat::start().await;
     let address = free_address().to_string();
     for _ in 0..3 {
-        let begun = now();
+        let start = now();
         let gateway = Setup::new(&chat).listen(&[&address]).start().await;
         gateway.call(CALL, "{}").await.assert_relayed(200, OK);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
         gateway.kill().await;
     }
 }
 
 #[tokio::test]
-async fn a_bad_config_is_78_and_nothing_listens() {
+async fn invalid_config_exits_78_without_listening() {
     let setup = Setup::without_apps();
     let file = setup.file("chatgate.toml", "[server]\nlisten = \"127.0.0.1:0\"\nlisen = 1\n");
     let outcome = Process::run(&["serve", "--config", &file.to_string_lossy()], setup.dir(), &[]).await;
@@ -290,20 +291,21 @@ async fn a_bad_config_is_78_and_nothing_listens() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_no_request() {
+async fn unread_log_delays_no_request() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("log", r#"level = "trace""#);
     let (data, admin) = (free_address().to_string(), free_address().to_string());
     let setup = setup.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
     let file = setup.write();
-    // A pipe that is never read takes 64 KiB, far less than these requests would say.
+    // A pipe that is never read holds 64 KiB, far less than these requests log.
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
         .args(["serve", "--config", &file.to_string_lossy()])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    let mut conn = eventually("it listens", async || crate::support::client::Conn::open(&data).await.ok()).await;
+    let mut conn =
+        eventually("the gateway listens", async || crate::support::client::Conn::open(&data).await.ok()).await;
     let id = "x".repeat(128);
     for _ in 0..1500 {
         conn.ask(&Ask::command(CALL).header("X-Request-Id", &id)).await.assert_relayed(200, OK);
@@ -313,31 +315,31 @@ async fn a_log_that_nobody_reads_holds_up_no_request() {
 }
 
 #[tokio::test]
-async fn its_memory_is_in_no_core_dump_and_hidden_from_its_own_user() {
+async fn process_memory_is_excluded_from_core_dumps_and_proc() {
     use std::os::unix::fs::MetadataExt;
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let proc = |name: &str| format!("/proc/{}/{name}", gateway.pid());
-    let limits = std::fs::read_to_string(proc("limits")).expect("everybody may read limits");
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line for it");
+    let limits = std::fs::read_to_string(proc("limits")).expect("limits is world-readable");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a line for core files");
     let words: Vec<&str> = core.split_whitespace().collect();
     assert_eq!(words[4..6], ["0", "0"], "{core}");
-    // A process that is not dumpable belongs to root in /proc, whoever runs it (proc(5)). If root runs the
-    // tests that is so anyway; then only the test in src/cli/start.rs would notice.
-    assert_eq!(std::fs::metadata(proc("environ")).expect("it is there").uid(), 0);
+    // In /proc, root owns the files of a process that is not dumpable, regardless of its user (proc(5)). If root
+    // runs the tests, root owns them anyway, and only the test in src/cli/start.rs can fail.
+    assert_eq!(std::fs::metadata(proc("environ")).expect("the file exists").uid(), 0);
     assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]
-async fn a_start_that_fails_leaves_no_socket_behind() {
+async fn failed_start_leaves_no_socket_behind() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let taken = taken.local_addr().map(|address| (address, taken)).expect("bound");
     let setup = Setup::without_apps().app(MAIN, "region = \"tokyo\"");
     let socket = setup.dir().join("gate.sock");
     let unix = format!("unix:{}", socket.display());
     let setup = setup.listen(&[&unix, &taken.0.to_string()]);
-    let outcome = serve_to_its_end(&setup).await;
+    let outcome = run_serve(&setup).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains(&taken.0.to_string()), "{outcome:?}");
-    assert!(!socket.exists(), "a socket that nobody listens on");
+    assert!(!socket.exists(), "a socket without a listener");
 }

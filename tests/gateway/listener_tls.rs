@@ -1,4 +1,4 @@
-//! TLS for callers: who is served, who is not, and what happens when a certificate changes.
+//! TLS for callers: accepted and rejected handshakes, client certificates, and certificate changes.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::support::{PATIENCE, eventually, now, secrets, turn, within};
 const CALL: &str = "openim/querystate";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// With `server.tls` and these files.
+/// Adds `server.tls` with these files.
 fn with_tls(setup: Setup, pem: &Pem, client_ca: Option<&Ca>) -> Setup {
     setup.file("cert.pem", &pem.certificate);
     setup.file("key.pem", &pem.key);
@@ -26,7 +26,7 @@ fn with_tls(setup: Setup, pem: &Pem, client_ca: Option<&Ca>) -> Setup {
     setup.set("server", &format!("tls = {{ cert_file = 'cert.pem', key_file = 'key.pem'{more} }}"))
 }
 
-/// Handshakes that came to nothing for this cause, as `/metrics` has it.
+/// Returns the number of failed handshakes of this cause from `/metrics`.
 async fn failures(gateway: &Gateway, cause: &str) -> u64 {
     let name = format!("chatgate_tls_handshakes_failed_total{{cause=\"{cause}\"}} ");
     let text = gateway.admin_get("/metrics").await.text();
@@ -34,13 +34,13 @@ async fn failures(gateway: &Gateway, cause: &str) -> u64 {
     line.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{name}\n{text}"))
 }
 
-async fn failed(gateway: &Gateway, cause: &str, count: u64) {
+async fn wait_for_failures(gateway: &Gateway, cause: &str, count: u64) {
     let counted = async || (failures(gateway, cause).await == count).then_some(());
     eventually(&format!("{count} handshakes counted as {cause}"), counted).await;
 }
 
 #[tokio::test]
-async fn callers_speak_http2_or_http1_as_alpn_says_over_both_versions_of_tls() {
+async fn alpn_selects_http2_or_http1_over_both_tls_versions() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     chat.follow("ann", "bob");
     let gateway = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).start().await;
@@ -57,39 +57,39 @@ async fn callers_speak_http2_or_http1_as_alpn_says_over_both_versions_of_tls() {
             assert_eq!(answer.types(), [2], "{answer:?}");
         }
     }
-    assert!(ca.caller().alpn(&["smtp"]).connect(gateway.address()).await.is_err(), "a protocol that is not there");
+    assert!(ca.caller().alpn(&["smtp"]).connect(gateway.address()).await.is_err(), "an unsupported protocol");
     let status = gateway.admin_get("/status").await.json();
-    let shown = &status["config"]["server"]["tls"];
-    assert!(shown["certificate"].as_str().is_some_and(|text| text.contains("localhost")), "{shown}");
+    let presented = &status["config"]["server"]["tls"];
+    assert!(presented["certificate"].as_str().is_some_and(|text| text.contains("localhost")), "{presented}");
     assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]
-async fn a_caller_that_trusts_another_authority_goes_and_one_that_speaks_plain_http_is_closed() {
+async fn distrusting_callers_and_plain_http_callers_fail_the_handshake() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).set("log", r#"level = "debug""#);
     let socket = format!("unix:{}", setup.dir().join("plain.sock").display());
     let gateway = setup.listen(&["127.0.0.1:0", &socket]).start().await;
     assert!(Ca::new().caller().connect(gateway.address()).await.is_err());
-    failed(&gateway, "other", 1).await;
+    wait_for_failures(&gateway, "other", 1).await;
     for text in [Ask::command(CALL).bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()] {
         let mut conn = gateway.connect().await;
         conn.send(text).await;
         let rest = conn.rest().await;
         assert!(!rest.windows(4).any(|part| part == b"HTTP"), "{}", String::from_utf8_lossy(&rest));
     }
-    failed(&gateway, "not_tls", 2).await;
-    assert!(gateway.log().contains("a TLS handshake came to nothing"), "it is logged");
+    wait_for_failures(&gateway, "not_tls", 2).await;
+    assert!(gateway.log().contains("a TLS handshake came to nothing"), "the failure is logged");
     assert_eq!(chat.count(), 0);
-    // A Unix socket and the admin listener are plain.
+    // Unix sockets and the admin listener use no TLS.
     Conn::open(&socket).await.expect("accepted").ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200);
 }
 
 #[tokio::test]
-async fn only_callers_of_the_client_ca_are_served() {
+async fn only_callers_with_client_ca_certificates_are_served() {
     let (ca, clients, chat) = (Ca::new(), Ca::new(), FakeChat::start().await);
-    // It is beyond loopback, and the client CA is who asks.
+    // The listener is not on loopback, and the client CA authenticates callers.
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), Some(&clients)).listen(&["0.0.0.0:0"]);
     let gateway = setup.start().await;
     let address = format!("127.0.0.1:{}", gateway.address().rsplit_once(':').expect("a port").1);
@@ -98,50 +98,51 @@ async fn only_callers_of_the_client_ca_are_served() {
         let stream = caller.connect(&address).await.expect("a handshake");
         Conn::over(stream).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     }
-    let stranger = Ca::new().issue("feed", YEAR);
-    // Of the server's own authority, which is not that of its callers.
-    let sibling = ca.issue("feed", YEAR);
-    let callers = [ca.caller(), ca.caller().shows(&stranger), ca.caller().shows(&sibling), ca.caller().tls12()];
+    let untrusted = Ca::new().issue("feed", YEAR);
+    // Issued by the server's CA, which is not the client CA.
+    let server_issued = ca.issue("feed", YEAR);
+    let callers = [ca.caller(), ca.caller().shows(&untrusted), ca.caller().shows(&server_issued), ca.caller().tls12()];
     for caller in callers {
-        // With TLS 1.3 a caller learns of the refusal only when it reads.
+        // With TLS 1.3, a caller sees the rejection only when it reads.
         if let Ok(stream) = caller.connect(&address).await {
             let mut conn = Conn::over(stream);
             conn.send(Ask::command(CALL).bytes()).await;
-            assert!(conn.try_answer().await.is_none(), "it was answered");
+            assert!(conn.try_answer().await.is_none(), "the request got a response");
         }
     }
-    failed(&gateway, "client_certificate", 4).await;
+    wait_for_failures(&gateway, "client_certificate", 4).await;
     assert_eq!(chat.count(), 2);
-    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "operators are not asked");
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "the admin listener requires no certificate");
 }
 
 #[tokio::test]
-async fn a_slow_handshake_is_closed_while_others_are_served() {
+async fn slow_handshakes_time_out_while_other_callers_are_served() {
     let _alone = turn::alone().await;
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None);
     let gateway = setup.set("server", r#"handshake_timeout = "2s""#).set("server", "max_connections = 3").start().await;
-    let begun = now();
+    let start = now();
     let mut silent = gateway.connect().await;
     let mut half = gateway.connect().await;
-    // The head of a hello that never comes.
+    // The first bytes of a ClientHello that is never completed.
     half.send([0x16, 3, 1, 2, 0, 1]).await;
     let stream = ca.caller().connect(gateway.address()).await.expect("a handshake");
     let mut served = Conn::over(stream);
     served.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    // Those that still shake hands are connections too.
+    // Connections in the handshake count toward max_connections.
     assert!(ca.caller().connect(gateway.address()).await.is_err(), "over max_connections");
     silent.closed().await;
     half.closed().await;
-    let took = begun.elapsed();
+    let took = start.elapsed();
     assert!((Duration::from_millis(1900)..Duration::from_secs(12)).contains(&took), "{took:?}");
     served.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    failed(&gateway, "timeout", 2).await;
-    eventually("their places are free", async || ca.caller().connect(gateway.address()).await.ok().map(drop)).await;
+    wait_for_failures(&gateway, "timeout", 2).await;
+    eventually("the connection slots are free", async || ca.caller().connect(gateway.address()).await.ok().map(drop))
+        .await;
 }
 
 #[tokio::test]
-async fn a_stop_does_not_wait_for_a_handshake_that_does_not_come() {
+async fn stop_does_not_wait_for_a_pending_handshake() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let mut gateway = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).start().await;
     let _silent = gateway.connect().await;
@@ -152,14 +153,14 @@ async fn a_stop_does_not_wait_for_a_handshake_that_does_not_come() {
     assert_eq!(gateway.exit_code_within(Duration::from_secs(8)).await, 0);
 }
 
-/// The first certificate that the gateway shows now.
-async fn shown(ca: &Ca, address: &str) -> Vec<u8> {
+/// Returns the leaf certificate that the gateway presents.
+async fn presented(ca: &Ca, address: &str) -> Vec<u8> {
     let stream = ca.caller().connect(address).await.expect("a handshake");
     stream.get_ref().1.peer_certificates().expect("one")[0].to_vec()
 }
 
 #[tokio::test]
-async fn a_changed_certificate_is_shown_to_the_next_and_fails_no_request() {
+async fn changed_certificate_is_presented_without_failing_any_request() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
     let (ca, chat) = (Arc::new(Ca::new()), FakeChat::start().await);
@@ -167,12 +168,12 @@ async fn a_changed_certificate_is_shown_to_the_next_and_fails_no_request() {
     let dir = setup.dir().to_owned();
     let gateway = setup.start().await;
     let mut kept = Conn::over(ca.caller().connect(gateway.address()).await.expect("a handshake"));
-    let over = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicBool::new(false));
     let load = |_| {
-        let (ca, over, address) = (Arc::clone(&ca), Arc::clone(&over), gateway.address().to_owned());
+        let (ca, done, address) = (Arc::clone(&ca), Arc::clone(&done), gateway.address().to_owned());
         tokio::spawn(async move {
             let mut count = 0;
-            while !over.load(Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 let mut conn = Conn::over(ca.caller().connect(&address).await.expect("a handshake"));
                 for _ in 0..3 {
                     conn.ask(&Ask::check("ann", &["bob"])).await.checked();
@@ -183,46 +184,46 @@ async fn a_changed_certificate_is_shown_to_the_next_and_fails_no_request() {
         })
     };
     let load: Vec<_> = (0..3).map(load).collect();
-    let mut before = shown(&ca, gateway.address()).await;
+    let mut before = presented(&ca, gateway.address()).await;
     for round in 0..3 {
         let pem = ca.issue("localhost", YEAR);
-        // The one after the other: in between they do not belong together, and the old ones serve.
+        // The files change one after the other. In between they do not match, and the old pair stays in use.
         for (name, text) in [("key.pem", &pem.key), ("cert.pem", &pem.certificate)] {
-            crate::reload::put(&dir, name, text);
+            crate::reload::replace_file(&dir, name, text);
             if name == "key.pem" && round == 0 {
-                let told = async || gateway.log().contains("the key does not belong").then_some(());
-                eventually("the log tells that they do not belong together", told).await;
-                assert_eq!(shown(&ca, gateway.address()).await, before);
+                let logged = async || gateway.log().contains("the key does not belong").then_some(());
+                eventually("the log reports the mismatch", logged).await;
+                assert_eq!(presented(&ca, gateway.address()).await, before);
             }
         }
-        let changed = async || Some(shown(&ca, gateway.address()).await).filter(|shown| *shown != before);
+        let changed = async || Some(presented(&ca, gateway.address()).await).filter(|presented| *presented != before);
         before = eventually("the new certificate", changed).await;
     }
-    // By order too, and what is no good is refused by it.
+    // The reload admin action rejects an invalid certificate too.
     std::fs::write(dir.join("cert.pem"), "").expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
     let answer = admin.ask(&Ask::post("/reload")).await;
     assert!(answer.status == 400 && answer.text().contains("server.tls.cert_file"), "{answer:?}");
-    assert_eq!(shown(&ca, gateway.address()).await, before);
-    over.store(true, Ordering::Relaxed);
+    assert_eq!(presented(&ca, gateway.address()).await, before);
+    done.store(true, Ordering::Relaxed);
     let mut count = 0;
     for task in load {
-        count += task.await.expect("every request is answered well");
+        count += task.await.expect("every request succeeds");
     }
     assert!(count > 30, "{count}");
     kept.ask(&Ask::check("ann", &["bob"])).await.checked();
 }
 
 #[tokio::test]
-async fn turning_tls_or_client_certificates_on_or_off_takes_a_restart() {
+async fn toggling_tls_or_client_certificates_requires_a_restart() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let pem = ca.issue("localhost", YEAR);
     let setup = with_tls(Setup::new(&chat), &pem, Some(&ca));
-    let asking = setup.text();
+    let with_client_ca = setup.text();
     let setup = with_tls(setup, &pem, None);
     let plain = setup.text().replace("tls = {", "# tls = {");
     let gateway = setup.start().await;
-    for text in [asking, plain] {
+    for text in [with_client_ca, plain] {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
         let answer = admin.ask(&Ask::post("/reload")).await.text();
@@ -233,7 +234,7 @@ async fn turning_tls_or_client_certificates_on_or_off_takes_a_restart() {
 }
 
 #[tokio::test]
-async fn whatever_goes_wrong_with_tls_no_key_is_said() {
+async fn tls_failures_log_no_key() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let pem = ca.issue("localhost", YEAR);
     let setup = with_tls(Setup::new(&chat), &pem, Some(&ca)).set("log", r#"level = "trace""#);
@@ -246,13 +247,13 @@ async fn whatever_goes_wrong_with_tls_no_key_is_said() {
     let mut conn = gateway.connect().await;
     conn.send(Ask::command(CALL).bytes()).await;
     conn.rest().await;
-    failed(&gateway, "not_tls", 1).await;
+    wait_for_failures(&gateway, "not_tls", 1).await;
     for text in [&pem.key[..pem.key.len() / 2], "", pem.certificate.as_str()] {
         std::fs::write(gateway.dir().join("key.pem"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
         assert_eq!(admin.ask(&Ask::post("/reload")).await.status, 400);
     }
-    // What was put into the wrong file is a key all the same.
+    // A key in the certificate file is still a secret.
     std::fs::write(gateway.dir().join("key.pem"), &pem.key).expect("own directory");
     std::fs::write(gateway.dir().join("cert.pem"), &pem.key).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
@@ -265,7 +266,7 @@ async fn whatever_goes_wrong_with_tls_no_key_is_said() {
 }
 
 #[tokio::test]
-async fn check_tells_whose_the_certificate_is_and_when_it_ends() {
+async fn check_prints_the_certificate_subject_and_expiry() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let soon = ca.issue("gate.test", Duration::from_secs(10 * 24 * 3600 + 60));
     let setup = with_tls(Setup::new(&chat), &soon, Some(&ca));
@@ -277,7 +278,7 @@ async fn check_tells_whose_the_certificate_is_and_when_it_ends() {
         assert!(outcome.stdout.contains(part), "{part}\n{}", outcome.stdout);
     }
     assert!(outcome.stderr.contains("ends in 10 days"), "{}", outcome.stderr);
-    // Another key: 78, with the file's key and the cause.
+    // A key that does not match exits 78 with the configuration key and the cause.
     setup.file("key.pem", &ca.issue("gate.test", YEAR).key);
     for command in ["check", "serve"] {
         let outcome = Process::run(&[command, "--config", &file.to_string_lossy()], setup.dir(), &[]).await;

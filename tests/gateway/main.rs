@@ -1,7 +1,7 @@
-//! The gateway from outside: the real binary between raw callers and a Chat that the tests write.
+//! End-to-end tests: the real binary between raw callers and a fake Chat.
 //!
-//! Each topic holds one promise of the project to the letter. `support` is what they share; start
-//! there to write another.
+//! Each module tests one guarantee of the project. The shared helpers are in `support`; start there to write
+//! another test.
 
 mod app_choice;
 mod batching;

@@ -1,4 +1,4 @@
-//! `GET /metrics`: every metric of the contract, counted right, in Prometheus' format, with labels from closed sets.
+//! `GET /metrics`: every documented metric, correct counts, Prometheus text format, and bounded label values.
 
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
@@ -29,7 +29,7 @@ fn calls(metrics: &Exposition, command: &str, code: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn all_metrics_are_there_from_the_start() {
+async fn all_metrics_exist_from_the_start() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let metrics = metrics(&gateway).await;
@@ -65,7 +65,7 @@ async fn all_metrics_are_there_from_the_start() {
 }
 
 #[tokio::test]
-async fn requests_pairs_and_calls_are_counted_by_what_became_of_them() {
+async fn requests_pairs_and_calls_are_counted_by_outcome() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob", "cyd", "bob"]).await.checked();
@@ -91,7 +91,7 @@ async fn requests_pairs_and_calls_are_counted_by_what_became_of_them() {
 }
 
 #[tokio::test]
-async fn whatever_callers_and_chat_send_labels_stay_within_their_sets() {
+async fn label_values_stay_bounded_for_any_input() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     chat.script(|call| {
@@ -106,19 +106,19 @@ async fn whatever_callers_and_chat_send_labels_stay_within_their_sets() {
     let metrics = metrics(&gateway).await;
     assert_eq!(requests(&metrics, "other", "failed"), 50.0);
     assert_eq!(calls(&metrics, "other", "other"), 50.0);
-    let nobody = |outcome| [("app", ""), ("command", "other"), ("outcome", outcome)];
+    let no_app = |outcome| [("app", ""), ("command", "other"), ("outcome", outcome)];
     for outcome in ["not_found", "unknown_app"] {
-        assert_eq!(metrics.value("chatgate_requests_total", &nobody(outcome)), 50.0, "{outcome}");
+        assert_eq!(metrics.value("chatgate_requests_total", &no_app(outcome)), 50.0, "{outcome}");
     }
     assert_eq!(metrics.label_values("app").into_iter().collect::<Vec<_>>(), ["", "main"]);
     assert_eq!(metrics.label_values("command").into_iter().collect::<Vec<_>>(), ["other"]);
 }
 
 #[tokio::test]
-async fn apps_are_counted_apart_and_failures_of_the_way_have_names() {
+async fn apps_and_upstream_failures_are_counted_separately() {
     let chat = FakeChat::start().await;
-    let lost = format!("endpoint = \"http://{}\"", free_address());
-    let setup = Setup::without_apps().app(MAIN, &chat.app_lines()).app(OTHER, &lost);
+    let unreachable = format!("endpoint = \"http://{}\"", free_address());
+    let setup = Setup::without_apps().app(MAIN, &chat.app_lines()).app(OTHER, &unreachable);
     let gateway = setup.deadline("300ms").start().await;
     let ask = |app: &str| Ask::command("openim/querystate").header("Chatgate-App", app);
     chat.always(Reply::hang());
@@ -135,7 +135,7 @@ async fn apps_are_counted_apart_and_failures_of_the_way_have_names() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_shows_while_it_is() {
+async fn gauges_show_requests_in_flight_and_return_to_zero() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
@@ -152,7 +152,7 @@ async fn what_is_under_way_shows_while_it_is() {
     gate.open();
     caller.answer().await.checked();
     drop(caller);
-    eventually("everything is given back", async || {
+    eventually("all gauges are back to zero", async || {
         let now = metrics(&gateway).await;
         let held = ["chatgate_requests_in_flight", "chatgate_connections", "chatgate_buffered_bytes"];
         held.iter().all(|name| now.value(name, &[]) == 0.0).then_some(())
@@ -161,29 +161,29 @@ async fn what_is_under_way_shows_while_it_is() {
 }
 
 #[tokio::test]
-async fn who_leaves_unanswered_and_what_never_became_a_request_are_counted() {
+async fn abandoned_and_malformed_requests_are_counted() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
     for (seen, ask) in [Ask::command("openim/querystate"), Ask::check("a", &["b"])].into_iter().enumerate() {
-        let mut leaving = gateway.connect().await;
-        leaving.send(ask.bytes()).await;
+        let mut disconnecting = gateway.connect().await;
+        disconnecting.send(ask.bytes()).await;
         chat.seen(seen + 1).await;
-        drop(leaving);
+        drop(disconnecting);
     }
     for head in ["POST /v4/a/b HTTP/1.1\r\nbroken\r\n\r\n".to_owned(), "x".repeat(70_000)] {
         let mut conn = gateway.connect().await;
         conn.send(head).await;
         conn.rest().await;
     }
-    let nobody = |outcome: &'static str| [("app", ""), ("command", "other"), ("outcome", outcome)];
+    let no_app = |outcome: &'static str| [("app", ""), ("command", "other"), ("outcome", outcome)];
     eventually("all four are counted", async || {
         let metrics = metrics(&gateway).await;
-        let refused =
-            ["bad_request", "head_too_large"].map(|outcome| metrics.value("chatgate_requests_total", &nobody(outcome)));
-        let left = ["openim/querystate", CHECK.1].map(|command| requests(&metrics, command, "abandoned"));
-        (refused == [1.0, 1.0] && left == [1.0, 1.0]).then_some(())
+        let rejected =
+            ["bad_request", "head_too_large"].map(|outcome| metrics.value("chatgate_requests_total", &no_app(outcome)));
+        let abandoned = ["openim/querystate", CHECK.1].map(|command| requests(&metrics, command, "abandoned"));
+        (rejected == [1.0, 1.0] && abandoned == [1.0, 1.0]).then_some(())
     })
     .await;
     gate.open();

@@ -1,5 +1,5 @@
-//! What becomes of a call that Chat does not simply answer: tried again, signed again, parked, moved to
-//! the standby, or answered from an older fact. And that a write is carried out once at most.
+//! Calls that Chat does not simply answer: retries, renewed signatures, parking, the standby domain, and stale
+//! responses. A write is carried out at most once.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::support::wire::free_address;
 const READ: &str = "openim/querystate";
 const WRITE: &str = "openim/sendmsg";
 
-/// Enough saved up for every attempt of a test.
-fn generous(chat: &FakeChat) -> Setup {
+/// A setup whose retry budget covers every retry of a test.
+fn unlimited_retries(chat: &FakeChat) -> Setup {
     Setup::new(chat).set("upstream", "retry_budget = 1.0")
 }
 
 #[tokio::test]
-async fn a_read_gets_over_what_passes_and_a_write_is_sent_once() {
+async fn reads_survive_transient_errors_and_writes_are_sent_once() {
     let chat = FakeChat::start().await;
-    let gateway = generous(&chat).start().await;
+    let gateway = unlimited_retries(&chat).start().await;
     let html = "<html>bad gateway</html>";
-    let faults = [
+    let failures = [
         Reply::reset(),
         Reply::bytes("HTTP/1.1 200 OK\r\nContent-"),
         Reply::typed(502, "text/html", html),
@@ -36,23 +36,23 @@ async fn a_read_gets_over_what_passes_and_a_write_is_sent_once() {
         Reply::json(fail(90994, "internal")),
         Reply::json(fail(60007, "too many")),
     ];
-    for fault in faults {
+    for failure in failures {
         let before = chat.count();
-        chat.once(fault.clone());
+        chat.once(failure.clone());
         gateway.call(READ, "{}").await.assert_relayed(200, OK);
-        assert_eq!(chat.count(), before + 2, "a read is tried again");
-        chat.once(fault);
+        assert_eq!(chat.count(), before + 2, "a read is retried");
+        chat.once(failure);
         let answer = gateway.call(WRITE, "{}").await;
         assert_ne!(answer.text(), OK);
-        assert_eq!(chat.count(), before + 3, "a write is not: {answer:?}");
+        assert_eq!(chat.count(), before + 3, "a write is not retried: {answer:?}");
     }
 }
 
 #[tokio::test]
-async fn a_follow_check_gets_over_a_reset_at_every_byte_of_the_answer() {
+async fn follow_check_survives_a_reset_at_any_response_byte() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
-    let gateway = generous(&chat).start().await;
+    let gateway = unlimited_retries(&chat).start().await;
     gateway.check("ann", &["bob"]).await.checked();
     let body = chat.graph().answer(MAIN.sdkappid, "follow/follow_check", &chat.last().body);
     let whole = render(200, Some("application/json"), body.as_bytes());
@@ -66,14 +66,14 @@ async fn a_follow_check_gets_over_a_reset_at_every_byte_of_the_answer() {
 }
 
 #[tokio::test]
-async fn attempts_and_the_budget_are_bounds() {
+async fn retries_stay_within_attempts_and_retry_budget() {
     let chat = FakeChat::start().await;
-    let sick = Reply::json(fail(60008, "timeout"));
-    chat.always(sick.clone());
-    let three = generous(&chat).start().await;
+    let failure = Reply::json(fail(60008, "timeout"));
+    chat.always(failure.clone());
+    let three = unlimited_retries(&chat).start().await;
     three.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
     assert_eq!(chat.count(), 3, "upstream.attempts");
-    let one = generous(&chat).set("upstream", "attempts = 1").start().await;
+    let one = unlimited_retries(&chat).set("upstream", "attempts = 1").start().await;
     one.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
     assert_eq!(chat.count(), 4);
     let none = Setup::new(&chat).set("upstream", "retry_budget = 0").start().await;
@@ -84,32 +84,33 @@ async fn attempts_and_the_budget_are_bounds() {
     for _ in 0..100 {
         usual.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
     }
-    // Ten are there to begin with, and each call brings a tenth.
+    // The budget starts with ten retries, and each call adds a tenth.
     let calls = chat.count() - before;
     assert!((110..=120).contains(&calls), "{calls} calls for 100 requests");
 }
 
 #[tokio::test]
-async fn the_deadline_holds_over_all_attempts() {
+async fn deadline_covers_all_attempts() {
     let chat = FakeChat::start().await;
     chat.always(Reply::hang());
-    let setup = generous(&chat).set("upstream", "timeout = \"900ms\"").set("upstream", "attempt_timeout = \"250ms\"");
+    let setup =
+        unlimited_retries(&chat).set("upstream", "timeout = \"900ms\"").set("upstream", "attempt_timeout = \"250ms\"");
     let gateway = setup.start().await;
-    let begun = crate::support::now();
+    let start = crate::support::now();
     gateway.call(READ, "{}").await.assert_error(504, "upstream_timeout", 60008);
-    let took = crate::support::now() - begun;
+    let took = crate::support::now() - start;
     assert!(took < Duration::from_secs(3), "{took:?}");
     assert!((2..=3).contains(&chat.count()), "{} attempts", chat.count());
 }
 
 #[tokio::test]
-async fn the_first_refused_signature_is_replaced_for_all() {
+async fn rejected_signature_is_renewed_once_for_all_callers() {
     let chat = FakeChat::start().await;
-    // Two hundred at once take a busy machine a while.
+    // On a busy machine, 200 concurrent requests are slow.
     let gateway = Arc::new(Setup::new(&chat).set("upstream", "timeout = \"60s\"").start().await);
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
-    let refused = chat.last().usersig();
-    chat.script(move |call| (call.usersig() == refused).then(|| Reply::json(fail(70001, "expired"))));
+    let rejected = chat.last().usersig();
+    chat.script(move |call| (call.usersig() == rejected).then(|| Reply::json(fail(70001, "expired"))));
     let callers: Vec<_> = (0..200)
         .map(|n| {
             let gateway = Arc::clone(&gateway);
@@ -126,13 +127,13 @@ async fn the_first_refused_signature_is_replaced_for_all() {
 }
 
 #[tokio::test]
-async fn a_signature_that_is_refused_again_is_handed_on_and_does_not_spin() {
+async fn repeated_signature_rejection_is_relayed_without_a_loop() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let refusal = fail(70003, "malformed");
-    chat.always(Reply::json(refusal.clone()));
+    let rejection = fail(70003, "malformed");
+    chat.always(Reply::json(rejection.clone()));
     for _ in 0..20 {
-        gateway.call(WRITE, "{}").await.assert_relayed(200, &refusal);
+        gateway.call(WRITE, "{}").await.assert_relayed(200, &rejection);
     }
     assert!(chat.count() <= 20 + 4, "{} calls", chat.count());
     let used: HashSet<_> = chat.calls().iter().map(|call| call.usersig()).collect();
@@ -140,16 +141,16 @@ async fn a_signature_that_is_refused_again_is_handed_on_and_does_not_spin() {
 }
 
 #[tokio::test]
-async fn an_app_that_chat_refuses_for_good_is_parked_after_a_second_refusal() {
+async fn permanently_rejected_app_is_parked_after_a_second_rejection() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await.checked();
-    let refusal = fail(70009, "verify usersig failed");
-    chat.always(Reply::json(refusal.clone()));
+    let rejection = fail(70009, "verify usersig failed");
+    chat.always(Reply::json(rejection.clone()));
     let before = chat.count();
     for command in [WRITE, READ] {
-        gateway.call(command, "{}").await.assert_relayed(200, &refusal);
+        gateway.call(command, "{}").await.assert_relayed(200, &rejection);
     }
     for ask in [Ask::command(WRITE).body("{}"), Ask::command(READ).body("{}"), Ask::check("ann", &["cyd"])] {
         let answer = gateway.ask(ask).await;
@@ -157,23 +158,23 @@ async fn an_app_that_chat_refuses_for_good_is_parked_after_a_second_refusal() {
         assert!((1..=30).contains(&answer.retry_after()));
         assert!(answer.text().contains("verify usersig failed") && answer.text().contains("secret_key_file"));
     }
-    assert_eq!(chat.count(), before + 2, "Chat is left alone");
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "what is known is known");
+    assert_eq!(chat.count(), before + 2, "a parked app causes no calls");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "cached pairs are still served");
 }
 
 #[tokio::test]
-async fn a_command_that_is_off_is_parked_alone_and_silence_is_for_the_app() {
+async fn disabled_command_parks_itself_and_lockout_parks_the_app() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let off = fail(30005, "not enabled");
-    chat.once(Reply::json(off.clone()));
-    gateway.check("ann", &["bob"]).await.assert_relayed(200, &off);
+    let disabled = fail(30005, "not enabled");
+    chat.once(Reply::json(disabled.clone()));
+    gateway.check("ann", &["bob"]).await.assert_relayed(200, &disabled);
     gateway.check("ann", &["bob"]).await.assert_error(503, "parked", 30005);
     assert_eq!(chat.count(), 1);
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
-    let silence = fail(70050, "wait a minute");
-    chat.once(Reply::json(silence.clone()));
-    gateway.call(READ, "{}").await.assert_relayed(200, &silence);
+    let lockout = fail(70050, "wait a minute");
+    chat.once(Reply::json(lockout.clone()));
+    gateway.call(READ, "{}").await.assert_relayed(200, &lockout);
     let answer = gateway.call(WRITE, "{}").await;
     answer.assert_error(503, "parked", 70050);
     assert!((58..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
@@ -181,22 +182,22 @@ async fn a_command_that_is_off_is_parked_alone_and_silence_is_for_the_app() {
 }
 
 #[tokio::test]
-async fn a_code_nobody_has_heard_of_is_handed_on_and_changes_nothing() {
+async fn unknown_error_codes_are_relayed_without_side_effects() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for code in [123_456, -1, i64::MAX, i64::MIN] {
         let before = chat.count();
-        let odd = fail(code, "what?");
-        chat.always(Reply::json(odd.clone()));
+        let unknown = fail(code, "what?");
+        chat.always(Reply::json(unknown.clone()));
         for command in [READ, WRITE] {
-            gateway.call(command, "{}").await.assert_relayed(200, &odd);
+            gateway.call(command, "{}").await.assert_relayed(200, &unknown);
         }
         assert_eq!(chat.count(), before + 2);
     }
 }
 
 #[tokio::test]
-async fn the_standby_serves_while_the_primary_is_away_and_not_longer() {
+async fn standby_serves_only_while_the_primary_is_unreachable() {
     let (standby, address) = (FakeChat::start().await, free_address());
     let lines = format!("endpoint = \"http://{address}\"\nstandby = \"http://{}\"", standby.address());
     let gateway = Setup::without_apps().app(MAIN, &lines).start().await;
@@ -205,7 +206,7 @@ async fn the_standby_serves_while_the_primary_is_away_and_not_longer() {
     }
     gateway.check("ann", &["bob"]).await.checked();
     assert_eq!(standby.count(), 3);
-    // An ErrorCode moves nothing.
+    // An ErrorCode causes no failover.
     let primary = FakeChat::start_on(address).await;
     eventually("calls go to the primary again", async || {
         gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
@@ -219,45 +220,49 @@ async fn the_standby_serves_while_the_primary_is_away_and_not_longer() {
 }
 
 #[tokio::test]
-async fn an_older_fact_stands_in_while_chat_fails_but_never_one_from_before_a_write() {
+async fn stale_pairs_are_served_on_errors_except_after_writes() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let setup = Setup::new(&chat).set("cache", "ttl = \"50ms\"").set("cache", "stale_if_error = \"1h\"");
     let gateway = setup.set("cache", "write_settle = \"0s\"").start().await;
     gateway.check("ann", &["bob", "cyd"]).await.checked();
     let cached = Ask::check("ann", &["bob", "cyd"]).header("Cache-Control", "only-if-cached");
-    eventually("the facts are past their ttl", async || {
+    eventually("the cached pairs are past their ttl", async || {
         (gateway.ask(cached.clone()).await.slug() == Some("not_cached")).then_some(())
     })
     .await;
-    for (fault, code) in [(Reply::reset(), 129_502), (Reply::json(fail(60008, "sick")), 60008)] {
-        chat.always(fault);
+    for (failure, code) in [(Reply::reset(), 129_502), (Reply::json(fail(60008, "sick")), 60008)] {
+        chat.always(failure);
         let answer = gateway.check("ann", &["bob", "cyd"]).await;
         assert_eq!(answer.types(), [2, 0]);
         assert_eq!((answer.cache().outcome.as_str(), answer.cache().stale), ("fwd=stale", 2));
         let strict = Ask::check("ann", &["bob"]).header("Cache-Control", "max-stale=0");
-        assert_eq!(gateway.ask(strict).await.json()["ErrorCode"], code, "who wants none gets none");
+        assert_eq!(gateway.ask(strict).await.json()["ErrorCode"], code, "max-stale=0 forbids stale pairs");
     }
     let before = chat.count();
     for _ in 0..50 {
         assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.types(), [2, 0]);
     }
-    assert!(chat.count() <= before + 4, "{} calls of 50 reached a sick Chat", chat.count() - before);
-    assert_eq!(gateway.check("ann", &["new"]).await.json()["ErrorCode"], 60008, "nothing is made up");
+    assert!(chat.count() <= before + 4, "{} calls for 50 requests reached a failing Chat", chat.count() - before);
+    assert_eq!(gateway.check("ann", &["new"]).await.json()["ErrorCode"], 60008, "a pair that was never cached fails");
     chat.script(|call| (call.command() != "follow/follow_add").then(|| Reply::json(fail(60008, "sick"))));
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"cyd"}]}"#;
     gateway.call("follow/follow_add", write).await.json();
-    assert_eq!(gateway.check("ann", &["cyd"]).await.json()["ErrorCode"], 60008, "it is from before the write");
+    assert_eq!(
+        gateway.check("ann", &["cyd"]).await.json()["ErrorCode"],
+        60008,
+        "the stale pair is from before the write"
+    );
 }
 
 #[tokio::test]
-async fn a_write_during_a_failed_lookup_voids_what_was_known_when_it_began() {
+async fn write_during_a_failed_lookup_invalidates_its_stale_pairs() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("cache", "ttl = \"2s\"").set("cache", "stale_if_error = \"1h\"");
     let gateway = Arc::new(setup.set("upstream", "attempts = 1").start().await);
     gateway.check("ann", &["old"]).await.checked();
     let cached = Ask::check("ann", &["old"]).header("Cache-Control", "only-if-cached");
-    eventually("the first fact is past its ttl", async || {
+    eventually("the first cached pair is past its ttl", async || {
         (gateway.ask(cached.clone()).await.slug() == Some("not_cached")).then_some(())
     })
     .await;
@@ -265,22 +270,22 @@ async fn a_write_during_a_failed_lookup_voids_what_was_known_when_it_began() {
     let (gate, before) = (Gate::closed(), chat.count());
     let held = Reply::json(fail(60008, "sick")).held(&gate);
     chat.script(move |call| (call.command() == "follow/follow_check").then(|| held.clone()));
-    let asking = Arc::clone(&gateway);
-    let asked = tokio::spawn(async move { asking.check("ann", &["bob", "old"]).await });
+    let shared = Arc::clone(&gateway);
+    let lookup = tokio::spawn(async move { shared.check("ann", &["bob", "old"]).await });
     chat.seen(before + 1).await;
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
     assert_eq!(gateway.call("follow/follow_add", write).await.json()["ErrorCode"], 0);
     gate.open();
-    let answer = asked.await.expect("answered");
-    assert_eq!(answer.json()["ErrorCode"], 60008, "bob's fact is from before the write: {}", answer.text());
+    let answer = lookup.await.expect("answered");
+    assert_eq!(answer.json()["ErrorCode"], 60008, "bob's cached pair is from before the write: {}", answer.text());
 }
 
 #[tokio::test]
-async fn a_throttle_code_lowers_the_rate_of_its_command_alone() {
+async fn throttle_code_lowers_the_limit_of_its_command() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", "per_command = \"40/s\"").start().await;
     chat.once(Reply::json(fail(60007, "too many")));
     gateway.call(WRITE, "{}").await.assert_relayed(200, fail(60007, "too many"));
-    eventually("the log tells the new limit", async || gateway.log().contains("\"limit\":38").then_some(())).await;
+    eventually("the new limit is logged", async || gateway.log().contains("\"limit\":38").then_some(())).await;
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
 }

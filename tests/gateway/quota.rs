@@ -1,4 +1,4 @@
-//! Calls a second, as upstream sees them.
+//! Calls per second, as upstream sees them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,32 +13,32 @@ use crate::support::setup::Setup;
 use crate::support::stalls::Stalls;
 use crate::support::{now, turn, within};
 
-/// What one second is here. Calls are stamped when the fake reads them, a little after they arrive, and
-/// never all by the same little; on a busy machine by as much as threads had to wait. What is left is
-/// always long enough to catch calls that go out together.
+/// The window that counts as one second. The fake stamps calls when it reads them, which is slightly and
+/// variably later than they arrive. On a busy machine the delay grows to the time that threads were stalled,
+/// so the window shrinks by it. The window is always long enough to catch calls that go out together.
 pub(crate) fn a_second(stalls: &Stalls) -> Duration {
     Duration::from_millis(990).saturating_sub(stalls.total()).max(Duration::from_millis(300))
 }
 
-/// The part of a limit that must be used: nine tenths, where the machine lets it be.
+/// Returns the call rate that must be reached: 90% of the limit, or 50% if the machine stalled.
 pub(crate) fn used(limit: f64, stalls: &Stalls) -> f64 {
     limit * if stalls.total() < Duration::from_millis(300) { 0.9 } else { 0.5 }
 }
 
-/// Most calls in any span of that length.
+/// Returns the highest number of calls in any window of that length.
 pub(crate) fn most_in(second: Duration, times: &[Instant]) -> usize {
     let mut times = times.to_vec();
     times.sort();
     (0..times.len()).map(|i| times[i..].partition_point(|time| *time < times[i] + second)).max().unwrap_or(0)
 }
 
-/// Calls a second, from the first call to the last.
+/// Returns the mean calls per second from the first call to the last.
 pub(crate) fn mean(times: &[Instant]) -> f64 {
     let span = times[times.len() - 1] - times[0];
     (times.len() - 1) as f64 / span.as_secs_f64()
 }
 
-/// `callers` callers ask this again and again for `span`. All answers.
+/// Sends this request repeatedly from `callers` callers for `span`. Returns all responses.
 pub(crate) async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Duration) -> Vec<Answer> {
     let until = now() + span;
     let tasks: Vec<_> = (0..callers)
@@ -50,7 +50,7 @@ pub(crate) async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Du
                 while now() < until {
                     answers.push(conn.ask(&ask).await);
                     if answers.last().is_some_and(|answer| answer.status != 200) {
-                        // A caller that is refused does not come back in the same instant.
+                        // A rejected caller does not retry at once.
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                 }
@@ -60,7 +60,7 @@ pub(crate) async fn press(gateway: &Gateway, ask: &Ask, callers: usize, span: Du
         .collect();
     let mut answers = Vec::new();
     for task in tasks {
-        answers.extend(within(crate::support::PATIENCE, "the callers end", task).await.expect("no panic"));
+        answers.extend(within(crate::support::PATIENCE, "the callers finish", task).await.expect("no panic"));
     }
     answers
 }
@@ -78,7 +78,7 @@ pub(crate) fn all_sound(answers: &[Answer]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_a_second_are_never_exceeded_from_cold_and_nearly_reached() {
+async fn cold_gateway_keeps_and_nearly_reaches_its_limit() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
@@ -88,11 +88,11 @@ async fn twenty_a_second_are_never_exceeded_from_cold_and_nearly_reached() {
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = most_in(a_second(&stalls), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} a second", mean(&times));
+    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} calls per second", mean(&times));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_a_second_is_never_exceeded_and_nearly_reached() {
+async fn limit_of_one_per_second_is_kept_and_reached() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
@@ -102,11 +102,11 @@ async fn one_a_second_is_never_exceeded_and_nearly_reached() {
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     assert!(times.len() >= 5, "only {} calls", times.len());
     assert_eq!(most_in(a_second(&stalls), &times), 1);
-    assert!(mean(&times) >= used(1.0, &stalls), "only {:.2} a second", mean(&times));
+    assert!(mean(&times) >= used(1.0, &stalls), "only {:.2} calls per second", mean(&times));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lookups_of_follow_check_keep_to_the_quota_too() {
+async fn follow_check_lookups_stay_within_the_quota() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
@@ -122,8 +122,8 @@ async fn lookups_of_follow_check_keep_to_the_quota_too() {
                     let answer = conn.ask(&Ask::check(&format!("a{caller}"), &[format!("b{round}")])).await;
                     assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
                     if answer.status != 200 {
-                        // A caller that is refused does not come back in the same instant: thirty that did
-                        // would take the time that the calls are stamped in.
+                        // A rejected caller does not retry at once: 30 such callers would take the CPU time that
+                        // the fake needs to stamp calls.
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                     round += 1;
@@ -132,53 +132,53 @@ async fn lookups_of_follow_check_keep_to_the_quota_too() {
         })
         .collect();
     for task in tasks {
-        within(crate::support::PATIENCE, "the callers end", task).await.expect("no panic");
+        within(crate::support::PATIENCE, "the callers finish", task).await.expect("no panic");
     }
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = most_in(a_second(&stalls), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} a second", mean(&times));
+    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} calls per second", mean(&times));
 }
 
 #[tokio::test]
-async fn who_cannot_be_served_before_his_deadline_is_refused_at_once() {
+async fn wait_past_the_deadline_is_rejected_at_once() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).deadline("3s");
     let gateway = Arc::new(setup.start().await);
-    let asks: Vec<_> = (0..20)
+    let requests: Vec<_> = (0..20)
         .map(|_| {
             let gateway = gateway.clone();
             tokio::spawn(async move {
-                let begun = now();
-                (gateway.call("openim/querystate", "{}").await, begun.elapsed())
+                let start = now();
+                (gateway.call("openim/querystate", "{}").await, start.elapsed())
             })
         })
         .collect();
-    let (mut served, mut refused) = (0, 0);
-    for ask in asks {
-        let (answer, took) = within(crate::support::PATIENCE, "an answer", ask).await.expect("no panic");
+    let (mut served, mut rejected) = (0, 0);
+    for ask in requests {
+        let (answer, took) = within(crate::support::PATIENCE, "a response", ask).await.expect("no panic");
         if answer.status == 200 {
             served += 1;
             assert!(took < Duration::from_millis(3500), "{took:?}");
         } else {
-            refused += 1;
+            rejected += 1;
             answer.assert_error(429, "rate_limited", 60007);
             assert!(answer.retry_after() <= 60);
-            assert!(took < Duration::from_secs(1), "refused only after {took:?}");
+            assert!(took < Duration::from_secs(1), "rejected only after {took:?}");
         }
     }
-    assert!((2..=4).contains(&served), "{served} served and {refused} refused in 3 s at one a second");
+    assert!((2..=4).contains(&served), "{served} served and {rejected} rejected in 3 s at 1 call per second");
     assert_eq!(chat.count(), served);
 }
 
 #[tokio::test]
-async fn the_vendors_own_lower_limit_holds_without_being_configured() {
+async fn lower_vendor_limits_apply_without_configuration() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "200/s""#).start().await;
     let stalls = Stalls::watch(&gateway);
-    // One a second: vendor page 1047/34960.
+    // 1 call per second: vendor page 1047/34960.
     let slow = Ask::command("group_open_http_svc/get_appid_group_list");
     let answers = press(&gateway, &slow, 3, Duration::from_secs(3)).await;
     all_sound(&answers);
@@ -188,7 +188,7 @@ async fn the_vendors_own_lower_limit_holds_without_being_configured() {
 }
 
 #[tokio::test]
-async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() {
+async fn command_quota_does_not_affect_other_commands_or_apps() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
@@ -200,7 +200,7 @@ async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() 
         .start()
         .await;
     let stalls = Stalls::watch(&gateway);
-    let begun = now();
+    let start = now();
     let limited = Ask::command("openim/querystate");
     let press = press(&gateway, &limited, 3, Duration::from_secs(2));
     let others = async {
@@ -208,15 +208,15 @@ async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() 
         for _ in 0..50 {
             conn.ask(&Ask::command("openim/query_online_status")).await.assert_relayed(200, OK);
         }
-        // The other app's first call of the same command waits for nobody.
+        // The other app's first call of the same command does not wait.
         let ask = Ask::command("openim/querystate").header("Chatgate-App", OTHER.name);
         conn.ask(&ask).await.assert_relayed(200, OK);
-        begun.elapsed()
+        start.elapsed()
     };
     let (answers, took) = tokio::join!(press, others);
     all_sound(&answers);
-    // One a second, they would take fifty.
-    assert!(took < Duration::from_secs(20), "the free ones took {took:?}");
+    // At 1 call per second, they would take 50 s.
+    assert!(took < Duration::from_secs(20), "the unlimited requests took {took:?}");
     let limited: Vec<Instant> = chat
         .calls_of("openim/querystate")
         .iter()
@@ -227,7 +227,7 @@ async fn a_command_of_its_own_limit_takes_nothing_from_another_command_or_app() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_total_bounds_all_commands_of_an_app_together() {
+async fn total_quota_limits_all_commands_of_an_app_together() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"total = "20/s""#).start().await;
@@ -240,11 +240,11 @@ async fn a_total_bounds_all_commands_of_an_app_together() {
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = most_in(a_second(&stalls), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} a second", mean(&times));
+    assert!(mean(&times) >= used(20.0, &stalls), "only {:.1} calls per second", mean(&times));
 }
 
 #[tokio::test]
-async fn what_is_known_takes_no_quota() {
+async fn cache_hits_use_no_quota() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
     gateway.check("ann", &["bob"]).await.checked();
@@ -256,9 +256,9 @@ async fn what_is_known_takes_no_quota() {
 }
 
 #[test]
-fn the_measure_counts_a_window_that_slides() {
-    let begun = now();
-    let at = |ms: u64| begun + Duration::from_millis(ms);
+fn most_in_counts_calls_in_a_sliding_window() {
+    let start = now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
     assert_eq!(most_in(Duration::from_millis(990), &[at(0), at(500), at(980), at(1500)]), 3);
     assert_eq!(most_in(Duration::from_millis(990), &[at(0), at(1000), at(2000)]), 1);
     assert_eq!(most_in(Duration::from_millis(990), &[at(900), at(950), at(1000), at(1050), at(3000)]), 4);

@@ -1,4 +1,4 @@
-//! Every command but a plain `follow_check` is handed on and back as it is.
+//! Relaying: every command except a plain `follow_check` passes unchanged in both directions.
 
 use std::collections::HashSet;
 
@@ -9,13 +9,13 @@ use crate::support::graph::{OK, fail};
 use crate::support::reply::{Reply, What};
 use crate::support::setup::{Setup, gateway};
 
-/// JSON that no parser gives back as it was: odd spacing, big and exact numbers, repeated members,
-/// escapes that need not be, text in many scripts.
+/// JSON that no parser reproduces exactly: odd spacing, large and precise numbers, duplicate members,
+/// unnecessary escapes, and text in several scripts.
 const ODD_BODY: &str = "{ \"GroupId\" :\t\"@TGS#2J4\\u0053ZEAEL\",\r\n \"Random\":18446744073709551617 , \"e\":1.0E+2,\"x\":-0.0, \
      \"x\":[ ], \"Text\":\"\\/ ü 日本 \u{1f600} \\ud83d\\ude00\" }\n";
 
 #[tokio::test]
-async fn bodies_are_the_same_bytes_both_ways() {
+async fn bodies_are_relayed_byte_for_byte() {
     let chat = FakeChat::start().await;
     let odd_answer = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
          \"Text\":\"\\u00fc ü 日本\" ,\"ErrorInfo\":\"\"}\r\n";
@@ -28,13 +28,13 @@ async fn bodies_are_the_same_bytes_both_ways() {
     assert_eq!(chat.count(), 1);
 }
 
-/// Head and body are written together up to some length, and by pieces beyond.
+/// Covers lengths around the limit up to which headers and body are written together.
 #[tokio::test]
-async fn bodies_of_all_lengths_are_the_same_bytes_both_ways() {
+async fn bodies_of_all_lengths_are_relayed_byte_for_byte() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    // With heads of a few hundred bytes, 2 KiB lie amid these.
+    // With a few hundred bytes of headers, the 2 KiB limit is within this range.
     for length in (1300..2100).step_by(7).chain([0, 1, 4000, 70_000, 300_000]) {
         let text: String = (0..length).map(|at: usize| char::from(b'a' + (at % 26) as u8)).collect();
         let answer = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
@@ -46,7 +46,7 @@ async fn bodies_of_all_lengths_are_the_same_bytes_both_ways() {
 }
 
 #[tokio::test]
-async fn a_command_that_no_table_knows_is_relayed_with_its_capitals() {
+async fn unknown_command_is_relayed_with_its_case_preserved() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.call("ConfigSvc/GetIPList", "{}").await.assert_relayed(200, OK);
@@ -58,7 +58,7 @@ async fn a_command_that_no_table_knows_is_relayed_with_its_capitals() {
 }
 
 #[tokio::test]
-async fn no_header_of_the_caller_reaches_upstream_but_traceparent() {
+async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -83,7 +83,7 @@ async fn no_header_of_the_caller_reaches_upstream_but_traceparent() {
         .header("traceparent", trace);
     gateway.ask(ask).await.assert_relayed(200, OK);
     let call = chat.last();
-    // That no other header stands there is checked for every call of every test: see `chat::faults`.
+    // `chat::faults` checks for every call of every test that there are no other headers.
     assert_eq!(call.header("traceparent"), Some(trace));
     assert_eq!(call.header("content-type"), Some("application/json"));
     assert_eq!(call.header("host"), Some(&*chat.address().to_string()));
@@ -91,7 +91,7 @@ async fn no_header_of_the_caller_reaches_upstream_but_traceparent() {
 }
 
 #[tokio::test]
-async fn an_odd_identifier_and_key_arrive_as_they_are() {
+async fn unusual_identifier_and_key_sign_calls_unchanged() {
     let chat = FakeChat::start().await;
     let gateway = Setup::without_apps().app(ODD, &chat.app_lines()).start().await;
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
@@ -100,7 +100,7 @@ async fn an_odd_identifier_and_key_arrive_as_they_are() {
 }
 
 #[tokio::test]
-async fn random_is_new_for_each_call_and_uses_all_32_bits() {
+async fn random_differs_per_call_and_uses_all_32_bits() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
@@ -110,13 +110,13 @@ async fn random_is_new_for_each_call_and_uses_all_32_bits() {
     let numbers: Vec<u32> =
         chat.calls().iter().map(|call| call.parameter("random").expect("random").parse().expect("a number")).collect();
     assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), 64, "{numbers:?}");
-    // Each bit is 0 in one call of 64 and 1 in another, unless by a chance of 2^-57.
+    // Each bit is 0 in some call and 1 in another. The test fails by chance with a probability of 2^-57.
     assert_eq!(numbers.iter().fold(0, |all, number| all | number), u32::MAX);
     assert_eq!(numbers.iter().fold(u32::MAX, |all, number| all & number), 0);
 }
 
 #[tokio::test]
-async fn upstreams_status_and_type_come_back_and_its_other_headers_do_not() {
+async fn only_upstream_status_and_content_type_are_relayed() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for status in [200, 201, 302, 400, 403, 500, 502, 503] {
@@ -132,10 +132,10 @@ async fn upstreams_status_and_type_come_back_and_its_other_headers_do_not() {
 }
 
 #[tokio::test]
-async fn a_failure_that_upstream_names_is_handed_on_and_a_write_is_sent_once() {
+async fn upstream_error_codes_are_relayed_and_writes_sent_once() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    // Client, blocked, transient, unknown, negative and huge codes: writes are never sent again.
+    // Client, blocked, transient, unknown, negative, and huge codes: writes are never retried.
     for code in [30001, 30003, 20003, 30006, 90001, 99_999_999, -1, i64::MAX] {
         let before = chat.count();
         chat.always(Reply::json(fail(code, "no")));
@@ -145,12 +145,12 @@ async fn a_failure_that_upstream_names_is_handed_on_and_a_write_is_sent_once() {
 }
 
 #[tokio::test]
-async fn a_usersig_that_upstream_echoes_is_masked() {
+async fn echoed_usersig_is_redacted() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let percent =
         |sig: &str| percent_encoding::utf8_percent_encode(sig, percent_encoding::NON_ALPHANUMERIC).to_string();
-    // 30003 parks nothing, so that each round is a call of its own.
+    // 30003 does not park anything, so each round makes its own call.
     let frame =
         |middle: &str| format!(r#"{{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig {middle}, sorry"}}"#);
     for round in 0..4 {
@@ -167,9 +167,12 @@ async fn a_usersig_that_upstream_echoes_is_masked() {
             let answer = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
             let sig = chat.last().usersig();
             assert!(sig.len() > 100, "{sig}");
-            // Reading the answer has already searched it for every signature: see `support::secrets`.
+            // Reading the response already searches it for every signature; see `support::secrets`.
             let text = answer.text();
-            assert!(!text.contains(&sig[..40]) && !text.contains(&sig[sig.len() - 40..]), "a part is left: {text}");
+            assert!(
+                !text.contains(&sig[..40]) && !text.contains(&sig[sig.len() - 40..]),
+                "a part is not redacted: {text}"
+            );
             if answer.slug().is_none() {
                 assert!(
                     text.starts_with(r#"{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig "#),
@@ -178,41 +181,41 @@ async fn a_usersig_that_upstream_echoes_is_masked() {
                 assert!(text.ends_with(r#", sorry"}"#), "{text}");
             }
             if round < 3 {
-                assert_eq!(answer.slug(), None, "masked, not refused: {text}");
+                assert_eq!(answer.slug(), None, "redacted, not rejected: {text}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_request_id_is_kept_if_it_is_sound_and_made_or_replaced_otherwise() {
+async fn valid_request_id_is_kept_and_others_are_replaced() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let ask = |id: &str| Ask::command("openim/querystate").header("X-Request-Id", id);
     let longest = "~".repeat(128);
-    for sound in ["a", "0af7651916cd43dd", "!\"#{}", longest.as_str()] {
-        assert_eq!(gateway.ask(ask(sound)).await.request_id(), sound);
+    for valid in ["a", "0af7651916cd43dd", "!\"#{}", longest.as_str()] {
+        assert_eq!(gateway.ask(ask(valid)).await.request_id(), valid);
     }
     let too_long = "x".repeat(129);
-    for odd in ["", "two words", "tab\there", "ünicode", too_long.as_str()] {
-        let answer = gateway.ask(ask(odd)).await;
+    for invalid in ["", "two words", "tab\there", "ünicode", too_long.as_str()] {
+        let answer = gateway.ask(ask(invalid)).await;
         answer.assert_relayed(200, OK);
-        assert_ne!(answer.request_id(), odd);
+        assert_ne!(answer.request_id(), invalid);
     }
     let twice = Ask::command("openim/querystate").header("X-Request-Id", "one").header("X-Request-Id", "two");
     gateway.ask(twice).await.request_id();
-    let made: HashSet<String> = [
+    let generated: HashSet<String> = [
         gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
         gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
         gateway.ask(Ask::post("/nowhere")).await.request_id().to_owned(),
     ]
     .into();
-    assert_eq!(made.len(), 3, "each has its own: {made:?}");
+    assert_eq!(generated.len(), 3, "each request has its own id: {generated:?}");
     assert_eq!(gateway.ask(Ask::post("/nowhere").header("X-Request-Id", "kept")).await.request_id(), "kept");
 }
 
 #[tokio::test]
-async fn an_answer_may_be_framed_in_any_honest_way() {
+async fn upstream_response_is_accepted_in_any_valid_framing() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let chunked = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{OK}\r\n0\r\n\r\n", OK.len());
@@ -228,7 +231,7 @@ async fn an_answer_may_be_framed_in_any_honest_way() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_that_upstream_closed_costs_nobody_an_answer() {
+async fn closed_idle_upstream_connection_fails_no_request() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for round in 1..=5 {
@@ -241,18 +244,18 @@ async fn an_idle_connection_that_upstream_closed_costs_nobody_an_answer() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_in_both_directions() {
+async fn connections_are_reused_in_both_directions() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
     for _ in 0..20 {
         conn.ask(&Ask::command("openim/querystate")).await.assert_relayed(200, OK);
     }
-    assert_eq!(chat.accepted(), 1, "one caller after another needs one upstream connection");
+    assert_eq!(chat.accepted(), 1, "sequential requests share one upstream connection");
 }
 
 #[tokio::test]
-async fn any_json_object_passes_unchanged_over_http2_as_well() {
+async fn json_objects_are_relayed_unchanged_over_http2() {
     use proptest::strategy::{Strategy, ValueTree};
     use proptest::test_runner::TestRunner;
     let chat = FakeChat::start().await;

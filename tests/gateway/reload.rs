@@ -1,4 +1,4 @@
-//! A new configuration in a running gateway: all of it or nothing, and nobody notices.
+//! Configuration reloads in a running gateway: all or nothing, without a failed request.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::support::setup::Setup;
 use crate::support::{eventually, now, turn, unix_now, usersig};
 
 const READ: &str = "follow/follow_get";
-/// What the main app's key is changed to, one after the other.
+/// The keys that the main app's key is rotated to, in order.
 const KEYS: [&str; 5] = [
     "new0key1marked0key0of0the0main0app0never0to0be0seen0anywhere0001",
     "new0key2marked0key0of0the0main0app0never0to0be0seen0anywhere0002",
@@ -31,35 +31,35 @@ async fn reload(gateway: &Gateway) -> Answer {
     Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&Ask::post("/reload")).await
 }
 
-/// How often the log says that.
-fn said(gateway: &Gateway, what: &str) -> usize {
+/// Counts the occurrences of this text in the log.
+fn count_in_log(gateway: &Gateway, what: &str) -> usize {
     gateway.log().matches(what).count()
 }
 
-async fn reloaded(gateway: &Gateway, times: usize) {
-    let done = async || (said(gateway, r#""message":"reloaded""#) >= times).then_some(());
-    eventually("a reload", done).await;
+async fn wait_for_reloads(gateway: &Gateway, times: usize) {
+    let done = async || (count_in_log(gateway, r#""message":"reloaded""#) >= times).then_some(());
+    eventually("the reload is logged", done).await;
 }
 
 fn rewrite(gateway: &Gateway, text: &str) {
     std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
 }
 
-/// Callers that never rest until they are told.
+/// Callers that send requests continuously until [`Load::end`].
 struct Load {
-    over: Arc<AtomicBool>,
+    done: Arc<AtomicBool>,
     callers: Vec<JoinHandle<usize>>,
 }
 
 impl Load {
     fn begin(gateway: &Gateway) -> Load {
-        let over = Arc::new(AtomicBool::new(false));
+        let done = Arc::new(AtomicBool::new(false));
         let caller = |number: usize| {
-            let (address, over) = (gateway.address().to_owned(), Arc::clone(&over));
+            let (address, done) = (gateway.address().to_owned(), Arc::clone(&done));
             async move {
                 let mut conn = Conn::open(&address).await.expect("accepted");
                 let mut count = 0;
-                while !over.load(Ordering::Relaxed) {
+                while !done.load(Ordering::Relaxed) {
                     let from = format!("caller{number}");
                     let answer = match count % 3 {
                         0 => conn.ask(&Ask::check(&from, &[format!("new{count}"), "known".to_owned()])).await,
@@ -74,15 +74,15 @@ impl Load {
             }
         };
         let callers = (0..4).map(|number| tokio::spawn(caller(number))).collect();
-        Load { over, callers }
+        Load { done, callers }
     }
 
-    /// How many requests there were, none of which failed.
+    /// Stops the callers and returns the number of requests. Panics if any of them failed.
     async fn end(self) -> usize {
-        self.over.store(true, Ordering::Relaxed);
+        self.done.store(true, Ordering::Relaxed);
         let mut count = 0;
         for caller in self.callers {
-            count += caller.await.expect("every request is answered well");
+            count += caller.await.expect("every request succeeds");
         }
         count
     }
@@ -103,7 +103,7 @@ async fn twenty_reloads_under_load_fail_no_request() {
         } else {
             assert_eq!(reload(&gateway).await.text(), "reloaded\n");
         }
-        reloaded(&gateway, times).await;
+        wait_for_reloads(&gateway, times).await;
         let seen = chat.count();
         chat.seen(seen + 3).await;
     }
@@ -111,7 +111,7 @@ async fn twenty_reloads_under_load_fail_no_request() {
     assert!(count > 100, "{count}");
 }
 
-/// Waits until a call that comes now is signed with this key.
+/// Waits until calls are signed with this key.
 async fn signed_with(gateway: &Gateway, chat: &FakeChat, key: &'static str) {
     eventually("calls signed with the new key", async || {
         gateway.call(READ, "{}").await;
@@ -120,14 +120,14 @@ async fn signed_with(gateway: &Gateway, chat: &FakeChat, key: &'static str) {
     .await;
 }
 
-/// Puts a file in another's place in one step.
-pub(crate) fn put(dir: &Path, name: &str, text: &str) {
+/// Replaces a file atomically.
+pub(crate) fn replace_file(dir: &Path, name: &str, text: &str) {
     std::fs::write(dir.join("fresh"), text).expect("own directory");
     std::fs::rename(dir.join("fresh"), dir.join(name)).expect("own directory");
 }
 
-/// As Kubernetes does it: the file is a link into a folder that is itself a link, and that one is turned.
-fn turn_link(dir: &Path, name: &str, key: &str) {
+/// Replaces a key as Kubernetes does: the file links into a directory that is itself a link, and that link changes.
+fn swap_link(dir: &Path, name: &str, key: &str) {
     let folder = dir.join(name);
     std::fs::create_dir(&folder).expect("own directory");
     std::fs::write(folder.join("key"), key).expect("own directory");
@@ -136,7 +136,7 @@ fn turn_link(dir: &Path, name: &str, key: &str) {
 }
 
 #[tokio::test]
-async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_and_fails_none() {
+async fn key_changed_by_rename_or_symlink_signs_later_calls() {
     let chat = FakeChat::start().await;
     chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
     let setup = Setup::new(&chat);
@@ -146,9 +146,9 @@ async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_
     for (number, key) in KEYS.into_iter().enumerate() {
         chat.also_takes(key);
         if number < 2 {
-            put(&dir, "main.key", key);
+            replace_file(&dir, "main.key", key);
         } else {
-            turn_link(&dir, &format!("v{number}"), key);
+            swap_link(&dir, &format!("v{number}"), key);
             if number == 2 {
                 std::os::unix::fs::symlink("..data/key", dir.join("link")).expect("own directory");
                 std::fs::rename(dir.join("link"), dir.join("main.key")).expect("own directory");
@@ -158,11 +158,11 @@ async fn a_key_that_is_changed_by_rename_or_by_link_signs_the_calls_that_follow_
     }
     let count = load.end().await;
     assert!(count > 100, "{count}");
-    assert_eq!(said(&gateway, r#""message":"reloaded""#), 5);
+    assert_eq!(count_in_log(&gateway, r#""message":"reloaded""#), 5);
 }
 
 #[tokio::test]
-async fn twenty_reloads_with_five_changed_keys_among_them_fail_no_request() {
+async fn twenty_reloads_with_five_new_keys_fail_no_request() {
     let chat = FakeChat::start().await;
     chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
     let setup = Setup::new(&chat);
@@ -171,12 +171,12 @@ async fn twenty_reloads_with_five_changed_keys_among_them_fail_no_request() {
     let load = Load::begin(&gateway);
     for (round, key) in KEYS.into_iter().enumerate() {
         chat.also_takes(key);
-        put(&dir, "main.key", key);
+        replace_file(&dir, "main.key", key);
         for time in 0..4 {
             if time % 2 == 0 {
-                let before = said(&gateway, r#""message":"reloaded""#);
+                let before = count_in_log(&gateway, r#""message":"reloaded""#);
                 gateway.signal("HUP");
-                reloaded(&gateway, before + 1).await;
+                wait_for_reloads(&gateway, before + 1).await;
             } else {
                 assert_eq!(reload(&gateway).await.text(), "reloaded\n", "{round}");
             }
@@ -186,12 +186,15 @@ async fn twenty_reloads_with_five_changed_keys_among_them_fail_no_request() {
         signed_with(&gateway, &chat, key).await;
     }
     let count = load.end().await;
-    eprintln!("{count} requests over {} reloads, none of which failed", said(&gateway, r#""message":"reloaded""#));
-    assert!(count >= 60 && said(&gateway, r#""message":"reloaded""#) >= 20, "{count}");
+    eprintln!(
+        "{count} requests over {} reloads, none of which failed",
+        count_in_log(&gateway, r#""message":"reloaded""#)
+    );
+    assert!(count >= 60 && count_in_log(&gateway, r#""message":"reloaded""#) >= 20, "{count}");
 }
 
 #[tokio::test]
-async fn what_is_wrong_changes_nothing_and_is_told() {
+async fn invalid_config_changes_nothing_and_is_logged() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let (text, dir) = (setup.text(), setup.dir().to_owned());
@@ -201,27 +204,27 @@ async fn what_is_wrong_changes_nothing_and_is_told() {
     assert_eq!(answer.status, 400, "{answer:?}");
     assert!(answer.text().contains("follow_check.max_to") && answer.text().contains("cache.ttl"), "{answer:?}");
     gateway.signal("HUP");
-    let told = async || (said(&gateway, "not reloaded, nothing has changed") >= 4).then_some(());
-    eventually("two warnings each time", told).await;
-    // A file that it names is gone: told once, and what is known serves on.
+    let logged = async || (count_in_log(&gateway, "not reloaded, nothing has changed") >= 4).then_some(());
+    eventually("two warnings for each reload", logged).await;
+    // The key file is missing: logged once, and the loaded key stays in use.
     rewrite(&gateway, &text);
     std::fs::rename(dir.join("main.key"), dir.join("away")).expect("own directory");
-    let told = async || (said(&gateway, "there is no such file") >= 1).then_some(());
-    eventually("a warning", told).await;
+    let logged = async || (count_in_log(&gateway, "there is no such file") >= 1).then_some(());
+    eventually("a warning", logged).await;
     gateway.check("ann", &["bob"]).await.checked();
-    assert_eq!(said(&gateway, r#""message":"reloaded""#), 0);
+    assert_eq!(count_in_log(&gateway, r#""message":"reloaded""#), 0);
     std::fs::rename(dir.join("away"), dir.join("main.key")).expect("own directory");
     assert_eq!(reload(&gateway).await.text(), "reloaded\n");
 }
 
 #[tokio::test]
-async fn what_takes_a_restart_is_named_and_no_listener_is_opened_by_it() {
+async fn restart_only_settings_are_named_and_not_applied() {
     let chat = FakeChat::start().await;
     let token = "a0token0that0is0long0enough0and0marked0for0the0search0of0secrets01";
     let setup = Setup::new(&chat).listen(&["0.0.0.0:0"]).caller("feed", token, "allow = ['*']");
     let gateway = setup.start().await;
     let other = Setup::new(&chat).set("cache", "max_pairs = 7");
-    // Read by itself this is right: it listens on loopback. But the old listener is there until a restart.
+    // On its own this configuration is valid: it listens on loopback. But the old listener stays until a restart.
     rewrite(&gateway, &other.text());
     let answer = reload(&gateway).await;
     assert_eq!(answer.status, 400, "{answer:?}");
@@ -238,14 +241,14 @@ async fn what_takes_a_restart_is_named_and_no_listener_is_opened_by_it() {
 }
 
 #[tokio::test]
-async fn a_reload_lifts_parking_and_keeps_what_is_known() {
+async fn reload_clears_parking_and_keeps_the_cache() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).start().await;
     gateway.check("ann", &["bob"]).await.checked();
-    let refusal = fail(70009, "verify usersig failed");
-    chat.always(Reply::json(refusal.clone()));
+    let rejection = fail(70009, "verify usersig failed");
+    chat.always(Reply::json(rejection.clone()));
     for _ in 0..2 {
-        gateway.call(READ, "{}").await.assert_relayed(200, &refusal);
+        gateway.call(READ, "{}").await.assert_relayed(200, &rejection);
     }
     gateway.call(READ, "{}").await.assert_error(503, "parked", 70009);
     chat.no_script();
@@ -258,22 +261,22 @@ async fn a_reload_lifts_parking_and_keeps_what_is_known() {
 }
 
 #[tokio::test]
-async fn a_reload_gives_no_fresh_burst() {
+async fn reload_grants_no_new_quota_burst() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "2/s""#);
     let text = setup.text();
     let gateway = setup.start().await;
-    let begun = now();
+    let start = now();
     for count in 0..6 {
-        // The rate as it is, and another one.
+        // Alternately the same rate and a different one.
         let rate = if count % 2 == 0 { "2/s" } else { "3/s" };
         rewrite(&gateway, &text.replace("\"2/s\"", &format!("\"{rate}\"")));
         assert_eq!(reload(&gateway).await.status, 200);
         gateway.check("ann", &[&format!("user{count}")]).await.checked();
     }
-    // The first may go at once, each further one after a third of a second at the earliest.
-    let took = begun.elapsed();
+    // The first call may go at once, each further one after at least 333 ms.
+    let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "{took:?}");
     assert_eq!(chat.count(), 6);
 }

@@ -1,4 +1,4 @@
-//! What a reload keeps and what it changes: shares, tokens, authorities, apps, and work under way.
+//! State across reloads: caller quotas, webhook tokens, CAs, apps, and requests in flight.
 
 use std::time::Duration;
 
@@ -22,33 +22,33 @@ async fn reload(gateway: &Gateway, text: &str) {
     assert_eq!(answer.text(), "reloaded\n", "{answer:?}");
 }
 
-/// Puts another text in the place of a file at once, as rename(2) does.
+/// Replaces the contents of a file atomically with rename(2).
 fn replace(gateway: &Gateway, name: &str, text: &str) {
     std::fs::write(gateway.dir().join("fresh"), text).expect("own directory");
     std::fs::rename(gateway.dir().join("fresh"), gateway.dir().join(name)).expect("own directory");
 }
 
 #[tokio::test]
-async fn a_callers_share_gets_no_fresh_burst() {
+async fn reload_grants_no_new_burst_to_a_caller_quota() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).caller("feed", TOKEN, "allow = ['*']\nquota = '2/s'");
     let text = setup.text();
     let gateway = setup.start().await;
-    let begun = now();
+    let start = now();
     for count in 0..6 {
-        // The rate as it is, and another one.
+        // Alternately the same rate and a different one.
         let rate = if count % 2 == 0 { "2/s" } else { "3/s" };
         reload(&gateway, &text.replace("quota = '2/s'", &format!("quota = '{rate}'"))).await;
         gateway.ask(Ask::command(CALL).token(TOKEN)).await.assert_relayed(200, OK);
     }
-    // The first may go at once, each further one after a third of a second at the earliest.
-    let took = begun.elapsed();
+    // The first call may go at once, each further one after at least 333 ms.
+    let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "{took:?}");
 }
 
 #[tokio::test]
-async fn a_changed_webhook_token_is_the_one_that_signs() {
+async fn changed_webhook_token_replaces_the_old_one() {
     let chat = FakeChat::start().await;
     let gateway = hook::listen(Setup::new(&chat), &[MAIN]).start().await;
     let hooks = hook::address(&gateway).await;
@@ -57,10 +57,10 @@ async fn a_changed_webhook_token_is_the_one_that_signs() {
     hook::taken(&hooks, &signed(MAIN, ADDED, &body)).await;
     assert_eq!(hook::post(&hooks, &signed(changed, ADDED, &body)).await.status, 401);
     replace(&gateway, "main.webhook", changed.webhook_token);
-    let taken = async || (hook::post(&hooks, &signed(changed, ADDED, &body)).await.status == 200).then_some(());
-    eventually("the new token signs", taken).await;
-    assert_eq!(hook::post(&hooks, &signed(MAIN, ADDED, &body)).await.status, 401, "and the old one does not");
-    // What it forgets is forgotten all the same.
+    let accepted = async || (hook::post(&hooks, &signed(changed, ADDED, &body)).await.status == 200).then_some(());
+    eventually("the new token is accepted", accepted).await;
+    assert_eq!(hook::post(&hooks, &signed(MAIN, ADDED, &body)).await.status, 401, "the old token is rejected");
+    // Its events still invalidate cached pairs.
     gateway.check("ann", &["bob"]).await.checked();
     hook::taken(&hooks, &signed(changed, ADDED, &body)).await;
     let known = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
@@ -68,7 +68,7 @@ async fn a_changed_webhook_token_is_the_one_that_signs() {
 }
 
 #[tokio::test]
-async fn a_changed_ca_file_is_trusted_and_the_one_before_is_not() {
+async fn changed_ca_file_replaces_the_old_ca() {
     let (ours, theirs) = (Ca::new(), Ca::new());
     let chat = FakeChat::start_tls(theirs.acceptor("localhost")).await;
     let setup = Setup::without_apps();
@@ -79,44 +79,44 @@ async fn a_changed_ca_file_is_trusted_and_the_one_before_is_not() {
     assert_eq!(chat.count(), 0);
     replace(&gateway, "ca.pem", &theirs.pem());
     let served = async || (gateway.call(CALL, "{}").await.status == 200).then_some(());
-    eventually("the new authority is trusted", served).await;
-    // Back again: no call goes out over what was trusted meanwhile.
+    eventually("the new CA is trusted", served).await;
+    // After changing back, no call uses a connection that the other CA authenticated.
     replace(&gateway, "ca.pem", &ours.pem());
-    let refused = async || (gateway.call(CALL, "{}").await.status == 502).then_some(());
-    eventually("it is trusted no longer", refused).await;
+    let distrusted = async || (gateway.call(CALL, "{}").await.status == 502).then_some(());
+    eventually("the CA is no longer trusted", distrusted).await;
     let calls = chat.count();
     gateway.call(CALL, "{}").await.assert_error(502, "upstream_unreachable", 129_502);
     assert_eq!(chat.count(), calls);
 }
 
-/// Asks by an app's name.
-async fn by_name(gateway: &Gateway, name: &str) -> u16 {
+/// Sends a request to the app of this name and returns the status.
+async fn status_of_app(gateway: &Gateway, name: &str) -> u16 {
     gateway.ask(Ask::command(CALL).header("Chatgate-App", name)).await.status
 }
 
 #[tokio::test]
-async fn apps_come_go_and_change_their_names() {
+async fn apps_are_added_removed_and_renamed() {
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
-    let one = Setup::without_apps().set("cache", r#"ttl = "1h""#).app(MAIN, &format!("{lines}\ndefault = true"));
-    let alone = one.text();
-    let both = one.app(OTHER, &lines);
-    let text = both.text();
-    let gateway = both.start().await;
-    assert_eq!((by_name(&gateway, MAIN.name).await, by_name(&gateway, OTHER.name).await), (200, 200));
+    let setup = Setup::without_apps().set("cache", r#"ttl = "1h""#).app(MAIN, &format!("{lines}\ndefault = true"));
+    let without_other = setup.text();
+    let with_other = setup.app(OTHER, &lines);
+    let text = with_other.text();
+    let gateway = with_other.start().await;
+    assert_eq!((status_of_app(&gateway, MAIN.name).await, status_of_app(&gateway, OTHER.name).await), (200, 200));
     gateway.check("ann", &["bob"]).await.checked();
     let calls = chat.count();
-    // Gone: its name and its number are those of nobody.
-    reload(&gateway, &alone).await;
-    assert_eq!(by_name(&gateway, OTHER.name).await, 404);
+    // Removed: neither its name nor its SDKAppID is known.
+    reload(&gateway, &without_other).await;
+    assert_eq!(status_of_app(&gateway, OTHER.name).await, 404);
     let numbered = Ask::post(&format!("/v4/{CALL}?sdkappid={}", OTHER.sdkappid));
     gateway.ask(numbered.clone()).await.assert_error(404, "unknown_app", 129_404);
-    assert_eq!(gateway.check("ann", &["bob"]).await.cache().outcome, "hit", "the other keeps what it knows");
+    assert_eq!(gateway.check("ann", &["bob"]).await.cache().outcome, "hit", "the other app keeps its cache");
     assert_eq!(chat.count(), calls);
-    // There again, and the first under another name, its number the same.
+    // Added again, with the first app renamed and its SDKAppID unchanged.
     reload(&gateway, &text.replace("name = \"main\"", "name = \"renamed\"")).await;
-    assert_eq!((by_name(&gateway, OTHER.name).await, by_name(&gateway, "renamed").await), (200, 200));
-    assert_eq!(by_name(&gateway, MAIN.name).await, 404);
+    assert_eq!((status_of_app(&gateway, OTHER.name).await, status_of_app(&gateway, "renamed").await), (200, 200));
+    assert_eq!(status_of_app(&gateway, MAIN.name).await, 404);
     assert_eq!(gateway.ask(numbered).await.status, 200);
     assert_eq!(chat.last().parameter("sdkappid"), Some(OTHER.sdkappid.to_string()));
     gateway.check("ann", &["bob"]).await.checked();
@@ -126,7 +126,7 @@ async fn apps_come_go_and_change_their_names() {
 }
 
 #[tokio::test]
-async fn a_write_under_way_is_answered_and_no_answer_comes_from_before_it() {
+async fn write_in_flight_survives_reloads_and_invalidates_its_pair() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#);
     let text = setup.text();
@@ -147,8 +147,8 @@ async fn a_write_under_way_is_answered_and_no_answer_comes_from_before_it() {
     assert_eq!(writing.answer().await.json()["ErrorCode"], 0);
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
     assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1]);
-    assert_eq!(chat.calls_of("follow/follow_add").len(), 1, "the write went out once");
-    // And on the connection that was there before.
+    assert_eq!(chat.calls_of("follow/follow_add").len(), 1, "the write was sent once");
+    // The existing connection still works too.
     writing.send(Ask::check("ann", &["bob"]).bytes()).await;
     assert_eq!(writing.answer().await.types(), [2]);
 }

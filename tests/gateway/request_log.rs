@@ -1,4 +1,4 @@
-//! One line a request in the log, and what it may hold.
+//! The request log: one line per request, and its permitted contents.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::setup::Setup;
 
-/// The lines about requests.
+/// Returns the request lines of the log.
 fn lines(gateway: &Gateway) -> Vec<Value> {
     let log = gateway.log();
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -16,11 +16,12 @@ fn lines(gateway: &Gateway) -> Vec<Value> {
 }
 
 async fn line(gateway: &Gateway, outcome: &str) -> Value {
-    eventually("the request's line", async || lines(gateway).into_iter().find(|line| line["outcome"] == outcome)).await
+    eventually("the request is logged", async || lines(gateway).into_iter().find(|line| line["outcome"] == outcome))
+        .await
 }
 
 #[tokio::test]
-async fn a_line_says_what_became_of_the_request_and_names_no_user() {
+async fn request_line_reports_the_outcome_without_user_names() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -46,7 +47,7 @@ async fn a_line_says_what_became_of_the_request_and_names_no_user() {
 }
 
 #[tokio::test]
-async fn a_request_that_brings_no_id_of_use_has_the_same_in_log_and_answer() {
+async fn generated_request_id_is_equal_in_log_and_response() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
     let call = || Ask::command("openim/querystate");
@@ -56,13 +57,15 @@ async fn a_request_that_brings_no_id_of_use_has_the_same_in_log_and_answer() {
     for answer in [none, odd, twice] {
         let id = answer.request_id();
         assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
-        eventually("its line", async || lines(&gateway).iter().any(|line| line["request_id"] == id).then_some(()))
-            .await;
+        eventually("the request is logged", async || {
+            lines(&gateway).iter().any(|line| line["request_id"] == id).then_some(())
+        })
+        .await;
     }
 }
 
 #[tokio::test]
-async fn a_caller_with_a_token_is_called_by_its_name() {
+async fn request_line_names_the_authenticated_caller() {
     let (chat, token) = (FakeChat::start().await, "a-token-of-the-feed-0123");
     let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("log", r#"requests = "all""#);
     let gateway = setup.start().await;
@@ -74,7 +77,7 @@ async fn a_caller_with_a_token_is_called_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_relayed_call_tells_of_its_attempts_and_a_refusal_of_its_reason() {
+async fn request_line_reports_relay_attempts_and_rejection_reason() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
     gateway.call("openim/sendmsg", "{}").await;
@@ -82,13 +85,13 @@ async fn a_relayed_call_tells_of_its_attempts_and_a_refusal_of_its_reason() {
     let relayed = line(&gateway, "ok").await;
     assert_eq!(relayed["attempts"], 1, "{relayed}");
     assert!(relayed["upstream_us"].as_u64().is_some_and(|micros| micros > 0), "{relayed}");
-    let refused = line(&gateway, "bad_json").await;
-    assert_eq!((&refused["status"], &refused["level"]), (&400.into(), &"INFO".into()), "{refused}");
-    assert!(refused["message"].as_str().is_some_and(|text| text.contains("JSON object")), "{refused}");
+    let rejected = line(&gateway, "bad_json").await;
+    assert_eq!((&rejected["status"], &rejected["level"]), (&400.into(), &"INFO".into()), "{rejected}");
+    assert!(rejected["message"].as_str().is_some_and(|text| text.contains("JSON object")), "{rejected}");
 }
 
 #[tokio::test]
-async fn sampled_lines_are_few_and_off_means_none_but_faults() {
+async fn sampling_logs_few_requests_and_off_only_failures() {
     let chat = FakeChat::start().await;
     let sampled = Setup::new(&chat).start().await;
     let mut caller = sampled.connect().await;
@@ -96,13 +99,13 @@ async fn sampled_lines_are_few_and_off_means_none_but_faults() {
         caller.ask(&Ask::check("ann", &["bob"])).await.checked();
     }
     line(&sampled, "ok").await;
-    // 200 requests take a few seconds at the very most.
+    // 200 requests take a few seconds at most.
     assert!(lines(&sampled).len() < 150, "{}", lines(&sampled).len());
     let off = Setup::new(&chat).set("log", r#"requests = "off""#).deadline("200ms").start().await;
     off.check("ann", &["bob"]).await.checked();
     chat.always(crate::support::reply::Reply::hang());
     off.check("cyd", &["bob"]).await.assert_error(504, "upstream_timeout", 60008);
-    let fault = line(&off, "upstream_timeout").await;
-    assert_eq!(fault["level"], "WARN");
+    let failure = line(&off, "upstream_timeout").await;
+    assert_eq!(failure["level"], "WARN");
     assert_eq!(lines(&off).len(), 1, "{:?}", lines(&off));
 }

@@ -1,4 +1,4 @@
-//! Callers that are slow, by accident or on purpose: they are cut, and nobody else notices.
+//! Slow callers, accidental or malicious: their connections are closed, and other callers are unaffected.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{PATIENCE, now, turn, within};
 
 const CALL: &str = "openim/querystate";
 
-/// Sends `bytes` one by one, until they are all sent or the gateway has closed the connection.
+/// Sends `bytes` one by one until all are sent or the gateway closes the connection.
 async fn drip(conn: &mut Conn, bytes: &[u8]) {
     for byte in bytes {
         if conn.try_send([*byte]).await.is_err() {
@@ -22,35 +22,35 @@ async fn drip(conn: &mut Conn, bytes: &[u8]) {
     }
 }
 
-async fn others_are_well(gateway: &Gateway) {
+async fn assert_others_are_served(gateway: &Gateway) {
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn a_slow_head_is_closed_without_an_answer() {
+async fn slow_request_headers_close_the_connection_without_a_response() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).start().await;
-    let (begun, bytes) = (now(), Ask::command(CALL).header("X-Long", &"x".repeat(200)).bytes());
+    let (start, bytes) = (now(), Ask::command(CALL).header("X-Long", &"x".repeat(200)).bytes());
     let mut silent = gateway.connect().await;
     let mut half = gateway.connect().await;
     half.send(&bytes[..40]).await;
     let mut dripping = gateway.connect().await;
-    // 200 bytes take ten seconds: every byte comes soon after the other, but the head as a whole does not.
+    // 200 bytes take 10 s: each byte arrives soon after the previous one, but the headers as a whole are late.
     tokio::join!(drip(&mut dripping, &bytes), async {
         half.closed().await;
-        assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
-        others_are_well(&gateway).await;
+        assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        assert_others_are_served(&gateway).await;
     });
     dripping.closed().await;
     silent.closed().await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn a_slow_body_is_a_timeout_by_its_total_time() {
+async fn body_timeout_limits_the_total_time_of_a_body() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"body_timeout = "1s""#).start().await;
@@ -61,26 +61,26 @@ async fn a_slow_body_is_a_timeout_by_its_total_time() {
     ] {
         let mut conn = gateway.connect().await;
         conn.send(ask.bytes()).await;
-        let begun = now();
+        let start = now();
         conn.answer().await.assert_error(408, "timeout", 129_408);
         assert!(
-            (Duration::from_millis(900)..Duration::from_secs(4)).contains(&begun.elapsed()),
+            (Duration::from_millis(900)..Duration::from_secs(4)).contains(&start.elapsed()),
             "{:?}",
-            begun.elapsed()
+            start.elapsed()
         );
         conn.closed().await;
     }
     let mut conn = gateway.connect().await;
     conn.send(Ask::command("follow/follow_check").header("Content-Length", "308").body("").bytes()).await;
-    let begun = now();
-    tokio::join!(drip(&mut conn, body.as_bytes()), others_are_well(&gateway));
+    let start = now();
+    tokio::join!(drip(&mut conn, body.as_bytes()), assert_others_are_served(&gateway));
     conn.answer().await.assert_error(408, "timeout", 129_408);
-    assert!(begun.elapsed() < Duration::from_secs(16), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_read_is_cut() {
+async fn unread_response_is_cut_after_write_timeout() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
@@ -89,17 +89,17 @@ async fn an_answer_that_is_not_read_is_cut() {
     let mut conn = Conn::open_narrow(gateway.address()).await;
     conn.send(Ask::command(CALL).bytes()).await;
     chat.seen(1).await;
-    let begun = now();
-    others_are_well(&gateway).await;
-    // Not a byte is read until the gateway must have given up.
+    let start = now();
+    assert_others_are_served(&gateway).await;
+    // No byte is read until write_timeout has certainly expired.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let got = within(PATIENCE, "the rest", conn.rest()).await;
-    assert!(got.len() < large.len(), "{} bytes were waiting after {:?}", got.len(), begun.elapsed());
-    others_are_well(&gateway).await;
+    assert!(got.len() < large.len(), "{} bytes were readable after {:?}", got.len(), start.elapsed());
+    assert_others_are_served(&gateway).await;
 }
 
 #[tokio::test]
-async fn a_large_answer_that_is_read_slowly_but_steadily_arrives() {
+async fn large_response_read_slowly_but_steadily_arrives() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
@@ -111,19 +111,19 @@ async fn a_large_answer_that_is_read_slowly_but_steadily_arrives() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_after_idle_timeout() {
+async fn idle_connection_is_closed_after_idle_timeout() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"idle_timeout = "1s""#).start().await;
     let mut conn = gateway.connect().await;
     conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    let begun = now();
+    let start = now();
     conn.closed().await;
-    assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn a_hundred_slow_callers_harm_nobody() {
+async fn hundred_slow_callers_do_not_affect_other_callers() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let mut slow = Vec::new();
@@ -133,13 +133,13 @@ async fn a_hundred_slow_callers_harm_nobody() {
         conn.send(&bytes[..bytes.len() - 1 - number % 20]).await;
         slow.push(conn);
     }
-    let begun = now();
+    let start = now();
     for _ in 0..20 {
-        others_are_well(&gateway).await;
+        assert_others_are_served(&gateway).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(chat.count(), 20);
-    // And those that were only slow are served when they finish.
+    // A slow caller is served when it completes its request.
     let mut last = slow.remove(0);
     last.send("}").await;
     last.answer().await.assert_relayed(200, OK);

@@ -1,5 +1,5 @@
-//! Requests that two readers could read in two ways: refused, whatever stands before or after them, and
-//! nothing that follows them is ever read as a request.
+//! Requests that two HTTP parsers could read differently. They are rejected regardless of the bytes around them,
+//! and no bytes after them are ever parsed as a request.
 
 use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
@@ -9,11 +9,11 @@ use crate::support::graph::OK;
 use crate::support::setup::gateway;
 
 const CALL: &str = "openim/querystate";
-/// What a smuggled request would look like.
+/// A request that an attacker would try to smuggle.
 const SMUGGLED: &str = "POST /v4/openim/smuggled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}";
 const CHUNKED: &str = "Transfer-Encoding: chunked\r\n";
 
-/// A whole request with these further header lines.
+/// Builds a request with these additional header lines.
 fn raw(lines: &str, rest: &str) -> String {
     format!("POST /v4/{CALL} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{rest}")
 }
@@ -27,10 +27,11 @@ fn all_answers(mut bytes: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// The request alone, behind a good one in the same write, behind a chunked one, and cut into two
-/// writes: each time `bad_request` in our words is the last answer, the connection closes, Chat has
-/// seen what stood before and no more, and a further caller is served.
-async fn refused_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &str) {
+/// Sends the request alone, after a valid one in the same write, after a chunked one, and split into two writes.
+///
+/// Each time the last response is chatgate's `bad_request`, the connection closes, and Chat has seen only the
+/// earlier request. Afterwards another caller is served.
+async fn assert_rejected_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &str) {
     let good = raw("Content-Length: 2\r\n", "{}");
     let chunked = raw(CHUNKED, "1\r\n{\r\n1;x\r\n}\r\n0\r\n\r\n");
     let all = format!("{bad}{SMUGGLED}");
@@ -45,12 +46,12 @@ async fn refused_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &str) {
         let mut conn = gateway.connect().await;
         conn.send([before.as_bytes(), pieces[0]].concat()).await;
         if !pieces[1].is_empty() {
-            // The good one's answer is there, so the first piece has been taken in.
+            // The valid request has its response, so the gateway has read the first piece.
             conn.answer().await.assert_relayed(200, OK);
             conn.send(pieces[1]).await;
         }
         let answers = all_answers(&conn.rest().await);
-        let (last, earlier) = answers.split_last().unwrap_or_else(|| panic!("no answer to {bad:?}"));
+        let (last, earlier) = answers.split_last().unwrap_or_else(|| panic!("no response to {bad:?}"));
         earlier.iter().for_each(|answer| answer.assert_relayed(200, OK));
         last.assert_error(400, "bad_request", 60002);
         assert_eq!(last.header("connection"), Some("close"), "{bad:?}");
@@ -61,7 +62,7 @@ async fn refused_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &str) {
 }
 
 #[tokio::test]
-async fn a_length_that_is_told_in_two_ways_is_refused() {
+async fn conflicting_content_lengths_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for lines in [
@@ -71,20 +72,20 @@ async fn a_length_that_is_told_in_two_ways_is_refused() {
         "Content-Length: 2\r\nX: y\r\nContent-Length: 3\r\n",
         "Content-Length: 2, 2\r\n",
     ] {
-        refused_everywhere(&gateway, &chat, &raw(lines, "{}")).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(lines, "{}")).await;
     }
     let chunks = "2\r\n{}\r\n0\r\n\r\n";
     for length in
         ["Content-Length: 2\r\n", "Content-Length: 12\r\n", "Content-Length: 0\r\n", "CONTENT-LENGTH: 400\r\n"]
     {
-        refused_everywhere(&gateway, &chat, &raw(&format!("{length}{CHUNKED}"), chunks)).await;
-        refused_everywhere(&gateway, &chat, &raw(&format!("{CHUNKED}{length}"), chunks)).await;
-        refused_everywhere(&gateway, &chat, &raw(&format!("{CHUNKED}X: y\r\n{length}"), chunks)).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("{length}{CHUNKED}"), chunks)).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("{CHUNKED}{length}"), chunks)).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("{CHUNKED}X: y\r\n{length}"), chunks)).await;
     }
 }
 
 #[tokio::test]
-async fn an_encoding_that_is_not_plainly_chunked_is_refused() {
+async fn transfer_encoding_other_than_chunked_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for value in [
@@ -103,8 +104,12 @@ async fn an_encoding_that_is_not_plainly_chunked_is_refused() {
         "chunked\0",
         "",
     ] {
-        refused_everywhere(&gateway, &chat, &raw(&format!("Transfer-Encoding: {value}\r\n"), "2\r\n{}\r\n0\r\n\r\n"))
-            .await;
+        assert_rejected_everywhere(
+            &gateway,
+            &chat,
+            &raw(&format!("Transfer-Encoding: {value}\r\n"), "2\r\n{}\r\n0\r\n\r\n"),
+        )
+        .await;
     }
     for lines in [
         "Transfer-Encoding : chunked\r\n",
@@ -118,14 +123,14 @@ async fn an_encoding_that_is_not_plainly_chunked_is_refused() {
         "X: y\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\n",
     ] {
-        refused_everywhere(&gateway, &chat, &raw(lines, "2\r\n{}\r\n0\r\n\r\n")).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(lines, "2\r\n{}\r\n0\r\n\r\n")).await;
     }
     let old = raw(CHUNKED, "2\r\n{}\r\n0\r\n\r\n").replace("HTTP/1.1", "HTTP/1.0");
-    refused_everywhere(&gateway, &chat, &old).await;
+    assert_rejected_everywhere(&gateway, &chat, &old).await;
 }
 
 #[tokio::test]
-async fn chunks_that_are_not_to_the_letter_are_refused() {
+async fn malformed_chunks_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for chunks in [
@@ -152,12 +157,12 @@ async fn chunks_that_are_not_to_the_letter_are_refused() {
         "2\r\n{}\r\n0\r\nX : y\r\n\r\n",
         "2\r\n{}\r\n0\r\nX: y\n\r\n",
     ] {
-        refused_everywhere(&gateway, &chat, &raw(CHUNKED, chunks)).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(CHUNKED, chunks)).await;
     }
 }
 
 #[tokio::test]
-async fn a_head_that_is_not_to_the_letter_is_refused() {
+async fn malformed_request_headers_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let length = "Content-Length: 2\r\n";
@@ -181,8 +186,8 @@ async fn a_head_that_is_not_to_the_letter_is_refused() {
         "Host: localhost\r\n",
         "host: evil.example\r\n",
     ] {
-        refused_everywhere(&gateway, &chat, &raw(&format!("{line}{length}"), "{}")).await;
-        refused_everywhere(&gateway, &chat, &raw(&format!("{length}{line}"), "{}")).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("{line}{length}"), "{}")).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("{length}{line}"), "{}")).await;
     }
     let good = raw(length, "{}");
     for (from, to) in [
@@ -210,17 +215,17 @@ async fn a_head_that_is_not_to_the_letter_is_refused() {
         ("Host: localhost\r\n", "Host: localhost\r\nHost: localhost\r\n"),
     ] {
         assert!(good.contains(from));
-        refused_everywhere(&gateway, &chat, &good.replacen(from, to, 1)).await;
+        assert_rejected_everywhere(&gateway, &chat, &good.replacen(from, to, 1)).await;
     }
     for value in
         ["+2", "-2", "", "0x2", "2 2", "2a", "1e1", "2.0", "\u{662}", "18446744073709551615", "9223372036854775808"]
     {
-        refused_everywhere(&gateway, &chat, &raw(&format!("Content-Length: {value}\r\n"), "{}")).await;
+        assert_rejected_everywhere(&gateway, &chat, &raw(&format!("Content-Length: {value}\r\n"), "{}")).await;
     }
 }
 
 #[tokio::test]
-async fn what_can_be_read_in_one_way_only_is_served_in_order() {
+async fn unambiguous_requests_are_served_in_order() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
@@ -233,7 +238,7 @@ async fn what_can_be_read_in_one_way_only_is_served_in_order() {
         format!("\r\n{}", raw("Content-Length: 0002\r\n", "{}")),
         raw("Content-Length: 2\r\nX: caf\u{e9}\r\n", "{}"),
     ];
-    // In one write, then in pieces of 7 bytes, then each byte alone: 48 requests of each on one connection.
+    // In one write, in pieces of 7 bytes, and byte by byte: 48 requests each, on one connection.
     let all = kinds.concat().repeat(8);
     for size in [all.len(), 7, 1] {
         let calls = chat.count();
@@ -245,13 +250,13 @@ async fn what_can_be_read_in_one_way_only_is_served_in_order() {
         }
         assert_eq!(chat.count() - calls, kinds.len() * 8);
     }
-    // Bodies that look like heads are bodies, also those of requests that are refused unread.
+    // A body that looks like a request is a body, even if its request is rejected before the body is read.
     let body = format!("{{\"x\":\"{}\"}}", SMUGGLED.replace("\r\n", "\n").replace('\n', "\\n"));
     conn.ask(&Ask::command(CALL).body(&body)).await.assert_relayed(200, OK);
     assert_eq!(chat.last().body, body.as_bytes());
     for _ in 0..3 {
-        let refused = conn.ask(&Ask::command("no/such/path").body(SMUGGLED.repeat(3))).await;
-        refused.assert_error(404, "not_found", 60009);
+        let rejected = conn.ask(&Ask::command("no/such/path").body(SMUGGLED.repeat(3))).await;
+        rejected.assert_error(404, "not_found", 60009);
     }
     conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     assert!(chat.calls_of("openim/smuggled").is_empty());

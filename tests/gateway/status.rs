@@ -1,4 +1,4 @@
-//! `GET /status` and `POST /log`: what operators see and may turn.
+//! `GET /status` and `POST /log`: the gateway's state, and changes of the log level.
 
 use serde_json::Value;
 
@@ -16,19 +16,19 @@ async fn status(gateway: &Gateway) -> Value {
     answer.json()
 }
 
-async fn order(gateway: &Gateway, ask: Ask) -> Answer {
+async fn admin(gateway: &Gateway, ask: Ask) -> Answer {
     Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
 }
 
 #[tokio::test]
-async fn status_tells_of_each_app_and_of_the_program() {
+async fn status_reports_each_app_and_the_gateway() {
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
     let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true")).app(OTHER, &lines);
     let gateway = setup.set("app.quota", r#"per_command = "150/s""#).start().await;
     gateway.check("ann", &["bob", "cyd"]).await.checked();
     gateway.check("ann", &["bob", "cyd"]).await.checked();
-    let status = eventually("the second of the requests has passed", async || {
+    let status = eventually("the second with the requests has passed", async || {
         let status = status(&gateway).await;
         (status["apps"][0]["last_second"]["ok"].as_f64()? > 0.0).then_some(status)
     })
@@ -65,7 +65,7 @@ async fn status_tells_of_each_app_and_of_the_program() {
 }
 
 #[tokio::test]
-async fn nothing_that_is_shown_holds_a_secret_or_is_shown_under_a_foreign_name() {
+async fn admin_pages_contain_no_secrets_and_reject_foreign_hosts() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("private-ann", &["private-bob"]).await.checked();
@@ -75,7 +75,7 @@ async fn nothing_that_is_shown_holds_a_secret_or_is_shown_under_a_foreign_name()
         crate::support::secrets::assert_none_in(path, &answer.body);
         assert!(!answer.text().contains("private"), "{path}: {}", answer.text());
         if path != "/metrics" {
-            assert_eq!(order(&gateway, Ask::new("GET", path).host("evil.test")).await.status, 403, "{path}");
+            assert_eq!(admin(&gateway, Ask::new("GET", path).host("evil.test")).await.status, 403, "{path}");
         }
     }
     let page = gateway.admin_get("/").await;
@@ -84,12 +84,12 @@ async fn nothing_that_is_shown_holds_a_secret_or_is_shown_under_a_foreign_name()
 }
 
 #[tokio::test]
-async fn the_level_of_the_log_changes_while_it_runs() {
+async fn log_level_changes_at_runtime() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"level = "error""#).set("log", r#"requests = "all""#);
     let gateway = gateway.start_silent().await;
     let set = async |level: &str| {
-        let answer = order(&gateway, Ask::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
+        let answer = admin(&gateway, Ask::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
         assert_eq!((answer.status, answer.json()["level"].as_str()), (200, Some(level)), "{answer:?}");
         assert_eq!(status(&gateway).await["log"]["level"], level);
     };
@@ -98,22 +98,22 @@ async fn the_level_of_the_log_changes_while_it_runs() {
     ask("unseen").await;
     set("info").await;
     ask("seen").await;
-    eventually("the line of a request at the new level", async || logged("seen").then_some(())).await;
-    // Lines are written in order, so what would have been written before is there by now.
+    eventually("the request is logged at the new level", async || logged("seen").then_some(())).await;
+    // Lines are written in order, so an earlier line would already be in the log.
     assert!(!logged("unseen"), "{}", gateway.log());
     set("warn").await;
     ask("unseen-again").await;
     set("info").await;
     ask("seen-again").await;
-    eventually("the line of a request at the new level", async || logged("seen-again").then_some(())).await;
+    eventually("the request is logged at the new level", async || logged("seen-again").then_some(())).await;
     assert!(!logged("unseen-again"), "{}", gateway.log());
     for (body, slug) in
         [("", "bad_json"), ("{}", "bad_json"), (r#"["info"]"#, "bad_json"), (r#"{"level":"loud"}"#, "bad_parameter")]
     {
-        let answer = order(&gateway, Ask::post("/log").body(body)).await;
+        let answer = admin(&gateway, Ask::post("/log").body(body)).await;
         assert_eq!((answer.status, answer.slug()), (400, Some(slug)), "{body}");
     }
-    let answer = order(&gateway, Ask::post("/log").header("Origin", "http://evil.test")).await;
+    let answer = admin(&gateway, Ask::post("/log").header("Origin", "http://evil.test")).await;
     assert_eq!(answer.status, 403, "{answer:?}");
-    assert_eq!(order(&gateway, Ask::new("GET", "/log")).await.status, 405);
+    assert_eq!(admin(&gateway, Ask::new("GET", "/log")).await.status, 405);
 }

@@ -1,4 +1,4 @@
-//! Under systemd: sockets that it has opened, and what it is told.
+//! systemd integration: socket activation, state notifications, and the watchdog.
 
 use std::io::Read as _;
 use std::net::TcpListener;
@@ -20,9 +20,11 @@ use crate::support::{eventually, turn};
 
 const CALL: &str = "openim/querystate";
 
-/// What systemd does for a service with two sockets: they become descriptors 3 and 4 of a process that is told so
-/// by its own number. A shell does it here, which gets them as its stdin and stdout.
-fn passing(first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Command {
+/// Builds a command that activates chatgate with two sockets, as systemd does.
+///
+/// The sockets become descriptors 3 and 4, and `LISTEN_PID` holds the process's own id. A shell that gets the
+/// sockets as its stdin and stdout sets this up.
+fn with_sockets(first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Command {
     let script = "exec 3<&0 4<&1 0</dev/null 1>/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$; exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_chatgate")]).env("LISTEN_FDNAMES", "one:two");
@@ -30,7 +32,7 @@ fn passing(first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Command {
     command
 }
 
-/// A listening TCP socket and its address.
+/// Returns a listening TCP socket and its address.
 fn tcp() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
@@ -38,18 +40,18 @@ fn tcp() -> (TcpListener, String) {
 }
 
 #[tokio::test]
-async fn sockets_of_systemd_take_the_place_of_their_addresses_and_outlive_the_process() {
+async fn activated_sockets_replace_their_addresses_and_outlive_the_process() {
     let chat = FakeChat::start().await;
-    // Not the gateway's own directory, which goes with it.
+    // Not the gateway's own directory, which is removed with the gateway.
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("gate.sock");
     let file = UnixListener::bind(&path).expect("free");
     let (port, address) = tcp();
-    // One is among the data listeners, one is that of operators; a third address is bound as ever.
+    // One socket is a data listener and one the admin listener. chatgate binds the third address itself.
     let listen = [format!("unix:{}", path.display()), "127.0.0.1:0".to_owned()];
     let setup = Setup::new(&chat).listen(&listen.each_ref().map(String::as_str));
     let setup = setup.set("server", &format!("admin = \"{address}\""));
-    let command = passing(file.try_clone().expect("descriptors"), port.try_clone().expect("descriptors"));
+    let command = with_sockets(file.try_clone().expect("descriptors"), port.try_clone().expect("descriptors"));
     let gateway = setup.start_by(command).await;
     assert_eq!((gateway.addresses()[0].as_str(), gateway.admin()), (listen[0].as_str(), address.as_str()));
     assert_eq!(gateway.admin_get("/readyz").await.status, 200);
@@ -58,17 +60,17 @@ async fn sockets_of_systemd_take_the_place_of_their_addresses_and_outlive_the_pr
     }
     let other = gateway.addresses()[1].clone();
     assert_eq!(gateway.stop().await, 0);
-    assert!(path.exists(), "its file is systemd's");
-    // Who connects now waits for the next process instead of being refused.
-    Conn::open(&listen[0]).await.expect("it listens");
-    Conn::open(&address).await.expect("it listens");
-    assert!(Conn::open(&other).await.is_err(), "our own is gone");
+    assert!(path.exists(), "the socket file belongs to systemd");
+    // New connections wait for the next process instead of being refused.
+    Conn::open(&listen[0]).await.expect("the socket listens");
+    Conn::open(&address).await.expect("the socket listens");
+    assert!(Conn::open(&other).await.is_err(), "chatgate's own socket is closed");
     drop((file, port));
 }
 
-/// Runs it with these sockets, which must end by itself with 1.
-async fn refused(setup: &Setup, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> String {
-    let mut command = passing(first, second);
+/// Runs chatgate with these sockets, expects exit code 1, and returns its stderr.
+async fn failed_start(setup: &Setup, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> String {
+    let mut command = with_sockets(first, second);
     command.args(["serve", "--config"]).arg(setup.write());
     let mut process = Process::spawn(command, setup.dir(), &[]);
     assert_eq!(process.exit_code().await, 1, "{}", process.stderr());
@@ -76,29 +78,29 @@ async fn refused(setup: &Setup, first: impl Into<OwnedFd>, second: impl Into<Own
 }
 
 #[tokio::test]
-async fn a_socket_that_has_no_place_or_that_nobody_can_connect_to_is_an_error_that_says_so() {
+async fn unmatched_or_non_listening_activated_sockets_are_named_errors() {
     let setup = Setup::without_apps().app(MAIN, "endpoint = \"http://127.0.0.1:9\"");
     let own = setup.dir().join("own.sock");
     let ((first, first_address), (second, second_address)) = (tcp(), tcp());
     let listen = [first_address, format!("unix:{}", own.display())];
     let setup = setup.listen(&listen.each_ref().map(String::as_str));
-    let told = refused(&setup, first, second).await;
-    assert!(told.contains(&second_address) && told.contains("server.listen"), "{told}");
-    assert!(!own.exists(), "it leaves nothing behind");
+    let stderr = failed_start(&setup, first, second).await;
+    assert!(stderr.contains(&second_address) && stderr.contains("server.listen"), "{stderr}");
+    assert!(!own.exists(), "a socket file is left behind");
     let datagram = UnixDatagram::bind(setup.dir().join("datagram")).expect("free");
-    let told = refused(&setup, tcp().0, datagram).await;
-    assert!(told.contains("socket 4 (two)") && told.contains("ListenStream="), "{told}");
+    let stderr = failed_start(&setup, tcp().0, datagram).await;
+    assert!(stderr.contains("socket 4 (two)") && stderr.contains("ListenStream="), "{stderr}");
 }
 
 #[tokio::test]
-async fn sockets_of_another_process_are_left_alone() {
+async fn sockets_of_another_process_are_ignored() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).env("LISTEN_FDS", "2").env("LISTEN_PID", "1").start().await;
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     assert_eq!(gateway.stop().await, 0);
 }
 
-/// A service manager: where it is told, and what it was told.
+/// A service manager that receives notifications on a datagram socket.
 struct Manager {
     socket: tokio::net::UnixDatagram,
 }
@@ -108,7 +110,7 @@ impl Manager {
         Manager { socket: tokio::net::UnixDatagram::bind(path).expect("free") }
     }
 
-    /// The next message that is no sign of life.
+    /// Receives the next message that is not a watchdog notification.
     async fn next(&self) -> String {
         loop {
             let message = self.any().await;
@@ -118,7 +120,7 @@ impl Manager {
         }
     }
 
-    /// Forgets what has come so far. Whether there was anything.
+    /// Discards the pending messages and returns whether there were any.
     fn drain(&self) -> bool {
         let mut any = false;
         while self.socket.try_recv(&mut [0; 512]).is_ok() {
@@ -140,20 +142,20 @@ async fn reload(admin: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn the_service_manager_hears_of_every_state() {
+async fn service_manager_is_notified_of_every_state_change() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let path = setup.dir().join("notify.sock");
     let manager = Manager::at(&path);
     let gateway = setup.env("NOTIFY_SOCKET", &path.display().to_string()).start().await;
     assert_eq!(manager.next().await, "READY=1");
-    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "it was true");
-    // By signal, by order, and one that is refused.
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "READY=1 came before the gateway was ready");
+    // By signal, by admin action, and with an invalid configuration.
     gateway.signal("HUP");
     let assert_reload = async || {
-        let begun = manager.next().await;
-        let micros = begun.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{begun}"));
-        assert!(micros.parse::<u64>().expect("a number") > 0, "{begun}");
+        let message = manager.next().await;
+        let micros = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{message}"));
+        assert!(micros.parse::<u64>().expect("a number") > 0, "{message}");
         assert_eq!(manager.next().await, "READY=1");
     };
     assert_reload().await;
@@ -167,7 +169,7 @@ async fn the_service_manager_hears_of_every_state() {
 }
 
 #[tokio::test]
-async fn signs_of_life_come_while_all_threads_answer() {
+async fn watchdog_notifications_arrive_while_all_threads_respond() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let path = setup.dir().join("notify.sock");
@@ -177,12 +179,12 @@ async fn signs_of_life_come_while_all_threads_answer() {
     for _ in 0..3 {
         while manager.any().await != "WATCHDOG=1" {}
     }
-    // One that stops hears of it, and of its life until the end.
+    // A stop is announced too.
     assert_eq!(gateway.stop().await, 0);
     assert_eq!(manager.next().await, "STOPPING=1");
 }
 
-/// Stops one thread as a debugger does, until its stdin ends (ptrace(2)).
+/// A script that stops one thread with ptrace(2) until its stdin ends.
 const HOLD: &str = r#"
 import ctypes, os, sys
 ptrace = ctypes.CDLL(None, use_errno=True).ptrace
@@ -196,31 +198,31 @@ print("held", flush=True)
 sys.stdin.read()
 "#;
 
-/// A thread that is held, until this is dropped: then whoever holds it is gone, and it goes on.
-struct Held(Child);
+/// A guard that stops a thread. On drop the tracing process is killed and the thread continues.
+struct StoppedThread(Child);
 
-impl Held {
-    fn thread(gateway: &Gateway, name: &str, is_root: bool) -> Held {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("it runs").flatten();
+impl StoppedThread {
+    fn thread(gateway: &Gateway, name: &str, is_root: bool) -> StoppedThread {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).expect("the gateway runs").flatten();
         let has_name =
             |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
         let thread = tasks.map(|task| task.path()).find(has_name).expect("a thread of that name");
         let thread = thread.file_name().expect("a number").to_owned();
-        // chatgate keeps its memory from others of its user; over it are root, and root of its namespace.
+        // chatgate is protected from tracing by its own user. Root and the root of its user namespace may trace it.
         let mut command = Command::new(if is_root { "python3" } else { "nsenter" });
         if !is_root {
             command.args(["--user", "--preserve-credentials", "--target", &gateway.pid().to_string(), "python3"]);
         }
         command.args(["-c", HOLD]).arg(thread).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("Python 3 is installed; see tests/run");
-        let mut said = [0; 5];
-        let read = child.stdout.take().expect("piped").read_exact(&mut said);
-        assert!(read.is_ok() && said == *b"held\n", "the thread cannot be held");
-        Held(child)
+        let mut printed = [0; 5];
+        let read = child.stdout.take().expect("piped").read_exact(&mut printed);
+        assert!(read.is_ok() && printed == *b"held\n", "the thread cannot be stopped");
+        StoppedThread(child)
     }
 }
 
-impl Drop for Held {
+impl Drop for StoppedThread {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -228,7 +230,7 @@ impl Drop for Held {
 }
 
 #[tokio::test]
-async fn while_one_thread_hangs_there_is_no_sign_of_life() {
+async fn watchdog_notifications_stop_while_one_thread_hangs() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let path = setup.dir().join("notify.sock");
@@ -244,21 +246,21 @@ async fn while_one_thread_hangs_there_is_no_sign_of_life() {
     };
     let gateway = setup.start_by(command).await;
     while manager.any().await != "WATCHDOG=1" {}
-    let complaints = || gateway.log().matches("a thread does not answer").count();
+    let warnings = || gateway.log().matches("a thread does not answer").count();
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
     for thread in ["worker-0".to_owned(), format!("worker-{last}")] {
-        let before = complaints();
-        let held = Held::thread(&gateway, &thread, is_root);
+        let before = warnings();
+        let stopped = StoppedThread::thread(&gateway, &thread, is_root);
         let more = async |count: usize| {
-            eventually("it is noticed", async || (complaints() >= before + count).then_some(())).await;
+            eventually("the hang is logged", async || (warnings() >= before + count).then_some(())).await;
         };
         more(1).await;
         manager.drain();
         more(5).await;
-        assert!(!manager.drain(), "{thread} hangs, and a sign of life came");
-        // Operators are served by another thread.
+        assert!(!manager.drain(), "a watchdog notification arrived while {thread} hangs");
+        // Another thread serves the admin listener.
         assert_eq!(gateway.admin_get("/livez").await.status, 200);
-        drop(held);
+        drop(stopped);
         while manager.any().await != "WATCHDOG=1" {}
         gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     }
@@ -266,37 +268,37 @@ async fn while_one_thread_hangs_there_is_no_sign_of_life() {
 }
 
 #[tokio::test]
-async fn a_hangup_as_soon_as_it_listens_is_a_reload() {
+async fn sighup_right_after_listening_causes_a_reload() {
     let chat = FakeChat::start().await;
     for _ in 0..3 {
         let setup = Setup::new(&chat);
         let (file, dir) = (setup.write(), setup.dir().to_owned());
         let mut process = Process::start(&["serve", "--config", &file.to_string_lossy()], &dir, &[]);
         let line = async || process.stderr().contains("\"listening\"").then_some(());
-        eventually("the first listener is told of", line).await;
+        eventually("the first listener is logged", line).await;
         process.signal("HUP");
         let reloaded = async || process.stderr().contains("\"reloaded\"").then_some(());
-        eventually("a reload", reloaded).await;
+        eventually("the reload is logged", reloaded).await;
         process.signal("TERM");
         assert_eq!(process.exit_code().await, 0);
     }
 }
 
-/// Files of sockets in the directory.
+/// Returns the socket files in the directory.
 fn sockets(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("own directory").map(|entry| entry.expect("own directory").path());
     entries.filter(|path| path.to_string_lossy().contains(".sock")).collect()
 }
 
 #[tokio::test]
-async fn a_start_that_fails_at_any_point_leaves_no_socket_behind() {
+async fn failed_start_at_any_point_leaves_no_socket_behind() {
     let _alone = turn::alone().await;
     let setup = Setup::without_apps().app(MAIN, "endpoint = \"http://127.0.0.1:9\"");
     let address = |name: &str| format!("unix:{}", setup.dir().join(name).display());
     let (data, admin) = (address("data.sock"), address("admin.sock"));
     let setup = setup.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
     let file = setup.write();
-    // Each try has one descriptor more than the one before, so each fails a little later, until one succeeds.
+    // Each attempt has one descriptor more than the previous one, so it fails later, until one succeeds.
     let (mut failures, mut after_binding) = (0, 0);
     for limit in 8..64 {
         let mut command = Command::new("sh");
@@ -308,9 +310,9 @@ async fn a_start_that_fails_at_any_point_leaves_no_socket_behind() {
             let ended = process.try_exit();
             (ended.is_some() || process.stderr().contains("\"admin\"")).then_some(ended)
         };
-        match eventually("it listens or it fails", up).await {
+        match eventually("the gateway listens or exits", up).await {
             Some(code) => {
-                // tokio panics where there is no descriptor for its signals, which must leave nothing behind either.
+                // tokio panics without a descriptor for its signals. That must leave no socket behind either.
                 assert!([1, 101].contains(&code), "{code}\n{}", process.stderr());
                 failures += 1;
                 after_binding += usize::from(process.stderr().contains("cannot start"));
@@ -328,20 +330,20 @@ async fn a_start_that_fails_at_any_point_leaves_no_socket_behind() {
             }
         }
     }
-    panic!("it never came up");
+    panic!("the gateway never started");
 }
 
 #[tokio::test]
-async fn a_stop_while_nobody_reads_what_the_manager_is_told_takes_no_longer() {
+async fn full_notify_socket_does_not_delay_a_stop() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat);
     let path = setup.dir().join("notify.sock");
-    // It is there, and nobody ever reads it.
+    // The socket exists, but is never read.
     let _manager = UnixDatagram::bind(&path).expect("free");
     let setup = setup.env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "20000");
     let mut gateway = setup.start().await;
     let full = async || gateway.log().contains("the service manager could not be told").then_some(());
-    eventually("no more room for messages", full).await;
+    eventually("the notify socket is full", full).await;
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     gateway.signal("TERM");
     assert_eq!(gateway.exit_code_within(Duration::from_secs(8)).await, 0);

@@ -1,4 +1,4 @@
-//! Not a byte of a signed request leaves before the upstream has proved who it is.
+//! TLS to upstream: no byte of a signed request is sent before the upstream's certificate is verified.
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
@@ -9,28 +9,28 @@ use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::wire::free_address;
 
-/// A gateway that trusts `ca` for its one app, which lives at `chat`.
+/// Starts a gateway whose only app trusts `ca` and calls `chat`.
 async fn trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
     let setup = Setup::without_apps();
     let ca_line = ca.map(|ca| format!("ca_file = '{}'", setup.file("ca.pem", &ca.pem()).display()));
     setup.app(MAIN, &format!("{}\n{}", chat.app_lines(), ca_line.unwrap_or_default())).start().await
 }
 
-/// Both paths fail and upstream saw connections, but not one request.
-async fn is_refused(gateway: &Gateway, chat: &FakeChat) {
+/// Asserts that a relayed call and a lookup fail, and that upstream saw connections but no request.
+async fn assert_distrusted(gateway: &Gateway, chat: &FakeChat) {
     gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
     gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_unreachable", 129_502);
-    assert!(chat.accepted() >= 1, "it never tried");
+    assert!(chat.accepted() >= 1, "the gateway never connected");
     assert_eq!(chat.count(), 0, "upstream saw a request");
 }
 
 #[tokio::test]
-async fn an_upstream_of_a_trusted_ca_is_used() {
+async fn upstream_with_a_trusted_certificate_is_called() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
     chat.follow("ann", "bob");
     let gateway = trusting(Some(&ca), &chat).await;
-    // Connections are kept by the thread that a caller's connection belongs to.
+    // Each thread pools its upstream connections, so both requests use one caller connection.
     let mut conn = gateway.connect().await;
     conn.ask(&Ask::command("openim/sendmsg")).await.assert_relayed(200, OK);
     assert_eq!(conn.ask(&Ask::check("ann", &["bob"])).await.types(), [2]);
@@ -38,37 +38,37 @@ async fn an_upstream_of_a_trusted_ca_is_used() {
 }
 
 #[tokio::test]
-async fn an_upstream_of_another_ca_is_refused() {
+async fn certificate_from_another_ca_is_rejected() {
     let (ours, theirs) = (Ca::new(), Ca::new());
     let chat = FakeChat::start_tls(theirs.acceptor("localhost")).await;
-    is_refused(&trusting(Some(&ours), &chat).await, &chat).await;
+    assert_distrusted(&trusting(Some(&ours), &chat).await, &chat).await;
 }
 
 #[tokio::test]
-async fn a_private_ca_is_not_trusted_unless_it_is_named() {
+async fn private_ca_is_not_trusted_unless_configured() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
-    is_refused(&trusting(None, &chat).await, &chat).await;
+    assert_distrusted(&trusting(None, &chat).await, &chat).await;
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_name_is_refused() {
+async fn certificate_for_another_name_is_rejected() {
     let ca = Ca::new();
     for name in ["console.tim.qq.com", "localhost.example", "127.0.0.1"] {
         let chat = FakeChat::start_tls(ca.acceptor(name)).await;
-        is_refused(&trusting(Some(&ca), &chat).await, &chat).await;
+        assert_distrusted(&trusting(Some(&ca), &chat).await, &chat).await;
     }
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_refused() {
+async fn expired_certificate_is_rejected() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.expired_acceptor("localhost")).await;
-    is_refused(&trusting(Some(&ca), &chat).await, &chat).await;
+    assert_distrusted(&trusting(Some(&ca), &chat).await, &chat).await;
 }
 
 #[tokio::test]
-async fn a_plain_upstream_behind_an_https_endpoint_sees_no_request() {
+async fn plain_http_upstream_of_https_endpoint_gets_no_request() {
     let ca = Ca::new();
     let chat = FakeChat::start().await;
     let setup = Setup::without_apps();
@@ -78,12 +78,12 @@ async fn a_plain_upstream_behind_an_https_endpoint_sees_no_request() {
     let gateway = setup.app(MAIN, &lines).start().await;
     gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
     assert_eq!(chat.count(), 0);
-    // The fake read a TLS hello as HTTP, which is the one violation that is expected here.
+    // The fake reads the TLS hello as HTTP. This violation is expected here.
     chat.forgive();
 }
 
 #[tokio::test]
-async fn one_apps_extra_ca_is_no_other_apps() {
+async fn ca_file_applies_only_to_its_app() {
     use crate::support::app::OTHER;
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
@@ -98,7 +98,7 @@ async fn one_apps_extra_ca_is_no_other_apps() {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_resolve_is_upstream_unreachable() {
+async fn unresolvable_name_is_upstream_unreachable() {
     let port = free_address().port();
     let lines = format!("endpoint = \"https://no-such-host.invalid:{port}\"");
     let gateway = Setup::without_apps().app(MAIN, &lines).start().await;

@@ -1,4 +1,4 @@
-//! Spans of requests and of the calls below them, as a collector of OpenTelemetry gets them.
+//! Spans of requests and their calls, as an OpenTelemetry collector receives them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,25 +24,25 @@ fn traced(chat: &FakeChat, collector: &Collector) -> Setup {
     Setup::new(chat).set("trace", &collector.line())
 }
 
-/// A caller's own place in a trace, recorded or not.
+/// Returns the `traceparent` header of a caller's span with these flags.
 fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{CALLER}-{flags}")
 }
 
-/// The requests and the calls among the spans.
-fn sorted(spans: &[Span]) -> (Vec<&Span>, Vec<&Span>) {
+/// Splits the spans into requests and calls.
+fn split(spans: &[Span]) -> (Vec<&Span>, Vec<&Span>) {
     spans.iter().partition(|span| span.is_request())
 }
 
 #[tokio::test]
-async fn a_lookup_is_a_call_below_its_request_and_a_hit_has_none() {
+async fn lookup_call_is_a_child_of_its_request_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).start().await;
-    let begun = unix_now();
+    let start = unix_now();
     gateway.check("ann", &["bob", "cyd"]).await.checked();
     gateway.check("ann", &["bob"]).await.checked();
     let spans = collector.seen(3).await;
-    let (requests, calls) = sorted(&spans);
+    let (requests, calls) = split(&spans);
     let [lookup, hit] = requests.as_slice() else { panic!("{spans:#?}") };
     let [call] = calls.as_slice() else { panic!("{spans:#?}") };
     let port = gateway.address().rsplit_once(':').expect("a port").1;
@@ -88,54 +88,55 @@ async fn a_lookup_is_a_call_below_its_request_and_a_hit_has_none() {
         ("chatgate.error_code", "0"),
         ("error.type", ""),
     ]);
-    // Chat is told where the call stands.
+    // Chat receives the call's span in `traceparent`.
     let header = format!("00-{}-{}-01", call.trace_id(), call.id());
     assert_eq!(chat.last().header("traceparent"), Some(&*header));
-    // The call lies within its request, and both in this test.
+    // The call lies within its request, and the request within this test.
     let (outer, inner) = (lookup.times(), call.times());
-    // Their ends are read one after the other, and the beginnings counted back from them: a little is lost.
+    // The two ends are read one after the other, and each start is computed from its end, so allow 5 ms.
     let slack = 5_000_000;
     assert!(outer.0 <= inner.0 + slack && inner.0 < inner.1 && inner.1 <= outer.1 + slack, "{outer:?} {inner:?}");
     let seconds = outer.0 / 1_000_000_000;
-    assert!((begun - 1..=unix_now()).contains(&seconds), "{begun} {seconds}");
-    // Who sent it.
+    assert!((start - 1..=unix_now()).contains(&seconds), "{start} {seconds}");
+    // The resource identifies chatgate.
     assert_eq!(collector.resource("service.name").as_deref(), Some("chatgate"));
     assert_eq!(collector.resource("service.version").as_deref(), Some(env!("CARGO_PKG_VERSION")));
 }
 
 #[tokio::test]
-async fn a_relayed_call_goes_on_with_its_caller_s_trace_and_so_does_the_log() {
+async fn relayed_call_and_log_continue_the_callers_trace() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).set("log", r#"requests = "all""#).start().await;
     let ask = Ask::command("openim/sendmsg").header("traceparent", &traceparent("01"));
     let answer = gateway.ask(ask.header("tracestate", "vendor=of-the-caller")).await;
     assert_eq!(answer.status, 200);
     let spans = collector.seen(2).await;
-    let (requests, calls) = sorted(&spans);
+    let (requests, calls) = split(&spans);
     let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
     assert_eq!((request.trace_id(), request.above()), (TRACE.to_owned(), CALLER.to_owned()));
     assert_eq!((call.trace_id(), call.above()), (TRACE.to_owned(), request.id()));
     request.assert_tells(&[("chatgate.command", "openim/sendmsg"), ("chatgate.attempts", "1")]);
     assert_eq!(chat.last().header("traceparent"), Some(&*format!("00-{TRACE}-{}-01", call.id())));
-    let told = async || gateway.log().lines().find(|line| line.contains("openim/sendmsg")).map(str::to_owned);
-    let line: Value = serde_json::from_str(&eventually("its line", told).await).expect("JSON");
+    let logged = async || gateway.log().lines().find(|line| line.contains("openim/sendmsg")).map(str::to_owned);
+    let line: Value = serde_json::from_str(&eventually("the request is logged", logged).await).expect("JSON");
     assert_eq!(line["trace_id"], TRACE);
-    // One that comes without a trace is logged with the one that it began.
+    // A request without a trace is logged with the trace that chatgate starts.
     gateway.check("ann", &["bob"]).await.checked();
     let spans = collector.seen(4).await;
-    let own = spans.iter().find(|span| span.is_request() && span.trace_id() != TRACE).expect("the other").trace_id();
-    let told = async || gateway.log().contains(&format!("\"trace_id\":\"{own}\"")).then_some(());
-    eventually("its trace in the log", told).await;
+    let own =
+        spans.iter().find(|span| span.is_request() && span.trace_id() != TRACE).expect("the other request").trace_id();
+    let logged = async || gateway.log().contains(&format!("\"trace_id\":\"{own}\"")).then_some(());
+    eventually("the trace id is logged", logged).await;
 }
 
 #[tokio::test]
-async fn what_its_caller_does_not_record_is_not_recorded_here() {
+async fn unsampled_traces_are_propagated_but_not_recorded() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).start().await;
     let unsampled = |ask: Ask| ask.header("traceparent", &traceparent("00"));
     gateway.ask(unsampled(Ask::command("openim/sendmsg"))).await;
     gateway.ask(unsampled(Ask::check("ann", &["bob"]))).await.checked();
-    // The trace goes on for those behind, who are told the same.
+    // The trace continues upstream, with the same flag.
     for call in chat.calls() {
         let header = call.header("traceparent").expect("one").to_owned();
         assert!(header.starts_with(&format!("00-{TRACE}-")) && header.ends_with("-00"), "{header}");
@@ -144,10 +145,10 @@ async fn what_its_caller_does_not_record_is_not_recorded_here() {
     gateway.check("ann", &["bob"]).await.checked();
     collector.seen(1).await;
 
-    // Nothing of its own, but what callers want.
+    // With `sample = 0`, only traces that callers sampled are recorded.
     let gateway = traced(&chat, &collector).set("trace", "sample = 0").start().await;
     gateway.check("ann", &["bob"]).await.checked();
-    // What is no traceparent begins a trace, too.
+    // An invalid traceparent also starts a new trace.
     gateway.ask(Ask::check("ann", &["bob"]).header("traceparent", &traceparent("0x"))).await.checked();
     gateway.ask(Ask::check("ann", &["bob"]).header("traceparent", &traceparent("01"))).await.checked();
     let spans = collector.seen(2).await;
@@ -155,7 +156,7 @@ async fn what_its_caller_does_not_record_is_not_recorded_here() {
 }
 
 #[tokio::test]
-async fn without_the_section_nothing_is_added_and_what_comes_is_handed_on() {
+async fn tracing_disabled_forwards_traceparent_and_adds_nothing() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     gateway.check("ann", &["bob"]).await.checked();
@@ -167,13 +168,13 @@ async fn without_the_section_nothing_is_added_and_what_comes_is_handed_on() {
 }
 
 #[tokio::test]
-async fn each_attempt_is_a_call_of_its_own() {
+async fn each_attempt_has_its_own_call_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).set("upstream", "retry_budget = 1.0").start().await;
     chat.once(Reply::reset());
     gateway.check("ann", &["bob"]).await.checked();
     let spans = collector.seen(3).await;
-    let (requests, calls) = sorted(&spans);
+    let (requests, calls) = split(&spans);
     let ([request], [broken, good]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
     assert!(broken.is_error() && !good.is_error() && !request.is_error());
     assert!(broken.above() == request.id() && good.above() == request.id());
@@ -184,40 +185,40 @@ async fn each_attempt_is_a_call_of_its_own() {
         ("http.request.resend_count", ""),
     ]);
     good.assert_tells(&[("error.type", ""), ("http.request.resend_count", "1")]);
-    let told = |call: &Span| format!("00-{}-{}-01", call.trace_id(), call.id());
-    let heard: Vec<_> = chat.calls().iter().map(|call| call.header("traceparent").expect("one").to_owned()).collect();
-    assert_eq!(heard, [told(broken), told(good)]);
+    let header_of = |call: &Span| format!("00-{}-{}-01", call.trace_id(), call.id());
+    let headers: Vec<_> = chat.calls().iter().map(|call| call.header("traceparent").expect("one").to_owned()).collect();
+    assert_eq!(headers, [header_of(broken), header_of(good)]);
 
-    // A refused signature, and then a code that is handed on.
+    // A rejected signature, then an error code that is relayed.
     chat.once(Reply::json(fail(70003, "expired")));
     gateway.call("openim/sendmsg", "{}").await;
     chat.always(Reply::json(fail(90001, "no such user")));
     gateway.call("openim/sendmsg", "{}").await;
     let spans = collector.seen(8).await;
-    let refused = collector.request("failed").await;
-    refused.assert_tells(&[("chatgate.error_code", "90001"), ("error.type", ""), ("http.response.status_code", "200")]);
-    assert!(!refused.is_error(), "whether it is one is for the caller to say");
+    let failed = collector.request("failed").await;
+    failed.assert_tells(&[("chatgate.error_code", "90001"), ("error.type", ""), ("http.response.status_code", "200")]);
+    assert!(!failed.is_error(), "a relayed error code does not mark the span as an error");
     let codes: Vec<_> =
         spans[3..].iter().filter(|span| !span.is_request()).map(|span| span.told("error.type")).collect();
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(codes, [text("70003"), None, text("90001")]);
-    let signed_again = spans[3..].iter().find(|span| span.told("chatgate.attempts").as_deref() == Some("2"));
-    assert!(signed_again.is_some(), "{spans:#?}");
+    let renewed = spans[3..].iter().find(|span| span.told("chatgate.attempts").as_deref() == Some("2"));
+    assert!(renewed.is_some(), "{spans:#?}");
 }
 
 #[tokio::test]
-async fn a_call_that_finds_no_connection_is_told_too() {
+async fn failed_connection_is_recorded_as_a_call_span() {
     let collector = Collector::start().await;
-    let nobody = crate::support::wire::free_address();
-    let setup = Setup::without_apps().app(crate::support::app::MAIN, &format!("endpoint = \"http://{nobody}\""));
+    let closed_port = crate::support::wire::free_address();
+    let setup = Setup::without_apps().app(crate::support::app::MAIN, &format!("endpoint = \"http://{closed_port}\""));
     let gateway = setup.set("trace", &collector.line()).set("upstream", "attempts = 1").start().await;
     gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
     let spans = collector.seen(2).await;
-    let (requests, calls) = sorted(&spans);
+    let (requests, calls) = split(&spans);
     let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
     assert!(request.is_error() && call.is_error() && call.above() == request.id());
     request.assert_tells(&[("error.type", "upstream_unreachable"), ("http.response.status_code", "502")]);
-    let port = nobody.port().to_string();
+    let port = closed_port.port().to_string();
     call.assert_tells(&[
         ("error.type", "upstream_unreachable"),
         ("server.port", &port),
@@ -226,7 +227,7 @@ async fn a_call_that_finds_no_connection_is_told_too() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_its_slug_and_nothing_that_a_caller_wrote() {
+async fn rejection_spans_name_the_slug_without_caller_data() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let token = "a-token-of-the-feed-0123";
     let setup = traced(&chat, &collector).caller("feed", token, "allow = ['follow/*', 'private_svc/private_command']");
@@ -256,7 +257,7 @@ async fn a_refusal_names_its_slug_and_nothing_that_a_caller_wrote() {
     ] {
         let span = find(outcome).unwrap_or_else(|| panic!("{outcome}: {spans:#?}"));
         assert_eq!(span.name(), name);
-        assert!(!span.is_error(), "it is the caller's");
+        assert!(!span.is_error(), "a 4xx is not a server error");
         span.assert_tells(&[
             ("error.type", outcome),
             ("http.response.status_code", status),
@@ -270,32 +271,32 @@ async fn a_refusal_names_its_slug_and_nothing_that_a_caller_wrote() {
             && span.told("chatgate.command").as_deref() == Some("other")
             && span.told("chatgate.outcome").as_deref() == Some("ok")
     });
-    relayed.expect("a command of no table").assert_tells(&[("url.path", "")]);
+    relayed.expect("the span of an unlisted command").assert_tells(&[("url.path", "")]);
     let bytes = collector.bytes();
     for word in ["private", "PRIVATE", "ann", "bob", token] {
         assert!(memchr::memmem::find(&bytes, word.as_bytes()).is_none(), "{word}");
     }
-    // Nor is there any attribute but these.
+    // There are no other attributes.
     let known = "chatgate.app chatgate.attempts chatgate.caller chatgate.command chatgate.error_code chatgate.outcome \
                  chatgate.waited_us error.type http.request.method http.response.status_code http.route \
                  network.protocol.version server.address server.port url.path url.scheme url.template";
     let known: BTreeSet<&str> = known.split_whitespace().collect();
-    let told: BTreeSet<&str> = spans.iter().flat_map(Span::names).collect();
-    assert_eq!(told.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
+    let seen: BTreeSet<&str> = spans.iter().flat_map(Span::names).collect();
+    assert_eq!(seen.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
 }
 
 #[tokio::test]
-async fn whoever_leaves_leaves_a_span() {
+async fn abandoned_requests_leave_a_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).start().await;
     chat.always(Reply::hang());
-    // A read ends with its caller.
-    let mut leaving = gateway.connect().await;
-    leaving.send(Ask::command("openim/querystate").bytes()).await;
+    // A read is canceled when its caller disconnects.
+    let mut disconnecting = gateway.connect().await;
+    disconnecting.send(Ask::command("openim/querystate").bytes()).await;
     chat.seen(1).await;
-    drop(leaving);
+    drop(disconnecting);
     let spans = collector.seen(2).await;
-    let (requests, calls) = sorted(&spans);
+    let (requests, calls) = split(&spans);
     let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
     request.assert_tells(&[
         ("chatgate.outcome", "abandoned"),
@@ -306,13 +307,13 @@ async fn whoever_leaves_leaves_a_span() {
     ]);
     assert_eq!(call.above(), request.id());
     call.assert_tells(&[("error.type", "abandoned")]);
-    // A write goes on without it.
+    // A write continues without its caller.
     let gate = Gate::closed();
     chat.always(Reply::json(fail(0, "")).held(&gate));
-    let mut leaving = gateway.connect().await;
-    leaving.send(Ask::command("openim/sendmsg").bytes()).await;
+    let mut disconnecting = gateway.connect().await;
+    disconnecting.send(Ask::command("openim/sendmsg").bytes()).await;
     chat.seen(2).await;
-    drop(leaving);
+    drop(disconnecting);
     let request = &collector.seen(3).await[2];
     request.assert_tells(&[("chatgate.outcome", "abandoned"), ("chatgate.command", "openim/sendmsg")]);
     gate.open();
@@ -322,7 +323,7 @@ async fn whoever_leaves_leaves_a_span() {
 }
 
 #[tokio::test]
-async fn a_lookup_for_several_is_below_the_first_and_linked_with_the_others() {
+async fn shared_lookup_is_first_requests_child_and_links_others() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).start().await;
     let gate = Gate::closed();
@@ -361,7 +362,7 @@ async fn a_lookup_for_several_is_below_the_first_and_linked_with_the_others() {
 }
 
 #[tokio::test]
-async fn the_listener_s_scheme_and_the_version_of_http_are_told() {
+async fn spans_record_the_listener_scheme_and_http_version() {
     let (ca, chat, collector) = (Ca::new(), FakeChat::start().await, Collector::start().await);
     let pem = ca.issue("localhost", YEAR);
     let setup = traced(&chat, &collector);
@@ -373,7 +374,7 @@ async fn the_listener_s_scheme_and_the_version_of_http_are_told() {
     Http2::over(stream).await.ask(&Ask::check("ann", &["bob"])).await.checked();
     Conn::open(&socket).await.expect("accepted").ask(&Ask::check("ann", &["bob"])).await.checked();
     let spans = collector.seen(3).await;
-    let (requests, _) = sorted(&spans);
+    let (requests, _) = split(&spans);
     let [tls, unix] = requests.as_slice() else { panic!("{spans:#?}") };
     tls.assert_tells(&[("url.scheme", "https"), ("network.protocol.version", "2"), ("server.address", "127.0.0.1")]);
     let nowhere = [("server.address", ""), ("server.port", ""), ("network.transport", "unix")];
@@ -382,7 +383,7 @@ async fn the_listener_s_scheme_and_the_version_of_http_are_told() {
 }
 
 #[tokio::test]
-async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() {
+async fn exporter_uses_tls_and_otel_environment_variables() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let collector = Collector::start_tls(ca.acceptor("localhost")).await;
     let setup = Setup::new(&chat);
@@ -393,7 +394,7 @@ async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() 
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=a%20b,service.name=not-this,broken")
         .env("OTEL_SERVICE_NAME", "gate-of-feed")
         .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-the-collector")
-        // What is not built in does no harm.
+        // An unsupported setting is ignored.
         .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         .start()
         .await;
@@ -401,13 +402,13 @@ async fn the_collector_is_reached_over_tls_and_told_what_the_environment_says() 
     collector.seen(2).await;
     assert_eq!(collector.resource("service.name").as_deref(), Some("gate-of-feed"));
     assert_eq!(collector.resource("deployment.environment.name").as_deref(), Some("a b"));
-    assert!(gateway.log().contains("OTEL_RESOURCE_ATTRIBUTES"), "the broken one is remarked on");
+    assert!(gateway.log().contains("OTEL_RESOURCE_ATTRIBUTES"), "the malformed attribute is logged");
     assert_eq!(collector.header("authorization").as_deref(), Some("Bearer of-the-collector"));
     assert!(!gateway.log().contains("of-the-collector"), "{}", gateway.log());
 }
 
 #[tokio::test]
-async fn another_collector_takes_a_restart() {
+async fn changed_trace_settings_require_a_restart() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let setup = traced(&chat, &collector);
     let changed = setup.text().replace("[trace]", "[trace]\nsample = 0.5");
@@ -419,13 +420,13 @@ async fn another_collector_takes_a_restart() {
     let status = gateway.admin_get("/status").await.json();
     let trace = &status["config"]["trace"];
     assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");
-    // The old one goes on taking spans.
+    // Spans are still exported with the old settings.
     gateway.check("ann", &["bob"]).await.checked();
     collector.seen(2).await;
 }
 
 #[tokio::test]
-async fn check_tells_where_traces_go() {
+async fn check_prints_the_trace_destination() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("trace", "otlp = 'http://collector.test:4317'").set("trace", "sample = 0.25");
     let file = setup.write();

@@ -1,4 +1,4 @@
-//! A collector that is away, slow or silent: requests do not notice, and what is lost is counted.
+//! An unreachable, slow, or silent collector: requests are unaffected, and dropped spans are counted.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,37 +13,37 @@ use crate::support::setup::Setup;
 use crate::support::wire::free_address;
 use crate::support::{now, turn};
 
-async fn figure(gateway: &Gateway, name: &str, labels: &[(&str, &str)]) -> f64 {
+async fn metric(gateway: &Gateway, name: &str, labels: &[(&str, &str)]) -> f64 {
     Exposition::read(&gateway.admin_get("/metrics").await.text()).value(name, labels)
 }
 
 async fn dropped(gateway: &Gateway, cause: &str) -> f64 {
-    figure(gateway, "chatgate_trace_spans_dropped_total", &[("cause", cause)]).await
+    metric(gateway, "chatgate_trace_spans_dropped_total", &[("cause", cause)]).await
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_is_told_of_once_and_harms_no_request() {
+async fn unreachable_collector_is_logged_once_and_fails_no_request() {
     let chat = FakeChat::start().await;
-    let nobody = free_address();
-    let gateway = Setup::new(&chat).set("trace", &format!("otlp = 'http://{nobody}'")).start().await;
+    let closed_port = free_address();
+    let gateway = Setup::new(&chat).set("trace", &format!("otlp = 'http://{closed_port}'")).start().await;
     let mut caller = gateway.connect().await;
-    let mut messages = BTreeSet::new();
+    let mut drop_counts = BTreeSet::new();
     let lost = async || {
         caller.ask(&Ask::check("ann", &["bob"])).await.checked();
-        messages.insert(dropped(&gateway, "export_failed").await as u64);
-        (messages.len() > 3).then_some(())
+        drop_counts.insert(dropped(&gateway, "export_failed").await as u64);
+        (drop_counts.len() > 3).then_some(())
     };
-    eventually("some messages are lost", lost).await;
-    assert_eq!(figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await, 0.0);
+    eventually("several batches of spans are dropped", lost).await;
+    assert_eq!(metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await, 0.0);
     assert_eq!(dropped(&gateway, "queue_full").await, 0.0);
     assert_eq!(gateway.log().matches("takes no spans").count(), 1, "{}", gateway.log());
-    let begun = now();
-    assert_eq!(gateway.stop().await, 0, "what is lost of traces is no failure");
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    let start = now();
+    assert_eq!(gateway.stop().await, 0, "dropped spans do not fail the stop");
+    assert!(start.elapsed() < Duration::from_secs(20));
 }
 
 #[tokio::test]
-async fn a_collector_that_says_nothing_fills_the_queue_and_nothing_else() {
+async fn silent_collector_fills_the_queue_without_slowing_requests() {
     let _alone = turn::alone().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     collector.feels(Mood::Hanging);
@@ -52,28 +52,28 @@ async fn a_collector_that_says_nothing_fills_the_queue_and_nothing_else() {
     let mut slowest = Duration::ZERO;
     let full = async || {
         for _ in 0..500 {
-            let begun = now();
+            let start = now();
             caller.ask(&Ask::check("ann", &["bob"])).await.checked();
-            slowest = slowest.max(begun.elapsed());
+            slowest = slowest.max(start.elapsed());
         }
         (dropped(&gateway, "queue_full").await > 0.0).then_some(())
     };
     eventually("the queue is full", full).await;
-    // A message may take 5 s. Whoever waited for one would show it.
+    // An export may take 5 s. A request that waited for one would exceed this bound.
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
-    let queued = figure(&gateway, "chatgate_trace_spans_queued", &[]).await;
+    let queued = metric(&gateway, "chatgate_trace_spans_queued", &[]).await;
     assert!((7000.0..=8192.0).contains(&queued), "{queued}");
-    // When it speaks again it gets what has waited.
+    // When the collector recovers, it receives the queued spans.
     collector.feels(Mood::Good);
-    eventually("what waited is taken", async || (collector.spans().len() >= 7000).then_some(())).await;
-    eventually("it is said", async || gateway.log().contains("takes spans again").then_some(())).await;
-    let counted = async || (figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await >= 7000.0).then_some(());
-    eventually("it is counted", counted).await;
+    eventually("the queued spans are exported", async || (collector.spans().len() >= 7000).then_some(())).await;
+    eventually("the recovery is logged", async || gateway.log().contains("takes spans again").then_some(())).await;
+    let counted = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await >= 7000.0).then_some(());
+    eventually("the exported spans are counted", counted).await;
     assert_eq!(gateway.stop().await, 0);
 }
 
 #[tokio::test]
-async fn a_slow_collector_gets_all_and_a_failing_one_is_counted() {
+async fn slow_collector_gets_all_spans_and_failures_are_counted() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     collector.feels(Mood::Slow(Duration::from_millis(700)));
     let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
@@ -82,16 +82,19 @@ async fn a_slow_collector_gets_all_and_a_failing_one_is_counted() {
         caller.ask(&Ask::check("ann", &["bob"])).await.checked();
     }
     collector.seen(101).await;
-    let exported = async || (figure(&gateway, "chatgate_trace_spans_exported_total", &[]).await == 101.0).then_some(());
-    eventually("all are counted", exported).await;
+    let exported = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await == 101.0).then_some(());
+    eventually("all spans are counted as exported", exported).await;
     collector.feels(Mood::Failing);
     caller.ask(&Ask::check("ann", &["bob"])).await.checked();
-    eventually("it is lost", async || (dropped(&gateway, "export_failed").await == 1.0).then_some(())).await;
+    eventually("the span is counted as dropped", async || {
+        (dropped(&gateway, "export_failed").await == 1.0).then_some(())
+    })
+    .await;
     assert_eq!(collector.spans().len(), 101);
 }
 
 #[tokio::test]
-async fn a_stop_sends_what_is_left_but_does_not_wait_for_the_deaf() {
+async fn stop_exports_queued_spans_within_a_time_limit() {
     let _alone = turn::alone().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
@@ -104,21 +107,21 @@ async fn a_stop_sends_what_is_left_but_does_not_wait_for_the_deaf() {
     collector.feels(Mood::Hanging);
     let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
     gateway.check("ann", &["bob"]).await.checked();
-    let begun = now();
+    let start = now();
     assert_eq!(gateway.stop().await, 0);
-    // 3 s; a drain may take 25.
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // The final export may take 3 s; a drain may take 25 s.
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 
     let setup = Setup::new(&chat).set("trace", &collector.line()).set("server", r#"drain_timeout = "300ms""#);
     let gateway = setup.start().await;
     gateway.check("ann", &["bob"]).await.checked();
-    let begun = now();
+    let start = now();
     assert_eq!(gateway.stop().await, 0);
-    assert!(begun.elapsed() < Duration::from_millis(2900), "{:?}", begun.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(2900), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn no_name_key_or_signature_reaches_the_collector_whatever_goes_wrong() {
+async fn exported_spans_contain_no_secrets_or_user_names() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let token = "a-token-of-the-feed-0123";
     let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("trace", &collector.line());
@@ -147,11 +150,11 @@ async fn no_name_key_or_signature_reaches_the_collector_whatever_goes_wrong() {
     gateway.ask(Ask::post("/private").token("private-token")).await;
     count += 3;
     let requests = async || (collector.spans().iter().filter(|span| span.is_request()).count() == count).then_some(());
-    eventually("all requests", requests).await;
+    eventually("all request spans are exported", requests).await;
     let bytes = collector.bytes();
     assert!(bytes.len() > 1000);
     for word in ["private", token, "usersig", "Bearer"] {
         assert!(memchr::memmem::find(&bytes, word.as_bytes()).is_none(), "{word}");
     }
-    // Keys, tokens and signatures are searched for when the collector goes.
+    // The collector searches for keys, tokens, and signatures when it is dropped.
 }

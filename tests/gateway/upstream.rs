@@ -1,4 +1,4 @@
-//! What an upstream that fails turns into, and that it costs nobody else.
+//! Upstream failures: the errors they become, and the isolation of other requests.
 
 use std::time::Duration;
 
@@ -12,26 +12,26 @@ use crate::support::reply::{Reply, What, render};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
 
-/// A command that changes something, so it must never be sent twice.
+/// A write command, which must never be sent twice.
 const WRITE: &str = "openim/sendmsg";
 const CHECK_BODY: &str = r#"{"From_Account":"a","To_Account":["b"]}"#;
 
 #[tokio::test]
-async fn nobody_listening_is_upstream_unreachable() {
+async fn refused_connection_is_upstream_unreachable() {
     let address = free_address();
     let gateway = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{address}\"")).start().await;
     for command in [WRITE, "follow/follow_check"] {
         let answer = gateway.call(command, CHECK_BODY).await;
         answer.assert_error(502, "upstream_unreachable", 129_502);
     }
-    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "readiness never asks upstream");
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200, "readiness never calls upstream");
     let chat = FakeChat::start_on(address).await;
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn a_broken_connection_is_upstream_unreachable_and_a_write_is_sent_once() {
+async fn broken_connection_is_upstream_unreachable_and_writes_sent_once() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let whole = render(200, Some("application/json"), OK.as_bytes());
@@ -54,7 +54,7 @@ async fn a_broken_connection_is_upstream_unreachable_and_a_write_is_sent_once() 
 }
 
 #[tokio::test]
-async fn what_is_no_chat_answer_is_upstream_invalid_and_never_handed_on() {
+async fn malformed_upstream_response_is_upstream_invalid_and_not_relayed() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let html = "<html><body>502 Bad Gateway, honest</body></html>";
@@ -96,7 +96,7 @@ async fn what_is_no_chat_answer_is_upstream_invalid_and_never_handed_on() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_never_followed() {
+async fn redirects_are_never_followed() {
     let chat = FakeChat::start().await;
     let trap = FakeChat::start().await;
     let gateway = gateway(&chat).await;
@@ -113,16 +113,16 @@ async fn a_redirect_is_never_followed() {
 }
 
 #[tokio::test]
-async fn a_silent_upstream_is_upstream_timeout_in_time() {
+async fn silent_upstream_is_upstream_timeout_at_the_deadline() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).deadline("1s").start().await;
     let head_alone = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", OK.len());
     for reply in [Reply::hang(), Reply::stall(head_alone)] {
         chat.always(reply);
         for (command, calls) in [(WRITE, 1), ("follow/follow_check", 0)] {
-            let (before, begun) = (chat.count(), now());
+            let (before, start) = (chat.count(), now());
             gateway.call(command, CHECK_BODY).await.assert_error(504, "upstream_timeout", 60008);
-            let took = begun.elapsed();
+            let took = start.elapsed();
             assert!((Duration::from_millis(900)..Duration::from_secs(3)).contains(&took), "{command} took {took:?}");
             if calls > 0 {
                 assert_eq!(chat.count(), before + calls, "a write is sent once");
@@ -134,7 +134,7 @@ async fn a_silent_upstream_is_upstream_timeout_in_time() {
 }
 
 #[tokio::test]
-async fn an_answer_beyond_max_answer_is_refused_and_one_at_it_is_not() {
+async fn upstream_responses_over_max_answer_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("upstream", r#"max_answer = "64KiB""#).start().await;
     let of_size = |size: usize| {
@@ -159,22 +159,22 @@ async fn an_answer_beyond_max_answer_is_refused_and_one_at_it_is_not() {
     assert_eq!(gateway.call(WRITE, "{}").await.status, 502);
     for reply in replies {
         chat.always(reply);
-        let begun = now();
+        let start = now();
         let answer = gateway.call(WRITE, "{}").await;
         assert!([502, 504].contains(&answer.status), "{answer:?}");
-        assert!(begun.elapsed() < PATIENCE / 2);
+        assert!(start.elapsed() < PATIENCE / 2);
     }
     chat.no_script();
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
-async fn surplus_bytes_after_an_answer_never_become_the_next_callers_answer() {
+async fn surplus_upstream_bytes_never_answer_the_next_call() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let poison = render(200, Some("application/json"), br#"{"ErrorCode":0,"Poison":1}"#);
     let honest = render(200, Some("application/json"), OK.as_bytes());
-    // Written as one answer and left open, so that the surplus waits in the connection.
+    // Both are written at once and the connection stays open, so the surplus waits in the connection.
     chat.once(Reply::stall([honest, poison].concat()));
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
     for _ in 0..5 {

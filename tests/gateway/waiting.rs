@@ -1,4 +1,4 @@
-//! Lookups of pairs that are already being asked for.
+//! Lookups of pairs that are already in flight.
 
 use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
@@ -8,10 +8,10 @@ use crate::support::graph::{checked, fail, item};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
 
-/// Sends these requests, each on a connection of its own, the first one seen upstream before the others are sent.
-async fn sent(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
+/// Sends these requests, each on its own connection. The others are sent after the first one's call is upstream.
+async fn sent(gateway: &Gateway, chat: &FakeChat, requests: &[Ask]) -> Vec<Conn> {
     let (mut conns, before) = (Vec::new(), chat.count());
-    for ask in asks {
+    for ask in requests {
         let mut conn = gateway.connect().await;
         conn.send(ask.bytes()).await;
         conns.push(conn);
@@ -22,10 +22,10 @@ async fn sent(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
     conns
 }
 
-/// The same, and waits until all are at work. Their answers must be held back.
-async fn started(gateway: &Gateway, chat: &FakeChat, asks: &[Ask]) -> Vec<Conn> {
-    let conns = sent(gateway, chat, asks).await;
-    gateway.at_work(asks.len() as u64).await;
+/// Does the same as [`sent`] and waits until all requests are in flight. Upstream must hold back its responses.
+async fn in_flight(gateway: &Gateway, chat: &FakeChat, requests: &[Ask]) -> Vec<Conn> {
+    let conns = sent(gateway, chat, requests).await;
+    gateway.at_work(requests.len() as u64).await;
     conns
 }
 
@@ -38,13 +38,13 @@ async fn answers(conns: Vec<Conn>) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn equal_lookups_at_one_time_are_one_call() {
+async fn identical_concurrent_lookups_share_one_call() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
-    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 100]).await;
+    let conns = in_flight(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 100]).await;
     assert_eq!(chat.count(), 1);
     gate.open();
     let answers = answers(conns).await;
@@ -59,19 +59,19 @@ async fn equal_lookups_at_one_time_are_one_call() {
             joined += counts.1;
         }
     }
-    assert!(joined >= 1, "none of 99 lookups joined the one under way");
+    assert!(joined >= 1, "none of 99 lookups joined the one in flight");
     assert_eq!(chat.count(), 1);
 }
 
 #[tokio::test]
-async fn a_lookup_joins_what_is_under_way_in_the_other_direction_and_asks_the_rest() {
+async fn lookup_joins_the_flipped_pair_and_fetches_the_rest() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     chat.follow("cyd", "bob");
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
-    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann", "cyd"])]).await;
+    let conns = in_flight(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann", "cyd"])]).await;
     chat.seen(2).await;
     gate.open();
     let answers = answers(conns).await;
@@ -80,17 +80,17 @@ async fn a_lookup_joins_what_is_under_way_in_the_other_direction_and_asks_the_re
     assert_eq!(answers[1].cache().counts(), (0, 1, 1));
     let pairs: Vec<_> = chat.calls().iter().flat_map(|call| call.pairs()).collect();
     let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-    assert_eq!(pairs, [pair("ann", "bob"), pair("bob", "cyd")], "each pair is asked once");
+    assert_eq!(pairs, [pair("ann", "bob"), pair("bob", "cyd")], "each pair is fetched once");
 }
 
 #[tokio::test]
-async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
+async fn lookup_continues_for_other_waiters_after_the_first_disconnects() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     chat.always(Reply::model().held(&gate));
-    let mut conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 20]).await;
+    let mut conns = in_flight(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 20]).await;
     drop(conns.remove(0));
     gateway.at_work(19).await;
     gate.open();
@@ -101,13 +101,13 @@ async fn when_the_first_waiter_leaves_the_others_are_answered_from_its_call() {
 }
 
 #[tokio::test]
-async fn every_waiter_gets_the_failure_of_the_call_it_needed() {
+async fn failed_call_is_reported_to_all_waiters() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let body = fail(30001, "Err_Parameter");
     chat.always(Reply::json(body.clone()).held(&gate));
-    let conns = started(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 10]).await;
+    let conns = in_flight(&gateway, &chat, &vec![Ask::check("ann", &["bob"]); 10]).await;
     gate.open();
     for answer in answers(conns).await {
         answer.assert_relayed(200, &body);
@@ -117,19 +117,19 @@ async fn every_waiter_gets_the_failure_of_the_call_it_needed() {
 }
 
 #[tokio::test]
-async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
+async fn invalid_account_of_one_caller_does_not_affect_others() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let (held, bad) = (gate.clone(), fail(30003, "Err_Unknown"));
-    // Any call with the account `bad` in it fails as a whole.
+    // Chat fails every call that contains the account `bad`.
     let expected = bad.clone();
     chat.script(move |call| {
-        let spoiled = call.asker() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
-        Some(if spoiled { Reply::json(bad.clone()) } else { Reply::model() }.held(&held))
+        let has_bad_account = call.asker() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
+        Some(if has_bad_account { Reply::json(bad.clone()) } else { Reply::model() }.held(&held))
     });
-    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bad", "bob"]), Ask::check("ann", &["bob"])]).await;
+    let conns = in_flight(&gateway, &chat, &[Ask::check("ann", &["bad", "bob"]), Ask::check("ann", &["bob"])]).await;
     gate.open();
     let answers = answers(conns).await;
     answers[0].assert_relayed(200, &expected);
@@ -137,12 +137,12 @@ async fn one_callers_bad_account_does_not_spoil_anothers_answer() {
 }
 
 #[tokio::test]
-async fn an_answer_that_fits_one_question_only_is_given_to_that_one_only() {
+async fn item_failure_in_one_direction_spares_the_other() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).deadline("60s").start().await;
     let gate = Gate::closed();
     let held = gate.clone();
-    // The item fails as ann asks it, and succeeds as bob asks it.
+    // The item fails in ann's direction and succeeds in bob's.
     chat.script(move |call| {
         let reply = if call.asker() == "ann" {
             checked(&[crate::support::graph::failed_item("bob", 30003)])
@@ -151,15 +151,15 @@ async fn an_answer_that_fits_one_question_only_is_given_to_that_one_only() {
         };
         Some(Reply::json(reply).held(&held))
     });
-    let conns = started(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann"])]).await;
+    let conns = in_flight(&gateway, &chat, &[Ask::check("ann", &["bob"]), Ask::check("bob", &["ann"])]).await;
     gate.open();
     let answers = answers(conns).await;
     assert!(answers[0].text().contains("30003"), "{:?}", answers[0]);
-    assert_eq!(answers[1].types(), [3], "asked again as bob put it");
+    assert_eq!(answers[1].types(), [3], "fetched again in bob's direction");
 }
 
 #[tokio::test]
-async fn each_waiter_is_answered_by_its_own_deadline() {
+async fn each_waiter_times_out_at_its_own_deadline() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).deadline("1s").start().await;
     chat.always(Reply::hang());
@@ -168,5 +168,5 @@ async fn each_waiter_is_answered_by_its_own_deadline() {
         answer.assert_error(504, "upstream_timeout", 60008);
     }
     chat.no_script();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "a lookup that never ended blocks nobody");
+    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "an unfinished lookup blocks no later one");
 }

@@ -1,6 +1,7 @@
-//! Chat says what has happened: what its token signed is forgotten, and nothing else is believed.
+//! Webhooks of Chat: an event that its token signed invalidates pairs, and any other event is rejected.
 //!
-//! The gateway's ttl is an hour and it keeps answers right after an event, so whatever is asked again was evicted.
+//! The gateway's ttl is 1 h and it caches pairs right after an event, so a pair that is fetched again was
+//! invalidated.
 
 use std::time::Duration;
 
@@ -20,69 +21,69 @@ use crate::support::{eventually, now, turn, unix_now};
 
 const CHECK: &str = "follow/follow_check";
 
-/// A gateway that takes webhooks of the main app.
+/// Starts a gateway that accepts webhooks of the main app.
 async fn gateway(chat: &FakeChat) -> (Gateway, String) {
     let gateway = listen(Setup::new(chat), &[MAIN]).start().await;
     let address = address(&gateway).await;
     (gateway, address)
 }
 
-/// Whether the pair is known, without changing what is known.
-async fn is_known(gateway: &Gateway, app: TestApp, from: &str, to: &str) -> bool {
+/// Returns whether the pair is cached, without changing the cache.
+async fn is_cached(gateway: &Gateway, app: TestApp, from: &str, to: &str) -> bool {
     let ask = Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
     let answer = gateway.ask(ask).await;
     assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
     answer.status == 200
 }
 
-/// Learns ann's pair with bob and cyd, and dan's with bob.
-async fn learn(gateway: &Gateway) {
+/// Caches ann's pairs with bob and cyd, and dan's pair with bob.
+async fn fill_cache(gateway: &Gateway) {
     gateway.check("ann", &["bob", "cyd"]).await.checked();
     gateway.check("dan", &["bob"]).await.checked();
-    assert_eq!(known(gateway).await, [true, true, true]);
+    assert_eq!(cached(gateway).await, [true, true, true]);
 }
 
-/// What is known of: ann and bob, ann and cyd, dan and bob.
-async fn known(gateway: &Gateway) -> [bool; 3] {
+/// Returns which pairs are cached: ann and bob, ann and cyd, dan and bob.
+async fn cached(gateway: &Gateway) -> [bool; 3] {
     [
-        is_known(gateway, MAIN, "ann", "bob").await,
-        is_known(gateway, MAIN, "ann", "cyd").await,
-        is_known(gateway, MAIN, "dan", "bob").await,
+        is_cached(gateway, MAIN, "ann", "bob").await,
+        is_cached(gateway, MAIN, "ann", "cyd").await,
+        is_cached(gateway, MAIN, "dan", "bob").await,
     ]
 }
 
 #[tokio::test]
-async fn an_event_evicts_both_directions_of_its_pairs_and_no_others() {
+async fn event_invalidates_both_directions_of_only_its_pairs() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
     for (command, follows) in [(ADDED, true), (DELETED, false)] {
-        learn(&gateway).await;
+        fill_cache(&gateway).await;
         gateway.check("bob", &["ann"]).await.checked();
-        // As an app on a phone does it, past the gateway.
+        // A write that bypasses the gateway, as from an app on a phone.
         match follows {
             true => chat.follow("ann", "bob"),
             false => chat.graph().unfollow(MAIN.sdkappid, "ann", "bob"),
         }
         let old = if follows { [0, 0] } else { [2, 1] };
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), old[..1], "the gateway cannot know");
+        assert_eq!(gateway.check("ann", &["bob"]).await.types(), old[..1], "the gateway has not seen the write");
         let ask = signed(MAIN, command, &event(command, "ann", &["bob"]));
         let before = chat.calls_of(CHECK).len();
         taken(&hooks, &ask).await;
-        assert_eq!(known(&gateway).await, [false, true, true], "{command}");
-        assert!(!is_known(&gateway, MAIN, "bob", "ann").await, "{command}: turned round");
-        assert_eq!(chat.calls_of(CHECK).len(), before, "an event asks nothing and asserts nothing");
+        assert_eq!(cached(&gateway).await, [false, true, true], "{command}");
+        assert!(!is_cached(&gateway, MAIN, "bob", "ann").await, "{command}: flipped");
+        assert_eq!(chat.calls_of(CHECK).len(), before, "an event causes no lookup");
         let new = if follows { [2, 1] } else { [0, 0] };
         assert_eq!(gateway.check("bob", &["ann"]).await.types(), new[1..]);
         assert_eq!(gateway.check("ann", &["bob"]).await.types(), new[..1]);
-        // Of several pairs each, also of those that nobody knows.
+        // An event with several pairs, some of which are not cached.
         let ask = signed(MAIN, command, &event(command, "bob", &["dan", "zoe", "ann"]));
         taken(&hooks, &ask).await;
-        assert_eq!(known(&gateway).await, [false, true, false], "{command}");
+        assert_eq!(cached(&gateway).await, [false, true, false], "{command}");
     }
 }
 
 #[tokio::test]
-async fn a_lookup_held_over_an_event_neither_answers_nor_is_kept() {
+async fn lookup_in_flight_during_an_event_is_discarded() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
     let bodies = [(ADDED, event(ADDED, "ann", &["bob"])), (ADDED, "garbage".to_owned()), (DELETED, String::new())];
@@ -92,34 +93,34 @@ async fn a_lookup_held_over_an_event_neither_answers_nor_is_kept() {
         taken(&hooks, &signed(MAIN, DELETED, &event(DELETED, "ann", &["bob"]))).await;
         chat.once(Reply::model().held(&gate));
         let before = chat.count();
-        // Under way, with the answer from before the event already decided.
+        // In flight, with a result from before the event.
         let mut lookup = gateway.connect().await;
         lookup.send(Ask::check("ann", &["bob"]).bytes()).await;
         chat.seen(before + 1).await;
         chat.follow("ann", "bob");
         taken(&hooks, &signed(MAIN, command, &body)).await;
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "round {round}: a new check does not join");
+        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "round {round}: a new lookup does not join");
         gate.open();
-        assert_eq!(lookup.answer().await.types(), [2], "round {round}: the lookup that was under way");
-        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "round {round}: what was kept");
+        assert_eq!(lookup.answer().await.types(), [2], "round {round}: the lookup in flight");
+        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "round {round}: the cached pair");
     }
 }
 
 #[tokio::test]
-async fn what_the_token_did_not_sign_just_now_is_refused_and_evicts_nothing() {
+async fn unsigned_or_outdated_events_are_rejected_without_invalidation() {
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
     let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true"));
     let setup = listen(setup.app(OTHER, &lines).app(ODD, &lines), &[MAIN, OTHER]);
     let gateway = setup.set("webhook", r#"window = "30s""#).start().await;
     let hooks = address(&gateway).await;
-    learn(&gateway).await;
+    fill_cache(&gateway).await;
     let body = event(ADDED, "ann", &["bob"]);
     let at = unix_now();
     let with = |query: String| Ask::post(&format!("/?{query}")).body(&body);
     let (good, main) = (sign(MAIN.webhook_token, at), claims(MAIN, ADDED));
     let foreign = TestApp { sdkappid: 1_400_000_099, ..MAIN };
-    let refused = [
+    let rejected = [
         ("no query", Ask::post("/").body(&body)),
         ("not signed", with(main.clone())),
         ("no time", with(format!("{main}&Sign={good}"))),
@@ -142,24 +143,24 @@ async fn what_the_token_did_not_sign_just_now_is_refused_and_evicts_nothing() {
         ("an app without a token", signed(ODD, ADDED, &body)),
         ("with another app's token", signed(TestApp { webhook_token: OTHER.webhook_token, ..MAIN }, ADDED, &body)),
     ];
-    for (what, ask) in refused {
+    for (case, ask) in rejected {
         let answer = post(&hooks, &ask).await;
-        assert_eq!((answer.status, answer.slug()), (401, Some("unauthenticated")), "{what}: {answer:?}");
+        assert_eq!((answer.status, answer.slug()), (401, Some("unauthenticated")), "{case}: {answer:?}");
         answer.assert_error(401, "unauthenticated", 129_401);
-        assert_eq!(known(&gateway).await, [true, true, true], "{what}");
+        assert_eq!(cached(&gateway).await, [true, true, true], "{case}");
     }
-    let refused = gateway.log().lines().filter(|line| line.contains("webhooks were not believed")).count();
-    assert!((1..=3).contains(&refused), "the operator is told, and not for each: {refused}");
-    // The same event, signed, from the edges of the window and from now.
+    let warnings = gateway.log().lines().filter(|line| line.contains("webhooks were not believed")).count();
+    assert!((1..=3).contains(&warnings), "rejections are logged, but not each one: {warnings}");
+    // The same event with a valid signature, near both edges of the window and now.
     for at in [unix_now() - 20, unix_now() + 20, unix_now()] {
         taken(&hooks, &signed_at(MAIN, at, ADDED, &body)).await;
-        assert_eq!(known(&gateway).await, [false, true, true]);
+        assert_eq!(cached(&gateway).await, [false, true, true]);
         gateway.check("ann", &["bob"]).await.checked();
     }
 }
 
 #[tokio::test]
-async fn an_event_that_cannot_be_read_with_certainty_evicts_by_the_widest_certain_name() {
+async fn ambiguous_event_invalidates_the_user_or_the_app() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
     let of_ann = [
@@ -172,9 +173,9 @@ async fn an_event_that_cannot_be_read_with_certainty_evicts_by_the_widest_certai
         (ADDED, r#"{"From_Account":"ann","FollowList":[{"To_Account":"zoe","To_Account":"bob"}]}"#.to_owned()),
     ];
     for (command, body) in of_ann {
-        learn(&gateway).await;
+        fill_cache(&gateway).await;
         taken(&hooks, &signed(MAIN, command, &body)).await;
-        assert_eq!(known(&gateway).await, [false, false, true], "{command} {body}");
+        assert_eq!(cached(&gateway).await, [false, false, true], "{command} {body}");
     }
     let of_all = [
         String::new(),
@@ -189,30 +190,30 @@ async fn an_event_that_cannot_be_read_with_certainty_evicts_by_the_widest_certai
     ];
     for body in of_all {
         for command in [ADDED, DELETED] {
-            learn(&gateway).await;
+            fill_cache(&gateway).await;
             taken(&hooks, &signed(MAIN, command, &body)).await;
             let shown = &body[..body.len().min(60)];
-            assert_eq!(known(&gateway).await, [false, false, false], "{command} {shown}");
+            assert_eq!(cached(&gateway).await, [false, false, false], "{command} {shown}");
         }
     }
 }
 
 #[tokio::test]
-async fn other_events_and_repeated_ones_are_taken_and_change_nothing() {
+async fn other_and_repeated_events_are_accepted_harmlessly() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
-    learn(&gateway).await;
+    fill_cache(&gateway).await;
     let body = event(ADDED, "ann", &["bob"]);
     for command in ["State.StateChange", "C2C.CallbackAfterSendMsg", "follow.callbackafterfollowadd", "", "%00"] {
         for body in [&body, "garbage", ""] {
             taken(&hooks, &signed(MAIN, command, body)).await;
         }
     }
-    assert_eq!(known(&gateway).await, [true, true, true]);
+    assert_eq!(cached(&gateway).await, [true, true, true]);
     let ask = signed(MAIN, ADDED, &body);
     taken(&hooks, &ask).await;
-    assert_eq!(known(&gateway).await, [false, true, true]);
-    // A signature covers no body: whoever repeats it makes forget, and is told nothing.
+    assert_eq!(cached(&gateway).await, [false, true, true]);
+    // A signature does not cover the body: a replayed event invalidates pairs, but discloses nothing.
     gateway.check("ann", &["bob"]).await.checked();
     let calls = chat.count();
     for _ in 0..3 {
@@ -220,11 +221,11 @@ async fn other_events_and_repeated_ones_are_taken_and_change_nothing() {
     }
     assert_eq!(chat.count(), calls);
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-    assert_eq!(known(&gateway).await, [true, true, true], "and what is learned afterwards is kept");
+    assert_eq!(cached(&gateway).await, [true, true, true], "pairs that are fetched afterwards are cached");
 }
 
 #[tokio::test]
-async fn apps_do_not_hear_of_each_other_s_events() {
+async fn events_invalidate_only_their_own_app() {
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
     let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true")).app(OTHER, &lines);
@@ -236,24 +237,24 @@ async fn apps_do_not_hear_of_each_other_s_events() {
         }
         taken(&hooks, &signed(event_of, ADDED, &body)).await;
         for app in [MAIN, OTHER] {
-            assert_eq!(is_known(&gateway, app, "ann", "bob").await, app != event_of, "{}", app.name);
+            assert_eq!(is_cached(&gateway, app, "ann", "bob").await, app != event_of, "{}", app.name);
         }
     }
 }
 
 #[tokio::test]
-async fn any_path_and_host_will_do_but_only_post() {
+async fn webhooks_accept_any_path_and_host_but_only_post() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
     let good = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
     let query = query(MAIN, unix_now(), ADDED);
     for path in ["/", "/hook", "/v4/follow/follow_check", "/a/b/../c%20d", "//"] {
         let ask = good.clone().target(&format!("{path}?{query}"));
-        learn(&gateway).await;
+        fill_cache(&gateway).await;
         taken(&hooks, &ask.header("Origin", "https://example.com").host("203.0.113.9")).await;
-        assert_eq!(known(&gateway).await, [false, true, true], "{path}");
+        assert_eq!(cached(&gateway).await, [false, true, true], "{path}");
     }
-    learn(&gateway).await;
+    fill_cache(&gateway).await;
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
         let answer = post(&hooks, &Ask::new(method, &format!("/?{query}"))).await;
         answer.assert_error(405, "method_not_allowed", 60002);
@@ -266,15 +267,15 @@ async fn any_path_and_host_will_do_but_only_post() {
     let mut conn = Conn::open(&hooks).await.expect("accepted");
     conn.send("no HTTP\r\n\r\n").await;
     conn.answer().await.assert_error(400, "bad_request", 60002);
-    assert_eq!(known(&gateway).await, [true, true, true], "none of these was an event");
-    // It is no second way in, and the data listener takes no events.
+    assert_eq!(cached(&gateway).await, [true, true, true], "none of these was an event");
+    // The webhook listener relays no commands, and the data listener accepts no events.
     assert_eq!(gateway.ask(good).await.status, 403, "a foreign Host");
     let events = chat.calls().iter().filter(|call| call.command() != CHECK).count();
     assert_eq!(events, 0, "nothing was relayed");
 }
 
 #[tokio::test]
-async fn an_event_whose_body_cannot_be_had_is_an_error_and_evicts_the_app() {
+async fn event_with_an_unreadable_body_invalidates_the_app() {
     let chat = FakeChat::start().await;
     let setup = listen(Setup::new(&chat), &[MAIN]).set("server", r#"body_timeout = "500ms""#);
     let gateway = setup.start().await;
@@ -282,31 +283,31 @@ async fn an_event_whose_body_cannot_be_had_is_an_error_and_evicts_the_app() {
     let large = signed(MAIN, ADDED, &"x".repeat(64 * 1024 + 1));
     let chunked = signed(MAIN, ADDED, &format!("10001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x10001)));
     for ask in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
-        learn(&gateway).await;
+        fill_cache(&gateway).await;
         post(&hooks, ask).await.assert_error(413, "body_too_large", 129_413);
-        assert_eq!(known(&gateway).await, [false, false, false]);
+        assert_eq!(cached(&gateway).await, [false, false, false]);
     }
-    learn(&gateway).await;
+    fill_cache(&gateway).await;
     let short = signed(MAIN, ADDED, "{").header("Content-Length", "2");
     post(&hooks, &short).await.assert_error(408, "timeout", 129_408);
-    assert_eq!(known(&gateway).await, [false, false, false]);
-    learn(&gateway).await;
+    assert_eq!(cached(&gateway).await, [false, false, false]);
+    fill_cache(&gateway).await;
     let mut broken = Conn::open(&hooks).await.expect("accepted");
     broken.send(short.bytes()).await;
     drop(broken);
-    eventually("what it named is forgotten", async || (known(&gateway).await == [false; 3]).then_some(())).await;
-    // One that is not verified is refused before a byte of its body.
-    learn(&gateway).await;
+    eventually("the pairs are invalidated", async || (cached(&gateway).await == [false; 3]).then_some(())).await;
+    // An unverified event is rejected before its body is read.
+    fill_cache(&gateway).await;
     let unsigned = Ask::post(&format!("/?{}", claims(MAIN, ADDED))).header("Content-Length", "99999999");
     post(&hooks, &unsigned).await.assert_error(401, "unauthenticated", 129_401);
     let other = signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024 + 1));
     post(&hooks, &other).await.assert_error(413, "body_too_large", 129_413);
-    assert_eq!(known(&gateway).await, [true, true, true], "only follow events evict");
+    assert_eq!(cached(&gateway).await, [true, true, true], "only follow events invalidate");
     taken(&hooks, &signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024))).await;
 }
 
 #[tokio::test]
-async fn many_events_at_once_are_all_heeded() {
+async fn concurrent_events_are_all_applied() {
     let chat = FakeChat::start().await;
     let (gateway, hooks) = gateway(&chat).await;
     let (senders, each) = (20, 25);
@@ -317,7 +318,7 @@ async fn many_events_at_once_are_all_heeded() {
     }
     let (gateway, hooks) = (&gateway, &hooks);
     let senders = names.chunks(each).map(|names| async move {
-        // Chat keeps its connections.
+        // Chat reuses its connections.
         let mut conn = Conn::open(hooks).await.expect("accepted");
         for name in names {
             let answer = conn.ask(&signed(MAIN, ADDED, &event(ADDED, name, &["ann"]))).await;
@@ -325,11 +326,11 @@ async fn many_events_at_once_are_all_heeded() {
             assert_eq!(gateway.check("ann", &[name]).await.types(), [1], "{name}");
         }
     });
-    all_of(senders.collect()).await;
+    join_all(senders.collect()).await;
 }
 
-/// Runs them next to each other.
-async fn all_of<F: Future<Output = ()>>(futures: Vec<F>) {
+/// Runs the futures concurrently until all have completed.
+async fn join_all<F: Future<Output = ()>>(futures: Vec<F>) {
     let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
     std::future::poll_fn(|cx| {
         futures.retain_mut(|future| future.as_mut().poll(cx).is_pending());
@@ -339,55 +340,55 @@ async fn all_of<F: Future<Output = ()>>(futures: Vec<F>) {
 }
 
 #[tokio::test]
-async fn an_alarm_lowers_the_quota_of_its_command_and_never_raises_one() {
+async fn rate_alert_lowers_and_never_raises_the_command_quota() {
     let chat = FakeChat::start().await;
     let setup = listen(Setup::new(&chat), &[MAIN]).deadline("400ms");
     let setup = setup.set("app.quota", r#"commands = { "profile/portrait_get" = "1/s" }"#);
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    // Each of a second of its own: a signature that was seen before raises no alarm.
+    // Each alert has its own second, because chatgate ignores an alert whose signature it has seen before.
     let second = std::cell::Cell::new(unix_now());
-    let alarm = |service: &str, command: &str, limit: &str| {
+    let alert = |service: &str, command: &str, limit: &str| {
         let body = format!(
             r#"{{"CallbackCommand":"{ALARM}","ServiceName":"{service}","Command":"{command}","Request":170,"Limit":{limit}}}"#
         );
-        // Chat sends it without a ClientIP.
+        // Chat sends rate alerts without a ClientIP.
         second.set(second.get() - 1);
         let query = query(MAIN, second.get(), ALARM).replace("&ClientIP=192.0.2.7", "");
         Ask::post(&format!("/?{query}")).body(body)
     };
-    let refused = async |command: &str, calls: usize| {
-        let mut refused = 0;
+    let rejected = async |command: &str, calls: usize| {
+        let mut rejected = 0;
         for _ in 0..calls {
             let answer = gateway.call(command, "{}").await;
             assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
-            refused += usize::from(answer.status != 200);
+            rejected += usize::from(answer.status != 200);
         }
-        refused
+        rejected
     };
     for (service, command, limit) in
         [("follow", "made_up", "1"), ("openim", "querystate", "0"), ("openim", "querystate", "\"1\"")]
     {
-        taken(&hooks, &alarm(service, command, limit)).await;
+        taken(&hooks, &alert(service, command, limit)).await;
     }
-    assert_eq!(refused("openim/querystate", 5).await, 0, "nothing was said of it");
-    taken(&hooks, &alarm("openim", "querystate", "200")).await;
+    assert_eq!(rejected("openim/querystate", 5).await, 0, "no valid alert named this command");
+    taken(&hooks, &alert("openim", "querystate", "200")).await;
     let seen = second.get();
     taken(&hooks, &signed_at(MAIN, seen - 1, ADDED, &event(ADDED, "ann", &["bob"]))).await;
     for again in [seen, seen - 1] {
         second.set(again + 1);
-        taken(&hooks, &alarm("openim", "querystate", "1")).await;
+        taken(&hooks, &alert("openim", "querystate", "1")).await;
     }
-    assert_eq!(refused("openim/querystate", 5).await, 0, "its signature was seen before");
-    taken(&hooks, &alarm("openim", "querystate", "1")).await;
-    assert!(refused("openim/querystate", 4).await >= 2, "one a second from here on");
-    assert_eq!(refused("openim/sendmsg", 5).await, 0, "another command");
-    taken(&hooks, &alarm("profile", "portrait_get", "100000")).await;
-    assert!(refused("profile/portrait_get", 4).await >= 2, "what is configured stands");
+    assert_eq!(rejected("openim/querystate", 5).await, 0, "the signature was seen before");
+    taken(&hooks, &alert("openim", "querystate", "1")).await;
+    assert!(rejected("openim/querystate", 4).await >= 2, "the quota is 1 call per second now");
+    assert_eq!(rejected("openim/sendmsg", 5).await, 0, "another command");
+    taken(&hooks, &alert("profile", "portrait_get", "100000")).await;
+    assert!(rejected("profile/portrait_get", 4).await >= 2, "the configured quota still applies");
 }
 
 #[tokio::test]
-async fn it_drains_with_the_others() {
+async fn webhook_listener_drains_on_sigterm() {
     let _alone = turn::alone().await;
     let chat = FakeChat::start().await;
     let (mut gateway, hooks) = gateway(&chat).await;
@@ -397,18 +398,18 @@ async fn it_drains_with_the_others() {
     held.send(&bytes[..bytes.len() - 1]).await;
     taken(&hooks, &ask).await;
     gateway.signal("TERM");
-    eventually("no new one is taken", async || Conn::open(&hooks).await.is_err().then_some(())).await;
-    let begun = now();
+    eventually("no new connection is accepted", async || Conn::open(&hooks).await.is_err().then_some(())).await;
+    let start = now();
     held.send(&bytes[bytes.len() - 1..]).await;
     let answer = held.answer().await;
     assert_eq!((answer.status, answer.text().as_str()), (200, TAKEN));
     assert_eq!(answer.header("connection"), Some("close"));
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
-async fn it_has_connections_of_its_own_and_a_bound_on_them() {
+async fn webhook_connections_have_a_separate_limit() {
     let chat = FakeChat::start().await;
     let setup = listen(Setup::new(&chat), &[MAIN]).set("server", "max_connections = 3");
     let gateway = setup.start().await;
@@ -420,11 +421,11 @@ async fn it_has_connections_of_its_own_and_a_bound_on_them() {
         assert_eq!(conn.ask(&ask).await.status, 200);
         kept.push(conn);
     }
-    Conn::open(&hooks).await.expect("accepted by the system").closed().await;
+    Conn::open(&hooks).await.expect("accepted by the kernel").closed().await;
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
     assert_eq!(kept[0].ask(&ask).await.status, 200);
     kept.pop();
-    eventually("there is room again", async || {
+    eventually("a connection slot is free", async || {
         let mut conn = Conn::open(&hooks).await.ok()?;
         conn.send(ask.bytes()).await;
         conn.try_answer().await
@@ -433,7 +434,7 @@ async fn it_has_connections_of_its_own_and_a_bound_on_them() {
 }
 
 #[tokio::test]
-async fn a_write_through_another_gateway_is_heard_of_from_the_sandbox() {
+async fn sandbox_webhooks_report_writes_of_another_gateway() {
     let hooks = free_address();
     let dir = tempfile::tempdir().expect("a directory");
     let (number, url) = (MAIN.sdkappid.to_string(), format!("http://{hooks}/"));
@@ -445,26 +446,26 @@ async fn a_write_through_another_gateway_is_heard_of_from_the_sandbox() {
     let graph = Ask::post("/__sandbox/graph").body(r#"{"users":["ann","bob"],"edges":[]}"#);
     assert_eq!(Conn::open(&chat).await.expect("accepted").ask(&graph).await.status, 200);
     let setup = || Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{chat}\""));
-    let here = listen(setup(), &[MAIN]).set("webhook", &format!("listen = \"{hooks}\"")).start().await;
-    let there = setup().start().await;
-    address(&here).await;
-    assert_eq!(here.check("ann", &["bob"]).await.types(), [0]);
+    let local = listen(setup(), &[MAIN]).set("webhook", &format!("listen = \"{hooks}\"")).start().await;
+    let remote = setup().start().await;
+    address(&local).await;
+    assert_eq!(local.check("ann", &["bob"]).await.types(), [0]);
     let writes = [
         ("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#, [2], [1]),
         ("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#, [0], [0]),
     ];
-    for (command, body, seen, turned) in writes {
-        assert_eq!(there.call(command, body).await.json()["ErrorCode"], 0, "{command}");
-        eventually("the write is seen here", async || {
-            (here.check("ann", &["bob"]).await.types() == seen).then_some(())
+    for (command, body, seen, flipped) in writes {
+        assert_eq!(remote.call(command, body).await.json()["ErrorCode"], 0, "{command}");
+        eventually("the write is visible at the local gateway", async || {
+            (local.check("ann", &["bob"]).await.types() == seen).then_some(())
         })
         .await;
-        assert_eq!(here.check("bob", &["ann"]).await.types(), turned, "{command}");
+        assert_eq!(local.check("bob", &["ann"]).await.types(), flipped, "{command}");
     }
 }
 
 #[tokio::test]
-async fn at_trace_level_neither_token_nor_signature_is_said() {
+async fn trace_log_contains_neither_webhook_token_nor_signature() {
     let chat = FakeChat::start().await;
     let gateway = listen(Setup::new(&chat), &[MAIN]).set("log", r#"level = "trace""#).start().await;
     let hooks = address(&gateway).await;
@@ -474,11 +475,11 @@ async fn at_trace_level_neither_token_nor_signature_is_said() {
             post(&hooks, &Ask::new(method, &format!("/?{query}")).body(body)).await;
         }
     }
-    eventually("the log says something of each", async || {
+    eventually("both outcomes are logged", async || {
         let log = gateway.log();
         (log.contains("evicted what it named") && log.contains("a webhook was refused")).then_some(())
     })
     .await;
-    // What the process said is searched for every secret when it ends.
+    // The output of the process is searched for every secret when it exits.
     assert_eq!(gateway.stop().await, 0);
 }

@@ -1,6 +1,6 @@
-//! Once a write is answered, no answer comes from before it.
+//! Read-your-writes: once a write has its response, no lookup returns the state before it.
 //!
-//! The gateway's ttl is an hour in all of these, so whatever is asked again was evicted.
+//! The gateway's ttl is 1 h in these tests, so a pair that is fetched again was invalidated.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,18 +27,18 @@ fn add_body(from: &str, to: &str) -> String {
     format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#)
 }
 
-/// Whether the pair was known, without changing what is known.
-async fn is_known(gateway: &Gateway, from: &str, to: &str) -> bool {
+/// Returns whether the pair is cached, without changing the cache.
+async fn is_cached(gateway: &Gateway, from: &str, to: &str) -> bool {
     let answer = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
     assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
     answer.status == 200
 }
 
 #[tokio::test]
-async fn a_check_after_a_write_sees_it_from_both_sides() {
+async fn check_after_a_write_sees_both_directions() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let known = |from: &'static str, to: &'static str, expected: u8| {
+    let lookups = |from: &'static str, to: &'static str, expected: u8| {
         let (gateway, chat) = (&gateway, &chat);
         async move {
             let before = chat.calls_of(CHECK).len();
@@ -46,27 +46,27 @@ async fn a_check_after_a_write_sees_it_from_both_sides() {
             chat.calls_of(CHECK).len() - before
         }
     };
-    assert_eq!(known("ann", "bob", 0).await, 1);
-    gateway.call(ADD, add_body("ann", "bob")).await.assert_relayed(200, wrote(ADD, &add_body("ann", "bob")));
-    assert_eq!(known("bob", "ann", 1).await, 1, "asked again after follow_add");
-    assert_eq!(known("ann", "bob", 2).await, 1, "not kept so soon after the write");
+    assert_eq!(lookups("ann", "bob", 0).await, 1);
+    gateway.call(ADD, add_body("ann", "bob")).await.assert_relayed(200, write_response(ADD, &add_body("ann", "bob")));
+    assert_eq!(lookups("bob", "ann", 1).await, 1, "fetched again after follow_add");
+    assert_eq!(lookups("ann", "bob", 2).await, 1, "not cached within write_settle");
     gateway.call(ADD, add_body("bob", "ann")).await;
-    assert_eq!(known("ann", "bob", 3).await, 1);
+    assert_eq!(lookups("ann", "bob", 3).await, 1);
     gateway.call(DELETE, check_body("ann", &["bob"])).await;
-    assert_eq!(known("ann", "bob", 1).await, 1, "asked again after follow_delete");
+    assert_eq!(lookups("ann", "bob", 1).await, 1, "fetched again after follow_delete");
     gateway.call(ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":"bob"}]}"#).await.assert_relayed(200, OK);
-    assert_eq!(known("ann", "bob", 0).await, 1, "asked again after account_delete");
-    assert_eq!(known("bob", "ann", 0).await, 1);
-    assert_eq!((chat.calls_of(ADD).len(), chat.calls_of(DELETE).len()), (2, 1), "each write went out once");
+    assert_eq!(lookups("ann", "bob", 0).await, 1, "fetched again after account_delete");
+    assert_eq!(lookups("bob", "ann", 0).await, 1);
+    assert_eq!((chat.calls_of(ADD).len(), chat.calls_of(DELETE).len()), (2, 1), "each write was sent once");
 }
 
-/// What Chat says when it carried out a write.
-fn wrote(command: &str, body: &str) -> String {
+/// Returns Chat's response to a successful write.
+fn write_response(command: &str, body: &str) -> String {
     Graph::default().answer(MAIN.sdkappid, command, body.as_bytes())
 }
 
 #[tokio::test]
-async fn a_write_evicts_the_pairs_it_names_and_no_others() {
+async fn write_invalidates_only_the_pairs_in_its_body() {
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
     let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true")).app(OTHER, &lines);
@@ -77,18 +77,18 @@ async fn a_write_evicts_the_pairs_it_names_and_no_others() {
         |control: &str| Ask::check("ann", &["bob"]).header("Chatgate-App", OTHER.name).header("Cache-Control", control);
     gateway.ask(elsewhere("max-age=60")).await.checked();
     gateway.call(ADD, add_body("ann", "bob")).await;
-    assert!(!is_known(&gateway, "ann", "bob").await);
-    assert!(!is_known(&gateway, "bob", "ann").await);
-    assert!(is_known(&gateway, "ann", "cyd").await, "another pair of the same user");
-    assert!(is_known(&gateway, "bob", "dan").await, "another pair of the other user");
+    assert!(!is_cached(&gateway, "ann", "bob").await);
+    assert!(!is_cached(&gateway, "bob", "ann").await);
+    assert!(is_cached(&gateway, "ann", "cyd").await, "another pair of the same user");
+    assert!(is_cached(&gateway, "bob", "dan").await, "another pair of the other user");
     assert_eq!(gateway.ask(elsewhere("only-if-cached")).await.status, 200, "the same names in another app");
     gateway.call(ACCOUNT_DELETE, r#"{"DeleteItem":[{"UserID":"bob"},{"UserID":"nobody"}]}"#).await;
-    assert!(!is_known(&gateway, "dan", "bob").await, "every pair of a deleted account");
-    assert!(is_known(&gateway, "ann", "cyd").await);
+    assert!(!is_cached(&gateway, "dan", "bob").await, "every pair of a deleted account");
+    assert!(is_cached(&gateway, "ann", "cyd").await);
 }
 
 #[tokio::test]
-async fn names_in_a_write_are_compared_as_text() {
+async fn escaped_names_in_a_write_match_their_text() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["abc", "d\"e"]).await.checked();
@@ -100,7 +100,7 @@ async fn names_in_a_write_are_compared_as_text() {
 }
 
 #[tokio::test]
-async fn a_failed_write_evicts_as_well() {
+async fn failed_write_invalidates_its_pairs() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let failures = [
@@ -114,7 +114,7 @@ async fn a_failed_write_evicts_as_well() {
     for (round, failure) in failures.into_iter().enumerate() {
         let from = format!("ann{round}");
         assert_eq!(gateway.check(&from, &["bob"]).await.types(), [0]);
-        // Chat did carry it out, whatever it says.
+        // Chat carried out the write despite its response.
         chat.follow(&from, "bob");
         chat.once(failure);
         gateway.call(ADD, add_body(&from, "bob")).await;
@@ -124,7 +124,7 @@ async fn a_failed_write_evicts_as_well() {
 }
 
 #[tokio::test]
-async fn a_write_that_timed_out_evicts() {
+async fn timed_out_write_invalidates_its_pairs() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("1s").start().await;
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
@@ -135,7 +135,7 @@ async fn a_write_that_timed_out_evicts() {
 }
 
 #[tokio::test]
-async fn a_lookup_held_over_a_write_neither_answers_nor_is_kept_from_before_it() {
+async fn lookup_in_flight_during_a_write_is_discarded() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for (round, (command, body)) in [
@@ -158,22 +158,22 @@ async fn a_lookup_held_over_a_write_neither_answers_nor_is_kept_from_before_it()
             let hold = call.command() == CHECK && first.swap(false, Ordering::Relaxed);
             hold.then(|| Reply::model().held(&gate_of_first))
         });
-        // Under way, with the answer from before the write already decided.
+        // In flight, with a result from before the write.
         let mut lookup = gateway.connect().await;
         lookup.send(Ask::check(&from, &["bob"]).bytes()).await;
         eventually("the lookup is upstream", async || (chat.calls_of(CHECK).len() > before).then_some(())).await;
         gateway.call(command, body).await;
         if round == 3 {
-            // Chat understood what the gateway could not.
+            // Chat understood the body that the gateway could not parse.
             chat.follow(&from, "bob");
         }
         let expected = chat.graph().follow_type(MAIN.sdkappid, &from, "bob");
-        // A check that comes after the write does not join the one from before it.
-        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: a new check");
+        // A lookup after the write does not join the one from before the write.
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: a new lookup");
         gate.open();
-        assert_eq!(lookup.answer().await.types(), [expected], "{command}: the lookup that was under way");
-        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: what was kept");
-        assert_eq!(gateway.check("bob", &[&from]).await.types(), [flip(expected)], "{command}: turned round");
+        assert_eq!(lookup.answer().await.types(), [expected], "{command}: the lookup in flight");
+        assert_eq!(gateway.check(&from, &["bob"]).await.types(), [expected], "{command}: the cached pair");
+        assert_eq!(gateway.check("bob", &[&from]).await.types(), [flip(expected)], "{command}: flipped");
     }
 }
 
@@ -182,7 +182,7 @@ fn flip(follow_type: u8) -> u8 {
 }
 
 #[tokio::test]
-async fn what_is_learned_while_a_write_is_under_way_does_not_outlive_it() {
+async fn write_invalidates_pairs_fetched_while_in_flight() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
@@ -191,7 +191,7 @@ async fn what_is_learned_while_a_write_is_under_way_does_not_outlive_it() {
     let mut write = gateway.connect().await;
     write.send(Ask::command(ADD).body(add_body("ann", "bob")).bytes()).await;
     chat.seen(1).await;
-    // Not acknowledged yet, so the old answer is still true.
+    // The write is not acknowledged yet, so the old state is still valid.
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     gate.open();
     assert_eq!(write.answer().await.status, 200);
@@ -199,7 +199,7 @@ async fn what_is_learned_while_a_write_is_under_way_does_not_outlive_it() {
 }
 
 #[tokio::test]
-async fn a_write_goes_on_and_evicts_when_its_caller_leaves() {
+async fn abandoned_write_continues_and_invalidates_its_pairs() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
@@ -211,16 +211,16 @@ async fn a_write_goes_on_and_evicts_when_its_caller_leaves() {
     eventually("the write is upstream", async || (!chat.calls_of(ADD).is_empty()).then_some(())).await;
     drop(write);
     gateway.at_work(0).await;
-    // Whatever is learned before Chat carries the write out must not last.
+    // A pair that is fetched before Chat carries out the write must not stay cached.
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
     gate.open();
     eventually("the write is seen", async || (gateway.check("ann", &["bob"]).await.types() == [2]).then_some(())).await;
     assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1]);
-    assert_eq!(chat.calls_of(ADD).len(), 1, "carried out once");
+    assert_eq!(chat.calls_of(ADD).len(), 1, "the write is sent once");
 }
 
 #[tokio::test]
-async fn a_write_whose_caller_leaves_at_once_is_sent_whole_or_not_at_all() {
+async fn abandoned_write_is_sent_whole_or_not_at_all() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for round in 0..20 {
@@ -229,7 +229,7 @@ async fn a_write_whose_caller_leaves_at_once_is_sent_whole_or_not_at_all() {
         drop(write);
     }
     gateway.round_trips().await;
-    eventually("nothing is under way", async || {
+    eventually("no call is in flight", async || {
         let before = chat.count();
         gateway.round_trips().await;
         (chat.count() == before).then_some(())
@@ -245,7 +245,7 @@ async fn a_write_whose_caller_leaves_at_once_is_sent_whole_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_write_that_cannot_be_read_with_certainty_evicts_by_the_widest_certain_name() {
+async fn ambiguous_write_invalidates_the_user_or_the_app() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let all_of_ann = [
@@ -260,21 +260,21 @@ async fn a_write_that_cannot_be_read_with_certainty_evicts_by_the_widest_certain
     for (command, body) in all_of_ann {
         gateway.check("ann", &["bob"]).await.checked();
         gateway.check("cyd", &["dan"]).await.checked();
-        eventually("both are known", async || {
+        eventually("both pairs are cached", async || {
             gateway.check("ann", &["bob"]).await.checked();
-            (is_known(&gateway, "ann", "bob").await && is_known(&gateway, "cyd", "dan").await).then_some(())
+            (is_cached(&gateway, "ann", "bob").await && is_cached(&gateway, "cyd", "dan").await).then_some(())
         })
         .await;
         let answer = gateway.call(command, body).await;
         if answer.slug() == Some("bad_json") {
-            // Refused for a repeated member: then it went nowhere and changed nothing.
+            // Rejected for a duplicate member: the write was not sent and changed nothing.
             assert_ne!(chat.last().command(), command, "{body}");
             continue;
         }
         assert_eq!(answer.slug(), None, "relayed: {body}");
         assert_eq!(chat.last().body, body.as_bytes());
-        assert!(!is_known(&gateway, "ann", "bob").await && !is_known(&gateway, "bob", "ann").await, "{body}");
-        assert!(is_known(&gateway, "cyd", "dan").await, "another user's pair: {body}");
+        assert!(!is_cached(&gateway, "ann", "bob").await && !is_cached(&gateway, "bob", "ann").await, "{body}");
+        assert!(is_cached(&gateway, "cyd", "dan").await, "another user's pair: {body}");
     }
     let whole_app = [
         (ADD, "{}"),
@@ -285,41 +285,41 @@ async fn a_write_that_cannot_be_read_with_certainty_evicts_by_the_widest_certain
         (ACCOUNT_DELETE, "{}"),
     ];
     for (command, body) in whole_app {
-        eventually("both are known", async || {
+        eventually("both pairs are cached", async || {
             gateway.check("ann", &["bob"]).await.checked();
             gateway.check("cyd", &["dan"]).await.checked();
-            (is_known(&gateway, "ann", "bob").await && is_known(&gateway, "cyd", "dan").await).then_some(())
+            (is_cached(&gateway, "ann", "bob").await && is_cached(&gateway, "cyd", "dan").await).then_some(())
         })
         .await;
         assert_eq!(gateway.call(command, body).await.slug(), None, "relayed: {body}");
-        assert!(!is_known(&gateway, "ann", "bob").await && !is_known(&gateway, "cyd", "dan").await, "{body}");
+        assert!(!is_cached(&gateway, "ann", "bob").await && !is_cached(&gateway, "cyd", "dan").await, "{body}");
     }
 }
 
 #[tokio::test]
-async fn for_write_settle_after_a_write_its_pairs_are_not_kept() {
+async fn written_pairs_are_not_cached_during_write_settle() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "2s""#);
     let gateway = setup.start().await;
     gateway.call(ADD, add_body("ann", "bob")).await;
     let answered = now();
-    // Chat need not show a write at once: what it says now may be from before it.
+    // Chat may show a write late, so a lookup right after it may return the earlier state.
     gateway.check("ann", &["bob", "cyd"]).await.checked();
     let quick = answered.elapsed() < Duration::from_secs(1);
-    let known = is_known(&gateway, "ann", "bob").await;
-    assert!(!(quick && known), "kept {:?} after the write", answered.elapsed());
-    assert!(is_known(&gateway, "ann", "cyd").await, "a pair that was not written is kept");
-    eventually("the pair is kept again", async || {
+    let cached = is_cached(&gateway, "ann", "bob").await;
+    assert!(!(quick && cached), "cached {:?} after the write", answered.elapsed());
+    assert!(is_cached(&gateway, "ann", "cyd").await, "a pair that was not written is cached");
+    eventually("the pair is cached again", async || {
         gateway.check("ann", &["bob"]).await.checked();
-        is_known(&gateway, "ann", "bob").await.then_some(())
+        is_cached(&gateway, "ann", "bob").await.then_some(())
     })
     .await;
-    assert!(answered.elapsed() >= Duration::from_millis(1900), "kept after {:?}", answered.elapsed());
-    assert!(answered.elapsed() < Duration::from_secs(8), "kept only after {:?}", answered.elapsed());
+    assert!(answered.elapsed() >= Duration::from_millis(1900), "cached after {:?}", answered.elapsed());
+    assert!(answered.elapsed() < Duration::from_secs(8), "cached only after {:?}", answered.elapsed());
 }
 
 #[tokio::test]
-async fn writes_are_never_answered_from_memory_and_other_commands_evict_nothing() {
+async fn other_commands_are_never_cached_and_invalidate_nothing() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await.checked();
@@ -329,11 +329,11 @@ async fn writes_are_never_answered_from_memory_and_other_commands_evict_nothing(
         gateway.call("sns/friend_add", &body).await.assert_relayed(200, OK);
         assert_eq!(chat.calls_of("follow/follow_get_info").len(), round);
     }
-    assert!(is_known(&gateway, "ann", "bob").await);
+    assert!(is_cached(&gateway, "ann", "bob").await);
 }
 
 #[tokio::test]
-async fn a_write_that_chat_carries_out_late_is_seen_in_the_end() {
+async fn late_write_is_eventually_visible() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#);
     let gateway = setup.deadline("1s").start().await;
@@ -341,7 +341,7 @@ async fn a_write_that_chat_carries_out_late_is_seen_in_the_end() {
     let add = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
     gateway.call("follow/follow_add", add).await.assert_error(504, "upstream_timeout", 60008);
     assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-    assert_eq!(gateway.check("ann", &["bob"]).await.cache().counts(), (1, 0, 0), "the old state is kept");
+    assert_eq!(gateway.check("ann", &["bob"]).await.cache().counts(), (1, 0, 0), "the old state is cached");
     chat.follow("ann", "bob");
     eventually("the write is seen", async || (gateway.check("ann", &["bob"]).await.types() == [2]).then_some(())).await;
 }
