@@ -52,6 +52,35 @@ pub(crate) fn code_of(source: &str) -> String {
     code
 }
 
+/// The reverse of [`code_of`]: comments, literals and the words of function names, line for line as before.
+pub(crate) fn prose_of(source: &str) -> String {
+    let mut prose = String::with_capacity(source.len());
+    let (mut rest, mut last) = (source, ' ');
+    while let Some(first) = rest.chars().next() {
+        let is_word = |inner: char| inner.is_alphanumeric() || inner == '_';
+        let after_word = is_word(last);
+        let len = match comment_len(rest).or_else(|| literal_len(rest, after_word)) {
+            Some(len) => {
+                prose.push_str(&rest[..len].replace("\\n", "  "));
+                len
+            }
+            None if !after_word && rest.starts_with("fn ") => {
+                let name_len = rest["fn ".len()..].find(|inner| !is_word(inner)).unwrap_or(0);
+                let len = "fn ".len() + name_len;
+                prose.push_str(&rest["fn ".len()..len].replace('_', " "));
+                len
+            }
+            None => {
+                prose.push(if first == '\n' { '\n' } else { ' ' });
+                first.len_utf8()
+            }
+        };
+        last = rest[..len].chars().next_back().unwrap_or(' ');
+        rest = &rest[len..];
+    }
+    prose
+}
+
 /// The code up to its test module, which by the project's custom comes last.
 pub(crate) fn outside_tests(code: &str) -> String {
     let tests = code.find("\n#[cfg(test)]\nmod tests");

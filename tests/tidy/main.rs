@@ -11,6 +11,7 @@ use std::process::Command;
 mod code;
 mod documents;
 mod manifest;
+mod words;
 
 use code::{code_of, lines_naming, lines_naming_other_modules, outside_tests};
 use documents::{
