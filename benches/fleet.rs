@@ -115,9 +115,12 @@ async fn cold_replica(redis: &Redis) {
         for _ in 0..FEEDS {
             feed(&cold, &mut random).await;
         }
-        let (all, asked) = (FEEDS * FEED_LEN, chat.counts().1 - before);
-        let known = 100.0 * (all - asked.min(all)) as f64 / all as f64;
-        println!("{:<22} {all:>8} {asked:>16} {known:>10.1} %", if shared { "with a warm replica" } else { "alone" });
+        let (all, fetched) = (FEEDS * FEED_LEN, chat.counts().1 - before);
+        let cached = 100.0 * (all - fetched.min(all)) as f64 / all as f64;
+        println!(
+            "{:<22} {all:>8} {fetched:>16} {cached:>10.1} %",
+            if shared { "with a warm replica" } else { "alone" }
+        );
     }
 }
 
@@ -138,9 +141,9 @@ async fn hit_latency(redis: &Redis) {
     ] {
         let (before, mut times) = (chat.counts().0, Vec::with_capacity(TIMED));
         for (from, to) in &pairs {
-            let asked = client.ask(from, to).await;
-            assert!(asked.answered, "{what}");
-            times.push(asked.took);
+            let outcome = client.ask(from, to).await;
+            assert!(outcome.answered, "{what}");
+            times.push(outcome.took);
         }
         let calls = chat.counts().0 - before;
         assert!(may_call || calls < TIMED / 20, "{what}: {calls} calls to Chat");
@@ -164,7 +167,7 @@ async fn invalidation_latency(redis: &Redis) {
         };
         let dropped = async {
             let begun = clock::now();
-            while other.knows(&from, &to).await.answered {
+            while other.ask_cache(&from, &to).await.answered {
                 assert!(clock::now() - begun < PATIENCE, "the other replica keeps the pair");
             }
             clock::now()

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway, metrics, percentile};
+use self::gateway::{Client, Gateway, Outcome, metrics, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -72,7 +72,7 @@ fn main() {
 
 async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Random) {
     let (before, begun) = (chat.counts().0, clock::now());
-    let asked = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
+    let outcomes = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
     let (ended, calls) = (clock::now(), chat.counts().0 - before);
     let mut row = 0;
     while row < NORMAL_ROW {
@@ -81,13 +81,13 @@ async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Ra
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let normal_after = clock::now() - ended;
-    let mut answered: Vec<Duration> = asked.iter().filter(|one| one.answered).map(|one| one.took).collect();
-    let mut rejected: Vec<Duration> = asked.iter().filter(|one| !one.answered).map(|one| one.took).collect();
+    let mut answered: Vec<Duration> = outcomes.iter().filter(|one| one.answered).map(|one| one.took).collect();
+    let mut rejected: Vec<Duration> = outcomes.iter().filter(|one| !one.answered).map(|one| one.took).collect();
     let millis = |times: &mut Vec<Duration>, share| percentile(times, share).as_secs_f64() * 1000.0;
     println!(
         "{:<6} {:>8} {calls:>7} {:>9} {:>9.0} {:>10.1} {:>10.1} {:>12.2} {:>12.2} {:>7} {:>10.0} ms",
         format!("{times} x"),
-        asked.len(),
+        outcomes.len(),
         answered.len(),
         answered.len() as f64 / (ended - begun).as_secs_f64(),
         millis(&mut answered, 0.5),
@@ -189,7 +189,7 @@ impl Drop for Limited {
 }
 
 /// Sends requests to all `clients` in turn at a steady rate, regardless of earlier responses.
-async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &mut Random) -> Vec<Asked> {
+async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &mut Random) -> Vec<Outcome> {
     let mut callers = JoinSet::new();
     let begun = clock::now();
     for at in 0..span.as_secs() as u32 * rate {
@@ -202,7 +202,7 @@ async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &
 }
 
 /// Sends one request for a new pair.
-async fn ask(client: &Client, random: &mut Random) -> Asked {
+async fn ask(client: &Client, random: &mut Random) -> Outcome {
     let (from, to) = random.pair();
     client.ask(&from, &[to]).await
 }

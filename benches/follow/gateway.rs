@@ -97,7 +97,7 @@ pub(crate) struct Client {
 }
 
 /// The outcome of a request.
-pub(crate) struct Asked {
+pub(crate) struct Outcome {
     pub(crate) answered: bool,
     pub(crate) took: Duration,
 }
@@ -108,21 +108,21 @@ impl Client {
     }
 
     /// Sends a `follow_check` and reads the complete response.
-    pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Asked {
+    pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Outcome {
         self.post("/v4/follow/follow_check", "max-stale=0", question(from, to)).await
     }
 
     /// Asks only the cache, with `only-if-cached`.
     #[allow(dead_code, reason = "not every bench uses it")]
-    pub(crate) async fn knows(&self, from: &str, to: &[String]) -> Asked {
+    pub(crate) async fn ask_cache(&self, from: &str, to: &[String]) -> Outcome {
         self.post("/v4/follow/follow_check", "only-if-cached", question(from, to)).await
     }
 
     /// Posts any body.
-    pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Asked {
+    pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Outcome {
         let begun = clock::now();
         let answered = self.send(path, freshness, body).await.unwrap_or(false);
-        Asked { answered, took: clock::now() - begun }
+        Outcome { answered, took: clock::now() - begun }
     }
 
     async fn send(

@@ -15,7 +15,7 @@ use chatgate::clock;
 use tokio::task::JoinSet;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway, percentile};
+use self::gateway::{Client, Gateway, Outcome, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
@@ -72,16 +72,16 @@ async fn fans_in_turn() {
     for number in 0..500 {
         let (client, next) = (Arc::clone(&scene.client), Arc::clone(&next));
         callers.spawn(async move {
-            let mut asked = Vec::new();
+            let mut outcomes = Vec::new();
             for turn in 0..20 {
                 let fan = fan(next.fetch_add(1, Ordering::Relaxed));
-                asked.push(client.ask(&fan, &[creator((number + turn) % 5)]).await);
+                outcomes.push(client.ask(&fan, &[creator((number + turn) % 5)]).await);
             }
-            asked
+            outcomes
         });
     }
-    let asked = callers.join_all().await.into_iter().flatten().collect();
-    scene.report("(a) 500 fans of 5, again and again, 20/s", asked);
+    let outcomes = callers.join_all().await.into_iter().flatten().collect();
+    scene.report("(a) 500 fans of 5, again and again, 20/s", outcomes);
 }
 
 /// (b) Feeds of 30 distinct accounts. Viewers and creators follow Zipf's law.
@@ -89,7 +89,7 @@ async fn zipf(times: u32, creators: usize) {
     let scene = Scene::new(200);
     let (viewers, chosen) = (Zipf::new(10_000, 0.8), Zipf::new(creators, 1.0));
     let mut random = Random(7);
-    let asked = open_loop(&scene.client, 200 * times, Duration::from_secs(5), || {
+    let outcomes = open_loop(&scene.client, 200 * times, Duration::from_secs(5), || {
         let mut feed: Vec<usize> = Vec::with_capacity(30);
         while feed.len() < 30 {
             let one = chosen.choose(&mut random);
@@ -99,19 +99,19 @@ async fn zipf(times: u32, creators: usize) {
         }
         (fan(viewers.choose(&mut random)), feed.into_iter().map(creator).collect())
     });
-    let asked = asked.await;
-    scene.report(&format!("(b) feeds of 30 of {creators}, {times} x quota of 200/s"), asked);
+    let outcomes = outcomes.await;
+    scene.report(&format!("(b) feeds of 30 of {creators}, {times} x quota of 200/s"), outcomes);
 }
 
 /// (c) Random pairs without common users.
 async fn uniform(name: &str, rate: u32, seconds: u64) {
     let scene = Scene::new(200);
     let mut random = Random(11);
-    let asked = open_loop(&scene.client, rate, Duration::from_secs(seconds), || {
+    let outcomes = open_loop(&scene.client, rate, Duration::from_secs(seconds), || {
         (fan(random.below(1_000_000)), vec![creator(random.below(1_000_000))])
     });
-    let asked = asked.await;
-    scene.report(name, asked);
+    let outcomes = outcomes.await;
+    scene.report(name, outcomes);
 }
 
 /// Sends single misses to an idle gateway, and the same requests directly to the fake Chat.
@@ -151,14 +151,14 @@ impl Scene {
         Self { client, _gateway: gateway, chat, begun: clock::now() }
     }
 
-    fn report(&self, name: &str, asked: Vec<Asked>) {
+    fn report(&self, name: &str, outcomes: Vec<Outcome>) {
         let span = (clock::now() - self.begun).as_secs_f64();
         let (calls, pairs) = self.chat.counts();
-        let mut waits: Vec<Duration> = asked.iter().filter(|one| one.answered).map(|one| one.took).collect();
+        let mut waits: Vec<Duration> = outcomes.iter().filter(|one| one.answered).map(|one| one.took).collect();
         let ratio = |a: usize, b: usize| a as f64 / b.max(1) as f64;
         println!(
             "{name:<44} {:>8} {:>8} {pairs:>7} {calls:>6} {:>7.1} {:>9.1} {:>9.3} {:>8.0} {:>8.0} {:>8.0}",
-            asked.len(),
+            outcomes.len(),
             waits.len(),
             ratio(pairs, calls),
             1000.0 * ratio(calls, pairs),
@@ -176,7 +176,7 @@ async fn open_loop(
     rate: u32,
     span: Duration,
     mut question: impl FnMut() -> (String, Vec<String>),
-) -> Vec<Asked> {
+) -> Vec<Outcome> {
     let mut callers = JoinSet::new();
     let begun = clock::now();
     let number = span.as_secs() as u32 * rate;

@@ -30,7 +30,7 @@ fn exposition() -> String {
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'; curl -s http://{data}/v4/a/b -d '{{}}'"));
     let exposition = shell(&format!("curl -s http://{admin}/metrics"));
-    assert!(demo.stop().success(), "the demo ends in good order");
+    assert!(demo.stop().success(), "the demo exits with an error");
     exposition
 }
 
