@@ -1,7 +1,7 @@
-//! The table of facts: memory a pair, time of 100 lookups, and whether `cache.max_pairs` holds.
+//! The table of cached pairs: memory per pair, time for 100 lookups, and whether `cache.max_pairs` holds.
 //!
-//! `cargo bench --bench facts`. Each row is a process of its own, so that its memory is its own.
-//! How to read it stands in `benches/README.md`.
+//! `cargo bench --bench facts`. Each row runs in a separate process, so that its memory is measured separately.
+//! `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -19,7 +19,7 @@ use chatgate::domain::tick::Tick;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Table, shape, pairs, and whether as many pairs again come and go.
+/// Table, shape, pairs, and whether further pairs replace them.
 const ROWS: &[(&str, &str, usize, bool)] = &[
     ("facts", "100", 1_000_000, false),
     ("facts", "1", 1_000_000, false),
@@ -31,7 +31,7 @@ const ROWS: &[(&str, &str, usize, bool)] = &[
     ("moka", "1", 1_000_000, false),
 ];
 
-/// Requests that are looked up, of 100 accounts each.
+/// Requests to look up, with 100 accounts each.
 const REQUESTS: usize = 2000;
 const ACCOUNTS: usize = 100;
 const ROUNDS: usize = 5;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What both tables can do.
+/// The operations of both tables.
 trait Table {
     fn insert(&self, pair: PairKey, fact: CachedPair);
     fn get(&self, pair: PairKey) -> Option<CachedPair>;
@@ -93,7 +93,7 @@ impl Table for PairCache {
     }
 }
 
-/// One entry a pair in a general cache.
+/// A general cache with one entry per pair.
 struct Moka(moka::sync::Cache<PairKey, CachedPair>);
 
 impl Table for Moka {
@@ -133,7 +133,7 @@ fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
         built.insert(key(number), fact(number));
     }
     if churn {
-        // Twice as many again; one in ten is taken out by a write.
+        // Inserts twice as many pairs again; a write removes one in ten.
         filled = 3 * pairs;
         for number in pairs..filled {
             built.insert(key(number), fact(number));
@@ -145,7 +145,7 @@ fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
     let fill = (clock::now() - begun).as_nanos() as f64 / filled as f64;
     let held = built.held();
     let bytes = resident().saturating_sub(before) as f64 / held as f64;
-    // Of the newest half of what fits; of them a churning writer has taken out a tenth at most.
+    // The newest half of the capacity, of which churn has removed at most a tenth.
     let newest = filled - pairs / 2..filled;
     let found = newest.clone().filter(|number| built.get(key(*number)).is_some()).count();
     let found = found as f64 / newest.len() as f64;
@@ -175,13 +175,13 @@ fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
         100.0 * found,
     );
     let within = |value: usize| value <= pairs + pairs / 20 && value * 20 >= pairs * 19;
-    // Of a table that many pairs leave by writes, only the upper bound can be asked.
+    // With churn, writes remove many pairs, so only the upper bound applies.
     if within(held) || (churn && held <= pairs + pairs / 20) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The two names, 12 bytes each, of the pair with that number.
+/// Returns the two names, 12 bytes each, of the pair with this number.
 fn names(shape: &str, number: usize) -> (String, String) {
-    // Any bijection with good spread gives each pair a partner of its own.
+    // A bijection with good spread gives each pair a different partner.
     let partner = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000_000_000;
     let from = match shape {
         "100" => number / 100,
@@ -191,7 +191,7 @@ fn names(shape: &str, number: usize) -> (String, String) {
     (format!("u{from:011}"), format!("f{partner:011}"))
 }
 
-/// A request about pairs that are there, as far as one user has them.
+/// Returns a request for cached pairs, as far as one user has them.
 fn request_of(shape: &str, request: usize, newest: std::ops::Range<usize>) -> (String, Vec<String>) {
     let at = newest.start + (request * 7_919 * ACCOUNTS) % (newest.len() - ACCOUNTS);
     let first = at / ACCOUNTS * ACCOUNTS;
@@ -199,7 +199,7 @@ fn request_of(shape: &str, request: usize, newest: std::ops::Range<usize>) -> (S
     (from, (first..first + ACCOUNTS).map(|number| names(shape, number).1).collect())
 }
 
-/// Microseconds a request, the middle one of some rounds.
+/// Returns the median of several rounds, in microseconds per request.
 fn median(mut round: impl FnMut() -> usize) -> f64 {
     let mut times: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
@@ -212,7 +212,7 @@ fn median(mut round: impl FnMut() -> usize) -> f64 {
     times[ROUNDS / 2].as_nanos() as f64 / 1000.0 / REQUESTS as f64
 }
 
-/// Bytes of this process in memory.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,7 +1,7 @@
-//! What replicas share through Redis, and how fast: calls of all together under one limit, what a cold replica
-//! knows, and how long an eviction takes.
+//! Replicas that share state through Redis: calls of all replicas under one limit, hits of a cold replica, and the
+//! latency of an invalidation.
 //!
-//! `cargo bench --bench fleet`; needs `redis-server`. How to read it stands in `benches/README.md`.
+//! `cargo bench --bench fleet`; needs `redis-server`. `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints tables")]
 
@@ -28,25 +28,25 @@ use self::gateway::{Client, Gateway, metrics, percentile};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What Chat takes for a call, where calls are what counts.
+/// Chat's latency per call, where calls are counted.
 const LATENCY: Duration = Duration::from_millis(20);
-/// Calls a second of all replicas together.
+/// Calls per second of all replicas together.
 const QUOTA: u32 = 200;
-/// Where time is taken nobody is to wait for quota.
+/// Quota where latency is measured, so that no request waits for it.
 const PLENTY: u32 = 1_000_000;
-/// Requests a second to all of them, each of which needs a call: twice what fits.
+/// Requests per second to all replicas, each of which needs a call: twice the quota.
 const ASKED: u32 = 400;
-/// How long they are asked.
+/// Duration of the load.
 const SPAN: Duration = Duration::from_secs(8);
-/// The first of it, in which replicas find out who needs what, is not in the mean.
+/// The start of the load, in which the replicas learn each other's demand. It is excluded from the mean.
 const BEGINNING: Duration = Duration::from_secs(2);
-/// Requests of each kind whose time is taken, and evictions.
+/// Timed requests of each kind, and timed invalidations.
 const TIMED: usize = 2000;
 const EVICTIONS: usize = 300;
-/// Feeds that a replica is asked for, and accounts in each.
+/// Feeds requested from a replica, and accounts in each.
 const FEEDS: usize = 300;
 const FEED_LEN: usize = 30;
-/// Nothing here takes longer.
+/// Longest wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() {
@@ -57,13 +57,13 @@ fn main() {
         for replicas in [1, 2, 4, 8] {
             under_one_limit(&redis, replicas).await;
         }
-        a_cold_one_beside_a_warm_one(&redis).await;
-        how_long_hits_take(&redis).await;
-        how_long_evictions_take(&redis).await;
+        cold_replica(&redis).await;
+        hit_latency(&redis).await;
+        invalidation_latency(&redis).await;
     });
 }
 
-/// Replicas that are all asked for more than fits, about pairs that share nobody.
+/// Sends more requests than the quota allows to all replicas, for pairs without common users.
 async fn under_one_limit(redis: &Redis, replicas: u32) {
     let chat = Chat::start(LATENCY, None);
     let gateways = redis.replicas(&chat, &format!("limit-{replicas}"), replicas).await;
@@ -89,16 +89,16 @@ async fn under_one_limit(redis: &Redis, replicas: u32) {
     callers.join_all().await;
 }
 
-/// Most calls in any second.
+/// Returns the most calls in any second.
 fn worst_second(times: &[Instant]) -> usize {
     let second = Duration::from_secs(1);
     let within = |at: usize| times[at..].partition_point(|time| *time < times[at] + second);
     (0..times.len()).map(within).max().unwrap_or(0)
 }
 
-/// Feeds of the same people: first one replica is asked for some, then a new one for others.
-async fn a_cold_one_beside_a_warm_one(redis: &Redis) {
-    println!("\n{:<22} {:>8} {:>16} {:>12}", "a cold replica", "pairs", "asked of Chat", "known");
+/// Requests feeds of the same users from one replica, then from a new one.
+async fn cold_replica(redis: &Redis) {
+    println!("\n{:<22} {:>8} {:>16} {:>12}", "a cold replica", "pairs", "fetched", "cached");
     for shared in [true, false] {
         let (chat, mut random) = (Chat::start(Duration::ZERO, None), Random(11));
         let first = redis.replicas(&chat, "warm", 1).await;
@@ -115,65 +115,68 @@ async fn a_cold_one_beside_a_warm_one(redis: &Redis) {
         for _ in 0..FEEDS {
             feed(&cold, &mut random).await;
         }
-        let (all, asked) = (FEEDS * FEED_LEN, chat.counts().1 - before);
-        let known = 100.0 * (all - asked.min(all)) as f64 / all as f64;
-        println!("{:<22} {all:>8} {asked:>16} {known:>10.1} %", if shared { "beside a warm one" } else { "by itself" });
+        let (all, fetched) = (FEEDS * FEED_LEN, chat.counts().1 - before);
+        let cached = 100.0 * (all - fetched.min(all)) as f64 / all as f64;
+        println!(
+            "{:<22} {all:>8} {fetched:>16} {cached:>10.1} %",
+            if shared { "with a warm replica" } else { "alone" }
+        );
     }
 }
 
-/// One pair a request, one request after the other, and a Chat that takes no time.
-async fn how_long_hits_take(redis: &Redis) {
+/// Sends requests with one pair, one after the other, in front of a Chat without latency.
+async fn hit_latency(redis: &Redis) {
     let chat = Chat::start(Duration::ZERO, None);
     let both = redis.replicas(&chat, "hits", 2).await;
     let (warm, cold) = (Client::new(both[0].address), Client::new(both[1].address));
     let gateway = Gateway::start(chat.address, PLENTY);
-    let alone = Client::new(gateway.address);
-    println!("\n{:<34} {:>8} {:>8} {:>8}", "one pair", "p50 ms", "p99 ms", "asked");
+    let standalone = Client::new(gateway.address);
+    println!("\n{:<34} {:>8} {:>8} {:>8}", "one pair", "p50 ms", "p99 ms", "calls");
     let pairs: Vec<_> = (0..TIMED).map(|at| (format!("viewer-{at}"), [format!("account-{at}")])).collect();
-    for (what, client, may_ask) in [
-        ("not known, without a fleet", &alone, true),
-        ("not known, first asked of Redis", &warm, true),
-        ("known here", &warm, false),
-        ("known in Redis", &cold, false),
+    for (what, client, may_call) in [
+        ("miss without a fleet", &standalone, true),
+        ("miss after a Redis lookup", &warm, true),
+        ("local hit", &warm, false),
+        ("hit in Redis", &cold, false),
     ] {
         let (before, mut times) = (chat.counts().0, Vec::with_capacity(TIMED));
         for (from, to) in &pairs {
-            let asked = client.ask(from, to).await;
-            assert!(asked.answered, "{what}");
-            times.push(asked.took);
+            let outcome = client.ask(from, to).await;
+            assert!(outcome.answered, "{what}");
+            times.push(outcome.took);
         }
-        let asked = chat.counts().0 - before;
-        assert!(may_ask || asked < TIMED / 20, "{what}: {asked} were asked of Chat");
-        print_times(what, 34, &mut times, &[0.5, 0.99], asked);
+        let calls = chat.counts().0 - before;
+        assert!(may_call || calls < TIMED / 20, "{what}: {calls} calls to Chat");
+        print_times(what, 34, &mut times, &[0.5, 0.99], calls);
     }
 }
 
-/// From the answer of the one that evicts until the other does not know any more.
-async fn how_long_evictions_take(redis: &Redis) {
+/// Measures from the response of the invalidating replica until the other replica no longer has the pair.
+async fn invalidation_latency(redis: &Redis) {
     let chat = Chat::start(Duration::ZERO, None);
     let both = redis.replicas(&chat, "evictions", 2).await;
-    let (one, orders, other) = (Client::new(both[0].address), Client::new(both[0].admin), Client::new(both[1].address));
+    let (one, admin, other) = (Client::new(both[0].address), Client::new(both[0].admin), Client::new(both[1].address));
     let mut times = Vec::with_capacity(EVICTIONS);
     for at in 0..EVICTIONS {
         let (from, to) = (format!("viewer-{at}"), [format!("account-{at}")]);
         assert!(one.ask(&from, &to).await.answered && other.ask(&from, &to).await.answered);
         let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
-        let order = async {
-            assert!(orders.post("/cache/evict", "no-cache", body).await.answered);
+        let invalidated = async {
+            assert!(admin.post("/cache/evict", "no-cache", body).await.answered);
             clock::now()
         };
-        let forgotten = async {
+        let dropped = async {
             let begun = clock::now();
-            while other.knows(&from, &to).await.answered {
-                assert!(clock::now() - begun < PATIENCE, "it is never forgotten");
+            while other.ask_cache(&from, &to).await.answered {
+                assert!(clock::now() - begun < PATIENCE, "the other replica keeps the pair");
             }
             clock::now()
         };
-        let (told, forgotten) = tokio::join!(order, forgotten);
-        times.push(forgotten.saturating_duration_since(told));
+        let (invalidated, dropped) = tokio::join!(invalidated, dropped);
+        times.push(dropped.saturating_duration_since(invalidated));
     }
-    println!("\n{:<34} {:>8} {:>8} {:>8} {:>8}", "an eviction", "p50 ms", "p99 ms", "max ms", "tried");
-    print_times("heard by another replica", 34, &mut times, &[0.5, 0.99, 1.0], EVICTIONS);
+    println!("\n{:<34} {:>8} {:>8} {:>8} {:>8}", "an invalidation", "p50 ms", "p99 ms", "max ms", "count");
+    print_times("applied by another replica", 34, &mut times, &[0.5, 0.99, 1.0], EVICTIONS);
 }
 
 fn print_times(what: &str, width: usize, times: &mut [Duration], shares: &[f64], last: usize) {
@@ -184,7 +187,7 @@ fn print_times(what: &str, width: usize, times: &mut [Duration], shares: &[f64],
     println!(" {last:>8}");
 }
 
-/// `redis-server` on a port of its own, which keeps nothing on disk.
+/// A `redis-server` on a free port, without persistence.
 struct Redis {
     child: Child,
     address: SocketAddr,
@@ -204,7 +207,7 @@ impl Redis {
         redis
     }
 
-    /// So many replicas of a fleet of that name, which have found each other.
+    /// Starts `count` replicas of the fleet `name`, and waits until all are connected.
     async fn replicas(&self, chat: &Chat, name: &str, count: u32) -> Vec<Gateway> {
         let quota = if name.starts_with("limit") { QUOTA } else { PLENTY };
         let url = format!("redis://{}", self.address).parse().expect("an address");
@@ -212,11 +215,11 @@ impl Redis {
         let start = |_| Gateway::start_in(chat.address, quota, Some(fleet.clone()));
         let gateways: Vec<_> = (0..count).map(start).collect();
         for gateway in &gateways {
-            let is_together = async || {
+            let is_connected = async || {
                 let text = metrics(gateway.admin).await.unwrap_or_default();
                 text.contains("\nchatgate_fleet_together 1\n")
             };
-            until("replicas are together", is_together).await;
+            until("replicas are connected", is_connected).await;
         }
         gateways
     }
@@ -229,10 +232,10 @@ impl Drop for Redis {
     }
 }
 
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let begun = clock::now();
-    while !is_so().await {
-        assert!(clock::now() - begun < PATIENCE, "waited in vain: {what}");
+    while !condition().await {
+        assert!(clock::now() - begun < PATIENCE, "waited without success for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -246,7 +249,7 @@ impl Random {
         (self.0 >> 33) as f64 / (1_u64 << 31) as f64
     }
 
-    /// One of 50 viewers, and accounts of 400, a few of which everybody sees again and again.
+    /// Returns one of 50 viewers, and some of 400 accounts, a few of which occur in most feeds.
     fn feed(&mut self) -> (String, Vec<String>) {
         let viewer = format!("viewer-{}", (self.next() * 50.0) as u32);
         let mut accounts = std::collections::BTreeSet::new();

@@ -1,6 +1,6 @@
-//! The pieces of a request, one by one.
+//! The steps of a request, measured separately.
 //!
-//! `cargo bench --bench micro`. How to read it stands in `benches/README.md`.
+//! `cargo bench --bench micro`. `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -28,11 +28,11 @@ use chatgate::upstream::signer::Signer;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Each piece is timed so many times.
+/// Measurements of each step.
 const ROUNDS: usize = 31;
-/// A round lasts about so long.
+/// Approximate duration of a measurement.
 const ROUND: Duration = Duration::from_millis(5);
-/// Pairs of the table that is looked into: many times what the caches of a processor hold.
+/// Pairs in the table for lookups: many times more than fit into CPU caches.
 const PAIRS: usize = 2_000_000;
 
 fn main() {
@@ -41,13 +41,13 @@ fn main() {
     for accounts in [10, 100] {
         reading_and_writing(accounts);
     }
-    looking_at();
+    validating();
     looking_up();
     planning();
 }
 
-/// At what is handed on: a short body, and one that is nearly all text.
-fn looking_at() {
+/// Checks relayed bodies: a short one, and one that is nearly all text.
+fn validating() {
     let short = br#"{"SyncOtherMachine":2,"To_Account":"user00000001","MsgBody":[{"MsgElemType":"TIMTextElem"}]}"#;
     time("a body of 92 bytes: an object?", || scan::is_object(short));
     let long = format!(r#"{{"MsgText":"{}"}}"#, "x".repeat((1 << 20) - 14));
@@ -69,16 +69,16 @@ fn signing() {
 fn reading_and_writing(accounts: usize) {
     let names: Vec<String> = (0..accounts).map(|number| format!("user{number:08}")).collect();
     let body = serde_json::json!({"From_Account": "user99999999", "To_Account": names}).to_string();
-    time(&format!("a question of {accounts}, in the usual form"), || request::parse(body.as_bytes(), 1000).is_ok());
-    // One escape is enough to make the form unusual.
+    time(&format!("a request for {accounts}, fast path"), || request::parse(body.as_bytes(), 1000).is_ok());
+    // One escape is enough to leave the fast path.
     let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
-    time(&format!("a question of {accounts}, in another form"), || request::parse(escaped.as_bytes(), 1000).is_ok());
+    time(&format!("a request for {accounts}, slow path"), || request::parse(escaped.as_bytes(), 1000).is_ok());
     let item = Item::Known(FollowType::new(2).expect("0 to 3"));
     let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
-    time(&format!("an answer about {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));
+    time(&format!("a response for {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));
     let answer = encode_response(names.iter().map(|name| (name, &item)));
-    time(&format!("Chat's answer about {accounts}: its ErrorCode"), || Envelope::error_code(&answer).is_ok());
-    time(&format!("Chat's answer about {accounts}: its items"), || Items::parse(&answer).is_some());
+    time(&format!("Chat's response for {accounts}: ErrorCode"), || Envelope::error_code(&answer).is_ok());
+    time(&format!("Chat's response for {accounts}: items"), || Items::parse(&answer).is_some());
 }
 
 fn looking_up() {
@@ -103,14 +103,14 @@ fn looking_up() {
         at = (at + 1) % requests.len();
         &requests[at]
     };
-    time("100 known pairs, together", || {
+    time("100 cached pairs, in a batch", || {
         let mut known = [false; 100];
         let keys = next();
         let mut items: Vec<_> = keys.iter().zip(&mut known).collect();
         facts.get_batch(&mut items, |(key, known)| (!**known).then_some(**key), |(_, known), _| **known = true);
         known
     });
-    time("100 known pairs, one after the other", || next().iter().filter(|key| facts.get(**key).is_some()).count());
+    time("100 cached pairs, one by one", || next().iter().filter(|key| facts.get(**key).is_some()).count());
     let names: Vec<String> = (0..100).map(|number| format!("user{number:08}")).collect();
     time("100 names hashed", || names.iter().fold(0, |sum, name| sum ^ hasher.user(name).index_bits()));
 }
@@ -133,14 +133,14 @@ fn planning() {
     let answer = encode_response(answered.iter().map(|name| (name, &item)));
     let items = Items::parse(&answer).expect("items");
     let mut pending = LookupScheduler::new(true);
-    time("100 pairs asked, sent in a call and settled", || {
+    time("100 pairs queued, sent in a call and resolved", || {
         pending.enqueue(terms, &wanted, never).expect("room");
         let call = pending.next_batch(100, Tick::from_micros(1)).expect("it is queued");
         pending.complete(call.id, &BatchOutcome::Answered(&items), never).0.len()
     });
 }
 
-/// Prints how long it takes: the median of some rounds, and the extremes.
+/// Prints the median, minimum and maximum duration of a step.
 fn time<T>(what: &str, mut piece: impl FnMut() -> T) {
     let mut round = |count: u32| {
         let begun = clock::now();

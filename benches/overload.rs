@@ -1,6 +1,6 @@
-//! What becomes of a gateway that is asked for more than fits, and of two that share a limit nobody told them.
+//! A gateway under more load than its quota allows, and two gateways that share a limit without knowing of each other.
 //!
-//! `cargo bench --bench overload`. How to read it stands in `benches/README.md`.
+//! `cargo bench --bench overload`. `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -22,24 +22,24 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway, metrics, percentile};
+use self::gateway::{Client, Gateway, Outcome, metrics, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What Chat takes for a call.
+/// Chat's latency per call.
 const LATENCY: Duration = Duration::from_millis(20);
-/// Calls a second, as configured and as Chat allows by default.
+/// Calls per second, as configured and as allowed by Chat by default.
 const QUOTA: u32 = 200;
-/// Requests a second that fit: each needs a call of its own.
+/// Requests per second that fit: each needs a separate call.
 const FITS: u32 = 180;
-/// Users that the sandbox knows.
+/// Users in the simulator.
 const SEEDED: u64 = 90_000;
-/// How long each load lasts.
+/// Duration of each load.
 const SPAN: Duration = Duration::from_secs(8);
-/// So many answers in a row, each within [`NORMAL`], are normal service.
+/// Consecutive responses, each within [`NORMAL`], that count as normal service.
 const NORMAL_ROW: usize = 20;
 const NORMAL: Duration = Duration::from_millis(100);
 
@@ -47,16 +47,16 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         println!(
-            "{:<6} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10} {:>12} {:>12} {:>7} {:>12}",
+            "{:<6} {:>8} {:>7} {:>9} {:>9} {:>10} {:>10} {:>12} {:>12} {:>7} {:>12}",
             "load",
-            "asked",
+            "requests",
             "calls",
             "answered",
             "/s",
             "p50 ms",
             "p99 ms",
-            "refused p50",
-            "refused p99",
+            "rejected p50",
+            "rejected p99",
             "MiB",
             "normal after"
         );
@@ -66,13 +66,13 @@ fn main() {
         for times in [1, 2, 5, 10] {
             overload(&client, &chat, times, &mut random).await;
         }
-        two_that_do_not_know_of_each_other(&mut random).await;
+        independent_gateways(&mut random).await;
     });
 }
 
 async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Random) {
     let (before, begun) = (chat.counts().0, clock::now());
-    let asked = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
+    let outcomes = open_loop(std::slice::from_ref(client), FITS * times, SPAN, random).await;
     let (ended, calls) = (clock::now(), chat.counts().0 - before);
     let mut row = 0;
     while row < NORMAL_ROW {
@@ -81,26 +81,26 @@ async fn overload(client: &Arc<Client>, chat: &Chat, times: u32, random: &mut Ra
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let normal_after = clock::now() - ended;
-    let mut answered: Vec<Duration> = asked.iter().filter(|one| one.answered).map(|one| one.took).collect();
-    let mut refused: Vec<Duration> = asked.iter().filter(|one| !one.answered).map(|one| one.took).collect();
+    let mut answered: Vec<Duration> = outcomes.iter().filter(|one| one.answered).map(|one| one.took).collect();
+    let mut rejected: Vec<Duration> = outcomes.iter().filter(|one| !one.answered).map(|one| one.took).collect();
     let millis = |times: &mut Vec<Duration>, share| percentile(times, share).as_secs_f64() * 1000.0;
     println!(
-        "{:<6} {:>7} {calls:>7} {:>9} {:>9.0} {:>10.1} {:>10.1} {:>12.2} {:>12.2} {:>7} {:>10.0} ms",
+        "{:<6} {:>8} {calls:>7} {:>9} {:>9.0} {:>10.1} {:>10.1} {:>12.2} {:>12.2} {:>7} {:>10.0} ms",
         format!("{times} x"),
-        asked.len(),
+        outcomes.len(),
         answered.len(),
         answered.len() as f64 / (ended - begun).as_secs_f64(),
         millis(&mut answered, 0.5),
         millis(&mut answered, 0.99),
-        millis(&mut refused, 0.5),
-        millis(&mut refused, 0.99),
+        millis(&mut rejected, 0.5),
+        millis(&mut rejected, 0.99),
         resident_mib(),
         normal_after.as_secs_f64() * 1000.0,
     );
 }
 
-/// Two gateways, each told 200 calls a second, in front of a sandbox that takes 100 of both together.
-async fn two_that_do_not_know_of_each_other(random: &mut Random) {
+/// Runs two gateways, each configured for 200 calls per second, in front of a simulator that accepts 100 in total.
+async fn independent_gateways(random: &mut Random) {
     const LIMIT: u32 = 100;
     const PHASES: u32 = 8;
     const PHASE: Duration = Duration::from_secs(10);
@@ -108,43 +108,43 @@ async fn two_that_do_not_know_of_each_other(random: &mut Random) {
     let gateways = [0, 1].map(|_| Gateway::start(chat.address, QUOTA));
     let clients: Vec<_> = gateways.iter().map(|gateway| Arc::new(Client::new(gateway.address))).collect();
     println!("\ntwo gateways, {QUOTA}/s configured each, one limit of {LIMIT}/s, {} requests/s in all", 3 * LIMIT);
-    println!("{:<12} {:>9} {:>10} {:>12}", "seconds", "taken/s", "refused/s", "of the limit");
+    println!("{:<12} {:>10} {:>11} {:>12}", "seconds", "accepted/s", "throttled/s", "of the limit");
     let mut before = counts(&gateways).await;
     let (begun, mut last) = (clock::now(), 0.0);
     for _ in 0..PHASES {
         open_loop(&clients, 3 * LIMIT, PHASE, random).await;
         let now = counts(&gateways).await;
-        // Those that wait when a phase ends are still served: until then it lasts.
+        // A phase lasts until the requests that wait at its end are answered.
         let seconds = (clock::now() - begun).as_secs_f64();
         let per_second = |now: u64, before: u64| (now - before) as f64 / (seconds - last);
-        let (taken, refused) = (per_second(now.0, before.0), per_second(now.1, before.1));
+        let (accepted, throttled) = (per_second(now.0, before.0), per_second(now.1, before.1));
         println!(
-            "{:<12} {taken:>9.1} {refused:>10.2} {:>10.0} %",
+            "{:<12} {accepted:>10.1} {throttled:>11.2} {:>10.0} %",
             format!("{last:.0} to {seconds:.0}"),
-            taken * 100.0 / f64::from(LIMIT)
+            accepted * 100.0 / f64::from(LIMIT)
         );
         (before, last) = (now, seconds);
     }
 }
 
-/// Calls that Chat took, and that it refused for their rate, by the gateways' own metrics.
+/// Returns the calls that Chat accepted and the calls that it throttled, by the gateways' metrics.
 async fn counts(gateways: &[Gateway]) -> (u64, u64) {
-    let (mut taken, mut refused) = (0, 0);
+    let (mut accepted, mut throttled) = (0, 0);
     for gateway in gateways {
         let text = metrics(gateway.admin).await.expect("the admin listener answers");
         for line in text.lines().filter(|line| line.starts_with("chatgate_upstream_calls_total{")) {
             let value = line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0) as u64;
             match line {
-                line if line.contains("error_code=\"0\"") => taken += value,
-                line if line.contains("error_code=\"60007\"") => refused += value,
+                line if line.contains("error_code=\"0\"") => accepted += value,
+                line if line.contains("error_code=\"60007\"") => throttled += value,
                 _ => {}
             }
         }
     }
-    (taken, refused)
+    (accepted, throttled)
 }
 
-/// The sandbox on a thread of its own, until it is dropped.
+/// A simulator on a separate thread. Dropping it stops the thread.
 struct Limited {
     address: SocketAddr,
     stop: CancellationToken,
@@ -165,16 +165,16 @@ impl Limited {
             seed_graph: Some(SeedGraph { users: (0..SEEDED).map(user).collect(), edges: Vec::new() }),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (stop, (tell, told)) = (CancellationToken::new(), std::sync::mpsc::channel());
+        let (stop, (tx, rx)) = (CancellationToken::new(), std::sync::mpsc::channel());
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             runtime.block_on(async {
                 let sandbox = Sandbox::bind(config).await.expect("a free port");
-                tell.send(sandbox.address()).expect("somebody waits for it");
+                tx.send(sandbox.address()).expect("the receiver waits");
                 sandbox.run(stopped).await;
             });
         });
-        let address = told.recv().expect("it listens");
+        let address = rx.recv().expect("the simulator listens");
         Self { address, stop, thread: Some(thread) }
     }
 }
@@ -188,8 +188,8 @@ impl Drop for Limited {
     }
 }
 
-/// Asks all of `clients` in turn at a steady rate, whatever becomes of what was asked before.
-async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &mut Random) -> Vec<Asked> {
+/// Sends requests to all `clients` in turn at a steady rate, regardless of earlier responses.
+async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &mut Random) -> Vec<Outcome> {
     let mut callers = JoinSet::new();
     let begun = clock::now();
     for at in 0..span.as_secs() as u32 * rate {
@@ -201,13 +201,13 @@ async fn open_loop(clients: &[Arc<Client>], rate: u32, span: Duration, random: &
     callers.join_all().await
 }
 
-/// One request about a pair that nobody has asked for.
-async fn ask(client: &Client, random: &mut Random) -> Asked {
+/// Sends one request for a new pair.
+async fn ask(client: &Client, random: &mut Random) -> Outcome {
     let (from, to) = random.pair();
     client.ask(&from, &[to]).await
 }
 
-/// Resident memory of this process: the gateway, the stand-in and the callers (proc(5), `statm`).
+/// Returns the resident memory of this process: the gateway, the simulator and the callers (proc(5), `statm`).
 fn resident_mib() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
@@ -222,7 +222,7 @@ fn user(number: u64) -> String {
 struct Random(u64);
 
 impl Random {
-    /// Two users who are rarely asked about together, nor each of them at the same time as another.
+    /// Returns two random users, so that pairs and users rarely repeat.
     fn pair(&mut self) -> (String, String) {
         let mut next = || {
             self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,21 +1,20 @@
-//! The fuzz targets over their corpus and over changed copies of it, on a stable compiler and without a
-//! fuzzer: what was found once stays mended. `fuzz/README.md` says how to look for more.
+//! Runs the fuzz targets over their corpus and over mutated copies, with a stable compiler and without a fuzzer, so
+//! that fixed bugs stay fixed. `fuzz/README.md` describes fuzzing.
 
-#[allow(dead_code, unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
+#[allow(dead_code, unreachable_pub, reason = "it is a separate crate for the fuzzer")]
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
 use std::fs;
 use std::path::Path;
 
-/// Most bytes of all files together: a corpus is kept small or it is kept nowhere.
+/// Maximum size of all corpus files together, in bytes.
 const LEN_MAX: u64 = 300 * 1024;
 
-/// Changed copies of each file; `CHATGATE_FUZZ_ROUNDS` asks for another number.
+/// Mutated copies of each file; `CHATGATE_FUZZ_ROUNDS` overrides it.
 const ROUNDS: u64 = 50;
 
-/// Hands every file of a target's folder to it, and copies of each, changed in ways that are the same in
-/// every run.
+/// Runs a target on every file of its folder, and on mutated copies that are the same in every run.
 fn each_file(target: &str, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -28,15 +27,15 @@ fn each_file(target: &str, run: impl Fn(&[u8])) {
         eprintln!("{}", path.display());
         run(file);
         for seed in 0..rounds.unwrap_or(ROUNDS) {
-            let bytes = changed(file, &files, seed);
+            let bytes = mutated(file, &files, seed);
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&bytes)));
-            assert!(outcome.is_ok(), "{}, changed by seed {seed}: b\"{}\"", path.display(), bytes.escape_ascii());
+            assert!(outcome.is_ok(), "{}, mutated by seed {seed}: b\"{}\"", path.display(), bytes.escape_ascii());
         }
     }
 }
 
-/// One to four changes: a byte, a piece taken out, doubled, or put in from another file.
-fn changed(file: &[u8], all: &[Vec<u8>], seed: u64) -> Vec<u8> {
+/// Makes one to four mutations: a changed byte, or a removed, repeated, or inserted part of a file.
+fn mutated(file: &[u8], all: &[Vec<u8>], seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut bytes = file.to_vec();
     for _ in 0..random.usize(1..=4) {
@@ -72,7 +71,7 @@ macro_rules! targets {
         )*
 
         #[test]
-        fn every_target_is_run_here_and_every_corpus_is_small() {
+        fn corpus_is_small_and_every_target_runs() {
             let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
             let names = |folder: &str| {
                 let entries = fs::read_dir(fuzz.join(folder)).expect("a folder");

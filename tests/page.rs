@@ -1,6 +1,6 @@
-//! The operators' page in a real browser: headless Chromium, driven by chromedriver over WebDriver (W3C).
+//! The admin page in a real browser: headless Chromium, driven by chromedriver over WebDriver (W3C).
 //!
-//! With `CHATGATE_PAGE_SHOTS` naming a folder, pictures of the page are left there to be looked at.
+//! If `CHATGATE_PAGE_SHOTS` names a folder, the tests save screenshots of the page there.
 
 mod support;
 
@@ -12,24 +12,24 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use support::{Program, shell};
 
-/// How often a condition is looked at before the test gives up.
-const LOOKS_MAX: usize = 150;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+/// Maximum number of polls of a condition before the test fails.
+const POLLS_MAX: usize = 150;
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 #[test]
-fn the_page_shows_what_status_says_live_and_without_errors() {
+fn admin_page_shows_live_status_without_console_errors() {
     let (mut demo, data, admin) = Program::demo();
-    let ask = |to: &str| {
+    let check = |to: &str| {
         let body = format!(r#"{{"From_Account":"alice","To_Account":["{to}"]}}"#);
         shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'"));
     };
-    ["bob", "bob", "carol", "nobody"].iter().for_each(|to| ask(to));
+    ["bob", "bob", "carol", "unknown"].iter().for_each(|to| check(to));
 
     let browser = Browser::start();
     browser.open(&format!("http://{admin}/"));
     browser.until("the first figures", "return document.querySelector('#state').textContent === 'Ready'");
     let status = || -> Value { serde_json::from_str(&shell(&format!("curl -s http://{admin}/status"))).expect("JSON") };
-    // Values on the page equal those of /status, which stand still now.
+    // Without traffic the values of /status are constant, and the page must show the same values.
     let cell = |table: &str, column: usize| {
         browser.run(&format!("return document.querySelector('#{table} tbody tr').children[{column}].textContent"))
     };
@@ -46,39 +46,42 @@ fn the_page_shows_what_status_says_live_and_without_errors() {
     assert_eq!(cell("quota", 2), app["quota"][0]["limit"].to_string());
     assert_eq!(cell("codes", 0), "0");
     assert_eq!(cell("codes", 1), app["since_start"]["calls"][0]["count"].to_string());
-    // It goes on by itself.
+    // The page updates automatically.
     let calls = cell("codes", 1);
-    ask("dave");
+    check("dave");
     browser.until("one more call", &format!("return document.querySelector('#codes td').textContent !== {calls}"));
     assert_eq!(cell("codes", 1), status()["apps"][0]["since_start"]["calls"][0]["count"].to_string());
     browser.until(
         "the curves are drawn",
         "return document.querySelector('#plot-requests .c0').getAttribute('d').includes('L')",
     );
-    // Each plot has a name and says its values in words; every control can be reached by keyboard.
-    let untold = "return [...document.querySelectorAll('figure > svg')].filter(svg => svg.getAttribute('role') !== 'img' \
+    // Each plot has a name and a text description of its values.
+    let unlabeled = "return [...document.querySelectorAll('figure > svg')].filter(svg => svg.getAttribute('role') !== 'img' \
                   || !document.getElementById(svg.getAttribute('aria-labelledby'))?.textContent \
                   || !document.getElementById(svg.getAttribute('aria-describedby'))?.textContent.startsWith('Now: ')).length";
-    assert_eq!(browser.run(untold), 0);
+    assert_eq!(browser.run(unlabeled), 0);
     assert_eq!(browser.run("return document.querySelectorAll('figure').length"), 6);
 
     let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";
     for (name, width, scheme) in [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "light")] {
-        browser.look(width, scheme);
+        browser.resize(width, scheme);
         assert_eq!(browser.run(wide), false, "{name}: the page is wider than its window");
-        browser.shoot(name);
+        browser.save_screenshot(name);
     }
-    assert_eq!(browser.complaints(), Vec::<String>::new(), "the console is not empty");
-    // When chatgate has gone, the page says so.
+    assert_eq!(browser.console_messages(), Vec::<String>::new(), "the console is not empty");
+    // The page reports that chatgate has stopped.
     assert!(demo.stop().success());
-    browser.until("it says that there is no answer", "return document.querySelector('#state').className === 'bad'");
+    browser.until(
+        "the page reports that chatgate does not answer",
+        "return document.querySelector('#state').className === 'bad'",
+    );
 }
 
-/// A sandbox for each app, of which one is reached at its standby only and one refuses for good.
+/// Uses a simulator for each app. One app is reachable only at its standby domain, and two get permanent errors.
 #[test]
-fn each_app_s_trouble_is_told_in_plain_words() {
+fn admin_page_explains_the_state_of_each_app() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
+    let unused_address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
     let apps = ["feed", "live-streams", "shop", "archive-of-the-old-games"];
     let (mut sandboxes, mut config) = (Vec::new(), String::new());
     config += "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[access]\nallow = ['*']\n";
@@ -95,46 +98,46 @@ fn each_app_s_trouble_is_told_in_plain_words() {
             &"5b".repeat(32),
         ]);
         let address = sandbox.address("sandbox");
-        let way = match *name {
-            "live-streams" => format!("endpoint = 'http://{nobody}'\nstandby = 'http://{address}'"),
+        let endpoints = match *name {
+            "live-streams" => format!("endpoint = 'http://{unused_address}'\nstandby = 'http://{address}'"),
             _ => format!("endpoint = 'http://{address}'"),
         };
         let users = r#"{"users":["ann","bob"],"edges":[["ann","bob"]]}"#;
         shell(&format!("curl -sf http://{address}/__sandbox/graph -d '{users}'"));
-        config += &format!("[[app]]\nname = '{name}'\nsdkappid = {sdkappid}\nsecret_key_file = 'key'\n{way}\n");
+        config += &format!("[[app]]\nname = '{name}'\nsdkappid = {sdkappid}\nsecret_key_file = 'key'\n{endpoints}\n");
         sandboxes.push((sandbox, address));
     }
-    let fault = |app: usize, fault: &str| {
+    let inject = |app: usize, fault: &str| {
         shell(&format!("curl -sf http://{}/__sandbox/faults -d '{fault}'", sandboxes[app].1));
     };
-    fault(2, r#"{"error_code":60020,"next":1000}"#);
-    fault(3, r#"{"error_code":60010,"next":1000,"command":"openim/sendmsg"}"#);
+    inject(2, r#"{"error_code":60020,"next":1000}"#);
+    inject(3, r#"{"error_code":60010,"next":1000,"command":"openim/sendmsg"}"#);
     let file = folder.path().join("chatgate.toml");
     std::fs::write(&file, config).expect("own folder");
     let mut gateway = Program::start(&["serve", "--config", &file.to_string_lossy()]);
     let (data, admin) = (gateway.address("data"), gateway.address("admin"));
     let body = r#"{"From_Account":"ann","To_Account":["bob"]}"#;
     let status = || -> Value { serde_json::from_str(&shell(&format!("curl -s http://{admin}/status"))).expect("JSON") };
-    let told = |app: usize| {
+    let state_of = |app: usize| {
         let status = status();
         let state = &status["apps"][app]["state"];
         (state["is"].as_str().expect("a word").to_owned(), state["cause"].as_str().unwrap_or_default().to_owned())
     };
-    let is_as_meant = || {
+    let has_expected_states = || {
         for app in apps {
             for command in ["follow/follow_check", "openim/sendmsg"] {
                 shell(&format!("curl -s http://{data}/apps/{app}/v4/{command} -d '{body}'"));
             }
         }
-        let states: Vec<String> = (0..apps.len()).map(|app| told(app).0).collect();
-        states == ["primary", "standby", "parked", "primary"] && !told(3).1.is_empty()
+        let states: Vec<String> = (0..apps.len()).map(|app| state_of(app).0).collect();
+        states == ["primary", "standby", "parked", "primary"] && !state_of(3).1.is_empty()
     };
-    assert!((0..LOOKS_MAX).any(|_| is_as_meant()), "{}", status()["apps"]);
+    assert!((0..POLLS_MAX).any(|_| has_expected_states()), "{}", status()["apps"]);
 
     let browser = Browser::start();
     browser.open(&format!("http://{admin}/"));
     let says = "return document.querySelector('#state').textContent.startsWith('Ready; not as usual')";
-    browser.until("trouble is told", says);
+    browser.until("the page shows the degraded apps", says);
     let text = |selector: &str| {
         browser.run(&format!("return document.querySelector('{selector}').textContent")).as_str().map(str::to_owned)
     };
@@ -146,44 +149,45 @@ fn each_app_s_trouble_is_told_in_plain_words() {
     let state = |app: usize| row(app, 2).expect("a state");
     assert_eq!(state(0), "on its own domain");
     assert_eq!(state(1), "on the standby domain: the primary domain cannot be reached");
-    let (_, parked) = told(2);
+    let (_, parked) = state_of(2);
     assert!(parked.starts_with("Chat answers 60020: ") && parked.contains("plan"), "{parked}");
     assert_eq!(state(2), format!("parked: {parked}"));
-    let (_, one_command) = told(3);
+    let (_, one_command) = state_of(3);
     assert!(one_command.starts_with("openim/sendmsg: Chat answers 60010"), "{one_command}");
     assert_eq!(state(3), format!("on its own domain, but some commands are parked: {one_command}"));
-    // Colour is not all that tells them apart, and they have different ones.
-    let colour = |app: usize| {
+    // The texts above already distinguish the states; their colors differ too.
+    let color = |app: usize| {
         browser.run(&format!(
             "return getComputedStyle(document.querySelector('#apps tbody tr:nth-child({}) td')).color",
             app + 1
         ))
     };
-    assert!(colour(0) != colour(1) && colour(1) != colour(2) && colour(0) != colour(2) && colour(3) == colour(1));
-    // The plots are of the app that is chosen.
+    assert!(color(0) != color(1) && color(1) != color(2) && color(0) != color(2) && color(3) == color(1));
+    // The plots show the selected app.
     let choose = "const choice = document.querySelector('#app'); choice.value = 'shop'; \
                   choice.dispatchEvent(new Event('change')); return true";
     browser.run(choose);
-    browser.until("the other app's codes", "return document.querySelector('#codes tbody th').textContent === '60020'");
+    browser
+        .until("the selected app's codes", "return document.querySelector('#codes tbody th').textContent === '60020'");
 
     let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";
     for (name, width, scheme) in [("apps", 1200, "light"), ("apps-dark", 1200, "dark"), ("apps-phone", 390, "light")] {
-        browser.look(width, scheme);
+        browser.resize(width, scheme);
         assert_eq!(browser.run(wide), false, "{name}: the page is wider than its window");
-        // Nothing of the apps is beside the window, but on a phone; the cause can be read there too.
+        // The table of apps fits into the window, except on a phone; the cause must be readable there too.
         let whole = "const frame = document.querySelector('#apps').parentElement; \
                      return frame.scrollWidth <= frame.clientWidth";
         assert!(width < 600 || browser.run(whole) == true, "{name}: the table of apps is cut off");
         let right = "return document.querySelector('#apps tbody tr:nth-child(3) td').getBoundingClientRect().right \
                      <= document.documentElement.clientWidth";
         assert_eq!(browser.run(right), true, "{name}: the cause is cut off");
-        browser.shoot(name);
+        browser.save_screenshot(name);
     }
-    assert_eq!(browser.complaints(), Vec::<String>::new(), "the console is not empty");
+    assert_eq!(browser.console_messages(), Vec::<String>::new(), "the console is not empty");
     assert!(gateway.stop().success());
 }
 
-/// A browser of its own, which ends with the test.
+/// A browser. Dropping it ends the process.
 struct Browser {
     driver: std::process::Child,
     session: String,
@@ -200,12 +204,12 @@ impl Browser {
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
-            .expect("chromedriver is there (tests/run installs it)");
+            .expect("chromedriver is installed (see tests/run)");
         let mut browser = Self { driver, session: format!("http://127.0.0.1:{port}"), _profile: profile };
         let up = |url: &str| shell(&format!("curl -s {url}/status || true")).contains("\"ready\":true");
         assert!(
-            (0..LOOKS_MAX).any(|_| up(&browser.session) || {
-                sleep(BETWEEN_LOOKS);
+            (0..POLLS_MAX).any(|_| up(&browser.session) || {
+                sleep(POLL_INTERVAL);
                 false
             }),
             "chromedriver"
@@ -233,7 +237,7 @@ impl Browser {
         browser
     }
 
-    /// A WebDriver command.
+    /// Sends a WebDriver command.
     fn post(&self, path: &str, body: &Value) -> Value {
         let file = self._profile.path().join("command.json");
         std::fs::write(&file, body.to_string()).expect("own folder");
@@ -256,16 +260,16 @@ impl Browser {
     }
 
     fn until(&self, what: &str, script: &str) {
-        let told = (0..LOOKS_MAX).any(|_| {
+        let is_reached = (0..POLLS_MAX).any(|_| {
             self.run(script) == true || {
-                sleep(BETWEEN_LOOKS);
+                sleep(POLL_INTERVAL);
                 false
             }
         });
-        assert!(told, "waited in vain for: {what}; state {}", self.run("return document.body.innerText"));
+        assert!(is_reached, "waited without success for: {what}; page {}", self.run("return document.body.innerText"));
     }
 
-    fn look(&self, width: u32, scheme: &str) {
+    fn resize(&self, width: u32, scheme: &str) {
         let devtools = |command: &str, parameters: Value| {
             self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }));
         };
@@ -275,17 +279,17 @@ impl Browser {
         devtools("Emulation.setEmulatedMedia", features);
     }
 
-    fn shoot(&self, name: &str) {
+    fn save_screenshot(&self, name: &str) {
         let Some(folder) = std::env::var_os("CHATGATE_PAGE_SHOTS") else { return };
         let answer = shell(&format!("curl -s {}/screenshot", self.session));
         let answer: Value = serde_json::from_str(&answer).expect("JSON");
         let text = answer["value"].as_str().expect("a picture");
         let picture = base64::engine::general_purpose::STANDARD.decode(text).expect("base64");
-        std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the folder is there");
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the folder exists");
     }
 
-    /// What the browser's console has to complain about.
-    fn complaints(&self) -> Vec<String> {
+    /// Returns the messages in the browser's console.
+    fn console_messages(&self) -> Vec<String> {
         let all = self.post("/se/log", &json!({ "type": "browser" }));
         all.as_array().expect("a list").iter().map(Value::to_string).collect()
     }
@@ -293,7 +297,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Closes the browser, which is the driver's child and not ours.
+        // Closes the browser, which is a child of the driver.
         let _ = std::process::Command::new("curl").args(["-s", "-m", "5", "-X", "DELETE", &self.session]).output();
         let _ = self.driver.kill();
         let _ = self.driver.wait();

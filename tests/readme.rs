@@ -1,4 +1,4 @@
-//! What README.md and docs/ tell a stranger to do works, and what they show is what happens.
+//! The commands in README.md and docs/ work, and print what the documents show.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -12,55 +12,52 @@ mod support;
 
 use support::{Program, Stream, shell};
 
-/// Where the README's demo listens: data, then admin.
+/// Addresses of the README's demo: data, then admin.
 const ADDRESSES: [&str; 2] = ["127.0.0.1:8700", "127.0.0.1:8701"];
 
-/// Headers whose value is another one each time. If the README shows one, the answer has to have it.
+/// Headers with a value that varies. If the README shows one, the response must have it.
 const VARYING: &[&str] = &["age", "date", "x-request-id", "content-length"];
 
 #[test]
-fn the_documents_show_what_the_demo_answers() {
+fn console_blocks_of_the_documents_match_the_demo() {
     assert!(steps(&readme()).len() > 3, "the README's console blocks were not found");
     for (name, text) in documents() {
         let steps = steps(&text);
         if steps.is_empty() {
             continue;
         }
-        // One for each: they are read one at a time.
+        // Each document starts with a fresh demo.
         let mut demo = Demo::start();
         for step in steps {
             let printed = shell(&demo.readdress(&step.command));
             if let Some(difference) = difference(&step.shown, &printed) {
-                panic!("{difference}\n{name} shows for `{}`:\n{}\nwhat happens:\n{printed}", step.command, step.shown);
+                panic!("{difference}\n{name} shows for `{}`:\n{}\nactual output:\n{printed}", step.command, step.shown);
             }
         }
-        assert!(demo.program.stop().success(), "the demo ends in good order");
+        assert!(demo.program.stop().success(), "the demo exits with an error");
     }
 }
 
 #[test]
-fn what_the_demo_prints_can_be_pasted_into_a_shell() {
+fn commands_printed_by_the_demo_work_in_a_shell() {
     let mut demo = Demo::start();
     let commands = demo.commands();
     let printed: Vec<String> = commands.iter().map(|command| shell(command)).collect();
     assert!(printed.iter().all(|answer| !answer.is_empty()), "{commands:#?}\n{printed:#?}");
     assert!(printed[0].contains("\"FollowType\":3"), "{}\n{}", commands[0], printed[0]);
-    assert!(
-        printed.iter().any(|answer| answer.contains("chatgate; hit")),
-        "nothing comes from the cache: {printed:#?}"
-    );
-    assert!(demo.program.stop().success(), "the demo ends in good order");
+    assert!(printed.iter().any(|answer| answer.contains("chatgate; hit")), "no response is a cache hit: {printed:#?}");
+    assert!(demo.program.stop().success(), "the demo exits with an error");
 }
 
 #[test]
-fn the_demo_prints_the_readme_s_first_command_first() {
+fn demo_prints_the_first_command_of_the_readme_first() {
     let mut demo = Demo::start();
     let first = demo.commands().remove(0);
     assert_eq!(first, demo.readdress(&steps(&readme())[0].command));
 }
 
 #[test]
-fn the_documents_configurations_are_accepted() {
+fn check_accepts_the_configurations_of_the_documents() {
     assert!(readme().contains("\n[[app]]\n"), "the README's toml blocks were not found");
     for (name, text) in documents() {
         let config = blocks(&text, "toml").join("\n");
@@ -70,18 +67,18 @@ fn the_documents_configurations_are_accepted() {
     }
 }
 
-/// Holds that `chatgate check` takes a configuration.
+/// Asserts that `chatgate check` accepts a configuration.
 fn check(document: &str, config: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tls = rcgen::generate_simple_self_signed(["chatgate.internal".to_owned()]).expect("a certificate");
     let (certificate, key) = (tls.cert.pem(), tls.signing_key.serialize_pem());
     let secret = format!("{}\n", "5b".repeat(32));
     let secrets = ["chat-key", "feed-token", "webhook-token"].map(|name| (name, &secret));
-    let of_tls = [("server.pem", &certificate), ("server.key", &key), ("clients.pem", &certificate)];
-    for (name, text) in secrets.into_iter().chain(of_tls) {
+    let tls_files = [("server.pem", &certificate), ("server.key", &key), ("clients.pem", &certificate)];
+    for (name, text) in secrets.into_iter().chain(tls_files) {
         let file = folder.path().join(name);
         fs::write(&file, text).expect("a secret's file");
-        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("own file");
     }
     fs::write(folder.path().join("chatgate.toml"), config).expect("a configuration");
     let output = Command::new(env!("CARGO_BIN_EXE_chatgate"))
@@ -94,10 +91,10 @@ fn check(document: &str, config: &str) {
     assert!(String::from_utf8_lossy(&output.stdout).contains("1400000001"), "{document}: {output:?}");
 }
 
-/// Those that install, or go on until they are stopped, are not run; but the shell understands all of them,
-/// and the commands and options of chatgate in them are there.
+/// Commands that install software or run until they are stopped are not executed. The test only checks their shell
+/// syntax, and that chatgate has the subcommands and options.
 #[test]
-fn the_documents_commands_are_well_formed() {
+fn commands_in_the_documents_are_well_formed() {
     let mut seen = 0;
     for (name, text) in documents() {
         for block in blocks(&text, "sh") {
@@ -132,45 +129,45 @@ struct Demo {
 }
 
 impl Demo {
-    /// A demo on free ports that is listening.
+    /// Starts a demo on free ports and waits until it listens.
     fn start() -> Self {
         let mut program = Program::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         let addresses = program.wait_until(|program| {
-            let address = |listener| program.heard(Stream::Stderr).find_map(|line| address_of(listener, line));
+            let address = |listener| program.lines_on(Stream::Stderr).find_map(|line| address_of(listener, line));
             Some(vec![address("data")?, address("admin")?])
         });
         Self { program, addresses }
     }
 
-    /// The commands it prints. How many there will be is known from a demo that has ended.
+    /// Returns the commands that the demo prints. The expected number comes from another demo that has exited.
     fn commands(&mut self) -> Vec<String> {
         static COUNT: LazyLock<usize> = LazyLock::new(|| {
             let mut demo = Demo::start();
             demo.program.wait_until(|program| commands(program).next().map(drop));
-            assert!(demo.program.stop().success(), "the demo ends in good order");
+            assert!(demo.program.stop().success(), "the demo exits with an error");
             commands(&demo.program).count()
         });
         self.program.wait_until(|program| {
-            let heard: Vec<String> = commands(program).map(str::to_owned).collect();
-            (heard.len() == *COUNT).then_some(heard)
+            let printed: Vec<String> = commands(program).map(str::to_owned).collect();
+            (printed.len() == *COUNT).then_some(printed)
         })
     }
 
-    /// The command with the README's addresses replaced by those of this demo.
+    /// Replaces the README's addresses in a command with the addresses of this demo.
     fn readdress(&self, command: &str) -> String {
         ADDRESSES.iter().zip(&self.addresses).fold(command.to_owned(), |text, (from, to)| text.replace(from, to))
     }
 }
 
-/// The lines of stdout that are for pasting, without the indent or prompt before them.
+/// Returns the commands on stdout, without indent or prompt.
 fn commands(program: &Program) -> impl Iterator<Item = &str> {
     program
-        .heard(Stream::Stdout)
+        .lines_on(Stream::Stdout)
         .map(|line| line.trim_start_matches(['$', ' ']))
         .filter(|line| line.starts_with("curl "))
 }
 
-/// The address in the log line that tells of this listener.
+/// Returns the address in the log line of this listener.
 fn address_of(listener: &str, line: &str) -> Option<String> {
     let event: Value = serde_json::from_str(line).ok()?;
     if event["listener"] == listener { event["address"].as_str().map(str::to_owned) } else { None }
@@ -182,7 +179,7 @@ fn readme() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md")
 }
 
-/// The README and everything in docs/, by name.
+/// Returns the name and text of the README and of each document in docs/.
 fn documents() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     let mut names: Vec<String> = fs::read_dir(&folder)
@@ -196,7 +193,7 @@ fn documents() -> Vec<(String, String)> {
     std::iter::once(("README.md".to_owned(), readme())).chain(others).collect()
 }
 
-/// The text inside the fenced blocks of one language.
+/// Returns the text inside the fenced blocks of one language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}");
     let mut blocks = Vec::new();
@@ -207,14 +204,14 @@ fn blocks(document: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// A command and what is shown below it.
+/// A command and the output that the document shows for it.
 #[derive(Debug)]
 struct Step {
     command: String,
     shown: String,
 }
 
-/// The `$ ` lines of the console blocks, each with what follows up to the next.
+/// Returns the `$ ` lines of the console blocks, each with the lines up to the next command.
 fn steps(document: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for block in blocks(document, "console") {
@@ -230,36 +227,36 @@ fn steps(document: &str) -> Vec<Step> {
     steps
 }
 
-/// What is shown and not so, if anything. Where a head is shown, its status, every header it shows and its
-/// body have to be so, and what chatgate says of itself may not be left out.
+/// Returns the first difference between the shown and the printed output, if any. If the document shows headers, the
+/// status, every shown header and the body must match, and all headers added by chatgate must be shown.
 fn difference(shown: &str, printed: &str) -> Option<String> {
     if !shown.starts_with("HTTP/") {
-        return (!fits(shown, printed)).then(|| "another output".to_owned());
+        return (!fits(shown, printed)).then(|| "different output".to_owned());
     }
     let Some((shown, answer)) = Answer::parse(shown).zip(Answer::parse(printed)) else {
-        return Some("no answer with head and body".to_owned());
+        return Some("no response with headers and body".to_owned());
     };
     if shown.status_line != answer.status_line {
-        return Some("another status".to_owned());
+        return Some("different status".to_owned());
     }
     for (name, value) in &shown.headers {
-        let same = |there: &&str| VARYING.contains(&name.as_str()) || there == value;
+        let same = |actual: &&str| VARYING.contains(&name.as_str()) || actual == value;
         if answer.header(name).filter(same).is_none() {
-            return Some(format!("another {name}"));
+            return Some(format!("different {name}"));
         }
     }
     let own = answer.headers.iter().map(|(name, _)| name.as_str()).filter(|name| is_own(name));
     if let Some(name) = own.into_iter().find(|name| shown.header(name).is_none()) {
         return Some(format!("{name} is not shown"));
     }
-    (!fits(&shown.body, &answer.body)).then(|| "another body".to_owned())
+    (!fits(&shown.body, &answer.body)).then(|| "different body".to_owned())
 }
 
 fn is_own(header: &str) -> bool {
     header == "cache-status" || header.starts_with("chatgate-")
 }
 
-/// Whether the texts are the same, `...` standing for anything within a line.
+/// Returns whether the texts are equal; one `...` matches any text within a line.
 fn fits(shown: &str, printed: &str) -> bool {
     let (shown, printed) = (shown.trim_end(), printed.trim_end());
     let Some((start, end)) = shown.split_once("...") else { return shown == printed };
@@ -269,7 +266,7 @@ fn fits(shown: &str, printed: &str) -> bool {
         && !printed[start.len()..printed.len() - end.len()].contains('\n')
 }
 
-/// An answer as `curl -i` or `curl -D-` shows it.
+/// A response as printed by `curl -i` or `curl -D-`.
 #[derive(Debug)]
 struct Answer {
     status_line: String,
@@ -279,7 +276,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Reads a head, an empty line, and a body; lines of the head may end in LF or CRLF.
+    /// Parses headers, an empty line, and a body; header lines may end in LF or CRLF.
     fn parse(text: &str) -> Option<Self> {
         let text = text.replace("\r\n", "\n");
         let (head, body) = text.split_once("\n\n")?;
@@ -292,12 +289,12 @@ impl Answer {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 }
 
 #[test]
-fn differences_are_seen() {
+fn comparison_finds_every_difference() {
     let shown = "HTTP/1.1 200 OK\ncache-status: chatgate; hit\nage: 4\n\n{\"a\":1,\"b\":\"...\"}\n";
     let with = |from: &str, to: &str| {
         let printed =
@@ -324,7 +321,7 @@ fn differences_are_seen() {
 }
 
 #[test]
-fn blocks_and_steps_are_read_as_meant() {
+fn document_parser_returns_blocks_and_steps() {
     let document = "a\n```console\n$ one\nx\n\ny\n$ two\n```\n```sh\nno\n```\n```console\n$ three\nz\n```\n";
     assert_eq!(blocks(document, "sh"), ["no\n"]);
     let steps: Vec<_> = steps(document).into_iter().map(|step| (step.command, step.shown)).collect();

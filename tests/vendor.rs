@@ -1,4 +1,4 @@
-//! Our signatures and the vendor's own package understand each other: what either makes, the other takes.
+//! Compatibility of our signatures with the vendor's package: each accepts the signatures of the other.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,44 +15,48 @@ use support::{Program, Stream, shell};
 const APP: u32 = 1_400_000_001;
 const HEX_KEY: &str = "5bd2850fff3ecb11d7c805251c51ee463a25727bddc2385f3fa8bfee1bb93b5e";
 
-/// Keys are text: one that looks like hex, one that does not, one that is not ASCII, a short one.
+/// Keys are text: one looks like hex, one does not, one is not ASCII, and one is short.
 const KEYS: &[&str] = &[HEX_KEY, "not hex: \"&<>'\\ *-_=+/", "ключ-鍵", "k"];
 
-/// Identifiers that JSON, HTML, shells and URLs each treat in a way of their own.
+/// Identifiers with characters that are special in JSON, HTML, shells or URLs.
 const IDENTIFIERS: &[&str] =
     &["administrator", "&<>\"'", "管理员", "é😀", "back\\slash/slash", "a b+c%41=d", "-dash", "@TOA#_x", "x"];
 
 #[test]
-fn the_package_finds_our_signatures_good() {
-    let who = everybody();
-    let orders: Vec<Value> = who
+fn vendor_package_accepts_our_signatures() {
+    let signers = all_signers();
+    let requests: Vec<Value> = signers
         .iter()
         .map(|(app, key, identifier)| {
             let usersig = mint(*app, key, identifier);
             json!({"sdkappid": app, "key": key, "identifier": identifier, "usersig": usersig})
         })
         .collect();
-    for ((app, key, identifier), fault) in who.iter().zip(vendor(&orders)) {
-        assert_eq!(fault, Value::Null, "{app} {identifier:?} {key:?}");
+    for ((app, key, identifier), error) in signers.iter().zip(vendor(&requests)) {
+        assert_eq!(error, Value::Null, "{app} {identifier:?} {key:?}");
     }
 }
 
-/// The judge of the test above is not one that finds everything good.
+/// Shows that the verifier of the test above does not accept everything.
 #[test]
-fn the_package_finds_fault_with_signatures_for_somebody_else() {
+fn vendor_package_rejects_signatures_for_another_signer() {
     let usersig = mint(APP, HEX_KEY, "administrator");
-    let order = |app: u32, key: &str, identifier: &str| json!({"sdkappid": app, "key": key, "identifier": identifier, "usersig": usersig});
-    let faults =
-        vendor(&[order(APP, "k", "administrator"), order(APP + 1, HEX_KEY, "administrator"), order(APP, HEX_KEY, "x")]);
-    assert_eq!(faults[0], json!("HMAC differs"));
-    assert!(faults[1..].iter().all(|fault| fault.as_str().is_some_and(|text| text.starts_with("who"))), "{faults:?}");
+    let request = |app: u32, key: &str, identifier: &str| json!({"sdkappid": app, "key": key, "identifier": identifier, "usersig": usersig});
+    let errors = vendor(&[
+        request(APP, "k", "administrator"),
+        request(APP + 1, HEX_KEY, "administrator"),
+        request(APP, HEX_KEY, "x"),
+    ]);
+    assert_eq!(errors[0], json!("HMAC differs"));
+    let is_for_another = |error: &Value| error.as_str().is_some_and(|text| text.starts_with("signer"));
+    assert!(errors[1..].iter().all(is_for_another), "{errors:?}");
 }
 
 #[test]
-fn inspect_verifies_the_signatures_of_the_package() {
-    let who = everybody();
-    let orders: Vec<Value> = who.iter().map(|(app, key, identifier)| fresh(*app, key, identifier)).collect();
-    for ((app, key, identifier), signed) in who.iter().zip(vendor(&orders)) {
+fn inspect_accepts_signatures_of_the_vendor_package() {
+    let signers = all_signers();
+    let requests: Vec<Value> = signers.iter().map(|(app, key, identifier)| fresh(*app, key, identifier)).collect();
+    for ((app, key, identifier), signed) in signers.iter().zip(vendor(&requests)) {
         let output = usersig(&["inspect", signed.as_str().expect("a usersig")], *app, key, identifier);
         assert!(output.status.success(), "{app} {identifier:?} {key:?}: {output:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains(&app.to_string()), "{app}: {output:?}");
@@ -60,7 +64,7 @@ fn inspect_verifies_the_signatures_of_the_package() {
 }
 
 #[test]
-fn inspect_refuses_signatures_of_the_package_that_are_old_or_for_somebody_else() {
+fn inspect_rejects_expired_or_foreign_signatures_of_the_vendor_package() {
     let expired = json!({"sdkappid": APP, "key": HEX_KEY, "identifier": "administrator", "expire": 60, "age": 120, "userbuf": null});
     let signed = vendor(&[fresh(APP, HEX_KEY, "administrator"), expired]);
     let (good, old) = (signed[0].as_str().expect("a usersig"), signed[1].as_str().expect("a usersig"));
@@ -69,11 +73,11 @@ fn inspect_refuses_signatures_of_the_package_that_are_old_or_for_somebody_else()
     assert_eq!(inspect(good, APP, "k", "administrator"), Some(1), "another key");
     assert_eq!(inspect(good, APP, HEX_KEY, "administrator2"), Some(1), "another identifier");
     assert_eq!(inspect(good, APP + 1, HEX_KEY, "administrator"), Some(1), "another app");
-    assert_eq!(inspect(&good[..good.len() - 8], APP, HEX_KEY, "administrator"), Some(1), "cut short");
+    assert_eq!(inspect(&good[..good.len() - 8], APP, HEX_KEY, "administrator"), Some(1), "truncated");
 }
 
 #[test]
-fn the_sandbox_takes_calls_that_the_package_signed() {
+fn simulator_accepts_calls_signed_by_the_vendor_package() {
     for (key, identifier) in [(HEX_KEY, "administrator"), ("not hex: \"&<>'\\", "管理员 &<>"), ("ключ", "a b+c%41=d")]
     {
         let sandbox = Sandbox::start(key, identifier);
@@ -87,18 +91,18 @@ fn the_sandbox_takes_calls_that_the_package_signed() {
 
 /// Codes: vendor page "Error Codes", 1047/34348.
 #[test]
-fn the_sandbox_refuses_what_the_package_signed_wrongly() {
+fn simulator_rejects_invalid_signatures_of_the_vendor_package() {
     let sandbox = Sandbox::start(HEX_KEY, "administrator");
-    let order = |app: u32, key: &str, identifier: &str, age: u32, userbuf: Option<&str>| json!({"sdkappid": app, "key": key, "identifier": identifier, "expire": 60, "age": age, "userbuf": userbuf});
+    let request = |app: u32, key: &str, identifier: &str, age: u32, userbuf: Option<&str>| json!({"sdkappid": app, "key": key, "identifier": identifier, "expire": 60, "age": age, "userbuf": userbuf});
     let cases = [
-        (70009, "another key", order(APP, "k", "administrator", 0, None)),
-        (70009, "a userbuf", order(APP, HEX_KEY, "administrator", 0, Some("abc"))),
-        (70001, "expired", order(APP, HEX_KEY, "administrator", 120, None)),
-        (70013, "another identifier", order(APP, HEX_KEY, "somebody", 0, None)),
-        (70014, "another app", order(APP + 1, HEX_KEY, "administrator", 0, None)),
+        (70009, "another key", request(APP, "k", "administrator", 0, None)),
+        (70009, "a userbuf", request(APP, HEX_KEY, "administrator", 0, Some("abc"))),
+        (70001, "expired", request(APP, HEX_KEY, "administrator", 120, None)),
+        (70013, "another identifier", request(APP, HEX_KEY, "another", 0, None)),
+        (70014, "another app", request(APP + 1, HEX_KEY, "administrator", 0, None)),
     ];
-    let orders: Vec<Value> = cases.iter().map(|(_, _, order)| order.clone()).collect();
-    for ((code, what, _), usersig) in cases.iter().zip(vendor(&orders)) {
+    let requests: Vec<Value> = cases.iter().map(|(_, _, request)| request.clone()).collect();
+    for ((code, what, _), usersig) in cases.iter().zip(vendor(&requests)) {
         let answer = sandbox.follow_check(APP, "administrator", usersig.as_str().expect("a usersig"));
         assert_eq!(answer["ErrorCode"], *code, "{what}: {answer}");
     }
@@ -106,8 +110,9 @@ fn the_sandbox_refuses_what_the_package_signed_wrongly() {
 
 // --- Both sides ---------------------------------------------------------------------------------
 
-/// Every identifier with one of the keys, every key with one of the identifiers, and the apps at the ends of the range.
-fn everybody() -> Vec<(u32, &'static str, &'static str)> {
+/// Returns signers as app, key and identifier: every identifier with one key, every key with one identifier, and the
+/// smallest and largest SDKAppID.
+fn all_signers() -> Vec<(u32, &'static str, &'static str)> {
     let identifiers = IDENTIFIERS.iter().map(|identifier| (APP, HEX_KEY, *identifier));
     let keys = KEYS.iter().map(|key| (APP, *key, "管理员 &<>"));
     let apps = [1, u32::MAX].map(|app| (app, HEX_KEY, "administrator"));
@@ -118,22 +123,21 @@ fn fresh(app: u32, key: &str, identifier: &str) -> Value {
     json!({"sdkappid": app, "key": key, "identifier": identifier, "expire": 3600, "age": 0, "userbuf": null})
 }
 
-/// Has the package carry out orders (tests/vendor.py says which there are).
-fn vendor(orders: &[Value]) -> Vec<Value> {
-    let python = std::env::var_os("CHATGATE_TEST_PYTHON").expect(
-        "CHATGATE_TEST_PYTHON is not set; it names a Python that has the vendor's package. Run tests/run, which makes one",
-    );
+/// Passes requests to the vendor's package and returns the results. tests/vendor.py describes both.
+fn vendor(requests: &[Value]) -> Vec<Value> {
+    let python = std::env::var_os("CHATGATE_TEST_PYTHON")
+        .expect("CHATGATE_TEST_PYTHON must name a Python with the vendor's package; run tests/run, which installs one");
     let mut child = Command::new(python)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vendor.py"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("CHATGATE_TEST_PYTHON names a program; run tests/run, which makes one");
+        .expect("CHATGATE_TEST_PYTHON must name a program; run tests/run, which installs one");
     let input = child.stdin.take().expect("it was piped");
-    serde_json::to_writer(input, orders).expect("Python reads its orders");
-    let output = child.wait_with_output().expect("Python ends");
+    serde_json::to_writer(input, requests).expect("Python reads the requests");
+    let output = child.wait_with_output().expect("Python exits");
     assert!(output.status.success(), "tests/vendor.py: {}", output.status);
-    serde_json::from_slice(&output.stdout).expect("tests/vendor.py answers in JSON")
+    serde_json::from_slice(&output.stdout).expect("tests/vendor.py prints JSON")
 }
 
 fn mint(app: u32, key: &str, identifier: &str) -> String {
@@ -143,7 +147,7 @@ fn mint(app: u32, key: &str, identifier: &str) -> String {
     text.strip_suffix('\n').unwrap_or(&text).to_owned()
 }
 
-/// The exit code of `usersig inspect`.
+/// Returns the exit code of `usersig inspect`.
 fn inspect(text: &str, app: u32, key: &str, identifier: &str) -> Option<i32> {
     usersig(&["inspect", text], app, key, identifier).status.code()
 }
@@ -161,7 +165,7 @@ fn usersig(command: &[&str], app: u32, key: &str, identifier: &str) -> Output {
         .expect("the program starts")
 }
 
-/// A file with the key as its one line. The folder is only its owner's, and goes with the test.
+/// Writes the key as the only line of a file. Dropping the folder, which only its owner can read, removes both.
 fn key_file(key: &str) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("key");
@@ -178,7 +182,7 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    /// A sandbox of one app in which alice follows bob.
+    /// Starts a simulator of one app in which alice follows bob.
     fn start(key: &str, identifier: &str) -> Self {
         let mut program = Program::start(&[
             "sandbox",
@@ -187,13 +191,13 @@ impl Sandbox {
             &format!("--identifier={identifier}"),
             &format!("--secret-key={key}"),
         ]);
-        let address = program.wait_until(|program| program.heard(Stream::Stderr).find_map(address_of_the_sandbox));
+        let address = program.wait_until(|program| program.lines_on(Stream::Stderr).find_map(sandbox_address));
         let sandbox = Self { program, address };
         sandbox.post("/__sandbox/graph", &json!({"users": ["alice", "bob"], "edges": [["alice", "bob"]]}));
         sandbox
     }
 
-    /// The envelope of `follow_check` from alice to bob, called as the vendor documents it.
+    /// Calls `follow_check` from alice to bob in the vendor's documented format, and returns the response.
     fn follow_check(&self, app: u32, identifier: &str, usersig: &str) -> Value {
         let identifier = utf8_percent_encode(identifier, NON_ALPHANUMERIC);
         let target = format!(
@@ -203,8 +207,8 @@ impl Sandbox {
         serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
-    /// Posts and gives the body of the answer. Chat answers with status 200 whatever it has to say; for
-    /// any other curl fails, and so does the test.
+    /// Posts a body and returns the response's body. Chat always answers with status 200; curl and the test fail for
+    /// any other status.
     fn post(&self, target: &str, body: &Value) -> String {
         shell(&format!("curl -sS --fail --max-time 20 -d '{body}' 'http://{}{target}'", self.address))
     }
@@ -215,8 +219,8 @@ impl Sandbox {
     }
 }
 
-/// The address in the log line of the sandbox's listener.
-fn address_of_the_sandbox(line: &str) -> Option<String> {
+/// Returns the address in the log line of the simulator's listener.
+fn sandbox_address(line: &str) -> Option<String> {
     let event: Value = serde_json::from_str(line).ok()?;
     (event["listener"] == "sandbox").then(|| event["address"].as_str().map(str::to_owned))?
 }

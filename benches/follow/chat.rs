@@ -1,4 +1,4 @@
-//! A stand-in for Chat that answers `follow_check` after a while and counts.
+//! A fake Chat that answers `follow_check` after a fixed latency and counts calls.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-/// Running on a thread of its own until it is dropped.
+/// A fake Chat on a separate thread. Dropping it stops the thread.
 pub(crate) struct Chat {
     pub(crate) address: SocketAddr,
     counts: Arc<Counts>,
@@ -39,7 +39,7 @@ struct Counts {
 }
 
 impl Chat {
-    /// Answers after `latency`; over TLS if it is certified.
+    /// Starts a fake that answers after `latency`, over TLS if it has a certificate.
     pub(crate) fn start(latency: Duration, certified: Option<&Certified>) -> Self {
         let (counts, stop) = (Arc::<Counts>::default(), CancellationToken::new());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -58,7 +58,7 @@ impl Chat {
                         tokio::spawn(async move {
                             let _ = stream.set_nodelay(true);
                             let http = http1::Builder::new();
-                            // Whoever breaks off is not served any more.
+                            // An error ends only this connection.
                             let _ = match tls {
                                 None => http.serve_connection(TokioIo::new(stream), service).await,
                                 Some(tls) => {
@@ -78,15 +78,15 @@ impl Chat {
         Self { address, counts, stop, thread: Some(thread) }
     }
 
-    /// Calls so far, and the pairs that they carried.
+    /// Returns the number of calls and of pairs in them so far.
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.counts.calls.load(Ordering::Relaxed), self.counts.pairs.load(Ordering::Relaxed))
     }
 
-    /// When each call was read.
-    #[allow(dead_code, reason = "not every bench asks it")]
+    /// Returns the arrival time of each call.
+    #[allow(dead_code, reason = "not every bench uses it")]
     pub(crate) fn times(&self) -> Vec<Instant> {
-        self.counts.times.lock().expect("nobody panics with it").clone()
+        self.counts.times.lock().expect("no panic under it").clone()
     }
 }
 
@@ -99,7 +99,7 @@ impl Drop for Chat {
     }
 }
 
-/// A certificate for `localhost`, and the file of the authority that vouches for it.
+/// A certificate for `localhost`, and the file of the CA that issued it.
 pub(crate) struct Certified {
     serving: Arc<ServerConfig>,
     ca: NamedTempFile,
@@ -110,8 +110,8 @@ impl Certified {
     pub(crate) fn new() -> Self {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
-        // Not that of the certificate below it, which OpenSSL would take for its own authority.
-        params.distinguished_name.push(rcgen::DnType::CommonName, "an authority of the bench");
+        // Differs from the leaf's name, because OpenSSL considers a certificate self-signed if the names are equal.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "CA of the bench");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
         let ca = NamedTempFile::new().expect("a file");
@@ -126,7 +126,7 @@ impl Certified {
             .expect("versions")
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der().clone()], key.into())
-            .expect("they fit");
+            .expect("a matching key");
         Self { serving: Arc::new(serving), ca }
     }
 
@@ -150,7 +150,7 @@ async fn answer(
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let to = serde_json::from_slice::<Question>(&body).map(|question| question.to).unwrap_or_default();
     counts.calls.fetch_add(1, Ordering::Relaxed);
-    counts.times.lock().expect("nobody panics with it").push(clock::now());
+    counts.times.lock().expect("no panic under it").push(clock::now());
     counts.pairs.fetch_add(to.len(), Ordering::Relaxed);
     let items: Vec<String> = to
         .iter()

@@ -1,4 +1,4 @@
-//! The gateway in front of the stand-in, and callers of it.
+//! A gateway in front of the fake Chat, and its callers.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -22,24 +22,24 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// Running on its worker threads until it is dropped.
+/// A gateway on its worker threads. Dropping it stops them.
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
-    /// Of the admin listener.
-    #[allow(dead_code, reason = "not every bench asks it")]
+    /// Address of the admin listener.
+    #[allow(dead_code, reason = "not every bench uses it")]
     pub(crate) admin: SocketAddr,
     quit: CancellationToken,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Gateway {
-    /// As configured by default, but for the quota.
-    #[allow(dead_code, reason = "not every bench has one that is alone")]
+    /// Starts a gateway with the default configuration except for the quota.
+    #[allow(dead_code, reason = "not every bench uses it")]
     pub(crate) fn start(chat: SocketAddr, per_second: u32) -> Self {
         Self::start_in(chat, per_second, None)
     }
 
-    /// The same as a replica.
+    /// Starts a gateway as a replica.
     pub(crate) fn start_in(chat: SocketAddr, per_second: u32, fleet: Option<Fleet>) -> Self {
         let any = || ListenAddr::Tcp(([127, 0, 0, 1], 0).into());
         let app = App {
@@ -75,7 +75,7 @@ impl Gateway {
         let admin = server.admin_address().parse().expect("an address");
         let quit = server.quit();
         let thread = std::thread::spawn(move || {
-            server.run().expect("threads can be made");
+            server.run().expect("threads can be created");
         });
         Self { address, admin, quit, thread: Some(thread) }
     }
@@ -90,14 +90,14 @@ impl Drop for Gateway {
     }
 }
 
-/// Connections to one address, as many as are needed at one time.
+/// A client with as many connections to one address as it has concurrent requests.
 pub(crate) struct Client {
     address: SocketAddr,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
-/// What became of a request.
-pub(crate) struct Asked {
+/// The outcome of a request.
+pub(crate) struct Outcome {
     pub(crate) answered: bool,
     pub(crate) took: Duration,
 }
@@ -107,22 +107,22 @@ impl Client {
         Self { address, idle: Mutex::default() }
     }
 
-    /// Asks, and reads the whole answer.
-    pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Asked {
+    /// Sends a `follow_check` and reads the complete response.
+    pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Outcome {
         self.post("/v4/follow/follow_check", "max-stale=0", question(from, to)).await
     }
 
-    /// Whether it is known without asking Chat.
-    #[allow(dead_code, reason = "not every bench asks it")]
-    pub(crate) async fn knows(&self, from: &str, to: &[String]) -> Asked {
+    /// Asks only the cache, with `only-if-cached`.
+    #[allow(dead_code, reason = "not every bench uses it")]
+    pub(crate) async fn ask_cache(&self, from: &str, to: &[String]) -> Outcome {
         self.post("/v4/follow/follow_check", "only-if-cached", question(from, to)).await
     }
 
-    /// Posts anything.
-    pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Asked {
+    /// Posts any body.
+    pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Outcome {
         let begun = clock::now();
         let answered = self.send(path, freshness, body).await.unwrap_or(false);
-        Asked { answered, took: clock::now() - begun }
+        Outcome { answered, took: clock::now() - begun }
     }
 
     async fn send(
@@ -131,8 +131,8 @@ impl Client {
         freshness: &str,
         body: String,
     ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-        let kept = self.idle.lock().expect("nobody panics with it").pop();
-        let mut connection = match kept {
+        let idle = self.idle.lock().expect("no panic under it").pop();
+        let mut connection = match idle {
             Some(connection) => connection,
             None => {
                 let stream = TcpStream::connect(self.address).await?;
@@ -150,7 +150,7 @@ impl Client {
         let response = connection.send_request(request).await?;
         let answered = response.status() == 200;
         response.into_body().collect().await?;
-        self.idle.lock().expect("nobody panics with it").push(connection);
+        self.idle.lock().expect("no panic under it").push(connection);
         Ok(answered)
     }
 }
@@ -159,8 +159,8 @@ fn question(from: &str, to: &[String]) -> String {
     serde_json::json!({"From_Account": from, "To_Account": to}).to_string()
 }
 
-/// What an admin listener counts, as text.
-#[allow(dead_code, reason = "not every bench asks for it")]
+/// Returns the metrics of an admin listener as text.
+#[allow(dead_code, reason = "not every bench uses it")]
 pub(crate) async fn metrics(admin: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(admin).await?;
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
@@ -170,7 +170,7 @@ pub(crate) async fn metrics(admin: SocketAddr) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The time within which that share of them ended.
+/// Returns the duration within which this share of the requests ended.
 pub(crate) fn percentile(times: &mut [Duration], share: f64) -> Duration {
     times.sort_unstable();
     let at = (times.len() as f64 * share) as usize;

@@ -1,6 +1,6 @@
-//! How many calls the gateway makes for what it is asked.
+//! The number of calls to Chat that the gateway makes for its requests.
 //!
-//! `cargo bench --bench follow`. How to read it stands in `benches/README.md`.
+//! `cargo bench --bench follow`. `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -15,21 +15,21 @@ use chatgate::clock;
 use tokio::task::JoinSet;
 
 use self::chat::Chat;
-use self::gateway::{Asked, Client, Gateway, percentile};
+use self::gateway::{Client, Gateway, Outcome, percentile};
 
 /// As in the program.
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What Chat takes for a call.
+/// Chat's latency per call.
 const LATENCY: Duration = Duration::from_millis(20);
 
 fn main() {
     println!(
-        "{:<44} {:>7} {:>8} {:>7} {:>6} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8}",
+        "{:<44} {:>8} {:>8} {:>7} {:>6} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8}",
         "scenario",
-        "asked",
+        "requests",
         "answered",
         "pairs",
         "calls",
@@ -53,7 +53,7 @@ fn main() {
     });
 }
 
-/// (a) 500 callers at one moment, each about one pair with one of the same five creators.
+/// (a) 500 simultaneous callers, each with one pair of a fan and one of five creators.
 async fn fans_at_once() {
     let scene = Scene::new(20);
     let mut callers = JoinSet::new();
@@ -64,7 +64,7 @@ async fn fans_at_once() {
     scene.report("(a) 500 fans of 5, at once, 20/s", callers.join_all().await);
 }
 
-/// (a) The same 500 callers, each asking again as soon as it is answered, for new fans.
+/// (a) The same 500 callers, each sending the next request for a new fan right after the response.
 async fn fans_in_turn() {
     let scene = Scene::new(20);
     let next = Arc::new(AtomicUsize::new(0));
@@ -72,24 +72,24 @@ async fn fans_in_turn() {
     for number in 0..500 {
         let (client, next) = (Arc::clone(&scene.client), Arc::clone(&next));
         callers.spawn(async move {
-            let mut asked = Vec::new();
+            let mut outcomes = Vec::new();
             for turn in 0..20 {
                 let fan = fan(next.fetch_add(1, Ordering::Relaxed));
-                asked.push(client.ask(&fan, &[creator((number + turn) % 5)]).await);
+                outcomes.push(client.ask(&fan, &[creator((number + turn) % 5)]).await);
             }
-            asked
+            outcomes
         });
     }
-    let asked = callers.join_all().await.into_iter().flatten().collect();
-    scene.report("(a) 500 fans of 5, again and again, 20/s", asked);
+    let outcomes = callers.join_all().await.into_iter().flatten().collect();
+    scene.report("(a) 500 fans of 5, again and again, 20/s", outcomes);
 }
 
-/// (b) Feeds of 30 distinct accounts. Viewers and creators are chosen by Zipf's law.
+/// (b) Feeds of 30 distinct accounts. Viewers and creators follow Zipf's law.
 async fn zipf(times: u32, creators: usize) {
     let scene = Scene::new(200);
     let (viewers, chosen) = (Zipf::new(10_000, 0.8), Zipf::new(creators, 1.0));
     let mut random = Random(7);
-    let asked = open_loop(&scene.client, 200 * times, Duration::from_secs(5), || {
+    let outcomes = open_loop(&scene.client, 200 * times, Duration::from_secs(5), || {
         let mut feed: Vec<usize> = Vec::with_capacity(30);
         while feed.len() < 30 {
             let one = chosen.choose(&mut random);
@@ -99,43 +99,43 @@ async fn zipf(times: u32, creators: usize) {
         }
         (fan(viewers.choose(&mut random)), feed.into_iter().map(creator).collect())
     });
-    let asked = asked.await;
-    scene.report(&format!("(b) feeds of 30 of {creators}, {times} x quota of 200/s"), asked);
+    let outcomes = outcomes.await;
+    scene.report(&format!("(b) feeds of 30 of {creators}, {times} x quota of 200/s"), outcomes);
 }
 
-/// (c) Pairs that share nobody.
+/// (c) Random pairs without common users.
 async fn uniform(name: &str, rate: u32, seconds: u64) {
     let scene = Scene::new(200);
     let mut random = Random(11);
-    let asked = open_loop(&scene.client, rate, Duration::from_secs(seconds), || {
+    let outcomes = open_loop(&scene.client, rate, Duration::from_secs(seconds), || {
         (fan(random.below(1_000_000)), vec![creator(random.below(1_000_000))])
     });
-    let asked = asked.await;
-    scene.report(name, asked);
+    let outcomes = outcomes.await;
+    scene.report(name, outcomes);
 }
 
-/// One miss at a time on an idle gateway, beside the same question put to the stand-in itself.
+/// Sends single misses to an idle gateway, and the same requests directly to the fake Chat.
 async fn single_miss() {
     let chat = Chat::start(Duration::ZERO, None);
     let gateway = Gateway::start(chat.address, 200);
-    let (through, straight) = (Client::new(gateway.address), Client::new(chat.address));
+    let (through, direct) = (Client::new(gateway.address), Client::new(chat.address));
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for number in 0..150 {
-        // Longer than the quota's interval: nothing is to wait.
+        // Longer than the quota's interval, so that no request waits.
         tokio::time::sleep(Duration::from_millis(15)).await;
         with.push(through.ask(&fan(number), &[creator(number)]).await.took);
-        without.push(straight.ask(&fan(number), &[creator(number)]).await.took);
+        without.push(direct.ask(&fan(number), &[creator(number)]).await.took);
     }
     let micros = |times: &mut Vec<Duration>, share| percentile(times, share).as_micros();
     println!("\na single miss on an idle gateway, in µs");
     for share in [0.5, 0.99] {
         let (with, without) = (micros(&mut with, share), micros(&mut without, share));
         let added = with.saturating_sub(without);
-        println!("  p{:<3} straight {without:>6}  through {with:>6}  added {added:>6}", share * 100.0);
+        println!("  p{:<3} direct {without:>6}  through {with:>6}  added {added:>6}", share * 100.0);
     }
 }
 
-/// A stand-in, a gateway in front of it and callers of that.
+/// A fake Chat, a gateway in front of it, and its callers.
 struct Scene {
     client: Arc<Client>,
     _gateway: Gateway,
@@ -151,14 +151,14 @@ impl Scene {
         Self { client, _gateway: gateway, chat, begun: clock::now() }
     }
 
-    fn report(&self, name: &str, asked: Vec<Asked>) {
+    fn report(&self, name: &str, outcomes: Vec<Outcome>) {
         let span = (clock::now() - self.begun).as_secs_f64();
         let (calls, pairs) = self.chat.counts();
-        let mut waits: Vec<Duration> = asked.iter().filter(|one| one.answered).map(|one| one.took).collect();
+        let mut waits: Vec<Duration> = outcomes.iter().filter(|one| one.answered).map(|one| one.took).collect();
         let ratio = |a: usize, b: usize| a as f64 / b.max(1) as f64;
         println!(
-            "{name:<44} {:>7} {:>8} {pairs:>7} {calls:>6} {:>7.1} {:>9.1} {:>9.3} {:>8.0} {:>8.0} {:>8.0}",
-            asked.len(),
+            "{name:<44} {:>8} {:>8} {pairs:>7} {calls:>6} {:>7.1} {:>9.1} {:>9.3} {:>8.0} {:>8.0} {:>8.0}",
+            outcomes.len(),
             waits.len(),
             ratio(pairs, calls),
             1000.0 * ratio(calls, pairs),
@@ -170,13 +170,13 @@ impl Scene {
     }
 }
 
-/// Asks at a steady rate, whatever becomes of what was asked before.
+/// Sends requests at a steady rate, regardless of earlier responses.
 async fn open_loop(
     client: &Arc<Client>,
     rate: u32,
     span: Duration,
     mut question: impl FnMut() -> (String, Vec<String>),
-) -> Vec<Asked> {
+) -> Vec<Outcome> {
     let mut callers = JoinSet::new();
     let begun = clock::now();
     let number = span.as_secs() as u32 * rate;
@@ -214,7 +214,7 @@ impl Random {
     }
 }
 
-/// Number k of n with a weight of 1 / k^s.
+/// A distribution over n numbers in which number k has the weight 1 / k^s.
 struct Zipf(Vec<f64>);
 
 impl Zipf {

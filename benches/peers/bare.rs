@@ -1,4 +1,4 @@
-//! A bare hyper server: what the machine allows.
+//! A bare hyper server: the machine's limit.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 
-/// Answers everything with the same bytes.
+/// Answers every request with the same bytes.
 pub(crate) async fn serve(address: SocketAddr, answer: &str) {
     let answer = Bytes::from(std::fs::read(answer).expect("a file"));
     let listener = tokio::net::TcpListener::bind(address).await.expect("a free port");

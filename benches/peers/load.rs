@@ -1,4 +1,4 @@
-//! The load: requests made beforehand, sent over connections that stay.
+//! The load: prepared requests over persistent connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-/// Largest answer: what is sent back for a whole megabyte is short.
+/// Largest response in bytes. Requests of 1 MiB have short responses, too.
 const ANSWER_LEN_MAX: usize = 1 << 20;
 
-/// Requests of one kind, as bytes on the wire, and what each answer must hold.
+/// Requests of one kind as bytes on the wire, and the bytes that each response must contain.
 #[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) requests: Arc<Vec<Vec<u8>>>,
     pub(crate) expected: &'static [u8],
 }
 
-/// What became of them.
+/// The outcome of the requests.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) took: Vec<Duration>,
@@ -34,7 +34,7 @@ impl Outcome {
 }
 
 impl Load {
-    /// Each of them once, so that what can be known is.
+    /// Sends each request once, to fill the cache.
     pub(crate) async fn warm(&self, address: SocketAddr) -> Outcome {
         let mut outcome = Outcome::default();
         let mut connection = Connection::open(address).await;
@@ -44,7 +44,7 @@ impl Load {
         outcome
     }
 
-    /// So many connections, each asking again as soon as it has its answer, for so long.
+    /// Sends requests for `span` over `connections` connections, each right after the previous response.
     pub(crate) async fn closed(&self, address: SocketAddr, connections: usize, span: Duration) -> Outcome {
         let until = clock::now() + span;
         let mut tasks = JoinSet::new();
@@ -63,8 +63,8 @@ impl Load {
         gathered(tasks).await
     }
 
-    /// So many requests a second, whatever becomes of them: one that has to wait for its connection has waited
-    /// since the moment that it should have gone.
+    /// Sends `per_second` requests per second for `span`, regardless of earlier responses. If a request waits for its
+    /// connection, its time starts at the scheduled moment.
     pub(crate) async fn open(&self, address: SocketAddr, per_second: f64, span: Duration) -> Outcome {
         const CONNECTIONS: usize = 16;
         let begun = clock::now() + Duration::from_millis(50);
@@ -90,7 +90,7 @@ impl Load {
     }
 }
 
-/// The timer is good to a millisecond; the rest is spent looking at the clock.
+/// Waits with the timer, which has a resolution of 1 ms, and then polls the clock.
 async fn wait_until(due: Instant) {
     let early = due.checked_sub(Duration::from_micros(1500)).unwrap_or(due);
     tokio::time::sleep_until(early.into()).await;
@@ -120,7 +120,7 @@ impl Connection {
         Self { address, stream, buffer: Vec::with_capacity(64 * 1024) }
     }
 
-    /// Asks, reads the answer to its end, and notes how long it took since `begun`.
+    /// Sends a request, reads the complete response, and records the time since `begun`.
     async fn ask(&mut self, request: &[u8], expected: &[u8], outcome: &mut Outcome, begun: Instant) {
         match self.exchange(request, expected).await {
             Ok(true) => outcome.took.push(clock::now() - begun),

@@ -1,8 +1,8 @@
-//! chatgate beside what else could stand in its place, and beside a bare server.
+//! Comparison of chatgate with other proxies and with a bare server.
 //!
-//! `cargo bench --bench peers [-- ROUNDS [SECONDS]]`. What is installed is measured: nginx with its Lua module,
-//! haproxy. Rounds are interleaved, so that what disturbs one disturbs all. `-- soak [SECONDS]` measures what takes
-//! longer to show, with a steady load of five minutes by default. How to read it stands in `benches/README.md`.
+//! `cargo bench --bench peers [-- ROUNDS [SECONDS]]`. It measures the installed peers: nginx with its Lua module,
+//! haproxy. Rounds are interleaved, so that a disturbance affects all targets. `-- soak [SECONDS]` measures slow
+//! effects, with a steady load of five minutes by default. `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -36,7 +36,7 @@ const ROUNDS: usize = 3;
 const SECONDS: u64 = 4;
 const SOAK_SECONDS: u64 = 300;
 
-/// What one run of one target showed.
+/// The results of one run of one target.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
     per_second: f64,
@@ -70,7 +70,7 @@ fn main() {
     for work in Work::ALL {
         let mut rows: BTreeMap<usize, Vec<Figures>> = BTreeMap::new();
         for round in 0..rounds {
-            // Each round begins with another one.
+            // Each round starts with another target.
             for at in (0..targets.len()).map(|at| (at + round) % targets.len()) {
                 if work.is_for(targets[at]) {
                     let figures = runtime.block_on(run(work, targets[at], &certified, span));
@@ -84,12 +84,12 @@ fn main() {
 }
 
 async fn run(work: Work, target: Target, certified: &Certified, span: Duration) -> Figures {
-    let tls = work.is_over_tls().then_some(certified);
+    let tls = work.uses_tls().then_some(certified);
     let chat = Chat::start(Duration::ZERO, tls);
     let running = target.start(Setup::new(chat.address, tls.map(Certified::ca_file), &work.answer()));
     let load = work.load(running.address);
-    assert_eq!(load.warm(running.address).await.failed, 0, "{} does not do {}", target.name(), work.name());
-    // Until connections, caches and branch predictors are warm.
+    assert_eq!(load.warm(running.address).await.failed, 0, "{} fails to warm up for {}", target.name(), work.name());
+    // Warms up connections, caches and branch predictors.
     load.closed(running.address, work.connections(), span / 4).await;
     let (calls, cpu, begun) = (chat.counts().0, cpu_nanos(running.pid()), clock::now());
     let mut outcome = match work.rate() {
@@ -109,7 +109,7 @@ async fn run(work: Work, target: Target, certified: &Certified, span: Duration) 
     }
 }
 
-/// In microseconds.
+/// Returns a percentile in microseconds.
 fn percentile(outcome: &mut Outcome, share: f64) -> f64 {
     outcome.took.sort_unstable();
     let at = (outcome.took.len() as f64 * share) as usize;
@@ -130,7 +130,7 @@ fn print(work: Work, targets: &[Target], rows: &BTreeMap<usize, Vec<Figures>>) {
     for (at, runs) in rows {
         let of = |figure: fn(&Figures) -> f64| median(runs.iter().map(figure).collect());
         let cpu: Vec<f64> = runs.iter().map(|run| run.cpu_micros).collect();
-        // Of the same round, so that both met the same machine.
+        // Compares runs of the same round, so that both ran under the same conditions.
         let ratio = |others: &Option<Vec<f64>>| match others {
             Some(others) => format!("{:.2}", median(cpu.iter().zip(others).map(|(own, other)| own / other).collect())),
             None => "-".to_owned(),
@@ -156,7 +156,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// What it takes while nobody asks.
+/// Measures memory and CPU time without requests.
 async fn idle(certified: &Certified) {
     let chat = Chat::start(Duration::ZERO, None);
     let running = Target::Chatgate.start(Setup::new(chat.address, Some(certified.ca_file()), ""));
@@ -165,7 +165,7 @@ async fn idle(certified: &Certified) {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let used = (cpu_nanos(running.pid()) - cpu) as f64 / 5e6;
     println!(
-        "\nchatgate, idle: {:.1} MiB, {used:.2} ms of CPU a second",
+        "\nchatgate, idle: {:.1} MiB, {used:.2} ms of CPU per second",
         resident_kib(running.pid()).0 as f64 / 1024.0
     );
 }

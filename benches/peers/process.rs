@@ -1,8 +1,8 @@
-//! What a process has used, as the kernel counts it.
+//! Resource usage of a process, as reported by the kernel.
 
 use std::fs;
 
-/// Time on a processor of a process and its children, in nanoseconds: `/proc/PID/task/*/schedstat`.
+/// Returns the CPU time of a process and its children, in nanoseconds: `/proc/PID/task/*/schedstat`.
 pub(crate) fn cpu_nanos(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let own: u64 = tasks
@@ -12,7 +12,7 @@ pub(crate) fn cpu_nanos(pid: u32) -> u64 {
     own + children(pid).into_iter().map(cpu_nanos).sum::<u64>()
 }
 
-/// Resident memory of a process and its children, in KiB: now, and at most so far.
+/// Returns the current and the peak resident memory of a process and its children, in KiB.
 pub(crate) fn resident_kib(pid: u32) -> (u64, u64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {

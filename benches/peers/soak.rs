@@ -1,4 +1,4 @@
-//! What takes longer to show: stalls, memory under churn, more than one processor.
+//! Slow effects: stalls, memory under churn, and several CPUs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,25 +15,25 @@ use super::process::{cpu_nanos, resident_kib};
 use super::targets::{Running, Setup, Target};
 use super::work::Work;
 
-/// Requests a second of the steady load, at either of the two.
+/// Requests per second of the steady load to each of the two targets.
 const RATE: f64 = 2_500.0;
 const SCRAPED_EVERY: Duration = Duration::from_secs(1);
 const RELOADED_EVERY: Duration = Duration::from_secs(10);
-/// Longer than this is a stall.
+/// Shortest response time that counts as a stall.
 const STALL: Duration = Duration::from_millis(10);
-/// A table that is full in a second or two, and pairs that fill it ten times over before one comes again.
+/// A table that fills up within 2 s, and enough pairs to fill it ten times before a pair repeats.
 const CHURN_MAX_PAIRS: usize = 200_000;
 const CHURN_REQUESTS: usize = 20_000;
 
-/// All of it: the steady load for so long, the rest in proportion.
+/// Runs all parts: the steady load for `seconds`, the rest in proportion.
 pub(crate) async fn run(seconds: u64) {
     steady(Duration::from_secs(seconds)).await;
     churn(Duration::from_secs(seconds / 5)).await;
-    processors(Duration::from_secs((seconds / 60).max(2))).await;
+    cpus(Duration::from_secs((seconds / 60).max(2))).await;
 }
 
-/// Known answers at a fixed rate, at chatgate and at a bare server at the same time, while facts grow old, signatures
-/// are renewed, metrics scraped and the configuration is read again. What stalls both is the machine.
+/// Sends hits at a fixed rate to chatgate and to a bare server at the same time, while cached pairs expire, signatures
+/// are renewed, metrics are scraped, and the configuration is reloaded. A stall of both comes from the machine.
 async fn steady(span: Duration) {
     let (work, chat) = (Work::HitsOpen, Chat::start(Duration::ZERO, None));
     let answer = work.answer();
@@ -47,9 +47,9 @@ async fn steady(span: Duration) {
     let (own, others, (scrapes, reloads)) = tokio::join!(
         asked.open(address, RATE, span),
         bare_asked.open(bare_address, RATE, span),
-        bother(&gateway, span)
+        scrape_and_reload(&gateway, span)
     );
-    println!("\n{RATE} requests a second of 10 known accounts for {} s, ttl 10 s", span.as_secs());
+    println!("\n{RATE} requests per second with 10 cached accounts for {} s, ttl 10 s", span.as_secs());
     println!("{scrapes} scrapes of metrics, {reloads} reloads, {} calls to Chat", chat.counts().0);
     println!(
         "{:<12} {:>9} {:>7} {:>8} {:>8} {:>9} {:>9} {:>12}",
@@ -72,15 +72,15 @@ async fn steady(span: Duration) {
     println!("resident: {before} KiB before, {} after", resident_kib(gateway.pid()).0);
 }
 
-/// Scrapes and reloads a gateway now and then; says how often.
-async fn bother(gateway: &Running, span: Duration) -> (usize, usize) {
+/// Scrapes a gateway every second and reloads it every 10 s. Returns both counts.
+async fn scrape_and_reload(gateway: &Running, span: Duration) -> (usize, usize) {
     let (until, pid) = (clock::now() + span, Pid::from_raw(gateway.pid() as i32).expect("not 0"));
     let (mut scrapes, mut reloads, mut reload_at) = (0, 0, clock::now() + RELOADED_EVERY);
     while clock::now() < until {
         tokio::time::sleep(SCRAPED_EVERY).await;
         scrapes += usize::from(scrape(&gateway.admin()).await);
         if clock::now() >= reload_at {
-            kill_process(pid, Signal::HUP).expect("it runs");
+            kill_process(pid, Signal::HUP).expect("the gateway is running");
             reload_at += RELOADED_EVERY;
             reloads += 1;
         }
@@ -89,11 +89,11 @@ async fn bother(gateway: &Running, span: Duration) -> (usize, usize) {
 }
 
 async fn scrape(admin: &Path) -> bool {
-    let mut stream = UnixStream::connect(admin).await.expect("it listens");
+    let mut stream = UnixStream::connect(admin).await.expect("the gateway listens");
     let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request).await.expect("it reads");
+    stream.write_all(request).await.expect("the gateway reads");
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.expect("it answers");
+    stream.read_to_end(&mut answer).await.expect("the gateway answers");
     answer.starts_with(b"HTTP/1.1 200")
 }
 
@@ -102,14 +102,14 @@ fn micros(outcome: &Outcome, share: f64) -> f64 {
     outcome.took.get(at).map_or(0.0, |took| took.as_secs_f64() * 1e6)
 }
 
-/// Pairs that nobody has asked for lately, as many as the gateway takes, with a table that is soon full.
+/// Sends requests for new pairs as fast as the gateway answers, with a table that is soon full.
 async fn churn(span: Duration) {
     let chat = Chat::start(Duration::ZERO, None);
     let setup = Setup { max_pairs: CHURN_MAX_PAIRS, ..Setup::new(chat.address, None, "") };
     let gateway = Target::Chatgate.start(setup);
-    let load = strangers(gateway.address.to_string().as_str());
+    let load = distinct_pairs(gateway.address.to_string().as_str());
     let steps = 6;
-    println!("\nall new: requests of 100 pairs for {} s, at most {CHURN_MAX_PAIRS} pairs kept", span.as_secs());
+    println!("\nall new: requests with 100 pairs for {} s, at most {CHURN_MAX_PAIRS} cached pairs", span.as_secs());
     println!("{:>7} {:>12} {:>8} {:>10}", "s", "pairs", "failed", "KiB");
     println!("{:>7} {:>12} {:>8} {:>10}", 0, 0, 0, resident_kib(gateway.pid()).0);
     let (mut answered, mut failed) = (0, 0);
@@ -121,8 +121,8 @@ async fn churn(span: Duration) {
     }
 }
 
-/// Requests that share no pair.
-fn strangers(host: &str) -> Load {
+/// Returns requests without common pairs.
+fn distinct_pairs(host: &str) -> Load {
     let request = |number: usize| {
         let to: Vec<String> = (0..100).map(|at| format!("\"{:012}\"", number * 100 + at)).collect();
         let body = format!(r#"{{"From_Account":"asker{number}","To_Account":[{}]}}"#, to.join(","));
@@ -132,12 +132,12 @@ fn strangers(host: &str) -> Load {
     Load { requests: Arc::new((0..CHURN_REQUESTS).map(request).collect()), expected: b"\"ErrorCode\":0" }
 }
 
-/// The same load on one processor and on all of them. Callers need processors too, so requests a second say little;
-/// what a request costs says whether threads are in each other's way.
-async fn processors(span: Duration) {
+/// Runs the same load on one CPU and on all CPUs. Callers need CPUs too, so requests per second say little; the cost
+/// per request shows whether threads contend.
+async fn cpus(span: Duration) {
     let work = Work::Hits(10);
-    println!("\nfollow_check of 10 accounts, all known");
-    println!("{:<16} {:>9} {:>12}", "processors", "req/s", "CPU µs/req");
+    println!("\nfollow_check of 10 accounts, all cached");
+    println!("{:<16} {:>9} {:>12}", "CPUs", "req/s", "CPU µs/req");
     for _ in 0..3 {
         for pinned in [true, false] {
             let chat = Chat::start(Duration::ZERO, None);

@@ -1,4 +1,4 @@
-//! What is measured: chatgate, and what else of its kind is installed, each as an expert would set it up.
+//! The targets: chatgate and the installed peers, each configured as an expert would.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,43 +9,43 @@ use std::time::Duration;
 use chatgate::clock;
 use tempfile::TempDir;
 
-/// What stands for the five parameters where a peer cannot sign: it has a signature made beforehand.
+/// Query parameters for peers that cannot sign. They use a fixed signature.
 const SIGNED: &str = "sdkappid=1400000001&identifier=administrator&contenttype=json&usersig=";
-/// As long as a real one.
+/// Length of a real UserSig.
 const USERSIG_LEN: usize = 180;
 
-/// How a target is set up.
+/// The setup of a target.
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'a> {
-    /// The stand-in for Chat.
+    /// Address of the fake Chat.
     pub(crate) chat: SocketAddr,
-    /// Who vouches for it, if it is spoken to over TLS.
+    /// The CA file, if the connection to Chat uses TLS.
     pub(crate) ca: Option<&'a Path>,
-    /// What a bare server answers.
+    /// The response body of a bare server.
     pub(crate) answer: &'a str,
-    /// On one processor (where `taskset` is installed), or on all.
+    /// Whether the target runs on one CPU only (if `taskset` is installed).
     pub(crate) pinned: bool,
-    /// Of chatgate: how long a fact is known, how many there may be, how long a signature lives.
+    /// Options of chatgate: cache TTL, cache capacity, and lifetime of a signature.
     pub(crate) ttl: &'static str,
     pub(crate) max_pairs: usize,
     pub(crate) usersig_lifetime: &'static str,
 }
 
 impl<'a> Setup<'a> {
-    /// On one processor, with nothing that grows old meanwhile.
+    /// Returns a setup on one CPU, in which nothing expires during a run.
     pub(crate) fn new(chat: SocketAddr, ca: Option<&'a Path>, answer: &'a str) -> Self {
         Self { chat, ca, answer, pinned: true, ttl: "1h", max_pairs: 1_000_000, usersig_lifetime: "24h" }
     }
 }
 
-/// Somebody who answers requests.
+/// A server under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// A bare hyper server with a fixed answer: what the machine allows.
+    /// A bare hyper server with a fixed response: the machine's limit.
     Bare,
-    /// nginx with Lua: signs with a fixed signature, keeps pairs in a shared dictionary.
+    /// nginx with Lua, a fixed signature, and a shared dictionary of pairs.
     NginxLua,
-    /// haproxy, which signs alike and keeps nothing.
+    /// haproxy with a fixed signature and without a cache.
     Haproxy,
     Chatgate,
 }
@@ -62,7 +62,7 @@ impl Target {
         }
     }
 
-    /// Whether what it needs is on this machine.
+    /// Returns whether the target is installed on this machine.
     pub(crate) fn is_installed(self) -> bool {
         match self {
             Target::Bare | Target::Chatgate => true,
@@ -71,7 +71,7 @@ impl Target {
         }
     }
 
-    /// Starts it in front of a stand-in for Chat.
+    /// Starts the target in front of the fake Chat.
     pub(crate) fn start(self, setup: Setup<'_>) -> Running {
         let Setup { chat, ca, answer, .. } = setup;
         let dir = TempDir::new().expect("a directory");
@@ -105,14 +105,14 @@ impl Target {
         }
         let log = File::create(dir.path().join("output")).expect("a file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
-        let child = command.spawn().expect("it is installed");
+        let child = command.spawn().expect("an installed target");
         let running = Running { child, address, dir };
         running.wait();
         running
     }
 }
 
-/// A target that runs until it is dropped.
+/// A running target. Dropping it stops the process.
 pub(crate) struct Running {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -124,7 +124,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Of chatgate: the socket for who operates it.
+    /// Returns chatgate's admin socket.
     pub(crate) fn admin(&self) -> PathBuf {
         self.dir.path().join("admin.sock")
     }
@@ -133,7 +133,7 @@ impl Running {
         let until = clock::now() + Duration::from_secs(20);
         while TcpStream::connect(self.address).is_err() {
             let output = || fs::read_to_string(self.dir.path().join("output")).unwrap_or_default();
-            assert!(clock::now() < until, "it does not listen: {}", output());
+            assert!(clock::now() < until, "the target does not listen: {}", output());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -141,7 +141,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // All of them end in good order at SIGTERM.
+        // All targets exit cleanly after SIGTERM.
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
@@ -153,7 +153,7 @@ fn runs(program: &str, argument: &str) -> bool {
     output.is_ok_and(|status| status.success())
 }
 
-/// Its arguments are a command for the last processor, or for any if there is no telling.
+/// Returns a command that runs its arguments on the last CPU, or on any CPU if `taskset` is not installed.
 fn pinned() -> Command {
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
     if !runs("taskset", "--version") {
@@ -168,7 +168,7 @@ fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
 }
 
-/// The modules that nginx needs, where distributions put them.
+/// Returns the required nginx modules from the usual folders of distributions.
 fn modules() -> Option<[PathBuf; 2]> {
     let places = ["/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/local/nginx/modules"];
     let modules =
@@ -181,7 +181,7 @@ fn usersig() -> String {
 }
 
 fn nginx(address: SocketAddr, chat: SocketAddr, ca: Option<&Path>, dir: &Path) -> String {
-    let [ndk, lua] = modules().expect("it is installed").map(|module| module.display().to_string());
+    let [ndk, lua] = modules().expect("an installed target").map(|module| module.display().to_string());
     let (dir, usersig) = (dir.display(), usersig());
     let (scheme, tls) = match ca {
         None => ("http", String::new()),
@@ -257,7 +257,7 @@ backend chat
     )
 }
 
-/// As by default, but for what a benchmark must not run into: the quota, and facts that grow old meanwhile.
+/// Returns the default configuration, except for limits that a benchmark must not reach: the quota and the TTL.
 fn chatgate(address: SocketAddr, setup: Setup<'_>, dir: &Path) -> String {
     let Setup { chat, ca, ttl, max_pairs, usersig_lifetime, .. } = setup;
     let dir = dir.display();

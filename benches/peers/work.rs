@@ -1,4 +1,4 @@
-//! What is asked of the targets.
+//! The kinds of requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use super::load::Load;
 use super::targets::Target;
 
 const MEGABYTE: usize = 1024 * 1024;
-/// Users who ask, each about contacts of its own.
-const ASKERS: usize = 500;
-/// Requests a second of the open loop: about half of what a bare server on one processor takes at most.
+/// Users as `From_Account`, each with different contacts.
+const USERS: usize = 500;
+/// Requests per second of the open loop: about half of the maximum of a bare server on one CPU.
 const OPEN_RATE: f64 = 10_000.0;
 
-/// One kind of requests.
+/// A kind of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// A call that is handed on, signed.
+    /// A small call that is signed and relayed.
     Relay,
-    /// The same, over TLS.
+    /// A small call that is relayed over TLS.
     RelayTls,
-    /// The same with a megabyte of body, in plain.
+    /// A call with a body of 1 MiB, relayed without TLS.
     RelayMegabyte,
-    /// `follow_check` of so many accounts that are all known.
+    /// `follow_check` of this many accounts, all cached.
     Hits(usize),
-    /// The same of 10 accounts, at a fixed rate.
+    /// `follow_check` of 10 cached accounts, at a fixed rate.
     HitsOpen,
 }
 
@@ -36,12 +36,12 @@ impl Work {
             Work::Relay => "relay of a small call".to_owned(),
             Work::RelayTls => "relay of a small call, TLS to Chat".to_owned(),
             Work::RelayMegabyte => "relay of 1 MiB".to_owned(),
-            Work::Hits(accounts) => format!("follow_check of {accounts} accounts, all known"),
-            Work::HitsOpen => format!("follow_check of 10 accounts, all known, {OPEN_RATE} a second"),
+            Work::Hits(accounts) => format!("follow_check of {accounts} accounts, all cached"),
+            Work::HitsOpen => format!("follow_check of 10 accounts, all cached, {OPEN_RATE} per second"),
         }
     }
 
-    /// A bare server relays nothing, and haproxy keeps nothing.
+    /// Returns whether the target supports this work. haproxy has no cache.
     pub(crate) fn is_for(self, target: Target) -> bool {
         match self {
             Work::Relay | Work::RelayTls | Work::RelayMegabyte => true,
@@ -49,7 +49,7 @@ impl Work {
         }
     }
 
-    pub(crate) fn is_over_tls(self) -> bool {
+    pub(crate) fn uses_tls(self) -> bool {
         self == Work::RelayTls
     }
 
@@ -57,7 +57,7 @@ impl Work {
         if self == Work::RelayMegabyte { 8 } else { 64 }
     }
 
-    /// Requests a second, if that is fixed.
+    /// Returns the requests per second, if the rate is fixed.
     pub(crate) fn rate(self) -> Option<f64> {
         (self == Work::HitsOpen).then_some(OPEN_RATE)
     }
@@ -70,7 +70,7 @@ impl Work {
         }
     }
 
-    /// What a bare server answers: as much as the others do.
+    /// Returns the response of a bare server, which is as long as the responses of the others.
     pub(crate) fn answer(self) -> String {
         let item = |account| format!(r#"{{"To_Account":"{account}","ResultCode":0,"ResultInfo":"","FollowType":0}}"#);
         let items: Vec<_> = (0..self.accounts()).map(|at| item(contact(0, at))).collect();
@@ -87,21 +87,21 @@ impl Work {
             [head.as_bytes(), body.as_bytes()].concat()
         };
         let relayed = |text: &str| vec![request("/v4/openim/sendmsg", &format!(r#"{{"MsgText":"{text}"}}"#))];
-        let question = |asker: usize| {
-            let to: Vec<_> = (0..self.accounts()).map(|at| format!("\"{}\"", contact(asker, at))).collect();
-            let body = format!(r#"{{"From_Account":"user{asker:08}","To_Account":[{}]}}"#, to.join(","));
+        let check = |user: usize| {
+            let to: Vec<_> = (0..self.accounts()).map(|at| format!("\"{}\"", contact(user, at))).collect();
+            let body = format!(r#"{{"From_Account":"user{user:08}","To_Account":[{}]}}"#, to.join(","));
             request("/v4/follow/follow_check", &body)
         };
         let requests = match self {
             Work::Relay | Work::RelayTls => relayed(&"x".repeat(100)),
             Work::RelayMegabyte => relayed(&"x".repeat(MEGABYTE - 14)),
-            Work::Hits(_) | Work::HitsOpen => (0..ASKERS).map(question).collect(),
+            Work::Hits(_) | Work::HitsOpen => (0..USERS).map(check).collect(),
         };
         Load { requests: Arc::new(requests), expected: b"\"ErrorCode\":0" }
     }
 }
 
-/// Ids of 12 bytes.
-fn contact(asker: usize, at: usize) -> String {
-    format!("user{:08}", 10_000 + asker * 100 + at)
+/// Returns a UserID of 12 bytes.
+fn contact(user: usize, at: usize) -> String {
+    format!("user{:08}", 10_000 + user * 100 + at)
 }

@@ -1,4 +1,4 @@
-//! Answers of Chat to `follow_check`.
+//! Chat's responses to `follow_check`.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use chatgate::domain::follow::response::{Found, Item, Items};
 
 use super::json::{self, Json};
 
-/// Reads the bytes as the body of an answer.
+/// Reads the bytes as the body of a response.
 pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
@@ -17,15 +17,15 @@ pub fn run(body: &[u8]) {
         let readable = other.is_some_and(|json| {
             !json.is_odd() && json.depth() < 100 && matches!(json.only("ResultItem"), Some(Json::List(_)))
         });
-        assert!(!readable, "an answer with items was not read");
+        assert!(!readable, "a response with items was not read");
         return;
     };
-    let json = other.expect("two readers disagree about what JSON is");
+    let json = other.expect("the two readers disagree on whether this is JSON");
     let Some(Json::List(list)) = json.only("ResultItem") else { panic!("items without a list") };
     let name = |item: &'_ Json<'_>| item.only("To_Account").and_then(Json::text).map(str::to_owned);
     let names: HashSet<String> = list.iter().filter_map(name).collect();
     for name in &names {
-        // An item with a text that is none may be passed over: who asked for it is told that it is missing.
+        // An item with an invalid string may be skipped; the request then fails because an item is missing.
         let is_about = |item: &&Json<'_>| !item.is_odd() && item.only("To_Account").and_then(Json::text) == Some(name);
         let about: Vec<_> = list.iter().filter(is_about).collect();
         if about.is_empty() {
@@ -40,22 +40,21 @@ pub fn run(body: &[u8]) {
                 }
             }
             Some(Found::Item(Item::Verbatim(text))) => {
-                let verbatim = json::read(text.as_bytes()).expect("an item of the answer");
+                let verbatim = json::read(text.as_bytes()).expect("an item of the response");
                 assert!(about.iter().all(|item| **item == verbatim), "{about:?} became {verbatim:?}");
                 assert!(list.contains(&verbatim));
             }
             Some(Found::Contradiction) => {}
-            None => panic!("nothing is said of {name}, which stands in {about:?}"),
+            None => panic!("no result for {name}, which is in {about:?}"),
         }
     }
-    // Nothing is said of anybody whom no item names: not of texts that stand elsewhere, an array in place of
-    // an object among them.
+    // A name in no item has no result. This includes strings elsewhere, such as in an array instead of an object.
     let elsewhere = list.iter().flat_map(|item| match item {
         Json::List(parts) => parts.iter().filter_map(Json::text).collect(),
         Json::Object(members) => members.iter().filter_map(|(name, _)| name.as_deref()).collect(),
         _ => Vec::new(),
     });
-    for unasked in elsewhere.chain(["", "nobody"]) {
-        assert!(names.contains(unasked) || items.get(unasked).is_none(), "{unasked} was named by no item");
+    for other in elsewhere.chain(["", "unknown"]) {
+        assert!(names.contains(other) || items.get(other).is_none(), "a result for {other}, which is in no item");
     }
 }

@@ -1,4 +1,4 @@
-//! Configurations: read twice, compared with the TOML library's own reading, and held to their bounds.
+//! Configurations: loaded twice, compared with the TOML library's reading, and checked against their bounds.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -8,12 +8,12 @@ use chatgate::config::{
     APPS_MAX, CALLERS_MAX, Config, Env, Problem, load_text, parse_duration, parse_size, show_duration, show_size,
 };
 
-/// Stands in every secret, so that it is found wherever it should not be.
+/// Part of every secret, so that a leak is found.
 const MARK: &str = "5ec2e7";
-/// Longest text: what takes long is no fault here.
+/// Longest text in bytes, because a slow input is not a bug here.
 const LEN_MAX: usize = 16 * 1024;
 
-/// Reads the bytes as a configuration file, a variable of the environment beside it holding a key.
+/// Loads the bytes as a configuration file. Environment variables contain a key and a token.
 pub fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if text.len() > LEN_MAX || names_files(text) {
@@ -27,10 +27,10 @@ pub fn run(bytes: &[u8]) {
     let table = text.parse::<toml::Table>();
     match (first, second) {
         (Ok(config), Ok(again)) => {
-            let keys_have_the_mark = config.source.text.contains(MARK);
-            assert!(table.is_ok(), "two readers disagree");
+            let text_has_mark = config.source.text.contains(MARK);
+            assert!(table.is_ok(), "the two readers disagree");
             assert_eq!(config.source.text, text);
-            assert!(keys_have_the_mark || !format!("{config:?}").contains(MARK), "a secret is shown");
+            assert!(text_has_mark || !format!("{config:?}").contains(MARK), "Debug shows a secret");
             assert_eq!(format!("{config:?}"), format!("{again:?}"));
             is_within_bounds(&config);
         }
@@ -38,17 +38,17 @@ pub fn run(bytes: &[u8]) {
             assert_eq!(problems, again);
             let shown = problems.to_string();
             assert!(!shown.is_empty() && !problems.all().is_empty());
-            // Names of keys are quoted, values never are.
-            // A number such as `0o` is no fault to us where no key of ours holds it; then there is no table.
+            // Problems quote keys, never values. The TOML library rejects an invalid number such as `0o` even in an
+            // unknown key; then there is no table.
             let may_show = table.as_ref().map_or_else(|_| text.lines().any(marks_its_key), has_marked_key);
-            assert!(may_show || !shown.contains(MARK), "a value is shown: {shown}");
+            assert!(may_show || !shown.contains(MARK), "a problem shows a value: {shown}");
             problems.all().iter().for_each(|problem| has_a_place(problem, text));
         }
-        _ => panic!("the same text was read in two ways"),
+        _ => panic!("two loads of the same text differ"),
     }
 }
 
-/// Whatever else files hold is no matter of this target, and where they stand none of the fuzzer.
+/// Returns whether the text may name other files. This target does not cover them, and the fuzzer must not read them.
 fn names_files(text: &str) -> bool {
     text.contains('/') && text.contains("file")
 }

@@ -1,7 +1,7 @@
-//! HTTP/1 as three read it: ours, httparse, hyper. The first byte says how the rest is cut.
+//! HTTP/1 as read by three readers: ours, httparse, and hyper. The first byte is the chunk size of the rest.
 //!
-//! Ours may refuse what the others take, never the other way round: as far as it takes the bytes, all
-//! three must find the same requests, or the connection must end.
+//! Ours may reject bytes that the others accept, never the reverse. In the bytes that ours accepts, all three must find
+//! the same requests, or the connection must end.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -23,26 +23,25 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A request as one reader sees it.
+/// A request as one reader parses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     method: String,
     target: String,
     host: Option<Vec<u8>>,
-    /// `None`: cut off.
+    /// `None` if the body is truncated.
     body: Option<Vec<u8>>,
 }
 
-/// Follows the bytes as one connection.
+/// Reads the bytes as one connection.
 pub fn run(data: &[u8]) {
     let Some((size, bytes)) = data.split_first() else { return };
     let size = usize::from(*size).max(1);
     let whole = follow(bytes, bytes.len().max(1));
     let cut = follow(bytes, size);
-    // However the bytes are cut, what is sound ends in the same line.
-    let place = |stop: &FramingError| {
-        (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head)
-    };
+    // The accepted part ends in the same line, regardless of the chunk size.
+    let place =
+        |stop: &FramingError| (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head);
     assert_eq!(whole.as_ref().map_err(place).err(), cut.as_ref().map_err(place).err());
     let (sound, idle) = match &whole {
         Ok(follower) => (bytes.len(), follower.between_requests()),
@@ -56,20 +55,20 @@ pub fn run(data: &[u8]) {
     if whole.is_ok() && idle {
         assert!(ours.iter().all(|seen| seen.body.is_some()), "idle within {ours:?}");
     }
-    let (theirs, rests) = hyper_reads(sound, size);
-    // hyper may give up earlier: it closes after an answer, or refuses a target that is no URI.
+    let (theirs, is_waiting) = hyper_reads(sound, size);
+    // hyper may stop earlier: it closes after a response, or rejects a target that is not a URI.
     assert!(theirs.len() <= ours.len(), "hyper found more: {theirs:?} in {ours:?}");
     for (ours, theirs) in ours.iter().zip(&theirs) {
         assert_eq!((&ours.method, &ours.host, &ours.body), (&theirs.method, &theirs.host, &theirs.body));
         assert!(same_target(&ours.target, &theirs.target), "{} became {}", ours.target, theirs.target);
     }
-    // At rest it stands where ours stands.
-    if rests {
+    // If hyper waits for more bytes, it has found as many requests as ours.
+    if is_waiting {
         assert_eq!(theirs.len(), ours.len(), "{theirs:?} of {ours:?}");
     }
 }
 
-/// Gives the follower the bytes in pieces of that size.
+/// Passes the bytes to our reader in chunks of this size.
 fn follow(bytes: &[u8], size: usize) -> Result<FramingTracker, FramingError> {
     let mut follower = FramingTracker::default();
     let mut at = 0;
@@ -80,8 +79,8 @@ fn follow(bytes: &[u8], size: usize) -> Result<FramingTracker, FramingError> {
     Ok(follower)
 }
 
-/// The requests in bytes that are sound: heads line by line by our own reader, each head once more by
-/// httparse, bodies by the framing that ours has found.
+/// Returns the requests in accepted bytes. Our reader parses the headers line by line, httparse checks them, and bodies
+/// follow the framing that our reader found.
 fn split(mut bytes: &[u8]) -> Vec<Seen> {
     let mut all = Vec::new();
     while let Some((mut seen, framing, head_len)) = head(bytes) {
@@ -93,7 +92,7 @@ fn split(mut bytes: &[u8]) -> Vec<Seen> {
                 body.map(|body| (body.to_vec(), body.len()))
             }
             Framing::Chunked => chunks(bytes),
-            Framing::Http2 => unreachable!("only at the very beginning"),
+            Framing::Http2 => unreachable!("only at the start of a connection"),
         };
         let Some((body, len)) = taken else {
             all.push(seen);
@@ -114,7 +113,7 @@ fn head(bytes: &[u8]) -> Option<(Seen, Framing, usize)> {
             return None;
         }
         len += line.len();
-        let framing = head.line(line).expect("the follower took it");
+        let framing = head.line(line).expect("our reader accepted it");
         let text = std::str::from_utf8(&line[..line.len() - 2]);
         match &mut seen {
             None if line == b"\r\n" => {}
@@ -124,7 +123,7 @@ fn head(bytes: &[u8]) -> Option<(Seen, Framing, usize)> {
                 seen = Some(Seen { method, target, host: None, body: None });
             }
             Some(seen) if line != b"\r\n" => {
-                let (name, value) = field(&line[..line.len() - 2]).expect("the follower took it");
+                let (name, value) = field(&line[..line.len() - 2]).expect("our reader accepted it");
                 if name.eq_ignore_ascii_case(b"host") {
                     seen.host = Some(value.to_vec());
                 }
@@ -142,7 +141,7 @@ fn check_with_httparse(head: &[u8], seen: &Seen) {
     let mut lines = [httparse::EMPTY_HEADER; 128];
     let mut request = httparse::Request::new(&mut lines);
     let status = request.parse(head);
-    // Its alphabet of targets is the narrower one.
+    // httparse accepts fewer characters in targets and values.
     if status == Err(httparse::Error::Token) || status == Err(httparse::Error::HeaderValue) {
         return;
     }
@@ -155,7 +154,7 @@ fn check_with_httparse(head: &[u8], seen: &Seen) {
     assert!(values("content-length").len() + values("transfer-encoding").len() <= 1);
 }
 
-/// A chunked body and its length on the wire, if it is whole.
+/// Returns a chunked body and its length on the wire, or `None` if it is incomplete.
 fn chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let (mut body, mut at) = (Vec::new(), 0);
     let line = |at: usize| {
@@ -184,7 +183,7 @@ fn chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
 }
 
-/// hyper takes a target apart and shows it again; an absolute one may gain the slash that it lacks.
+/// Compares targets. hyper parses and reformats them, which may add a missing slash to an absolute target.
 fn same_target(ours: &str, theirs: &str) -> bool {
     let slash = |text: &str| text.trim_end_matches('/').to_ascii_lowercase();
     ours == theirs
@@ -192,12 +191,12 @@ fn same_target(ours: &str, theirs: &str) -> bool {
         || (!ours.starts_with('/') && theirs.to_ascii_lowercase().replacen("/?", "?", 1) == ours.to_ascii_lowercase())
 }
 
-/// What hyper makes of the bytes, and whether it waits for more of them in the end.
+/// Returns the requests that hyper finds, and whether it then waits for more bytes.
 fn hyper_reads(bytes: &[u8], size: usize) -> (Vec<Seen>, bool) {
     let seen = Rc::new(RefCell::new(Vec::new()));
     let service = hyper::service::service_fn({
         let seen = Rc::clone(&seen);
-        move |request: Request<Incoming>| note(request, Rc::clone(&seen))
+        move |request: Request<Incoming>| record(request, Rc::clone(&seen))
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
@@ -205,19 +204,19 @@ fn hyper_reads(bytes: &[u8], size: usize) -> (Vec<Seen>, bool) {
     let mut connection = pin!(builder.serve_connection(TokioIo::new(pieces), service));
     let woken = Arc::new(Woken(AtomicBool::new(true)));
     let waker = Waker::from(Arc::clone(&woken));
-    let mut rests = true;
-    // At the end of the bytes nothing comes any more, so that hyper rests when it has done what it can. (An
-    // end would make it drop what it is at.)
+    let mut is_waiting = true;
+    // After the last byte the stream stays pending, so that hyper finishes all complete requests and waits. (EOF would
+    // make it drop the request in progress.)
     while woken.0.swap(false, Ordering::AcqRel) {
-        rests = connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
-        if !rests {
+        is_waiting = connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        if !is_waiting {
             break;
         }
     }
-    (seen.take(), rests)
+    (seen.take(), is_waiting)
 }
 
-/// Whether somebody has asked to be polled again.
+/// Whether the waker was called.
 struct Woken(AtomicBool);
 
 impl Wake for Woken {
@@ -226,7 +225,7 @@ impl Wake for Woken {
     }
 }
 
-async fn note(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn record(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let place = seen.borrow().len();
     seen.borrow_mut().push(Seen {
@@ -238,13 +237,13 @@ async fn note(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Resul
     if let Ok(body) = body.collect().await {
         seen.borrow_mut()[place].body = Some(body.to_bytes().to_vec());
     }
-    // Not a good one, since CONNECT would become a tunnel.
-    let mut answer = Response::new(Full::new(Bytes::new()));
-    *answer.status_mut() = StatusCode::NOT_FOUND;
-    Ok(answer)
+    // Not a success, because CONNECT would become a tunnel.
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    Ok(response)
 }
 
-/// Bytes that come in pieces, and then nothing; what is written goes nowhere.
+/// A stream that yields bytes in chunks and then stays pending; writes are discarded.
 struct Pieces {
     bytes: Vec<u8>,
     at: usize,

@@ -1,6 +1,6 @@
-//! A second reader of JSON, by the letter of RFC 8259 and as plain as can be, to compare with.
+//! A second JSON reader for comparison: simple and strict (RFC 8259).
 
-/// Longest text that is read, so that recursion stays shallow.
+/// Longest text in bytes, which bounds the recursion.
 const LEN_MAX: usize = 16 * 1024;
 
 /// A value.
@@ -8,18 +8,18 @@ const LEN_MAX: usize = 16 * 1024;
 pub enum Json<'a> {
     /// null, true or false.
     Word,
-    /// A number as it stands there.
+    /// A number as written.
     Number(&'a str),
-    /// A text; `None` for one with half a surrogate pair, which is no text at all.
+    /// A string; `None` if it contains an unpaired surrogate and so is not valid Unicode.
     Text(Option<String>),
     /// An array.
     List(Vec<Json<'a>>),
-    /// An object's members in their order, repeats included.
+    /// An object's members in order, including repeated ones.
     Object(Vec<(Option<String>, Json<'a>)>),
 }
 
 impl<'a> Json<'a> {
-    /// The members of that name.
+    /// Returns the members with this name.
     pub fn members<'s>(&'s self, name: &str) -> Vec<&'s Json<'a>> {
         match self {
             Json::Object(members) => {
@@ -29,13 +29,13 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// The only member of that name.
+    /// Returns the member with this name if it occurs exactly once.
     pub fn only<'s>(&'s self, name: &str) -> Option<&'s Json<'a>> {
         let members = self.members(name);
         (members.len() == 1).then(|| members[0])
     }
 
-    /// A text that is one.
+    /// Returns a string that is valid Unicode.
     pub fn text(&self) -> Option<&str> {
         match self {
             Json::Text(text) => text.as_deref(),
@@ -43,7 +43,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// A whole number without fraction and exponent that fits; -0 is none.
+    /// Returns an integer that fits, without fraction and exponent; -0 does not count.
     pub fn whole(&self) -> Option<i64> {
         match self {
             Json::Number("-0") => None,
@@ -52,7 +52,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// Whether some text in it is none, or some number is larger than a float: readers differ there.
+    /// Returns whether readers may differ: a string is not valid Unicode, or a number overflows a float.
     pub fn is_odd(&self) -> bool {
         match self {
             Json::Word => false,
@@ -63,7 +63,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// How deep objects and arrays nest.
+    /// Returns the nesting depth of objects and arrays.
     pub fn depth(&self) -> usize {
         match self {
             Json::List(items) => 1 + items.iter().map(Json::depth).max().unwrap_or(0),
@@ -73,12 +73,12 @@ impl<'a> Json<'a> {
     }
 }
 
-/// Whether the bytes are too many for this reader.
+/// Returns whether the text is too long for this reader.
 pub fn is_too_long(bytes: &[u8]) -> bool {
     bytes.len() > LEN_MAX
 }
 
-/// One value in UTF-8 with nothing after it.
+/// Reads one value in UTF-8 with nothing after it.
 pub fn read(bytes: &[u8]) -> Option<Json<'_>> {
     let mut reader = Reader { text: std::str::from_utf8(bytes).ok()?, at: 0 };
     reader.blanks();
@@ -172,8 +172,8 @@ impl<'a> Reader<'a> {
         Some(&self.text[begin..self.at])
     }
 
-    /// The outer `None`: not well-formed.
-    #[allow(clippy::option_option, reason = "the two say different things")]
+    /// Reads a string. The outer `None` means malformed, the inner one not valid Unicode.
+    #[allow(clippy::option_option, reason = "the two have different meanings")]
     fn string(&mut self) -> Option<Option<String>> {
         self.take("\"")?;
         let mut units = Vec::new();

@@ -1,8 +1,8 @@
-//! What every fuzz target does with its bytes. `fuzz_targets/` hands them over from the fuzzer, and
-//! `tests/corpus.rs` from the corpus, as part of the ordinary tests.
+//! The fuzz targets. `fuzz_targets/` passes bytes from the fuzzer, and `tests/corpus.rs` from the corpus as part of the
+//! ordinary tests.
 //!
-//! A target says more than that nothing panics: what is read is compared with another reader of the
-//! same bytes, and what is written is read again.
+//! A target checks more than the absence of panics: it compares the result with another reader of the same bytes, and
+//! reads its own output again.
 
 pub mod answer;
 pub mod config;

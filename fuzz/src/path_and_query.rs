@@ -1,4 +1,4 @@
-//! Targets and heads of requests: a line each for the path, the query, the Host and Cache-Control.
+//! Request targets and headers: one line each for the path, the query, Host and Cache-Control.
 
 use chatgate::gateway::pairs::freshness::CacheDirectives;
 use chatgate::gateway::route;
@@ -6,10 +6,10 @@ use chatgate::http::headers::RequestHeaders;
 use http::{HeaderMap, HeaderValue, Request};
 use percent_encoding::percent_decode_str;
 
-/// The parameters that never go upstream.
+/// Parameters that are never forwarded to Chat.
 const OURS: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
 
-/// Reads each line as what it stands for.
+/// Reads each line with its parser.
 pub fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let mut lines = text.split('\n');
@@ -70,7 +70,7 @@ fn host(text: &str) {
     if route::check_host(&head, &RequestHeaders::of(&head.headers), &hosts, peer).is_err() {
         return;
     }
-    // A second reader: whatever is let in is one of these names, with or without a port.
+    // A second reader: an accepted Host is one of these names, with or without a port.
     let (name, port) = match text.rfind(':') {
         Some(colon) if !text.ends_with(']') => (&text[..colon], Some(&text[colon + 1..])),
         _ => (text, None),
@@ -85,7 +85,7 @@ fn host(text: &str) {
         }
         Err(_) => bare == "localhost" || bare == "gate.internal",
     };
-    assert!(is_ours, "{text:?} was let in");
+    assert!(is_ours, "{text:?} was accepted");
 }
 
 fn wishes(text: &str) {
@@ -96,14 +96,14 @@ fn wishes(text: &str) {
         ))
     };
     let wishes = read(&[("cache-control", value.clone())]);
-    // A directive that cannot be read is passed over, never taken for another.
+    // An unreadable directive is ignored, never taken for another.
     let has = |name: &str| text.to_ascii_lowercase().contains(name);
     assert!(!wishes.no_cache || has("no-cache"));
     assert!(!wishes.no_store || has("no-store"));
     assert!(!wishes.only_if_cached || has("only-if-cached"));
     assert!(wishes.max_age.is_none() || has("max-age"));
     assert!(wishes.max_stale.is_none() || has("max-stale"));
-    // An order among the lines does not matter to what is switched on.
+    // A directive applies regardless of the order of the lines.
     let no_store = read(&[("cache-control", value), ("cache-control", HeaderValue::from_static("no-store"))]);
     assert!(no_store.no_store && !no_store.may_join());
 }

@@ -1,4 +1,4 @@
-//! Bodies of `follow_check`, and the questions and answers that are written from them.
+//! Bodies of `follow_check`, and the requests and responses written from them.
 
 use std::borrow::Cow;
 
@@ -10,10 +10,10 @@ use chatgate::domain::pairs::pair::FollowType;
 
 use super::json::{self, Json};
 
-/// Small, so that the fuzzer gets past it.
+/// Maximum number of accounts, small so that the fuzzer exceeds it.
 const TO_MAX: usize = 8;
 
-/// Reads the bytes as a body.
+/// Reads the bytes as a request body.
 pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
@@ -24,7 +24,7 @@ pub fn run(body: &[u8]) {
         assert_eq!(is_too_deep(body), json.depth() > DEPTH_MAX);
     }
     let Some(Json::Object(members)) = &other else {
-        assert!(matches!(reading, Err(RequestError::NotJson(_))), "{reading:?} of what is no object");
+        assert!(matches!(reading, Err(RequestError::NotJson(_))), "{reading:?}, but the body is not an object");
         return;
     };
     let object = Json::Object(members.clone());
@@ -32,7 +32,7 @@ pub fn run(body: &[u8]) {
     let twice = ["From_Account", "To_Account"].iter().any(|name| object.members(name).len() > 1);
     let further = members.iter().any(|(name, _)| !known(name));
     if !object.is_odd() {
-        assert!(!matches!(reading, Err(RequestError::NotJson(_))), "{reading:?} of an object");
+        assert!(!matches!(reading, Err(RequestError::NotJson(_))), "{reading:?}, but the body is an object");
         assert_eq!(matches!(reading, Err(RequestError::Repeated(_))), twice);
         assert_eq!(matches!(reading, Ok(Parsed::Extended)), further && !twice);
     }
@@ -41,7 +41,7 @@ pub fn run(body: &[u8]) {
             assert!(!twice && !further);
             assert_eq!(object.only("From_Account").and_then(Json::text), Some(&*question.from));
             let Some(Json::List(to)) = object.only("To_Account") else { panic!("no list") };
-            let to: Vec<_> = to.iter().map(|name| name.text().expect("texts only")).collect();
+            let to: Vec<_> = to.iter().map(|name| name.text().expect("strings only")).collect();
             assert_eq!(question.to, to);
             assert!((1..=TO_MAX).contains(&to.len()));
             for name in to.iter().copied().chain([&*question.from]) {
@@ -53,14 +53,14 @@ pub fn run(body: &[u8]) {
         Ok(Parsed::Extended) => assert!(further && !twice),
         Err(RequestError::Shape(_) | RequestError::TooMany(..) | RequestError::From(_) | RequestError::To(..)) => {
             assert!(!further && !twice);
-            assert!(!is_sound(&object), "refused: {object:?}");
+            assert!(!is_sound(&object), "rejected a valid request: {object:?}");
         }
         Err(RequestError::Repeated(_)) => assert!(twice),
         Err(RequestError::NotJson(_)) => {}
     }
 }
 
-/// Whether an object is a question as the contract has it.
+/// Returns whether an object is a valid request by the contract.
 fn is_sound(object: &Json<'_>) -> bool {
     let name = |value: &Json<'_>| value.text().is_some_and(|text| check_user_id(text).is_ok());
     let from = object.only("From_Account").is_some_and(name);
@@ -68,13 +68,13 @@ fn is_sound(object: &Json<'_>) -> bool {
     from && object.only("To_Account").is_some_and(to)
 }
 
-fn writes_what_it_read(question: &CheckRequest<'_>) {
-    let body = encode_call(&question.from, question.to.iter().map(|name| &**name));
-    assert_eq!(parse(&body, TO_MAX).expect("our own writing"), Parsed::Known(clone(question)));
+fn writes_what_it_read(question: &Question<'_>) {
+    let body = write_question(&question.from, question.to.iter().map(|name| &**name));
+    assert_eq!(read(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
     let items: Vec<Item> =
         (0..question.to.len()).map(|at| Item::Known(FollowType::new(at as i64 % 4).expect("0 to 3"))).collect();
-    let answer = encode_response(question.to.iter().zip(&items));
-    let json = json::read(&answer).expect("our own writing");
+    let answer = write_answer(question.to.iter().zip(&items));
+    let json = json::read(&answer).expect("our own output");
     let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
     assert_eq!(written.len(), question.to.len());
     for ((name, item), at) in question.to.iter().zip(written).zip(0..) {
@@ -82,10 +82,10 @@ fn writes_what_it_read(question: &CheckRequest<'_>) {
         assert_eq!(item.only("FollowType").and_then(Json::whole), Some(at % 4));
         assert_eq!(item.only("ResultCode").and_then(Json::whole), Some(0));
     }
-    // What Chat would say in the same words is read as it was meant, if no name stands there twice.
+    // The same response from Chat is read with the same meaning, if it repeats no name.
     let names: std::collections::HashSet<_> = question.to.iter().collect();
     if names.len() == question.to.len() {
-        let read = Items::parse(&answer).expect("our own writing");
+        let read = Items::read(&answer).expect("our own output");
         for (name, item) in question.to.iter().zip(items) {
             assert_eq!(read.get(name), Some(&chatgate::domain::follow::response::Found::Item(item)));
         }

@@ -1,4 +1,4 @@
-//! Signatures: taken apart by two readers, and made and verified.
+//! UserSigs: parsed by two readers, minted and verified.
 
 use std::io::Read as _;
 
@@ -9,39 +9,38 @@ use chatgate::domain::chat::usersig::{DOCUMENT_LEN_MAX, UserSigError, mint, pars
 
 use super::json;
 
-/// Reads the bytes as a signature, and as what one is made of.
+/// Reads the bytes as a UserSig, and as the inputs of one.
 pub fn run(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
-        take_apart(text);
-        // The fuzzer makes no zlib by itself, so what it makes is also put into one.
+        compare(text);
+        // The fuzzer does not generate zlib, so the bytes are also tried as the compressed document.
         let mut deflater = flate2::read::ZlibEncoder::new(bytes, flate2::Compression::fast());
         let mut deflated = Vec::new();
         deflater.read_to_end(&mut deflated).expect("from memory into memory");
-        take_apart(&vendor_text(&STANDARD.encode(deflated)));
+        compare(&vendor_text(&STANDARD.encode(deflated)));
     }
-    make(bytes);
+    mint_and_verify(bytes);
 }
 
-/// From the standard alphabet to the vendor's.
+/// Converts from the standard alphabet to the vendor's.
 fn vendor_text(text: &str) -> String {
     text.replace('+', "*").replace('/', "-").replace('=', "_")
 }
 
-fn take_apart(text: &str) {
+fn compare(text: &str) {
     let ours = parse(text);
     if text.contains(['+', '/', '=']) {
-        assert!(ours.is_err(), "the standard alphabet is not the vendor's");
+        assert!(ours.is_err(), "accepted the standard alphabet instead of the vendor's");
     }
     let theirs = read(text);
     let Ok(document) = ours else {
-        // Whatever a lenient reader finds sound in form, ours takes too, unless it says a member twice,
-        // of an unexpected type or with control characters.
+        // Our reader is stricter: it rejects repeated members, unexpected types and control characters.
         return;
     };
-    let inflated = theirs.expect("two readers disagree about what is inflated");
+    let inflated = theirs.expect("the two readers disagree on the decompressed text");
     let Some(theirs) = object(&inflated) else {
-        // In members that nobody reads ours takes half a surrogate pair, and numbers that are too large.
-        assert!(json::read(&inflated).is_some_and(|json| json.is_odd()), "two readers disagree");
+        // In members that it does not read, ours accepts unpaired surrogates and numbers that are too large.
+        assert!(json::read(&inflated).is_some_and(|json| json.is_odd()), "the two readers disagree");
         return;
     };
     let member = |name: &str| theirs.get(name).cloned().unwrap_or_default();
@@ -53,17 +52,17 @@ fn take_apart(text: &str) {
     assert_eq!(member("TLS.userbuf").as_str().map(str::to_owned), document.userbuf);
     assert!(!document.identifier.contains(char::is_control));
     assert!(document.expires_at() >= document.issued_at);
-    // Nobody guesses an HMAC.
+    // A random HMAC is never valid.
     let app = SdkAppId::new(1).expect("not 0");
     let key = SecretKey::new("a key that signed nothing yet").expect("not empty");
     assert!(document.verify(&key, app, "administrator", 0).is_err());
-    // Who repeats it as a name has it shown as one.
+    // A signature that is repeated as the identifier or version is shown there.
     let elsewhere = |sig: &str| document.identifier.contains(sig) || document.version.contains(sig);
     let sig = member("TLS.sig").as_str().filter(|sig| sig.len() > 20 && !elsewhere(sig)).map(str::to_owned);
     assert!(sig.is_none_or(|sig| !format!("{document:?}").contains(&sig)));
 }
 
-/// With other tools.
+/// Decodes with other libraries.
 fn read(text: &str) -> Option<Vec<u8>> {
     let standard = text.replace('*', "+").replace('-', "/").replace('_', "=");
     let deflated = STANDARD.decode(standard).ok()?;
@@ -77,7 +76,7 @@ fn object(json: &[u8]) -> Option<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_slice::<serde_json::Value>(json).ok()?.as_object().cloned()
 }
 
-fn make(bytes: &[u8]) {
+fn mint_and_verify(bytes: &[u8]) {
     let Some((numbers, texts)) = bytes.split_at_checked(20) else { return };
     let Ok(texts) = std::str::from_utf8(texts) else { return };
     let number = |at: usize| u64::from_le_bytes(numbers[at..at + 8].try_into().expect("eight"));
@@ -90,7 +89,7 @@ fn make(bytes: &[u8]) {
     let sig = mint(&key, app, &identifier, issued_at, lifetime);
     let text = sig.expose();
     assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"*-_".contains(&byte)), "{text}");
-    let document = parse(text).expect("our own making");
+    let document = parse(text).expect("our own output");
     let name = identifier.as_str();
     assert_eq!((document.identifier.as_str(), document.sdkappid), (name, app.get().into()));
     assert_eq!((document.issued_at, document.lifetime_secs), (issued_at, lifetime));
@@ -102,10 +101,10 @@ fn make(bytes: &[u8]) {
     let other_key = SecretKey::new(&format!("{texts}x")).expect("not empty");
     assert_eq!(document.verify(&other_key, app, name, end), Err(UserSigError::WrongKey));
     assert_eq!(
-        document.verify(&key, app, "somebody else by a long name 0123", end),
+        document.verify(&key, app, "another user with a long name 012", end),
         Err(UserSigError::WrongIdentifier)
     );
-    // Every part of it is signed.
+    // The signature covers every member.
     let mut changed = document.clone();
     changed.lifetime_secs ^= 1;
     assert!(changed.verify(&key, app, name, changed.issued_at).is_err());

@@ -1,4 +1,4 @@
-//! What Chat posts, or somebody who says to be Chat: the query, a line feed, the body.
+//! Webhooks from Chat, or from a sender that claims to be Chat: the query, a line feed, the body.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub fn run(bytes: &[u8]) {
             named.covered_by(&scope(write, body).expect("a write"));
         }
         if !event.is_empty() {
-            let Event::Follow(scope) = Event::read(event, body) else { panic!("{event} is one of following") };
+            let Event::Follow(scope) = Event::read(event, body) else { panic!("{event} is a follow event") };
             named.covered_by(&scope);
         }
     }
@@ -44,13 +44,13 @@ pub fn run(bytes: &[u8]) {
     }
     if let Event::OverLimit { command, limit } = Event::read("Alert.RequestOverLimit", body) {
         assert!(CommandName::parse(&command).is_ok_and(|name| name.known().is_some()));
-        let json = json.expect("an alarm is JSON");
+        let json = json.expect("a rate alert is JSON");
         assert_eq!(json.only("Limit").and_then(Json::whole), Some(limit.get().into()));
     }
     assert_eq!(Event::read("C2C.CallbackAfterSendMsg", body), Event::Other);
 }
 
-/// Every name that any reader of the body could find.
+/// Every UserID that any reader of the body could find.
 struct Named {
     from: Vec<String>,
     to: Vec<String>,
@@ -69,7 +69,7 @@ impl Named {
         Self { from: texts(json.members("From_Account")), to }
     }
 
-    /// A scope may be wider than what was meant, never narrower, whichever of two members is meant.
+    /// Asserts that a scope contains every name. It may be wider, but never narrower, even if a member is repeated.
     fn covered_by(&self, scope: &Scope) {
         match scope {
             Scope::All => {}
@@ -90,9 +90,9 @@ fn claims(query: &str) {
     let token = Token::new("a token").expect("not empty");
     if let Ok(claims) = Claims::read(query) {
         assert_ne!(claims.sdkappid.get(), 0);
-        // Nobody guesses a SHA-256.
+        // A random SHA-256 is never valid.
         assert!(claims.verify(&token, NOW, Duration::from_secs(60)).is_err());
-        assert!(!format!("{claims:?}").contains(query), "it could be repeated");
+        assert!(!format!("{claims:?}").contains(query), "Debug shows the query, which could be replayed");
         let once = query.split('&').filter(|part| {
             let name = part.split('=').next().unwrap_or_default();
             let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();

@@ -2,21 +2,25 @@
 
 use std::fs;
 
-use crate::{project, read, said, tool};
+use crate::{printed, project, read, tool};
 
 #[test]
-fn each_alert_fires_for_what_it_is_for_and_for_nothing_else() {
+fn each_alert_fires_only_for_its_condition() {
     let rules = read("deploy/prometheus/alerts.yml");
     let tests = read("deploy/prometheus/alerts_test.yml");
-    let judge = |rules: &str| {
+    let run_rule_tests = |rules: &str| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("alerts.yml"), rules).expect("own folder");
         fs::write(folder.path().join("alerts_test.yml"), &tests).expect("own folder");
         let mut promtool = tool("promtool", "prometheus");
-        promtool.args(["test", "rules", "alerts_test.yml"]).current_dir(folder.path()).output().expect("it starts")
+        promtool
+            .args(["test", "rules", "alerts_test.yml"])
+            .current_dir(folder.path())
+            .output()
+            .expect("promtool starts")
     };
-    let output = judge(&rules);
-    assert!(output.status.success(), "{}", said(&output));
+    let output = run_rule_tests(&rules);
+    assert!(output.status.success(), "{}", printed(&output));
     for name in names(&rules) {
         assert!(tests.contains(&format!("- name: {name}\n")), "alerts_test.yml has no test of {name}");
     }
@@ -28,23 +32,23 @@ fn each_alert_fires_for_what_it_is_for_and_for_nothing_else() {
         ("together == 0", "together == 1"),
     ] {
         assert!(rules.contains(from), "{from}");
-        assert!(!judge(&rules.replace(from, to)).status.success(), "{to} passed");
+        assert!(!run_rule_tests(&rules.replace(from, to)).status.success(), "{to} passed");
     }
 }
 
 #[test]
-fn the_rules_are_well_formed() {
+fn promtool_accepts_the_alert_rules() {
     let output = tool("promtool", "prometheus")
         .args(["check", "rules"])
         .arg(project("deploy/prometheus/alerts.yml"))
         .output()
-        .expect("it starts");
-    assert!(output.status.success(), "{}", said(&output));
+        .expect("promtool starts");
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
-/// What the alerts are called.
+/// Returns the names of the alerts.
 pub(crate) fn names(rules: &str) -> Vec<&str> {
     let names: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    assert!(!names.is_empty(), "the rules were not understood");
+    assert!(!names.is_empty(), "no alert was found in the rules");
     names
 }

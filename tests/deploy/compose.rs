@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use crate::support::{Program, Stream};
-use crate::{check_configuration, project, python_tool, read, run_with, said, tool, yaml};
+use crate::{check_configuration, printed, project, python_tool, read, run_with, tool, yaml};
 
-/// Reads Compose's grammar strictly, and says whether what the parts name of each other is there.
-const JUDGE: &str = "
+/// Validates a Compose file strictly, including references between its parts.
+const VALIDATE: &str = "
 import sys, compose_spec
 options = compose_spec.PyOptions()
 options.apply_merge = True
@@ -14,19 +14,19 @@ options.from_yaml(sys.stdin.read()).validate()
 ";
 
 #[test]
-fn compose_understands_its_file() {
-    let judge = |text: &str| run_with(python_tool("python").args(["-c", JUDGE]), text);
+fn compose_file_is_valid() {
+    let validate = |text: &str| run_with(python_tool("python").args(["-c", VALIDATE]), text);
     let text = read("deploy/compose/compose.yaml");
-    let output = judge(&text);
-    assert!(output.status.success(), "{}", said(&output));
+    let output = validate(&text);
+    assert!(output.status.success(), "{}", printed(&output));
     for (from, to) in [("tmpfs:", "tmpfss:"), ("source: chatgate", "source: other"), (":8700\"", ":87x0\"")] {
         assert!(text.contains(from), "{from}");
-        assert!(!judge(&text.replace(from, to)).status.success(), "{to} passed");
+        assert!(!validate(&text.replace(from, to)).status.success(), "{to} passed");
     }
 }
 
 #[test]
-fn what_is_mounted_is_there_and_what_is_published_is_on_loopback() {
+fn compose_mounts_exist_and_ports_are_on_loopback() {
     let file = yaml(&read("deploy/compose/compose.yaml")).remove(0);
     let folder = project("deploy/compose");
     let mut mounted = 0;
@@ -47,27 +47,27 @@ fn what_is_mounted_is_there_and_what_is_published_is_on_loopback() {
             assert!(dockerfile.exists(), "{}", dockerfile.display());
         }
     }
-    assert!(mounted >= 3, "mounts were not understood");
+    assert!(mounted >= 3, "no mount was found");
 }
 
 #[test]
-fn the_configurations_are_accepted() {
+fn check_accepts_the_compose_configurations() {
     check_configuration("deploy/compose/chatgate.toml", &[]);
-    // Its rule file is where Compose mounts it, so the syntax alone is looked at here.
+    // The rule file exists only where Compose mounts it, so this checks only the syntax.
     let output = tool("promtool", "prometheus")
         .args(["check", "config", "--syntax-only", "deploy/compose/prometheus.yml"])
         .output()
-        .expect("it starts");
-    assert!(output.status.success(), "{}", said(&output));
+        .expect("promtool starts");
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
 #[test]
-fn the_sandbox_takes_its_arguments() {
+fn simulator_accepts_its_compose_arguments() {
     let file = yaml(&read("deploy/compose/compose.yaml")).remove(0);
     let arguments: Vec<&str> =
         file["services"]["sandbox"]["command"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
-    // On a port of its own: the file's is for a network of its own.
+    // Uses a free port, because the file's port is for Compose's network.
     let arguments: Vec<String> = arguments.iter().map(|text| text.replace(":9700", ":0")).collect();
     let mut sandbox = Program::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    sandbox.wait_until(|program| program.heard(Stream::Stderr).find(|line| line.contains("\"address\"")).map(drop));
+    sandbox.wait_until(|program| program.lines_on(Stream::Stderr).find(|line| line.contains("\"address\"")).map(drop));
 }

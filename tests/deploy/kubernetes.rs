@@ -4,9 +4,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::{check_configuration, project, python_tool, read, run_with, said, yaml};
+use crate::{check_configuration, printed, project, python_tool, read, run_with, yaml};
 
-/// Lays the sidecar's patch over a Deployment as kustomize does: objects become one, lists are joined.
+/// Applies the sidecar's patch to a Deployment as Kustomize does: merges objects and concatenates lists.
 fn merge(under: Value, over: &Value) -> Value {
     match (under, over) {
         (Value::Object(mut under), Value::Object(over)) => {
@@ -24,16 +24,16 @@ fn merge(under: Value, over: &Value) -> Value {
     }
 }
 
-/// The Deployment of the base, with the sidecar in it.
+/// Returns the Deployment of the base with the sidecar.
 fn deployment() -> Value {
     let service = yaml(&read("deploy/kubernetes/base/service.yaml")).remove(0);
     merge(service, &yaml(&read("deploy/kubernetes/sidecar/sidecar.yaml"))[0])
 }
 
-/// Holds that the schemas of Kubernetes know every member of these objects.
+/// Asserts that the schemas of Kubernetes accept these objects and all their members.
 fn validate(objects: &str) {
     let output = validation(objects);
-    assert!(output.status.success(), "{}\n{objects}", said(&output));
+    assert!(output.status.success(), "{}\n{objects}", printed(&output));
 }
 
 fn validation(objects: &str) -> std::process::Output {
@@ -44,25 +44,25 @@ fn validation(objects: &str) -> std::process::Output {
 }
 
 #[test]
-fn the_objects_are_as_kubernetes_knows_them() {
+fn kubernetes_schemas_accept_the_objects() {
     let with_sidecar = deployment();
     validate(&with_sidecar.to_string());
     let mut wrong = with_sidecar;
     wrong["spec"]["template"]["spec"]["initContainers"][0]["restartPolicies"] = json!("Always");
-    assert!(!validation(&wrong.to_string()).status.success(), "a member that is not there passed");
+    assert!(!validation(&wrong.to_string()).status.success(), "an unknown member passed");
     validate(&read("deploy/kubernetes/overlays/fleet/redis.yaml"));
 }
 
 #[test]
 fn kustomize_builds_base_and_overlay() {
-    // Debian's kubectl is older than components, so tests/run installs none.
+    // Debian's kubectl does not support components, so tests/run does not install it.
     let kustomize = |folder: &str| Command::new("kubectl").arg("kustomize").arg(project(folder)).output();
     for folder in ["deploy/kubernetes/base", "deploy/kubernetes/overlays/fleet"] {
         let Ok(output) = kustomize(folder) else {
             println!("NOT RUN: kubectl kustomize {folder}");
             return;
         };
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", printed(&output));
         let built = String::from_utf8(output.stdout).expect("YAML is text");
         validate(&built);
         let objects = yaml(&built);
@@ -70,18 +70,21 @@ fn kustomize_builds_base_and_overlay() {
         assert_eq!(feed["spec"]["template"]["spec"]["initContainers"][0]["name"], "chatgate", "{folder}");
         let volumes = feed["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
         let map = volumes.iter().find_map(|volume| volume["configMap"]["name"].as_str()).expect("a ConfigMap");
-        assert!(map.starts_with("chatgate-"), "a change of the configuration rolls the pods: {map}");
+        assert!(
+            map.starts_with("chatgate-"),
+            "the name has no hash, so a configuration change does not restart the pods: {map}"
+        );
     }
 }
 
 #[test]
-fn the_sidecar_lives_as_long_as_its_service_and_can_do_nothing_beside() {
+fn sidecar_outlives_its_service_and_has_minimal_privileges() {
     let deployment = deployment();
     let pod = &deployment["spec"]["template"]["spec"];
     let sidecar = &pod["initContainers"][0];
     assert_eq!(sidecar["restartPolicy"], "Always");
-    // Hooks of all containers run at once, before any of them is told to stop.
-    assert_eq!(sidecar["lifecycle"], Value::Null, "a preStop takes chatgate away while the service still answers");
+    // The preStop hooks of all containers run at the same time, before any container gets SIGTERM.
+    assert_eq!(sidecar["lifecycle"], Value::Null, "a preStop hook stops chatgate while the service still serves");
     for (probe, rule) in [("startupProbe", 1), ("readinessProbe", 10), ("livenessProbe", 15)] {
         assert_eq!(sidecar[probe]["exec"]["command"][1], "healthcheck", "{probe}");
         assert_eq!(sidecar[probe]["periodSeconds"], rule, "{probe}");
@@ -98,7 +101,7 @@ fn the_sidecar_lives_as_long_as_its_service_and_can_do_nothing_beside() {
 }
 
 #[test]
-fn only_the_sidecar_sees_the_key_and_sees_it_change() {
+fn only_the_sidecar_mounts_the_key_and_sees_rotations() {
     let deployment = deployment();
     let pod = &deployment["spec"]["template"]["spec"];
     assert_eq!(pod["containers"][0]["volumeMounts"], Value::Null);
@@ -107,13 +110,13 @@ fn only_the_sidecar_sees_the_key_and_sees_it_change() {
         assert_eq!(mount["readOnly"], true, "{mount}");
     }
     let secret = pod["volumes"].as_array().expect("volumes").iter().find(|volume| volume["secret"].is_object());
-    // YAML 1.1, as Kubernetes reads it, takes 0440 for octal.
+    // Kubernetes reads YAML 1.1, in which 0440 is octal.
     assert_eq!(secret.expect("a secret")["secret"]["defaultMode"], 0o440);
     assert_eq!(pod["securityContext"]["fsGroup"], pod["initContainers"][0]["securityContext"]["runAsGroup"]);
 }
 
 #[test]
-fn the_configurations_are_accepted() {
+fn check_accepts_the_kubernetes_configurations() {
     let secret = |name: &str| format!("/run/secrets/chatgate/{name}");
     check_configuration("deploy/kubernetes/sidecar/chatgate.toml", &[&secret("chat-key")]);
     let secrets = ["chat-key", "admin-token", "redis-url"].map(secret);

@@ -1,5 +1,5 @@
-//! What stands in deploy/ is true: it parses, tools that know its grammar accept it, and what it says of the
-//! program is what the program does. tests/run installs those tools.
+//! The files in deploy/ are valid and match the program: each format's own tools accept them, and their statements
+//! about the program are correct. tests/run installs the tools.
 
 mod alerts;
 mod compose;
@@ -20,7 +20,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A file or folder of the project.
+/// Returns the path of a file or folder of the project.
 fn project(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
@@ -29,27 +29,27 @@ fn read(name: &str) -> String {
     fs::read_to_string(project(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// A tool that has to be there. `what` is what tests/run installs it as.
-fn tool(name: &str, what: &str) -> Command {
-    let there = Command::new("sh").args(["-c", "command -v \"$0\"", name]).stdout(Stdio::null()).status();
-    assert!(there.expect("sh runs").success(), "{name} is missing; tests/run installs it ({what})");
+/// Returns a command for a required tool. `package` is the name of the package that tests/run installs.
+fn tool(name: &str, package: &str) -> Command {
+    let found = Command::new("sh").args(["-c", "command -v \"$0\"", name]).stdout(Stdio::null()).status();
+    assert!(found.expect("sh runs").success(), "{name} is missing; run tests/run, which installs {package}");
     let mut command = Command::new(name);
     command.stdin(Stdio::null()).current_dir(project("."));
     command
 }
 
-/// A program of the tests' Python environment.
+/// Returns a command for a program of the tests' Python environment.
 fn python_tool(name: &str) -> Command {
     let python = std::env::var("CHATGATE_TEST_PYTHON")
         .map_or_else(|_| project("target/test-tools/python/bin/python"), PathBuf::from);
     let program = python.with_file_name(name);
-    assert!(program.exists(), "{} is missing; tests/run makes it", program.display());
+    assert!(program.exists(), "{} is missing; run tests/run, which installs it", program.display());
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).current_dir(project("."));
     command
 }
 
-/// Runs it, hands it a text, and gives what it printed.
+/// Runs a command with `text` as its stdin, and returns the output.
 fn run_with(command: &mut Command, text: &str) -> Output {
     let mut child = command
         .stdin(Stdio::piped())
@@ -57,26 +57,26 @@ fn run_with(command: &mut Command, text: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    // A tool that ends before it has read all says why in its output.
+    // A tool that exits before it has read everything reports the reason in its output.
     let _ = child.stdin.take().expect("it was piped").write_all(text.as_bytes());
-    child.wait_with_output().expect("it was started")
+    child.wait_with_output().expect("own child")
 }
 
-/// All that it printed, for a failure's message.
-fn said(output: &Output) -> String {
+/// Returns stdout and stderr, for failure messages.
+fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// The documents of a YAML text.
+/// Parses the documents of a YAML text.
 fn yaml(text: &str) -> Vec<Value> {
     let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";
     let output = run_with(python_tool("python").args(["-c", script]), text);
-    assert!(output.status.success(), "{}\n{text}", said(&output));
+    assert!(output.status.success(), "{}\n{text}", printed(&output));
     serde_json::from_slice(&output.stdout).expect("JSON was printed")
 }
 
-/// Holds that `chatgate check` takes a configuration once its secrets are there; `paths` are replaced by files
-/// that hold one.
+/// Asserts that `chatgate check` accepts a configuration. `paths` are the secrets' paths, which are replaced by
+/// temporary files.
 fn check_configuration(name: &str, paths: &[&str]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut config = read(name);
@@ -88,7 +88,7 @@ fn check_configuration(name: &str, paths: &[&str]) {
             format!("{}{number}\n", "5b".repeat(32))
         };
         fs::write(&file, secret).expect("a secret's file");
-        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("the file is ours");
+        fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("own file");
         assert!(config.contains(path), "{name} does not name {path}");
         config = config.replace(path, file.to_str().expect("a plain path"));
     }
@@ -101,7 +101,7 @@ fn check_configuration(name: &str, paths: &[&str]) {
         .stdin(Stdio::null())
         .output()
         .expect("the program starts");
-    let words = String::from_utf8_lossy(&output.stderr);
-    let problems: Vec<&str> = words.lines().filter(|line| !line.starts_with("warning:")).collect();
-    assert!(problems.is_empty() && output.status.success(), "{name}: {}\n{words}", output.status);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let problems: Vec<&str> = stderr.lines().filter(|line| !line.starts_with("warning:")).collect();
+    assert!(problems.is_empty() && output.status.success(), "{name}: {}\n{stderr}", output.status);
 }

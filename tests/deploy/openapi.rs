@@ -1,4 +1,4 @@
-//! deploy/openapi: schemathesis makes up requests, good and bad ones, and compares what the program answers.
+//! deploy/openapi: schemathesis generates valid and invalid requests, and compares the responses with the documents.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,11 +9,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Program, Stream, shell};
-use crate::{python_tool, read, said, yaml};
+use crate::{printed, python_tool, read, yaml};
 
-/// Chat says no with HTTP 200 and an ErrorCode, so its status tells nothing of the question; and 502 to 504 are
-/// answers of a gateway that is well.
-const LEFT_OUT_OF_DATA: &str = "positive_data_acceptance,negative_data_rejection,not_a_server_error";
+/// Checks that do not apply to the data listener. Chat reports errors with HTTP 200 and an ErrorCode, so the status
+/// does not depend on the request; and a healthy gateway may return 502 to 504.
+const EXCLUDED_DATA_CHECKS: &str = "positive_data_acceptance,negative_data_rejection,not_a_server_error";
 
 const CONFIG: &str = r#"
 [server]
@@ -28,7 +28,7 @@ region = "tokyo"
 secret_key_file = "key"
 "#;
 
-/// A gateway, and a sandbox behind it.
+/// A gateway in front of a simulator.
 struct Gateway {
     _sandbox: Program,
     _program: Program,
@@ -54,18 +54,18 @@ impl Gateway {
     }
 }
 
-/// Where a program says that it listens.
+/// Returns the address that a program reports for a listener.
 fn address(program: &mut Program, listener: Option<&str>) -> String {
     program.wait_until(|program| {
-        let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let events = program.lines_on(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let mut found = events.filter(|event| listener.is_none_or(|listener| event["listener"] == listener));
         found.find_map(|event| event["address"].as_str().map(str::to_owned))
     })
 }
 
-/// Asks the program at an address for what the document at a path says.
+/// Runs schemathesis with a document against an address.
 fn explore(document: &Path, address: &str, more: &[&str]) -> Output {
-    // Where it runs it leaves a folder behind.
+    // schemathesis leaves a folder in its working directory.
     let folder = tempfile::tempdir().expect("a temporary folder");
     python_tool("schemathesis")
         .current_dir(folder.path())
@@ -76,26 +76,26 @@ fn explore(document: &Path, address: &str, more: &[&str]) -> Output {
         .args(more)
         .env("NO_PROXY", "*")
         .output()
-        .expect("it starts")
+        .expect("schemathesis starts")
 }
 
 #[test]
-fn callers_are_answered_as_the_document_says() {
+fn data_listener_conforms_to_its_document() {
     let gateway = Gateway::start();
     let document = crate::project("deploy/openapi/data.yaml");
-    let output = explore(&document, &gateway.data, &["--exclude-checks", LEFT_OUT_OF_DATA]);
-    assert!(output.status.success(), "{}", said(&output));
+    let output = explore(&document, &gateway.data, &["--exclude-checks", EXCLUDED_DATA_CHECKS]);
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
 #[test]
-fn operators_are_answered_as_the_document_says() {
+fn admin_listener_conforms_to_its_document() {
     let gateway = Gateway::start();
     let document = crate::project("deploy/openapi/admin.yaml");
-    // What /quit does is the matter of tests/gateway.
+    // tests/gateway covers /quit.
     let output = explore(&document, &gateway.admin, &["--exclude-path", "/quit"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
 
-    // And a document that says something else would be found out.
+    // A wrong document must fail.
     let text = read("deploy/openapi/admin.yaml");
     let (from, to) = ("required: [evicted]", "required: [evicted, when]");
     assert!(text.contains(from), "{from}");
@@ -103,12 +103,12 @@ fn operators_are_answered_as_the_document_says() {
     let other = folder.path().join("admin.yaml");
     fs::write(&other, text.replace(from, to)).expect("own folder");
     let output = explore(&other, &gateway.admin, &["--include-path", "/cache/evict"]);
-    assert!(said(&output).contains("when"), "{}", said(&output));
-    assert!(!output.status.success(), "another document passed");
+    assert!(printed(&output).contains("when"), "{}", printed(&output));
+    assert!(!output.status.success(), "a wrong document passed");
 }
 
 #[test]
-fn the_documents_leave_nothing_out() {
+fn openapi_documents_list_every_slug_and_admin_path() {
     let data = yaml(&read("deploy/openapi/data.yaml")).remove(0);
     let listed = data["components"]["headers"]["ChatgateError"]["schema"]["enum"].as_array().expect("slugs");
     let listed: BTreeSet<&str> = listed.iter().filter_map(Value::as_str).collect();
@@ -119,10 +119,10 @@ fn the_documents_leave_nothing_out() {
 
     let admin = yaml(&read("deploy/openapi/admin.yaml")).remove(0);
     let gateway = Gateway::start();
-    let there = shell(&format!("curl -s http://{}/what", gateway.admin));
-    let words: BTreeSet<&str> = there.split([' ', ',', '\n']).filter(|word| word.starts_with('/')).collect();
-    assert!(words.len() > 5, "it no longer says what there is: {there}");
+    let not_found = shell(&format!("curl -s http://{}/what", gateway.admin));
+    let listed: BTreeSet<&str> = not_found.split([' ', ',', '\n']).filter(|word| word.starts_with('/')).collect();
+    assert!(listed.len() > 5, "the 404 response lists no paths: {not_found}");
     let paths = admin["paths"].as_object().expect("paths");
-    let left: Vec<&&str> = words.iter().filter(|word| !paths.contains_key(**word)).collect();
-    assert!(left.is_empty(), "admin.yaml says nothing of {left:?}");
+    let missing: Vec<&&str> = listed.iter().filter(|path| !paths.contains_key(**path)).collect();
+    assert!(missing.is_empty(), "admin.yaml does not describe {missing:?}");
 }

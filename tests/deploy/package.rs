@@ -1,4 +1,4 @@
-//! `[package.metadata.deb]` of Cargo.toml. No package is built here, for that takes a build for release.
+//! `[package.metadata.deb]` of Cargo.toml. No package is built here, because that needs a release build.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read};
 
 #[test]
-fn the_package_s_files_are_there() {
+fn debian_package_contains_all_referenced_files() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--locked", "--offline", "--format-version", "1"])
         .current_dir(project("."))
@@ -18,22 +18,22 @@ fn the_package_s_files_are_there() {
     let mut targets = Vec::new();
     for asset in deb["assets"].as_array().expect("assets") {
         let [from, to] = [0, 1].map(|place| asset[place].as_str().expect("a path"));
-        let there = match from {
+        let exists = match from {
             "target/release/chatgate" => true,
             _ => project(from.strip_suffix("/*.md").unwrap_or(from)).exists(),
         };
-        assert!(there, "{from}");
+        assert!(exists, "{from}");
         let name = if to.ends_with('/') { from.rsplit('/').next().expect("a name") } else { "" };
         targets.push(format!("/{to}{name}"));
     }
-    let wanted = |path: &str| assert!(targets.iter().any(|target| target == path), "{path} is not in {targets:?}");
-    // What is kept at an upgrade, what the unit starts and reads, and who may call.
-    deb["conf-files"].as_array().expect("conf-files").iter().filter_map(Value::as_str).for_each(wanted);
+    let require = |path: &str| assert!(targets.iter().any(|target| target == path), "{path} is not in {targets:?}");
+    // Files kept during an upgrade, files that the unit starts and reads, and the group of callers.
+    deb["conf-files"].as_array().expect("conf-files").iter().filter_map(Value::as_str).for_each(require);
     let unit = read("deploy/systemd/chatgate.service");
     let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=")).expect("an ExecStart");
-    start.split(' ').filter(|word| word.starts_with('/')).for_each(wanted);
+    start.split(' ').filter(|word| word.starts_with('/')).for_each(require);
     let documentation = unit.lines().find_map(|line| line.strip_prefix("Documentation=file://")).expect("a document");
-    wanted(documentation);
-    wanted("/usr/lib/systemd/system/chatgate.socket");
-    wanted("/usr/lib/sysusers.d/chatgate.conf");
+    require(documentation);
+    require("/usr/lib/systemd/system/chatgate.socket");
+    require("/usr/lib/sysusers.d/chatgate.conf");
 }

@@ -1,4 +1,4 @@
-//! Every metric, label and closed label value that alerts and dashboard ask for is one that a running gateway has.
+//! The alerts and the dashboard use only metrics, labels and label values that a running gateway exports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,12 +6,12 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::{Program, shell};
-use crate::{read, said, tool, yaml};
+use crate::{printed, read, tool, yaml};
 
-/// What Prometheus adds to each series, and what it makes itself.
-const OF_PROMETHEUS: [&str; 3] = ["instance", "job", "le"];
+/// Labels that Prometheus adds, and the bucket label of histograms.
+const PROMETHEUS_LABELS: [&str; 3] = ["instance", "job", "le"];
 
-/// Names and labels of the samples in an exposition.
+/// Returns names and labels of the samples in an exposition.
 fn samples(exposition: &str) -> BTreeMap<&str, BTreeSet<&str>> {
     let mut samples: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for line in exposition.lines().filter(|line| !line.starts_with('#')) {
@@ -23,18 +23,19 @@ fn samples(exposition: &str) -> BTreeMap<&str, BTreeSet<&str>> {
     samples
 }
 
-/// A gateway that has answered, waited, asked and refused, so that each of its metrics has a sample.
+/// Returns the metrics of a gateway that has answered one request, made one call and rejected one request, so that most
+/// metrics have a sample.
 fn exposition() -> String {
     let (mut demo, data, admin) = Program::demo();
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     shell(&format!("curl -s http://{data}/v4/follow/follow_check -d '{body}'; curl -s http://{data}/v4/a/b -d '{{}}'"));
     let exposition = shell(&format!("curl -s http://{admin}/metrics"));
-    assert!(demo.stop().success(), "the demo ends in good order");
+    assert!(demo.stop().success(), "the demo exits with an error");
     exposition
 }
 
-/// Queries of the dashboard, and of its variables and annotations.
-fn of_the_dashboard() -> Vec<String> {
+/// Returns the queries of the dashboard and of its variables and annotations.
+fn dashboard_queries() -> Vec<String> {
     fn collect(value: &Value, found: &mut Vec<String>) {
         match value {
             Value::Object(members) => {
@@ -48,17 +49,17 @@ fn of_the_dashboard() -> Vec<String> {
     }
     let mut found = Vec::new();
     collect(&serde_json::from_str(&read("deploy/grafana/chatgate.json")).expect("JSON"), &mut found);
-    assert!(found.len() > 20, "the dashboard was not understood: {found:?}");
+    assert!(found.len() > 20, "too few queries in the dashboard: {found:?}");
     found
 }
 
-fn of_the_alerts() -> Vec<String> {
+fn alert_queries() -> Vec<String> {
     let rules = yaml(&read("deploy/prometheus/alerts.yml")).remove(0);
     let rules = rules["groups"][0]["rules"].as_array().expect("rules").clone();
     rules.iter().map(|rule| rule["expr"].as_str().expect("an expr").to_owned()).collect()
 }
 
-/// The metrics that a query names, each with the labels it selects by.
+/// Returns the metrics that a query names, each with the labels of its selector.
 fn metrics(query: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
     let mut found = Vec::new();
@@ -66,7 +67,7 @@ fn metrics(query: &str) -> Vec<(String, Vec<String>)> {
     while let Some(start) = rest.find(|byte: char| byte.is_ascii_alphabetic() || byte == '"') {
         rest = &rest[start..];
         if let Some(quoted) = rest.strip_prefix('"') {
-            rest = quoted.split_once('"').expect("an end of the quote").1;
+            rest = quoted.split_once('"').expect("a closing quote").1;
             continue;
         }
         let (name, after) = rest.split_at(rest.find(|byte| !is_name(byte)).unwrap_or(rest.len()));
@@ -81,47 +82,47 @@ fn metrics(query: &str) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn what_is_asked_for_is_there() {
+fn queries_use_every_metric_and_only_existing_ones() {
     let exposition = exposition();
-    let there = samples(&exposition);
+    let exported = samples(&exposition);
     let code = read("src/admin/metrics.rs");
-    let mut asked = BTreeSet::new();
-    for query in of_the_dashboard().into_iter().chain(of_the_alerts()) {
+    let mut queried = BTreeSet::new();
+    for query in dashboard_queries().into_iter().chain(alert_queries()) {
         for (metric, labels) in metrics(&query) {
-            let Some(own) = there.get(metric.as_str()) else {
-                // Some are there only where a feature is configured, which a demo has not.
+            let Some(own) = exported.get(metric.as_str()) else {
+                // Some metrics exist only with a feature that the demo does not configure.
                 assert!(code.contains(&format!("\"{metric}\"")), "no metric {metric}, in {query}");
-                asked.insert(metric);
+                queried.insert(metric);
                 continue;
             };
             for label in labels {
                 assert!(
-                    own.contains(label.as_str()) || OF_PROMETHEUS.contains(&label.as_str()),
+                    own.contains(label.as_str()) || PROMETHEUS_LABELS.contains(&label.as_str()),
                     "{metric} has no {label}: {query}"
                 );
             }
-            asked.insert(metric);
+            queried.insert(metric);
         }
     }
-    // And what is there is looked at, by one or the other.
+    // Every exported metric is used by the dashboard or by an alert.
     let base = |name: &str| {
         ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned()
     };
-    let asked: BTreeSet<String> = asked.iter().map(|name| base(name)).collect();
-    let left: Vec<&str> =
-        there.keys().copied().filter(|name| name.starts_with("chatgate_") && !asked.contains(&base(name))).collect();
-    assert!(left.is_empty(), "neither dashboard nor alerts ask for {left:?}");
-    // Also what only a feature brings.
+    let queried: BTreeSet<String> = queried.iter().map(|name| base(name)).collect();
+    let is_unused = |name: &&str| name.starts_with("chatgate_") && !queried.contains(&base(name));
+    let unused: Vec<&str> = exported.keys().copied().filter(is_unused).collect();
+    assert!(unused.is_empty(), "neither the dashboard nor an alert uses {unused:?}");
+    // The same for metrics of features that the demo does not configure.
     let in_code: BTreeSet<&str> = code.split('"').filter(|text| text.starts_with("chatgate_")).collect();
-    assert!(in_code.len() > 20, "the code was not understood: {in_code:?}");
-    let left: Vec<&&str> = in_code.iter().filter(|name| !asked.contains(**name)).collect();
-    assert!(left.is_empty(), "neither dashboard nor alerts ask for {left:?}");
+    assert!(in_code.len() > 20, "too few metrics in the code: {in_code:?}");
+    let unused: Vec<&&str> = in_code.iter().filter(|name| !queried.contains(**name)).collect();
+    assert!(unused.is_empty(), "neither the dashboard nor an alert uses {unused:?}");
 }
 
 #[test]
-fn outcomes_and_sources_that_are_selected_by_exist() {
+fn queries_select_only_existing_outcomes_and_sources() {
     let (labels, sources) = (read("src/metrics/labels.rs"), read("src/metrics/mod.rs"));
-    for query in of_the_dashboard().into_iter().chain(of_the_alerts()) {
+    for query in dashboard_queries().into_iter().chain(alert_queries()) {
         for (label, code) in [("outcome", &labels), ("source", &sources)] {
             for selected in
                 query.split(label).skip(1).filter_map(|rest| rest.trim_start_matches(['=', '~', '!']).strip_prefix('"'))
@@ -134,10 +135,10 @@ fn outcomes_and_sources_that_are_selected_by_exist() {
     }
 }
 
-/// Grafana puts values in the place of its variables, so they are put here too.
+/// Replaces variables with values, as Grafana does.
 #[test]
-fn prometheus_understands_the_dashboard_s_queries() {
-    let queries = of_the_dashboard().into_iter().filter(|query| !query.starts_with("label_values("));
+fn promtool_accepts_the_queries_of_the_dashboard() {
+    let queries = dashboard_queries().into_iter().filter(|query| !query.starts_with("label_values("));
     let rules: String = queries
         .map(|query| query.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$app", ".*"))
         .enumerate()
@@ -146,12 +147,12 @@ fn prometheus_understands_the_dashboard_s_queries() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("rules.yml");
     fs::write(&file, format!("groups:\n  - name: dashboard\n    rules:\n{rules}")).expect("own folder");
-    let output = tool("promtool", "prometheus").args(["check", "rules"]).arg(&file).output().expect("it starts");
-    assert!(output.status.success(), "{}", said(&output));
+    let output = tool("promtool", "prometheus").args(["check", "rules"]).arg(&file).output().expect("promtool starts");
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
 #[test]
-fn queries_are_read_as_meant() {
+fn query_parser_returns_metrics_and_labels() {
     let query = r#"sum by (app) (rate(chatgate_x_total{a="process_y", b=~"1|2"}[5m])) > 0.5 * process_z"#;
     let expected = [("chatgate_x_total", vec!["a", "b"]), ("process_z", vec![])];
     let found = metrics(query);

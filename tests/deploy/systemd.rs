@@ -4,16 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{check_configuration, read, said, tool};
+use crate::{check_configuration, printed, read, tool};
 
-/// Exposure that `systemd-analyze security` may find, in tenths: 0 is none, 100 is all.
+/// Maximum exposure level of `systemd-analyze security`, in tenths: 0 is no exposure, 100 is full exposure.
 const EXPOSURE_MAX: &str = "20";
 
 fn analyze() -> Command {
     tool("systemd-analyze", "systemd")
 }
 
-/// Copies the units to a folder, with the program of these tests in the place of the installed one.
+/// Copies the units to a folder, with the tested program instead of the installed one.
 fn install(folder: &Path, version: u32) {
     let service = read("deploy/systemd/chatgate.service");
     assert!(service.contains("ExecStart=/usr/bin/chatgate serve"), "{service}");
@@ -27,52 +27,55 @@ fn install(folder: &Path, version: u32) {
     }
 }
 
-/// Of the systemd that is installed here: the second word of `systemd 252 (252.38-1)`.
+/// Returns the version of the installed systemd: the second word of `systemd 252 (252.38-1)`.
 fn version() -> u32 {
     let output = analyze().arg("--version").output().expect("it starts");
-    let text = said(&output);
+    let text = printed(&output);
     text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no version: {text}"))
 }
 
-/// What `systemd-analyze verify` says of the units in a folder, without what older ones cannot know.
-fn complaints(folder: &Path, version: u32) -> Vec<String> {
+/// Returns the problems that `systemd-analyze verify` finds in the units, except settings unknown to older versions.
+fn problems(folder: &Path, version: u32) -> Vec<String> {
     let units = ["chatgate.service", "chatgate.socket"].map(|unit| folder.join(unit));
     let output = analyze().arg("verify").args(units).output().expect("it starts");
     let unknown = |line: &&str| version < 253 && line.ends_with("ignoring: notify-reload");
-    said(&output).lines().filter(|line| line.contains("chatgate") && !unknown(line)).map(str::to_owned).collect()
+    printed(&output).lines().filter(|line| line.contains("chatgate") && !unknown(line)).map(str::to_owned).collect()
 }
 
 #[test]
-fn the_units_are_understood() {
+fn systemd_accepts_the_units() {
     let (folder, version) = (tempfile::tempdir().expect("a temporary folder"), version());
     install(folder.path(), version);
-    let found = complaints(folder.path(), version);
+    let found = problems(folder.path(), version);
     assert!(found.is_empty(), "{found:#?}");
 
-    // And what is wrong would be seen.
+    // A wrong unit must fail.
     let socket = folder.path().join("chatgate.socket");
     fs::write(&socket, read("deploy/systemd/chatgate.socket").replace("SocketMode=", "SocketMood="))
         .expect("own folder");
-    assert!(!complaints(folder.path(), version).is_empty(), "a key that is not there passed");
+    assert!(!problems(folder.path(), version).is_empty(), "an unknown key passed");
 }
 
 #[test]
-fn the_service_is_locked_down() {
+fn service_exposure_is_below_the_limit() {
     let output = analyze()
         .args(["security", "--offline=true", "--no-pager", "--threshold", EXPOSURE_MAX])
         .arg("deploy/systemd/chatgate.service")
         .output()
-        .expect("it starts");
-    assert!(output.status.success(), "{}", said(&output));
+        .expect("systemd-analyze starts");
+    assert!(output.status.success(), "{}", printed(&output));
 }
 
 #[test]
-fn the_socket_is_the_one_that_the_configuration_names() {
+fn configuration_names_the_socket_of_the_unit() {
     check_configuration("deploy/systemd/chatgate.toml", &["/run/credentials/chatgate.service/chat-key"]);
     let socket = read("deploy/systemd/chatgate.socket");
     let path = socket.lines().find_map(|line| line.strip_prefix("ListenStream=")).expect("a ListenStream");
     assert!(read("deploy/systemd/chatgate.toml").contains(&format!("listen = \"unix:{path}\"")), "{path}");
     let group = socket.lines().find_map(|line| line.strip_prefix("SocketGroup=")).expect("a SocketGroup");
     assert!(read("deploy/systemd/chatgate.sysusers").lines().any(|line| line == format!("g {group} -")), "{group}");
-    assert!(read("deploy/systemd/chatgate.service").contains("LoadCredential=chat-key:"), "the key is loaded");
+    assert!(
+        read("deploy/systemd/chatgate.service").contains("LoadCredential=chat-key:"),
+        "the service does not load the key"
+    );
 }

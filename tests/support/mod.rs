@@ -1,4 +1,4 @@
-//! What the tests that drive the real program share: running it, hearing it, asking it with curl.
+//! Shared by the tests that run the real program: starting it, reading its output, and calling it with curl.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Longest wait for a line of the program or for its end. Far more than either takes.
+/// Longest wait for a line of output or for the exit. Both normally take far less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where a line was written.
+/// The stream to which a line was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
     Stderr,
 }
 
-/// A running chatgate. It is killed when the test ends, however it ends.
+/// A running chatgate. Dropping it kills the process.
 pub(crate) struct Program {
     child: Child,
     lines: Receiver<(Stream, String)>,
-    heard: Vec<(Stream, String)>,
+    output: Vec<(Stream, String)>,
 }
 
 impl Program {
@@ -38,55 +38,55 @@ impl Program {
         let (sender, lines) = channel();
         forward(Stream::Stdout, child.stdout.take().expect("it was piped"), sender.clone());
         forward(Stream::Stderr, child.stderr.take().expect("it was piped"), sender);
-        Self { child, lines, heard: Vec::new() }
+        Self { child, lines, output: Vec::new() }
     }
 
-    /// A demo on free ports, with the addresses of its data and its admin listener.
-    #[allow(dead_code, reason = "not every test wants one")]
+    /// Starts a demo on free ports, and returns it with the addresses of its data and admin listeners.
+    #[allow(dead_code, reason = "not every test uses it")]
     pub(crate) fn demo() -> (Self, String, String) {
         let mut demo = Self::start(&["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         let (data, admin) = (demo.address("data"), demo.address("admin"));
         (demo, data, admin)
     }
 
-    /// Waits until its log tells where this listener is.
-    #[allow(dead_code, reason = "not every test wants one")]
+    /// Waits until the log reports this listener, and returns its address.
+    #[allow(dead_code, reason = "not every test uses it")]
     pub(crate) fn address(&mut self, listener: &str) -> String {
         self.wait_until(|program| {
-            let events = program.heard(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let events = program.lines_on(Stream::Stderr).filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let mut found = events.filter(|event| event["listener"] == listener);
             found.find_map(|event| event["address"].as_str().map(str::to_owned))
         })
     }
 
-    /// Waits until what was written so far gives what the test wants.
+    /// Waits until `wanted` finds its result in the output so far.
     pub(crate) fn wait_until<T>(&mut self, wanted: impl Fn(&Self) -> Option<T>) -> T {
         loop {
             if let Some(found) = wanted(self) {
                 return found;
             }
             match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => self.heard.push(line),
-                Err(reason) => panic!("the awaited line did not come ({reason}); what came:\n{:#?}", self.heard),
+                Ok(line) => self.output.push(line),
+                Err(reason) => panic!("the expected line did not appear ({reason}); output:\n{:#?}", self.output),
             }
         }
     }
 
-    /// The lines written to one stream so far.
-    pub(crate) fn heard(&self, stream: Stream) -> impl Iterator<Item = &str> {
-        self.heard.iter().filter(move |(from, _)| *from == stream).map(|(_, line)| line.as_str())
+    /// Returns the lines written to one stream so far.
+    pub(crate) fn lines_on(&self, stream: Stream) -> impl Iterator<Item = &str> {
+        self.output.iter().filter(move |(from, _)| *from == stream).map(|(_, line)| line.as_str())
     }
 
-    /// Asks the program to end as an operator does, and waits until all that it wrote has been heard.
+    /// Sends SIGTERM, as an operator does, and waits until all output has been read.
     pub(crate) fn stop(&mut self) -> ExitStatus {
-        // `kill` of the shell: small images have no other.
+        // The shell's built-in kill, because small images have no other.
         shell(&format!("kill -TERM {}", self.child.id()));
-        // Both readers hang up once the program has closed its streams.
+        // Both readers disconnect once the program has closed its streams.
         loop {
             match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => self.heard.push(line),
+                Ok(line) => self.output.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("the program goes on and on: {:#?}", self.heard),
+                Err(RecvTimeoutError::Timeout) => panic!("the program does not exit: {:#?}", self.output),
             }
         }
         self.child.wait().expect("a child can be waited for")
@@ -110,7 +110,7 @@ fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream,
     });
 }
 
-/// Runs a line in `sh` with nothing of the machine's proxy or curl settings, and gives what it printed.
+/// Runs a script in `sh` without the machine's proxy and curl settings, and returns its stdout.
 pub(crate) fn shell(script: &str) -> String {
     let output = Command::new("sh")
         .args(["-euc", script])
@@ -121,5 +121,5 @@ pub(crate) fn shell(script: &str) -> String {
         .output()
         .expect("sh runs");
     assert!(output.status.success(), "{}: {script}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("the answers are text")
+    String::from_utf8(output.stdout).expect("the output is text")
 }

@@ -1,6 +1,6 @@
-//! Rules about Rust code, and the reading of it.
+//! Rules about Rust code, and a scanner for comments and literals.
 
-/// Lines of code that name `name` as a whole path or word: `http` is not in `http_body` or `https`.
+/// Returns the lines that name `name` as a whole path or word: `http` does not match `http_body` or `https`.
 pub(crate) fn lines_naming(code: &str, name: &str) -> Vec<(usize, String)> {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let whole = |line: &str| {
@@ -14,13 +14,13 @@ pub(crate) fn lines_naming(code: &str, name: &str) -> Vec<(usize, String)> {
     code.lines().zip(1..).filter(|(line, _)| whole(line)).map(|(_, at)| (at, format!("names {name}"))).collect()
 }
 
-/// Lines of the core that reach for a module of the crate that is not of the core.
+/// Returns the lines of the core that name a module outside the core.
 pub(crate) fn lines_naming_other_modules(code: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (line, at) in code.lines().zip(1..) {
         for (start, path) in line.match_indices("crate::") {
             let inside = line[start + path.len()..].starts_with("domain");
-            // `$crate::` and `pub(in crate::domain)` end up here too, and are judged alike.
+            // This also covers `$crate::` and `pub(in crate::domain)`.
             if !inside {
                 found.push((at, "names a module outside src/domain".to_owned()));
             }
@@ -29,8 +29,8 @@ pub(crate) fn lines_naming_other_modules(code: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// The source with comments taken out and the inside of literals blanked, line for line as before, so
-/// that what is left names things rather than talks about them.
+/// Returns the source without comments and without the content of literals, with all line breaks, so that a match is a
+/// use of a name and not a mention.
 pub(crate) fn code_of(source: &str) -> String {
     let mut code = String::with_capacity(source.len());
     let mut rest = source;
@@ -52,13 +52,42 @@ pub(crate) fn code_of(source: &str) -> String {
     code
 }
 
-/// The code up to its test module, which by the project's custom comes last.
+/// Returns the opposite of [`code_of`]: comments, literals and the words of function names, with all line breaks.
+pub(crate) fn prose_of(source: &str) -> String {
+    let mut prose = String::with_capacity(source.len());
+    let (mut rest, mut last) = (source, ' ');
+    while let Some(first) = rest.chars().next() {
+        let is_word = |inner: char| inner.is_alphanumeric() || inner == '_';
+        let after_word = is_word(last);
+        let len = match comment_len(rest).or_else(|| literal_len(rest, after_word)) {
+            Some(len) => {
+                prose.push_str(&rest[..len].replace("\\n", "  "));
+                len
+            }
+            None if !after_word && rest.starts_with("fn ") => {
+                let name_len = rest["fn ".len()..].find(|inner| !is_word(inner)).unwrap_or(0);
+                let len = "fn ".len() + name_len;
+                prose.push_str(&rest["fn ".len()..len].replace('_', " "));
+                len
+            }
+            None => {
+                prose.push(if first == '\n' { '\n' } else { ' ' });
+                first.len_utf8()
+            }
+        };
+        last = rest[..len].chars().next_back().unwrap_or(' ');
+        rest = &rest[len..];
+    }
+    prose
+}
+
+/// Returns the code before the test module, which always comes last.
 pub(crate) fn outside_tests(code: &str) -> String {
     let tests = code.find("\n#[cfg(test)]\nmod tests");
     tests.map_or(code, |start| &code[..start]).to_owned()
 }
 
-/// Length of the comment that the text begins with. Block comments nest.
+/// Returns the length of the comment at the start of the text. Block comments nest.
 fn comment_len(text: &str) -> Option<usize> {
     if text.starts_with("//") {
         return Some(text.find('\n').unwrap_or(text.len()));
@@ -85,8 +114,8 @@ fn comment_len(text: &str) -> Option<usize> {
     Some(text.len())
 }
 
-/// Length of the string or character literal that the text begins with, prefix included. A quote
-/// that opens a lifetime is none, and neither is the end of a word that looks like a prefix.
+/// Returns the length of the string or character literal at the start of the text, including its prefix. Lifetimes do
+/// not count, and neither does the end of a word that looks like a prefix.
 fn literal_len(text: &str, after_word: bool) -> Option<usize> {
     let unprefixed = text.trim_start_matches(['b', 'c', 'r']);
     let prefix = text.len() - unprefixed.len();
@@ -122,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_literals_are_no_code() {
+    fn code_of_removes_comments_and_literals() {
         assert_eq!(code_of("a // b\n/* c /* d\n */ e */ f"), "a \n\n f");
         assert_eq!(code_of(r#"a "b \" // c" d"#), r#"a "" d"#);
         assert_eq!(code_of("a \"b\nc\" d"), "a \"\"\n d");
@@ -133,14 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn the_test_module_is_left_out() {
+    fn outside_tests_removes_the_test_module() {
         assert_eq!(outside_tests("fn a() {}\n\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\n"), "fn a() {}\n");
         let helper = "#[cfg(test)]\nfn only_for_tests() {}\nfn a() {}\n";
         assert_eq!(outside_tests(helper), helper);
     }
 
     #[test]
-    fn words_are_found_whole() {
+    fn lines_naming_matches_whole_words() {
         let found = |code, name| lines_naming(code, name).into_iter().map(|(line, _)| line).collect::<Vec<_>>();
         assert_eq!(found("use http::Uri;\nuse http_body::Body;\nlet https = 1;\nuse x::http;", "http"), [1, 4]);
         assert_eq!(found("a.elapsed();\nb.elapsed_ms();", ".elapsed()"), [1]);

@@ -1,15 +1,15 @@
-//! Rules about README.md and its neighbours.
+//! Rules about README.md and the other documents.
 
 use std::collections::BTreeSet;
 
-/// The words of the help's list of commands.
+/// Returns the names in the help's list of subcommands.
 pub(crate) fn subcommands(help: &str) -> BTreeSet<&str> {
     let list = help.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
     let rows = list.take_while(|line| line.starts_with(' ')).filter(|line| !line.starts_with("   "));
     rows.filter_map(|row| row.split_whitespace().next()).filter(|name| *name != "help").collect()
 }
 
-/// Whether the README shows the subcommand: `chatgate serve`, or `cargo run ... -- demo`.
+/// Returns whether the README shows the subcommand: `chatgate serve`, or `cargo run ... -- demo`.
 pub(crate) fn names_subcommand(readme: &str, name: &str) -> bool {
     [format!("chatgate {name}"), format!("-- {name}")].iter().any(|form| {
         readme.match_indices(form.as_str()).any(|(start, _)| {
@@ -18,7 +18,7 @@ pub(crate) fn names_subcommand(readme: &str, name: &str) -> bool {
     })
 }
 
-/// The first column of the table whose head starts with `Chatgate-Error`; a row may list several.
+/// Returns the slugs in the first column of the table headed `Chatgate-Error`; a row may list several slugs.
 pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
     let table = readme.lines().skip_while(|line| !line.starts_with("| `Chatgate-Error`"));
     let rows = table.skip(2).take_while(|line| line.starts_with('|'));
@@ -26,7 +26,7 @@ pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
 }
 
-/// The slugs in the table from error to the wire: each stands before its status, `("slug", StatusCode::X`.
+/// Returns the slugs in the error table of the code, where each precedes its status: `("slug", StatusCode::X`.
 pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
     let dense: String = code.chars().filter(|inner| !inner.is_whitespace()).collect();
     let before_statuses = dense.split("\",StatusCode::").collect::<Vec<_>>();
@@ -34,8 +34,8 @@ pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
     before_statuses.iter().filter_map(|text| text.rsplit_once("(\"")).map(|(_, slug)| slug.to_owned()).collect()
 }
 
-/// Targets of the document's links that are in the project: file (empty for the document itself) and anchor
-/// (empty for its top).
+/// Returns the targets of the document's links into the project: file (empty for the document itself) and anchor (empty
+/// for the top of the file).
 pub(crate) fn local_links(document: &str) -> Vec<(&str, &str)> {
     let targets = document.match_indices("](").filter_map(|(start, open)| {
         let rest = &document[start + open.len()..];
@@ -47,7 +47,7 @@ pub(crate) fn local_links(document: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The anchors of the document's headings, as GitHub makes them: lower case, blanks to `-`, other signs away.
+/// Returns the anchors of the document's headings in GitHub's format: lower case, spaces as `-`, without punctuation.
 pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
     let mut in_block = false;
     let headings = document.lines().filter(move |line| {
@@ -62,14 +62,14 @@ pub(crate) fn anchors(document: &str) -> BTreeSet<String> {
     headings.map(anchor).collect()
 }
 
-/// The column of a table in CSV whose first line names its columns; no cell before it may be quoted.
+/// Returns the values of a CSV column. The first line names the columns; no cell before the column may be quoted.
 pub(crate) fn column<'a>(table: &'a str, name: &str) -> BTreeSet<&'a str> {
     let mut lines = table.lines();
     let place = lines.next().and_then(|head| head.split(',').position(|cell| cell == name)).expect("such a column");
     lines.filter_map(|line| line.split(',').nth(place)).collect()
 }
 
-/// The numbers of a match arm's pattern: `60006 | 70014 => ...ParkApp...`, for arms that name one of the effects.
+/// Returns the numbers in the patterns of match arms that name one of the effects: `60006 | 70014 => ...ParkApp...`.
 pub(crate) fn codes_with_effect(code: &str, effects: &[&str]) -> BTreeSet<u32> {
     let dense = code.split_whitespace().collect::<Vec<_>>().join(" ");
     let pieces: Vec<&str> = dense.split(" => ").collect();
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_are_read_as_meant() {
+    fn document_parsers_return_the_expected_parts() {
         let help = "About\n\nUsage: x\n\nCommands:\n  serve  Runs it\n         on and on\n  demo   Shows it\n  help   Prints\n\nOptions:\n  -h\n";
         assert_eq!(subcommands(help), BTreeSet::from(["serve", "demo"]));
         assert!(names_subcommand("run `chatgate serve`", "serve"));

@@ -1,7 +1,7 @@
-//! Reads the source tree and holds it to the project's own rules, those that no lint knows.
+//! Project rules for the source tree that no lint covers.
 //!
-//! The tests here walk the tree; each rule is a function from text to the places that break it, in the
-//! modules below, where its own test shows that it finds what it is for.
+//! The tests here walk the tree. Each rule is a function from a text to its violations, in one of the modules below; a
+//! unit test next to it shows that it finds them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,6 +11,7 @@ use std::process::Command;
 mod code;
 mod documents;
 mod manifest;
+mod words;
 
 use code::{code_of, lines_naming, lines_naming_other_modules, outside_tests};
 use documents::{
@@ -19,10 +20,10 @@ use documents::{
 };
 use manifest::{dependencies, feature_policy_breaches};
 
-/// Longest source file, in lines. Beyond it there is a second reason to change in it.
+/// Longest source file, in lines. A longer file has more than one reason to change.
 const FILE_LINES_MAX: usize = 500;
 
-/// What the pure core may not name: runtimes, HTTP, logging, randomness, the outside world, clocks.
+/// Names that the pure core must not use: runtimes, HTTP, logging, randomness, I/O, clocks.
 const IMPURE: &[&str] = &[
     "tokio",
     "hyper",
@@ -44,11 +45,11 @@ const IMPURE: &[&str] = &[
     "SystemTime::now",
 ];
 
-/// What reads a clock. `elapsed()` does too, which is easily overlooked.
+/// Names that read a clock. `elapsed()` does so too, which is easy to overlook.
 const CLOCK_READS: &[&str] = &["Instant::now", "SystemTime::now", ".elapsed()"];
 
-/// Dependencies that keep their default features, each for the reason that stands here. All others
-/// switch them off, so that what is compiled in is what Cargo.toml lists.
+/// Dependencies that keep their default features, each with the reason. All others disable them, so that Cargo.toml
+/// lists all compiled features.
 const KEEP_DEFAULTS: &[(&str, &str)] = &[
     ("http", "only `std`"),
     ("http-body", "has no features"),
@@ -67,7 +68,7 @@ const KEEP_DEFAULTS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn the_pure_core_names_no_runtime_no_outside_world_and_no_clock() {
+fn core_names_no_runtime_io_or_clock() {
     none_of(each_source("src/domain").flat_map(|file| {
         let code = outside_tests(&code_of(&file.text));
         file.at(IMPURE.iter().flat_map(|name| lines_naming(&code, name)).chain(lines_naming_other_modules(&code)))
@@ -75,7 +76,7 @@ fn the_pure_core_names_no_runtime_no_outside_world_and_no_clock() {
 }
 
 #[test]
-fn clocks_are_read_in_one_place() {
+fn only_the_clock_module_reads_clocks() {
     none_of(each_source("src").filter(|file| file.name != "src/clock.rs").flat_map(|file| {
         let code = outside_tests(&code_of(&file.text));
         file.at(CLOCK_READS.iter().flat_map(|name| lines_naming(&code, name)))
@@ -83,7 +84,7 @@ fn clocks_are_read_in_one_place() {
 }
 
 #[test]
-fn files_can_be_read_in_one_sitting() {
+fn source_files_are_at_most_500_lines() {
     none_of(each_source("src").filter_map(|file| {
         let lines = file.text.lines().count();
         (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines, more than {FILE_LINES_MAX}", file.name))
@@ -91,7 +92,7 @@ fn files_can_be_read_in_one_sitting() {
 }
 
 #[test]
-fn nothing_unwraps_outside_tests() {
+fn code_outside_tests_never_unwraps() {
     none_of(each_source("src").flat_map(|file| {
         let code = outside_tests(&code_of(&file.text));
         file.at([".unwrap()", ".unwrap_err()"].iter().flat_map(|name| lines_naming(&code, name)))
@@ -99,7 +100,7 @@ fn nothing_unwraps_outside_tests() {
 }
 
 #[test]
-fn every_dependency_says_why_it_is_there() {
+fn every_dependency_states_its_reason() {
     let manifest = read("Cargo.toml");
     none_of(
         dependencies(&manifest)
@@ -109,44 +110,44 @@ fn every_dependency_says_why_it_is_there() {
 }
 
 #[test]
-fn default_features_are_off_or_listed() {
+fn dependencies_disable_or_list_default_features() {
     let manifest = read("Cargo.toml");
     none_of(feature_policy_breaches(&manifest, KEEP_DEFAULTS));
 }
 
 #[test]
-fn there_is_one_crypto_provider() {
+fn binary_has_only_one_crypto_provider() {
     let packages = compiled_packages();
-    assert!(packages.contains("aws-lc-rs"), "cargo tree lists no aws-lc-rs, so it was not understood: {packages:?}");
+    assert!(packages.contains("aws-lc-rs"), "cargo tree lists no aws-lc-rs: {packages:?}");
     none_of(["ring", "openssl", "openssl-sys", "native-tls"].into_iter().filter(|name| packages.contains(*name)));
 }
 
 #[test]
-fn the_readme_names_every_subcommand() {
+fn readme_names_every_subcommand() {
     let help = help_of_the_program();
     let commands = subcommands(&help);
-    assert!(commands.contains("serve"), "the help lists no `serve`, so it was not understood:\n{help}");
+    assert!(commands.contains("serve"), "the help lists no `serve`:\n{help}");
     let readme = read("README.md");
     none_of(
         commands
             .iter()
             .filter(|name| !names_subcommand(&readme, name))
-            .map(|name| format!("README.md says nothing of `chatgate {name}`")),
+            .map(|name| format!("README.md does not mention `chatgate {name}`")),
     );
 }
 
 #[test]
-fn the_readme_lists_the_errors_that_the_program_has() {
+fn readme_lists_exactly_the_slugs_of_the_program() {
     let readme = read("README.md");
     let sources: String = each_source("src").map(|file| file.text).collect();
-    let (listed, there) = (slugs_of_the_readme(&readme), slugs_of_the_code(&sources));
-    assert!(there.contains("bad_json"), "the table of errors in the code was not understood: {there:?}");
-    none_of(listed.difference(&there).map(|slug| format!("README.md lists {slug}, which the program does not have")));
-    none_of(there.difference(&listed).map(|slug| format!("README.md does not list {slug}")));
+    let (listed, existing) = (slugs_of_the_readme(&readme), slugs_of_the_code(&sources));
+    assert!(existing.contains("bad_json"), "the error table of the code has no bad_json: {existing:?}");
+    none_of(listed.difference(&existing).map(|slug| format!("README.md lists {slug}, which does not exist")));
+    none_of(existing.difference(&listed).map(|slug| format!("README.md does not list {slug}")));
 }
 
 #[test]
-fn every_error_has_a_label_of_its_own_in_the_metrics() {
+fn metrics_have_a_label_for_every_slug() {
     let sources: String = each_source("src").map(|file| file.text).collect();
     let labels = read("src/telemetry/metrics/labels.rs");
     let missing = slugs_of_the_code(&sources).into_iter().filter(|slug| !labels.contains(&format!("\"{slug}\"")));
@@ -154,7 +155,7 @@ fn every_error_has_a_label_of_its_own_in_the_metrics() {
 }
 
 #[test]
-fn links_between_the_documents_lead_somewhere() {
+fn links_between_documents_resolve() {
     let mut followed = 0;
     for document in documents() {
         let (text, folder) = (read(&document), Path::new(&document).parent().expect("a folder"));
@@ -163,48 +164,51 @@ fn links_between_the_documents_lead_somewhere() {
             let target = if file.is_empty() { root().join(&document) } else { root().join(folder).join(file) };
             assert!(target.exists(), "{document}: {file} does not exist");
             if !anchor.is_empty() {
-                let there = anchors(&fs::read_to_string(&target).unwrap_or_default());
-                assert!(there.contains(anchor), "{document}: {file} has no heading {anchor}");
+                let headings = anchors(&fs::read_to_string(&target).unwrap_or_default());
+                assert!(headings.contains(anchor), "{document}: {file} has no heading {anchor}");
             }
         }
     }
-    assert!(followed > 20, "the links were not found");
+    assert!(followed > 20, "only {followed} links were found");
 }
 
 #[test]
-fn operators_are_told_what_to_do_about_each_error_alert_and_class() {
+fn operations_page_covers_each_slug_alert_and_error_class() {
     let operations = read("docs/operations.md");
     let headings = anchors(&operations);
     let sources: String = each_source("src").map(|file| file.text).collect();
     let alerts = read("deploy/prometheus/alerts.yml");
     let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_lowercase);
     let wanted: BTreeSet<String> = slugs_of_the_code(&sources).into_iter().chain(alerts).collect();
-    assert!(wanted.contains("bad_json") && wanted.contains("chatgatedown"), "not understood: {wanted:?}");
+    assert!(wanted.contains("bad_json") && wanted.contains("chatgatedown"), "slugs or alerts not found: {wanted:?}");
     none_of(wanted.difference(&headings).map(|name| format!("docs/operations.md has no heading {name}")));
 
     let table = read("src/domain/chat/error_codes.csv");
     let classes = column(&table, "class");
-    assert!(classes.contains("throttled"), "not understood: {classes:?}");
+    assert!(classes.contains("throttled"), "classes not found: {classes:?}");
     none_of(classes.iter().filter(|class| !headings.contains(**class)).map(|class| format!("no heading {class}")));
 
     let parking = codes_with_effect(&read("src/domain/policy/outcome.rs"), &["ParkApp", "ParkCommand", "Lockout"]);
-    assert!(parking.len() > 10, "not understood: {parking:?}");
-    let (_, last) = operations.split_once("### Codes that park").expect("a heading");
+    assert!(parking.len() > 10, "parking codes not found: {parking:?}");
+    let (_, section) = operations.split_once("### Codes that park").expect("a heading");
     none_of(
-        parking.iter().filter(|code| !last.contains(&code.to_string())).map(|code| format!("says nothing of {code}")),
+        parking
+            .iter()
+            .filter(|code| !section.contains(&code.to_string()))
+            .map(|code| format!("does not mention {code}")),
     );
 }
 
 #[test]
-fn the_alerts_name_their_entry() {
+fn every_alert_links_its_runbook_entry() {
     let (operations, alerts) = (anchors(&read("docs/operations.md")), read("deploy/prometheus/alerts.yml"));
     let named = alerts.lines().filter_map(|line| line.trim().strip_prefix("runbook: docs/operations.md#"));
     let named: Vec<&str> = named.collect();
-    assert_eq!(named.len(), alerts.matches("- alert: ").count(), "each alert has a runbook");
+    assert_eq!(named.len(), alerts.matches("- alert: ").count(), "an alert has no runbook");
     none_of(named.into_iter().filter(|name| !operations.contains(*name)));
 }
 
-/// Everything written for people, by its path from the root.
+/// Returns the paths of the documents, relative to the root.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
     for folder in ["", "benches/", "docs/"] {
@@ -219,13 +223,13 @@ fn documents() -> Vec<String> {
 }
 
 struct Source {
-    /// Path from the project's root, with `/`.
+    /// Path relative to the root, with `/`.
     name: String,
     text: String,
 }
 
 impl Source {
-    /// Turns line numbers (from 1) into places a person can go to.
+    /// Formats line numbers (from 1) and findings as `path:line: finding`.
     fn at(&self, lines: impl Iterator<Item = (usize, String)>) -> Vec<String> {
         lines.map(|(line, what)| format!("{}:{line}: {what}", self.name)).collect()
     }
@@ -239,7 +243,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Every Rust file below a folder; files that hold only tests (`tests.rs`, `tests/`) are left out.
+/// Returns every Rust file below a folder, except files with only tests (`tests.rs`, `tests/`).
 fn each_source(folder: &str) -> impl Iterator<Item = Source> {
     let mut files = Vec::new();
     collect(&root().join(folder), &mut files);
@@ -263,7 +267,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Names of the packages that are compiled for this machine, build and test dependencies included.
+/// Returns the names of the packages compiled for this machine, including build and test dependencies.
 fn compiled_packages() -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--all-features", "--edges", "all", "--prefix", "none", "--format", "{p}"])

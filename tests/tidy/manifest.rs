@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 pub(crate) struct Dependency<'a> {
     pub(crate) name: &'a str,
-    /// The line without its comment.
+    /// The value without the comment.
     value: &'a str,
     pub(crate) reason: Option<&'a str>,
 }
 
-/// The lines of every `[...dependencies]` table. A dependency with a table of its own has no line
-/// to carry a reason, so it counts as one without.
+/// Returns the lines of every `[...dependencies]` table. A dependency with its own table has no line for a reason, so
+/// it counts as one without.
 pub(crate) fn dependencies(manifest: &str) -> impl Iterator<Item = Dependency<'_>> {
     let mut inside = false;
     manifest.lines().filter_map(move |line| {
@@ -40,9 +40,10 @@ pub(crate) fn feature_policy_breaches(manifest: &str, keep_defaults: &[(&str, &s
         .collect();
     let listed: BTreeSet<&str> = keep_defaults.iter().map(|(name, _)| *name).collect();
     let unlisted = kept.difference(&listed).map(|name| format!("{name}: default features are on"));
-    let idle =
-        listed.difference(&kept).map(|name| format!("{name}: listed, but has its default features off or is gone"));
-    unlisted.chain(idle).collect()
+    let stale = listed
+        .difference(&kept)
+        .map(|name| format!("{name}: listed, but its default features are off or it was removed"));
+    unlisted.chain(stale).collect()
 }
 
 #[cfg(test)]
@@ -50,13 +51,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dependencies_without_a_reason_or_with_silent_defaults_are_found() {
+    fn manifest_rules_find_missing_reasons_and_unlisted_defaults() {
         let manifest = "[package]\nname = \"x\"\n[dependencies]\n# a heading\n\
                         good = { version = \"1\", default-features = false } # why\nbare = \"1\"\nempty = \"1\" #\n\
                         [dev-dependencies.own]\nversion = \"1\"\n[features]\nf = []\n";
-        let silent: Vec<_> =
+        let without_reason: Vec<_> =
             dependencies(manifest).filter(|found| found.reason.is_none()).map(|found| found.name).collect();
-        assert_eq!(silent, ["bare", "empty", "own"]);
+        assert_eq!(without_reason, ["bare", "empty", "own"]);
         let breaches = feature_policy_breaches(manifest, &[("bare", "why"), ("good", "why")]);
         assert_eq!(breaches.len(), 3, "{breaches:?}");
     }

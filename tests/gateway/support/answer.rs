@@ -1,10 +1,10 @@
-//! What a caller got, and the shapes that the contract gives it.
+//! The response that a caller received, and assertions for the shapes that the contract defines.
 
 use serde_json::Value;
 
 use super::secrets;
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -15,13 +15,14 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn new(status: u16, headers: Vec<(String, String)>, body: Vec<u8>) -> Answer {
         for (name, value) in &headers {
-            secrets::assert_none_in(&format!("the answer's header {name}"), value.as_bytes());
+            secrets::assert_none_in(&format!("the response header {name}"), value.as_bytes());
         }
-        secrets::assert_none_in("an answer's body", &body);
+        secrets::assert_none_in("a response body", &body);
         Answer { status, headers, body }
     }
 
-    /// Reads one HTTP/1.1 answer from the front of `bytes`: it and its length, or `None` if it is not whole yet.
+    /// Reads one HTTP/1.1 response from the front of `bytes`. Returns the response and its length, or `None` if it is
+    /// incomplete.
     pub(crate) fn read(bytes: &[u8], to_head: bool) -> Option<(Answer, usize)> {
         let head_len = memchr::memmem::find(bytes, b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..head_len]).expect("a head in UTF-8");
@@ -56,10 +57,10 @@ impl Answer {
 
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|fault| panic!("{fault} in {self:?}"))
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
-    /// `Chatgate-Error`, which only answers of the gateway's own making have.
+    /// Returns `Chatgate-Error`, which only responses created by the gateway have.
     pub(crate) fn slug(&self) -> Option<&str> {
         self.header("chatgate-error")
     }
@@ -71,7 +72,7 @@ impl Answer {
         id
     }
 
-    /// Asserts that this is Chat's own answer, whole and untouched.
+    /// Asserts that this is Chat's response, complete and unchanged.
     #[track_caller]
     pub(crate) fn assert_relayed(&self, status: u16, body: impl AsRef<[u8]>) {
         assert_eq!(self.slug(), None, "{self:?}");
@@ -81,7 +82,8 @@ impl Answer {
         self.request_id();
     }
 
-    /// Asserts that the gateway made this answer: its status, its slug, the code, and the vendor's envelope to the byte.
+    /// Asserts that the gateway created this response: status, slug, code, and the exact bytes of the vendor's
+    /// envelope.
     #[track_caller]
     pub(crate) fn assert_error(&self, status: u16, slug: &str, code: i64) {
         assert_eq!((self.status, self.slug()), (status, Some(slug)), "{self:?}");
@@ -91,12 +93,12 @@ impl Answer {
         let json = self.json();
         assert_eq!(json.as_object().expect("an object").len(), 4, "{text}");
         let info = json["ErrorInfo"].as_str().expect("a string");
-        assert!(info.len() > "chatgate: ".len() + 5, "says nothing: {text}");
+        assert!(info.len() > "chatgate: ".len() + 5, "empty ErrorInfo: {text}");
         assert!(self.header("content-type").is_some_and(|text| text.starts_with("application/json")), "{self:?}");
         self.request_id();
     }
 
-    /// Asserts `Retry-After` in whole seconds, at least 1.
+    /// Asserts that `Retry-After` is at least 1 whole second, and returns it.
     #[track_caller]
     pub(crate) fn retry_after(&self) -> u64 {
         let text = self.header("retry-after").unwrap_or_else(|| panic!("no Retry-After: {self:?}"));
@@ -105,8 +107,8 @@ impl Answer {
         seconds
     }
 
-    /// The items of a successful `follow_check`: account, FollowType. Every item must be a success with
-    /// exactly the vendor's members.
+    /// Returns account and FollowType of each item of a successful `follow_check`. Asserts that every item is a success
+    /// with exactly the vendor's members.
     #[track_caller]
     pub(crate) fn checked(&self) -> Vec<(String, u8)> {
         assert_eq!((self.status, self.slug()), (200, None), "{self:?}");
@@ -126,30 +128,30 @@ impl Answer {
             .collect()
     }
 
-    /// The FollowTypes of [`Answer::checked`].
+    /// Returns the FollowTypes of [`Answer::checked`].
     #[track_caller]
     pub(crate) fn types(&self) -> Vec<u8> {
         self.checked().into_iter().map(|(_, follow_type)| follow_type).collect()
     }
 
-    /// `Cache-Status`, taken apart.
+    /// Returns the parsed `Cache-Status`.
     #[track_caller]
     pub(crate) fn cache(&self) -> CacheStatus {
         let text = self.header("cache-status").unwrap_or_else(|| panic!("no Cache-Status: {self:?}"));
         CacheStatus::parse(text).unwrap_or_else(|| panic!("Cache-Status: {text}"))
     }
 
-    /// `Age` in seconds.
+    /// Returns `Age` in seconds.
     #[track_caller]
     pub(crate) fn age(&self) -> u64 {
         self.header("age").and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no Age: {self:?}"))
     }
 }
 
-/// `chatgate; hit; detail="hit=1 joined=0 fetched=0 flipped=0 stale=0"`, or `fwd=...` in place of `hit`.
+/// A parsed `chatgate; hit; detail="hit=1 joined=0 fetched=0 flipped=0 stale=0"`, or with `fwd=...` instead of `hit`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CacheStatus {
-    /// `hit`, `fwd=miss` and so on.
+    /// `hit`, `fwd=miss`, and so on.
     pub(crate) outcome: String,
     pub(crate) hit: u64,
     pub(crate) joined: u64,
@@ -175,13 +177,13 @@ impl CacheStatus {
         words.next().is_none().then_some(status)
     }
 
-    /// hit, joined, fetched.
+    /// Returns the hit, joined and fetched counts.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         (self.hit, self.joined, self.fetched)
     }
 }
 
-/// A chunked body: it and its length on the wire.
+/// Reads a chunked body. Returns the body and its length on the wire, or `None` if it is incomplete.
 fn read_chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
     let (mut body, mut at) = (Vec::new(), 0);
     loop {
@@ -199,7 +201,7 @@ fn read_chunks(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
 }
 
 #[test]
-fn cache_status_is_read_to_the_letter() {
+fn cache_status_parser_accepts_only_the_exact_format() {
     let good = CacheStatus::parse(r#"chatgate; fwd=partial; detail="hit=1 joined=2 fetched=3 flipped=4 stale=5""#);
     assert_eq!(good.map(|status| (status.outcome.clone(), status.counts())), Some(("fwd=partial".into(), (1, 2, 3))));
     for bad in ["chatgate; hit", r#"chatgate; fwd=what; detail="hit=1 joined=2 fetched=3 flipped=4 stale=5""#] {

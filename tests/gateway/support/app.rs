@@ -1,17 +1,17 @@
-//! The apps that the fake Chat knows.
+//! Apps known to the fake Chat.
 
-/// An app as Chat has it. The keys are marked texts, so that a search for them finds nothing else.
+/// An app as registered with Chat. Each key is a unique marker, so that a search for it matches nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TestApp {
     pub(crate) name: &'static str,
     pub(crate) sdkappid: u32,
     pub(crate) identifier: &'static str,
     pub(crate) key: &'static str,
-    /// Signs its webhooks.
+    /// Token that signs the app's webhooks.
     pub(crate) webhook_token: &'static str,
 }
 
-/// The app of nearly every test.
+/// The app used by nearly every test.
 pub(crate) const MAIN: TestApp = TestApp {
     name: "main",
     sdkappid: 1_400_000_001,
@@ -20,7 +20,7 @@ pub(crate) const MAIN: TestApp = TestApp {
     webhook_token: "webhook0token0of0the0main0app0marked1",
 };
 
-/// A second app, for tests of what two apps do not share.
+/// A second app, for tests that two apps are kept separate.
 pub(crate) const OTHER: TestApp = TestApp {
     name: "other",
     sdkappid: 1_400_000_002,
@@ -29,7 +29,7 @@ pub(crate) const OTHER: TestApp = TestApp {
     webhook_token: "webhook0token0of0the0other0app0marked2",
 };
 
-/// An app whose administrator's name needs percent-encoding in a query.
+/// An app with an administrator name that needs percent-encoding in a query.
 pub(crate) const ODD: TestApp = TestApp {
     name: "odd-name",
     sdkappid: u32::MAX,
@@ -38,10 +38,10 @@ pub(crate) const ODD: TestApp = TestApp {
     webhook_token: "webhook token of the odd app: blanks & signs +/%",
 };
 
-/// All of them.
+/// All apps.
 pub(crate) const ALL: [TestApp; 3] = [MAIN, OTHER, ODD];
 
-/// The app of that number.
+/// Returns the app with this SDKAppID.
 pub(crate) fn by_number(sdkappid: &str) -> Option<TestApp> {
     ALL.into_iter().find(|app| app.sdkappid.to_string() == sdkappid)
 }

@@ -1,4 +1,4 @@
-//! The fake Chat: an upstream that remembers everything and does what the test tells it.
+//! The fake Chat: an upstream that records every call and answers as the test scripts it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ use super::reply::{Reply, What, render};
 use super::wire::{Call, Reader, Stream, reset_on_drop};
 use super::{secrets, unix_now, usersig};
 
-/// An upstream on a loopback port. Dropping it closes it and fails the test if a request broke the contract.
+/// An upstream on a loopback port. Dropping it closes the port and fails the test if a request broke the contract.
 pub(crate) struct FakeChat {
     address: SocketAddr,
-    /// `https` and the name to ask for, or `http` and the address.
+    /// `https` and the host name, or `http` and the address.
     endpoint: String,
     shared: Arc<Shared>,
     stop: CancellationToken,
@@ -31,48 +31,48 @@ type Script = Arc<dyn Fn(&Call) -> Option<Reply> + Send + Sync>;
 struct Shared {
     graph: Graph,
     authority: String,
-    /// Asked for each call before the graph is.
+    /// Called for each call before the follow graph is consulted.
     script: Mutex<Option<Script>>,
     calls: Mutex<Vec<Call>>,
-    /// What no request of the gateway may look like, but one did.
+    /// Contract violations found in the gateway's requests.
     violations: Mutex<Vec<String>>,
-    /// How many connections were accepted, failed handshakes included.
+    /// Accepted connections, including those with failed handshakes.
     accepted: AtomicUsize,
     /// Cancelled and replaced by [`FakeChat::drop_connections`].
     connections: Mutex<CancellationToken>,
     tls: Mutex<Option<TlsAcceptor>>,
-    /// Keys of the main app that hold beside its first, as in the days of a rotation.
+    /// Additional valid keys of the main app, as during a key rotation.
     further_keys: Mutex<Vec<&'static str>>,
 }
 
 impl FakeChat {
-    /// Plain HTTP on a free port.
+    /// Starts plain HTTP on a free port.
     pub(crate) async fn start() -> FakeChat {
         FakeChat::start_on("127.0.0.1:0".parse().expect("an address")).await
     }
 
-    /// Plain HTTP on this address.
+    /// Starts plain HTTP on this address.
     pub(crate) async fn start_on(address: SocketAddr) -> FakeChat {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         FakeChat::serve(listener, format!("http://{address}"), address.to_string(), None)
     }
 
-    /// HTTPS with this certificate, asked for as `localhost`.
+    /// Starts HTTPS as `localhost` with this certificate.
     pub(crate) async fn start_tls(acceptor: TlsAcceptor) -> FakeChat {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let authority = format!("localhost:{}", listener.local_addr().expect("bound").port());
         FakeChat::serve(listener, format!("https://{authority}"), authority, Some(acceptor))
     }
 
-    /// Asked for as `authority`, which something leads here; HTTPS if there is a certificate.
+    /// Starts an upstream that expects `authority` as its Host, for use behind a relay. Uses HTTPS if `tls` is given.
     pub(crate) async fn start_behind(address: SocketAddr, authority: String, tls: Option<TlsAcceptor>) -> FakeChat {
         let listener = TcpListener::bind(address).await.expect("a free port");
         let scheme = if tls.is_some() { "https" } else { "http" };
         FakeChat::serve(listener, format!("{scheme}://{authority}"), authority, tls)
     }
 
-    /// Shows another certificate to whoever connects from now on.
+    /// Presents this certificate on all later connections.
     pub(crate) fn show(&self, tls: TlsAcceptor) {
         *self.shared.tls.lock().expect("no panic under it") = Some(tls);
     }
@@ -99,89 +99,89 @@ impl FakeChat {
         self.address
     }
 
-    /// The configuration lines of an app that lives here.
+    /// Returns the configuration lines of an app that uses this upstream.
     pub(crate) fn app_lines(&self) -> String {
         format!("endpoint = \"{}\"", self.endpoint)
     }
 
-    /// Who follows whom.
+    /// Returns the follow graph.
     pub(crate) fn graph(&self) -> &Graph {
         &self.shared.graph
     }
 
-    /// `from` follows `to` in the main app.
+    /// Makes `from` follow `to` in the main app.
     pub(crate) fn follow(&self, from: &str, to: &str) {
         self.shared.graph.follow(app::MAIN.sdkappid, from, to);
     }
 
-    /// Sets what is asked for every later call; where it answers `None`, the graph answers.
+    /// Sets the script for every later call. If the script returns `None`, the response comes from the follow graph.
     pub(crate) fn script(&self, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) {
         *self.shared.script.lock().expect("no panic under it") = Some(Arc::new(script));
     }
 
-    /// From now on this key of the main app holds too.
+    /// Also accepts this key of the main app from now on.
     pub(crate) fn also_takes(&self, key: &'static str) {
         secrets::remember(key);
         self.shared.further_keys.lock().expect("no panic under it").push(key);
     }
 
-    /// Every later call gets this.
+    /// Answers every later call with this reply.
     pub(crate) fn always(&self, reply: Reply) {
         self.script(move |_| Some(reply.clone()));
     }
 
-    /// The first call from now on gets this, and the graph answers the rest.
+    /// Answers the next call with this reply, and later calls from the follow graph.
     pub(crate) fn once(&self, reply: Reply) {
         let left = Mutex::new(Some(reply));
         self.script(move |_| left.lock().expect("no panic under it").take());
     }
 
-    /// The graph answers every later call.
+    /// Answers every later call from the follow graph.
     pub(crate) fn no_script(&self) {
         *self.shared.script.lock().expect("no panic under it") = None;
     }
 
-    /// Every call so far, in the order of their coming.
+    /// Returns every call so far, in order of arrival.
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.shared.calls.lock().expect("no panic under it").clone()
     }
 
-    /// How many calls came so far.
+    /// Returns the number of calls so far.
     pub(crate) fn count(&self) -> usize {
         self.shared.calls.lock().expect("no panic under it").len()
     }
 
-    /// The calls of one command.
+    /// Returns the calls of one command.
     pub(crate) fn calls_of(&self, command: &str) -> Vec<Call> {
         self.calls().into_iter().filter(|call| call.command() == command).collect()
     }
 
-    /// The newest call.
+    /// Returns the latest call.
     pub(crate) fn last(&self) -> Call {
         self.calls().pop().expect("a call")
     }
 
-    /// Waits until that many calls came.
+    /// Waits until at least `count` calls have arrived.
     pub(crate) async fn seen(&self, count: usize) {
         eventually(&format!("{count} upstream calls"), async || (self.count() >= count).then_some(())).await;
     }
 
-    /// How many connections were accepted so far.
+    /// Returns the number of connections accepted so far.
     pub(crate) fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
-    /// What was wrong with what it saw.
+    /// Returns the contract violations found so far.
     pub(crate) fn violations(&self) -> Vec<String> {
         self.shared.violations.lock().expect("no panic under it").clone()
     }
 
-    /// Forgets the violations so far, in a test that caused them on purpose.
+    /// Clears the violations so far, for a test that caused them on purpose.
     pub(crate) fn forgive(&self) {
         self.shared.violations.lock().expect("no panic under it").clear();
     }
 
-    /// Closes every connection there is, as a peer does that has no more time for it.
+    /// Closes all open connections, as a server does after its keep-alive timeout.
     pub(crate) fn drop_connections(&self) {
         let mut connections = self.shared.connections.lock().expect("no panic under it");
         std::mem::replace(&mut *connections, self.stop.child_token()).cancel();
@@ -193,7 +193,7 @@ impl Drop for FakeChat {
         self.stop.cancel();
         if !std::thread::panicking() {
             let violations = self.violations();
-            assert!(violations.is_empty(), "upstream saw what it must never see:\n{}", violations.join("\n"));
+            assert!(violations.is_empty(), "the gateway's requests broke the contract:\n{}", violations.join("\n"));
         }
     }
 }
@@ -220,7 +220,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn converse_tls(stream: TcpStream, tls: &TlsAcceptor, shared: &Shared, number: usize) {
-    // A caller that does not trust the certificate ends here.
+    // A client that does not trust the certificate ends here.
     let Ok(mut stream) = tls.accept(stream).await else { return };
     match converse(&mut stream, shared, number).await {
         End::Reset => reset_on_drop(stream.get_ref().0),
@@ -234,15 +234,15 @@ enum End {
     Reset,
 }
 
-/// Answers the requests of one connection until one of both sides has enough.
+/// Answers the requests of one connection until either side closes it.
 async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> End {
     let mut reader = Reader::new(number);
     loop {
         let call = match reader.next(stream).await {
             Ok(Some(call)) => call,
             Ok(None) => return End::Closed,
-            Err(fault) => {
-                shared.violations.lock().expect("no panic under it").push(fault);
+            Err(violation) => {
+                shared.violations.lock().expect("no panic under it").push(violation);
                 return End::Reset;
             }
         };
@@ -252,21 +252,21 @@ async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> E
     }
 }
 
-/// Answers one call. `None`: the connection goes on.
+/// Answers one call. Returns `None` if the connection stays open.
 async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
-    let faults = shared.record(&call);
+    let violations = shared.record(&call);
     let script = shared.script.lock().expect("no panic under it").clone();
     let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::model);
     let command = call.command().to_owned();
     let is_read = command.ends_with("_check");
-    let early = is_read.then(|| shared.graph.answer(call.app(), &command, &call.body));
+    let read_result = is_read.then(|| shared.graph.answer(call.app(), &command, &call.body));
     if let Some(gate) = &reply.gate {
         gate.passed().await;
     }
     let bytes = match reply.what {
-        _ if !faults.is_empty() => render(200, None, fail(60025, &faults.join(", ")).as_bytes()),
+        _ if !violations.is_empty() => render(200, None, fail(60025, &violations.join(", ")).as_bytes()),
         What::Model => {
-            let body = early.unwrap_or_else(|| shared.graph.answer(call.app(), &command, &call.body));
+            let body = read_result.unwrap_or_else(|| shared.graph.answer(call.app(), &command, &call.body));
             render(200, Some("application/json"), body.as_bytes())
         }
         What::Answer { status, content_type, body } => render(status, content_type.as_deref(), &body),
@@ -297,29 +297,29 @@ async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option
 }
 
 impl Shared {
-    /// Keeps the call and says what is wrong with it.
+    /// Records the call and returns its contract violations.
     fn record(&self, call: &Call) -> Vec<String> {
         secrets::remember(&call.usersig());
         let keys = self.further_keys.lock().expect("no panic under it").clone();
-        let faults = faults(call, &self.authority, &keys);
-        if !faults.is_empty() {
-            let text = format!("{} {}: {}", call.method, call.path(), faults.join(", "));
+        let found = violations(call, &self.authority, &keys);
+        if !found.is_empty() {
+            let text = format!("{} {}: {}", call.method, call.path(), found.join(", "));
             self.violations.lock().expect("no panic under it").push(text);
         }
         self.calls.lock().expect("no panic under it").push(call.clone());
-        faults
+        found
     }
 }
 
-/// Headers that may reach upstream, besides those that frame the message.
+/// Headers that may reach Chat.
 const HEADERS: [&str; 5] = ["host", "content-type", "content-length", "accept", "traceparent"];
 
-/// Everything about a request that the contract forbids. `further_keys` are of the main app.
-pub(super) fn faults(call: &Call, authority: &str, further_keys: &[&'static str]) -> Vec<String> {
-    let mut faults = Vec::new();
+/// Returns every contract violation of a request. `further_keys` are additional keys of the main app.
+pub(super) fn violations(call: &Call, authority: &str, further_keys: &[&'static str]) -> Vec<String> {
+    let mut found = Vec::new();
     let mut expect = |holds: bool, what: &str| {
         if !holds {
-            faults.push(what.to_owned());
+            found.push(what.to_owned());
         }
     };
     let segments: Vec<&str> = call.path().split('/').collect();
@@ -334,35 +334,35 @@ pub(super) fn faults(call: &Call, authority: &str, further_keys: &[&'static str]
     for (name, _) in &call.headers {
         *headers.entry(name.to_ascii_lowercase()).or_default() += 1;
     }
-    expect(headers.values().all(|count| *count == 1), "a header stands twice");
+    expect(headers.values().all(|count| *count == 1), "repeated header");
     for name in headers.keys() {
         expect(HEADERS.contains(&name.as_str()), &format!("header {name}"));
     }
-    expect(call.header("host") == Some(authority), "Host is not upstream's own");
+    expect(call.header("host") == Some(authority), "Host is not the upstream's");
     expect(call.header("content-type") == Some("application/json"), "Content-Type is not application/json");
     expect(call.body.trim_ascii().starts_with(b"{"), "body is not a JSON object");
 
     let query = call.query();
     let mut names: Vec<&str> = query.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
-    let five = ["contenttype", "identifier", "random", "sdkappid", "usersig"];
-    expect(names == five, &format!("query parameters {names:?}"));
+    let required = ["contenttype", "identifier", "random", "sdkappid", "usersig"];
+    expect(names == required, &format!("query parameters {names:?}"));
     let value = |name: &str| call.parameter(name).unwrap_or_default();
     expect(value("contenttype") == "json", "contenttype is not json");
     let random = value("random");
-    expect(random.parse::<u32>().is_ok_and(|number| number.to_string() == random), "random is no 32-bit number");
+    expect(random.parse::<u32>().is_ok_and(|number| number.to_string() == random), "random is not a 32-bit number");
     match app::by_number(&value("sdkappid")) {
         None => expect(false, "unknown sdkappid"),
         Some(app) => {
             expect(value("identifier") == app.identifier, "identifier is not the app's");
             let verify = |key| usersig::verify(&value("usersig"), app::TestApp { key, ..app }, unix_now());
-            let other = || app == app::MAIN && further_keys.iter().any(|key| verify(key).is_ok());
-            if let Err(why) = verify(app.key)
-                && !other()
+            let has_further_key = || app == app::MAIN && further_keys.iter().any(|key| verify(key).is_ok());
+            if let Err(reason) = verify(app.key)
+                && !has_further_key()
             {
-                expect(false, &format!("usersig {why}"));
+                expect(false, &format!("usersig {reason}"));
             }
         }
     }
-    faults
+    found
 }

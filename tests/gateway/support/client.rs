@@ -1,4 +1,4 @@
-//! Callers: requests in exact bytes over TCP or a Unix socket, and what comes back.
+//! Callers: requests as exact bytes over TCP or a Unix socket, and their responses.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::wire::Stream;
 use super::{PATIENCE, within};
 
-/// A request in the making.
+/// A builder of requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
     pub(super) method: String,
@@ -29,12 +29,12 @@ impl Ask {
         Ask::new("POST", target).body("{}")
     }
 
-    /// `POST /v4/{command}` with `{}` as its body.
+    /// Returns `POST /v4/{command}` with `{}` as its body.
     pub(crate) fn command(command: &str) -> Ask {
         Ask::post(&format!("/v4/{command}"))
     }
 
-    /// A plain `follow/follow_check`.
+    /// Returns a plain `follow/follow_check`.
     pub(crate) fn check(from: &str, to: &[impl AsRef<str>]) -> Ask {
         Ask::command("follow/follow_check").body(check_body(from, to))
     }
@@ -44,18 +44,18 @@ impl Ask {
         self
     }
 
-    /// With a caller's token.
+    /// Adds a caller's token.
     pub(crate) fn token(self, token: &str) -> Ask {
         self.header("Authorization", &format!("Bearer {token}"))
     }
 
-    /// Another `Host`.
+    /// Replaces `Host`.
     pub(crate) fn host(mut self, host: &str) -> Ask {
         self.host = host.to_owned();
         self
     }
 
-    /// The same request with another target.
+    /// Replaces the target.
     pub(crate) fn target(mut self, target: &str) -> Ask {
         self.target = target.to_owned();
         self
@@ -66,7 +66,7 @@ impl Ask {
         self
     }
 
-    /// As it goes over the wire. A header of the test's own replaces the one that belongs there.
+    /// Returns the bytes on the wire. `Content-Length` is omitted if the test sets its own framing header.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", self.method, self.target, self.host);
         let has = |wanted: &str| self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
@@ -80,7 +80,7 @@ impl Ask {
     }
 }
 
-/// The body of a plain `follow_check`.
+/// Returns the body of a plain `follow_check`.
 pub(crate) fn check_body(from: &str, to: &[impl AsRef<str>]) -> String {
     let to: Vec<&str> = to.iter().map(AsRef::as_ref).collect();
     format!(r#"{{"From_Account":{},"To_Account":{}}}"#, serde_json::json!(from), serde_json::json!(to))
@@ -106,13 +106,12 @@ impl Conn {
         Ok(Conn { stream, unread: Vec::new() })
     }
 
-    /// Over what is connected already.
+    /// Uses a stream that is already connected.
     pub(crate) fn over(stream: impl Stream + 'static) -> Conn {
         Conn { stream: Box::new(stream), unread: Vec::new() }
     }
 
-    /// A connection whose kernel buffer takes little, so that an answer that is not read piles up at
-    /// the gateway.
+    /// Connects with a small kernel receive buffer, so that an unread response stays in the gateway.
     pub(crate) async fn open_narrow(address: &str) -> Conn {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("an own socket");
@@ -120,12 +119,12 @@ impl Conn {
         Conn { stream: Box::new(stream), unread: Vec::new() }
     }
 
-    /// Writes bytes as they are. A peer that is gone is no error here: what it answered tells.
+    /// Writes bytes unchanged. A closed connection is not an error here; the test checks the response.
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.try_send(bytes).await;
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes unchanged.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
         within(PATIENCE, "writing to the gateway", async {
             self.stream.write_all(bytes.as_ref()).await?;
@@ -134,33 +133,33 @@ impl Conn {
         .await
     }
 
-    /// Says that nothing more will come.
+    /// Shuts down the writing side.
     pub(crate) async fn finish(&mut self) {
         let _ = self.stream.shutdown().await;
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its response.
     pub(crate) async fn ask(&mut self, ask: &Ask) -> Answer {
         self.send(ask.bytes()).await;
-        self.read_answer(ask.method == "HEAD").await.expect("an answer, not a closed connection")
+        self.read_answer(ask.method == "HEAD").await.expect("a response, not a closed connection")
     }
 
-    /// The next answer.
+    /// Reads the next response.
     pub(crate) async fn answer(&mut self) -> Answer {
-        self.try_answer().await.expect("an answer, not a closed connection")
+        self.try_answer().await.expect("a response, not a closed connection")
     }
 
-    /// The next answer, or `None` if the connection was closed before it was whole.
+    /// Reads the next response, or returns `None` if the connection was closed before the response was complete.
     pub(crate) async fn try_answer(&mut self) -> Option<Answer> {
         self.read_answer(false).await
     }
 
     async fn read_answer(&mut self, to_head: bool) -> Option<Answer> {
-        within(PATIENCE, "an answer of the gateway", async {
+        within(PATIENCE, "a response from the gateway", async {
             loop {
                 if let Some((answer, len)) = Answer::read(&self.unread, to_head) {
                     self.unread.drain(..len);
-                    // 100 Continue and its kind announce the answer that follows.
+                    // Interim responses such as 100 Continue precede the final response.
                     if answer.status >= 200 {
                         return Some(answer);
                     }
@@ -172,9 +171,9 @@ impl Conn {
         .await
     }
 
-    /// The status of the next interim answer, which has no body.
+    /// Returns the status of the next interim response, which has no body.
     pub(crate) async fn interim(&mut self) -> u16 {
-        within(PATIENCE, "an interim answer", async {
+        within(PATIENCE, "an interim response", async {
             loop {
                 if let Some((answer, len)) = Answer::read(&self.unread, true) {
                     self.unread.drain(..len);
@@ -186,7 +185,7 @@ impl Conn {
         .await
     }
 
-    /// Everything until the gateway closes the connection.
+    /// Reads until the gateway closes the connection.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         within(PATIENCE, "the gateway closes the connection", async { while self.more().await {} }).await;
         std::mem::take(&mut self.unread)
@@ -198,7 +197,7 @@ impl Conn {
         let caller = std::panic::Location::caller();
         async move {
             let rest = self.rest().await;
-            assert!(rest.is_empty(), "{caller}: more bytes came: {}", String::from_utf8_lossy(&rest));
+            assert!(rest.is_empty(), "{caller}: unexpected bytes: {}", String::from_utf8_lossy(&rest));
         }
     }
 

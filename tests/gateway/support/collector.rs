@@ -1,4 +1,4 @@
-//! A collector of traces: takes OTLP over gRPC (HTTP/2 with or without TLS), or behaves badly on order.
+//! A trace collector: accepts OTLP over gRPC (HTTP/2 with or without TLS), or fails on demand.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,23 +27,23 @@ use super::wire::Stream;
 /// The one method of the protocol (opentelemetry-proto, `trace_service.proto`).
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
-/// A collector on a loopback port. Dropping it closes it and searches all that came for secrets.
+/// A collector on a loopback port. Dropping it closes the port and searches all received bytes for secrets.
 pub(crate) struct Collector {
     address: SocketAddr,
     shared: Arc<Shared>,
     stop: CancellationToken,
 }
 
-/// What it does with a message.
+/// How the collector treats a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// Takes it.
+    /// Accepts it.
     Good,
-    /// Takes it after so long.
+    /// Accepts it after this delay.
     Slow(Duration),
-    /// Reads it and says nothing.
+    /// Reads it and never responds.
     Hanging,
-    /// Says that it cannot (gRPC status 13).
+    /// Fails with gRPC status 13.
     Failing,
 }
 
@@ -55,7 +55,7 @@ struct Shared {
     head: Mutex<HeaderMap>,
 }
 
-/// A span as it came.
+/// A received span.
 #[derive(Debug, Clone)]
 pub(crate) struct Span(Sent);
 
@@ -72,23 +72,23 @@ impl Span {
         hex(&self.0.span_id)
     }
 
-    /// The span above, empty if there is none.
+    /// Returns the parent span's ID, empty if there is none.
     pub(crate) fn above(&self) -> String {
         hex(&self.0.parent_span_id)
     }
 
-    /// 2: of a server, 3: of a client.
+    /// Returns whether the span's kind is server (2). Any kind but server and client (3) is an error.
     pub(crate) fn is_request(&self) -> bool {
         assert!([2, 3].contains(&self.0.kind), "{self:?}");
         self.0.kind == 2
     }
 
-    /// An attribute, as text.
+    /// Returns an attribute as text.
     pub(crate) fn told(&self, name: &str) -> Option<String> {
         attribute(&self.0.attributes, name)
     }
 
-    /// Asserts attributes; an empty text stands for one that must not be there.
+    /// Asserts attributes; an empty value means that the attribute must be absent.
     #[track_caller]
     pub(crate) fn assert_tells(&self, wanted: &[(&str, &str)]) {
         for (name, value) in wanted {
@@ -100,31 +100,31 @@ impl Span {
         self.0.attributes.iter().map(|attribute| attribute.key.as_str()).collect()
     }
 
-    /// Whether its status is that of an error; nothing else may be said there.
+    /// Returns whether the span's status is an error. The status must have no message.
     pub(crate) fn is_error(&self) -> bool {
         let status = self.0.status.clone().unwrap_or_default();
         assert!([0, 2].contains(&status.code) && status.message.is_empty(), "{self:?}");
         status.code == 2
     }
 
-    /// The spans that it is linked with.
+    /// Returns the IDs of linked spans.
     pub(crate) fn links(&self) -> Vec<String> {
         self.0.links.iter().map(|link| hex(&link.span_id)).collect()
     }
 
-    /// Start and end, in nanoseconds since 1970.
+    /// Returns start and end, in nanoseconds since 1970.
     pub(crate) fn times(&self) -> (u64, u64) {
         (self.0.start_time_unix_nano, self.0.end_time_unix_nano)
     }
 }
 
 impl Collector {
-    /// In clear text on a free port.
+    /// Starts without TLS on a free port.
     pub(crate) async fn start() -> Collector {
         Collector::start_with(None).await
     }
 
-    /// Over TLS, with this certificate.
+    /// Starts with TLS and this certificate.
     pub(crate) async fn start_tls(tls: TlsAcceptor) -> Collector {
         Collector::start_with(Some(tls)).await
     }
@@ -148,7 +148,7 @@ impl Collector {
         self.address.port()
     }
 
-    /// The line of `[trace]` that leads here.
+    /// Returns the line of `[trace]` that names this collector.
     pub(crate) fn line(&self) -> String {
         format!("otlp = \"http://{}\"", self.address)
     }
@@ -157,12 +157,12 @@ impl Collector {
         *self.shared.mood.lock().expect("no panic under it") = mood;
     }
 
-    /// All spans so far.
+    /// Returns all spans so far.
     pub(crate) fn spans(&self) -> Vec<Span> {
         self.shared.spans.lock().expect("no panic under it").clone()
     }
 
-    /// Waits until as many spans have come as `count`, and asserts that there are no more of them.
+    /// Waits for `count` spans, and asserts that no more have arrived.
     pub(crate) async fn seen(&self, count: usize) -> Vec<Span> {
         let what = format!("{count} spans");
         let spans = eventually(&what, async || Some(self.spans()).filter(|spans| spans.len() >= count)).await;
@@ -170,25 +170,27 @@ impl Collector {
         spans
     }
 
-    /// Waits for the span of the request that ended so.
+    /// Waits for the request span with this outcome.
     pub(crate) async fn request(&self, outcome: &str) -> Span {
-        let is_it = |span: &Span| span.is_request() && span.told("chatgate.outcome").as_deref() == Some(outcome);
-        eventually(&format!("the span of a request that is {outcome}"), async || self.spans().into_iter().find(is_it))
-            .await
+        let matches = |span: &Span| span.is_request() && span.told("chatgate.outcome").as_deref() == Some(outcome);
+        eventually(&format!("the request span with the outcome {outcome}"), async || {
+            self.spans().into_iter().find(matches)
+        })
+        .await
     }
 
-    /// What the spans came from.
+    /// Returns a resource attribute of the spans.
     pub(crate) fn resource(&self, name: &str) -> Option<String> {
         attribute(&self.shared.resource.lock().expect("no panic under it"), name)
     }
 
-    /// A header of the last message.
+    /// Returns a header of the last message.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
         let head = self.shared.head.lock().expect("no panic under it");
         head.get(name).map(|value| value.to_str().expect("text").to_owned())
     }
 
-    /// Every byte that came.
+    /// Returns all received bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.shared.bytes.lock().expect("no panic under it").clone()
     }
@@ -209,7 +211,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
         tokio::spawn(async move {
             match tls {
                 None => serve(stream, shared).await,
-                // A caller that does not trust the certificate ends here.
+                // A client that does not trust the certificate ends here.
                 Some(tls) => {
                     if let Ok(stream) = tls.accept(stream).await {
                         serve(stream, shared).await;
@@ -241,11 +243,11 @@ async fn answer(
         Mood::Hanging => std::future::pending().await,
         Mood::Failing => return Ok(reply("13", Bytes::new())),
     }
-    // One message: a byte that says whether it is compressed, four for its length.
-    assert_eq!(body[0], 0, "it is compressed");
+    // One gRPC message: one byte for the compression flag, four for the length.
+    assert_eq!(body[0], 0, "compressed message");
     let len = u32::from_be_bytes(body[1..5].try_into().expect("four bytes")) as usize;
     assert_eq!(body.len(), 5 + len);
-    let message = ExportTraceServiceRequest::decode(&body[5..]).expect("a message of OTLP");
+    let message = ExportTraceServiceRequest::decode(&body[5..]).expect("an OTLP message");
     shared.bytes.lock().expect("no panic under it").extend_from_slice(&body);
     for group in message.resource_spans {
         *shared.resource.lock().expect("no panic under it") = group.resource.unwrap_or_default().attributes;
@@ -264,7 +266,7 @@ fn reply(status: &'static str, body: Bytes) -> Response<BoxBody<Bytes, Infallibl
 fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
     let mut found = attributes.iter().filter(|attribute| attribute.key == name);
     let value = found.next()?.value.clone()?.value?;
-    assert!(found.next().is_none(), "{name} is there twice");
+    assert!(found.next().is_none(), "repeated attribute {name}");
     Some(match value {
         any_value::Value::StringValue(text) => text,
         any_value::Value::IntValue(number) => number.to_string(),

@@ -1,10 +1,10 @@
-//! Prometheus' text format, read strictly: what promtool would refuse fails the test.
+//! A strict reader of Prometheus' text format: text that promtool rejects fails the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 type Labels = BTreeMap<String, String>;
 
-/// What `/metrics` said.
+/// The parsed `/metrics`.
 #[derive(Debug, Default)]
 pub(crate) struct Exposition {
     /// The type of each metric.
@@ -13,10 +13,10 @@ pub(crate) struct Exposition {
 }
 
 impl Exposition {
-    /// Reads the text and checks names, types, order, labels and the shape of histograms.
+    /// Parses the text and asserts that names, types, order, labels and histograms are valid.
     #[track_caller]
     pub(crate) fn read(text: &str) -> Exposition {
-        assert!(text.ends_with('\n'), "the last line is not ended");
+        assert!(text.ends_with('\n'), "the last line has no line feed");
         let mut read = Exposition::default();
         let mut current = String::new();
         let mut seen = BTreeSet::new();
@@ -24,7 +24,7 @@ impl Exposition {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').expect(line);
                 assert!(is_name(name) && !help.trim().is_empty() && !help.contains('\\'), "{line}");
-                assert!(!read.kinds.contains_key(name), "twice: {line}");
+                assert!(!read.kinds.contains_key(name), "repeated: {line}");
                 current = name.to_owned();
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect(line);
@@ -39,7 +39,7 @@ impl Exposition {
                 let part = if histogram { name.strip_prefix(&current) } else { None };
                 assert!(part.is_some_and(|part| parts.contains(&part)) || (!histogram && name == current), "{line}");
                 assert_eq!(part == Some("_bucket"), labels.contains_key("le"), "{line}");
-                assert!(seen.insert((name.clone(), labels.clone())), "twice: {line}");
+                assert!(seen.insert((name.clone(), labels.clone())), "repeated: {line}");
                 read.samples.push((name, labels, value));
             }
         }
@@ -47,26 +47,26 @@ impl Exposition {
         read
     }
 
-    /// Names of the metrics and their types.
+    /// Returns the metrics' names and types.
     pub(crate) fn kinds(&self) -> &BTreeMap<String, String> {
         &self.kinds
     }
 
-    /// The value of the one sample with exactly these labels; 0 if there is none, as of a counter that has not
-    /// counted yet.
+    /// Returns the value of the sample with exactly these labels, or 0 if there is no such sample, as for a counter
+    /// that was never incremented.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let labels: Labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let found = self.samples.iter().find(|(other, its, _)| other == name && *its == labels);
         found.map_or(0.0, |(_, _, value)| *value)
     }
 
-    /// The sum over all samples that have these labels among theirs.
+    /// Returns the sum over all samples that have at least these labels.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let has = |its: &Labels| labels.iter().all(|(name, value)| its.get(*name).is_some_and(|its| its == value));
         self.samples.iter().filter(|(other, its, _)| other == name && has(its)).map(|(_, _, value)| value).sum()
     }
 
-    /// All values of a label.
+    /// Returns all values of a label.
     pub(crate) fn label_values(&self, label: &str) -> BTreeSet<&str> {
         self.samples.iter().filter_map(|(_, labels, _)| labels.get(label)).map(String::as_str).collect()
     }
@@ -99,7 +99,7 @@ fn is_name(text: &str) -> bool {
     text.bytes().all(inner) && text.bytes().next().is_some_and(|first| !first.is_ascii_digit())
 }
 
-/// `name{label="value",...} value`
+/// Parses `name{label="value",...} value`.
 fn sample(line: &str) -> Option<(String, Labels, f64)> {
     let (head, value) = line.rsplit_once(' ')?;
     let mut labels = Labels::new();
@@ -138,7 +138,7 @@ fn sample(line: &str) -> Option<(String, Labels, f64)> {
 }
 
 #[test]
-fn what_is_not_the_format_is_found() {
+fn exposition_reader_rejects_malformed_text() {
     let good = "# HELP a_total A.\n# TYPE a_total counter\na_total{b=\"c\\\"d\"} 1\n";
     assert_eq!(Exposition::read(good).value("a_total", &[("b", "c\"d")]), 1.0);
     let histogram =

@@ -12,7 +12,7 @@ use super::process::Process;
 use super::turn::Turn;
 use super::{eventually, within};
 
-/// `chatgate serve` with its own directory and free ports. Dropping it kills it.
+/// A `chatgate serve` process with its own directory and free ports. Dropping it kills the process.
 pub(crate) struct Gateway {
     process: Process,
     /// Addresses of the data listeners, in the order of the log: `ip:port` or `unix:/path`.
@@ -23,8 +23,8 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Starts `serve` with the text as its configuration and waits until `listeners` data listeners
-    /// and the admin listener are up. `dir` holds the files that the text names.
+    /// Starts `serve` with this configuration and waits until `listeners` data listeners and the admin listener are up.
+    /// `dir` contains the files that the configuration names.
     pub(crate) async fn start(config: &str, dir: Arc<TempDir>, env: &[(&str, &str)], listeners: usize) -> Gateway {
         let file = dir.path().join("chatgate.toml");
         std::fs::write(&file, config).expect("own directory");
@@ -33,12 +33,12 @@ impl Gateway {
         Gateway::of(process, turn, dir, listeners).await
     }
 
-    /// The same of a process that the test has started.
+    /// Wraps a process that the test has started, and waits as [`Gateway::start`] does.
     pub(crate) async fn of(mut process: Process, turn: Arc<Turn>, dir: Arc<TempDir>, listeners: usize) -> Gateway {
         let (data, admin) = eventually("the gateway listens", async || {
             if let Some(code) = process.try_exit() {
                 let config = std::fs::read_to_string(dir.path().join("chatgate.toml")).unwrap_or_default();
-                panic!("ended with {code} instead of listening:\n{}\n{config}", process.stderr());
+                panic!("exited with code {code} before listening:\n{}\n{config}", process.stderr());
             }
             let log = process.stderr();
             let data = listening(&log, "data");
@@ -49,7 +49,7 @@ impl Gateway {
         Gateway { process, data, admin, dir, _turn: turn }
     }
 
-    /// The same at addresses that are known before, for a log that does not tell them.
+    /// Starts `serve` at known addresses, for a log that does not contain them.
     pub(crate) async fn start_at(config: &str, dir: Arc<TempDir>, data: Vec<String>, admin: String) -> Gateway {
         let turn = super::turn::shared().await;
         let file = dir.path().join("chatgate.toml");
@@ -64,117 +64,117 @@ impl Gateway {
         gateway
     }
 
-    /// Address of the first data listener.
+    /// Returns the address of the first data listener.
     pub(crate) fn address(&self) -> &str {
         &self.data[0]
     }
 
-    /// Addresses of all data listeners.
+    /// Returns the addresses of all data listeners.
     pub(crate) fn addresses(&self) -> &[String] {
         &self.data
     }
 
-    /// Address of the admin listener.
+    /// Returns the address of the admin listener.
     pub(crate) fn admin(&self) -> &str {
         &self.admin
     }
 
-    /// Its own directory.
+    /// Returns the gateway's directory.
     pub(crate) fn dir(&self) -> &std::path::Path {
         self.dir.path()
     }
 
-    /// The log so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.process.stderr()
     }
 
-    /// What it printed on stdout so far.
+    /// Returns the text on stdout so far.
     pub(crate) fn stdout(&self) -> String {
         self.process.stdout()
     }
 
-    /// A new connection to the data listener.
+    /// Opens a connection to the data listener.
     pub(crate) async fn connect(&self) -> Conn {
         Conn::open(self.address()).await.expect("the data listener accepts")
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub(crate) async fn ask(&self, ask: Ask) -> Answer {
-        within(super::PATIENCE, "an answer", self.connect().await.ask(&ask)).await
+        within(super::PATIENCE, "a response", self.connect().await.ask(&ask)).await
     }
 
-    /// `POST /v4/{command}`.
+    /// Sends `POST /v4/{command}`.
     pub(crate) async fn call(&self, command: &str, body: impl AsRef<[u8]>) -> Answer {
         self.ask(Ask::command(command).body(body)).await
     }
 
-    /// `follow/follow_check` with a plain body.
+    /// Sends `follow/follow_check` with a plain body.
     pub(crate) async fn check(&self, from: &str, to: &[&str]) -> Answer {
         self.ask(Ask::check(from, to)).await
     }
 
-    /// `GET` from the admin listener.
+    /// Sends `GET` to the admin listener.
     pub(crate) async fn admin_get(&self, path: &str) -> Answer {
         let mut conn = Conn::open(&self.admin).await.expect("the admin listener accepts");
-        within(super::PATIENCE, "an answer", conn.ask(&Ask::new("GET", path))).await
+        within(super::PATIENCE, "a response", conn.ask(&Ask::new("GET", path))).await
     }
 
-    /// Whether a new connection to the data listener is still taken and answered.
+    /// Returns whether the data listener still accepts and answers a new connection.
     pub(crate) async fn accepts(&self) -> bool {
         let Ok(mut conn) = Conn::open(self.address()).await else { return false };
         conn.send(Ask::new("GET", "/round-trip").bytes()).await;
         conn.try_answer().await.is_some()
     }
 
-    /// Its process.
+    /// Returns the process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Processor time it has used, in ticks of usually 10 ms.
+    /// Returns the CPU time used so far, in kernel ticks of usually 10 ms.
     pub(crate) fn ticks(&self) -> u64 {
         self.process.ticks()
     }
 
-    /// Memory that it holds, in bytes.
+    /// Returns the resident memory in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.process.memory()
     }
 
-    /// Sends a signal, for instance `"TERM"`.
+    /// Sends a signal, such as `"TERM"`.
     pub(crate) fn signal(&self, name: &str) {
         self.process.signal(name);
     }
 
-    /// Waits for the end that something else caused, at most `limit`.
+    /// Waits for an exit that something else caused, at most `limit`.
     pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
         self.process.exit_code_within(limit).await
     }
 
-    /// SIGKILL: it gets no chance to tidy up.
+    /// Sends SIGKILL, so that the gateway cannot clean up, and waits for the exit.
     pub(crate) async fn kill(mut self) {
         self.signal("KILL");
         self.process.exit_code().await;
     }
 
-    /// SIGTERM, then the exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) async fn stop(mut self) -> i32 {
         self.signal("TERM");
         self.process.exit_code().await
     }
 
-    /// Waits until exactly so many requests are at work: read whole, allowed, and not answered yet. What each does next
-    /// it has then begun, if not done.
+    /// Waits until exactly `count` requests are in flight: read completely, authorized, and not answered yet. Each has
+    /// then at least started its next step.
     pub(crate) async fn at_work(&self, count: u64) {
-        eventually(&format!("{count} requests are at work"), async || {
+        eventually(&format!("{count} requests in flight"), async || {
             (self.admin_get("/status").await.json()["requests_in_flight"]["now"] == count).then_some(())
         })
         .await;
     }
 
-    /// Some round trips through the gateway. Whatever was written to it before is then very likely
-    /// being worked on. Tests use it to make a race likely, never to make a wrong answer pass.
+    /// Makes 20 round trips through the gateway. It has then very likely started on everything written to it before.
+    /// Tests use this to make a race likely, never to make a wrong response pass.
     pub(crate) async fn round_trips(&self) {
         for _ in 0..20 {
             self.ask(Ask::new("GET", "/round-trip")).await;
@@ -182,7 +182,7 @@ impl Gateway {
     }
 }
 
-/// The addresses that the log's listening lines name for this listener.
+/// Returns the addresses that the log reports for this listener.
 pub(crate) fn listening(log: &str, listener: &str) -> Vec<String> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())

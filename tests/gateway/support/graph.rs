@@ -1,15 +1,15 @@
-//! The follow relation as the fake Chat has it, and what it answers from it.
+//! The fake Chat's follow graph, and the responses derived from it.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-/// Who follows whom, per app. Copies share one relation.
+/// The follow graph of each app. Clones share one graph.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Graph(Arc<Mutex<HashSet<(u32, String, String)>>>);
 
-/// The envelope of a success without further members.
+/// The envelope of a success without additional members.
 pub(crate) const OK: &str = r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#;
 
 impl Graph {
@@ -21,15 +21,15 @@ impl Graph {
         self.0.lock().expect("no panic under it").remove(&(app, from.to_owned(), to.to_owned()));
     }
 
-    /// FollowType of the ordered pair: 2 if `from` follows `to`, plus 1 if `to` follows `from`
-    /// (vendor page 1047/70349).
+    /// Returns the FollowType of the ordered pair: 2 if `from` follows `to`, plus 1 if `to` follows `from` (vendor page
+    /// 1047/70349).
     pub(crate) fn follow_type(&self, app: u32, from: &str, to: &str) -> u8 {
         let edges = self.0.lock().expect("no panic under it");
         let has = |a: &str, b: &str| u8::from(edges.contains(&(app, a.to_owned(), b.to_owned())));
         2 * has(from, to) + has(to, from)
     }
 
-    /// What Chat answers to a command, carrying out the writes.
+    /// Returns Chat's response to a command, and applies writes to the graph.
     pub(crate) fn answer(&self, app: u32, command: &str, body: &[u8]) -> String {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let from = body["From_Account"].as_str().unwrap_or_default();
@@ -67,17 +67,17 @@ impl Graph {
     }
 }
 
-/// One successful item of a `follow_check` answer.
+/// Returns one successful item of a `follow_check` response.
 pub(crate) fn item(to: &str, follow_type: u8) -> String {
     format!(r#"{{"To_Account":{},"ResultCode":0,"ResultInfo":"","FollowType":{follow_type}}}"#, json!(to))
 }
 
-/// One failed item.
+/// Returns one failed item.
 pub(crate) fn failed_item(to: &str, code: i64) -> String {
     format!(r#"{{"To_Account":{},"ResultCode":{code},"ResultInfo":"Err_Item_{code}"}}"#, json!(to))
 }
 
-/// A `follow_check` answer with these items, each already JSON.
+/// Returns a `follow_check` response with these items, each already JSON.
 pub(crate) fn checked(items: &[String]) -> String {
     format!(
         r#"{{"ResultItem":[{}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}}"#,
@@ -85,7 +85,7 @@ pub(crate) fn checked(items: &[String]) -> String {
     )
 }
 
-/// A failed answer as the vendor writes it.
+/// Returns an error response in the vendor's format.
 pub(crate) fn fail(code: i64, info: &str) -> String {
     format!(r#"{{"ActionStatus":"FAIL","ErrorCode":{code},"ErrorInfo":{},"ErrorDisplay":""}}"#, json!(info))
 }

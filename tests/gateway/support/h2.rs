@@ -1,4 +1,4 @@
-//! Callers that speak HTTP/2 with prior knowledge.
+//! HTTP/2 callers with prior knowledge.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -11,7 +11,7 @@ use super::client::Ask;
 use super::wire::Stream;
 use super::{PATIENCE, within};
 
-/// An HTTP/2 connection. Copies share it, each call has a stream of its own.
+/// An HTTP/2 connection. Clones share it; each request has its own stream.
 #[derive(Clone)]
 pub(crate) struct Http2 {
     sender: SendRequest<Full<Bytes>>,
@@ -22,7 +22,7 @@ impl Http2 {
         Http2::over(TcpStream::connect(address).await.expect("accepted")).await
     }
 
-    /// Over what is connected already.
+    /// Uses a stream that is already connected.
     pub(crate) async fn over(stream: impl Stream + 'static) -> Http2 {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
         tokio::spawn(connection);
@@ -37,13 +37,13 @@ impl Http2 {
         }
         let request = request.body(Full::new(Bytes::copy_from_slice(&ask.body))).expect("a request");
         let mut sender = self.sender.clone();
-        within(PATIENCE, "an answer over HTTP/2", async {
+        within(PATIENCE, "a response over HTTP/2", async {
             sender.ready().await.expect("an open connection");
-            let response = sender.send_request(request).await.expect("an answer");
+            let response = sender.send_request(request).await.expect("a response");
             let status = response.status().as_u16();
             let text = |value: &hyper::header::HeaderValue| value.to_str().expect("visible").to_owned();
             let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-            let body = response.into_body().collect().await.expect("a whole body").to_bytes().to_vec();
+            let body = response.into_body().collect().await.expect("a complete body").to_bytes().to_vec();
             Answer::new(status, headers, body)
         })
         .await

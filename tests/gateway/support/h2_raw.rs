@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, for peers that keep to no rule.
+//! HTTP/2 frame by frame, for clients that break the protocol.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{PATIENCE, within};
 
-/// Types of frames (RFC 9113 section 6).
+/// Frame types (RFC 9113 section 6).
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const PRIORITY: u8 = 2;
@@ -23,37 +23,37 @@ pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// A frame as it goes over the wire.
+/// Returns the bytes of a frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let len = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
     [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The header block of `POST path` to localhost, without compression (RFC 7541 section 6.2.2).
+/// Returns the header block of `POST path` to localhost, without compression (RFC 7541 section 6.2.2).
 pub(crate) fn post(path: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    // 3: `:method: POST`; 6: `:scheme: http`; 4 and 1: names of `:path` and `:authority`.
+    // Static table: 3 is `:method: POST`, 6 is `:scheme: http`, 4 and 1 are the names `:path` and `:authority`.
     [&[0x83, 0x86, 0x04][..], &text(path), &[0x01], &text("localhost")].concat()
 }
 
-/// A field line of a block, without compression.
+/// Returns a field line of a header block, without compression.
 pub(crate) fn line(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     [vec![0], text(name), text(value)].concat()
 }
 
-/// What came of a connection that was flooded.
+/// The outcome of flooding a connection.
 #[derive(Debug)]
 pub(crate) struct End {
-    /// Bytes that were taken of the flood.
+    /// Bytes of the flood that the gateway accepted.
     pub(crate) sent: usize,
-    /// The gateway closed the connection before the flood was over.
+    /// Whether the gateway closed the connection before the flood ended.
     pub(crate) cut: bool,
     /// The error code of its GOAWAY.
     pub(crate) goaway: Option<u32>,
 }
 
-/// A connection by prior knowledge. Its settings are exchanged and nothing else.
+/// A connection with prior knowledge, after the exchange of settings.
 pub(crate) struct RawHttp2 {
     read: OwnedReadHalf,
     write: OwnedWriteHalf,
@@ -69,12 +69,12 @@ impl RawHttp2 {
         raw
     }
 
-    /// Writes bytes as they are; whether they were taken.
+    /// Writes bytes unchanged, and returns whether the write succeeded.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         within(PATIENCE, "writing to the gateway", self.write.write_all(bytes)).await.is_ok()
     }
 
-    /// The next frame: type, flags, stream, payload. `None` once the connection is closed.
+    /// Reads the next frame: type, flags, stream, payload. Returns `None` once the connection is closed.
     pub(crate) async fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
         loop {
             if let Some(found) = take_frame(&mut self.unread) {
@@ -86,8 +86,9 @@ impl RawHttp2 {
         }
     }
 
-    /// Writes `piece(n)` for n from 0 to `count`, reading whatever comes, until the gateway closes. What
-    /// it closes, it closes within [`PATIENCE`]; if it does not, the connection is left open.
+    /// Writes `piece(n)` for n from 0 to `count` until the gateway closes the connection, and reads its frames
+    /// meanwhile. The result says whether the gateway closed the connection: within [`PATIENCE`] after a failed write,
+    /// otherwise within 500 ms after the flood.
     pub(crate) async fn flood(self, count: usize, piece: impl Fn(usize) -> Vec<u8>) -> End {
         let RawHttp2 { mut read, mut write, mut unread } = self;
         let reading = async {

@@ -1,4 +1,4 @@
-//! Tests of the tests: a fake that finds nothing wrong, or a client that misreads, would prove nothing.
+//! Tests of the test support: a fake that misses violations, or a client that misreads, would prove nothing.
 
 use std::io::Write;
 
@@ -7,13 +7,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::app::{self, TestApp};
-use super::chat::{FakeChat, faults};
+use super::chat::{FakeChat, violations};
 use super::client::{Ask, Conn, check_body};
 use super::reply::{Gate, Reply};
 use super::wire::Call;
 use super::{unix_now, within};
 
-/// A good signature, made here.
+/// Creates a valid signature without the program's code.
 fn sign(app: TestApp) -> String {
     let (TestApp { sdkappid, identifier, key, .. }, now) = (app, unix_now());
     let signed = format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{now}\nTLS.expire:60\n");
@@ -40,7 +40,7 @@ async fn connect(chat: &FakeChat) -> Conn {
 }
 
 #[tokio::test]
-async fn the_fake_answers_from_its_graph_and_from_its_script() {
+async fn fake_chat_answers_from_its_graph_and_its_script() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let check = signed(&chat, "follow/follow_check", &check_body("ann", &["bob", "cyd"]));
@@ -67,7 +67,7 @@ async fn the_fake_answers_from_its_graph_and_from_its_script() {
 }
 
 #[tokio::test]
-async fn the_fake_finds_a_request_that_is_framed_twice() {
+async fn fake_chat_reports_a_request_with_two_framings() {
     let chat = FakeChat::start().await;
     let mut conn = connect(&chat).await;
     let twice = signed(&chat, "a/b", "{}").header("Content-Length", "2").header("Transfer-Encoding", "chunked");
@@ -78,9 +78,8 @@ async fn the_fake_finds_a_request_that_is_framed_twice() {
     chat.forgive();
 }
 
-/// The checks themselves: a fake that finds nothing wrong would prove nothing.
 #[test]
-fn each_forbidden_thing_is_found() {
+fn fake_chat_reports_each_contract_violation() {
     let query = format!("sdkappid={}&identifier=administrator&usersig=x&random=7&contenttype=json", app::MAIN.sdkappid);
     let call = |target: &str, headers: &[(&str, &str)]| Call {
         connection: 0,
@@ -90,20 +89,20 @@ fn each_forbidden_thing_is_found() {
         headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
         body: b"{}".to_vec(),
     };
-    let good = [("Host", "chat"), ("content-type", "application/json"), ("content-length", "2")];
+    let valid = [("Host", "chat"), ("content-type", "application/json"), ("content-length", "2")];
     let target = format!("/v4/a/b?{query}");
-    let found = |call: Call| faults(&call, "chat", &[]).join("; ");
-    assert_eq!(found(call(&target, &good)), "usersig is not base64");
-    for (target, headers, fault) in [
-        (target.replace("/v4/a/b", "/v4/a/b/c"), &good[..], "path is not"),
-        (target.replace("random=7", "random=-7"), &good[..], "random is no"),
-        (target.replace("random=7", "random=7&random=8"), &good[..], "query parameters"),
-        (target.replace("json", "xml"), &good[..], "contenttype"),
-        (target.clone(), &[good[0], good[1], ("Cookie", "x")][..], "header cookie"),
-        (target.clone(), &[good[0], good[1], ("HOST", "chat")][..], "a header stands twice"),
-        (target.clone(), &[("Host", "localhost"), good[1]][..], "Host is not"),
+    let found = |call: Call| violations(&call, "chat", &[]).join("; ");
+    assert_eq!(found(call(&target, &valid)), "usersig is not base64");
+    for (target, headers, violation) in [
+        (target.replace("/v4/a/b", "/v4/a/b/c"), &valid[..], "path is not"),
+        (target.replace("random=7", "random=-7"), &valid[..], "random is not"),
+        (target.replace("random=7", "random=7&random=8"), &valid[..], "query parameters"),
+        (target.replace("json", "xml"), &valid[..], "contenttype"),
+        (target.clone(), &[valid[0], valid[1], ("Cookie", "x")][..], "header cookie"),
+        (target.clone(), &[valid[0], valid[1], ("HOST", "chat")][..], "repeated header"),
+        (target.clone(), &[("Host", "localhost"), valid[1]][..], "Host is not"),
     ] {
         let found = found(call(&target, headers));
-        assert!(found.contains(fault), "{fault}: {found}");
+        assert!(found.contains(violation), "{violation}: {found}");
     }
 }

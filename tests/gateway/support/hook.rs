@@ -1,4 +1,4 @@
-//! Chat as the sender of webhooks: queries, signatures and bodies as the vendor's pages have them.
+//! Chat as the sender of webhooks: queries, signatures and bodies in the vendor's documented format.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::json;
@@ -14,10 +14,10 @@ pub(crate) const ADDED: &str = "Follow.CallbackAfterFollowAdd";
 pub(crate) const DELETED: &str = "Follow.CallbackAfterFollowDelete";
 pub(crate) const ALARM: &str = "Alert.RequestOverLimit";
 
-/// What Chat wants to hear.
+/// The response body that Chat expects.
 pub(crate) const TAKEN: &str = r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
 
-/// Listens for webhooks of these apps, each with its own token.
+/// Configures a webhook listener for these apps, each with its own token.
 pub(crate) fn listen(setup: Setup, apps: &[TestApp]) -> Setup {
     let tokens = apps.iter().map(|app| {
         let file = setup.file(&format!("{}.webhook", app.name), app.webhook_token);
@@ -31,32 +31,32 @@ pub(crate) fn listen(setup: Setup, apps: &[TestApp]) -> Setup {
         .set("cache", r#"write_settle = "0s""#)
 }
 
-/// Where the gateway listens for them.
+/// Returns the address of the webhook listener.
 pub(crate) async fn address(gateway: &Gateway) -> String {
-    eventually("it listens for webhooks", async || listening(&gateway.log(), "webhook").pop()).await
+    eventually("the webhook listener is up", async || listening(&gateway.log(), "webhook").pop()).await
 }
 
-/// A webhook that is just now signed by the app's token.
+/// Returns a webhook signed now with the app's token.
 pub(crate) fn signed(app: TestApp, command: &str, body: &str) -> Ask {
     signed_at(app, unix_now(), command, body)
 }
 
-/// The same at another second since 1970.
+/// Returns a webhook signed at `at`, in seconds since 1970.
 pub(crate) fn signed_at(app: TestApp, at: u64, command: &str, body: &str) -> Ask {
     Ask::post(&format!("/hook?{}", query(app, at, command))).host("hooks.example.com").body(body)
 }
 
-/// The query of a webhook.
+/// Returns the query of a webhook.
 pub(crate) fn query(app: TestApp, at: u64, command: &str) -> String {
     format!("{}&Sign={}&RequestTime={at}", claims(app, command), sign(app.webhook_token, at))
 }
 
-/// The query without its signature.
+/// Returns the query without its signature.
 pub(crate) fn claims(app: TestApp, command: &str) -> String {
     format!("SdkAppid={}&CallbackCommand={command}&contenttype=json&ClientIP=192.0.2.7&OptPlatform=iOS", app.sdkappid)
 }
 
-/// Lower-case hex SHA-256 of token and time. From here on it must be seen nowhere else.
+/// Returns the lower-case hex SHA-256 of token and time. From then on the output of every test is searched for it.
 pub(crate) fn sign(token: &str, at: u64) -> String {
     let hash = digest(&SHA256, format!("{token}{at}").as_bytes());
     let sign: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -64,7 +64,7 @@ pub(crate) fn sign(token: &str, at: u64) -> String {
     sign
 }
 
-/// The body of an event about these pairs, in the shape of its kind.
+/// Returns the body of an event about these pairs, in the format of its command.
 pub(crate) fn event(command: &str, from: &str, to: &[&str]) -> String {
     let time = unix_now() * 1000;
     let body = if command == ADDED {
@@ -76,13 +76,13 @@ pub(crate) fn event(command: &str, from: &str, to: &[&str]) -> String {
     body.to_string()
 }
 
-/// Posts it on a connection of its own.
+/// Posts a webhook on a new connection.
 pub(crate) async fn post(address: &str, ask: &Ask) -> Answer {
     let mut conn = Conn::open(address).await.expect("the webhook listener accepts");
-    within(PATIENCE, "an answer", conn.ask(ask)).await
+    within(PATIENCE, "a response", conn.ask(ask)).await
 }
 
-/// Posts it, and it must be taken.
+/// Posts a webhook and asserts that it is accepted.
 #[track_caller]
 pub(crate) fn taken<'a>(address: &'a str, ask: &'a Ask) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();

@@ -1,4 +1,4 @@
-//! Names that only one gateway knows, and that change while it runs: an `/etc/hosts` of its own.
+//! Host names of one gateway that can change while it runs: its own `/etc/hosts`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 const HOSTS: &str = "hosts";
 const SWITCH: &str = "nsswitch.conf";
 
-/// Puts the directory's files in place of the system's, then becomes the program.
+/// Mounts the directory's files over the system's, then becomes the program.
 const SCRIPT: &str = r#"
 mount --bind "$1/hosts" /etc/hosts || exit 1
 if [ -e /etc/nsswitch.conf ]; then mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf || exit 1; fi
@@ -15,12 +15,12 @@ shift
 exec "$@"
 "#;
 
-/// What the names of a gateway's directory mean.
+/// The hosts file of a gateway's directory.
 pub(crate) struct Hosts(PathBuf);
 
 impl Hosts {
-    /// For the gateway of this directory, which must not have been started yet. It knows these names and
-    /// no others: nobody is asked for more.
+    /// Sets the host names for the gateway of this directory, which must not be running yet. It resolves no other
+    /// names: DNS is switched off.
     pub(crate) fn new(dir: &Path, lines: &str) -> Hosts {
         std::fs::write(dir.join(SWITCH), "hosts: files\n").expect("own directory");
         let hosts = Hosts(dir.join(HOSTS));
@@ -28,14 +28,14 @@ impl Hosts {
         hosts
     }
 
-    /// Changes them. The file stays the same one, so the gateway sees it.
+    /// Replaces the host names. The file keeps its inode, so the gateway sees the change.
     pub(crate) fn set(&self, lines: &str) {
         std::fs::write(&self.0, lines).expect("own directory");
     }
 }
 
-/// A command that runs the program with the names of `dir`, if there are some: in a mount namespace, which
-/// needs root or user namespaces. It becomes the program, so the process stays the same.
+/// Returns a command that runs the program with the host names of `dir`, if it has a hosts file. It uses a mount
+/// namespace, which needs root or user namespaces, and becomes the program, so the process ID stays the same.
 pub(super) fn command(program: &str, dir: &Path) -> Command {
     if !dir.join(HOSTS).exists() {
         return Command::new(program);

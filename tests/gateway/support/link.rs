@@ -1,4 +1,4 @@
-//! The network between the gateway and the fake Chat: a relay of bytes that goes bad on order.
+//! The network between the gateway and the fake Chat: a byte relay that fails on demand.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,26 +10,26 @@ use tokio::task::JoinHandle;
 
 use super::wire::reset_on_drop;
 
-/// How the network is.
+/// The state of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weather {
-    /// Bytes pass at once.
+    /// Passes bytes immediately.
     Fair,
-    /// Every piece passes after so long, in both directions.
+    /// Delays every read by this much, in both directions.
     Late(Duration),
-    /// Answers pass byte by byte, one in so long.
+    /// Passes responses byte by byte, one byte per interval.
     Drip(Duration),
-    /// Connections are taken and nothing passes, as behind a firewall that forgot them.
+    /// Accepts connections and passes nothing, like a firewall that lost its connection table.
     Silent,
-    /// Requests pass, answers do not.
+    /// Passes requests but no responses.
     Mute,
-    /// Whatever moves is answered with a reset.
+    /// Resets a connection as soon as it carries bytes.
     Cutting,
-    /// Requests pass, their answers become resets.
+    /// Passes requests, and resets the connection instead of passing a response.
     CuttingAnswers,
-    /// Nobody listens, and what was connected is reset.
+    /// Refuses new connections, and resets existing ones.
     Closed,
-    /// Not even connections are answered: first packets are lost.
+    /// Drops the SYN packets of new connections, and resets existing connections.
     Deaf,
 }
 
@@ -38,16 +38,16 @@ pub(crate) struct Link {
     address: SocketAddr,
     target: SocketAddr,
     weather: watch::Sender<Weather>,
-    /// Counts up each time that all connections are reset.
+    /// Incremented each time that all connections are reset.
     cuts: watch::Sender<u32>,
     state: State,
 }
 
 enum State {
-    /// The port is ours, and nobody listens.
+    /// The port is bound, and nothing listens.
     Bound(TcpSocket),
     Accepting(JoinHandle<()>),
-    /// Nobody accepts, and there is no more room for those who want to be.
+    /// The accept queue is full, and nothing accepts.
     Full {
         listener: TcpListener,
         crowd: Vec<JoinHandle<()>>,
@@ -56,12 +56,12 @@ enum State {
 }
 
 impl Link {
-    /// Holds a port, refuses connections.
+    /// Binds a port and refuses connections.
     pub(crate) fn new() -> Link {
         Link::at("127.0.0.1:0".parse().expect("an address"))
     }
 
-    /// The same at a certain address.
+    /// Binds this address and refuses connections.
     pub(crate) fn at(address: SocketAddr) -> Link {
         let socket = bound(address);
         let address = socket.local_addr().expect("bound");
@@ -69,24 +69,24 @@ impl Link {
         Link { address, target: address, weather, cuts, state: State::Bound(socket) }
     }
 
-    /// Where the gateway finds it.
+    /// Returns the address for the gateway.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Opens the way to `target`.
+    /// Starts to relay to `target`.
     pub(crate) async fn lead_to(&mut self, target: SocketAddr) {
         self.target = target;
         self.set(Weather::Fair).await;
     }
 
-    /// Changes the weather, for connections that are there too.
+    /// Changes the weather, also for existing connections.
     pub(crate) async fn set(&mut self, weather: Weather) {
         self.weather.send_replace(weather);
         self.state = match std::mem::replace(&mut self.state, State::Changing) {
             State::Accepting(task) if matches!(weather, Weather::Closed | Weather::Deaf) => {
                 task.abort();
-                // Until the listener is really gone its port cannot be bound again.
+                // The port cannot be bound again until the listener is dropped.
                 let _ = task.await;
                 self.reset_all();
                 State::Bound(bound(self.address))
@@ -105,7 +105,7 @@ impl Link {
         };
     }
 
-    /// Resets every connection there is. New ones fare as the weather is.
+    /// Resets every existing connection. New connections follow the weather.
     pub(crate) fn reset_all(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
     }
@@ -137,15 +137,15 @@ impl Drop for Link {
     }
 }
 
-/// A socket that has the port and does not listen: connecting to it is refused.
+/// Returns a socket that is bound and does not listen, so that connections are refused.
 fn bound(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("an own socket");
-    socket.bind(address).expect("a port of our own");
+    socket.bind(address).expect("a free port");
     socket
 }
 
-/// A listener that accepts nobody and whose queue is full, so that the kernel drops what comes.
+/// Returns a listener with a full accept queue, so that the kernel drops new connections.
 fn crowded(socket: TcpSocket, address: SocketAddr) -> State {
     let listener = socket.listen(0).expect("a bound socket");
     let join = || {
@@ -157,13 +157,13 @@ fn crowded(socket: TcpSocket, address: SocketAddr) -> State {
     State::Full { listener, crowd: (0..4).map(|_| join()).collect() }
 }
 
-/// Why a direction ended.
+/// How a direction ended.
 enum Ended {
     Closed,
     Reset,
 }
 
-/// Carries both directions until one of them ends.
+/// Relays both directions until either ends.
 async fn carry(
     mut near: TcpStream,
     mut far: TcpStream,
@@ -185,7 +185,7 @@ async fn carry(
     }
 }
 
-/// Carries one direction.
+/// Relays one direction.
 async fn direct(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -204,7 +204,7 @@ async fn direct(
             Weather::Mute => !is_answer,
             _ => true,
         };
-        // What is held back passes when the weather changes, as retransmitted packets do.
+        // Delayed bytes pass when the weather changes, as retransmitted packets do.
         let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
         let sent = match now {
             Weather::Cutting => return Ended::Reset,

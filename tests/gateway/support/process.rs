@@ -1,4 +1,4 @@
-//! The real binary as a process, with everything it says kept.
+//! The real binary as a process, with captured output.
 
 use std::io::Read;
 use std::path::Path;
@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use super::{PATIENCE, eventually, hosts, secrets};
 
-/// A running program. Dropping it kills it by its process id and searches its output for secrets.
+/// A running program. Dropping it kills the process by its ID and searches the output for secrets.
 pub(crate) struct Process {
     child: Child,
     readers: Vec<JoinHandle<()>>,
     stdout: Captured,
     stderr: Captured,
-    /// The exit code, once it was seen.
+    /// The exit code, once known.
     exit: Option<i32>,
 }
 
-/// What a finished program left.
+/// The result of a finished program.
 #[derive(Debug)]
 pub(crate) struct Finished {
     /// The exit code; -1 after a signal.
@@ -29,15 +29,15 @@ pub(crate) struct Finished {
 }
 
 impl Process {
-    /// Starts `chatgate` with these arguments in `dir`, with names of its own if `dir` has some. Proxy and key-log variables are set to traps:
-    /// the first would break every upstream call, the second would leave a file ([`Process::drop`]).
+    /// Starts `chatgate` with these arguments in `dir`, with the host names of `dir` if it has a hosts file. Proxy and
+    /// key-log variables are traps: proxies would break every upstream call, and a key log would leave a file.
     pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
         let mut command = hosts::command(env!("CARGO_BIN_EXE_chatgate"), dir);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         Process::spawn(command, dir, env)
     }
 
-    /// The same of a command of the test's own that becomes `chatgate`. Its stdout is kept if it is piped.
+    /// Starts a custom command that becomes `chatgate`. Its stdout is captured if it is piped.
     pub(crate) fn spawn(mut command: Command, dir: &Path, env: &[(&str, &str)]) -> Process {
         command.current_dir(dir).stderr(Stdio::piped());
         command.env_remove("CHATGATE_CONFIG").env("SSLKEYLOGFILE", dir.join(KEY_LOG)).env("NO_COLOR", "1");
@@ -51,7 +51,7 @@ impl Process {
         Process { child, readers, stdout, stderr, exit: None }
     }
 
-    /// Runs it to its end, at most [`PATIENCE`].
+    /// Runs `chatgate` until it exits, at most [`PATIENCE`].
     pub(crate) async fn run(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Finished {
         let mut process = Process::start(args, dir, env);
         let code = process.exit_code().await;
@@ -66,37 +66,38 @@ impl Process {
         self.stderr.text()
     }
 
-    /// Sends a signal (`"TERM"`, `"HUP"`) to this process alone.
+    /// Sends a signal (`"TERM"`, `"HUP"`) to this process only.
     pub(crate) fn signal(&self, name: &str) {
-        assert!(self.exit.is_none(), "the process is already gone");
-        // The shell's own kill: small images have no other.
+        assert!(self.exit.is_none(), "the process has already exited");
+        // The shell's built-in kill, because small images have no other.
         let line = format!("kill -s {name} {}", self.child.id());
         let status = Command::new("sh").args(["-c", &line]).status().expect("a shell");
         assert!(status.success(), "{line}");
     }
 
-    /// Its number.
+    /// Returns the process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Processor time it has used, in the kernel's ticks of usually 10 ms (proc(5), fields 14 and 15).
+    /// Returns the CPU time used so far, in kernel ticks of usually 10 ms (proc(5), fields 14 and 15).
     pub(crate) fn ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        // The name in brackets may hold anything; what follows it does not.
-        let after = stat.rsplit_once(") ").expect("a name in brackets").1;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the process is running");
+        // The name in parentheses may contain anything, so parsing starts after it.
+        let after = stat.rsplit_once(") ").expect("a name in parentheses").1;
         let fields: Vec<u64> = after.split(' ').skip(11).take(2).map(|field| field.parse().expect("ticks")).collect();
         fields.iter().sum()
     }
 
-    /// Memory of its own that it holds, in bytes (proc(5), VmRSS).
+    /// Returns the resident memory in bytes (proc(5), VmRSS).
     pub(crate) fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of that name");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the process is running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
         line.trim().strip_suffix(" kB").and_then(|kib| kib.parse::<u64>().ok()).expect("KiB") * 1024
     }
 
-    /// The exit code if it has ended; -1 after a signal.
+    /// Returns the exit code if the process has exited; -1 after a signal.
     pub(crate) fn try_exit(&mut self) -> Option<i32> {
         if self.exit.is_none()
             && let Some(status) = self.child.try_wait().expect("own child")
@@ -109,22 +110,22 @@ impl Process {
         self.exit
     }
 
-    /// Waits for the end, at most [`PATIENCE`].
+    /// Waits for the exit, at most [`PATIENCE`].
     pub(crate) async fn exit_code(&mut self) -> i32 {
         eventually("the program ends", async || self.try_exit()).await
     }
 
-    /// Waits for the end, at most `limit`, and takes a longer life as a failure.
+    /// Waits for the exit, and panics if it takes longer than `limit`.
     pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
         assert!(limit <= PATIENCE, "{limit:?}");
         let begun = super::now();
         let code = self.exit_code().await;
-        assert!(begun.elapsed() <= limit, "ended only after {:?}", begun.elapsed());
+        assert!(begun.elapsed() <= limit, "exited only after {:?}", begun.elapsed());
         code
     }
 }
 
-const KEY_LOG: &str = "key-log-that-nobody-may-write";
+const KEY_LOG: &str = "key-log-that-must-not-exist";
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -147,17 +148,17 @@ impl Drop for Process {
     }
 }
 
-/// Bytes of a pipe, as they come.
+/// The bytes read from a pipe so far.
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
     fn read_from(&self, mut pipe: impl Read + Send + 'static) -> JoinHandle<()> {
-        let kept = self.0.clone();
+        let captured = self.0.clone();
         std::thread::spawn(move || {
             let mut chunk = [0; 8192];
             while let Ok(count @ 1..) = pipe.read(&mut chunk) {
-                kept.lock().expect("no panic under it").extend_from_slice(&chunk[..count]);
+                captured.lock().expect("no panic under it").extend_from_slice(&chunk[..count]);
             }
         })
     }

@@ -1,4 +1,4 @@
-//! A real Redis on a port of its own, and a way to it that can be spoilt.
+//! A real Redis on its own port, and a relay to it that can fail.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -15,17 +15,17 @@ use super::tls::Pem;
 use super::wire::free_address;
 use super::{eventually, within};
 
-/// `redis-server`, which keeps nothing on disk. Dropping it kills it.
+/// A `redis-server` without persistence. Dropping it kills the process.
 pub(crate) struct Redis {
     child: Option<Child>,
     address: SocketAddr,
-    /// Where it speaks TLS, and what it is told of that.
+    /// The TLS address, and the arguments for TLS.
     tls: Option<(SocketAddr, Vec<String>)>,
     dir: TempDir,
 }
 
 impl Redis {
-    /// Starts it and waits until it answers.
+    /// Starts Redis and waits until it answers.
     pub(crate) async fn start() -> Redis {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut redis = Redis { child: None, address: free_address(), tls: None, dir };
@@ -33,25 +33,25 @@ impl Redis {
         redis
     }
 
-    /// The same with TLS at an address of its own. If `clients` is the certificate of an authority, it wants one of
-    /// that.
+    /// Starts Redis with an additional TLS address. If `clients` is a CA certificate, clients must present a
+    /// certificate of that CA.
     pub(crate) async fn start_tls(shows: &Pem, clients: Option<&str>) -> Redis {
         let mut redis = Redis::start().await;
         redis.kill();
         let dir = redis.dir.path();
         let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
-        let asks = if clients.is_some() { "yes" } else { "no" };
-        let mut words = vec!["--tls-cert-file".to_owned(), path("cert.pem"), "--tls-key-file".to_owned()];
-        words.extend([path("key.pem"), "--tls-ca-cert-file".to_owned(), path("ca.pem")]);
-        words.extend(["--tls-auth-clients".to_owned(), asks.to_owned()]);
-        // One that asks nobody reads this file all the same.
+        let auth_clients = if clients.is_some() { "yes" } else { "no" };
+        let mut arguments = vec!["--tls-cert-file".to_owned(), path("cert.pem"), "--tls-key-file".to_owned()];
+        arguments.extend([path("key.pem"), "--tls-ca-cert-file".to_owned(), path("ca.pem")]);
+        arguments.extend(["--tls-auth-clients".to_owned(), auth_clients.to_owned()]);
+        // Redis reads this file even if it does not request client certificates.
         std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&shows.certificate)).expect("own directory");
-        redis.tls = Some((free_address(), words));
+        redis.tls = Some((free_address(), arguments));
         redis.show(shows).await;
         redis
     }
 
-    /// Starts it again with this certificate.
+    /// Restarts Redis with this certificate.
     pub(crate) async fn show(&mut self, shows: &Pem) {
         self.kill();
         std::fs::write(self.dir.path().join("cert.pem"), &shows.certificate).expect("own directory");
@@ -59,15 +59,15 @@ impl Redis {
         self.start_again().await;
     }
 
-    /// Starts it where it was before, with nothing in it.
+    /// Starts Redis at the same address, without data.
     pub(crate) async fn start_again(&mut self) {
         let port = self.address.port().to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        // A replica is filled without a file and without a pause.
+        // Fills replicas without a file and without a delay.
         command.args(["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]);
-        if let Some((address, words)) = &self.tls {
-            command.args(["--tls-port", &address.port().to_string()]).args(words);
+        if let Some((address, arguments)) = &self.tls {
+            command.args(["--tls-port", &address.port().to_string()]).args(arguments);
         }
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server is installed; see tests/run"));
@@ -78,26 +78,26 @@ impl Redis {
         self.address
     }
 
-    /// Where it speaks TLS.
+    /// Returns the TLS address.
     pub(crate) fn tls_address(&self) -> SocketAddr {
-        self.tls.as_ref().expect("it speaks TLS").0
+        self.tls.as_ref().expect("TLS is configured").0
     }
 
-    /// From now on it is a replica of what is there, and has all that that has.
+    /// Makes this Redis a replica of `primary`, and waits until it has synchronized.
     pub(crate) async fn follow(&self, primary: SocketAddr) {
         self.say(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
         let up = async || self.say("INFO replication").await.contains("master_link_status:up").then_some(());
-        eventually("the replica is in step", up).await;
+        eventually("the replica has synchronized", up).await;
     }
 
-    /// Sends a signal, for instance `"STOP"`.
+    /// Sends a signal, such as `"STOP"`.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().expect("it runs").id();
+        let pid = self.child.as_ref().expect("Redis is running").id();
         let status = Command::new("sh").args(["-c", &format!("kill -s {name} {pid}")]).status().expect("a shell");
         assert!(status.success());
     }
 
-    /// SIGKILL, and its end.
+    /// Sends SIGKILL and waits for the exit.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -105,7 +105,7 @@ impl Redis {
         }
     }
 
-    /// One command in a line, and the beginning of its answer.
+    /// Sends one inline command and returns its reply.
     pub(crate) async fn say(&self, line: &str) -> String {
         within(super::PATIENCE, "Redis answers", self.try_say(line)).await.expect("Redis answers")
     }
@@ -126,16 +126,16 @@ impl Drop for Redis {
     }
 }
 
-/// A way to Redis on another port, on which answers are late or do not come at all.
+/// A relay to Redis on another port that can delay replies or drop everything.
 pub(crate) struct Way {
     address: SocketAddr,
-    spoilt: Arc<Spoilt>,
+    faults: Arc<Faults>,
     stop: CancellationToken,
 }
 
 #[derive(Default)]
-struct Spoilt {
-    late_ms: AtomicU64,
+struct Faults {
+    delay_ms: AtomicU64,
     cut: AtomicBool,
 }
 
@@ -143,8 +143,8 @@ impl Way {
     pub(crate) async fn to(redis: &Redis) -> Way {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (address, target) = (listener.local_addr().expect("bound"), redis.address);
-        let (spoilt, stop) = (Arc::new(Spoilt::default()), CancellationToken::new());
-        let shared = Arc::clone(&spoilt);
+        let (faults, stop) = (Arc::new(Faults::default()), CancellationToken::new());
+        let shared = Arc::clone(&faults);
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let shared = Arc::clone(&shared);
@@ -156,21 +156,21 @@ impl Way {
                 });
             }
         }));
-        Way { address, spoilt, stop }
+        Way { address, faults, stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on every answer is so late.
+    /// Delays every reply by `span` from now on.
     pub(crate) fn late(&self, span: Duration) {
-        self.spoilt.late_ms.store(span.as_millis() as u64, Ordering::Relaxed);
+        self.faults.delay_ms.store(span.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Nothing comes through any more, in either direction, and nobody is told; or it does again.
+    /// Drops everything in both directions while `cut` is true, without closing the connections.
     pub(crate) fn cut(&self, cut: bool) {
-        self.spoilt.cut.store(cut, Ordering::Relaxed);
+        self.faults.cut.store(cut, Ordering::Relaxed);
     }
 }
 
@@ -183,17 +183,17 @@ impl Drop for Way {
 async fn carry(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
-    spoilt: &Spoilt,
-    answers: bool,
+    faults: &Faults,
+    is_reply: bool,
 ) {
     let mut chunk = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
-        let late = spoilt.late_ms.load(Ordering::Relaxed);
-        if answers && late > 0 {
-            tokio::time::sleep(Duration::from_millis(late)).await;
+        let delay_ms = faults.delay_ms.load(Ordering::Relaxed);
+        if is_reply && delay_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         }
-        // What is lost is lost: a partition that heals brings nothing of it.
-        if spoilt.cut.load(Ordering::Relaxed) {
+        // Bytes dropped during a partition stay lost after it ends.
+        if faults.cut.load(Ordering::Relaxed) {
             continue;
         }
         if to.write_all(&chunk[..count]).await.is_err() {

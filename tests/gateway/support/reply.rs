@@ -1,29 +1,29 @@
-//! What the fake Chat does with a call.
+//! Replies of the fake Chat to a call.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// What becomes of one call.
+/// The reply to one call, and the gate that delays it.
 #[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) gate: Option<Gate>,
     pub(crate) what: What,
 }
 
-/// The answer proper.
+/// The content of a reply.
 #[derive(Clone)]
 pub(crate) enum What {
-    /// What the follow graph says. A read sees the graph as it is when the call comes, a write
-    /// changes it when the answer goes out.
+    /// The result from the follow graph. A read sees the graph at the arrival of the call; a write changes the graph
+    /// when the response is sent.
     Model,
-    /// A status, a Content-Type and a body.
+    /// A status, a Content-Type, and a body.
     Answer { status: u16, content_type: Option<String>, body: Vec<u8> },
-    /// Exactly these bytes, then the connection is closed.
+    /// Exactly these bytes, then a close of the connection.
     Bytes(Vec<u8>),
     /// Exactly these bytes, then silence on an open connection.
     Stall(Vec<u8>),
-    /// `first`, then `more` again and again, until the peer closes.
+    /// `first`, then `more` repeatedly until the peer closes.
     Endless { first: Vec<u8>, more: Vec<u8> },
     /// Exactly these bytes, then a TCP reset.
     Reset(Vec<u8>),
@@ -34,12 +34,12 @@ impl Reply {
         What::Model.into()
     }
 
-    /// 200 with this JSON.
+    /// Returns a 200 with this JSON.
     pub(crate) fn json(body: impl Into<Vec<u8>>) -> Reply {
         Reply::status(200, body)
     }
 
-    /// A status with this body as JSON.
+    /// Returns this status with this body as JSON.
     pub(crate) fn status(status: u16, body: impl Into<Vec<u8>>) -> Reply {
         Reply::typed(status, "application/json", body)
     }
@@ -56,7 +56,7 @@ impl Reply {
         What::Reset(Vec::new()).into()
     }
 
-    /// Not a byte, ever.
+    /// Returns a reply that never sends a byte.
     pub(crate) fn hang() -> Reply {
         Reply::stall("")
     }
@@ -65,7 +65,7 @@ impl Reply {
         What::Stall(bytes.into()).into()
     }
 
-    /// The same, once the gate is open.
+    /// Delays the reply until the gate is open.
     pub(crate) fn held(mut self, gate: &Gate) -> Reply {
         self.gate = Some(gate.clone());
         self
@@ -78,7 +78,7 @@ impl From<What> for Reply {
     }
 }
 
-/// Holds answers back until it is opened. Copies are the same gate.
+/// Delays replies until it is opened. Clones share one gate.
 #[derive(Clone)]
 pub(crate) struct Gate(Arc<watch::Sender<bool>>);
 
@@ -87,7 +87,7 @@ impl Gate {
         Gate(Arc::new(watch::Sender::new(false)))
     }
 
-    /// Lets everything through that waits, and all that comes later.
+    /// Releases all waiting replies and all later ones.
     pub(crate) fn open(&self) {
         self.0.send_replace(true);
     }
@@ -97,7 +97,7 @@ impl Gate {
     }
 }
 
-/// An answer in bytes, with an honest length.
+/// Returns the bytes of a response with a correct Content-Length.
 pub(crate) fn render(status: u16, content_type: Option<&str>, body: &[u8]) -> Vec<u8> {
     let content_type = content_type.map(|text| format!("Content-Type: {text}\r\n")).unwrap_or_default();
     let length = body.len();

@@ -1,15 +1,15 @@
-//! What must never be seen: keys and tokens, every usersig that reached the fake Chat, every signature of a webhook.
+//! Secrets that must never leak: keys, tokens, every UserSig that reached the fake Chat, and every webhook signature.
 //!
-//! The list is shared by all tests of this binary, so each gateway's whole output and each answer
-//! is searched for the secrets of every test, not only of its own.
+//! All tests of this binary share the list, so each gateway's output and each response is searched for the secrets of
+//! every test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use super::app;
 
-/// Every spelling that is longer than this is found by its first bytes, so that a search takes as long as
-/// what is searched, however many signatures the tests before have left.
+/// Length of the prefix by which secrets are indexed. A search then takes time proportional to the searched text,
+/// regardless of the number of secrets.
 const START: usize = 16;
 
 static SEEN: Mutex<Seen> = Mutex::new(Seen { count: 0, by_start: BTreeMap::new() });
@@ -19,7 +19,7 @@ struct Seen {
     by_start: BTreeMap<[u8; START], BTreeSet<String>>,
 }
 
-/// This signature was made or seen.
+/// Adds a signature or token to the list. Values under 64 bytes are ignored.
 pub(crate) fn remember(signature: &str) {
     if signature.len() < 64 {
         return;
@@ -27,18 +27,18 @@ pub(crate) fn remember(signature: &str) {
     let mut seen = SEEN.lock().expect("no panic under it");
     let mut is_new = false;
     for spelling in spellings(signature) {
-        let start = *spelling.as_bytes().first_chunk().expect("longer than that");
+        let start = *spelling.as_bytes().first_chunk().expect("at least 64 bytes");
         is_new |= seen.by_start.entry(start).or_default().insert(spelling);
     }
     seen.count += usize::from(is_new);
 }
 
-/// How many different signatures were seen so far.
+/// Returns the number of distinct signatures added so far.
 pub(crate) fn remembered() -> usize {
     SEEN.lock().expect("no panic under it").count
 }
 
-/// Panics if `bytes` hold a key or a signature, plain or percent-encoded. `place` says where they were.
+/// Panics if `bytes` contain a key or a signature, plain or percent-encoded. `place` names their source.
 #[track_caller]
 pub(crate) fn assert_none_in(place: &str, bytes: &[u8]) {
     if let Some(found) = find(bytes) {
@@ -46,7 +46,7 @@ pub(crate) fn assert_none_in(place: &str, bytes: &[u8]) {
     }
 }
 
-/// Which secret is in `bytes`, if one is.
+/// Returns a description of the first secret found in `bytes`.
 fn find(bytes: &[u8]) -> Option<String> {
     for app in app::ALL {
         if contains(bytes, app.key) {
@@ -57,21 +57,21 @@ fn find(bytes: &[u8]) -> Option<String> {
         }
     }
     let seen = SEEN.lock().expect("no panic under it");
-    let is_there = bytes.windows(START).enumerate().any(|(at, start)| {
-        let start = start.first_chunk::<START>().expect("as long as that");
+    let is_found = bytes.windows(START).enumerate().any(|(at, start)| {
+        let start = start.first_chunk::<START>().expect("a window of that length");
         seen.by_start.get(start).is_some_and(|all| all.iter().any(|text| bytes[at..].starts_with(text.as_bytes())))
     });
-    is_there.then(|| "a signature".to_owned())
+    is_found.then(|| "a signature".to_owned())
 }
 
 fn contains(bytes: &[u8], secret: &str) -> bool {
     spellings(secret).iter().any(|text| memchr::memmem::find(bytes, text.as_bytes()).is_some())
 }
 
-/// The spellings that a URL, a log or a JSON text may give it.
+/// Returns the encodings of a secret that a URL, a log, or JSON may contain.
 fn spellings(secret: &str) -> [String; 5] {
     let encoded = percent_encoding::utf8_percent_encode(secret, percent_encoding::NON_ALPHANUMERIC).to_string();
-    // `-`, `_` and `.` are commonly left as they are.
+    // Encoders commonly leave `-`, `_` and `.` unchanged.
     let halfway = encoded.replace("%2D", "-").replace("%5F", "_").replace("%2E", ".");
     let lower = encoded.replace("%2A", "%2a").replace("%2D", "%2d").replace("%5F", "%5f");
     let halfway_lower = halfway.replace("%2A", "%2a");
@@ -79,11 +79,11 @@ fn spellings(secret: &str) -> [String; 5] {
 }
 
 #[test]
-fn the_search_finds_every_spelling() {
+fn secret_search_finds_every_encoding() {
     let signature = format!("eJw{}*a-b_c_", "x".repeat(80));
     remember(&signature);
     assert!(find(b"nothing to see").is_none());
-    assert!(find(&signature.as_bytes()[..signature.len() - 1]).is_none(), "a part of one is none");
+    assert!(find(&signature.as_bytes()[..signature.len() - 1]).is_none(), "a truncated signature is not a secret");
     assert!(find(format!("GET /?usersig={signature}&x").as_bytes()).is_some());
     assert!(find(format!("usersig={}", signature.replace('*', "%2A")).as_bytes()).is_some());
     assert!(find(format!("usersig={}", signature.replace('*', "%2a")).as_bytes()).is_some());

@@ -1,4 +1,4 @@
-//! Writes a gateway's configuration.
+//! A builder of gateway configurations.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,10 +14,10 @@ use super::process::Process;
 use super::secrets;
 use super::wire::free_address;
 
-/// A configuration in the making: loopback, free ports, every command allowed, and what the test adds.
+/// A configuration builder. The default is loopback, free ports, and all commands allowed.
 pub(crate) struct Setup {
     dir: Arc<TempDir>,
-    /// Lines by table; a later line of the same key replaces the earlier one.
+    /// Lines by table and key; a later line replaces an earlier line with the same key.
     tables: BTreeMap<&'static str, BTreeMap<String, String>>,
     apps: Vec<String>,
     env: Vec<(&'static str, &'static str)>,
@@ -25,12 +25,12 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// The main app, served by `chat`.
+    /// Starts with the main app in front of `chat`.
     pub(crate) fn new(chat: &FakeChat) -> Setup {
         Setup::without_apps().app(MAIN, &chat.app_lines())
     }
 
-    /// No app yet: the test adds its own with [`Setup::app`].
+    /// Starts without an app; the test adds apps with [`Setup::app`].
     pub(crate) fn without_apps() -> Setup {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let setup = Setup { dir, tables: BTreeMap::new(), apps: Vec::new(), env: Vec::new(), listeners: 1 };
@@ -48,7 +48,7 @@ impl Setup {
         self
     }
 
-    /// Adds an app, with `lines` beside name, number, identifier and key.
+    /// Adds an app, with `lines` in addition to name, SDKAppID, identifier and key.
     pub(crate) fn app(mut self, app: TestApp, lines: &str) -> Setup {
         let key = self.file(&format!("{}.key", app.name), app.key);
         let mut text = format!("[[app]]\nname = \"{}\"\nsdkappid = {}\n", app.name, app.sdkappid);
@@ -57,7 +57,7 @@ impl Setup {
         self
     }
 
-    /// Adds a caller with this token, and `lines` beside its name and token.
+    /// Adds a caller with this token, with `lines` in addition to name and token.
     pub(crate) fn caller(mut self, name: &str, token: &str, lines: &str) -> Setup {
         secrets::remember(token);
         let file = self.file(&format!("{name}.token"), token);
@@ -65,7 +65,7 @@ impl Setup {
         self
     }
 
-    /// The deadline of a caller's request, and an attempt's and a connect's with it.
+    /// Sets the timeouts of a request, of an attempt, and of a connect to `span`.
     pub(crate) fn deadline(self, span: &str) -> Setup {
         let keys = ["timeout", "attempt_timeout", "connect_timeout"];
         keys.into_iter().fold(self, |setup, key| setup.set("upstream", &format!("{key} = \"{span}\"")))
@@ -73,30 +73,30 @@ impl Setup {
 
     /// Sets an environment variable of the gateway.
     pub(crate) fn env(mut self, name: &'static str, value: &str) -> Setup {
-        // The few of a test may stay until its end.
+        // A test leaks only a few strings.
         self.env.push((name, value.to_owned().leak()));
         self
     }
 
-    /// Adds a table as it is written.
+    /// Adds a table verbatim.
     pub(crate) fn raw(mut self, text: &str) -> Setup {
         self.apps.push(format!("{text}\n"));
         self
     }
 
-    /// Takes a key out of a table, so that its default holds.
+    /// Removes a key from a table, so that its default applies.
     pub(crate) fn unset(mut self, table: &'static str, key: &str) -> Setup {
         self.tables.entry(table).or_default().remove(key);
         self
     }
 
-    /// Listens on these instead. Each is an address or `unix:/path`.
+    /// Replaces the data listeners. Each is an address or `unix:/path`.
     pub(crate) fn listen(mut self, addresses: &[&str]) -> Setup {
         self.listeners = addresses.len();
         self.set("server", &format!("listen = {addresses:?}"))
     }
 
-    /// Writes a file that only its owner may read into the gateway's directory.
+    /// Writes a file with mode 0600 into the gateway's directory.
     pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.dir.path().join(name);
@@ -105,12 +105,12 @@ impl Setup {
         path
     }
 
-    /// The gateway's directory.
+    /// Returns the gateway's directory.
     pub(crate) fn dir(&self) -> &std::path::Path {
         self.dir.path()
     }
 
-    /// The configuration as text.
+    /// Returns the configuration as text.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         let table = |name: &str| -> String {
@@ -129,20 +129,20 @@ impl Setup {
         text
     }
 
-    /// Writes the configuration to a file, for the commands that read one.
+    /// Writes the configuration to a file, for subcommands that read one.
     pub(crate) fn write(&self) -> PathBuf {
         self.file("chatgate.toml", &self.text())
     }
 
-    /// Starts the gateway with a log that is not JSON, so that it cannot be asked for its addresses: it gets
-    /// fixed ones, free a moment ago.
+    /// Starts the gateway at fixed addresses that were free a moment ago, for a log that is not JSON and so cannot be
+    /// searched for addresses.
     pub(crate) async fn start_silent(self) -> Gateway {
         let (data, admin) = (free_address().to_string(), free_address().to_string());
         let setup = self.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
         Gateway::start_at(&setup.text(), setup.dir.clone(), vec![data], admin).await
     }
 
-    /// Starts the gateway by a command of the test's own, to which `serve` and the file are added.
+    /// Starts the gateway with a custom command; `serve` and the configuration file are appended.
     pub(crate) async fn start_by(self, mut command: std::process::Command) -> Gateway {
         let file = self.write();
         command.args(["serve", "--config"]).arg(file);
@@ -157,7 +157,7 @@ impl Setup {
     }
 }
 
-/// A gateway with nothing special in front of `chat`.
+/// Starts a gateway with the default setup in front of `chat`.
 pub(crate) async fn gateway(chat: &FakeChat) -> Gateway {
     Setup::new(chat).start().await
 }

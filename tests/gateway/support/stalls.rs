@@ -1,36 +1,36 @@
-//! How well this machine keeps time while a test measures it.
+//! Scheduling delays of this machine while a test measures time.
 
 use std::time::Duration;
 
 use crate::support::gateway::Gateway;
 
-/// Watches how long the threads of a gateway and of the test had to wait for a processor: calls that
-/// were let go one by one arrive together after such a wait, through no fault of who sent them.
+/// Measures how long the threads of a gateway and of the test waited for a CPU. After such a wait, calls that were
+/// sent one by one arrive together, which is not a bug of the sender.
 pub(crate) struct Stalls {
     gateway: u32,
     before: Duration,
 }
 
 impl Stalls {
-    /// Begins to watch.
+    /// Starts to measure.
     pub(crate) fn watch(gateway: &Gateway) -> Self {
         let gateway = gateway.pid();
         Self { gateway, before: waited(gateway) }
     }
 
-    /// All waits together, of which the longest is a part.
+    /// Returns the sum of all waits, which is an upper bound of the longest wait.
     pub(crate) fn total(&self) -> Duration {
         waited(self.gateway).saturating_sub(self.before)
     }
 }
 
-/// How long all threads of both processes have waited so far (proc(5), `schedstat`, second field), and all
-/// processors of a virtual machine for real ones (`/proc/stat`, `steal`, which counts no thread as waiting).
+/// Returns the time that all threads of both processes have waited so far (proc(5), `schedstat`, second field), plus
+/// the time that virtual CPUs waited for physical ones (`/proc/stat`, `steal`, which counts no thread as waiting).
 fn waited(gateway: u32) -> Duration {
     let folders = [gateway.to_string(), "self".to_owned()].map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")));
     let threads = folders.into_iter().flatten().flatten().flatten();
     let nanos = threads.filter_map(|thread| {
-        // A thread that has just ended is gone, and with it what it waited.
+        // The waits of a thread that has just exited are lost.
         let stat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
         stat.split(' ').nth(1)?.parse::<u64>().ok()
     });
@@ -40,6 +40,6 @@ fn waited(gateway: u32) -> Duration {
 fn stolen() -> Duration {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let ticks = text.lines().next().and_then(|line| line.split_whitespace().nth(8)?.parse::<u64>().ok());
-    // The kernel counts in hundredths of a second here (USER_HZ, proc(5)).
+    // The unit is 10 ms (USER_HZ, proc(5)).
     Duration::from_millis(10 * ticks.unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! A private CA, its certificates, and callers over TLS.
+//! A private CA, its certificates, and TLS callers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,7 +17,7 @@ use super::secrets;
 static BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
 static OLDER: &[&SupportedProtocolVersion] = &[&version::TLS12];
 
-/// A certificate authority that nobody but the test trusts.
+/// A certificate authority that only the test trusts.
 pub(crate) struct Ca {
     certificate: Certificate,
     issuer: Issuer<'static, KeyPair>,
@@ -38,12 +38,12 @@ impl Ca {
         Ca { certificate, issuer: Issuer::new(params, key) }
     }
 
-    /// For `ca_file`.
+    /// Returns the CA certificate in PEM, for `ca_file`.
     pub(crate) fn pem(&self) -> String {
         self.certificate.pem()
     }
 
-    /// A certificate for this name, good for so long. Its key is searched for in all output from here on.
+    /// Issues a certificate for this name, valid for `good_for`. From then on all output is searched for its key.
     pub(crate) fn issue(&self, name: &str, good_for: Duration) -> Pem {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         #[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
@@ -52,7 +52,7 @@ impl Ca {
         self.pem_of(params)
     }
 
-    /// The same, but the certificate expired years ago.
+    /// Issues a certificate that expired years ago.
     pub(crate) fn issue_expired(&self, name: &str) -> Pem {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.not_before = rcgen::date_time_ymd(2019, 1, 1);
@@ -61,7 +61,7 @@ impl Ca {
     }
 
     fn pem_of(&self, mut params: CertificateParams) -> Pem {
-        // One whose name is that of its authority is taken for self-signed by OpenSSL.
+        // OpenSSL considers a certificate self-signed if its name equals its issuer's.
         params.distinguished_name.push(rcgen::DnType::CommonName, "one of the tests");
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("signed");
@@ -70,12 +70,12 @@ impl Ca {
         pem
     }
 
-    /// A server's side of TLS with a good certificate for this name.
+    /// Returns a TLS acceptor with a valid certificate for this name.
     pub(crate) fn acceptor(&self, name: &str) -> TlsAcceptor {
         self.accept_with(CertificateParams::new(vec![name.to_owned()]).expect("a name"))
     }
 
-    /// The same, but the certificate expired years ago.
+    /// Returns a TLS acceptor with a certificate that expired years ago.
     pub(crate) fn expired_acceptor(&self, name: &str) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.not_before = rcgen::date_time_ymd(2019, 1, 1);
@@ -83,7 +83,7 @@ impl Ca {
         self.accept_with(params)
     }
 
-    /// The same, but the certificate is from a time to come.
+    /// Returns a TLS acceptor with a certificate that is not valid yet.
     pub(crate) fn early_acceptor(&self, name: &str) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.not_before = rcgen::date_time_ymd(2090, 1, 1);
@@ -100,17 +100,17 @@ impl Ca {
             .expect("versions of the provider")
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der().clone()], key.into())
-            .expect("a fitting key");
+            .expect("a matching key");
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// A caller that trusts this authority and knows the gateway as `localhost`.
+    /// Returns a caller that trusts this CA and expects the name `localhost`.
     pub(crate) fn caller(&self) -> TlsCaller<'_> {
         TlsCaller { ca: self, shows: None, alpn: &[], versions: BOTH }
     }
 }
 
-/// A caller's side of TLS, in the making.
+/// A builder of TLS callers.
 pub(crate) struct TlsCaller<'a> {
     ca: &'a Ca,
     shows: Option<&'a Pem>,
@@ -119,7 +119,7 @@ pub(crate) struct TlsCaller<'a> {
 }
 
 impl<'a> TlsCaller<'a> {
-    /// Shows this certificate if it is asked for one.
+    /// Presents this certificate if the server requests one.
     pub(crate) fn shows(self, pem: &'a Pem) -> Self {
         TlsCaller { shows: Some(pem), ..self }
     }
@@ -129,12 +129,12 @@ impl<'a> TlsCaller<'a> {
         TlsCaller { alpn, ..self }
     }
 
-    /// Speaks TLS 1.2 only.
+    /// Allows TLS 1.2 only.
     pub(crate) fn tls12(self) -> Self {
         TlsCaller { versions: OLDER, ..self }
     }
 
-    /// Connects, with a handshake of its own each time.
+    /// Connects with a full handshake each time.
     pub(crate) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.certificate.der().clone()).expect("a CA");
@@ -147,7 +147,7 @@ impl<'a> TlsCaller<'a> {
             Some(Pem { certificate, key }) => {
                 let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
-                builder.with_client_auth_cert(vec![certificate], key).expect("a fitting key")
+                builder.with_client_auth_cert(vec![certificate], key).expect("a matching key")
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();

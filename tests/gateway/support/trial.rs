@@ -1,8 +1,12 @@
-//! A gateway put to the trial: its way to Chat fails in one manner, requests go on, and the way heals.
+//! A gateway under an injected fault: its connection to Chat fails in one way, requests continue, and the connection
+//! recovers.
 //!
-//! Whatever the fault: every request is answered in time, no answer is wrong, no write is carried out twice
-//! and none that was reported done is missing, the other app does not notice, what is known is known,
-//! and once the fault is over the gateway serves as before without being told.
+//! Under every fault:
+//!
+//! * every request is answered in time, and no response is wrong;
+//! * no write is applied twice, and no write that was reported as successful is missing;
+//! * the other app is not affected, and cached pairs are still answered;
+//! * after the fault the gateway recovers automatically.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,12 +30,12 @@ const READ: &str = "openim/querystate";
 
 /// `upstream.timeout` of the gateway.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How much later than that an answer may be seen on a busy machine.
+/// How much later than the deadline a response may arrive on a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
-/// Requests of each kind while a fault lasts.
+/// Requests of each kind during a fault.
 const ROUNDS: u64 = 5;
 
-/// The main app behind a link, the other app beside it, and a gateway for both.
+/// The main app behind a link, the other app without one, and a gateway for both.
 pub(crate) struct Trial {
     pub(crate) chat: FakeChat,
     pub(crate) link: Link,
@@ -40,10 +44,10 @@ pub(crate) struct Trial {
     numbers: AtomicU64,
 }
 
-/// How often each came back to requests of one kind: `ok` for Chat's answer, else the slug.
+/// The number of responses by result, for requests of one kind: `ok` for Chat's response, otherwise the slug.
 pub(crate) type Tally = BTreeMap<String, usize>;
 
-/// What came back to the main app's requests.
+/// The results of the main app's requests.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) writes: Tally,
@@ -52,7 +56,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Asserts that nothing else than these came back, to no kind of request.
+    /// Asserts that requests of every kind ended only with these results.
     #[track_caller]
     pub(crate) fn only(&self, slugs: &[&str]) {
         self.writes_only(slugs);
@@ -72,12 +76,12 @@ impl Outcome {
 }
 
 impl Trial {
-    /// In fair weather, over plain HTTP.
+    /// Starts in fair weather, over plain HTTP.
     pub(crate) async fn start() -> Trial {
         Trial::start_as("127.0.0.1", None, String::new()).await
     }
 
-    /// In fair weather, over HTTPS with this certificate of `localhost`, which a CA signed that is trusted.
+    /// Starts in fair weather, over HTTPS with this certificate of `localhost`, issued by the trusted CA `ca`.
     pub(crate) async fn start_tls(acceptor: TlsAcceptor, ca: &str) -> Trial {
         Trial::start_as("localhost", Some(acceptor), ca.to_owned()).await
     }
@@ -109,7 +113,7 @@ impl Trial {
         Trial { chat, link, gateway, other, numbers: AtomicU64::new(0) }
     }
 
-    /// Sends requests of every kind, several at a time, and judges what comes back. `name` is the fault's.
+    /// Sends requests of every kind in parallel, and asserts the guarantees. `name` is the fault's name.
     pub(crate) async fn strain(&self, name: &str) -> Outcome {
         let mut tasks = JoinSet::new();
         for _ in 0..ROUNDS {
@@ -144,10 +148,10 @@ impl Trial {
             *tallies.entry(kind).or_default().entry(outcome).or_default() += 1;
         }
         let requests: usize = tallies.values().flat_map(Tally::values).sum();
-        assert_eq!(requests as u64, ROUNDS * 6, "{name}: a request was lost");
+        assert_eq!(requests as u64, ROUNDS * 6, "{name}: a request has no response");
         let only_ok = |kind: &str| tallies[kind].keys().eq(["ok"]);
-        assert!(only_ok("other"), "{name}: the other app noticed: {tallies:?}");
-        assert!(only_ok("known"), "{name}: what is known was not answered: {tallies:?}");
+        assert!(only_ok("other"), "{name}: the other app was affected: {tallies:?}");
+        assert!(only_ok("known"), "{name}: a cached pair was not answered: {tallies:?}");
         self.assert_writes(name, &done);
         let mut take = |kind: &str| tallies.remove(kind).unwrap_or_default();
         let outcome = Outcome { writes: take("write"), reads: take("read"), checks: take("check") };
@@ -155,7 +159,7 @@ impl Trial {
         outcome
     }
 
-    /// Asserts that the gateway serves as before, of itself. The fault must be over.
+    /// Waits until the gateway has recovered. The fault must have ended.
     pub(crate) async fn recovers(&self, name: &str) {
         let begun = now();
         let mut tried = 0;
@@ -174,23 +178,26 @@ impl Trial {
         eprintln!("recovery: {name}; {} ms; tries {tried}", took.as_millis());
     }
 
-    /// No write reached Chat twice, and all of `done` did.
+    /// Asserts that no write reached Chat twice, and that all of `done` did.
     fn assert_writes(&self, name: &str, done: &[u64]) {
-        let mut carried_out: HashMap<u64, u32> = HashMap::new();
+        let mut applied: HashMap<u64, u32> = HashMap::new();
         for call in self.chat.calls_of(WRITE) {
-            *carried_out.entry(call.json()["n"].as_u64().expect("a number")).or_default() += 1;
+            *applied.entry(call.json()["n"].as_u64().expect("a number")).or_default() += 1;
         }
-        for (number, times) in &carried_out {
-            assert_eq!(*times, 1, "{name}: write {number} was sent again");
+        for (number, times) in &applied {
+            assert_eq!(*times, 1, "{name}: write {number} was sent more than once");
         }
         for number in done {
-            assert!(carried_out.contains_key(number), "{name}: write {number} was reported done and never came");
+            assert!(
+                applied.contains_key(number),
+                "{name}: write {number} was reported as successful and never arrived"
+            );
         }
         assert_eq!(self.other.violations(), [""; 0], "{name}");
     }
 }
 
-/// `ok` or the slug. Panics if an answer is neither Chat's own nor one of the gateway's, or not true.
+/// Returns `ok` or the slug. Panics if a response is wrong, or is neither Chat's nor an expected error of the gateway.
 fn outcome(name: &str, kind: &str, number: u64, answer: &Answer) -> String {
     if let Some(slug) = answer.slug() {
         let expected = match slug {
@@ -211,7 +218,7 @@ fn outcome(name: &str, kind: &str, number: u64, answer: &Answer) -> String {
     "ok".to_owned()
 }
 
-/// The trial of a fault of the network.
+/// Runs a trial with a network fault.
 pub(crate) async fn weather(name: &str, weather: Weather) -> (Trial, Outcome) {
     let mut trial = Trial::start().await;
     trial.link.set(weather).await;

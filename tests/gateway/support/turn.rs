@@ -1,4 +1,4 @@
-//! Who runs when: tests share the machine, and those that measure time have it for themselves.
+//! Scheduling of tests: most run in parallel, and a test that measures time runs alone.
 
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock, Weak};
@@ -8,19 +8,19 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 static MACHINE: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
 
 thread_local! {
-    /// The turn of the test that runs on this thread, so that its second gateway does not queue
-    /// behind a test that waits for the first one to end.
+    /// The turn of the test on this thread, so that its second gateway does not queue behind a test that waits for the
+    /// first gateway to exit.
     static MINE: RefCell<Weak<Turn>> = const { RefCell::new(Weak::new()) };
 }
 
-/// A test's permission to run; it ends when the last copy goes.
-#[allow(dead_code, reason = "the guards are kept for their drop")]
+/// A test's permission to run. It ends when the last reference is dropped.
+#[allow(dead_code, reason = "the guards are held for their drop")]
 pub(crate) enum Turn {
     Shared(OwnedRwLockReadGuard<()>),
     Alone(OwnedRwLockWriteGuard<()>),
 }
 
-/// A turn next to others. Every gateway takes one.
+/// Waits for a shared turn. Every gateway takes one.
 pub(crate) async fn shared() -> Arc<Turn> {
     if let Some(turn) = MINE.with(|mine| mine.borrow().upgrade()) {
         return turn;
@@ -30,7 +30,8 @@ pub(crate) async fn shared() -> Arc<Turn> {
     turn
 }
 
-/// A turn without any other gateway running. For tests that measure time; taken before the first gateway.
+/// Waits for an exclusive turn, during which no other gateway runs. A test that measures time takes it before it
+/// starts its first gateway.
 pub(crate) async fn alone() -> Arc<Turn> {
     let turn = Arc::new(Turn::Alone(MACHINE.clone().write_owned().await));
     MINE.with(|mine| *mine.borrow_mut() = Arc::downgrade(&turn));

@@ -1,7 +1,7 @@
-//! Verifies a usersig as Chat does, without a line of the program's own code.
+//! Verifies a UserSig as Chat does, without the program's code.
 //!
 //! Source: the vendor's page "Secure Authentication with UserSig" (1047/34385) and the verifiers of
-//! its tls-sig-api-v2 repositories. Every refusal names what is wrong; [`verify`] never panics.
+//! its tls-sig-api-v2 repositories. Every error names the cause; [`verify`] never panics.
 
 use std::io::Read;
 
@@ -12,14 +12,14 @@ use serde_json::Value;
 
 use super::app::TestApp;
 
-/// Whether the text is a signature of `app` that holds at `now` (Unix seconds).
+/// Checks that the text is a signature of `app` that is valid at `now` (Unix seconds).
 pub(crate) fn verify(text: &str, app: TestApp, now: u64) -> Result<(), String> {
     let document = decode(text)?;
     let member = |name: &str| document.get(name).ok_or(format!("no {name}"));
-    let number = |name: &str| member(name)?.as_u64().ok_or(format!("{name} is no whole number"));
+    let number = |name: &str| member(name)?.as_u64().ok_or(format!("{name} is not a whole number"));
     let (sdkappid, issued, lifetime) = (number("TLS.sdkappid")?, number("TLS.time")?, number("TLS.expire")?);
-    let identifier = member("TLS.identifier")?.as_str().ok_or("TLS.identifier is no string")?;
-    let signature = member("TLS.sig")?.as_str().ok_or("TLS.sig is no string")?;
+    let identifier = member("TLS.identifier")?.as_str().ok_or("TLS.identifier is not a string")?;
+    let signature = member("TLS.sig")?.as_str().ok_or("TLS.sig is not a string")?;
     if member("TLS.ver")? != "2.0" {
         return Err("TLS.ver is not \"2.0\"".into());
     }
@@ -39,26 +39,26 @@ pub(crate) fn verify(text: &str, app: TestApp, now: u64) -> Result<(), String> {
         format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{issued}\nTLS.expire:{lifetime}\n");
     let tag = STANDARD.decode(signature).map_err(|_| "TLS.sig is not base64")?;
     let key = hmac::Key::new(hmac::HMAC_SHA256, app.key.as_bytes());
-    hmac::verify(&key, signed.as_bytes(), &tag).map_err(|_| "made with another key".into())
+    hmac::verify(&key, signed.as_bytes(), &tag).map_err(|_| "signed with another key".into())
 }
 
-/// The JSON document inside.
+/// Decodes the JSON document.
 fn decode(text: &str) -> Result<Value, String> {
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'*' | b'-' | b'_');
     if text.is_empty() || !text.bytes().all(legal) {
-        return Err("has characters that no usersig has".into());
+        return Err("has characters that are not valid in a UserSig".into());
     }
     let standard = text.replace('*', "+").replace('-', "/").replace('_', "=");
     let packed = STANDARD.decode(standard).map_err(|_| "is not base64")?;
     let mut json = Vec::new();
     let mut inflate = flate2::read::ZlibDecoder::new(packed.as_slice()).take(64 * 1024);
     inflate.read_to_end(&mut json).map_err(|_| "is not zlib")?;
-    serde_json::from_slice(&json).map_err(|_| "holds no JSON".into())
+    serde_json::from_slice(&json).map_err(|_| "is not JSON".into())
 }
 
-/// The verifier itself, against the vendor's own vectors: one that accepted anything would prove nothing.
+/// Checks the verifier against the vendor's vectors, because a verifier that accepts everything would prove nothing.
 #[test]
-fn the_verifier_agrees_with_the_vendors_vectors() {
+fn usersig_verifier_agrees_with_the_vendors_vectors() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/usersig-vectors.json");
     let text = std::fs::read_to_string(file).expect("the vectors");
     let vectors: Value = serde_json::from_str(&text).expect("JSON");
@@ -87,5 +87,5 @@ fn the_verifier_agrees_with_the_vendors_vectors() {
             checked += 1;
         }
     }
-    assert!(checked >= 10, "only {checked} vectors were fit to check");
+    assert!(checked >= 10, "only {checked} vectors were checked");
 }

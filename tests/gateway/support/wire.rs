@@ -1,7 +1,7 @@
-//! HTTP/1.1 as the fake Chat reads it: by itself, strictly, and whole.
+//! The fake Chat's own strict HTTP/1.1 reader.
 //!
-//! A library would mend what it reads. Here anything that is not the plainest possible request is a
-//! violation, because two readers that mend differently are how one request becomes two.
+//! A library would tolerate deviations. Here any deviation from the plainest possible request is a violation, because
+//! request smuggling needs two readers that tolerate different deviations.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,36 +10,36 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// A byte stream, whatever carries it.
+/// A byte stream over any transport.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A request that reached the fake Chat, whole.
+/// A complete request that reached the fake Chat.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    /// Which connection it came on, counted from 0.
+    /// Number of the connection, from 0.
     pub(crate) connection: usize,
-    /// When its first byte was seen.
+    /// Arrival of the first byte.
     pub(crate) at: Instant,
     pub(crate) method: String,
     pub(crate) target: String,
-    /// Names as they were sent.
+    /// Names and values as sent.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
 impl Call {
-    /// The target without its query.
+    /// Returns the target without its query.
     pub(crate) fn path(&self) -> &str {
         self.target.split_once('?').map_or(&*self.target, |(path, _)| path)
     }
 
-    /// `service/command`.
+    /// Returns `service/command`.
     pub(crate) fn command(&self) -> &str {
         self.path().strip_prefix("/v4/").unwrap_or_default()
     }
 
-    /// The query's names and values, percent-decoded, in order.
+    /// Returns the query's names and values, percent-decoded, in order.
     pub(crate) fn query(&self) -> Vec<(String, String)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
         let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -50,7 +50,7 @@ impl Call {
             .collect()
     }
 
-    /// The first parameter of that name.
+    /// Returns the first parameter with this name.
     pub(crate) fn parameter(&self, name: &str) -> Option<String> {
         self.query().into_iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
@@ -59,12 +59,12 @@ impl Call {
         self.parameter("usersig").unwrap_or_default()
     }
 
-    /// The app's number in the query.
+    /// Returns the SDKAppID in the query, or 0.
     pub(crate) fn app(&self) -> u32 {
         self.parameter("sdkappid").and_then(|number| number.parse().ok()).unwrap_or_default()
     }
 
-    /// The first header of that name, in whatever case.
+    /// Returns the first header with this name, in any case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
     }
@@ -73,19 +73,19 @@ impl Call {
         serde_json::from_slice(&self.body).expect("a JSON body")
     }
 
-    /// `From_Account` of the body: who the question is about.
+    /// Returns `From_Account` of the body.
     pub(crate) fn asker(&self) -> String {
         self.json()["From_Account"].as_str().expect("From_Account").to_owned()
     }
 
-    /// `To_Account` of the body.
+    /// Returns `To_Account` of the body.
     pub(crate) fn to_accounts(&self) -> Vec<String> {
         let json = self.json();
         let list = json["To_Account"].as_array().expect("To_Account");
         list.iter().map(|to| to.as_str().expect("a string").to_owned()).collect()
     }
 
-    /// Its pairs, each with the smaller name first, so that a turned-round question counts as the same.
+    /// Returns the pairs of the body, each with the smaller name first, so that a pair equals its flipped pair.
     pub(crate) fn pairs(&self) -> Vec<(String, String)> {
         let from = self.asker();
         self.to_accounts()
@@ -95,13 +95,13 @@ impl Call {
     }
 }
 
-/// Reads the requests of one connection.
+/// A reader of the requests on one connection.
 pub(crate) struct Reader {
     unread: Vec<u8>,
     connection: usize,
 }
 
-/// Longest request that the fake reads.
+/// Longest request that the reader accepts, in bytes.
 const REQUEST_LEN_MAX: usize = 16 << 20;
 
 impl Reader {
@@ -109,13 +109,13 @@ impl Reader {
         Reader { unread: Vec::new(), connection }
     }
 
-    /// The next request. `Ok(None)` if the peer is done; an error says what is wrong with the bytes.
+    /// Reads the next request. Returns `Ok(None)` if the peer closed the connection; an error describes the violation.
     pub(crate) async fn next(&mut self, stream: &mut (impl Stream + ?Sized)) -> Result<Option<Call>, String> {
         if self.unread.is_empty() && !self.more(stream).await {
             return Ok(None);
         }
         if !self.unread[0].is_ascii_uppercase() {
-            return Err(format!("bytes that are no HTTP/1.1, beginning with {:#04x}", self.unread[0]));
+            return Err(format!("bytes are not HTTP/1.1; the first is {:#04x}", self.unread[0]));
         }
         let at = super::now();
         let head_len = loop {
@@ -123,7 +123,7 @@ impl Reader {
                 break end;
             }
             if !self.more(stream).await {
-                // A peer that gave up has asked nothing.
+                // An incomplete request does not count.
                 return Ok(None);
             }
         };
@@ -166,7 +166,7 @@ fn read_head(head: &str) -> Result<Head, String> {
     Ok((method.to_owned(), target.to_owned(), headers))
 }
 
-/// The body's length. Only one plain `Content-Length` is taken: the gateway knows each body whole.
+/// Returns the body's length. Only one plain `Content-Length` is accepted, because the gateway buffers each body.
 fn body_len(headers: &[(String, String)]) -> Result<usize, String> {
     let all = |name: &str| headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name)).collect::<Vec<_>>();
     if !all("transfer-encoding").is_empty() {
@@ -180,12 +180,12 @@ fn body_len(headers: &[(String, String)]) -> Result<usize, String> {
     }
 }
 
-/// Makes the peer see a reset when the stream is dropped.
+/// Makes the drop of the stream send a reset.
 pub(crate) fn reset_on_drop(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// A free loopback address, for a service that is started later or never.
+/// Returns a free loopback address, for a service that starts later or never.
 pub(crate) fn free_address() -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("bound")
