@@ -1,9 +1,9 @@
-"""Does with the vendor's package what tests/vendor.rs asks.
+"""Runs Tencent's signature package for tests/vendor.rs.
 
-stdin: a JSON array of orders. stdout: a JSON array with one result for each. An order has the members
-sdkappid, key and identifier, and either
-    expire, age, userbuf (text or null)   to get a usersig signed `age` seconds ago, or
-    usersig                               to have one judged: null if it is good, else what is wrong.
+stdin: a JSON array of jobs. stdout: a JSON array with one result per job. A job has the members sdkappid, key, and
+identifier, and either
+    expire, age, userbuf (text or null)   to sign a UserSig, `age` seconds ago, or
+    usersig                               to verify one; the result is null if it is valid, else the error.
 """
 import json
 import sys
@@ -14,7 +14,7 @@ import TLSSigAPIv2 as vendor
 
 
 class Clock:
-    """Stands in for the package's `time` module."""
+    """Replaces the package's `time` module."""
 
     def __init__(self, now):
         self.now = now
@@ -23,31 +23,31 @@ class Clock:
         return self.now
 
 
-def sign(api, order):
-    vendor.time = Clock(time.time() - order["age"])
-    if order["userbuf"] is None:
-        return api.gen_sig(order["identifier"], order["expire"])
-    return api.gen_sig_with_userbuf(order["identifier"], order["expire"], order["userbuf"].encode())
+def sign(api, job):
+    vendor.time = Clock(time.time() - job["age"])
+    if job["userbuf"] is None:
+        return api.gen_sig(job["identifier"], job["expire"])
+    return api.gen_sig_with_userbuf(job["identifier"], job["expire"], job["userbuf"].encode())
 
 
-def fault(api, order):
-    # The package has no verifier; it has the two halves of one.
-    text = zlib.decompress(vendor.base64_decode_url(order["usersig"].encode()))
+def verify(api, job):
+    # The package has no verifier, but both halves of one: decoding and the HMAC.
+    text = zlib.decompress(vendor.base64_decode_url(job["usersig"].encode()))
     document = json.loads(text)
     members = {"TLS.ver", "TLS.identifier", "TLS.sdkappid", "TLS.time", "TLS.expire", "TLS.sig"}
     if set(document) != members:
-        return "members: %s" % sorted(document)
+        return "unexpected members: %s" % sorted(document)
     if (document["TLS.ver"], document["TLS.sdkappid"], document["TLS.identifier"]) != (
-            "2.0", order["sdkappid"], order["identifier"]):
-        return "who it is for: %s" % document
+            "2.0", job["sdkappid"], job["identifier"]):
+        return "wrong app or identifier: %s" % document
     if not (type(document["TLS.time"]) is type(document["TLS.expire"]) is int):
-        return "type of its times: %s" % document
+        return "times are not integers: %s" % document
     age = time.time() - document["TLS.time"]
     if not -2 <= age < 300:
         return "signed %d seconds ago" % age
     if document["TLS.expire"] <= 300:
-        return "lives for %d seconds only" % document["TLS.expire"]
-    own = api._TLSSigAPIv2__hmacsha256(order["identifier"], document["TLS.time"], document["TLS.expire"])
+        return "expires after only %d seconds" % document["TLS.expire"]
+    own = api._TLSSigAPIv2__hmacsha256(job["identifier"], document["TLS.time"], document["TLS.expire"])
     if own.decode() != document["TLS.sig"]:
         return "HMAC differs"
     return None
@@ -57,9 +57,9 @@ def main():
     sys.stdin.reconfigure(encoding="utf-8")
     sys.stdout.reconfigure(encoding="utf-8")
     results = []
-    for order in json.load(sys.stdin):
-        api = vendor.TLSSigAPIv2(order["sdkappid"], order["key"])
-        results.append(fault(api, order) if "usersig" in order else sign(api, order))
+    for job in json.load(sys.stdin):
+        api = vendor.TLSSigAPIv2(job["sdkappid"], job["key"])
+        results.append(verify(api, job) if "usersig" in job else sign(api, job))
     json.dump(results, sys.stdout)
 
 
