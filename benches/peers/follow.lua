@@ -1,11 +1,11 @@
--- follow_check for nginx: pairs are kept in a shared dictionary, both directions of one under one key.
+-- follow_check for nginx. A shared dictionary caches pairs; both directions of a pair share one key.
 local cjson = require "cjson.safe"
 local pairs_kept = ngx.shared.pairs
 local TTL, ANSWER_END = 3600, '],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}'
 local REVERSED = { [0] = 0, [1] = 2, [2] = 1, [3] = 3 }
 local concat, format = table.concat, string.format
 
--- The key of a pair, and the relation turned to the side of the smaller name, or back.
+-- Returns the key of a pair, and whether its relation is stored flipped (from the side of the smaller name).
 local function key_of(from, to)
     if from < to then return from .. "\n" .. to, false end
     return to .. "\n" .. from, true

@@ -40,8 +40,9 @@ pub fn run(data: &[u8]) {
     let whole = follow(bytes, bytes.len().max(1));
     let cut = follow(bytes, size);
     // The accepted part ends in the same line, regardless of the chunk size.
-    let place =
-        |stop: &FramingError| (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head);
+    let place = |stop: &FramingError| {
+        (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head)
+    };
     assert_eq!(whole.as_ref().map_err(place).err(), cut.as_ref().map_err(place).err());
     let (sound, idle) = match &whole {
         Ok(follower) => (bytes.len(), follower.between_requests()),

@@ -68,12 +68,12 @@ fn is_sound(object: &Json<'_>) -> bool {
     from && object.only("To_Account").is_some_and(to)
 }
 
-fn writes_what_it_read(question: &Question<'_>) {
-    let body = write_question(&question.from, question.to.iter().map(|name| &**name));
-    assert_eq!(read(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
+fn writes_what_it_read(question: &CheckRequest<'_>) {
+    let body = encode_call(&question.from, question.to.iter().map(|name| &**name));
+    assert_eq!(parse(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
     let items: Vec<Item> =
         (0..question.to.len()).map(|at| Item::Known(FollowType::new(at as i64 % 4).expect("0 to 3"))).collect();
-    let answer = write_answer(question.to.iter().zip(&items));
+    let answer = encode_response(question.to.iter().zip(&items));
     let json = json::read(&answer).expect("our own output");
     let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
     assert_eq!(written.len(), question.to.len());
@@ -85,7 +85,7 @@ fn writes_what_it_read(question: &Question<'_>) {
     // The same response from Chat is read with the same meaning, if it repeats no name.
     let names: std::collections::HashSet<_> = question.to.iter().collect();
     if names.len() == question.to.len() {
-        let read = Items::read(&answer).expect("our own output");
+        let read = Items::parse(&answer).expect("our own output");
         for (name, item) in question.to.iter().zip(items) {
             assert_eq!(read.get(name), Some(&chatgate::domain::follow::response::Found::Item(item)));
         }

@@ -33,7 +33,7 @@ pub(crate) async fn connect_to(address: SocketAddr) -> Arc<Fleet> {
     let (tried, first) = tokio::sync::oneshot::channel();
     tokio::spawn(Arc::clone(&fleet).run(Arc::new(IgnoreInvalidations), tried));
     within(crate::support::PATIENCE, "a first attempt", first).await.expect("the attempt is reported");
-    eventually("the replica is connected", async || (fleet.mode() == Mode::Together).then_some(())).await;
+    eventually("the replica is connected", async || (fleet.mode() == Mode::Connected).then_some(())).await;
     fleet
 }
 
@@ -48,7 +48,7 @@ fn follow_type(number: i64) -> FollowType {
 }
 
 /// Stores and reads a last pair, so that all earlier stores are done.
-async fn flush_stores(fleet: &Arc<Fleet>, shared: &Shared, name: &str) {
+async fn flush_stores(fleet: &Arc<Fleet>, shared: &FleetApp, name: &str) {
     eventually("a store", async || {
         fleet.store(shared, &[("last", name, follow_type(0))], clock::tick());
         fleet.read(shared, "last", &[name]).await.first().copied().flatten()
