@@ -25,9 +25,10 @@ use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::Answers;
-use crate::gateway::{ConnectionInfo, Gateway, route};
+use crate::gateway::{Gateway, route};
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
+use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 
 /// Largest body, in bytes. One of 20 targets, the most that one call changes, has under 2 KiB.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
-use chatgate::gateway::route::HEAD_LEN_MAX;
+use chatgate::http::headers::HEAD_LEN_MAX;
 use chatgate::server::http1::framing::{FramingError, FramingTracker};
 use chatgate::server::http1::head::{Framing, Head, field};
 use http_body_util::{BodyExt as _, Full};

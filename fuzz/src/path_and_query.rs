@@ -3,6 +3,8 @@
 use chatgate::gateway::pairs::freshness::CacheDirectives;
 use chatgate::gateway::route;
 use chatgate::http::headers::RequestHeaders;
+use chatgate::http::host::{Hosts, check_host};
+use chatgate::http::peer::Peer;
 use http::{HeaderMap, HeaderValue, Request};
 use percent_encoding::percent_decode_str;
 
@@ -65,9 +67,9 @@ fn host(text: &str) {
     let Ok(value) = HeaderValue::from_str(text) else { return };
     let request = Request::post("/v4/follow/follow_check").header("host", value).body(()).expect("a request");
     let (head, ()) = request.into_parts();
-    let hosts = route::Hosts::new(&["gate.internal".to_owned(), "[fd00::7]".to_owned()]);
-    let peer = route::Peer::Tcp { local: std::net::Ipv4Addr::new(10, 1, 2, 3).into() };
-    if route::check_host(&head, &RequestHeaders::of(&head.headers), &hosts, peer).is_err() {
+    let hosts = Hosts::new(&["gate.internal".to_owned(), "[fd00::7]".to_owned()]);
+    let peer = Peer::Tcp { local: std::net::Ipv4Addr::new(10, 1, 2, 3).into() };
+    if check_host(&head, &RequestHeaders::of(&head.headers), &hosts, peer).is_err() {
         return;
     }
     // A second reader: an accepted Host is one of these names, with or without a port.

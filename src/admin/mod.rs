@@ -30,10 +30,13 @@ use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
-use crate::gateway::route::{Peer, check_caller, check_host};
+use crate::gateway::route::check_caller;
 use crate::gateway::{Gateway, access};
+use crate::http::bearer::bearer_token;
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
+use crate::http::host::check_host;
+use crate::http::peer::Peer;
 use crate::runtime::reload::Reloader;
 use crate::server::Connections;
 use crate::telemetry::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
@@ -194,7 +197,7 @@ impl Admin {
                 "orders are taken over loopback or a Unix socket only, unless server.admin_token_file names a token\n";
             return (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, refusal));
         };
-        let given = access::bearer_token(&head.headers).map(TokenDigest::of);
+        let given = bearer_token(&head.headers).map(TokenDigest::of);
         if given.is_some_and(|given| given.ct_eq(&token.digest()).into()) {
             return None;
         }

@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
 
-use super::route::Peer;
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::caller::{CallerName, QueueKey, TOKEN_LEN_MAX, TokenDigest};
+use crate::domain::caller::{CallerName, QueueKey, TokenDigest};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
+use crate::http::bearer::bearer_token;
+use crate::http::peer::Peer;
 use crate::limits::{CallerQuota, Reservation};
 
 /// Who may call, and what.
@@ -202,16 +202,6 @@ impl Access {
     }
 }
 
-/// The token of a request that has exactly one `Authorization`, with the scheme `Bearer` in any case
-/// (RFC 6750 section 2.1, RFC 9110 section 11.1). `None` if it is longer than any token.
-pub fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let (scheme, rest) = value.as_bytes().split_at_checked("Bearer ".len())?;
-    let token = rest.trim_ascii_start();
-    (scheme.eq_ignore_ascii_case(b"bearer ") && (1..=TOKEN_LEN_MAX).contains(&token.len())).then_some(token)
-}
-
 /// Refuses the processes of users that may not use a Unix socket (`server.unix_uids`).
 ///
 /// # Errors
@@ -277,37 +267,7 @@ impl ReportOnlyLog {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
-
-    fn token_of(values: &[&'static str]) -> Option<String> {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(AUTHORIZATION, HeaderValue::from_static(value));
-        }
-        bearer_token(&headers).map(|token| String::from_utf8_lossy(token).into_owned())
-    }
-
-    #[test]
-    fn a_token_stands_in_one_header_of_its_own_scheme() {
-        for good in ["Bearer abc", "bearer abc", "BEARER abc", "Bearer   abc"] {
-            assert_eq!(token_of(&[good]).as_deref(), Some("abc"), "{good}");
-        }
-        for bad in ["", "Bearer", "Bearer ", "Bearer\tabc", "Basic abc", "abc", "Bearerabc", " Bearer abc"] {
-            assert_eq!(token_of(&[bad]), None, "{bad:?}");
-        }
-        assert_eq!(token_of(&[]), None);
-        assert_eq!(token_of(&["Bearer abc", "Bearer abc"]), None);
-        // It is one text, whatever is in it.
-        assert_eq!(token_of(&["Bearer a, Bearer b"]).as_deref(), Some("a, Bearer b"));
-        let mut headers = HeaderMap::new();
-        for (len, is_token) in [(TOKEN_LEN_MAX, true), (TOKEN_LEN_MAX + 1, false)] {
-            let value = HeaderValue::try_from(format!("Bearer {}", "x".repeat(len))).expect("visible");
-            headers.insert(AUTHORIZATION, value);
-            assert_eq!(bearer_token(&headers).is_some(), is_token, "{len}");
-        }
-    }
 
     #[test]
     fn a_list_of_users_is_for_unix_sockets_and_knows_nobody_else() {

@@ -37,7 +37,6 @@ use http_body_util::Full;
 use self::access::CallerIndex;
 use self::observe::access_log::{RequestContext, RequestGuard};
 use self::pairs::freshness::{CacheDirectives, PairSources};
-use self::route::Peer;
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::caller::QueueKey;
@@ -49,6 +48,7 @@ use crate::domain::json::scan;
 use crate::error::GatewayError;
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
+use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 use crate::http::wakeups::FilteredBody;
 use crate::telemetry::metrics::labels::CommandLabel;
@@ -69,19 +69,6 @@ pub(crate) enum CallFailure {
     Chat(upstream::ChatResponse),
     /// There is no answer of Chat.
     Gateway(GatewayError),
-}
-
-/// Where a request came from.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnectionInfo {
-    /// The way it came in.
-    pub peer: Peer,
-    /// Who is to have a turn, if it shows no token.
-    pub caller: QueueKey,
-    /// Whether it came over TLS.
-    pub tls: bool,
-    /// The port of ours that it came to, 0 if it was none.
-    pub port: u16,
 }
 
 /// Who waits, and until when.

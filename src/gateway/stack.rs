@@ -14,8 +14,8 @@ use tower::{Service as _, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::error::GatewayError;
-use crate::gateway::ConnectionInfo;
 use crate::gateway::generation::ThreadWorker;
+use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::{REQUEST_ID, RequestId};
 use crate::telemetry::metrics::labels::Outcome;
 
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::domain::caller::QueueKey;
-    use crate::gateway::route::Peer;
+    use crate::http::peer::Peer;
     use crate::telemetry::log::note_panic;
 
     /// In the form of a signature, as nobody may ever see one.

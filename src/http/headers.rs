@@ -2,9 +2,14 @@
 //! of these, and to ask the map for each costs more than to look at all once.
 //!
 //! Its id is read before ([`RequestId`](super::request_id::RequestId)), and its token only where there are callers with
-//! one ([`bearer_token`](crate::gateway::access::bearer_token)).
+//! one ([`bearer_token`](super::bearer::bearer_token)).
 
 use http::{HeaderMap, HeaderValue};
+
+/// Longest request headers with the request line, in bytes, line ends included.
+pub const HEAD_LEN_MAX: usize = 64 * 1024;
+/// Maximum number of header lines, without the request line.
+pub const HEAD_LINES_MAX: usize = 100;
 
 /// What a request says in these headers.
 #[derive(Debug, Clone, Copy, Default)]

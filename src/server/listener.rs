@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::socket_activation::ActivatedSockets;
 use crate::config::ListenAddr;
-use crate::gateway::route::Peer;
+use crate::http::peer::Peer;
 
 /// Connections that wait to be accepted; more than the kernel's usual 128, so that a burst fits.
 const BACKLOG: i32 = 1024;

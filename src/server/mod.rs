@@ -33,10 +33,10 @@ use self::tracked_body::TrackedBody;
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::config;
 use crate::domain::caller::QueueKey;
-use crate::gateway::ConnectionInfo;
-use crate::gateway::route::HEAD_LEN_MAX;
 use crate::gateway::stack;
 use crate::gateway::stack::Answers;
+use crate::http::headers::HEAD_LEN_MAX;
+use crate::http::peer::ConnectionInfo;
 use crate::http::wakeups::WakeFilter;
 
 /// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare

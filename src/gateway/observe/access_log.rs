@@ -15,8 +15,9 @@ use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::access::CallerIndex;
-use crate::gateway::{ConnectionInfo, Reply, Worker, traceparent};
+use crate::gateway::{Reply, Worker, traceparent};
 use crate::http::headers::RequestHeaders;
+use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
@@ -371,7 +372,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::gateway::Gateway;
-    use crate::gateway::route::Peer;
+    use crate::http::peer::Peer;
 
     #[test]
     fn the_first_of_each_second_are_taken() {

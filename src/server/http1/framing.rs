@@ -5,7 +5,7 @@
 //! and what is refused here never reaches hyper whole.
 
 use super::head::{Framing, Head, HeadError, field};
-use crate::gateway::route::HEAD_LEN_MAX;
+use crate::http::headers::HEAD_LEN_MAX;
 
 /// Longest chunk-size line, and longest trailers together, in bytes; hyper's own limits are the same.
 const CHUNK_EXTRA_LEN_MAX: usize = 16 * 1024;

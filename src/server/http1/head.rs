@@ -6,7 +6,7 @@
 //! request becomes two (RFC 9112 section 11.2). So a head passes only if there is one way to read it.
 
 use crate::domain::json::ascii;
-use crate::gateway::route::{HEAD_LEN_MAX, HEAD_LINES_MAX};
+use crate::http::headers::{HEAD_LEN_MAX, HEAD_LINES_MAX};
 
 /// Longest body that is believed to be meant. hyper keeps the numbers near 2^64 for itself.
 const LENGTH_MAX: u64 = i64::MAX as u64;

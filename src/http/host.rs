@@ -1,0 +1,134 @@
+//! The Host check, against DNS rebinding: a web page whose name was bound to chatgate's address still sends its own
+//! name.
+
+use std::net::IpAddr;
+
+use http::Version;
+use http::request::Parts;
+use http::uri::Authority;
+
+use super::headers::RequestHeaders;
+use super::peer::Peer;
+use crate::error::GatewayError;
+
+/// The names that a request may use for chatgate: `localhost`, loopback addresses, the address that the connection
+/// came in on, and configured names.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts(Vec<String>);
+
+impl Hosts {
+    /// Adds the names of `server.hosts`, lower case and without a port.
+    pub fn new(configured: &[String]) -> Self {
+        Self(configured.to_vec())
+    }
+
+    fn allows(&self, host: &str, peer: Peer) -> bool {
+        let host = host.to_ascii_lowercase();
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
+        match bare.parse::<IpAddr>() {
+            Ok(ip) => ip.is_loopback() || peer == Peer::Tcp { local: ip.to_canonical() } || self.0.contains(&host),
+            Err(_) => host == "localhost" || self.0.contains(&host),
+        }
+    }
+}
+
+/// Rejects a request whose Host is not one of chatgate's names.
+///
+/// # Errors
+/// `forbidden`.
+pub fn check_host(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+    let reject = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
+    if headers.host.is_repeated() {
+        return reject("the request has more than one Host header; send one");
+    }
+    let host = match (head.uri.authority(), headers.host.first()) {
+        // HTTP/2 has the host in :authority, and may repeat it in Host.
+        (Some(authority), repeated) if head.version >= Version::HTTP_2 => {
+            if repeated.is_some_and(|repeated| repeated != authority.as_str()) {
+                return reject(":authority and Host differ; send the same name in both");
+            }
+            authority.as_str()
+        }
+        (_, Some(host)) => host.to_str().unwrap_or_default(),
+        (_, None) => return reject("the request has no Host header; send one"),
+    };
+    if is_plainly_local(host) {
+        return Ok(());
+    }
+    match host.parse::<Authority>() {
+        Ok(authority) if is_host_and_port(&authority) && hosts.allows(authority.host(), peer) => Ok(()),
+        _ => reject("unknown Host header; to accept it, add the name to server.hosts"),
+    }
+}
+
+/// Recognizes without parsing what nearly every request sends: `localhost` or `127.0.0.1`, with or without a port.
+fn is_plainly_local(host: &str) -> bool {
+    let rest = host.strip_prefix("localhost").or_else(|| host.strip_prefix("127.0.0.1"));
+    rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
+/// Whether an authority has neither user information nor an invalid port.
+fn is_host_and_port(authority: &Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        // The parser looks for a port after the last colon only, whatever precedes it.
+        Some(rest) => rest.strip_prefix(':').is_some_and(is_port),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    const LOCAL: Peer = Peer::Tcp { local: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)) };
+
+    fn is_accepted(hosts: &[&str]) -> bool {
+        let request = Request::post("/v4/follow/follow_check");
+        let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        let names = Hosts::new(&["gate.internal".to_owned()]);
+        match check_host(&head, &RequestHeaders::of(&head.headers), &names, LOCAL) {
+            Ok(()) => true,
+            Err(error) => {
+                assert_eq!(error.wire().slug, "forbidden");
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn only_own_names_are_accepted_as_host() {
+        for host in
+            ["localhost", "LOCALHOST:8700", "127.0.0.1:1", "127.9.9.9", "[::1]:8700", "10.1.2.3", "gate.internal:99"]
+        {
+            assert!(is_accepted(&[host]), "{host}");
+        }
+        for host in [
+            "",
+            "localhost.evil",
+            "evil",
+            "10.1.2.4",
+            "x@localhost",
+            "localhost@evil",
+            "127.0.0.1.evil",
+            "localhost:x",
+            "localhost:",
+            "localhost:99999",
+            "localhost:+1",
+            "localhost:8[::1]:1",
+            "gate.internal.x",
+            "a b",
+        ] {
+            assert!(!is_accepted(&[host]), "{host}");
+        }
+        assert!(!is_accepted(&[]));
+        assert!(!is_accepted(&["localhost", "localhost"]));
+    }
+}

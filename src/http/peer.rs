@@ -1,0 +1,33 @@
+//! Where a connection came from.
+
+use std::net::IpAddr;
+
+use crate::domain::caller::QueueKey;
+
+/// The transport of a connection, and what it says about the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// TCP.
+    Tcp {
+        /// The address of this machine that the peer connected to.
+        local: IpAddr,
+    },
+    /// A Unix socket.
+    Unix {
+        /// The user of the peer process, if the kernel reports it.
+        uid: Option<u32>,
+    },
+}
+
+/// A connection, as its requests see it.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionInfo {
+    /// Its transport.
+    pub peer: Peer,
+    /// Key of its requests in the fair queues, unless they carry a caller's token.
+    pub caller: QueueKey,
+    /// Whether it uses TLS.
+    pub tls: bool,
+    /// Local port; 0 for a Unix socket.
+    pub port: u16,
+}
