@@ -50,6 +50,7 @@ use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
+use crate::http::traceparent::traceparent;
 use crate::http::wakeups::FilteredBody;
 use crate::telemetry::metrics::labels::CommandLabel;
 use crate::telemetry::trace::Context;
@@ -267,16 +268,6 @@ fn counted(body: Bytes, held: Option<CapacityGuard>) -> Bytes {
         Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
         _ => body,
     }
-}
-
-/// The caller's `traceparent`, if it is one and only one.
-fn traceparent(heeded: &RequestHeaders<'_>) -> Option<HeaderValue> {
-    // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
-    let is_well_formed = |value: &&HeaderValue| {
-        (55..=128).contains(&value.len())
-            && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
-    };
-    heeded.traceparent.single().filter(is_well_formed).cloned()
 }
 
 /// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, DATE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use http_body_util::Full;
 
 use self::connect::Connector;
@@ -26,11 +26,10 @@ use crate::domain::policy::failover::{Failover, Side};
 use crate::domain::policy::outcome::AttemptOutcome;
 use crate::error::{GatewayError, display_chain};
 use crate::http::body::{BodyError, read_whole};
+use crate::http::traceparent::TRACEPARENT;
 use crate::http::wakeups::FilteredBody;
 use crate::upstream::signer::{Signature, Signer};
 
-/// The header that names the trace and the span above (W3C Trace Context).
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const NOT_SENT: &str = "name lookup, connecting or TLS failed, nothing was sent";
 const BROKEN: &str = "the connection broke before the answer was whole";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
