@@ -391,9 +391,9 @@ mod tests {
         let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a thread's own");
         let (head, ()) = http::Request::new(()).into_parts();
         let downstream = ConnectionInfo { peer: Peer::Unix { uid: None }, caller: QueueKey::SELF, tls: false, port: 0 };
-        drop(RequestGuard::begin(&worker, &head, RequestId::Ours(0), downstream));
+        drop(RequestGuard::begin(&worker, &head, RequestId::Generated(0), downstream));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _asked = RequestGuard::begin(&worker, &head, RequestId::Ours(0), downstream);
+            let _asked = RequestGuard::begin(&worker, &head, RequestId::Generated(0), downstream);
             panic!("as told");
         }));
         assert!(panicked.is_err());
