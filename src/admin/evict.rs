@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use crate::domain::chat::app::check_user_id;
-use crate::domain::follow::writes::Scope;
 use crate::domain::json::object::{Object, given};
+use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 

@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use super::app::{Follow, Gateway};
 use crate::clock;
 use crate::domain::chat::command::CommandName;
-use crate::domain::follow::writes::Scope;
 use crate::domain::pairs::pair::{Pair, PairKey, UserKey};
+use crate::domain::pairs::scope::Scope;
 
 impl Gateway {
     /// Forgets what `scope` names of an app. Once it returns, no answer comes from a lookup that was

@@ -15,9 +15,9 @@ use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::message;
 use crate::domain::follow::request::CheckRequest;
-use crate::domain::follow::writes::Scope;
 use crate::domain::pairs::cache::CachedPair;
 use crate::domain::pairs::lookups::CacheablePair;
+use crate::domain::pairs::scope::Scope;
 use crate::fleet::{Fleet, FleetApp, Mode, OnInvalidation};
 
 /// An app's part in the fleet.
@@ -70,7 +70,7 @@ impl Worker {
             let Some((seen, sent)) = found else { continue };
             // An old one must not take the place of what may be newer here.
             if now.since(sent) < shared.ttl {
-                follow.cache.insert(slot.pair.key(), CachedPair { stored: slot.pair.oriented(seen), sent });
+                follow.cache.insert(slot.pair.key(), CachedPair { stored: slot.pair.stored_as(seen), sent });
             }
         }
     }
@@ -84,7 +84,7 @@ impl App {
             return;
         }
         let learned: Vec<_> =
-            kept.iter().map(|kept| (&*kept.from, &*kept.to, kept.pair.oriented(kept.fact.stored))).collect();
+            kept.iter().map(|kept| (&*kept.from, &*kept.to, kept.pair.seen_from(kept.fact.stored))).collect();
         // They came with one answer.
         fleet.store(shared, &learned, first.fact.sent);
     }

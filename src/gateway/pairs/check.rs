@@ -17,9 +17,10 @@ use super::freshness::{CacheDirectives, Freshness, PairSources, Source};
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;
 use crate::domain::follow::request::CheckRequest;
-use crate::domain::follow::response::{CALL_ACCOUNTS_MAX, Item, encode_response};
+use crate::domain::follow::response::encode_response;
 use crate::domain::pairs::cache::CachedPair;
 use crate::domain::pairs::dedup::dedup;
+use crate::domain::pairs::item::{CALL_ACCOUNTS_MAX, Item};
 use crate::domain::pairs::lookups::{JoinOptions, PairResult, Ticket, WAITING_MAX, Wanted};
 use crate::domain::pairs::pair::Pair;
 use crate::domain::policy::outcome::allows_stale;
@@ -369,7 +370,7 @@ impl Drop for TicketGuard<'_> {
 
 impl PairAnswer {
     fn from_fact(pair: Pair, fact: CachedPair, source: Source) -> Self {
-        Self { item: Item::Known(pair.oriented(fact.stored)), sent: fact.sent, source }
+        Self { item: Item::Known(pair.seen_from(fact.stored)), sent: fact.sent, source }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::domain::caller::QueueKey;
 use crate::domain::chat::command::{CommandKind, FOLLOW_CHECK};
 use crate::domain::chat::error_code;
 use crate::domain::chat::error_code::ErrorClass;
-use crate::domain::follow::response::{CALL_ACCOUNTS_MAX, Items, encode_call};
+use crate::domain::follow::response::{encode_call, parse_items};
+use crate::domain::pairs::item::CALL_ACCOUNTS_MAX;
 use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, PairResult, WaiterResult};
 use crate::domain::pairs::pair::Pair;
 use crate::domain::policy::outcome::allows_stale;
@@ -146,7 +147,7 @@ impl CompletionGuard<'_> {
         };
         state.follow.stale_gate.record(is_trouble, clock::tick());
         match result {
-            Ok(answer) if answer.error_code == 0 => match Items::parse(&answer.body) {
+            Ok(answer) if answer.error_code == 0 => match parse_items(&answer.body) {
                 Some(items) => state.apply_response(call, &BatchOutcome::Answered(&items), None),
                 None => {
                     let error = GatewayError::UpstreamInvalid("its items cannot be read");

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::cache::CachedPair;
+use super::super::item::{Found, Item, Items};
 use super::super::pair::Pair;
 use super::{BatchId, Batching, Edge, EdgeId, LookupScheduler, Ticket, Waiter};
-use crate::domain::follow::response::{Found, Item, Items};
 use crate::domain::tick::Tick;
 
 /// How a call went.
@@ -98,7 +98,7 @@ impl LookupScheduler {
             }
             if let Some(Found::Item(Item::Known(seen))) = found {
                 let as_called = if turned { edge.pair.flipped() } else { edge.pair };
-                let fact = CachedPair { stored: as_called.oriented(*seen), sent: flight.sent };
+                let fact = CachedPair { stored: as_called.stored_as(*seen), sent: flight.sent };
                 if edge.keep {
                     let (from, to) = (Arc::clone(&edge.from), Arc::clone(&edge.to));
                     kept.push(CacheablePair { pair: edge.pair, fact, from, to });

@@ -3,7 +3,7 @@
 //! A [`World`](world::World) is a few readers, writes, events and a Chat. Each of its steps is something that the
 //! gateway does in one piece, so between any two of them anything else may happen; [`explore`]
 //! tries them all. The steps run the real [`LookupScheduler`], [`Fence`](super::super::fence::Fence),
-//! [`PairCache`](super::super::cache::PairCache) and [`Items`](crate::domain::follow::response::Items); only
+//! [`PairCache`](super::super::cache::PairCache) and [`Items`](super::super::item::Items); only
 //! the loop of `src/gateway/follow.rs` and the marks of `src/gateway/relay.rs`, which are not pure,
 //! are told again, step for step.
 //!

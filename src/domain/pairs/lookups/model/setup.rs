@@ -3,7 +3,7 @@
 use super::super::{Pair, UserKey};
 use super::world::ChangeState;
 use crate::domain::pairs::fence::Fence;
-use crate::domain::pairs::pair::{FollowType, UserHasher};
+use crate::domain::pairs::pair::{Relation, UserHasher};
 use crate::domain::tick::Tick;
 
 pub(super) const USERS: [&str; 3] = ["ann", "bob", "cyd"];
@@ -147,6 +147,6 @@ pub(super) fn index(a: &str, b: &str) -> usize {
 
 /// The relation turned between the pair's first user and `from`.
 pub(super) fn turn(relation: u8, from: &str, to: &str) -> u8 {
-    let relation = FollowType::new(relation.into()).expect("two bits");
+    let relation = Relation::new(relation.into()).expect("two bits");
     if PAIRS[index(from, to)].0 == from { relation.number() } else { relation.flipped().number() }
 }

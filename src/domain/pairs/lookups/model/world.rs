@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::setup::{Change, Fault, Reader, Scene, Scope, Setup, index, turn};
-use crate::domain::follow::response::Items;
+use crate::domain::follow::response::parse_items;
 use crate::domain::pairs::cache::{CachedPair, PairCache};
 
 /// One thing that happens. `later`: the clock has moved on since it was last read.
@@ -437,7 +437,7 @@ impl World {
             .map(|(to, relation)| format!(r#"{{"To_Account":"{to}","ResultCode":{code},"FollowType":{relation}}}"#))
             .collect();
         let body = format!(r#"{{"ResultItem":[{}],"ErrorCode":0}}"#, items.join(","));
-        let items = Items::parse(body.as_bytes()).ok_or("no items")?;
+        let items = parse_items(body.as_bytes()).ok_or("no items")?;
         let outcome = match how {
             How::Answered | How::ItemsFail => BatchOutcome::Answered(&items),
             How::Refused => BatchOutcome::RefusedArguments,
@@ -478,5 +478,5 @@ impl World {
 
 /// A fact as a reader hears it, brought back to the pair's first user.
 fn known(pair: Pair, fact: CachedPair, from: &str, to: &str) -> Known {
-    (Some(turn(pair.oriented(fact.stored).number(), from, to)), fact.sent.micros())
+    (Some(turn(pair.seen_from(fact.stored).number(), from, to)), fact.sent.micros())
 }
