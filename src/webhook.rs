@@ -25,7 +25,7 @@ use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::Answers;
-use crate::gateway::{Gateway, route};
+use crate::gateway::{App, Gateway, route};
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
@@ -106,12 +106,12 @@ impl Webhooks {
         });
         match read {
             Ok((body, _held)) => {
-                heed(&gateway, app, Event::read(&command, &body), is_first).await;
+                heed(app, Event::read(&command, &body), is_first).await;
                 Ok(())
             }
             Err(error) => {
                 // Something has happened, and nobody will say again what: nothing is certain any more.
-                heed(&gateway, app, Event::read(&command, b""), is_first).await;
+                heed(app, Event::read(&command, b""), is_first).await;
                 Err(error)
             }
         }
@@ -127,21 +127,21 @@ impl Webhooks {
 }
 
 /// The app and what has happened, if the app's token signed it just now.
-fn verify(gateway: &Gateway, query: &str) -> Result<(usize, Claims), VerifyError> {
+fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<(&'a Arc<App>, Claims), VerifyError> {
     let claims = Claims::read(query)?;
-    let app = gateway.app_numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
+    let app = gateway.apps.numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
     let config = gateway.config.webhook.as_ref().ok_or(VerifyError::NoToken)?;
-    let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(VerifyError::NoToken)?;
+    let token = config.tokens.get(&app.name).ok_or(VerifyError::NoToken)?;
     claims.verify(token, clock::unix_now(), config.window)?;
     Ok((app, claims))
 }
 
 /// `is_first`: its signature was not seen before.
-async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
-    let name = &gateway.config.apps[app].name;
+async fn heed(app: &App, event: Event, is_first: bool) {
+    let name = &app.name;
     match event {
         Event::Follow(scope) => {
-            gateway.evict_everywhere(app, &scope).await;
+            app.invalidate_everywhere(&scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
         }
         Event::OverLimit { command, .. } if !is_first => {
@@ -150,7 +150,7 @@ async fn heed(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
         Event::OverLimit { command, limit } => {
             let Ok(known) = CommandName::parse(&command) else { return };
             tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
-            gateway.apply_rate_alert(app, known, limit);
+            app.apply_rate_alert(known, limit);
         }
         Event::Other => {}
     }

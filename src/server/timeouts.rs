@@ -64,7 +64,7 @@ impl InFlight {
 
     /// What was to be a request was answered with this error before it became one. The connection ends with it.
     pub fn refused(&self, error: &GatewayError) {
-        let _ = self.0.refused.set(Outcome::refused(error));
+        let _ = self.0.refused.set(Outcome::rejected(error));
     }
 
     /// What [`InFlight::refused`] was told.

@@ -12,7 +12,9 @@
 //! ```
 
 pub mod cache;
+pub mod check;
 pub mod dedup;
+pub mod directives;
 pub mod fence;
 pub mod item;
 pub mod lookups;

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::cache::CachedPair;
+use super::super::cache::{CachedPair, PairCache};
+use super::super::fence::Fence;
 use super::super::item::{Found, Item, Items};
 use super::super::pair::Pair;
 use super::{BatchId, Batching, Edge, EdgeId, LookupScheduler, Ticket, Waiter};
@@ -60,6 +62,19 @@ pub struct CacheablePair {
     pub from: Arc<str>,
     /// The user of `pair.to`.
     pub to: Arc<str>,
+}
+
+impl CacheablePair {
+    /// Stores the pair in the cache, unless a write has marked it since. For `write_settle` after a write no result
+    /// is stored: Chat's own replicas may not agree yet.
+    pub fn store(&self, cache: &PairCache, fence: &Fence, write_settle: Duration) -> bool {
+        let last_mark = fence.last_mark(self.pair);
+        let may_store = last_mark == Tick::NEVER || self.fact.sent > last_mark.after(write_settle);
+        if may_store {
+            cache.insert(self.pair.key(), self.fact);
+        }
+        may_store
+    }
 }
 
 impl LookupScheduler {
