@@ -81,17 +81,17 @@ pub(super) struct PairSlot {
 #[derive(Debug, Clone)]
 pub struct CheckSession {
     options: CheckOptions,
-    slots: Vec<PairSlot>,
+    pub(super) slots: Vec<PairSlot>,
     /// The slot of each account; empty if every account has its own.
     slot_of: Vec<u32>,
     /// How many slots have no answer.
     missing: usize,
     /// The version of the fence under which it admitted every answer; `None` if answers were not judged yet.
-    admitted_under: Option<u64>,
+    pub(super) admitted_under: Option<u64>,
     /// The moment of the latest step, to which ages refer.
     now: Tick,
     /// Slots of the lookup in progress.
-    looking_up: Vec<usize>,
+    pub(super) looking_up: Vec<usize>,
     /// The caller's own quota has granted the next lookup.
     quota_granted: bool,
     /// Whether the failure reported last allows stale answers.

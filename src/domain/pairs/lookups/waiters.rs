@@ -20,12 +20,12 @@ pub enum Delivery {
 
 /// The waiting requests, each with a handle by which its driver is notified.
 #[derive(Debug, Clone)]
-pub struct Waiters<H>(HashMap<Ticket, Waiting<H>>);
+pub struct Waiters<H>(pub(super) HashMap<Ticket, Waiting<H>>);
 
 #[derive(Debug, Clone)]
-struct Waiting<H> {
-    missing: usize,
-    results: PairResults,
+pub(super) struct Waiting<H> {
+    pub(super) missing: usize,
+    pub(super) results: PairResults,
     handle: H,
 }
 

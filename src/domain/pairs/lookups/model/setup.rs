@@ -1,49 +1,54 @@
-//! Who takes part in an exploration, and what all of its states share.
+//! The readers and writes of an exploration, and what all of its states share.
 
 use super::super::{Pair, UserKey};
 use super::world::ChangeState;
+use crate::domain::pairs::cache::PairCache;
+use crate::domain::pairs::check::PairView;
+use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::fence::Fence;
 use crate::domain::pairs::pair::{Relation, UserHasher};
+use crate::domain::pairs::scope::{self as pairs, ScopeKeys};
+use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
 
 pub(super) const USERS: [&str; 3] = ["ann", "bob", "cyd"];
 /// Two pairs that share a user.
 pub(super) const PAIRS: [(&str, &str); 2] = [("ann", "bob"), ("ann", "cyd")];
 
-/// Who takes part, and what may go wrong.
+/// The readers and changes, and what may go wrong.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     /// At most two: each has one of the two bits of a relation.
     pub changes: Vec<Change>,
     pub readers: Vec<Reader>,
-    /// Calls may also fail, be refused, or have failing items.
+    /// Calls may also fail, be rejected, or have failing items.
     pub failing: bool,
-    /// Readers may also leave while they wait.
+    /// Readers may also disconnect while they wait.
     pub leaving: bool,
-    /// Anything may happen between a change's reading of the clock, its mark and its answer. Otherwise
-    /// they follow each other at once, which is the earliest moment for the promise to bind.
+    /// Other steps may happen between the moments when a change reads the clock, marks the fence, and is answered.
+    /// Otherwise these follow each other at once, which makes the promise bind as early as possible.
     pub fine_changes: bool,
-    /// Anything may happen between a reader's look, judgement and question, and between an answer's
-    /// landing and its being kept.
+    /// Other steps may happen between the moments when a reader scans, decides, and enqueues, and between the moments
+    /// when a response arrives and when its pairs are stored.
     pub fine_readers: bool,
     pub flip: bool,
     pub fault: Option<Fault>,
 }
 
-/// A gateway that must be found out.
+/// A broken gateway, which the exploration must catch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// Writes mark once, before they go out; events not at all.
+    /// Writes mark once, before they are sent; events do not mark.
     NoSecondMark,
-    /// The answer goes out, and then the second mark is made.
+    /// The write is answered before the second mark is made.
     AnswerBeforeMark,
-    /// What a reader has is not judged again when the rest is there.
+    /// Answers that a reader has are not judged again when the rest arrives.
     JudgedOnce,
-    /// Lookups are joined and believed whatever the fence says.
+    /// Lookups are joined and answers used whatever the fence says.
     Unfenced,
 }
 
-/// A write through the gateway, or a change made elsewhere that an event tells of.
+/// A write through the gateway, or a change made elsewhere that an event reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub event: bool,
@@ -54,7 +59,7 @@ pub(super) struct Change {
 pub(super) enum Scope {
     Pair(usize),
     User(&'static str),
-    /// A write that cannot be read; it changes the first pair.
+    /// A write whose body cannot be read; it changes the first pair.
     All,
 }
 
@@ -72,33 +77,48 @@ impl Scope {
     }
 }
 
+/// A request that checks pairs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Reader {
     pub from: &'static str,
     pub to: Vec<&'static str>,
-    pub join: bool,
-    pub keep: bool,
-    /// Whether kept facts will do.
-    pub cached: bool,
+    pub directives: CacheDirectives,
 }
 
-/// What all worlds of one exploration share. The fence is one for all: before each step the marks of
-/// its world are made anew at a later time, which saves the making of an array of two megabytes.
+/// What all worlds of one exploration share, and the fences of the world that takes a step.
 pub(super) struct Scene {
     pub setup: Setup,
+    pub hasher: UserHasher,
     pub keys: [UserKey; 3],
+    /// Never fails a lookup here: nothing is served stale.
+    stale_gate: StaleGate,
+    /// The fence of the current world, made anew for every step.
     fence: Fence,
-    base: u64,
+    /// A fence without marks, for faults.
+    unmarked: Fence,
 }
 
-/// More moments than one world has.
-const MOMENTS: u64 = 1000;
+/// Places of a fence: few, since there is a new one for every step, and enough that no two pairs share one.
+const PLACES: usize = 64;
 
 impl Scene {
     pub(super) fn new(setup: &Setup) -> Self {
         let hasher = UserHasher::new(&[3; 16]);
         let keys = USERS.map(|name| hasher.user(name));
-        Self { setup: setup.clone(), keys, fence: Fence::default(), base: 0 }
+        let fence = || Fence::with_places(PLACES, PLACES);
+        let scene = Self {
+            setup: setup.clone(),
+            hasher,
+            keys,
+            stale_gate: StaleGate::default(),
+            fence: fence(),
+            unmarked: fence(),
+        };
+        let marked = fence();
+        marked.mark_pair(scene.both(0).key(), Tick::from_micros(1));
+        marked.mark_user(scene.keys[1], Tick::from_micros(1));
+        assert_eq!(marked.last_mark(scene.both(1)), Tick::NEVER, "the fence is too small to tell pairs apart");
+        scene
     }
 
     fn key(&self, name: &str) -> UserKey {
@@ -113,31 +133,41 @@ impl Scene {
         self.pair(PAIRS[index].0, PAIRS[index].1)
     }
 
+    /// The scope of a change, as the gateway reads it from a request or an event.
+    pub(super) fn scope_keys(&self, scope: Scope) -> ScopeKeys {
+        let scope = match scope {
+            Scope::Pair(index) => {
+                pairs::Scope::Pairs { from: PAIRS[index].0.to_owned(), to: vec![PAIRS[index].1.to_owned()] }
+            }
+            Scope::User(name) => pairs::Scope::Users(vec![name.to_owned()]),
+            Scope::All => pairs::Scope::All,
+        };
+        ScopeKeys::new(&scope, &self.hasher)
+    }
+
+    /// Makes the fence of a world: one mark for each that its changes have made.
     pub(super) fn set_fence(&mut self, changes: &[ChangeState]) {
-        self.base += MOMENTS;
+        self.fence = Fence::with_places(PLACES, PLACES);
         for (change, state) in self.setup.changes.iter().zip(changes) {
-            if state.mark == 0 {
-                continue;
-            }
-            let at = Tick::from_micros(self.base + state.mark);
-            match change.scope {
-                Scope::Pair(index) => self.fence.mark_pair(self.both(index).key(), at),
-                Scope::User(name) => self.fence.mark_user(self.key(name), at),
-                Scope::All => self.fence.mark_all(at),
-            }
+            let keys = self.scope_keys(change.scope);
+            (0..state.marks).for_each(|_| keys.mark(&self.fence, Tick::from_micros(state.mark)));
         }
     }
 
-    pub(super) fn last_mark(&self, pair: Pair) -> Tick {
-        if self.setup.fault == Some(Fault::Unfenced) {
-            return Tick::NEVER;
-        }
-        // What was marked before the base belongs to other worlds.
-        Tick::from_micros(self.fence.last_mark(pair).micros().saturating_sub(self.base))
+    /// The fence as lookups and scans see it.
+    pub(super) fn fence(&self) -> &Fence {
+        if self.setup.fault == Some(Fault::Unfenced) { &self.unmarked } else { &self.fence }
     }
 
-    pub(super) fn admits(&self, pair: Pair, sent: u64) -> bool {
-        self.setup.fault == Some(Fault::Unfenced) || self.fence.admits(pair, Tick::from_micros(self.base + sent))
+    /// What a reader sees when it scans.
+    pub(super) fn view<'a>(&'a self, cache: &'a PairCache) -> PairView<'a> {
+        PairView { cache, fence: self.fence(), stale_gate: &self.stale_gate }
+    }
+
+    /// What a reader sees when it judges its answers.
+    pub(super) fn judging_view<'a>(&'a self, cache: &'a PairCache) -> PairView<'a> {
+        let fence = if self.setup.fault == Some(Fault::JudgedOnce) { &self.unmarked } else { self.fence() };
+        PairView { cache, fence, stale_gate: &self.stale_gate }
     }
 }
 
@@ -145,8 +175,8 @@ pub(super) fn index(a: &str, b: &str) -> usize {
     PAIRS.iter().position(|pair| *pair == (a, b) || *pair == (b, a)).expect("a pair")
 }
 
-/// The relation turned between the pair's first user and `from`.
-pub(super) fn turn(relation: u8, from: &str, to: &str) -> u8 {
+/// Returns the relation of a pair seen from `from`, given as the pair's first user sees it, and the reverse.
+pub(super) fn oriented(relation: u8, from: &str, to: &str) -> u8 {
     let relation = Relation::new(relation.into()).expect("two bits");
     if PAIRS[index(from, to)].0 == from { relation.number() } else { relation.flipped().number() }
 }
