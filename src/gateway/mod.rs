@@ -27,6 +27,7 @@ mod request;
 mod response;
 pub mod route;
 #[cfg(test)]
+#[path = "../../tests/model/calls/mod.rs"]
 mod simulation;
 pub mod stack;
 mod state;

@@ -17,9 +17,11 @@
 mod estimate;
 mod graph;
 #[cfg(test)]
+#[path = "../../../../tests/model/lookups/mod.rs"]
 mod model;
 mod results;
 #[cfg(test)]
+#[path = "../../../../tests/model/scheduler.rs"]
 mod simulation;
 #[cfg(test)]
 mod tests;
