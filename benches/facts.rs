@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chatgate::clock;
 use chatgate::domain::pairs::cache::{CachedPair, PairCache};
-use chatgate::domain::pairs::pair::{FollowType, Pair, PairKey, UserHasher};
+use chatgate::domain::pairs::pair::{Pair, PairKey, Relation, UserHasher};
 use chatgate::domain::tick::Tick;
 
 /// As in the program.
@@ -124,7 +124,7 @@ fn measure(table: &str, shape: &str, pairs: usize, churn: bool) -> ExitCode {
         Pair { from: hasher.user(&from), to: hasher.user(&to) }.key()
     };
     let fact = |number: usize| {
-        let stored = FollowType::new((number % 4) as i64).expect("0 to 3");
+        let stored = Relation::new((number % 4) as i64).expect("0 to 3");
         CachedPair { stored, sent: Tick::from_micros(number as u64 + 1) }
     };
     let begun = clock::now();

@@ -15,11 +15,12 @@ use chatgate::domain::chat::command::FOLLOW_CHECK;
 use chatgate::domain::chat::envelope::Envelope;
 use chatgate::domain::chat::usersig;
 use chatgate::domain::follow::request;
-use chatgate::domain::follow::response::{Item, Items, encode_response};
+use chatgate::domain::follow::response::{encode_response, parse_items};
 use chatgate::domain::json::scan;
 use chatgate::domain::pairs::cache::{CachedPair, PairCache};
+use chatgate::domain::pairs::item::Item;
 use chatgate::domain::pairs::lookups::{BatchOutcome, JoinOptions, LookupScheduler, Wanted};
-use chatgate::domain::pairs::pair::{FollowType, Pair, PairKey, UserHasher};
+use chatgate::domain::pairs::pair::{Pair, PairKey, Relation, UserHasher};
 use chatgate::domain::tick::Tick;
 use chatgate::upstream::signer::Signer;
 
@@ -73,12 +74,12 @@ fn reading_and_writing(accounts: usize) {
     // One escape is enough to leave the fast path.
     let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
     time(&format!("a request for {accounts}, slow path"), || request::parse(escaped.as_bytes(), 1000).is_ok());
-    let item = Item::Known(FollowType::new(2).expect("0 to 3"));
+    let item = Item::Known(Relation::new(2).expect("0 to 3"));
     let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
     time(&format!("a response for {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));
     let answer = encode_response(names.iter().map(|name| (name, &item)));
     time(&format!("Chat's response for {accounts}: ErrorCode"), || Envelope::error_code(&answer).is_ok());
-    time(&format!("Chat's response for {accounts}: items"), || Items::parse(&answer).is_some());
+    time(&format!("Chat's response for {accounts}: items"), || parse_items(&answer).is_some());
 }
 
 fn looking_up() {
@@ -88,8 +89,7 @@ fn looking_up() {
         Pair { from: user(from), to: user(1_000_000 + to) }
     };
     for number in 0..PAIRS {
-        let fact =
-            CachedPair { stored: FollowType::new(1).expect("0 to 3"), sent: Tick::from_micros(number as u64 + 1) };
+        let fact = CachedPair { stored: Relation::new(1).expect("0 to 3"), sent: Tick::from_micros(number as u64 + 1) };
         facts.insert(pair(number / 100, number).key(), fact);
     }
     let requests: Vec<Vec<PairKey>> = (0..2000)
@@ -128,10 +128,10 @@ fn planning() {
     let wanted: Vec<Wanted<'_>> = (0..100).map(wanted).collect();
     let terms = JoinOptions { caller: QueueKey(7), join: true, keep: true };
     let never = |_: Pair| Tick::NEVER;
-    let item = Item::Known(FollowType::new(2).expect("0 to 3"));
+    let item = Item::Known(Relation::new(2).expect("0 to 3"));
     let answered: Vec<Cow<'_, str>> = names[..100].iter().map(|name| Cow::Borrowed(name.as_str())).collect();
     let answer = encode_response(answered.iter().map(|name| (name, &item)));
-    let items = Items::parse(&answer).expect("items");
+    let items = parse_items(&answer).expect("items");
     let mut pending = LookupScheduler::new(true);
     time("100 pairs queued, sent in a call and resolved", || {
         pending.enqueue(terms, &wanted, never).expect("room");

@@ -179,6 +179,11 @@ impl GatewayError {
         )
     }
 
+    /// Returns whether there was no call, not even one that failed.
+    pub fn made_no_call(&self) -> bool {
+        matches!(self, GatewayError::RateLimited { .. } | GatewayError::InFlightFull | GatewayError::Parked(_))
+    }
+
     /// The body of the answer: the vendor's envelope.
     pub fn envelope(&self) -> Vec<u8> {
         envelope::write(self.wire().code, &format!("chatgate: {self}"))

@@ -27,7 +27,7 @@ use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::ResponseBody;
-use crate::gateway::{Gateway, route, stack};
+use crate::gateway::{App, Gateway, route, stack};
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
@@ -123,7 +123,7 @@ impl Inner {
         // A body that cannot be read means that something has changed and will not be reported again. It invalidates all
         // that its command may have changed.
         let body = read.as_ref().map_or(&b""[..], |(body, _)| body);
-        apply(&gateway, app, Event::read(&claims.command, body), is_first).await;
+        apply(app, Event::read(&claims.command, body), is_first).await;
         read.map(drop)
     }
 
@@ -150,21 +150,21 @@ impl Inner {
 }
 
 /// Returns the app and the claims of a webhook, if the app's token has signed it within `webhook.window`.
-fn verify(gateway: &Gateway, query: &str) -> Result<(usize, Claims), VerifyError> {
+fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<(&'a Arc<App>, Claims), VerifyError> {
     let claims = Claims::read(query)?;
-    let app = gateway.app_numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
+    let app = gateway.apps.numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
     let config = gateway.config.webhook.as_ref().ok_or(VerifyError::NoToken)?;
-    let token = config.tokens.get(&gateway.config.apps[app].name).ok_or(VerifyError::NoToken)?;
+    let token = config.tokens.get(&app.name).ok_or(VerifyError::NoToken)?;
     claims.verify(token, clock::unix_now(), config.window)?;
     Ok((app, claims))
 }
 
 /// Applies an event. `is_first`: its signature has not been seen before.
-async fn apply(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
-    let name = &gateway.config.apps[app].name;
+async fn apply(app: &App, event: Event, is_first: bool) {
+    let name = &app.name;
     match event {
         Event::Follow(scope) => {
-            gateway.evict_everywhere(app, &scope).await;
+            app.invalidate_everywhere(&scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "webhook invalidated cached pairs");
         }
         Event::OverLimit { command, .. } if !is_first => {
@@ -173,7 +173,7 @@ async fn apply(gateway: &Gateway, app: usize, event: Event, is_first: bool) {
         Event::OverLimit { command, limit } => {
             let Ok(known) = CommandName::parse(&command) else { return };
             tracing::info!(app = %name, command, limit, "Chat reports that a command is close to its rate limit");
-            gateway.apply_rate_alert(app, known, limit);
+            app.apply_rate_alert(known, limit);
         }
         Event::Other => {}
     }

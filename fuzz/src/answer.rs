@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use chatgate::domain::follow::response::{Found, Item, Items};
+use chatgate::domain::follow::response::parse_items;
+use chatgate::domain::pairs::item::{Found, Item};
 
 use super::json::{self, Json};
 
@@ -11,7 +12,7 @@ pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
     }
-    let items = Items::parse(body);
+    let items = parse_items(body);
     let other = json::read(body);
     let Some(items) = items else {
         let readable = other.is_some_and(|json| {

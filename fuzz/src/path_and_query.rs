@@ -1,6 +1,6 @@
 //! Request targets and headers: one line each for the path, the query, Host and Cache-Control.
 
-use chatgate::gateway::pairs::freshness::CacheDirectives;
+use chatgate::gateway::cache_control;
 use chatgate::gateway::route;
 use chatgate::http::headers::RequestHeaders;
 use chatgate::http::host::{Hosts, check_host};
@@ -93,7 +93,7 @@ fn host(text: &str) {
 fn wishes(text: &str) {
     let Ok(value) = HeaderValue::from_str(text) else { return };
     let read = |headers: &[(&'static str, HeaderValue)]| {
-        CacheDirectives::read(&HeaderMap::from_iter(
+        cache_control::read(&HeaderMap::from_iter(
             headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.clone())),
         ))
     };

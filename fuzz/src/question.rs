@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use chatgate::domain::chat::app::{USER_ID_LEN_MAX, check_user_id};
 use chatgate::domain::follow::request::{CheckRequest, Parsed, RequestError, parse};
-use chatgate::domain::follow::response::{Item, Items, encode_call, encode_response};
+use chatgate::domain::follow::response::{encode_call, encode_response, parse_items};
 use chatgate::domain::json::object::{DEPTH_MAX, is_too_deep};
-use chatgate::domain::pairs::pair::FollowType;
+use chatgate::domain::pairs::item::{Found, Item};
+use chatgate::domain::pairs::pair::Relation;
 
 use super::json::{self, Json};
 
@@ -72,7 +73,7 @@ fn writes_what_it_read(question: &CheckRequest<'_>) {
     let body = encode_call(&question.from, question.to.iter().map(|name| &**name));
     assert_eq!(parse(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
     let items: Vec<Item> =
-        (0..question.to.len()).map(|at| Item::Known(FollowType::new(at as i64 % 4).expect("0 to 3"))).collect();
+        (0..question.to.len()).map(|at| Item::Known(Relation::new(at as i64 % 4).expect("0 to 3"))).collect();
     let answer = encode_response(question.to.iter().zip(&items));
     let json = json::read(&answer).expect("our own output");
     let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
@@ -85,9 +86,9 @@ fn writes_what_it_read(question: &CheckRequest<'_>) {
     // The same response from Chat is read with the same meaning, if it repeats no name.
     let names: std::collections::HashSet<_> = question.to.iter().collect();
     if names.len() == question.to.len() {
-        let read = Items::parse(&answer).expect("our own output");
+        let read = parse_items(&answer).expect("our own output");
         for (name, item) in question.to.iter().zip(items) {
-            assert_eq!(read.get(name), Some(&chatgate::domain::follow::response::Found::Item(item)));
+            assert_eq!(read.get(name), Some(&Found::Item(item)));
         }
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use chatgate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
 use chatgate::domain::chat::webhook::{Claims, Event, Token};
-use chatgate::domain::follow::writes::{Scope, scope};
+use chatgate::domain::follow::writes::scope;
+use chatgate::domain::pairs::scope::Scope;
 
 use super::json::{self, Json};
 

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use crate::domain::chat::app::check_user_id;
-use crate::domain::follow::writes::Scope;
 use crate::domain::json::object::{Object, given};
+use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 
@@ -32,15 +32,15 @@ struct Order {
 /// What is wrong with the order, of which then nothing was carried out.
 pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
     let (app, scope) = read_order(body)?;
-    let index = gateway.app_named(app.as_deref()).ok_or_else(|| {
-        GatewayError::UnknownApp(match app {
+    let app = gateway.apps.named(app.as_deref()).ok_or_else(|| {
+        GatewayError::UnknownApp(match &app {
             Some(_) => "no app of that name is configured".to_owned(),
             None => "several apps are configured and none is the default; name one with App".to_owned(),
         })
     })?;
-    gateway.evict_everywhere(index, &scope).await;
+    app.invalidate_everywhere(&scope).await;
     let evicted = scope.name();
-    tracing::info!(app = %gateway.config.apps[index].name, evicted, "evicted by an operator's order");
+    tracing::info!(app = %app.name, evicted, "evicted by an operator's order");
     Ok(evicted)
 }
 

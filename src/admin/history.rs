@@ -80,11 +80,10 @@ impl History {
         let totals = gateway.metrics.totals();
         let (now, unix_now) = (clock::tick(), clock::unix_now().as_secs());
         let mut apps = self.apps();
-        let configured = &gateway.config.apps;
-        apps.retain(|(name, _)| configured.iter().any(|app| app.name == *name));
-        for (app, (config, totals)) in configured.iter().zip(&totals).enumerate() {
-            let known = apps.iter().position(|(name, _)| *name == config.name).unwrap_or_else(|| {
-                apps.push((config.name.clone(), AppHistory::default()));
+        apps.retain(|(name, _)| gateway.apps.iter().any(|app| app.name == *name));
+        for (app, totals) in gateway.apps.iter().zip(&totals) {
+            let known = apps.iter().position(|(name, _)| *name == app.name).unwrap_or_else(|| {
+                apps.push((app.name.clone(), AppHistory::default()));
                 apps.len() - 1
             });
             let history = &mut apps[known].1;
@@ -96,10 +95,10 @@ impl History {
             let earliest = history.seen.front().unwrap_or(before);
             let (mut point, rates) = seen.point_since(before, earliest);
             point.at = unix_now;
-            point.queued = gateway.stats(app).pairs_queued;
+            point.queued = app.stats().pairs_queued;
             for (label, rate) in &rates {
                 let Some(name) = label.name() else { continue };
-                let quota = gateway.quota_stats(app, name);
+                let quota = app.quota_stats(name);
                 point.queued += quota.waiting;
                 let part = rounded(rate / f64::from(quota.limit));
                 if part > point.quota_use {
@@ -204,6 +203,7 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, max: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -213,19 +213,19 @@ mod tests {
     #[test]
     fn a_point_holds_what_came_since_the_one_before() {
         let metrics = Metrics::new(1);
-        let (recorder, check) = (metrics.recorder(), CommandLabel::of(FOLLOW_CHECK));
+        let (recorder, check) = (Arc::clone(&metrics.recorder().apps()[0]), CommandLabel::of(FOLLOW_CHECK));
         let seen = |secs: u64| Seen::new(Tick::from_micros(secs * 1_000_000), &metrics.totals()[0]);
-        let count = |outcome, took| recorder.request(Some(0), check, outcome, Duration::from_millis(took));
+        let count = |outcome, took| recorder.request(check, outcome, Duration::from_millis(took));
         count(Outcome::OK, 4000);
-        recorder.call(0, check, CallResult::OK, Duration::ZERO);
+        recorder.call(check, CallResult::OK, Duration::ZERO);
         let first = seen(10);
         for outcome in [Outcome::OK, Outcome::OK, Outcome::FAILED] {
             count(outcome, 1);
         }
-        recorder.request(Some(0), check, Outcome::refused(&crate::error::GatewayError::NotFound), Duration::ZERO);
-        recorder.pairs(0, &[6, 1, 3, 2, 0]);
+        recorder.request(check, Outcome::rejected(&crate::error::GatewayError::NotFound), Duration::ZERO);
+        recorder.pairs(&[6, 1, 3, 2, 0]);
         for code in [0, 60007, 60007] {
-            recorder.call(0, check, CallResult::answered(code), Duration::ZERO);
+            recorder.call(check, CallResult::answered(code), Duration::ZERO);
         }
         let (point, rates) = seen(12).point_since(&first, &first);
         assert_eq!((point.ok, point.failed, point.refused), (1.0, 0.5, 0.5));

@@ -3,7 +3,7 @@
 use super::State;
 use crate::clock;
 use crate::fleet::Mode;
-use crate::gateway::Gateway;
+use crate::gateway::{App, AppStats, Gateway};
 use crate::server::tls::HandshakeError;
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
@@ -84,26 +84,23 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
 
 fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let now = clock::unix_now().as_secs_f64();
-    let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.stats(app))).collect();
-    let mut gauge = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
+    let stats: Vec<_> = gateway.apps.iter().zip(names).map(|(app, name)| (*name, app.stats(), app)).collect();
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&AppStats, &App) -> f64| {
         text.begin(name, Kind::Gauge, help);
-        for (app, (label, _)) in figures.iter().enumerate() {
-            text.sample(name, &[("app", label)], value(app));
+        for (label, stats, app) in &stats {
+            text.sample(name, &[("app", label)], value(stats, app));
         }
     };
-    gauge("chatgate_cache_pairs", "Pairs in the cache, those past their ttl too.", &|app| {
-        figures[app].1.cache_pairs as f64
+    gauge("chatgate_cache_pairs", "Pairs in the cache, those past their ttl too.", &|stats, _| {
+        stats.cache_pairs as f64
     });
-    gauge("chatgate_pairs_queued", "Pairs that wait for a call.", &|app| figures[app].1.pairs_queued as f64);
-    gauge("chatgate_upstream_calls_in_flight", "Calls on their way to Chat.", &|app| {
-        figures[app].1.calls_in_flight as f64
+    gauge("chatgate_pairs_queued", "Pairs that wait for a call.", &|stats, _| stats.pairs_queued as f64);
+    gauge("chatgate_upstream_calls_in_flight", "Calls on their way to Chat.", &|stats, _| stats.calls_in_flight as f64);
+    gauge("chatgate_usersig_expires_seconds", "Seconds that the present signature is still good.", &|stats, _| {
+        (stats.signature_issued_at + stats.signature_lifetime) as f64 - now
     });
-    gauge("chatgate_usersig_expires_seconds", "Seconds that the present signature is still good.", &|app| {
-        let figures = &figures[app].1;
-        (figures.signature_issued_at + figures.signature_lifetime) as f64 - now
-    });
-    gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|app| {
-        f64::from(gateway.upstream_state(app).0 as u8)
+    gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|_, app| {
+        f64::from(app.upstream_state().0 as u8)
     });
 }
 

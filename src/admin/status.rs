@@ -10,7 +10,7 @@ use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
 use crate::domain::chat::command::CommandName;
-use crate::gateway::Gateway;
+use crate::gateway::{App, Gateway};
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
@@ -24,7 +24,13 @@ pub(super) fn render(state: &State) -> Value {
     let totals = gateway.metrics.totals();
     let (now, process) = (clock::unix_now(), Process::now());
     let budget = |held: usize, max: usize| json!({ "now": held, "max": max });
-    let apps: Vec<Value> = (0..config.apps.len()).map(|app| app_status(state, gateway, app, &totals[app])).collect();
+    let apps: Vec<Value> = gateway
+        .apps
+        .iter()
+        .zip(&config.apps)
+        .zip(&totals)
+        .map(|((app, config), totals)| app_status(state, gateway, config, app, totals))
+        .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": rounded(now.as_secs_f64()),
@@ -63,10 +69,10 @@ pub(super) fn render(state: &State) -> Value {
     })
 }
 
-fn app_status(state: &State, gateway: &Gateway, app: usize, totals: &AppTotals) -> Value {
-    let (config, figures) = (&gateway.config.apps[app], gateway.stats(app));
+fn app_status(state: &State, gateway: &Gateway, config: &crate::config::App, app: &App, totals: &AppTotals) -> Value {
+    let figures = app.stats();
     let (point, rates) = state.history.latest(&config.name);
-    let (place, cause) = gateway.upstream_state(app);
+    let (place, cause) = app.upstream_state();
     let age = clock::unix_now().as_secs_f64() - figures.signature_issued_at as f64;
     let mut request_time = HistogramSnapshot::default();
     totals.commands.iter().for_each(|(_, command)| request_time.add(&command.request_time));
@@ -77,7 +83,7 @@ fn app_status(state: &State, gateway: &Gateway, app: usize, totals: &AppTotals) 
         "endpoint": config.endpoint.to_string(),
         "default": gateway.config.default_app().is_some_and(|default| default.name == config.name),
         "state": { "is": place.word(), "cause": cause },
-        "clock_skew_seconds": gateway.clock_skew(app),
+        "clock_skew_seconds": app.clock_skew(),
         "signature": {
             "age_seconds": rounded(age),
             "expires_in_seconds": rounded(figures.signature_lifetime as f64 - age),
@@ -90,7 +96,7 @@ fn app_status(state: &State, gateway: &Gateway, app: usize, totals: &AppTotals) 
         },
         "queue": { "pairs_queued": figures.pairs_queued, "pairs_waited_for": figures.pairs_waiting },
         "calls_in_flight": { "now": figures.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
-        "quota": quotas(gateway, app, &rates),
+        "quota": quotas(app, &rates),
         "last_second": point,
         "since_start": {
             "requests": requests(totals),
@@ -117,9 +123,9 @@ fn hit_ratio(totals: &AppTotals) -> Option<f64> {
 }
 
 /// The quotas of the commands that were called, `follow_check` or not.
-fn quotas(gateway: &Gateway, app: usize, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
+fn quotas(app: &App, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
     let quota = |name: CommandName<'_>, rate: f64| {
-        let figures = gateway.quota_stats(app, name);
+        let figures = app.quota_stats(name);
         json!({
             "command": name.to_string(),
             "limit": figures.limit,

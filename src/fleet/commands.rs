@@ -14,8 +14,8 @@ use crate::domain::fleet::entry::{self, Entry};
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::lease::AHEAD;
 use crate::domain::fleet::message;
-use crate::domain::follow::writes::Scope;
-use crate::domain::pairs::pair::FollowType;
+use crate::domain::pairs::pair::Relation;
+use crate::domain::pairs::scope::Scope;
 use crate::domain::tick::Tick;
 
 /// A request waits no longer for what others may have learned: then it asks Chat.
@@ -155,7 +155,7 @@ impl Fleet {
 
     /// What others have learned of these pairs, in their order: the relation as `from` sees it, and when it was
     /// asked for on our own clock, rather too early than too late. Nothing if Redis is away or slow.
-    pub async fn read(&self, shared: &FleetApp, from: &str, to: &[&str]) -> Vec<Option<(FollowType, Tick)>> {
+    pub async fn read(&self, shared: &FleetApp, from: &str, to: &[&str]) -> Vec<Option<(Relation, Tick)>> {
         let Some(link) = self.link.load_full() else { return Vec::new() };
         let asked = clock::tick();
         let pairs: Vec<_> = to.iter().map(|to| shared.keys.pair(from, to)).collect();
@@ -192,7 +192,7 @@ impl Fleet {
                     Some(Entry::Fact { stored, sent }) if sent > latest.max(marked(user)) && sent <= now => {
                         let age = now - sent;
                         let sent = Tick::from_micros(asked.micros().saturating_sub(age));
-                        Some((pair.oriented(stored), sent))
+                        Some((pair.seen_from(stored), sent))
                     }
                     _ => None,
                 });
@@ -205,7 +205,7 @@ impl Fleet {
 
     /// Gives others what was learned by one lookup, which was sent at `sent`: who asked for whom, and the relation
     /// as that user sees it. Left out if Redis is away, or was not there when the lookup was sent.
-    pub fn store(self: &Arc<Self>, shared: &FleetApp, learned: &[(&str, &str, FollowType)], sent: Tick) {
+    pub fn store(self: &Arc<Self>, shared: &FleetApp, learned: &[(&str, &str, Relation)], sent: Tick) {
         let Some(link) = self.link.load_full() else { return };
         let Some(moment) = link.stamps().before(sent) else { return };
         let Some(place) = self.stores.try_acquire(1) else { return };
@@ -224,7 +224,7 @@ impl Fleet {
         &self,
         link: &Link,
         shared: &FleetApp,
-        learned: &[(&str, &str, FollowType)],
+        learned: &[(&str, &str, Relation)],
         moment: u64,
     ) -> Pipeline {
         let mut what = redis::pipe();
@@ -237,7 +237,7 @@ impl Fleet {
                 what.arg(self.name(shared, b'u', &shared.keys.user_name(user)));
             }
             what.arg(self.name(shared, b'p', &shared.keys.pair_name(pair.key())));
-            entries.push(entry::write(&shared.keys, pair.key(), pair.oriented(*seen), moment));
+            entries.push(entry::write(&shared.keys, pair.key(), pair.stored_as(*seen), moment));
         }
         what.arg(moment).arg(shared.ttl.as_millis() as u64);
         entries.iter().for_each(|entry| {

@@ -18,6 +18,7 @@ use crate::domain::chat::command::{CommandName, CommandPattern};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::http::bearer::bearer_token;
+use crate::http::headers::RequestHeaders;
 use crate::http::peer::Peer;
 use crate::limits::{CallerQuota, Reservation};
 
@@ -40,8 +41,8 @@ pub struct CallerIndex(usize);
 struct Caller {
     name: CallerName,
     id: QueueKey,
-    /// The numbers of its apps; `None`: all.
-    apps: Option<Vec<usize>>,
+    /// Its apps; `None` means all.
+    apps: Option<Vec<AppName>>,
     rights: Permissions,
     /// Calls that it may cause; `None`: no bound of its own.
     share: Option<Arc<CallerQuota>>,
@@ -60,9 +61,6 @@ impl Access {
     /// As configured. A caller that `before` knows keeps its share as it stands; if its rate has changed
     /// it begins with nothing to spend.
     pub fn new(config: &Config, before: Option<&Self>) -> Self {
-        let number = |name: &AppName| {
-            config.apps.iter().position(|app| app.name == *name).expect("callers name configured apps")
-        };
         // Where there are others, one who floods leaves half of all places to them.
         let requests_max = match config.server.max_requests {
             max if config.callers.len() > 1 => max.div_ceil(2),
@@ -80,7 +78,7 @@ impl Access {
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
             id: QueueKey::named(&caller.name),
-            apps: caller.apps.as_ref().map(|apps| apps.iter().map(number).collect()),
+            apps: caller.apps.clone(),
             rights: Permissions { allow: caller.allow.clone(), report_only: caller.report_only },
             share: share(caller),
             requests: before
@@ -121,12 +119,12 @@ impl Access {
     pub(super) fn authorize(
         &self,
         listed: Option<CallerIndex>,
-        app: usize,
+        app: &AppName,
         name: CommandName<'_>,
     ) -> Result<(), GatewayError> {
         let caller = listed.map(|listed| self.caller(listed));
         if let Some(Caller { name, apps: Some(apps), .. }) = caller
-            && !apps.contains(&app)
+            && !apps.contains(app)
         {
             let what = format!("caller {name} may not use this app; add it to the caller's apps if it should");
             return Err(GatewayError::Forbidden(what));
@@ -200,6 +198,19 @@ impl Access {
     fn caller(&self, CallerIndex(number): CallerIndex) -> &Caller {
         &self.callers[number]
     }
+}
+
+/// Checks the header that a tricked URL fetcher cannot add (`access.require_header`).
+///
+/// # Errors
+/// `forbidden`
+pub(super) fn check_header(access: &config::Access, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    if access.require_header && headers.proof.single().is_none_or(|value| value != "1") {
+        return Err(GatewayError::Forbidden(
+            "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses the processes of users that may not use a Unix socket (`server.unix_uids`).

@@ -1,136 +1,137 @@
-//! One call with all its attempts: permit, signature, socket, and what the table of outcomes makes of
-//! what comes back.
+//! One call to Chat with all its attempts.
+//!
+//! [`CallSession`] decides; this file waits, signs, and sends. An attempt gets its connection first, then its permit,
+//! and its signature last: connecting takes a time that must not pass between permit and socket, and a signature must
+//! not expire while the call is queued.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::app::App;
+use super::app::{App, AppWorker};
 use super::invalidation::WriteFence;
-use super::observe::access_log::{AttemptContext, CallStats};
+use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
-use super::{CallContext, Worker};
+use super::request::{CallContext, CallStats};
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::chat::envelope::Envelope;
-use crate::domain::follow::writes::Scope;
 use crate::domain::pairs::lookups::BatchId;
-use crate::domain::policy::outcome::{AttemptOutcome, Effect, classify};
-use crate::domain::policy::parking;
-use crate::domain::policy::parking::{Observation, Parked};
-use crate::domain::policy::retry::{RetryDecision, RetryState};
+use crate::domain::pairs::scope::Scope;
+use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
+use crate::domain::policy::outcome::{self, AttemptOutcome, Effect};
+use crate::domain::policy::parking::ParkingChange;
 use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, Permit};
+use crate::upstream::signer::Signature;
 use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
 
-/// A call and what it is allowed.
-pub(super) struct CallSpec<'a> {
-    pub app: usize,
-    pub kind: CommandKind,
-    /// All attempts and waits end by this deadline, and take this caller's turns.
-    pub asker: CallContext,
-    /// What the call may change: marked when it goes out, and once more when it is over.
-    pub change: Option<&'a PendingWrite>,
-    /// Of the request that it is made for, if it is made for one.
-    pub notes: Option<&'a CallStats>,
-    /// The lookup, if it is one.
-    pub lookup: Option<BatchId>,
+/// How a call ended: a response of Chat, which may be an error response, or the reason why there is none.
+pub(super) type CallResult = Result<ChatResponse, GatewayError>;
+
+/// Returns whether Chat, the connection, or the quota failed, so that a stale answer is better than none.
+pub(super) fn allows_stale(result: &CallResult) -> bool {
+    match result {
+        Ok(response) => outcome::allows_stale(response.error_code),
+        Err(error) => error.allows_stale(),
+    }
 }
 
-/// What a call may change, and whether it may have: it has gone out.
+/// What a call is made for, and what it may do.
+pub(super) struct CallSpec<'a> {
+    pub kind: CommandKind,
+    /// All attempts and waits end by its deadline.
+    pub context: CallContext,
+    /// What the call may change: the fence is marked when the call leaves, and again when it has ended.
+    pub write: Option<&'a PendingWrite>,
+    /// Of the request that makes the call, if one request does.
+    pub stats: Option<&'a CallStats>,
+    /// The batch of pairs that the call looks up, if it is a lookup.
+    pub batch: Option<BatchId>,
+}
+
+/// The pairs that a call may change, and whether the call has left.
 pub(super) struct PendingWrite {
     pub scope: Scope,
-    pub begun: AtomicBool,
+    pub sent: AtomicBool,
 }
 
-/// The way to a first attempt, for who has gone it already.
-pub(super) type Acquired = Result<Permit<LeasedConnection>, AcquireError>;
-
-/// Why an attempt could not be made.
-#[derive(Debug)]
-pub(super) enum AcquireError {
-    /// No connection.
-    NotSent(AttemptError),
-    /// What it would ask is parked.
-    Parked(Parked),
-    /// No permit before the deadline; after so long there may be one.
-    DeadlineTooShort(Duration),
-    /// No room among the calls in flight before the deadline.
-    InFlightFull,
-    /// Other calls took too long to connect.
-    QueueStalled,
+/// How acquiring a connection and a permit ended.
+pub(super) enum Acquired {
+    /// The call may be sent.
+    Ready(Permit<LeasedConnection>),
+    /// Connecting failed. This counts as an attempt.
+    NotConnected(AttemptError),
+    /// The call must not be sent.
+    Rejected(GatewayError),
 }
 
-impl Worker {
-    /// Makes attempts until one is good enough, or nothing more may be tried. What it gives is the last
-    /// answer that there was: if there is no time for one more attempt, the caller learns why the one
-    /// before failed.
-    pub(super) async fn call_with_retries(
-        &self,
-        journey: CallSpec<'_>,
-        call: Call<'_>,
-        mut first: Option<Acquired>,
-    ) -> Result<ChatResponse, GatewayError> {
-        let CallSpec { app, kind, asker, change, notes, lookup } = journey;
-        let (state, upstream, name) = (self.app(app), &self.upstreams[app], call.name);
-        let mut course = RetryState::begin(kind, self.gateway.config.upstream.attempts, &state.retries);
-        let (mut marks, mut last) = (None, None);
+/// An attempt that has ended.
+struct Attempt {
+    result: Result<ChatResponse, AttemptError>,
+    ended: Instant,
+    /// `None` if nothing was signed.
+    signature: Option<Arc<Signature>>,
+}
+
+impl AppWorker {
+    /// Makes attempts until one succeeds or nothing more may be tried, and returns the result of the last attempt that
+    /// was made: if there is no time for another one, the caller learns why the one before it failed.
+    pub(super) async fn call(&self, spec: CallSpec<'_>, call: Call<'_>, mut acquired: Option<Acquired>) -> CallResult {
+        let (chat, name) = (&self.app.chat, call.name);
+        let mut session = CallSession::new(name, spec.kind, self.gateway.config.upstream.attempts, &chat.retries);
+        let (mut fence, mut last) = (None, None);
         loop {
-            let cause = asker.trace.map(|above| CallParent { above, lookup, tried: course.retries() });
-            let begun = clock::now();
-            let way = match first.take() {
-                Some(way) => way,
-                None => pin!(self.acquire(app, name, asker, notes, begun)).await,
+            let batch = spec.batch;
+            let parent = spec.context.trace.map(|above| CallParent { above, batch, attempts: session.attempts() });
+            let started = clock::now();
+            let acquired = match acquired.take() {
+                Some(acquired) => acquired,
+                None => pin!(self.acquire(&session, name, &spec, started)).await,
             };
             let now = clock::now();
-            let (result, ended, signature) = match way {
-                Ok(Permit { slot: _slot, ready: lease }) => {
-                    if let Err(parked) = state.parking().admit(name, clock::tick_at(now)) {
-                        upstream.release(lease);
+            let attempt = match acquired {
+                Acquired::Ready(permit) => {
+                    if let Err(parked) = session.admit(&mut chat.parking(), clock::tick_at(now)) {
+                        self.upstream.release(permit.ready);
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
-                    marks = marks.or_else(|| change.map(|change| WriteFence::new(&state.follow, &change.scope)));
-                    if let Some(change) = change {
-                        change.begun.store(true, Ordering::Relaxed);
+                    if let Some(write) = spec.write {
+                        fence.get_or_insert_with(|| WriteFence::new(&self.app.pairs, &write.scope));
+                        write.sent.store(true, Ordering::Relaxed);
                     }
-                    let signer = state.signer.load_full();
-                    let signature = signer.current(clock::unix_now());
-                    let attempt = AttemptContext { app, begun: now, deadline: asker.deadline, notes, cause };
-                    let (result, ended) = pin!(self.send(attempt, lease, (&signer, &signature), call.clone())).await;
-                    if let Ok(answer) = &result {
-                        state.on_response(name, answer, kind, (now, ended));
-                    }
-                    (result, ended, Some(signature))
+                    let deadline = spec.context.deadline;
+                    let attempt = AttemptContext { started: now, deadline, stats: spec.stats, parent };
+                    pin!(self.attempt(&session, attempt, permit, &call)).await
                 }
-                Err(AcquireError::NotSent(fault)) => {
-                    self.unsent_call_span(cause, app, name, begun, &fault);
-                    (Err(fault), now, None)
+                Acquired::NotConnected(error) => {
+                    self.record_unsent_call(parent, name, started, &error);
+                    Attempt { result: Err(error), ended: now, signature: None }
                 }
-                Err(hindered) => return last.unwrap_or_else(|| Err(hindered.into_error(name))),
+                Acquired::Rejected(error) => return last.unwrap_or(Err(error)),
             };
-            let seen = match &result {
-                Ok(answer) => AttemptOutcome::Answer(answer.error_code),
-                Err(fault) => fault.outcome(),
+            let outcome = match &attempt.result {
+                Ok(response) => AttemptOutcome::Answer(response.error_code),
+                Err(error) => error.outcome(),
             };
-            let result = result.map_err(GatewayError::from);
-            let left = self.latest_permit(asker.deadline).saturating_duration_since(ended);
-            let pause = match course.on_outcome(seen, left, clock::random_u32(), &state.retries) {
+            let result = attempt.result.map_err(GatewayError::from);
+            let latest = self.gateway.latest_permit(spec.context.deadline);
+            let left = latest.saturating_duration_since(attempt.ended);
+            let pause = match session.on_outcome(outcome, left, clock::random_u32(), &chat.retries) {
                 RetryDecision::Return => return result,
-                RetryDecision::RetryWithFreshSignature => {
-                    let fresh =
-                        signature.and_then(|refused| state.signer.load().after_rejection(&refused, clock::unix_now()));
-                    if fresh.is_none() {
-                        return result;
-                    }
-                    Duration::ZERO
+                RetryDecision::RetryWithFreshSignature if !self.app.renew_signature(attempt.signature) => {
+                    return result;
                 }
+                RetryDecision::RetryWithFreshSignature => Duration::ZERO,
                 RetryDecision::RetryAfter(pause) => {
-                    // It is one more call that this caller causes.
-                    let Ok(reserved) = self.gateway.access.reserve(asker.listed, || 1, || left) else { return result };
+                    // The retry is one more call that this caller causes.
+                    let reserved = self.gateway.access.reserve(spec.context.caller, || 1, || left);
+                    let Ok(reserved) = reserved else { return result };
                     pause.max(reserved.wait)
                 }
             };
-            tracing::debug!(command = %name, tried = course.retries(), ?seen, ?pause, "one more attempt");
+            tracing::debug!(command = %name, attempts = session.attempts(), ?outcome, ?pause, "retrying a call");
             last = Some(result);
             if pause > Duration::ZERO {
                 tokio::time::sleep(pause).await;
@@ -138,90 +139,132 @@ impl Worker {
         }
     }
 
-    /// A connection, then room and permit.
+    /// Waits for a connection, then for room in flight and a permit.
     async fn acquire(
         &self,
-        app: usize,
+        session: &CallSession<'_>,
         name: CommandName<'_>,
-        asker: CallContext,
-        notes: Option<&CallStats>,
-        begun: Instant,
+        spec: &CallSpec<'_>,
+        started: Instant,
     ) -> Acquired {
-        let (state, upstream) = (self.app(app), &self.upstreams[app]);
-        if let Err(parked) = state.parking().check(name, clock::tick_at(begun)) {
-            return Err(AcquireError::Parked(parked));
+        let chat = &self.app.chat;
+        if let Err(parked) = session.check(&chat.parking(), clock::tick_at(started)) {
+            return Acquired::Rejected(GatewayError::Parked(parked));
         }
-        let parked = || state.parking().check(name, clock::tick()).err();
-        let deadline = self.latest_permit(asker.deadline);
-        let wait = AdmitRequest { caller: asker.caller, room: &state.room, begun, deadline };
-        let quota = state.quotas.of(name);
-        let waited = pin!(quota.admit(wait, upstream.connect(), || parked().is_none())).await;
-        let span = self.waited(app, begun);
-        if let Some(notes) = notes {
-            notes.waited(span);
+        let parked = || session.check(&chat.parking(), clock::tick()).err();
+        let CallContext { queue_key, deadline, .. } = spec.context;
+        let deadline = self.gateway.latest_permit(deadline);
+        let request = AdmitRequest { caller: queue_key, room: &chat.in_flight, begun: started, deadline };
+        let quota = chat.quotas.of(name);
+        let admitted = pin!(quota.admit(request, self.upstream.connect(), || parked().is_none())).await;
+        let waited = self.record_quota_wait(started);
+        if let Some(stats) = spec.stats {
+            stats.add_wait(waited);
         }
-        match waited {
-            Ok(Admission::Granted(permit)) => Ok(permit),
-            Ok(Admission::Cancelled(lease)) => {
-                upstream.release(lease);
-                Err(parked().map_or(AcquireError::QueueStalled, AcquireError::Parked))
+        match admitted {
+            Ok(Admission::Granted(permit)) => Acquired::Ready(permit),
+            Ok(Admission::Cancelled(connection)) => {
+                self.upstream.release(connection);
+                Acquired::Rejected(parked().map_or_else(queue_stalled, GatewayError::Parked))
             }
-            Err(AdmitError::DeadlineTooShort(retry_after)) => Err(AcquireError::DeadlineTooShort(retry_after)),
-            Err(AdmitError::InFlightFull) => Err(AcquireError::InFlightFull),
-            Err(AdmitError::QueueStalled) => Err(AcquireError::QueueStalled),
-            Err(AdmitError::Connect(fault)) => Err(AcquireError::NotSent(fault)),
+            Err(error) => Acquired::not_admitted(error, name),
         }
+    }
+
+    /// Signs and sends one attempt, and applies what its response means for later calls.
+    async fn attempt(
+        &self,
+        session: &CallSession<'_>,
+        context: AttemptContext<'_>,
+        permit: Permit<LeasedConnection>,
+        call: &Call<'_>,
+    ) -> Attempt {
+        // Held until the response is in.
+        let Permit { slot: _slot, ready: connection } = permit;
+        let started = context.started;
+        let signer = self.app.chat.signer.load_full();
+        let signature = signer.current(clock::unix_now());
+        let (result, ended) = pin!(self.send(context, connection, (&signer, &signature), call.clone())).await;
+        if let Ok(response) = &result {
+            self.app.on_response(session, call.name, response, started, ended);
+        }
+        Attempt { result, ended, signature: Some(signature) }
     }
 }
 
-impl AcquireError {
-    fn into_error(self, name: CommandName<'_>) -> GatewayError {
-        match self {
-            AcquireError::NotSent(fault) => fault.into(),
-            AcquireError::Parked(parked) => GatewayError::Parked(parked),
-            AcquireError::DeadlineTooShort(retry_after) => {
+impl Acquired {
+    pub(super) fn not_admitted(error: AdmitError<AttemptError>, name: CommandName<'_>) -> Self {
+        Acquired::Rejected(match error {
+            AdmitError::Connect(error) => return Acquired::NotConnected(error),
+            AdmitError::DeadlineTooShort(retry_after) => {
                 GatewayError::RateLimited { command: name.to_string(), retry_after }
             }
-            AcquireError::InFlightFull => GatewayError::InFlightFull,
-            AcquireError::QueueStalled => {
-                let what = "connecting takes too long, nothing was sent";
-                let cause = "other calls are still waiting for a connection".to_owned();
-                GatewayError::UpstreamUnreachable { what, cause }
-            }
-        }
+            AdmitError::InFlightFull => GatewayError::InFlightFull,
+            AdmitError::QueueStalled => queue_stalled(),
+        })
     }
+}
+
+fn queue_stalled() -> GatewayError {
+    let what = "connecting takes too long; no data was sent";
+    let cause = "other calls are still waiting for a connection".to_owned();
+    GatewayError::UpstreamUnreachable { what, cause }
 }
 
 impl App {
-    /// What an answer means for the calls that follow.
+    /// Makes sure that the next attempt has a signature newer than `rejected`. Returns false if there is none.
+    fn renew_signature(&self, rejected: Option<Arc<Signature>>) -> bool {
+        let signer = self.chat.signer.load();
+        rejected.and_then(|rejected| signer.after_rejection(&rejected, clock::unix_now())).is_some()
+    }
+
+    /// Applies a response to the command's rate limit and to what is parked.
     fn on_response(
         &self,
+        session: &CallSession<'_>,
         name: CommandName<'_>,
-        answer: &ChatResponse,
-        kind: CommandKind,
-        (sent, now): (Instant, Instant),
+        response: &ChatResponse,
+        sent: Instant,
+        received: Instant,
     ) {
-        let effect = classify(AttemptOutcome::Answer(answer.error_code), kind).effect;
+        let code = response.error_code;
+        let effect = session.effect(code);
         if effect == Effect::SlowDown {
-            self.quotas.of(name).on_throttled();
-            tracing::warn!(command = %name, code = answer.error_code, limit = self.quotas.of(name).limit(), "Chat wants fewer calls");
+            self.on_throttled(name, code);
         }
         let info = match effect {
             Effect::None | Effect::SlowDown => None,
-            _ => Envelope::parse(&answer.body).ok().and_then(|envelope| envelope.error_info),
+            _ => Envelope::parse(&response.body).ok().and_then(|envelope| envelope.error_info),
         };
         let info = info.unwrap_or_default();
-        let told = Observation { command: name, code: answer.error_code, info: &info, sent: clock::tick_at(sent) };
-        let change = self.parking().on_response(told, effect, clock::tick_at(now));
-        match change {
-            parking::ParkingChange::None => {}
-            parking::ParkingChange::App(why) => {
-                tracing::warn!(code = why.code, info = why.info, "Chat refuses the app; {}", why.hint);
+        let (sent, received) = (clock::tick_at(sent), clock::tick_at(received));
+        let seen = ResponseSeen { code, info: &info, sent, received };
+        let app = &self.name;
+        match session.on_response(seen, &mut self.chat.parking()) {
+            ParkingChange::None => {}
+            ParkingChange::App(reason) => {
+                let (error_code, error_info, hint) = (reason.code, &*reason.info, reason.hint);
+                tracing::warn!(%app, error_code, error_info, hint, "app parked: Chat rejects its calls");
             }
-            parking::ParkingChange::Command(why) => {
-                tracing::warn!(command = %name, code = why.code, info = why.info, "Chat refuses the command; {}", why.hint);
+            ParkingChange::Command(reason) => {
+                let (error_code, error_info, hint) = (reason.code, &*reason.info, reason.hint);
+                tracing::warn!(%app, command = %name, error_code, error_info, hint, "command parked: Chat rejects its calls");
             }
-            parking::ParkingChange::Lifted => tracing::info!(command = %name, "Chat takes calls again"),
+            ParkingChange::Lifted => {
+                tracing::info!(%app, command = %name, "no longer parked: Chat accepts calls again")
+            }
+        }
+    }
+
+    fn on_throttled(&self, name: CommandName<'_>, error_code: i64) {
+        let quota = self.chat.quotas.of(name);
+        let old_limit = quota.limit();
+        quota.on_throttled();
+        let new_limit = quota.limit();
+        // One line per lowering, not one per call.
+        if new_limit < old_limit {
+            let app = &self.name;
+            tracing::warn!(%app, command = %name, error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
         }
     }
 }

@@ -1,87 +1,62 @@
-//! Forgetting: what a write, an event or an operator names is not answered from before it.
+//! Invalidation: after a write, a webhook, or an admin action, no answer comes from before it.
 
-use std::num::NonZeroU32;
+use std::sync::Arc;
 
-use super::app::{Follow, Gateway};
+use super::app::App;
+use super::pairs::PairService;
+use super::replication::FleetHandle;
 use crate::clock;
-use crate::domain::chat::command::CommandName;
-use crate::domain::follow::writes::Scope;
-use crate::domain::pairs::pair::{Pair, PairKey, UserKey};
+use crate::domain::pairs::scope::{Scope, ScopeKeys};
 
-impl Gateway {
-    /// Forgets what `scope` names of an app. Once it returns, no answer comes from a lookup that was
-    /// sent before: neither one that is kept nor one that is under way. For `cache.write_settle` answers
-    /// about these pairs are not kept, as after a write.
-    ///
-    /// `app` is one that [`Gateway::app_named`] or [`Gateway::app_numbered`] gave.
-    pub fn evict(&self, app: usize, scope: &Scope) {
-        let follow = &self.apps[app].follow;
-        follow.evict(&follow.keys(scope));
+impl App {
+    /// Invalidates the pairs of a scope. Once this returns, no answer comes from a lookup that was sent before, neither
+    /// from the cache nor from a lookup in flight. For `cache.write_settle` results about these pairs are not cached,
+    /// as after a write.
+    pub fn invalidate(&self, scope: &Scope) {
+        self.pairs.invalidate(&ScopeKeys::new(scope, &self.pairs.hasher));
     }
 
-    /// Chat says what it holds a command to: for a while no more than that is sent, and never more than
-    /// is configured.
-    pub fn apply_rate_alert(&self, app: usize, name: CommandName<'_>, limit: NonZeroU32) {
-        self.apps[app].quotas.alert(name, limit);
-    }
-}
-
-/// What a scope names, hashed.
-pub(super) struct ScopeKeys {
-    pairs: Vec<PairKey>,
-    users: Vec<UserKey>,
-    all: bool,
-}
-
-impl Follow {
-    pub(super) fn keys(&self, scope: &Scope) -> ScopeKeys {
-        let user = |name: &String| self.hasher.user(name);
-        let mut keys = ScopeKeys { pairs: Vec::new(), users: Vec::new(), all: false };
-        match scope {
-            Scope::Pairs { from, to } => {
-                let from = user(from);
-                keys.pairs = to.iter().map(|to| Pair { from, to: user(to) }.key()).collect();
-            }
-            Scope::Users(names) => keys.users = names.iter().map(user).collect(),
-            Scope::All => keys.all = true,
-        }
-        keys
+    /// Invalidates the pairs of a scope here and in the other replicas. Once this returns, Redis has passed it on, or is
+    /// unreachable.
+    pub async fn invalidate_everywhere(&self, scope: &Scope) {
+        self.invalidate(scope);
+        self.publish_invalidation(scope).await;
     }
 
-    /// Marks the fence. What was sent up to now is void.
-    fn mark(&self, keys: &ScopeKeys) {
-        let (fence, now) = (&self.fence, clock::tick());
-        keys.pairs.iter().for_each(|pair| fence.mark_pair(*pair, now));
-        keys.users.iter().for_each(|user| fence.mark_user(*user, now));
-        if keys.all {
-            fence.mark_all(now);
+    /// Tells the other replicas. This runs in a task of its own: the request that waits for it may be dropped.
+    pub(super) async fn publish_invalidation(&self, scope: &Scope) {
+        if let Some(FleetHandle { fleet, shared }) = self.fleet.clone() {
+            let scope = scope.clone();
+            let publish = self.tasks.spawn(async move { fleet.evict(&shared, &scope).await });
+            // The task does not panic, and there is nothing to do if it did.
+            let _ = publish.await;
         }
     }
+}
 
-    pub(super) fn evict(&self, keys: &ScopeKeys) {
-        self.mark(keys);
-        // The fence alone keeps the promise; this only frees what can never be read again.
-        keys.pairs.iter().for_each(|pair| self.cache.remove(*pair));
+impl PairService {
+    fn invalidate(&self, keys: &ScopeKeys) {
+        keys.invalidate(&self.fence, &self.cache, clock::tick());
     }
 }
 
-/// A write under way: marks what it may change when it begins, and evicts it when it ends, however it
+/// A write in flight: marks the pairs that it may change when it starts, and invalidates them when it ends, however it
 /// ends.
-pub(super) struct WriteFence<'a> {
-    follow: &'a Follow,
+pub(super) struct WriteFence {
+    pairs: Arc<PairService>,
     keys: ScopeKeys,
 }
 
-impl<'a> WriteFence<'a> {
-    pub(super) fn new(follow: &'a Follow, scope: &Scope) -> Self {
-        let keys = follow.keys(scope);
-        follow.mark(&keys);
-        Self { follow, keys }
+impl WriteFence {
+    pub(super) fn new(pairs: &Arc<PairService>, scope: &Scope) -> Self {
+        let keys = ScopeKeys::new(scope, &pairs.hasher);
+        keys.mark(&pairs.fence, clock::tick());
+        Self { pairs: Arc::clone(pairs), keys }
     }
 }
 
-impl Drop for WriteFence<'_> {
+impl Drop for WriteFence {
     fn drop(&mut self) {
-        self.follow.evict(&self.keys);
+        self.pairs.invalidate(&self.keys);
     }
 }

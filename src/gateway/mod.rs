@@ -1,26 +1,36 @@
-//! One request, from its head to its answer.
+//! The life of a request, from its headers to its response.
 //!
-//! 1. [`route`] and [`access`]: Host and Origin, who asks, path, method, query, app.
-//! 2. [`access`] again: what this caller may call.
-//! 3. body: whole, in time, within bounds.
-//! 4. `follow` for a `follow_check` that facts can answer, `relay` for all else.
+//! [`Worker::handle`] takes a request through these phases; each has a file of its own:
 //!
-//! Both end in quota, then signature, then [`crate::upstream`].
+//! 1. *route* ([`route`]): Host, Origin, and framing; path and method; the app that the request names.
+//! 2. *authorize* ([`access`]): the caller, and what it may call.
+//! 3. *read the body*: whole, in time, within bounds.
+//! 4. *admit*: a slot among the requests in flight, and a deadline.
+//! 5. *answer*: a `follow_check` from the cache and from lookups (`pairs`), every other command by a call (`relay`).
+//! 6. *respond* (`response`), and record what happened ([`observe`]).
+//!
+//! Lookups and relayed calls both end in `call`: permit, signature, [`crate::upstream`].
 
 pub mod access;
 mod app;
+pub mod cache_control;
 mod call;
 mod detach;
+mod directory;
 pub mod generation;
 mod invalidation;
-pub mod observe;
-pub mod pairs;
+pub(crate) mod observe;
+mod pairs;
 mod relay;
 mod replication;
+mod request;
+mod response;
 pub mod route;
 #[cfg(test)]
+#[path = "../../tests/model/calls/mod.rs"]
 mod simulation;
 pub mod stack;
+mod state;
 mod stats;
 
 use std::pin::pin;
@@ -28,21 +38,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{AGE, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 
-use self::access::CallerIndex;
-use self::observe::access_log::{RequestContext, RequestGuard};
-use self::pairs::freshness::{CacheDirectives, PairSources};
+use self::app::AppWorker;
+use self::directory::AppReference;
+use self::pairs::check::LookupOptions;
+use self::relay::RelayRequest;
+use self::request::{CallContext, RequestContext, RequestGuard};
+use self::response::{BUFFERED, Reply};
+use self::route::Route;
 use crate::capacity::CapacityGuard;
 use crate::clock;
-use crate::domain::caller::QueueKey;
 use crate::domain::chat::command::FOLLOW_CHECK;
-use crate::domain::follow::request;
-use crate::domain::follow::request::{Parsed, RequestError};
+use crate::domain::follow::request::{self as follow_request, Parsed, RequestError};
 use crate::domain::json::object::{DEPTH_MAX, is_too_deep};
 use crate::domain::json::scan;
 use crate::error::GatewayError;
@@ -53,167 +64,148 @@ use crate::http::request_id::RequestId;
 use crate::http::traceparent::traceparent;
 use crate::http::wakeups::FilteredBody;
 use crate::telemetry::metrics::labels::CommandLabel;
-use crate::telemetry::trace::Context;
-use crate::upstream;
 
-pub use self::app::{Gateway, GatewayBuildError, Worker};
+pub use self::app::App;
 pub use self::replication::InvalidationSubscriber;
+pub use self::state::{Gateway, GatewayBuildError, Worker};
 pub use self::stats::AppStats;
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
-
-/// Why a call brought no answer that can be used, shared by all who waited for it.
-#[derive(Debug)]
-pub(crate) enum CallFailure {
-    /// Chat said no; its answer goes to the caller untouched.
-    Chat(upstream::ChatResponse),
-    /// There is no answer of Chat.
-    Gateway(GatewayError),
+/// A body that has been read, and what counts its bytes.
+struct WholeBody {
+    bytes: Bytes,
+    buffered: CapacityGuard,
 }
 
-/// Who waits, and until when.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CallContext {
-    /// Whose turn it takes.
-    caller: QueueKey,
-    /// Which of the configured callers it is; `None` if there are none.
-    listed: Option<CallerIndex>,
-    deadline: Instant,
-    /// Where it stands in a trace, if traces are taken.
-    trace: Option<Context>,
-}
-
-/// An answer before it is put on the wire.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    status: StatusCode,
-    content_type: Option<HeaderValue>,
-    body: Bytes,
-    cache_status: Option<String>,
-    age: Option<u64>,
-    explain: Option<String>,
-    /// 0 unless Chat said no.
-    error_code: i64,
-    /// Where the pairs of the answer came from.
-    pairs: Option<PairSources>,
+/// A request that may be worked on now.
+struct Admitted {
+    context: CallContext,
+    /// Slots of the caller and of the gateway, released on drop.
+    _slots: (Option<CapacityGuard>, CapacityGuard),
 }
 
 impl Worker {
-    /// Answers a request. Never fails: what goes wrong becomes an answer.
+    /// Answers a request. Never fails: an error becomes a response.
     pub async fn handle<B>(
         self: Arc<Self>,
         request: Request<B>,
         id: RequestId,
-        downstream: ConnectionInfo,
+        connection: ConnectionInfo,
     ) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut asked = RequestGuard::begin(&self, &head, id, downstream);
-        // Pinned where it is made, here and below: made for an `await` it would be moved there, all of it.
-        let answered = pin!(self.respond(&head, body, downstream, &mut asked.trail)).await;
-        self.record(asked, &answered);
-        answered.map_or_else(GatewayError::into_response, Reply::into_response)
+        let mut guard = RequestGuard::new(&self, &head, id, connection);
+        // Pinned where it is made, here and below: an `await` would move the whole future first.
+        let result = pin!(self.respond(&head, body, connection, &mut guard.context)).await;
+        self.record(guard, &result);
+        result.map_or_else(GatewayError::into_response, Reply::into_response)
     }
 
-    async fn respond<B>(
-        self: &Arc<Self>,
+    async fn respond<'w, B>(
+        &'w self,
         head: &Parts,
         body: B,
-        downstream: ConnectionInfo,
-        trail: &mut RequestContext,
+        connection: ConnectionInfo,
+        context: &mut RequestContext<'w>,
     ) -> Result<Reply, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        let (gateway, heeded) = (&self.gateway, RequestHeaders::of(&head.headers));
-        route::check_caller(head, &heeded, &gateway.hosts, downstream.peer)?;
-        // Before anything is answered on a connection it must be sure where the request ends.
-        route::check_shape(head, &heeded)?;
-        access::check_uid(&gateway.config.server.unix_uids, downstream.peer)?;
-        let listed = gateway.access.identify(&head.headers)?;
-        trail.listed = listed;
-        let path = route::read(head)?;
-        trail.command = CommandLabel::of(path.name);
-        if gateway.config.access.require_header && heeded.proof.single().is_none_or(|value| value != "1") {
-            return Err(GatewayError::Forbidden(
-                "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
-            ));
+        let (gateway, headers) = (&self.gateway, RequestHeaders::of(&head.headers));
+        route::check_caller(head, &headers, &gateway.hosts, connection.peer)?;
+        // Before anything is answered on a connection it must be certain where the request ends.
+        route::check_shape(head, &headers)?;
+        access::check_uid(&gateway.config.server.unix_uids, connection.peer)?;
+        context.caller = gateway.access.identify(&head.headers)?;
+        let route = route::read(head)?;
+        context.command = CommandLabel::of(route.name);
+        access::check_header(&gateway.config.access, &headers)?;
+        let app = self.choose_app(&route, head, &headers)?;
+        context.app = Some(app);
+        gateway.access.authorize(context.caller, &app.app.name, route.name)?;
+        check_encoding(&headers)?;
+        let body = pin!(self.read_body(head, body, context.started)).await?;
+        let admitted = self.admit(connection, context)?;
+        if route.name == FOLLOW_CHECK {
+            return pin!(app.follow_check(head, &headers, body, admitted.context, context)).await;
         }
-        let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
-        let mut headers = Vec::new();
-        if heeded.app.is_present() {
-            let all = head.headers.get_all(route::APP_HEADER).into_iter();
-            headers.extend(all.map(|value| value.to_str().unwrap_or_default()));
-        }
-        let app = gateway.choose(path.app, &headers, &sdkappids)?;
-        trail.app = Some(app);
-        gateway.access.authorize(listed, app, path.name)?;
-        let is_plain = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
-        if heeded.content_encoding.is_present() && !heeded.content_encoding.single().is_some_and(is_plain) {
-            return Err(GatewayError::UnsupportedEncoding);
-        }
-        let (body, held) = pin!(self.read_body(head, body, trail.begun)).await?;
-        // From here on it is chatgate's time that passes, and a place that is used.
-        let _own = gateway.access.acquire_slot(listed)?;
-        let _working =
-            gateway.requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
-        let caller = gateway.access.queue_key(listed).unwrap_or(downstream.caller);
-        let deadline = clock::now() + gateway.config.upstream.timeout;
-        let asker = CallContext { caller, listed, deadline, trace: trail.context() };
-
-        if path.name == FOLLOW_CHECK {
-            let wishes = if heeded.cache_control.is_present() {
-                CacheDirectives::read(&head.headers)
-            } else {
-                CacheDirectives::default()
-            };
-            let explain = gateway.config.server.explain && heeded.explain.single().is_some_and(|value| value == "1");
-            let manner = pairs::check::LookupOptions { wishes, explain, asker };
-            return pin!(self.follow_check(app, &heeded, body, held, manner, trail)).await;
-        }
-        check_object(&body)?;
-        let traceparent = traceparent(&heeded);
-        let order = relay::Order { body, held, traceparent, asker, notes: trail.start_call() };
-        pin!(self.relay(app, path.name, order)).await
+        check_object(&body.bytes)?;
+        let request = relay_request(&headers, body, admitted.context, context);
+        pin!(app.relay(route.name, request)).await
     }
 
-    async fn read_body<B>(&self, head: &Parts, body: B, begun: Instant) -> Result<(Bytes, CapacityGuard), GatewayError>
+    fn choose_app(
+        &self,
+        route: &Route<'_>,
+        head: &Parts,
+        headers: &RequestHeaders<'_>,
+    ) -> Result<&Arc<AppWorker>, GatewayError> {
+        let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
+        let mut named = Vec::new();
+        if headers.app.is_present() {
+            let all = head.headers.get_all(route::APP_HEADER).into_iter();
+            named.extend(all.map(|value| value.to_str().unwrap_or_default()));
+        }
+        self.apps.choose(AppReference { prefix: route.app, headers: &named, sdkappids: &sdkappids })
+    }
+
+    async fn read_body<B>(&self, head: &Parts, body: B, started: Instant) -> Result<WholeBody, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let server = &self.gateway.config.server;
         let body = FilteredBody::new(body, head.version);
         let reading = pin!(read_whole(body, server.max_body, &self.gateway.buffered));
-        let read = clock::timeout_at_lazy(begun + server.body_timeout, reading).await;
-        read.ok_or(GatewayError::BodyTimeout(server.body_timeout))?.map_err(|error| match error {
+        let read = clock::timeout_at_lazy(started + server.body_timeout, reading).await;
+        let read = read.ok_or(GatewayError::BodyTimeout(server.body_timeout))?;
+        let (bytes, buffered) = read.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadRequest,
-        })
+        })?;
+        Ok(WholeBody { bytes, buffered })
     }
 
+    /// Takes slots for a request. From here on its time is chatgate's own.
+    fn admit(&self, connection: ConnectionInfo, context: &RequestContext<'_>) -> Result<Admitted, GatewayError> {
+        let Gateway { access, requests, config, .. } = &*self.gateway;
+        let of_caller = access.acquire_slot(context.caller)?;
+        let of_gateway = requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
+        let context = CallContext {
+            queue_key: access.queue_key(context.caller).unwrap_or(connection.caller),
+            caller: context.caller,
+            deadline: clock::now() + config.upstream.timeout,
+            trace: context.trace(),
+        };
+        Ok(Admitted { context, _slots: (of_caller, of_gateway) })
+    }
+}
+
+impl AppWorker {
+    /// Answers a `follow_check` from its pairs, or relays it if it has members that chatgate does not know.
     async fn follow_check(
         self: &Arc<Self>,
-        app: usize,
-        heeded: &RequestHeaders<'_>,
-        body: Bytes,
-        held: CapacityGuard,
-        manner: pairs::check::LookupOptions,
-        trail: &mut RequestContext,
+        head: &Parts,
+        headers: &RequestHeaders<'_>,
+        body: WholeBody,
+        call: CallContext,
+        context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
-        let question = match request::parse(&body, self.gateway.config.follow_check.max_to) {
-            Ok(Parsed::Known(question)) => question,
+        let config = &self.gateway.config;
+        let directives =
+            if headers.cache_control.is_present() { cache_control::read(&head.headers) } else { Default::default() };
+        let request = match follow_request::parse(&body.bytes, config.follow_check.max_to) {
+            Ok(Parsed::Known(request)) => request,
             Ok(Parsed::Extended) => {
-                check_depth(&body)?;
-                if manner.wishes.only_if_cached {
+                check_depth(&body.bytes)?;
+                if directives.only_if_cached {
                     return Err(GatewayError::NotCached);
                 }
-                let (traceparent, asker) = (traceparent(heeded), manner.asker);
-                let order = relay::Order { body: body.clone(), held, traceparent, asker, notes: trail.start_call() };
-                let mut reply = pin!(self.relay(app, FOLLOW_CHECK, order)).await?;
+                // A second handle on the bytes: the parser's result still borrows the first one.
+                let body = WholeBody { bytes: body.bytes.clone(), buffered: body.buffered };
+                let request = relay_request(headers, body, call, context);
+                let mut reply = pin!(self.relay(FOLLOW_CHECK, request)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
@@ -222,60 +214,40 @@ impl Worker {
             }
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
-        pin!(self.check_pairs(app, &question, manner, trail)).await
+        let explain = config.server.explain && headers.explain.single().is_some_and(|value| value == "1");
+        let options = LookupOptions { directives, explain, context: call };
+        pin!(self.check(&request, options, context)).await
     }
 }
 
-impl Reply {
-    fn from_chat(status: StatusCode, content_type: Option<HeaderValue>, body: Bytes, error_code: i64) -> Self {
-        Self { status, content_type, body, cache_status: None, age: None, explain: None, error_code, pairs: None }
-    }
-
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(self.body));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        let text = |text: String| HeaderValue::try_from(text).ok();
-        let values = [
-            (CONTENT_TYPE, self.content_type),
-            (CACHE_STATUS, self.cache_status.and_then(text)),
-            (AGE, self.age.map(HeaderValue::from)),
-            (EXPLAIN, self.explain.and_then(text)),
-        ];
-        for (name, value) in values {
-            if let Some(value) = value {
-                headers.insert(name, value);
-            }
-        }
-        response
+fn relay_request(
+    headers: &RequestHeaders<'_>,
+    body: WholeBody,
+    call: CallContext,
+    context: &mut RequestContext<'_>,
+) -> RelayRequest {
+    RelayRequest {
+        body: body.bytes,
+        buffered: body.buffered,
+        traceparent: traceparent(headers),
+        context: call,
+        stats: context.start_call(),
     }
 }
 
-const BUFFERED: &str = "buffered bytes (server.max_buffered)";
-/// Shorter answers are not counted among the buffered bytes while they wait for their reader: those of
-/// all requests that there may be at once come to as much as one of the largest.
-const UNCOUNTED_MAX: usize = 4 * 1024;
-
-/// A body that counts among the buffered bytes until it is sent or dropped.
-fn counted(body: Bytes, held: Option<CapacityGuard>) -> Bytes {
-    struct Counted(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] CapacityGuard);
-    impl AsRef<[u8]> for Counted {
-        fn as_ref(&self) -> &[u8] {
-            &self.0
-        }
-    }
-    match held {
-        Some(held) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, held)),
-        _ => body,
-    }
+fn check_encoding(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    let is_identity = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"identity");
+    let encoding = &headers.content_encoding;
+    let is_plain = !encoding.is_present() || encoding.single().is_some_and(is_identity);
+    if is_plain { Ok(()) } else { Err(GatewayError::UnsupportedEncoding) }
 }
 
-/// Whether a body is a JSON object in UTF-8, as Chat requires; its members are Chat's business.
+/// Checks that a body is a JSON object in UTF-8, as Chat requires. Its members are Chat's business.
 fn check_object(body: &[u8]) -> Result<(), GatewayError> {
     if scan::is_object(body) {
         return Ok(());
     }
-    // It is not, or unusual; whoever sent it is to read why.
+    // It is not an object, or an unusual one. The general reader says what is wrong.
     let bad = |what: String| GatewayError::BadJson(format!("the body is not a JSON object in UTF-8: {what}"));
     let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
     if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {

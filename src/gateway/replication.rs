@@ -1,26 +1,26 @@
-//! What this replica tells the others and hears from them.
+//! What this replica exchanges with the others through Redis: cached pairs and invalidations.
 //!
-//! The fence judges everything that comes from elsewhere as it judges what is our own: a fact from Redis has
-//! the moment of its lookup, and an eviction that another replica tells marks the fence when it is heard.
+//! The fence judges what comes from other replicas like everything else: a pair from Redis carries the moment of its
+//! lookup, and an invalidation from another replica marks the fence when it arrives.
 
 use std::sync::Arc;
 
-use super::Worker;
-use super::app::{App, Gateway};
+use super::app::{App, AppWorker};
 use super::generation::Generations;
-use super::pairs::check::PairSlot;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::message;
 use crate::domain::follow::request::CheckRequest;
-use crate::domain::follow::writes::Scope;
 use crate::domain::pairs::cache::CachedPair;
+use crate::domain::pairs::check::CheckSession;
 use crate::domain::pairs::lookups::CacheablePair;
+use crate::domain::pairs::pair::Pair;
+use crate::domain::pairs::scope::Scope;
 use crate::fleet::{Fleet, FleetApp, Mode, OnInvalidation};
 
-/// An app's part in the fleet.
+/// One app's access to the fleet.
 #[derive(Clone)]
 pub(super) struct FleetHandle {
     pub fleet: Arc<Fleet>,
@@ -35,79 +35,57 @@ impl FleetHandle {
     }
 }
 
-impl Gateway {
-    /// Forgets what `scope` names of an app, as [`Gateway::evict`], and sees to it that the other replicas do.
-    /// Once it returns Redis has told them, or it is away.
-    pub async fn evict_everywhere(&self, app: usize, scope: &Scope) {
-        self.evict(app, scope);
-        self.publish_invalidation(app, scope).await;
-    }
-
-    /// Has the other replicas forget, in a task of its own: who waits for it may leave, it may not.
-    pub(super) async fn publish_invalidation(&self, app: usize, scope: &Scope) {
-        if let Some(FleetHandle { fleet, shared }) = self.apps[app].member.clone() {
-            let scope = scope.clone();
-            let telling = self.tasks.spawn(async move { fleet.evict(&shared, &scope).await });
-            // It does not panic, and what could be done about it?
-            let _ = telling.await;
-        }
-    }
-}
-
-impl Worker {
-    /// Fetches what other replicas have learned of the pairs that are missing here, and keeps it.
-    pub(super) async fn read_from_fleet(&self, app: usize, question: &CheckRequest<'_>, slots: &[PairSlot]) {
-        let App { member, follow, .. } = self.app(app);
-        let Some(FleetHandle { fleet, shared }) = member else { return };
+impl AppWorker {
+    /// Reads the pairs that are missing here from the cache of the fleet, and caches them.
+    pub(super) async fn read_from_fleet(&self, request: &CheckRequest<'_>, session: &CheckSession) {
+        let App { fleet, pairs, .. } = &*self.app;
+        let Some(FleetHandle { fleet, shared }) = fleet else { return };
         if fleet.mode() == Mode::Disconnected || shared.ttl.is_zero() {
             return;
         }
-        let missing: Vec<&PairSlot> = slots.iter().filter(|slot| slot.known.is_none()).collect();
-        let to: Vec<&str> = missing.iter().map(|slot| &*question.to[slot.first]).collect();
-        let found = fleet.read(shared, &question.from, &to).await;
+        let missing: Vec<(usize, Pair)> = session.missing_accounts().collect();
+        let to: Vec<&str> = missing.iter().map(|(account, _)| &*request.to[*account]).collect();
+        let found = fleet.read(shared, &request.from, &to).await;
         let now = clock::tick();
-        for (slot, found) in missing.iter().zip(found) {
+        for ((_, pair), found) in missing.iter().zip(found) {
             let Some((seen, sent)) = found else { continue };
-            // An old one must not take the place of what may be newer here.
+            // An old entry must not replace one that may be newer here.
             if now.since(sent) < shared.ttl {
-                follow.cache.insert(slot.pair.key(), CachedPair { stored: slot.pair.oriented(seen), sent });
+                pairs.cache.insert(pair.key(), CachedPair { stored: pair.stored_as(seen), sent });
             }
         }
     }
 }
 
 impl App {
-    /// Gives the other replicas what a lookup has brought.
-    pub(super) fn publish_pairs(&self, kept: &[&CacheablePair]) {
-        let (Some(FleetHandle { fleet, shared }), Some(first)) = (&self.member, kept.first()) else { return };
+    /// Writes the pairs of one response to the cache of the fleet.
+    pub(super) fn publish_pairs(&self, cached: &[&CacheablePair]) {
+        let (Some(FleetHandle { fleet, shared }), Some(first)) = (&self.fleet, cached.first()) else { return };
         if shared.ttl.is_zero() {
             return;
         }
-        let learned: Vec<_> =
-            kept.iter().map(|kept| (&*kept.from, &*kept.to, kept.pair.oriented(kept.fact.stored))).collect();
-        // They came with one answer.
+        let seen = |cached: &&CacheablePair| cached.pair.seen_from(cached.fact.stored);
+        let learned: Vec<_> = cached.iter().map(|cached| (&*cached.from, &*cached.to, seen(cached))).collect();
+        // All of them came with one response.
         fleet.store(shared, &learned, first.fact.sent);
     }
 }
 
-/// Hears what other replicas evict, for the gateway of now.
+/// Applies invalidations of other replicas to the current generation.
 pub struct InvalidationSubscriber(pub Arc<Generations>);
 
 impl OnInvalidation for InvalidationSubscriber {
     fn invalidated(&self, app: SdkAppId, sealed: &[u8]) {
         let gateway = self.0.gateway();
-        // Of an app that is not ours nothing is known.
-        let Some(index) = gateway.app_numbered(app) else { return };
-        let Some(member) = &gateway.apps[index].member else { return };
-        // What cannot be read was said by one whose key is another, as while a new one is given out.
-        let scope = message::open(&member.shared.keys, sealed).unwrap_or(Scope::All);
-        gateway.evict(index, &scope);
+        // Nothing is cached of an app that is not configured here.
+        let Some(app) = gateway.apps.numbered(app) else { return };
+        let Some(handle) = &app.fleet else { return };
+        // A message that cannot be opened was sealed with another key, as happens during a key rotation.
+        let scope = message::open(&handle.shared.keys, sealed).unwrap_or(Scope::All);
+        app.invalidate(&scope);
     }
 
     fn missed(&self) {
-        let gateway = self.0.gateway();
-        for app in 0..gateway.apps.len() {
-            gateway.evict(app, &Scope::All);
-        }
+        self.0.gateway().apps.iter().for_each(|app| app.invalidate(&Scope::All));
     }
 }

@@ -23,7 +23,7 @@ const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "con
 
 /// The path, read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Path<'a> {
+pub struct Route<'a> {
     /// `NAME` of `/apps/NAME/v4/...`.
     pub app: Option<&'a str>,
     /// The command.
@@ -34,7 +34,7 @@ pub struct Path<'a> {
 ///
 /// # Errors
 /// `not_found` for anything but `/v4/SERVICE/COMMAND` with or without the prefix.
-pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
+pub fn path(path: &str) -> Result<Route<'_>, GatewayError> {
     let (app, rest) = match path.strip_prefix("/apps/") {
         Some(rest) => {
             let (app, rest) = rest.split_once('/').ok_or(GatewayError::NotFound)?;
@@ -45,14 +45,14 @@ pub fn path(path: &str) -> Result<Path<'_>, GatewayError> {
         None => (None, path.strip_prefix("/v4/")),
     };
     let name = rest.and_then(|rest| CommandName::parse(rest).ok()).ok_or(GatewayError::NotFound)?;
-    Ok(Path { app, name })
+    Ok(Route { app, name })
 }
 
 /// Reads what a request names, path before method.
 ///
 /// # Errors
 /// `not_found` or `method_not_allowed`.
-pub fn read(head: &Parts) -> Result<Path<'_>, GatewayError> {
+pub fn read(head: &Parts) -> Result<Route<'_>, GatewayError> {
     if head.method == Method::CONNECT {
         return Err(GatewayError::MethodNotAllowed);
     }

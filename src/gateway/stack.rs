@@ -42,7 +42,7 @@ impl ConnectionHandler for ThreadWorker {
     }
 
     fn record_rejected(&self, error: &GatewayError) {
-        self.load().record_rejected(Outcome::refused(error));
+        self.load().record_rejected(Outcome::rejected(error));
     }
 }
 

@@ -1,6 +1,6 @@
-//! How an app stands, for operators.
+//! The state of an app, for operators.
 
-use super::app::Gateway;
+use super::app::App;
 use crate::clock;
 use crate::domain::chat::command::CommandName;
 use crate::domain::policy::failover::Side;
@@ -8,67 +8,66 @@ use crate::domain::policy::parking::ParkReason;
 use crate::limits::QuotaStats;
 use crate::telemetry::metrics::UpstreamState;
 
-/// How an app stands at a moment.
+/// The state of an app at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AppStats {
-    /// Pairs in the cache, old ones too.
+    /// Pairs in the cache, expired ones included.
     pub cache_pairs: usize,
-    /// Pairs that are waited for, counted for each request that waits.
+    /// Pairs that requests wait for, counted once for each waiting request.
     pub pairs_waiting: usize,
-    /// Distinct pairs that no call has taken yet.
+    /// Distinct pairs that are queued.
     pub pairs_queued: usize,
-    /// Calls on their way to Chat.
+    /// Calls in flight.
     pub calls_in_flight: usize,
-    /// When its signature was issued, in seconds since 1970.
+    /// When the current signature was issued, in seconds since 1970.
     pub signature_issued_at: u64,
-    /// How many seconds a signature is good.
+    /// How long a signature is valid, in seconds.
     pub signature_lifetime: u64,
 }
 
-impl Gateway {
-    /// How an app stands now. `app` is its place in the configuration.
-    pub fn stats(&self, app: usize) -> AppStats {
-        let state = &self.apps[app];
+impl App {
+    /// Returns its state.
+    pub fn stats(&self) -> AppStats {
         let (pairs_waiting, pairs_queued) = {
-            let desk = state.follow.lookups();
-            (desk.pending.waiting(), desk.pending.queued())
+            let lookups = self.pairs.lookups();
+            (lookups.scheduler.waiting(), lookups.scheduler.queued())
         };
-        let (signature_issued_at, signature_lifetime) = state.signer.load().validity();
+        let (signature_issued_at, signature_lifetime) = self.chat.signer.load().validity();
         AppStats {
-            cache_pairs: state.follow.cache.len(),
+            cache_pairs: self.pairs.cache.len(),
             pairs_waiting,
             pairs_queued,
-            calls_in_flight: self.config.upstream.max_in_flight.saturating_sub(state.room.available_permits()),
+            calls_in_flight: self.max_in_flight.saturating_sub(self.chat.in_flight.available_permits()),
             signature_issued_at,
             signature_lifetime,
         }
     }
 
-    /// Where the calls of an app go, and why if not to its own domain, in plain words.
-    pub fn upstream_state(&self, app: usize) -> (UpstreamState, Option<String>) {
-        let state = &self.apps[app];
-        let parking = state.parking();
-        if let Some(why) = parking.app(clock::tick()) {
-            return (UpstreamState::Parked, Some(told(why)));
+    /// Returns where its calls go, and if not to the primary domain, why.
+    pub fn upstream_state(&self) -> (UpstreamState, Option<String>) {
+        let parking = self.chat.parking();
+        if let Some(reason) = parking.app(clock::tick()) {
+            return (UpstreamState::Parked, Some(describe(reason)));
         }
-        let commands: Vec<String> = parking.commands().map(|(name, why)| format!("{name}: {}", told(why))).collect();
-        match state.failover.side() {
+        let commands: Vec<String> =
+            parking.commands().map(|(name, reason)| format!("{name}: {}", describe(reason))).collect();
+        match self.chat.failover.side() {
             Side::Standby => (UpstreamState::Standby, Some("the primary domain cannot be reached".to_owned())),
             Side::Primary => (UpstreamState::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
         }
     }
 
-    /// By how many seconds Chat's clock is ahead of this machine's.
-    pub fn clock_skew(&self, app: usize) -> i64 {
-        self.apps[app].signer.load().skew()
+    /// Returns by how many seconds Chat's clock is ahead of this machine's.
+    pub fn clock_skew(&self) -> i64 {
+        self.chat.signer.load().skew()
     }
 
-    /// How the quota of a command of an app stands now.
-    pub fn quota_stats(&self, app: usize, name: CommandName<'_>) -> QuotaStats {
-        self.apps[app].quotas.of(name).stats()
+    /// Returns the state of a command's quota.
+    pub fn quota_stats(&self, name: CommandName<'_>) -> QuotaStats {
+        self.chat.quotas.of(name).stats()
     }
 }
 
-fn told(why: &ParkReason) -> String {
-    format!("Chat answers {}: {}", why.code, why.hint)
+fn describe(reason: &ParkReason) -> String {
+    format!("Chat answers {}: {}", reason.code, reason.hint)
 }

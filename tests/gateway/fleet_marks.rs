@@ -8,8 +8,8 @@ use chatgate::clock;
 use chatgate::config;
 use chatgate::domain::chat::app::{SdkAppId, SecretKey};
 use chatgate::domain::fleet::keys::FleetKeys;
-use chatgate::domain::follow::writes::Scope;
-use chatgate::domain::pairs::pair::FollowType;
+use chatgate::domain::pairs::pair::Relation;
+use chatgate::domain::pairs::scope::Scope;
 use chatgate::fleet::{Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;
@@ -43,8 +43,8 @@ fn shared() -> FleetApp {
     FleetApp { app, keys, ttl: Duration::from_secs(3600) }
 }
 
-fn follow_type(number: i64) -> FollowType {
-    FollowType::new(number).expect("0 to 3")
+fn follow_type(number: i64) -> Relation {
+    Relation::new(number).expect("0 to 3")
 }
 
 /// Stores and reads a last pair, so that all earlier stores are done.

@@ -17,8 +17,9 @@ use zeroize::Zeroizing;
 
 use super::app::SdkAppId;
 use super::command::CommandName;
-use crate::domain::follow::writes::{Scope, event_scope};
+use crate::domain::follow::writes::event_scope;
 use crate::domain::json::object;
+use crate::domain::pairs::scope::Scope;
 
 /// Most digits of a `RequestTime`. Seconds since 1970 have ten.
 const TIME_LEN_MAX: usize = 20;

@@ -5,7 +5,7 @@
 //! its moment in digits, for a script of Redis writes it.
 
 use super::keys::FleetKeys;
-use crate::domain::pairs::pair::{FollowType, PairKey};
+use crate::domain::pairs::pair::{PairKey, Relation};
 
 /// An entry that can be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Entry {
     /// What a replica learned.
     Fact {
         /// As the user with the smaller key among the fleet's sees it.
-        stored: FollowType,
+        stored: Relation,
         /// Its lookup was sent at this moment of Redis' clock or after it.
         sent: u64,
     },
@@ -22,7 +22,7 @@ pub enum Entry {
 }
 
 /// A fact as it is kept.
-pub fn write(keys: &FleetKeys, pair: PairKey, stored: FollowType, sent: u64) -> [u8; 16] {
+pub fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u8; 16] {
     let word = (sent << 2) | u64::from(stored.number());
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&word.to_be_bytes());
@@ -41,7 +41,7 @@ pub fn read(keys: &FleetKeys, pair: PairKey, bytes: &[u8]) -> Option<Entry> {
         // A mark of 15 digits would be from 2001; such a clock is not to be helped, but told apart.
         return bytes.strip_prefix(b"!").and_then(mark).map(Entry::Mark);
     }
-    Some(Entry::Fact { stored: FollowType::new((word & 3) as i64)?, sent: word >> 2 })
+    Some(Entry::Fact { stored: Relation::new((word & 3) as i64)?, sent: word >> 2 })
 }
 
 /// A moment as scripts write it.
@@ -59,7 +59,7 @@ mod tests {
         let keys = for_test("secret", 1);
         let (pair, other) = (keys.pair("ann", "bob").key(), keys.pair("ann", "cyd").key());
         for number in 0..4 {
-            let stored = FollowType::new(number).expect("0 to 3");
+            let stored = Relation::new(number).expect("0 to 3");
             let bytes = write(&keys, pair, stored, 1_790_000_000_123_456);
             assert_eq!(read(&keys, pair, &bytes), Some(Entry::Fact { stored, sent: 1_790_000_000_123_456 }));
             assert_eq!(read(&keys, other, &bytes), None);

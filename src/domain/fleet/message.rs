@@ -5,7 +5,7 @@ use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use serde::{Deserialize, Serialize};
 
 use super::keys::FleetKeys;
-use crate::domain::follow::writes::Scope;
+use crate::domain::pairs::scope::Scope;
 
 /// An eviction of more pairs is told as one of all pairs of the user they have in common.
 pub const PAIRS_MAX: usize = 500;

@@ -1,26 +1,14 @@
 //! `follow_check` answers: written for callers, read from Chat.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::domain::json::object;
 use crate::domain::json::object::Object;
-use crate::domain::pairs::pair::FollowType;
-
-/// What is said about one account.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Item {
-    /// The relation, as seen from the one who asks.
-    Known(FollowType),
-    /// Chat's item as it came, in JSON: a failure, or something newer than this program.
-    Verbatim(Box<str>),
-}
-
-/// Most accounts that one call may carry (vendor page 1047/70349).
-pub const CALL_ACCOUNTS_MAX: usize = 100;
+use crate::domain::pairs::item::{Item, Items};
+use crate::domain::pairs::pair::Relation;
 
 /// The body of a call: the same question, in the vendor's form.
 pub fn encode_call<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8> {
@@ -92,55 +80,26 @@ fn push_text(body: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(body, text).expect("text into memory");
 }
 
-/// The items of Chat's answer, by account.
-#[derive(Debug)]
-pub struct Items<'a>(HashMap<Cow<'a, str>, Found>);
-
-/// What Chat's answer says of one account.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
-    /// One item, or several that say the same.
-    Item(Item),
-    /// Items that contradict each other, or one that cannot be read.
-    Contradiction,
-}
-
-impl<'a> Items<'a> {
-    /// Reads the items of a successful answer. `None` if it has none that can be read as such: then
-    /// the answer does not fit the question.
-    pub fn parse(body: &'a [u8]) -> Option<Self> {
-        let answer: Answer<'a> = object::read(body)?;
-        let mut items = HashMap::with_capacity(answer.items.len());
-        for raw in answer.items {
-            let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'a>>>(raw.get()) else {
-                // Odd, but only for the account it is about.
-                if let Ok(Object(Named { to })) = serde_json::from_str(raw.get()) {
-                    items.insert(to.0, Found::Contradiction);
-                }
-                continue;
-            };
-            let item = match (read.code, read.relation.and_then(FollowType::new)) {
-                (0, Some(relation)) => Item::Known(relation),
-                _ => Item::Verbatim(raw.get().into()),
-            };
-            match items.entry(read.to.0) {
-                std::collections::hash_map::Entry::Vacant(place) => {
-                    place.insert(Found::Item(item));
-                }
-                std::collections::hash_map::Entry::Occupied(mut place) => {
-                    if *place.get() != Found::Item(item) {
-                        place.insert(Found::Contradiction);
-                    }
-                }
+/// Reads the items of a successful response. Returns `None` if it has none that can be read as such: then the
+/// response does not fit the call.
+pub fn parse_items(body: &[u8]) -> Option<Items<'_>> {
+    let answer: Answer<'_> = object::read(body)?;
+    let mut items = Items::with_capacity(answer.items.len());
+    for raw in answer.items {
+        let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'_>>>(raw.get()) else {
+            // This item is malformed, but that affects only the account it is about.
+            if let Ok(Object(Named { to })) = serde_json::from_str(raw.get()) {
+                items.add_unreadable(to.0);
             }
-        }
-        Some(Self(items))
+            continue;
+        };
+        let item = match (read.code, read.relation.and_then(Relation::new)) {
+            (0, Some(relation)) => Item::Known(relation),
+            _ => Item::Verbatim(raw.get().into()),
+        };
+        items.add(read.to.0, item);
     }
-
-    /// What it says of an account; `None` if nothing.
-    pub fn get(&self, account: &str) -> Option<&Found> {
-        self.0.get(account)
-    }
+    Some(items)
 }
 
 #[derive(Deserialize)]
@@ -180,9 +139,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::domain::pairs::item::Found;
 
     fn known(number: i64) -> Item {
-        Item::Known(FollowType::new(number).expect("0 to 3"))
+        Item::Known(Relation::new(number).expect("0 to 3"))
     }
 
     #[test]
@@ -221,7 +181,7 @@ mod tests {
             {"To_Account":"f","ResultCode":0,"FollowType":"1"},
             {"To_Account":"g\u0041","ResultCode":0,"FollowType":0}
         ],"ActionStatus":"OK","ErrorCode":0,"More":{}}"#;
-        let items = Items::parse(body).expect("readable");
+        let items = parse_items(body).expect("readable");
         assert_eq!(items.get("a"), Some(&Found::Item(known(3))));
         let verbatim = |text: &str| Found::Item(Item::Verbatim(text.into()));
         assert_eq!(
@@ -242,7 +202,7 @@ mod tests {
     #[test]
     fn an_answer_without_readable_items_is_none() {
         for body in [r#"{"ErrorCode":0}"#, r#"{"ResultItem":{},"ErrorCode":0}"#] {
-            assert!(Items::parse(body.as_bytes()).is_none(), "{body}");
+            assert!(parse_items(body.as_bytes()).is_none(), "{body}");
         }
     }
 
@@ -250,12 +210,12 @@ mod tests {
     fn an_odd_item_spoils_no_other() {
         let body = br#"{"ResultItem":[7,{"ResultCode":0},{"To_Account":"a","ResultCode":"0"},
             {"To_Account":"b","ResultCode":0,"ResultCode":1},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
-        let items = Items::parse(body).expect("readable");
+        let items = parse_items(body).expect("readable");
         assert_eq!(items.get("a"), Some(&Found::Contradiction));
         assert_eq!(items.get("b"), Some(&Found::Contradiction));
         assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
         // Where not even the members' names can be read, the item is as good as missing.
-        let items = Items::parse(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
+        let items = parse_items(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
         assert_eq!(items.get("d"), None);
     }
 
@@ -265,7 +225,7 @@ mod tests {
             let names: Vec<Cow<'_, str>> = names.into_iter().map(Cow::Owned).collect();
             let item = known(number);
             let body = encode_response(names.iter().map(|name| (name, &item)));
-            let items = Items::parse(&body).expect("readable");
+            let items = parse_items(&body).expect("readable");
             for name in &names {
                 prop_assert_eq!(items.get(name), Some(&Found::Item(item.clone())));
             }

@@ -8,33 +8,7 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
 use crate::domain::json::object::{Object, read};
-
-/// The widest name of what a write may change that its body lets us be certain of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Scope {
-    /// These pairs, both directions.
-    Pairs {
-        /// The user who follows or no longer follows.
-        from: String,
-        /// The others.
-        to: Vec<String>,
-    },
-    /// Every pair of these users.
-    Users(Vec<String>),
-    /// Every pair of the app.
-    All,
-}
-
-impl Scope {
-    /// How wide it is, for people: `pairs`, `user` or `all`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Scope::Pairs { .. } => "pairs",
-            Scope::Users(_) => "user",
-            Scope::All => "all",
-        }
-    }
-}
+use crate::domain::pairs::scope::Scope;
 
 /// What a call may change; `None` for a command that changes no follow pair.
 ///

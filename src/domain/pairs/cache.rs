@@ -16,7 +16,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::pair::{FollowType, PairKey};
+use super::pair::{PairKey, Relation};
 use crate::domain::tick::Tick;
 
 /// Words of a slot, and of a place of four slots: a cache line.
@@ -46,8 +46,8 @@ pub struct PairCache {
 /// What is known of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachedPair {
-    /// The relation as stored: see [`Pair::oriented`](super::pair::Pair::oriented).
-    pub stored: FollowType,
+    /// The relation as stored; see [`Pair::stored_as`](super::pair::Pair::stored_as).
+    pub stored: Relation,
     /// When the lookup that brought it was sent. Age counts from here.
     pub sent: Tick,
 }
@@ -60,7 +60,7 @@ impl CachedPair {
 
     fn from_word(word: u64) -> Self {
         let number = (word & 3) as i64;
-        Self { stored: FollowType::new(number).expect("two bits"), sent: Tick::from_micros(word >> 2) }
+        Self { stored: Relation::new(number).expect("two bits"), sent: Tick::from_micros(word >> 2) }
     }
 }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     fn fact(number: i64, sent: u64) -> CachedPair {
-        CachedPair { stored: FollowType::new(number).expect("0 to 3"), sent: Tick::from_micros(sent) }
+        CachedPair { stored: Relation::new(number).expect("0 to 3"), sent: Tick::from_micros(sent) }
     }
 
     #[test]

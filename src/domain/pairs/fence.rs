@@ -38,20 +38,28 @@ pub struct Fence {
     app: AtomicU64,
     /// The latest of all: what was sent after it needs no look at the others.
     latest: AtomicU64,
+    /// How many marks were made.
+    version: AtomicU64,
 }
 
 impl Default for Fence {
     fn default() -> Self {
-        Self {
-            pairs: bytemuck::zeroed_slice_box(PAIR_PLACES),
-            users: bytemuck::zeroed_slice_box(USER_PLACES),
-            app: AtomicU64::new(0),
-            latest: AtomicU64::new(0),
-        }
+        Self::with_places(PAIR_PLACES, USER_PLACES)
     }
 }
 
 impl Fence {
+    /// An unmarked fence. The model uses one with few places, since it makes a fence for every step.
+    pub(crate) fn with_places(pairs: usize, users: usize) -> Self {
+        Self {
+            pairs: bytemuck::zeroed_slice_box(pairs),
+            users: bytemuck::zeroed_slice_box(users),
+            app: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
+            version: AtomicU64::new(0),
+        }
+    }
+
     /// Marks one pair, both directions of it.
     pub fn mark_pair(&self, pair: PairKey, now: Tick) {
         self.mark(self.pair_place(pair), now);
@@ -76,6 +84,12 @@ impl Fence {
         Tick::from_micros(at)
     }
 
+    /// Returns a number that changes with every mark. Whoever reads the same number twice knows that no write
+    /// has been acknowledged in between whose mark it has not seen: a write is acknowledged after its mark.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+
     /// Whether a result that was sent at `sent` may still answer.
     pub fn admits(&self, pair: Pair, sent: Tick) -> bool {
         sent.micros() > read(&self.latest) || sent > self.last_mark(pair)
@@ -86,14 +100,15 @@ impl Fence {
     fn mark(&self, place: &AtomicU64, now: Tick) {
         self.latest.fetch_max(now.micros(), Ordering::SeqCst);
         place.fetch_max(now.micros(), Ordering::SeqCst);
+        self.version.fetch_add(1, Ordering::SeqCst);
     }
 
     fn pair_place(&self, pair: PairKey) -> &AtomicU64 {
-        &self.pairs[(pair.spread() as usize) % PAIR_PLACES]
+        &self.pairs[(pair.spread() as usize) % self.pairs.len()]
     }
 
     fn user_place(&self, user: UserKey) -> &AtomicU64 {
-        &self.users[(user.index_bits() as usize) % USER_PLACES]
+        &self.users[(user.index_bits() as usize) % self.users.len()]
     }
 }
 

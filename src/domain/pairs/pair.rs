@@ -2,12 +2,15 @@
 
 use siphasher::sip128::SipHasher13;
 
-/// Who follows whom, seen from the first of two users: bit 1 is "I follow the other", bit 0 is
-/// "the other follows me" (vendor page "Verifying Follow Relationships", 1047/70349).
+/// The relation of two users, seen from the first: one bit for each direction.
+///
+/// Bit 1 is set if the first user has the relation to the second, bit 0 if the second has it to the first. For
+/// `follow_check` it is the vendor's `FollowType` (vendor page "Verifying Follow Relationships", 1047/70349): bit 1 is
+/// "I follow the other user", bit 0 is "the other user follows me".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FollowType(u8);
+pub struct Relation(u8);
 
-impl FollowType {
+impl Relation {
     /// `None` for a number that the vendor gives no meaning.
     pub const fn new(number: i64) -> Option<Self> {
         if 0 <= number && number <= 3 { Some(Self(number as u8)) } else { None }
@@ -114,12 +117,17 @@ impl Pair {
         Self { from: self.to, to: self.from }
     }
 
-    /// What is stored for `seen`, which holds from `from`'s side; and, the rule being its own
-    /// inverse, what is seen from `from`'s side of what is stored.
+    /// Returns what the cache stores for `seen`, the relation as seen from `from`.
     ///
-    /// Stored is the relation as the user with the smaller key sees it.
-    pub fn oriented(self, seen: FollowType) -> FollowType {
+    /// The cache stores the relation as the user with the smaller key sees it.
+    pub fn stored_as(self, seen: Relation) -> Relation {
         if self.from.0 > self.to.0 { seen.flipped() } else { seen }
+    }
+
+    /// Returns the relation as seen from `from`, given what the cache stores: the inverse of [`Pair::stored_as`].
+    pub fn seen_from(self, stored: Relation) -> Relation {
+        // The rule is its own inverse.
+        self.stored_as(stored)
     }
 }
 
@@ -137,12 +145,12 @@ mod tests {
     fn a_relation_reversed_swaps_its_bits() {
         let reversed = [0, 2, 1, 3];
         for number in 0..4 {
-            let seen = FollowType::new(number).expect("0 to 3");
+            let seen = Relation::new(number).expect("0 to 3");
             assert_eq!(i64::from(seen.flipped().number()), reversed[number as usize]);
             assert_eq!(seen.flipped().flipped(), seen);
         }
         for number in [-1, 4, 258, i64::MAX] {
-            assert_eq!(FollowType::new(number), None);
+            assert_eq!(Relation::new(number), None);
         }
     }
 
@@ -157,11 +165,11 @@ mod tests {
             let pair = Pair { from: hasher().user(&a), to: hasher().user(&b) };
             let back = pair.flipped();
             prop_assert_eq!(pair.key(), back.key());
-            let seen = FollowType::new(number).expect("0 to 3");
-            let stored = pair.oriented(seen);
-            prop_assert_eq!(pair.oriented(stored), seen);
+            let seen = Relation::new(number).expect("0 to 3");
+            let stored = pair.stored_as(seen);
+            prop_assert_eq!(pair.seen_from(stored), seen);
             if a != b {
-                prop_assert_eq!(back.oriented(stored), seen.flipped());
+                prop_assert_eq!(back.seen_from(stored), seen.flipped());
             }
         }
 

@@ -105,6 +105,13 @@ pub fn is_accepted(code: i64) -> bool {
     !matches!(verdict.effect, Effect::ParkApp | Effect::Lockout) && verdict.retry != RetryClass::FreshSignature
 }
 
+/// Returns whether other arguments might have fared better. An unknown code counts as such: asking for each pair alone
+/// is what the caller would have done.
+pub fn is_about_arguments(code: i64) -> bool {
+    error_code::lookup(code)
+        .is_none_or(|row| matches!(row.class, ErrorClass::Client | ErrorClass::NotFound | ErrorClass::Blocked))
+}
+
 /// Whether a code means that Chat fails or holds back, so that an older answer is better than none: not
 /// what is wrong with the question.
 pub fn allows_stale(code: i64) -> bool {

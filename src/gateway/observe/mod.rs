@@ -1,4 +1,6 @@
-//! What is recorded about a request: its counters, its log line, and its spans.
+//! What is recorded of requests and calls: counters, log lines, and spans.
 
 pub(crate) mod access_log;
+pub(crate) mod calls;
+pub(crate) mod samples;
 pub(crate) mod spans;

@@ -96,7 +96,7 @@ impl Outcome {
     pub const COUNT: usize = OUTCOMES.len();
 
     /// chatgate said no.
-    pub fn refused(error: &GatewayError) -> Self {
+    pub fn rejected(error: &GatewayError) -> Self {
         Self::of_slug(error.wire().slug)
     }
 

@@ -84,8 +84,9 @@ pub struct Recorder {
     apps: Box<[Arc<AppRecorder>]>,
 }
 
+/// One thread's counters of one app, or of requests that reached no app.
 #[derive(Debug)]
-struct AppRecorder {
+pub struct AppRecorder {
     /// By [`CommandLabel`]; made when a command is first called.
     commands: Box<[OnceLock<Box<CommandRecorder>>]>,
     pairs: [AtomicU64; SOURCES.len()],
@@ -118,41 +119,45 @@ impl Recorder {
         Self { apps: (0..=apps).map(|_| Arc::default()).collect() }
     }
 
-    /// A request has its answer. `app` is `None` if it came to no app.
-    pub fn request(&self, app: Option<usize>, command: CommandLabel, outcome: Outcome, took: Duration) {
-        let row = self.app(app).command(command);
+    /// Returns the counters of each app, in the order of the configuration.
+    pub fn apps(&self) -> &[Arc<AppRecorder>] {
+        &self.apps[..self.apps.len() - 1]
+    }
+
+    /// Returns the counters of requests that reached no app.
+    pub fn no_app(&self) -> &Arc<AppRecorder> {
+        self.apps.last().expect("there is always one")
+    }
+}
+
+impl AppRecorder {
+    /// Counts a request that has ended.
+    pub fn request(&self, command: CommandLabel, outcome: Outcome, took: Duration) {
+        let row = self.command(command);
         row.requests[outcome.index()].fetch_add(1, Ordering::Relaxed);
         row.request_time.add(took);
     }
 
-    /// A `follow_check` was answered from these.
-    pub fn pairs(&self, app: usize, pairs: &PairCounts) {
-        for (sum, count) in self.app(Some(app)).pairs.iter().zip(pairs) {
+    /// Counts the pairs that answered a `follow_check`.
+    pub fn pairs(&self, pairs: &PairCounts) {
+        for (sum, count) in self.pairs.iter().zip(pairs) {
             if *count > 0 {
                 sum.fetch_add(*count, Ordering::Relaxed);
             }
         }
     }
 
-    /// A call to Chat has ended. `took` is its own time, without waiting.
-    pub fn call(&self, app: usize, command: CommandLabel, end: CallResult, took: Duration) {
-        let app = self.app(Some(app));
-        app.command(command).calls[end.index()].fetch_add(1, Ordering::Relaxed);
-        app.call_time.add(took);
+    /// Counts a call to Chat that has ended. `took` is its own time, without waiting.
+    pub fn call(&self, command: CommandLabel, result: CallResult, took: Duration) {
+        self.command(command).calls[result.index()].fetch_add(1, Ordering::Relaxed);
+        self.call_time.add(took);
     }
 
-    /// A call has waited so long for its turn, whether it came or not.
-    pub fn waited(&self, app: usize, waited: Duration) {
-        self.app(Some(app)).quota_wait.add(waited);
+    /// Records how long a call waited for its permit, whether it got one or not.
+    pub fn waited(&self, waited: Duration) {
+        self.quota_wait.add(waited);
     }
 
-    fn app(&self, app: Option<usize>) -> &AppRecorder {
-        let nobody = self.apps.len() - 1;
-        &self.apps[app.map_or(nobody, |app| app.min(nobody))]
-    }
-}
-
-impl AppRecorder {
     fn command(&self, label: CommandLabel) -> &CommandRecorder {
         self.commands[label.index()].get_or_init(|| {
             Box::new(CommandRecorder {
@@ -253,14 +258,14 @@ mod tests {
         let (one, two) = (metrics.recorder(), metrics.recorder());
         let (check, add) = (CommandLabel::of(FOLLOW_CHECK), CommandLabel::of(FOLLOW_ADD));
         let took = Duration::from_millis(1);
-        one.request(Some(1), check, Outcome::OK, took);
-        two.request(Some(1), check, Outcome::OK, took);
-        two.request(Some(1), add, Outcome::FAILED, took);
-        one.request(None, CommandLabel::other(), Outcome::OK, took);
-        one.pairs(1, &[3, 0, 2, 1, 0]);
-        two.pairs(1, &[1, 0, 0, 0, 0]);
-        two.call(1, check, CallResult::answered(60007), took);
-        two.waited(1, took);
+        one.apps()[1].request(check, Outcome::OK, took);
+        two.apps()[1].request(check, Outcome::OK, took);
+        two.apps()[1].request(add, Outcome::FAILED, took);
+        one.no_app().request(CommandLabel::other(), Outcome::OK, took);
+        one.apps()[1].pairs(&[3, 0, 2, 1, 0]);
+        two.apps()[1].pairs(&[1, 0, 0, 0, 0]);
+        two.apps()[1].call(check, CallResult::answered(60007), took);
+        two.apps()[1].waited(took);
         let totals = metrics.totals();
         assert!(totals[0].commands.is_empty());
         let app = &totals[1];
@@ -279,12 +284,12 @@ mod tests {
         let metrics = Metrics::new(2);
         let old = metrics.recorder();
         let (check, took) = (CommandLabel::of(FOLLOW_CHECK), Duration::from_millis(1));
-        old.request(Some(1), check, Outcome::OK, took);
-        old.request(None, check, Outcome::OK, took);
+        old.apps()[1].request(check, Outcome::OK, took);
+        old.no_app().request(check, Outcome::OK, took);
         let next = metrics.successor(&[Some(1), None]);
         let new = next.recorder();
-        new.request(Some(0), check, Outcome::OK, took);
-        old.request(Some(1), check, Outcome::OK, took);
+        new.apps()[0].request(check, Outcome::OK, took);
+        old.apps()[1].request(check, Outcome::OK, took);
         let count =
             |app: usize| next.totals()[app].commands.iter().map(|(_, row)| row.requests[Outcome::OK.index()]).sum();
         let counts: [u64; 3] = [count(0), count(1), count(2)];

@@ -9,7 +9,7 @@
 use super::graph::Node;
 use super::{EdgeId, LookupScheduler};
 use crate::domain::caller::QueueKey;
-use crate::domain::follow::response::CALL_ACCOUNTS_MAX;
+use crate::domain::pairs::item::CALL_ACCOUNTS_MAX;
 
 /// What is queued, all together.
 #[derive(Debug, Default)]

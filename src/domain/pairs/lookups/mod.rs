@@ -17,12 +17,15 @@
 mod estimate;
 mod graph;
 #[cfg(test)]
+#[path = "../../../../tests/model/lookups/mod.rs"]
 mod model;
 mod results;
 #[cfg(test)]
+#[path = "../../../../tests/model/scheduler.rs"]
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -34,6 +37,7 @@ use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 
 pub use self::results::{BatchOutcome, CacheablePair, PairResult, WaiterResult};
+pub use self::waiters::{Delivery, PairResults, Waiters};
 
 /// Most pairs that may be waited for in one app, counted for each waiter: five seconds of full
 /// calls at the vendor's 200 a second. What comes on top could not be answered in time.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::super::cache::CachedPair;
+use super::super::cache::{CachedPair, PairCache};
+use super::super::fence::Fence;
+use super::super::item::{Found, Item, Items};
 use super::super::pair::Pair;
 use super::{BatchId, Batching, Edge, EdgeId, LookupScheduler, Ticket, Waiter};
-use crate::domain::follow::response::{Found, Item, Items};
 use crate::domain::tick::Tick;
 
 /// How a call went.
@@ -62,6 +64,19 @@ pub struct CacheablePair {
     pub to: Arc<str>,
 }
 
+impl CacheablePair {
+    /// Stores the pair in the cache, unless a write has marked it since. For `write_settle` after a write no result
+    /// is stored: Chat's own replicas may not agree yet.
+    pub fn store(&self, cache: &PairCache, fence: &Fence, write_settle: Duration) -> bool {
+        let last_mark = fence.last_mark(self.pair);
+        let may_store = last_mark == Tick::NEVER || self.fact.sent > last_mark.after(write_settle);
+        if may_store {
+            cache.insert(self.pair.key(), self.fact);
+        }
+        may_store
+    }
+}
+
 impl LookupScheduler {
     /// A call is over. Says who gets what and which facts may be kept; what has to be asked again is
     /// queued again. `last_mark` is the fence.
@@ -98,7 +113,7 @@ impl LookupScheduler {
             }
             if let Some(Found::Item(Item::Known(seen))) = found {
                 let as_called = if turned { edge.pair.flipped() } else { edge.pair };
-                let fact = CachedPair { stored: as_called.oriented(*seen), sent: flight.sent };
+                let fact = CachedPair { stored: as_called.stored_as(*seen), sent: flight.sent };
                 if edge.keep {
                     let (from, to) = (Arc::clone(&edge.from), Arc::clone(&edge.to));
                     kept.push(CacheablePair { pair: edge.pair, fact, from, to });

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::super::fence::Fence;
 use super::super::pair::UserHasher;
 use super::*;
-use crate::domain::follow::response::Items;
+use crate::domain::follow::response::parse_items;
 
 const ANN: QueueKey = QueueKey(1);
 const BEN: QueueKey = QueueKey(2);
@@ -49,13 +49,13 @@ fn following(to: &[String]) -> String {
 }
 
 fn finish(pending: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
-    let items = Items::parse(body.as_bytes()).expect("items");
+    let items = parse_items(body.as_bytes()).expect("items");
     pending.complete(call, &BatchOutcome::Answered(&items), unmarked).0
 }
 
 fn relation(settled: &PairResult, pair: Pair) -> Option<u8> {
     match settled {
-        PairResult::Known { fact, .. } => Some(pair.oriented(fact.stored).number()),
+        PairResult::Known { fact, .. } => Some(pair.seen_from(fact.stored).number()),
         _ => None,
     }
 }
@@ -218,7 +218,7 @@ fn what_chat_left_out_or_contradicts_is_unfit() {
     let (call, ..) = next(&mut pending, 1).expect("a call");
     let body = r#"{"ResultItem":[{"To_Account":"cyd","ResultCode":0,"FollowType":1},{"To_Account":"cyd","ResultCode":0,"FollowType":2},
         {"To_Account":"eve","ResultCode":0,"FollowType":1},{"To_Account":"dan","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
-    let items = Items::parse(body.as_bytes()).expect("items");
+    let items = parse_items(body.as_bytes()).expect("items");
     let (settlements, kept) = pending.complete(call, &BatchOutcome::Answered(&items), unmarked);
     let mut unfit: Vec<_> =
         settlements.iter().filter(|one| one.settled == PairResult::Malformed).map(|one| one.slot).collect();
@@ -272,14 +272,14 @@ fn a_lookup_from_before_a_write_is_neither_joined_nor_believed() {
     let (second, joined) = pending.enqueue(terms(BEN), &wanted("bob", &["ann"]), mark).expect("room");
     assert_eq!(joined, [false]);
     let body = following(&to);
-    let items = Items::parse(body.as_bytes()).expect("items");
+    let items = parse_items(body.as_bytes()).expect("items");
     let (settlements, kept) = pending.complete(old, &BatchOutcome::Answered(&items), mark);
     assert_eq!((settlements.len(), kept.len()), (0, 0));
     let (new, from, to) = next(&mut pending, 30).expect("asked again");
     assert!(next(&mut pending, 30).is_none(), "both wait for one lookup");
     let answer = serde_json::json!({"ResultItem":[{"To_Account":to[0],"ResultCode":0,"FollowType":3}],"ErrorCode":0});
     let body = answer.to_string();
-    let items = Items::parse(body.as_bytes()).expect("items");
+    let items = parse_items(body.as_bytes()).expect("items");
     let (settlements, kept) = pending.complete(new, &BatchOutcome::Answered(&items), mark);
     assert_eq!(from, "bob");
     let mut tickets: Vec<_> = settlements.iter().map(|one| one.ticket).collect();

@@ -10,11 +10,11 @@ use super::chat::{Chat, FAULTS_END};
 use super::figures::Totals;
 use crate::domain::chat::app::{SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandKind, CommandName, FOLLOW_CHECK};
+use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
 use crate::domain::policy::failover::{Failover, Side};
-use crate::domain::policy::outcome::{AttemptOutcome, Effect, allows_stale, classify};
+use crate::domain::policy::outcome::{AttemptOutcome, Effect, allows_stale};
 use crate::domain::policy::parking;
-use crate::domain::policy::parking::{Observation, Parking, ParkingChange};
-use crate::domain::policy::retry::{RetryDecision, RetryState};
+use crate::domain::policy::parking::{Parking, ParkingChange};
 use crate::domain::policy::retry_budget::RetryBudget;
 use crate::domain::policy::stale_gate;
 use crate::domain::policy::stale_gate::StaleGate;
@@ -46,7 +46,7 @@ enum End {
 struct Request {
     name: CommandName<'static>,
     deadline: Tick,
-    course: RetryState,
+    session: CallSession<'static>,
     last: Option<AttemptOutcome>,
     calls: u32,
     carried_out: u32,
@@ -214,11 +214,11 @@ impl World {
                 true => FOLLOW_CHECK,
                 false => CommandName::parse(COMMANDS[self.random.below(3) as usize]).expect("a name"),
             };
-            let course = RetryState::begin(name.kind(), ATTEMPTS, &self.budget);
+            let session = CallSession::new(name, name.kind(), ATTEMPTS, &self.budget);
             let deadline = self.now.after(TIMEOUT);
             // A lookup that an older fact could answer.
             let has_older = is_check && self.random.one_in(2);
-            let request = Request { name, deadline, course, last: None, calls: 0, carried_out: 0, end: None };
+            let request = Request { name, deadline, session, last: None, calls: 0, carried_out: 0, end: None };
             self.requests.push(request);
             self.figures.requests += 1;
             let id = self.requests.len() - 1;
@@ -246,7 +246,7 @@ impl World {
 
     /// As `Worker::way` begins.
     fn set_out(&mut self, id: usize) -> Result<(), String> {
-        if self.parking.check(self.requests[id].name, self.now).is_err() {
+        if self.requests[id].session.check(&self.parking, self.now).is_err() {
             return self.hindered(id, End::Parked);
         }
         if self.failover.start_probe(self.now) {
@@ -310,7 +310,7 @@ impl World {
     /// As `Worker::travel` from the permit to the socket.
     fn send(&mut self, id: usize, side: Side) -> Result<(), String> {
         let name = self.requests[id].name;
-        if self.parking.admit(name, self.now).is_err() {
+        if self.requests[id].session.admit(&mut self.parking, self.now).is_err() {
             return self.hindered(id, End::Parked);
         }
         self.watch_call(name)?;
@@ -356,12 +356,14 @@ impl World {
     fn heed(&mut self, id: usize, seen: AttemptOutcome, sent: Tick) -> Result<(), String> {
         let AttemptOutcome::Answer(code) = seen else { return Ok(()) };
         let (name, now) = (self.requests[id].name, self.now);
-        let effect = classify(seen, name.kind()).effect;
+        let session = &self.requests[id].session;
+        let effect = session.effect(code);
         if effect == Effect::SlowDown {
             self.learned.on_throttled(now);
             self.next_permit = self.next_permit.max(now.after(pace(NonZeroU32::MIN).1 / self.learned.limit().max(1)));
         }
-        let change = self.parking.on_response(Observation { command: name, code, info: "", sent }, effect, now);
+        let response = ResponseSeen { code, info: "", sent, received: now };
+        let change = session.on_response(response, &mut self.parking);
         self.say(|| format!("answer {code} to {name}: {effect:?}, {change:?}"));
         let watch = &mut self.watch;
         match change {
@@ -390,7 +392,7 @@ impl World {
         let left = self.latest(id).since(self.now);
         let random = self.random.next() as u32;
         self.requests[id].last = Some(seen);
-        match self.requests[id].course.on_outcome(seen, left, random, &self.budget) {
+        match self.requests[id].session.on_outcome(seen, left, random, &self.budget) {
             RetryDecision::Return => self.end(id, End::Seen(seen)),
             RetryDecision::RetryWithFreshSignature => {
                 let refused = signature.ok_or("nothing was signed, and refused")?;

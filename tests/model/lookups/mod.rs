@@ -1,21 +1,20 @@
-//! The promise of the fence, in every interleaving there is.
+//! The promise of the fence, in every interleaving.
 //!
-//! A [`World`](world::World) is a few readers, writes, events and a Chat. Each of its steps is something that the
-//! gateway does in one piece, so between any two of them anything else may happen; [`explore`]
-//! tries them all. The steps run the real [`LookupScheduler`], [`Fence`](super::super::fence::Fence),
-//! [`PairCache`](super::super::cache::PairCache) and [`Items`](crate::domain::follow::response::Items); only
-//! the loop of `src/gateway/follow.rs` and the marks of `src/gateway/relay.rs`, which are not pure,
-//! are told again, step for step.
+//! A [`World`](world::World) has a few readers, writes, and events, and a Chat. Each of its steps is something that the
+//! gateway does in one piece, so that between any two steps anything else may happen; [`explore`] tries them all.
+//! The steps run the gateway's own code: [`CheckSession`](crate::domain::pairs::check::CheckSession),
+//! [`LookupScheduler`], [`Waiters`](super::Waiters), [`Fence`](crate::domain::pairs::fence::Fence),
+//! [`PairCache`](crate::domain::pairs::cache::PairCache), and [`Items`](crate::domain::pairs::item::Items).
+//! The model adds only the order of a write's steps: mark, send, mark, answer.
 //!
-//! What is checked, at every answer: let Chat's state of the pair be taken at the moment when a write
-//! that has been answered was over (or an event was accepted). What the reader is told has all of
-//! that state. Each change sets a bit of its own in the relation, so the answer itself says what it
-//! is from, through every turning round. And where nothing more can happen, everybody has been
-//! answered and nothing is left behind.
+//! Every response is checked against Chat's state of the pair at the moment when an answered write ended, or an event
+//! was accepted: the response must include all of that state. Each change sets a bit of its own in the relation, so the
+//! response itself shows what it is from, however often it was flipped. Where nothing more can happen, every reader
+//! must have its response, and nothing may be left behind.
 //!
-//! An explorer of its own rather than stateright: that brings 45 packages, an HTTP server among them,
-//! and wants states that can be hashed. Ours hold numbers and moments of which only the order
-//! means anything; two states that agree in it are the same here, which makes the space finite.
+//! The explorer is ours and not stateright: that brings 45 packages, an HTTP server among them, and needs states that
+//! can be hashed. Our states hold numbers and moments of which only the order has a meaning. Two states with the same
+//! order count as one, which makes the space finite.
 
 mod explore;
 mod same;
@@ -24,6 +23,7 @@ mod world;
 
 use self::explore::{Report, explore};
 use self::setup::{Change, Fault, Reader, Scope, Setup};
+use crate::domain::pairs::directives::CacheDirectives;
 
 const ANN_BOB: usize = 0;
 const ANN_CYD: usize = 1;
@@ -37,12 +37,15 @@ fn event(scope: Scope) -> Change {
 }
 
 fn reader(from: &'static str, to: &[&'static str]) -> Reader {
-    Reader { from, to: to.to_vec(), join: true, keep: true, cached: true }
+    Reader { from, to: to.to_vec(), directives: CacheDirectives::default() }
 }
 
-/// `Cache-Control: no-cache`
 fn no_cache(reader: Reader) -> Reader {
-    Reader { join: false, cached: false, ..reader }
+    Reader { directives: CacheDirectives { no_cache: true, ..CacheDirectives::default() }, ..reader }
+}
+
+fn no_store(reader: Reader) -> Reader {
+    Reader { directives: CacheDirectives { no_store: true, ..CacheDirectives::default() }, ..reader }
 }
 
 fn setup(changes: &[Change], readers: &[Reader]) -> Setup {
@@ -58,7 +61,7 @@ fn setup(changes: &[Change], readers: &[Reader]) -> Setup {
     }
 }
 
-/// Explores all of it and wants the promise kept, and enough answers that keeping it means something.
+/// Explores everything. The promise must hold, over enough responses to mean something.
 fn holds(setup: Setup) {
     let Report { states, steps, answers, violation } = explore(&setup);
     // Shown by `cargo test model -- --nocapture`.
@@ -66,18 +69,18 @@ fn holds(setup: Setup) {
     if let Some((what, trace)) = violation {
         panic!("{what}, after\n  {}", trace.join("\n  "));
     }
-    assert!(answers > 50 && states > 500, "{answers} answers in {states} states prove nothing");
+    assert!(answers > 50 && states > 500, "{answers} responses in {states} states prove nothing");
 }
 
 /// Explores until the promise is broken, as it must be.
 fn is_caught(setup: Setup) {
     let report = explore(&setup);
-    let (what, trace) = report.violation.expect("a gateway with that fault keeps the promise in every interleaving");
+    let (what, trace) = report.violation.expect("the promise must be broken in some interleaving");
     assert!(what.contains("from before"), "{what}, after\n  {}", trace.join("\n  "));
 }
 
 #[test]
-fn a_write_with_three_readers_of_its_pair_from_both_sides() {
+fn a_write_and_three_readers_of_its_pair_from_both_sides() {
     let readers = [reader("ann", &["bob"]), reader("bob", &["ann"]), reader("ann", &["bob"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
 }
@@ -95,33 +98,33 @@ fn a_write_that_pauses_between_clock_mark_and_answer() {
 }
 
 #[test]
-fn readers_who_pause_between_look_judgement_and_question() {
+fn readers_that_pause_between_scan_decision_and_lookup() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     holds(Setup { fine_readers: true, ..setup(&[write(Scope::Pair(ANN_BOB))], &readers) });
     holds(Setup { fine_readers: true, ..setup(&[write(Scope::All)], &[reader("ann", &["bob", "cyd"])]) });
 }
 
 #[test]
-fn a_write_and_readers_who_all_pause() {
+fn a_write_and_readers_that_all_pause() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { fine_changes: true, fine_readers: true, ..setup });
 }
 
 #[test]
-fn an_event_beside_a_write() {
+fn an_event_and_a_write() {
     let changes = [event(Scope::Pair(ANN_BOB)), write(Scope::Pair(ANN_BOB))];
     holds(setup(&changes, &[reader("ann", &["bob"]), reader("bob", &["ann"])]));
 }
 
 #[test]
-fn a_reader_of_two_pairs_one_of_which_may_be_there_long_before_the_other() {
+fn a_reader_of_two_pairs_that_arrive_at_different_times() {
     let readers = [reader("ann", &["bob", "cyd"]), reader("bob", &["ann"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
 }
 
 #[test]
-fn readers_whose_pairs_travel_together_turned_round_or_not() {
+fn readers_whose_pairs_share_a_call_flipped_or_not() {
     let readers = [reader("bob", &["ann"]), reader("cyd", &["ann"])];
     let setup = setup(&[write(Scope::User("ann"))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
@@ -129,22 +132,22 @@ fn readers_whose_pairs_travel_together_turned_round_or_not() {
 }
 
 #[test]
-fn a_deleted_user_and_a_write_nobody_can_read() {
+fn a_deleted_user_and_an_unreadable_write() {
     let readers = [reader("ann", &["bob", "cyd"])];
     holds(setup(&[write(Scope::User("bob")), write(Scope::All)], &readers));
     holds(setup(&[event(Scope::User("ann")), write(Scope::Pair(ANN_CYD))], &readers));
 }
 
 #[test]
-fn readers_who_will_not_join_or_whose_answers_are_not_kept() {
+fn readers_with_no_cache_and_no_store() {
     let readers = [no_cache(reader("ann", &["bob"])), reader("bob", &["ann"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
-    let readers = [Reader { keep: false, ..no_cache(reader("ann", &["bob"])) }, reader("ann", &["bob"])];
+    let readers = [no_store(reader("ann", &["bob"])), reader("ann", &["bob"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
 }
 
 #[test]
-fn calls_that_fail_or_are_refused_and_readers_who_leave() {
+fn failing_calls_and_readers_that_disconnect() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
@@ -158,13 +161,13 @@ fn a_write_without_its_second_mark_is_caught() {
 }
 
 #[test]
-fn a_write_that_is_answered_before_its_second_mark_is_caught() {
+fn a_write_answered_before_its_second_mark_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("ann", &["bob"])]);
     is_caught(Setup { fault: Some(Fault::AnswerBeforeMark), ..setup });
 }
 
 #[test]
-fn a_reader_who_does_not_judge_again_what_was_there_early_is_caught() {
+fn a_reader_that_judges_early_answers_once_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob", "cyd"])]);
     is_caught(Setup { fault: Some(Fault::JudgedOnce), ..setup });
 }
@@ -176,7 +179,7 @@ fn an_event_that_marks_nothing_is_caught() {
 }
 
 #[test]
-fn a_lookup_joined_by_who_came_after_the_write_is_caught() {
+fn joining_a_lookup_from_before_a_write_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("bob", &["ann"])]);
     is_caught(Setup { fault: Some(Fault::Unfenced), ..setup });
 }

@@ -1,4 +1,4 @@
-//! Goes through every interleaving, and through each state once.
+//! Visits every interleaving, and each state once.
 
 use std::collections::HashSet;
 
@@ -9,29 +9,29 @@ use super::world::{Step, World};
 /// More states than this, and the setup is too large to be a test.
 const STATES_MAX: usize = 400_000;
 
-/// What was found.
+/// The result of an exploration.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     pub states: usize,
     pub steps: usize,
-    /// Answers that were given, in all.
+    /// All responses.
     pub answers: usize,
-    /// What was wrong, and the steps to it.
+    /// What was wrong, and the steps that lead to it.
     pub violation: Option<(String, Vec<String>)>,
 }
 
-/// One state on the way, and what is still to be tried from it.
+/// A state, and the steps that are still to be tried from it.
 struct Branch {
     world: World,
     steps: Vec<Step>,
 }
 
-/// Depth first, which keeps few states in memory and their trace at hand.
+/// Explores depth first, which keeps few states in memory, and the trace of steps.
 pub(super) fn explore(setup: &Setup) -> Report {
     let mut report = Report::default();
     let mut scene = Scene::new(setup);
     let mut seen = HashSet::new();
-    let first = World::new(setup);
+    let first = World::new(&scene);
     seen.insert(same(&first, &scene));
     let mut path = vec![Branch { steps: first.steps(setup), world: first }];
     let mut trace: Vec<Step> = Vec::new();

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use super::super::cache::CachedPair;
 use super::super::fence::Fence;
-use super::super::pair::FollowType;
+use super::super::pair::Relation;
 use super::tests::{at, pair};
 use super::*;
-use crate::domain::follow::response::Items;
+use crate::domain::follow::response::parse_items;
 
 /// A Chat, callers and writers under one scripted clock; the seed decides every step.
 struct Simulation {
@@ -250,14 +250,14 @@ impl Simulation {
             .zip(&read)
             .map(|(to, (relation, _))| {
                 let turned = call.from > *to;
-                let relation = FollowType::new(i64::from(*relation)).expect("0 to 3");
+                let relation = Relation::new(i64::from(*relation)).expect("0 to 3");
                 let relation = if turned { relation.flipped() } else { relation };
                 let code = if kind == 0 && self.random.is_multiple_of(3) { 30003 } else { 0 };
                 serde_json::json!({"To_Account": &**to, "ResultCode": code, "FollowType": relation.number()})
             })
             .collect();
         let body = serde_json::json!({"ResultItem": items, "ErrorCode": 0}).to_string();
-        let items = Items::parse(body.as_bytes()).expect("items");
+        let items = parse_items(body.as_bytes()).expect("items");
         let outcome = match kind {
             1 => BatchOutcome::RefusedArguments,
             2 => BatchOutcome::Failed,

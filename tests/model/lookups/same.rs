@@ -1,14 +1,16 @@
 //! When two states are the same.
 //!
-//! Moments are only ever compared, and so are the running numbers of requests, calls and edges. So
-//! each stands for its rank among those that are there, and states that differ in nothing else are
-//! one. That is exact: what is compared here is the whole description and not a hash of it.
+//! Moments are only compared, and so are the running numbers of requests, calls, and edges. So each stands for its rank
+//! among those that exist, and states that differ in nothing else are one. That is exact: the whole description is
+//! compared, not a hash of it.
 
 use std::collections::BTreeSet;
 
-use super::super::{Batching, EdgeId, LookupScheduler, Ticket};
-use super::setup::{Scene, index};
+use super::super::{Batching, EdgeId, LookupScheduler, PairResult, Ticket};
+use super::setup::{Scene, index, oriented};
 use super::world::{Phase, Stage, World};
+use crate::domain::pairs::item;
+use crate::domain::pairs::pair::Pair;
 
 /// The description of a state.
 pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
@@ -49,19 +51,22 @@ fn plain(put: &mut impl FnMut(Item), value: usize) {
 fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
     put(Item::Moment(world.clock));
     plain(put, usize::from(world.last_sent == world.clock));
-    // What a mark has made void is never used again, whatever it was. (By a gateway that does what it
-    // should.)
+    // A lookup that a mark has made void is never used again, whatever it returned, if the gateway is right.
     let is_void = |pair: usize, sent: u64| scene.setup.fault.is_none() && sent <= world.mark_of(pair, &scene.setup);
     for pair in 0..2 {
         plain(put, world.chat[pair].into());
         plain(put, world.floor[pair].into());
-        match world.kept[pair].filter(|fact| !is_void(pair, fact.sent.micros())) {
+        match world.cached[pair].filter(|cached| !is_void(pair, cached.sent.micros())) {
             None => plain(put, VOID),
-            Some(fact) => describe_known(fact.stored.number().into(), fact.sent.micros(), put),
+            Some(cached) => describe_known(cached.stored.number().into(), cached.sent.micros(), put),
         }
     }
-    let mut storing: Vec<_> =
-        world.storing.iter().map(|(pair, fact)| (*pair, fact.sent, fact.stored.number())).collect();
+    let pair_of = |pair: Pair| (0..2).find(|index| scene.both(*index).key() == pair.key()).expect("one of the two");
+    let mut storing: Vec<_> = world
+        .storing
+        .iter()
+        .map(|cacheable| (pair_of(cacheable.pair), cacheable.fact.sent, cacheable.fact.stored.number()))
+        .collect();
     storing.sort_unstable();
     plain(put, storing.len());
     for (pair, sent, stored) in storing {
@@ -70,7 +75,7 @@ fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
     }
     for change in &world.changes {
         plain(put, change.stage as usize);
-        plain(put, change.carried_out.into());
+        plain(put, change.applied.into());
         put(Item::Moment(change.mark));
         if matches!(change.stage, Stage::FirstRead | Stage::LastRead) {
             put(Item::Moment(change.read));
@@ -90,7 +95,7 @@ fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
         plain(put, usize::from(read.is_some()));
         read.iter().flatten().for_each(|relation| plain(put, (*relation).into()));
     }
-    describe_pending(&world.pending, scene, put);
+    describe_scheduler(&world.scheduler, scene, put);
 }
 
 fn describe_reader(
@@ -103,48 +108,73 @@ fn describe_reader(
     let (setup, reader) = (&scene.setup.readers[which], &world.readers[which]);
     let (phase, ticket) = match reader.phase {
         Phase::Start => (0, None),
-        Phase::Judging => (1, None),
-        Phase::Asking => (2, None),
+        Phase::Deciding => (1, None),
+        Phase::Enqueueing => (2, None),
         Phase::Waiting(ticket) => (3, Some(ticket)),
-        Phase::Told(ticket) => (4, Some(ticket)),
+        Phase::Notified(ticket) => (4, Some(ticket)),
         Phase::Done => (5, None),
     };
     plain(put, phase);
     ticket.iter().for_each(|Ticket(number)| put(Item::Number(*number)));
-    plain(put, reader.left);
-    plain(put, reader.slots.len());
-    for (slot, known) in reader.slots.iter().enumerate() {
-        match known.filter(|(_, sent)| !is_void(index(setup.from, setup.to[slot]), *sent)) {
+    if reader.phase == Phase::Done {
+        return;
+    }
+    let session = &reader.session;
+    plain(put, usize::from(session.admitted_under == Some(world.version())));
+    for slot in &session.slots {
+        let answer = slot.answer.as_ref().map(|answer| {
+            let to = setup.to[slot.account];
+            let known = match &answer.item {
+                item::Item::Known(relation) => oriented(relation.number(), setup.from, to).into(),
+                item::Item::Verbatim(_) => ERROR,
+            };
+            (known, answer.sent.micros())
+        });
+        match answer.filter(|(_, sent)| !is_void(index(setup.from, setup.to[slot.account]), *sent)) {
             None => plain(put, VOID),
-            Some((told, sent)) => describe_known(told.map_or(ERROR, usize::from), sent, put),
+            Some((known, sent)) => describe_known(known, sent, put),
         }
     }
-    let mut got = reader.got.clone();
-    got.sort_unstable();
-    plain(put, got.len());
-    for (slot, (told, sent)) in got {
+    session.looking_up.iter().for_each(|slot| plain(put, *slot));
+    let waiting = ticket.and_then(|ticket| world.waiters.0.get(&ticket));
+    plain(put, waiting.map_or(0, |waiting| waiting.missing));
+    let results = waiting.map_or(&reader.delivered, |waiting| &waiting.results);
+    let mut results: Vec<_> = results.iter().map(|(slot, result)| (*slot, known(result))).collect();
+    results.sort_unstable();
+    plain(put, results.len());
+    for (slot, (known, sent)) in results {
         plain(put, slot);
         if is_void(index(setup.from, setup.to[slot]), sent) {
             plain(put, VOID);
         } else {
-            describe_known(told.map_or(ERROR, usize::from), sent, put);
+            describe_known(known, sent, put);
         }
     }
 }
 
-/// Beside the four relations.
+/// What a result says, and when its lookup was sent.
+fn known(result: &PairResult) -> (usize, u64) {
+    match result {
+        // Stored as the user with the smaller key sees it, which is the same for all readers.
+        PairResult::Known { fact, .. } => (fact.stored.number().into(), fact.sent.micros()),
+        PairResult::Verbatim(_, sent) => (ERROR, sent.micros()),
+        PairResult::Malformed | PairResult::Failed => unreachable!("these end a wait at once"),
+    }
+}
+
+/// In addition to the four relations.
 const VOID: usize = 4;
 const ERROR: usize = 5;
 
-fn describe_known(told: usize, sent: u64, put: &mut impl FnMut(Item)) {
-    plain(put, told);
+fn describe_known(known: usize, sent: u64, put: &mut impl FnMut(Item)) {
+    plain(put, known);
     put(Item::Moment(sent));
 }
 
-/// All of it but what follows from the rest: the queues by user, and the counts.
-fn describe_pending(pending: &LookupScheduler, scene: &Scene, put: &mut impl FnMut(Item)) {
+/// Describes all of it but what follows from the rest: the queues by user, and the counts.
+fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl FnMut(Item)) {
     let user = |key| scene.keys.iter().position(|other| *other == key).expect("a user");
-    let mut edges: Vec<(&EdgeId, _)> = pending.edges.iter().collect();
+    let mut edges: Vec<(&EdgeId, _)> = scheduler.edges.iter().collect();
     edges.sort_unstable_by_key(|(id, _)| **id);
     plain(put, edges.len());
     for (id, edge) in edges {
@@ -153,7 +183,7 @@ fn describe_pending(pending: &LookupScheduler, scene: &Scene, put: &mut impl FnM
         plain(put, user(edge.pair.from));
         plain(put, user(edge.pair.to));
         plain(put, edge.keep.into());
-        plain(put, usize::from(pending.joinable.get(&edge.pair.key()) == Some(id)));
+        plain(put, usize::from(scheduler.joinable.get(&edge.pair.key()) == Some(id)));
         match edge.batching {
             Batching::Any => plain(put, 0),
             Batching::AsAsked => plain(put, 1),
@@ -171,35 +201,35 @@ fn describe_pending(pending: &LookupScheduler, scene: &Scene, put: &mut impl FnM
             plain(put, waiter.turned.into());
         }
     }
-    let mut calls: Vec<_> = pending.calls.iter().collect();
+    let mut calls: Vec<_> = scheduler.calls.iter().collect();
     calls.sort_unstable_by_key(|(id, _)| id.0);
     for (id, flight) in calls {
         put(Item::Number(id.0));
         put(Item::Moment(flight.sent.micros()));
         plain(put, user(flight.from));
-        describe_edges(pending, &flight.edges, put);
+        describe_edges(scheduler, &flight.edges, put);
     }
-    let mut tickets: Vec<_> = pending.tickets.iter().collect();
+    let mut tickets: Vec<_> = scheduler.tickets.iter().collect();
     tickets.sort_unstable_by_key(|(ticket, _)| **ticket);
     plain(put, tickets.len());
     for (ticket, waiting) in tickets {
         put(Item::Number(ticket.0));
-        describe_edges(pending, &waiting.edges, put);
+        describe_edges(scheduler, &waiting.edges, put);
     }
     let queues: BTreeSet<_> =
-        pending.queues.iter().flat_map(|(caller, queue)| queue.iter().map(|at| (*caller, *at))).collect();
+        scheduler.queues.iter().flat_map(|(caller, queue)| queue.iter().map(|at| (*caller, *at))).collect();
     plain(put, queues.len());
     for (caller, (age, id)) in queues {
         plain(put, caller.0 as usize);
         put(Item::Number(age));
         put(Item::Number(id));
     }
-    pending.turns.iter().for_each(|caller| plain(put, caller.0 as usize));
+    scheduler.turns.iter().for_each(|caller| plain(put, caller.0 as usize));
 }
 
-/// Those that are gone are never looked at again.
-fn describe_edges(pending: &LookupScheduler, edges: &[EdgeId], put: &mut impl FnMut(Item)) {
-    let there: Vec<_> = edges.iter().filter(|id| pending.edges.contains_key(id)).collect();
+/// Edges that are gone are never read again.
+fn describe_edges(scheduler: &LookupScheduler, edges: &[EdgeId], put: &mut impl FnMut(Item)) {
+    let there: Vec<_> = edges.iter().filter(|id| scheduler.edges.contains_key(id)).collect();
     plain(put, there.len());
     there.iter().for_each(|id| put(Item::Number(**id)));
 }

@@ -1,0 +1,360 @@
+//! One check of pairs, from the cache to a complete response.
+//!
+//! A [`CheckSession`] decides and does nothing else: no lock, no clock, no waiting. The gateway
+//! (`src/gateway/pairs/check.rs`) and the model (`tests/model`) drive the same session:
+//!
+//! 1. [`CheckSession::scan`] fills slots from the cache.
+//! 2. [`CheckSession::next`] drops every answer that a write has made void, and says what comes next.
+//! 3. For a [`CheckStep::Lookup`] the driver locks the scheduler, scans once more, enqueues
+//!    [`CheckSession::wanted`], waits, and reports the end with one of the `on_` functions.
+//! 4. Steps 2 and 3 repeat until every pair has an answer that may be used *now*, or the check fails.
+
+use std::time::Duration;
+
+use super::cache::{CachedPair, PairCache};
+use super::dedup::dedup;
+use super::directives::{CacheDirectives, Freshness, PairSources, Source};
+use super::fence::Fence;
+use super::item::Item;
+use super::lookups::{JoinOptions, PairResult, Wanted};
+use super::pair::Pair;
+use crate::domain::caller::QueueKey;
+use crate::domain::policy::stale_gate::StaleGate;
+use crate::domain::tick::Tick;
+
+/// What a check reads.
+#[derive(Clone, Copy)]
+pub struct PairView<'a> {
+    /// The pairs that are cached.
+    pub cache: &'a PairCache,
+    /// The marks of writes.
+    pub fence: &'a Fence,
+    /// Whether lookups have failed lately.
+    pub stale_gate: &'a StaleGate,
+}
+
+/// How a check may be answered.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckOptions {
+    /// The caller's `Cache-Control`.
+    pub directives: CacheDirectives,
+    /// `cache.ttl`
+    pub ttl: Duration,
+    /// `cache.stale_if_error`: how long past its ttl a pair may answer while Chat fails.
+    pub stale_if_error: Duration,
+}
+
+/// What the driver does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckStep {
+    /// Every pair has its answer: respond.
+    Respond,
+    /// Look the missing pairs up.
+    Lookup,
+    /// Pairs are missing, and the caller wants an answer from the cache only.
+    NotCached,
+    /// Return the failure that was reported last.
+    Fail,
+}
+
+/// The answer about one pair.
+#[derive(Debug, Clone)]
+pub struct PairAnswer {
+    /// The item of the response.
+    pub item: Item,
+    /// When the lookup behind it was sent.
+    pub sent: Tick,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// One distinct pair of a request.
+#[derive(Debug, Clone)]
+pub(super) struct PairSlot {
+    pub(super) pair: Pair,
+    /// The position of its first account in the request.
+    pub(super) account: usize,
+    pub(super) answer: Option<PairAnswer>,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct CheckSession {
+    options: CheckOptions,
+    pub(super) slots: Vec<PairSlot>,
+    /// The slot of each account; empty if every account has its own.
+    slot_of: Vec<u32>,
+    /// How many slots have no answer.
+    missing: usize,
+    /// The version of the fence under which it admitted every answer; `None` if answers were not judged yet.
+    pub(super) admitted_under: Option<u64>,
+    /// The moment of the latest step, to which ages refer.
+    now: Tick,
+    /// Slots of the lookup in progress.
+    pub(super) looking_up: Vec<usize>,
+    /// The caller's own quota has granted the next lookup.
+    quota_granted: bool,
+    /// Whether the failure reported last allows stale answers.
+    failure: Option<bool>,
+    /// The first scan found a pair that the caller's directives exclude.
+    rejected: bool,
+    /// Every pair that the first scan missed was cached, past its ttl.
+    expired: bool,
+    served_stale: bool,
+}
+
+impl CheckSession {
+    /// Starts a check of `pairs`, given in the order of the request's accounts.
+    pub fn new(pairs: impl Iterator<Item = Pair>, options: CheckOptions) -> Self {
+        let slot = |(account, pair)| PairSlot { pair, account, answer: None };
+        let mut slots: Vec<PairSlot> = pairs.enumerate().map(slot).collect();
+        let slot_of = dedup(&mut slots, |slot| slot.pair);
+        Self {
+            options,
+            missing: slots.len(),
+            slots,
+            slot_of,
+            admitted_under: None,
+            now: Tick::NEVER,
+            looking_up: Vec::new(),
+            quota_granted: false,
+            failure: None,
+            rejected: false,
+            expired: false,
+            served_stale: false,
+        }
+    }
+
+    /// Takes from the cache what the caller's directives allow.
+    pub fn scan(&mut self, view: PairView<'_>, now: Tick) {
+        let CheckOptions { directives, ttl, .. } = self.options;
+        let is_first = self.now == Tick::NEVER;
+        if self.missing == self.slots.len() {
+            self.admitted_under = Some(view.fence.version());
+        }
+        // A pair looked up after this moment is a hit without further judgment.
+        let hit_after = match directives.hit_age_max(ttl) {
+            Duration::ZERO => Tick::LAST,
+            age_max => now.before(age_max),
+        };
+        let (mut found, mut rejected, mut expired) = (0, false, 0);
+        let wanted = |slot: &PairSlot| slot.answer.is_none().then(|| slot.pair.key());
+        view.cache.get_batch(&mut self.slots, wanted, |slot, cached| {
+            if !view.fence.admits(slot.pair, cached.sent) {
+                return;
+            }
+            let freshness = if cached.sent > hit_after {
+                Freshness::Hit
+            } else {
+                directives.freshness(now.since(cached.sent), ttl)
+            };
+            let source = match freshness {
+                Freshness::Hit => Source::Hit,
+                Freshness::Stale => Source::Stale,
+                Freshness::Rejected => return rejected = true,
+                Freshness::Expired => return expired += 1,
+            };
+            slot.answer = Some(PairAnswer::cached(slot.pair, cached, source));
+            found += 1;
+        });
+        self.missing -= found;
+        self.now = now;
+        if is_first {
+            self.rejected = rejected;
+            self.expired = expired > 0 && expired == self.missing;
+        }
+    }
+
+    /// Returns whether pairs are missing that other replicas may have cached.
+    pub fn wants_shared_cache(&self) -> bool {
+        self.missing > 0 && self.options.directives.may_use_cache()
+    }
+
+    /// Decides what comes next.
+    pub fn next(&mut self, view: PairView<'_>) -> CheckStep {
+        self.drop_void(view.fence);
+        if let Some(allows_stale) = self.failure.take() {
+            let answered = allows_stale && self.serve_stale(view);
+            return if answered { CheckStep::Respond } else { CheckStep::Fail };
+        }
+        if self.missing == 0 {
+            return CheckStep::Respond;
+        }
+        if self.options.directives.only_if_cached {
+            return CheckStep::NotCached;
+        }
+        // While Chat fails, a stale answer is given at once, except to one request from time to time that probes.
+        if view.stale_gate.should_serve_stale(self.now) && self.serve_stale(view) {
+            return CheckStep::Respond;
+        }
+        CheckStep::Lookup
+    }
+
+    /// Returns the pairs to look up, with the names of their users. The driver holds the scheduler's lock and
+    /// has scanned under it: a lookup stores its results under that lock, so a pair that is missing now is neither
+    /// cached nor in flight unseen.
+    pub fn wanted<'n>(&mut self, from: &'n str, to: impl Fn(usize) -> &'n str) -> Vec<Wanted<'n>> {
+        let missing = self.slots.iter().enumerate().filter(|(_, slot)| slot.answer.is_none());
+        let wanted = missing.map(|(index, slot)| Wanted { pair: slot.pair, from, to: to(slot.account), slot: index });
+        let wanted: Vec<Wanted<'n>> = wanted.collect();
+        self.looking_up.clear();
+        self.looking_up.extend(wanted.iter().map(|one| one.slot));
+        wanted
+    }
+
+    /// Returns how its lookups may be shared with those of others.
+    pub fn join_options(&self, caller: QueueKey) -> JoinOptions {
+        let directives = &self.options.directives;
+        JoinOptions { caller, join: directives.may_join(), keep: !directives.no_store }
+    }
+
+    /// Returns the positions of the accounts that have no answer.
+    pub fn missing_accounts(&self) -> impl Iterator<Item = (usize, Pair)> {
+        self.slots.iter().filter(|slot| slot.answer.is_none()).map(|slot| (slot.account, slot.pair))
+    }
+
+    /// Returns whether pairs are missing.
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// Returns whether the caller's own quota has already granted the next lookup.
+    pub fn quota_granted(&self) -> bool {
+        self.quota_granted
+    }
+
+    /// The caller's own quota has granted the next lookup, after a wait.
+    pub fn on_quota_granted(&mut self, now: Tick) {
+        (self.quota_granted, self.now) = (true, now);
+    }
+
+    /// A lookup has ended. `joined` says for each wanted pair whether it joined a lookup in flight.
+    pub fn on_results(&mut self, joined: &[bool], results: Vec<(usize, PairResult)>, now: Tick) {
+        let mut joined_slot = vec![false; self.slots.len()];
+        for (slot, joined) in self.looking_up.drain(..).zip(joined) {
+            joined_slot[slot] = *joined;
+        }
+        for (index, result) in results {
+            let slot = &mut self.slots[index];
+            let source = |flipped| match (joined_slot[index], flipped) {
+                (true, _) => Source::Joined,
+                (false, true) => Source::Flipped,
+                (false, false) => Source::Fetched,
+            };
+            slot.answer = match result {
+                PairResult::Known { fact, flipped } => Some(PairAnswer::cached(slot.pair, fact, source(flipped))),
+                PairResult::Verbatim(json, sent) => {
+                    Some(PairAnswer { item: Item::Verbatim((&*json).into()), sent, source: source(false) })
+                }
+                PairResult::Malformed | PairResult::Failed => None,
+            };
+        }
+        self.end_of_lookup(now);
+        self.quota_granted = false;
+    }
+
+    /// A lookup found every pair in the cache when the driver scanned under the scheduler's lock.
+    pub fn on_cached(&mut self, now: Tick) {
+        self.end_of_lookup(now);
+        self.quota_granted = false;
+    }
+
+    /// A lookup has failed. Stale pairs may answer instead if `allows_stale`.
+    pub fn on_failure(&mut self, allows_stale: bool, now: Tick) {
+        self.end_of_lookup(now);
+        self.failure = Some(allows_stale);
+    }
+
+    fn end_of_lookup(&mut self, now: Tick) {
+        (self.now, self.admitted_under) = (now, None);
+        self.missing = self.slots.iter().filter(|slot| slot.answer.is_none()).count();
+    }
+
+    /// A write may have ended since the answers were admitted: what was sent before it does not answer after it.
+    fn drop_void(&mut self, fence: &Fence) {
+        let version = fence.version();
+        if self.admitted_under == Some(version) {
+            return;
+        }
+        for slot in &mut self.slots {
+            if slot.answer.as_ref().is_some_and(|answer| !fence.admits(slot.pair, answer.sent)) {
+                slot.answer = None;
+                self.missing += 1;
+            }
+        }
+        self.admitted_under = Some(version);
+    }
+
+    /// Answers all missing pairs from the cache, past their ttl, or none of them (`cache.stale_if_error`).
+    fn serve_stale(&mut self, view: PairView<'_>) -> bool {
+        let CheckOptions { directives, ttl, stale_if_error } = self.options;
+        if stale_if_error == Duration::ZERO || !directives.may_serve_stale() {
+            return false;
+        }
+        let (now, age_max) = (self.now, ttl + stale_if_error);
+        let mut found = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.answer.is_none()) {
+            let cached = view.cache.get(slot.pair.key());
+            let usable =
+                cached.filter(|cached| view.fence.admits(slot.pair, cached.sent) && now.since(cached.sent) < age_max);
+            let Some(cached) = usable else { return false };
+            let source = if now.since(cached.sent) < ttl { Source::Hit } else { Source::Stale };
+            found.push((index, PairAnswer::cached(slot.pair, cached, source)));
+        }
+        for (index, answer) in found {
+            self.slots[index].answer = Some(answer);
+        }
+        self.missing = 0;
+        self.served_stale = true;
+        true
+    }
+
+    /// Returns the answer for an account, by its position in the request. `None` until the check is complete.
+    pub fn answer(&self, account: usize) -> Option<&PairAnswer> {
+        self.slots[self.slot_of.get(account).map_or(account, |slot| *slot as usize)].answer.as_ref()
+    }
+
+    /// Returns how long ago the lookup of an answer was sent.
+    pub fn age(&self, answer: &PairAnswer) -> Duration {
+        self.now.since(answer.sent)
+    }
+
+    /// Returns where the answers came from, and the age of the oldest one.
+    pub fn summary(&self) -> CheckSummary {
+        let mut summary = CheckSummary {
+            sources: PairSources::default(),
+            oldest: Duration::ZERO,
+            rejected: self.rejected,
+            expired: self.expired,
+            served_stale: self.served_stale,
+        };
+        let mut oldest = Tick::LAST;
+        for answer in self.slots.iter().filter_map(|slot| slot.answer.as_ref()) {
+            summary.sources.count(answer.source);
+            oldest = oldest.min(answer.sent);
+        }
+        summary.oldest = self.now.since(oldest);
+        summary
+    }
+}
+
+/// What a response says about its answers.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckSummary {
+    /// Numbers of distinct pairs by source.
+    pub sources: PairSources,
+    /// The age of the oldest answer.
+    pub oldest: Duration,
+    /// A cached pair would have answered, but the caller's directives exclude it.
+    pub rejected: bool,
+    /// Every pair that was not answered from the cache was cached, past its ttl.
+    pub expired: bool,
+    /// Stale pairs answered because Chat failed.
+    pub served_stale: bool,
+}
+
+impl PairAnswer {
+    fn cached(pair: Pair, cached: CachedPair, source: Source) -> Self {
+        Self { item: Item::Known(pair.seen_from(cached.stored)), sent: cached.sent, source }
+    }
+}

@@ -1,0 +1,65 @@
+//! The items of a response from Chat, as plain values: what it says of each account.
+//!
+//! A command's own module reads them from Chat's JSON, such as [`crate::domain::follow::response`].
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::pair::Relation;
+
+/// Maximum number of accounts in one call (vendor page 1047/70349).
+pub const CALL_ACCOUNTS_MAX: usize = 100;
+
+/// The result for one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    /// The relation, seen from the account that the call names as `From_Account`.
+    Known(Relation),
+    /// Chat's item, unchanged, in JSON: an error, or a value that is newer than this program.
+    Verbatim(Box<str>),
+}
+
+/// Everything that a response says of one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// One item, or several that agree.
+    Item(Item),
+    /// Items that contradict each other, or an item that cannot be read.
+    Contradiction,
+}
+
+/// The items of a response, by account.
+#[derive(Debug, Default)]
+pub struct Items<'a>(HashMap<Cow<'a, str>, Found>);
+
+impl<'a> Items<'a> {
+    /// Returns an empty collection with room for `capacity` accounts.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self(HashMap::with_capacity(capacity))
+    }
+
+    /// Adds an item. An item that differs from an earlier one of the same account makes a contradiction.
+    pub fn add(&mut self, account: Cow<'a, str>, item: Item) {
+        match self.0.entry(account) {
+            Entry::Vacant(entry) => {
+                entry.insert(Found::Item(item));
+            }
+            Entry::Occupied(mut entry) => {
+                if *entry.get() != Found::Item(item) {
+                    entry.insert(Found::Contradiction);
+                }
+            }
+        }
+    }
+
+    /// Records that an item of the account cannot be read.
+    pub fn add_unreadable(&mut self, account: Cow<'a, str>) {
+        self.0.insert(account, Found::Contradiction);
+    }
+
+    /// Returns what the response says of an account; `None` if it has no item for it.
+    pub fn get(&self, account: &str) -> Option<&Found> {
+        self.0.get(account)
+    }
+}

@@ -1,0 +1,126 @@
+//! Requests that wait for the results of lookups.
+
+use std::collections::HashMap;
+
+use super::{PairResult, Ticket, WaiterResult};
+
+/// Results of pairs, by the request's own numbers.
+pub type PairResults = Vec<(usize, PairResult)>;
+
+/// How the wait of a request ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// Every pair has its result.
+    Results(PairResults),
+    /// The call behind one of its pairs failed.
+    Failed,
+    /// Chat's response did not fit the request.
+    Malformed,
+}
+
+/// The waiting requests, each with a handle by which its driver is notified.
+#[derive(Debug, Clone)]
+pub struct Waiters<H>(pub(super) HashMap<Ticket, Waiting<H>>);
+
+#[derive(Debug, Clone)]
+pub(super) struct Waiting<H> {
+    pub(super) missing: usize,
+    pub(super) results: PairResults,
+    handle: H,
+}
+
+impl<H> Default for Waiters<H> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<H> Waiters<H> {
+    /// A request waits for this number of pairs.
+    pub fn insert(&mut self, ticket: Ticket, pairs: usize, handle: H) {
+        self.0.insert(ticket, Waiting { missing: pairs, results: Vec::with_capacity(pairs), handle });
+    }
+
+    /// A request no longer waits.
+    pub fn remove(&mut self, ticket: Ticket) {
+        self.0.remove(&ticket);
+    }
+
+    /// Returns the handle of a waiting request.
+    pub fn handle(&self, ticket: Ticket) -> Option<&H> {
+        self.0.get(&ticket).map(|waiting| &waiting.handle)
+    }
+
+    /// Takes in results. Returns the requests whose wait has ended: the last pair's result ends it, and so does the
+    /// first failure. Results for a request that no longer waits are dropped.
+    pub fn deliver(&mut self, results: Vec<WaiterResult>) -> Vec<(H, Delivery)> {
+        let mut ended = Vec::new();
+        for WaiterResult { ticket, slot, settled } in results {
+            let failure = match settled {
+                PairResult::Failed => Some(Delivery::Failed),
+                PairResult::Malformed => Some(Delivery::Malformed),
+                PairResult::Known { .. } | PairResult::Verbatim(..) => None,
+            };
+            let Some(waiting) = self.0.get_mut(&ticket) else { continue };
+            if failure.is_none() {
+                waiting.results.push((slot, settled));
+                waiting.missing -= 1;
+            }
+            if (failure.is_some() || waiting.missing == 0)
+                && let Some(Waiting { results, handle, .. }) = self.0.remove(&ticket)
+            {
+                ended.push((handle, failure.unwrap_or(Delivery::Results(results))));
+            }
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+impl<H> Waiters<H> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::tick::Tick;
+
+    fn verbatim(ticket: u64, slot: usize) -> WaiterResult {
+        WaiterResult { ticket: Ticket(ticket), slot, settled: PairResult::Verbatim("{}".into(), Tick::NEVER) }
+    }
+
+    #[test]
+    fn the_last_result_ends_a_wait() {
+        let mut waiters = Waiters::default();
+        waiters.insert(Ticket(1), 2, "one");
+        assert!(waiters.deliver(vec![verbatim(1, 0)]).is_empty());
+        let ended = waiters.deliver(vec![verbatim(1, 5)]);
+        let [("one", Delivery::Results(results))] = ended.as_slice() else { panic!("{ended:?}") };
+        assert_eq!(results.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [0, 5]);
+        assert!(waiters.is_empty());
+    }
+
+    #[test]
+    fn the_first_failure_ends_a_wait() {
+        for (settled, delivery) in
+            [(PairResult::Failed, Delivery::Failed), (PairResult::Malformed, Delivery::Malformed)]
+        {
+            let mut waiters = Waiters::default();
+            waiters.insert(Ticket(1), 3, ());
+            let failed = WaiterResult { ticket: Ticket(1), slot: 1, settled };
+            let ended = waiters.deliver(vec![verbatim(1, 0), failed, verbatim(1, 2)]);
+            assert_eq!(ended, [((), delivery)]);
+        }
+    }
+
+    #[test]
+    fn results_of_a_removed_request_are_dropped() {
+        let mut waiters = Waiters::default();
+        waiters.insert(Ticket(1), 1, ());
+        waiters.remove(Ticket(1));
+        assert!(waiters.deliver(vec![verbatim(1, 0)]).is_empty() && waiters.handle(Ticket(1)).is_none());
+    }
+}

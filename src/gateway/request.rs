@@ -1,0 +1,146 @@
+//! A request in progress: what becomes known of it, and what its call to Chat does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+
+use super::access::CallerIndex;
+use super::app::AppWorker;
+use super::observe::spans::RequestEnd;
+use super::state::Worker;
+use crate::clock;
+use crate::domain::caller::QueueKey;
+use crate::error::GatewayError;
+use crate::http::peer::ConnectionInfo;
+use crate::http::request_id::RequestId;
+use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
+use crate::telemetry::trace::{Context, SpanHandle};
+
+/// Who waits for a call, and until when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallContext {
+    /// Its place in fair queues.
+    pub(crate) queue_key: QueueKey,
+    /// The configured caller; `None` if no callers are configured.
+    pub(crate) caller: Option<CallerIndex>,
+    pub(crate) deadline: Instant,
+    /// Its span, if traces are taken.
+    pub(crate) trace: Option<Context>,
+}
+
+/// What becomes known of a request on its way.
+pub(crate) struct RequestContext<'a> {
+    /// `None` if no callers are configured, or the request is not authenticated.
+    pub(crate) caller: Option<CallerIndex>,
+    /// `None` until an app is chosen.
+    pub(crate) app: Option<&'a Arc<AppWorker>>,
+    pub(crate) command: CommandLabel,
+    pub(crate) started: Instant,
+    /// Its span, if traces are taken. Boxed, since all other requests carry the field too.
+    pub(crate) span: Option<Box<SpanHandle>>,
+    /// Time spent waiting for lookups.
+    waited: Duration,
+    /// Of its own call, if it is relayed.
+    call: Option<Arc<CallStats>>,
+}
+
+/// What a request has cost so far.
+pub(crate) struct RequestCost {
+    pub waited_us: u64,
+    /// Of its own call, if it is relayed.
+    pub attempts: Option<u32>,
+    pub upstream_us: Option<u64>,
+}
+
+impl RequestContext<'_> {
+    /// Returns its span, if traces are taken.
+    pub(super) fn trace(&self) -> Option<Context> {
+        self.span.as_ref().map(|span| span.context)
+    }
+
+    pub(super) fn cost(&self) -> RequestCost {
+        match self.call.as_deref() {
+            None => RequestCost { waited_us: self.waited.as_micros() as u64, attempts: None, upstream_us: None },
+            Some(call) => RequestCost {
+                waited_us: call.waited_micros.load(Ordering::Relaxed),
+                attempts: Some(call.attempts.load(Ordering::Relaxed)),
+                upstream_us: Some(call.upstream_micros.load(Ordering::Relaxed)),
+            },
+        }
+    }
+
+    pub(super) fn add_wait(&mut self, more: Duration) {
+        self.waited += more;
+    }
+
+    /// Starts a call of its own, and returns the counters for it.
+    pub(super) fn start_call(&mut self) -> Arc<CallStats> {
+        let call = Arc::new(CallStats::default());
+        self.call = Some(Arc::clone(&call));
+        call
+    }
+}
+
+/// What the call of one request does. A write may outlive its request.
+#[derive(Debug, Default)]
+pub(crate) struct CallStats {
+    attempts: AtomicU32,
+    waited_micros: AtomicU64,
+    upstream_micros: AtomicU64,
+}
+
+impl CallStats {
+    pub(super) fn add_wait(&self, more: Duration) {
+        self.waited_micros.fetch_add(more.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_attempt(&self, took: Duration) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.upstream_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A request until it has its response. If its caller disconnects before that, the guard is dropped with the future
+/// that works on the request, and the request is counted as abandoned; a panic drops it likewise, and the request is
+/// counted as an internal error. Calls that it caused are counted by themselves.
+pub(crate) struct RequestGuard<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) head: &'a Parts,
+    pub(super) id: RequestId,
+    pub(super) connection: ConnectionInfo,
+    pub(super) context: RequestContext<'a>,
+    pub(super) answered: bool,
+}
+
+impl<'a> RequestGuard<'a> {
+    pub(super) fn new(worker: &'a Worker, head: &'a Parts, id: RequestId, connection: ConnectionInfo) -> Self {
+        let context = RequestContext {
+            caller: None,
+            app: None,
+            command: CommandLabel::other(),
+            started: clock::now(),
+            span: worker.start_request_span(head),
+            waited: Duration::ZERO,
+            call: None,
+        };
+        Self { worker, head, id, connection, context, answered: false }
+    }
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let outcome = match std::thread::panicking() {
+            // The panic is turned into a response further up.
+            true => Outcome::rejected(&GatewayError::Internal),
+            false => Outcome::ABANDONED,
+        };
+        let took = clock::now() - self.context.started;
+        self.worker.count_request(&self.context, outcome, took);
+        self.worker.end_request_span(self, &RequestEnd { outcome, took, status: None, error_code: 0, pairs: None });
+    }
+}

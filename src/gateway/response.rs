@@ -1,0 +1,78 @@
+//! A response before it is sent.
+
+use bytes::Bytes;
+use http::header::{AGE, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+
+use crate::capacity::CapacityGuard;
+use crate::domain::pairs::directives::PairSources;
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
+
+/// What `overloaded` says when bodies take too much memory.
+pub(super) const BUFFERED: &str = "buffered bytes (server.max_buffered)";
+
+/// Shorter responses are not counted among the buffered bytes while they wait for their reader: those of all requests
+/// together are no more than one of the largest.
+pub(super) const UNCOUNTED_MAX: usize = 4 * 1024;
+
+/// A response of the gateway.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: Option<HeaderValue>,
+    pub(crate) body: Bytes,
+    pub(crate) cache_status: Option<String>,
+    pub(crate) age: Option<u64>,
+    pub(crate) explain: Option<String>,
+    /// 0 unless Chat returned an error.
+    pub(crate) error_code: i64,
+    /// Where the answers came from, if pairs were checked.
+    pub(crate) pairs: Option<PairSources>,
+}
+
+impl Reply {
+    pub(super) fn from_chat(
+        status: StatusCode,
+        content_type: Option<HeaderValue>,
+        body: Bytes,
+        error_code: i64,
+    ) -> Self {
+        Self { status, content_type, body, cache_status: None, age: None, explain: None, error_code, pairs: None }
+    }
+
+    pub(super) fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        let text = |text: String| HeaderValue::try_from(text).ok();
+        let values = [
+            (CONTENT_TYPE, self.content_type),
+            (CACHE_STATUS, self.cache_status.and_then(text)),
+            (AGE, self.age.map(HeaderValue::from)),
+            (EXPLAIN, self.explain.and_then(text)),
+        ];
+        for (name, value) in values {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        response
+    }
+}
+
+/// Makes a body that counts among the buffered bytes until it is sent or dropped.
+pub(super) fn counted(body: Bytes, reserved: Option<CapacityGuard>) -> Bytes {
+    struct Counted(Bytes, #[allow(dead_code, reason = "it is released on drop")] CapacityGuard);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    match reserved {
+        Some(reserved) if body.len() > UNCOUNTED_MAX => Bytes::from_owner(Counted(body, reserved)),
+        _ => body,
+    }
+}
