@@ -124,9 +124,9 @@ impl Admin {
         }
         let path = head.uri.path();
         Route::Respond(match (&head.method, AdminAction::of_path(path)) {
-            (&Method::POST, Some(action)) => match self.check_action(head, peer) {
-                Ok(()) => return Route::Perform(action),
-                Err(rejection) => rejection,
+            (&Method::POST, Some(action)) => match self.reject_action(head, peer) {
+                None => return Route::Perform(action),
+                Some(rejection) => rejection,
             },
             (_, Some(_)) => method_not_allowed("POST"),
             (&Method::GET | &Method::HEAD, None) => self.show(head, path, peer),
@@ -165,22 +165,24 @@ impl Admin {
     }
 
     /// Rejects an admin action without the admin token, or if there is none, from another machine. Rejects browsers.
-    fn check_action(&self, head: &Parts, peer: Peer) -> Result<(), Response<Full<Bytes>>> {
+    /// Returns `None` if the action is permitted.
+    fn reject_action(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
         let gateway = self.state.current.gateway();
-        check_caller(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer)
-            .map_err(GatewayError::into_response)?;
+        if let Err(error) = check_caller(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer) {
+            return Some(error.into_response());
+        }
         let Some(token) = &gateway.config.server.admin_token else {
             let rejection = "admin actions are accepted only over loopback or a Unix socket; to accept them from other \
                              machines, set server.admin_token_file\n";
-            return if is_local(peer) { Ok(()) } else { Err(text(StatusCode::FORBIDDEN, rejection)) };
+            return (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, rejection));
         };
         let given = bearer_token(&head.headers).map(TokenDigest::of);
         if given.is_some_and(|given| given.ct_eq(&token.digest()).into()) {
-            return Ok(());
+            return None;
         }
         let rejection =
             "admin token required; send \"Authorization: Bearer TOKEN\" with the token of server.admin_token_file";
-        Err(GatewayError::Unauthenticated(rejection).into_response())
+        Some(GatewayError::Unauthenticated(rejection).into_response())
     }
 
     /// Performs a permitted action. Only some read the body.
