@@ -4,7 +4,6 @@
 //! within `webhook.window` can invalidate pairs or lower a rate limit, and nothing else. If a request cannot be read with
 //! certainty, it invalidates more. [`crate::domain::chat::webhook`] says what the signature is worth.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,9 +13,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tower::Service;
 
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
@@ -31,7 +28,7 @@ use crate::gateway::{App, Gateway, route, stack};
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
-use crate::server::ConnectionHandler;
+use crate::server::{ConnectionHandler, ConnectionService};
 
 /// Maximum size of a body, in bytes. A body with 20 targets, the most that one call changes, has less than 2 KiB.
 const BODY_LEN_MAX: usize = 64 * 1024;
@@ -69,13 +66,7 @@ impl ConnectionHandler for Webhooks {
     type ResponseBody = ResponseBody;
 
     // Without `tls`: server.tls is for callers. Webhooks are signed, and may arrive through a proxy that terminates TLS.
-    fn service(
-        &self,
-        _: ConnectionInfo,
-    ) -> impl Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future: Send + 'static>
-    + Clone
-    + Send
-    + 'static {
+    fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let Self(inner) = self.clone();
         stack::service(move |request, _| Arc::clone(&inner).handle(request))
     }

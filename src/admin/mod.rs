@@ -9,7 +9,6 @@ mod page;
 mod reload;
 mod status;
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,12 +21,10 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::Value;
 use subtle::ConstantTimeEq as _;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
 use self::history::History;
 use crate::clock;
@@ -42,7 +39,7 @@ use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::host::check_host;
 use crate::http::peer::{ConnectionInfo, Peer};
-use crate::server::{ConnectionHandler, Connections};
+use crate::server::{ConnectionHandler, ConnectionService, Connections};
 use crate::telemetry::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
 /// Reloads the configuration: returns the keys whose new values require a restart, or why nothing has changed.
@@ -218,13 +215,7 @@ impl Admin {
 impl ConnectionHandler for Admin {
     type ResponseBody = ResponseBody;
 
-    fn service(
-        &self,
-        connection: ConnectionInfo,
-    ) -> impl Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible, Future: Send + 'static>
-    + Clone
-    + Send
-    + 'static {
+    fn service(&self, connection: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let admin = self.clone();
         stack::service(move |request, _| admin.clone().handle(request, connection.peer))
     }

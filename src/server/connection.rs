@@ -101,7 +101,8 @@ where
     }
 }
 
-/// Calls the service, and tracks the request until its response is there, or over HTTP/2 until the peer has taken it.
+/// Calls the service, and tracks the request until it has a response, and over HTTP/2 the response until the peer has
+/// taken it.
 fn respond<S, B>(
     service: &S,
     in_flight: &InFlight,

@@ -48,20 +48,8 @@ pub trait ConnectionHandler: Clone + Send + 'static {
     /// The body of its responses.
     type ResponseBody: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
 
-    /// Builds the service of a new connection, which is cloned for each request.
-    ///
-    /// It must always be ready: the server calls it without polling its readiness.
-    fn service(
-        &self,
-        connection: ConnectionInfo,
-    ) -> impl Service<
-        Request<Incoming>,
-        Response = Response<Self::ResponseBody>,
-        Error = Infallible,
-        Future: Send + 'static,
-    > + Clone
-    + Send
-    + 'static;
+    /// Builds the service of a new connection.
+    fn service(&self, connection: ConnectionInfo) -> impl ConnectionService<Self::ResponseBody>;
 
     /// Returns the TLS configuration of a new TCP connection; `None` serves it in plain text.
     fn tls(&self) -> Option<Arc<ServerConfig>> {
@@ -70,6 +58,22 @@ pub trait ConnectionHandler: Clone + Send + 'static {
 
     /// Records that a connection ended with bytes that were rejected before they became a request.
     fn record_rejected(&self, _error: &GatewayError) {}
+}
+
+/// The service of one connection, which is cloned for each request.
+///
+/// It must always be ready: the server calls it without polling its readiness.
+pub trait ConnectionService<B>:
+    Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+{
+}
+
+impl<S, B> ConnectionService<B> for S where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static
+{
 }
 
 /// What the connections of a listener share, in all threads.

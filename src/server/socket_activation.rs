@@ -86,8 +86,8 @@ const FIRST_FD: usize = 3;
 /// Returns how many sockets were passed to the process `pid`.
 fn count(env: &Env, pid: u32) -> usize {
     let number = |name: &str| env.get(name).and_then(|value| value.to_str()?.parse::<usize>().ok());
-    let ours = number("LISTEN_PID").is_some_and(|wanted| u32::try_from(wanted) == Ok(pid));
-    number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
+    let is_for_pid = number("LISTEN_PID").is_some_and(|expected| u32::try_from(expected) == Ok(pid));
+    number("LISTEN_FDS").filter(|_| is_for_pid).unwrap_or(0)
 }
 
 /// Takes a socket; `None` if it is not a listening TCP or Unix socket.
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn each_socket_replaces_its_address_and_the_rest_is_rejected() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("gate.sock");
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("gate.sock");
         let file = unix(UnixListener::bind(&path).expect("free")).expect("a socket").expect("a listening one");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");

@@ -71,7 +71,7 @@ impl<S> Http1Guard<S> {
 }
 
 /// Returns the error of a bare response; `None` for any other bytes. `error` is what the framing tracker found in the
-/// headers; without it, hyper rejected them by itself.
+/// headers; without it, hyper found one.
 fn bare_response(bytes: &[u8], error: Option<HeadError>) -> Option<GatewayError> {
     // Ordinary responses fail this first test.
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
