@@ -71,7 +71,7 @@ impl Webhooks {
                 response
             }
             Err(error) => {
-                tracing::debug!(outcome = error.wire().slug, "a webhook was refused: {error}");
+                tracing::debug!(outcome = error.wire().slug.text(), "a webhook was refused: {error}");
                 error.into_response()
             }
         }

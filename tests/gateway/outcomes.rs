@@ -286,6 +286,6 @@ async fn throttle_code_lowers_the_limit_of_its_command() {
     let gateway = Setup::new(&chat).set("app.quota", "per_command = \"40/s\"").start().await;
     chat.once(Reply::json(fail(60007, "too many")));
     gateway.call(WRITE, "{}").await.assert_relayed(200, fail(60007, "too many"));
-    eventually("the new limit is logged", async || gateway.log().contains("\"limit\":38").then_some(())).await;
+    eventually("the new limit is logged", async || gateway.log().contains("\"new_limit\":38").then_some(())).await;
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
 }
