@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
-use crate::support::graph::{OK, fail};
+use crate::support::client::{Conn, TestRequest};
+use crate::support::graph::{OK, error_response};
 use crate::support::now;
-use crate::support::reply::{Reply, What};
+use crate::support::reply::{Reply, ReplyKind};
 use crate::support::setup::Setup;
 
 const SEEDS: std::ops::Range<u64> = 0..4;
@@ -33,15 +33,15 @@ fn injected_reply(seed: u64, n: u64) -> Option<Reply> {
         0 => Reply::reset(),
         1 => Reply::bytes(""),
         2 => Reply::bytes(&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"ErrorCode\":0,"[..]),
-        3 => What::Reset(b"HTTP/1.1 200 OK\r\n".to_vec()).into(),
+        3 => ReplyKind::Reset(b"HTTP/1.1 200 OK\r\n".to_vec()).into(),
         4 => Reply::hang(),
         5 => Reply::stall(&b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"[..]),
         6 => Reply::typed(502, "text/html", "<html>"),
         7 => Reply::json("[]"),
-        8 => Reply::json(fail(60008, "timeout")),
-        9 => Reply::json(fail(60007, "too many")),
-        10 => Reply::json(fail(70001, "expired")),
-        11 => Reply::json(fail(30006, "internal")),
+        8 => Reply::json(error_response(60008, "timeout")),
+        9 => Reply::json(error_response(60007, "too many")),
+        10 => Reply::json(error_response(70001, "expired")),
+        11 => Reply::json(error_response(30006, "internal")),
         12 => Reply::json(OK),
         13 => Reply::json(
             r#"{"ResultItem":[{"To_Account":"u1","ResultCode":0,"ResultInfo":"","FollowType":9}],"ErrorCode":0}"#,
@@ -89,12 +89,12 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
                     let to: Vec<String> =
                         (0..1 + number / 16 % 5).map(|n| format!("u{}", (number / 64 + n) % USERS)).collect();
                     let request = match number / 8 % 3 {
-                        0 => Ask::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
-                        1 => Ask::command("openim/querystate").body("{}"),
-                        _ => Ask::check(&from, &to),
+                        0 => TestRequest::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
+                        1 => TestRequest::command("openim/querystate").body("{}"),
+                        _ => TestRequest::check(&from, &to),
                     };
                     let started = now();
-                    let response = conn.ask(&request).await;
+                    let response = conn.request(&request).await;
                     let took = now() - started;
                     assert!(took < Duration::from_secs(6), "seed {seed}, request {n} took {took:?}");
                     let code = response.json()["ErrorCode"].as_i64().expect("an envelope");
@@ -102,7 +102,7 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
                         // 9 is injected. Any other value must be correct.
                         let expected: Vec<u8> =
                             to.iter().map(|to| graph.follow_type(MAIN.sdkappid, &from, to)).collect();
-                        for (actual, expected) in response.types().into_iter().zip(expected) {
+                        for (actual, expected) in response.follow_types().into_iter().zip(expected) {
                             assert!(actual == expected || actual == 9, "seed {seed}, request {n}: {response:?}");
                         }
                     }
@@ -115,7 +115,7 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
         for (body, times) in applied.lock().expect("no panic under it").iter() {
             assert_eq!(*times, 1, "seed {seed}: {} was applied more than once", String::from_utf8_lossy(body));
         }
-        chat.no_script();
+        chat.clear_script();
         assert!(gateway.call("openim/querystate", "{}").await.text() == OK, "seed {seed}: not recovered");
     }
 }

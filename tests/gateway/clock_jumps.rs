@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::doctor::{HEX, Simulator};
-use crate::quota::press;
-use crate::support::client::Ask;
+use crate::quota::send_from_callers;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::setup::Setup;
 use crate::support::{eventually, now, turn, unix_now};
@@ -72,11 +72,11 @@ async fn signatures_stay_valid_when_the_local_clock_jumps() {
         clock.set(seconds, &gateway).await;
         for round in 0..10 {
             let requests = [
-                Ask::command("openim/querystate"),
-                Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
-                Ask::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
+                TestRequest::command("openim/querystate"),
+                TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
+                TestRequest::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
             ];
-            let [one, two, three] = requests.map(|request| gateway.ask(request));
+            let [one, two, three] = requests.map(|request| gateway.send(request));
             for response in <[_; 3]>::from(tokio::join!(one, two, three)) {
                 assert_eq!(
                     (response.status, &response.json()["ErrorCode"]),
@@ -101,7 +101,7 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
     for seconds in [DAY, 0, -DAY, DAY, 0] {
         simulator.control("clock", &format!("{{\"skew\":{seconds}}}")).await;
         for _ in 0..5 {
-            let response = gateway.ask(Ask::command("openim/querystate")).await;
+            let response = gateway.send(TestRequest::command("openim/querystate")).await;
             assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
         }
     }
@@ -110,27 +110,28 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
 #[tokio::test]
 async fn cached_pairs_age_by_the_monotonic_clock() {
     let cached_age = async |gateway: &Gateway| {
-        let response = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+        let response =
+            gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
         assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
         (response.status == 200).then(|| response.age())
     };
     let (clock, long, _simulator) = gateway("1h", "200").await;
     let started = now();
-    long.check("ann", &["bob"]).await.checked();
+    long.check("ann", &["bob"]).await.items();
     for seconds in [2 * DAY, -DAY, 0] {
         clock.set(seconds, &long).await;
         let age = cached_age(&long).await.unwrap_or_else(|| panic!("{seconds} s: not cached"));
         assert!(age <= started.elapsed().as_secs(), "{seconds} s: {age}");
     }
     let (clock, short, _simulator) = gateway("2s", "200").await;
-    short.check("ann", &["bob"]).await.checked();
+    short.check("ann", &["bob"]).await.items();
     clock.set(-DAY, &short).await;
     eventually("the ttl of the pair ends", async || cached_age(&short).await.is_none().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clock_jumps_neither_exceed_nor_block_the_quota() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (clock, gateway, simulator) = gateway("1h", "50").await;
     let finished = AtomicBool::new(false);
     let jumping = async {
@@ -142,11 +143,11 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
         }
         finished.store(true, Ordering::Relaxed);
     };
-    let request = Ask::command("openim/querystate");
+    let request = TestRequest::command("openim/querystate");
     let pressing = async {
         let mut responses = Vec::new();
         while !finished.load(Ordering::Relaxed) {
-            responses.extend(press(&gateway, &request, 10, Duration::from_secs(1)).await);
+            responses.extend(send_from_callers(&gateway, &request, 10, Duration::from_secs(1)).await);
         }
         responses
     };

@@ -2,7 +2,7 @@
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::setup::Setup;
@@ -20,8 +20,8 @@ async fn trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
 async fn assert_distrusted(gateway: &Gateway, chat: &FakeChat) {
     gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
     gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_unreachable", 129_502);
-    assert!(chat.accepted() >= 1, "the gateway never connected");
-    assert_eq!(chat.count(), 0, "upstream saw a request");
+    assert!(chat.accepted_connections() >= 1, "the gateway never connected");
+    assert_eq!(chat.call_count(), 0, "upstream saw a request");
 }
 
 #[tokio::test]
@@ -32,9 +32,9 @@ async fn upstream_with_a_trusted_certificate_is_called() {
     let gateway = trusting(Some(&ca), &chat).await;
     // Each thread pools its upstream connections, so both requests use one caller connection.
     let mut conn = gateway.connect().await;
-    conn.ask(&Ask::command("openim/sendmsg")).await.assert_relayed(200, OK);
-    assert_eq!(conn.ask(&Ask::check("ann", &["bob"])).await.types(), [2]);
-    assert_eq!((chat.count(), chat.accepted()), (2, 1), "one connection for both");
+    conn.request(&TestRequest::command("openim/sendmsg")).await.assert_relayed(200, OK);
+    assert_eq!(conn.request(&TestRequest::check("ann", &["bob"])).await.follow_types(), [2]);
+    assert_eq!((chat.call_count(), chat.accepted_connections()), (2, 1), "one connection for both");
 }
 
 #[tokio::test]
@@ -77,9 +77,9 @@ async fn plain_http_upstream_of_https_endpoint_gets_no_request() {
     let lines = format!("endpoint = \"https://localhost:{port}\"\nca_file = '{}'", file.display());
     let gateway = setup.app(MAIN, &lines).start().await;
     gateway.call("openim/sendmsg", "{}").await.assert_error(502, "upstream_unreachable", 129_502);
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     // The fake reads the TLS hello as HTTP. This violation is expected here.
-    chat.forgive();
+    chat.clear_violations();
 }
 
 #[tokio::test]
@@ -92,9 +92,9 @@ async fn ca_file_applies_only_to_its_app() {
     let lines = format!("{}\ndefault = true\nca_file = '{}'", chat.app_lines(), file.display());
     let gateway = setup.app(MAIN, &lines).app(OTHER, &chat.app_lines()).start().await;
     gateway.call("openim/sendmsg", "{}").await.assert_relayed(200, OK);
-    let other = gateway.ask(Ask::command("openim/sendmsg").header("Chatgate-App", OTHER.name)).await;
+    let other = gateway.send(TestRequest::command("openim/sendmsg").header("Chatgate-App", OTHER.name)).await;
     other.assert_error(502, "upstream_unreachable", 129_502);
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::app;
 use super::eventually;
-use super::graph::{Graph, fail};
-use super::reply::{Reply, What, render};
+use super::graph::{Graph, error_response};
+use super::reply::{Reply, ReplyKind, render};
 use super::wire::{Call, Reader, Stream, reset_on_drop};
 use super::{secrets, unix_now, usersig};
 
@@ -73,7 +73,7 @@ impl FakeChat {
     }
 
     /// Presents this certificate on all later connections.
-    pub(crate) fn show(&self, tls: TlsAcceptor) {
+    pub(crate) fn set_certificate(&self, tls: TlsAcceptor) {
         *self.shared.tls.lock().expect("no panic under it") = Some(tls);
     }
 
@@ -120,24 +120,24 @@ impl FakeChat {
     }
 
     /// Also accepts this key of the main app from now on.
-    pub(crate) fn also_takes(&self, key: &'static str) {
-        secrets::remember(key);
+    pub(crate) fn accept_key(&self, key: &'static str) {
+        secrets::add(key);
         self.shared.further_keys.lock().expect("no panic under it").push(key);
     }
 
     /// Answers every later call with this reply.
-    pub(crate) fn always(&self, reply: Reply) {
+    pub(crate) fn reply_always(&self, reply: Reply) {
         self.script(move |_| Some(reply.clone()));
     }
 
     /// Answers the next call with this reply, and later calls from the follow graph.
-    pub(crate) fn once(&self, reply: Reply) {
+    pub(crate) fn reply_once(&self, reply: Reply) {
         let left = Mutex::new(Some(reply));
         self.script(move |_| left.lock().expect("no panic under it").take());
     }
 
     /// Answers every later call from the follow graph.
-    pub(crate) fn no_script(&self) {
+    pub(crate) fn clear_script(&self) {
         *self.shared.script.lock().expect("no panic under it") = None;
     }
 
@@ -147,7 +147,7 @@ impl FakeChat {
     }
 
     /// Returns the number of calls so far.
-    pub(crate) fn count(&self) -> usize {
+    pub(crate) fn call_count(&self) -> usize {
         self.shared.calls.lock().expect("no panic under it").len()
     }
 
@@ -157,17 +157,17 @@ impl FakeChat {
     }
 
     /// Returns the latest call.
-    pub(crate) fn last(&self) -> Call {
+    pub(crate) fn last_call(&self) -> Call {
         self.calls().pop().expect("a call")
     }
 
     /// Waits until at least `count` calls have arrived.
-    pub(crate) async fn seen(&self, count: usize) {
-        eventually(&format!("{count} upstream calls"), async || (self.count() >= count).then_some(())).await;
+    pub(crate) async fn wait_for_calls(&self, count: usize) {
+        eventually(&format!("{count} upstream calls"), async || (self.call_count() >= count).then_some(())).await;
     }
 
     /// Returns the number of connections accepted so far.
-    pub(crate) fn accepted(&self) -> usize {
+    pub(crate) fn accepted_connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
@@ -177,7 +177,7 @@ impl FakeChat {
     }
 
     /// Clears the violations so far, for a test that caused them on purpose.
-    pub(crate) fn forgive(&self) {
+    pub(crate) fn clear_violations(&self) {
         self.shared.violations.lock().expect("no panic under it").clear();
     }
 
@@ -256,37 +256,37 @@ async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> E
 async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
     let violations = shared.record(&call);
     let script = shared.script.lock().expect("no panic under it").clone();
-    let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::model);
+    let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::from_graph);
     let command = call.command().to_owned();
     let is_read = command.ends_with("_check");
-    let read_result = is_read.then(|| shared.graph.answer(call.app(), &command, &call.body));
+    let read_result = is_read.then(|| shared.graph.respond(call.app(), &command, &call.body));
     if let Some(gate) = &reply.gate {
-        gate.passed().await;
+        gate.wait_open().await;
     }
-    let bytes = match reply.what {
-        _ if !violations.is_empty() => render(200, None, fail(60025, &violations.join(", ")).as_bytes()),
-        What::Model => {
-            let body = read_result.unwrap_or_else(|| shared.graph.answer(call.app(), &command, &call.body));
+    let bytes = match reply.kind {
+        _ if !violations.is_empty() => render(200, None, error_response(60025, &violations.join(", ")).as_bytes()),
+        ReplyKind::FromGraph => {
+            let body = read_result.unwrap_or_else(|| shared.graph.respond(call.app(), &command, &call.body));
             render(200, Some("application/json"), body.as_bytes())
         }
-        What::Answer { status, content_type, body } => render(status, content_type.as_deref(), &body),
-        What::Bytes(bytes) => {
+        ReplyKind::Response { status, content_type, body } => render(status, content_type.as_deref(), &body),
+        ReplyKind::Bytes(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             return Some(End::Closed);
         }
-        What::Reset(bytes) => {
+        ReplyKind::Reset(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             return Some(End::Reset);
         }
-        What::Stall(bytes) => {
+        ReplyKind::Stall(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
             return Some(End::Closed);
         }
-        What::Endless { first, more } => {
+        ReplyKind::Endless { first, more } => {
             let _ = stream.write_all(&first).await;
             while stream.write_all(&more).await.is_ok() {}
             return Some(End::Closed);
@@ -299,7 +299,7 @@ async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option
 impl Shared {
     /// Records the call and returns its contract violations.
     fn record(&self, call: &Call) -> Vec<String> {
-        secrets::remember(&call.usersig());
+        secrets::add(&call.usersig());
         let keys = self.further_keys.lock().expect("no panic under it").clone();
         let found = violations(call, &self.authority, &keys);
         if !found.is_empty() {
@@ -351,7 +351,7 @@ pub(super) fn violations(call: &Call, authority: &str, further_keys: &[&'static 
     expect(value("contenttype") == "json", "contenttype is not json");
     let random = value("random");
     expect(random.parse::<u32>().is_ok_and(|number| number.to_string() == random), "random is not a 32-bit number");
-    match app::by_number(&value("sdkappid")) {
+    match app::by_sdkappid(&value("sdkappid")) {
         None => expect(false, "unknown sdkappid"),
         Some(app) => {
             expect(value("identifier") == app.identifier, "identifier is not the app's");

@@ -36,19 +36,19 @@ pub(crate) struct Collector {
 
 /// How the collector treats a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Mode {
     /// Accepts it.
-    Good,
+    Accept,
     /// Accepts it after this delay.
-    Slow(Duration),
+    Delayed(Duration),
     /// Reads it and never responds.
-    Hanging,
+    Silent,
     /// Fails with gRPC status 13.
-    Failing,
+    Fail,
 }
 
 struct Shared {
-    mood: Mutex<Mood>,
+    mood: Mutex<Mode>,
     spans: Mutex<Vec<Span>>,
     resource: Mutex<Vec<KeyValue>>,
     bytes: Mutex<Vec<u8>>,
@@ -73,7 +73,7 @@ impl Span {
     }
 
     /// Returns the parent span's ID, empty if there is none.
-    pub(crate) fn above(&self) -> String {
+    pub(crate) fn parent_id(&self) -> String {
         hex(&self.0.parent_span_id)
     }
 
@@ -84,19 +84,19 @@ impl Span {
     }
 
     /// Returns an attribute as text.
-    pub(crate) fn told(&self, name: &str) -> Option<String> {
-        attribute(&self.0.attributes, name)
+    pub(crate) fn attribute(&self, name: &str) -> Option<String> {
+        find_attribute(&self.0.attributes, name)
     }
 
     /// Asserts attributes; an empty value means that the attribute must be absent.
     #[track_caller]
-    pub(crate) fn assert_tells(&self, wanted: &[(&str, &str)]) {
+    pub(crate) fn assert_attributes(&self, wanted: &[(&str, &str)]) {
         for (name, value) in wanted {
-            assert_eq!(self.told(name).unwrap_or_default(), *value, "{name} in {self:#?}");
+            assert_eq!(self.attribute(name).unwrap_or_default(), *value, "{name} in {self:#?}");
         }
     }
 
-    pub(crate) fn names(&self) -> Vec<&str> {
+    pub(crate) fn attribute_names(&self) -> Vec<&str> {
         self.0.attributes.iter().map(|attribute| attribute.key.as_str()).collect()
     }
 
@@ -133,7 +133,7 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared {
-            mood: Mutex::new(Mood::Good),
+            mood: Mutex::new(Mode::Accept),
             spans: Mutex::default(),
             resource: Mutex::default(),
             bytes: Mutex::default(),
@@ -149,11 +149,11 @@ impl Collector {
     }
 
     /// Returns the line of `[trace]` that names this collector.
-    pub(crate) fn line(&self) -> String {
+    pub(crate) fn config_line(&self) -> String {
         format!("otlp = \"http://{}\"", self.address)
     }
 
-    pub(crate) fn feels(&self, mood: Mood) {
+    pub(crate) fn set_mode(&self, mood: Mode) {
         *self.shared.mood.lock().expect("no panic under it") = mood;
     }
 
@@ -163,7 +163,7 @@ impl Collector {
     }
 
     /// Waits for `count` spans, and asserts that no more have arrived.
-    pub(crate) async fn seen(&self, count: usize) -> Vec<Span> {
+    pub(crate) async fn wait_for_spans(&self, count: usize) -> Vec<Span> {
         let what = format!("{count} spans");
         let spans = eventually(&what, async || Some(self.spans()).filter(|spans| spans.len() >= count)).await;
         assert_eq!(spans.len(), count, "{spans:#?}");
@@ -171,8 +171,8 @@ impl Collector {
     }
 
     /// Waits for the request span with this outcome.
-    pub(crate) async fn request(&self, outcome: &str) -> Span {
-        let matches = |span: &Span| span.is_request() && span.told("chatgate.outcome").as_deref() == Some(outcome);
+    pub(crate) async fn wait_for_request_span(&self, outcome: &str) -> Span {
+        let matches = |span: &Span| span.is_request() && span.attribute("chatgate.outcome").as_deref() == Some(outcome);
         eventually(&format!("the request span with the outcome {outcome}"), async || {
             self.spans().into_iter().find(matches)
         })
@@ -181,7 +181,7 @@ impl Collector {
 
     /// Returns a resource attribute of the spans.
     pub(crate) fn resource(&self, name: &str) -> Option<String> {
-        attribute(&self.shared.resource.lock().expect("no panic under it"), name)
+        find_attribute(&self.shared.resource.lock().expect("no panic under it"), name)
     }
 
     /// Returns a header of the last message.
@@ -238,10 +238,10 @@ async fn answer(
     let body = body.to_bytes();
     let mood = *shared.mood.lock().expect("no panic under it");
     match mood {
-        Mood::Good => {}
-        Mood::Slow(pause) => tokio::time::sleep(pause).await,
-        Mood::Hanging => std::future::pending().await,
-        Mood::Failing => return Ok(reply("13", Bytes::new())),
+        Mode::Accept => {}
+        Mode::Delayed(pause) => tokio::time::sleep(pause).await,
+        Mode::Silent => std::future::pending().await,
+        Mode::Fail => return Ok(reply("13", Bytes::new())),
     }
     // One gRPC message: one byte for the compression flag, four for the length.
     assert_eq!(body[0], 0, "compressed message");
@@ -263,7 +263,7 @@ fn reply(status: &'static str, body: Bytes) -> Response<BoxBody<Bytes, Infallibl
     Response::builder().header("content-type", "application/grpc").body(body.boxed()).expect("valid")
 }
 
-fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
+fn find_attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
     let mut found = attributes.iter().filter(|attribute| attribute.key == name);
     let value = found.next()?.value.clone()?.value?;
     assert!(found.next().is_none(), "repeated attribute {name}");

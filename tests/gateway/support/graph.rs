@@ -30,7 +30,7 @@ impl Graph {
     }
 
     /// Returns Chat's response to a command, and applies writes to the graph.
-    pub(crate) fn answer(&self, app: u32, command: &str, body: &[u8]) -> String {
+    pub(crate) fn respond(&self, app: u32, command: &str, body: &[u8]) -> String {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let from = body["From_Account"].as_str().unwrap_or_default();
         match command {
@@ -57,13 +57,13 @@ impl Graph {
     }
 
     fn check(&self, app: u32, body: &Value) -> String {
-        let Some(from) = body["From_Account"].as_str() else { return fail(30001, "From_Account") };
+        let Some(from) = body["From_Account"].as_str() else { return error_response(30001, "From_Account") };
         let to: Vec<&str> = array(&body["To_Account"]).filter_map(Value::as_str).collect();
         if to.is_empty() || to.len() > 100 || to.len() != array(&body["To_Account"]).count() {
-            return fail(30001, "To_Account: 1 to 100 strings");
+            return error_response(30001, "To_Account: 1 to 100 strings");
         }
         let items = to.iter().map(|to| item(to, self.follow_type(app, from, to))).collect::<Vec<_>>();
-        checked(&items)
+        check_response(&items)
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn failed_item(to: &str, code: i64) -> String {
 }
 
 /// Returns a `follow_check` response with these items, each already JSON.
-pub(crate) fn checked(items: &[String]) -> String {
+pub(crate) fn check_response(items: &[String]) -> String {
     format!(
         r#"{{"ResultItem":[{}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}}"#,
         items.join(",")
@@ -86,7 +86,7 @@ pub(crate) fn checked(items: &[String]) -> String {
 }
 
 /// Returns an error response in the vendor's format.
-pub(crate) fn fail(code: i64, info: &str) -> String {
+pub(crate) fn error_response(code: i64, info: &str) -> String {
     format!(r#"{{"ActionStatus":"FAIL","ErrorCode":{code},"ErrorInfo":{},"ErrorDisplay":""}}"#, json!(info))
 }
 

@@ -6,8 +6,8 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use super::answer::Answer;
-use super::client::Ask;
+use super::client::TestRequest;
+use super::response::Response;
 use super::wire::Stream;
 use super::{PATIENCE, within};
 
@@ -19,17 +19,17 @@ pub(crate) struct Http2 {
 
 impl Http2 {
     pub(crate) async fn open(address: &str) -> Http2 {
-        Http2::over(TcpStream::connect(address).await.expect("accepted")).await
+        Http2::from_stream(TcpStream::connect(address).await.expect("accepted")).await
     }
 
     /// Uses a stream that is already connected.
-    pub(crate) async fn over(stream: impl Stream + 'static) -> Http2 {
+    pub(crate) async fn from_stream(stream: impl Stream + 'static) -> Http2 {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
         tokio::spawn(connection);
         Http2 { sender }
     }
 
-    pub(crate) async fn ask(&self, ask: &Ask) -> Answer {
+    pub(crate) async fn request(&self, ask: &TestRequest) -> Response {
         let uri = format!("http://{}{}", ask.host, ask.target);
         let mut request = hyper::Request::builder().method(ask.method.as_str()).uri(uri);
         for (name, value) in &ask.headers {
@@ -44,7 +44,7 @@ impl Http2 {
             let text = |value: &hyper::header::HeaderValue| value.to_str().expect("visible").to_owned();
             let headers = response.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
             let body = response.into_body().collect().await.expect("a complete body").to_bytes().to_vec();
-            Answer::new(status, headers, body)
+            Response::new(status, headers, body)
         })
         .await
     }

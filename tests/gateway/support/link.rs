@@ -12,32 +12,32 @@ use super::wire::reset_on_drop;
 
 /// The state of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weather {
+pub(crate) enum NetworkState {
     /// Passes bytes immediately.
-    Fair,
+    Healthy,
     /// Delays every read by this much, in both directions.
-    Late(Duration),
+    Delayed(Duration),
     /// Passes responses byte by byte, one byte per interval.
-    Drip(Duration),
+    ByteByByte(Duration),
     /// Accepts connections and passes nothing, like a firewall that lost its connection table.
-    Silent,
+    Stalled,
     /// Passes requests but no responses.
-    Mute,
+    ResponsesStalled,
     /// Resets a connection as soon as it carries bytes.
-    Cutting,
+    Resetting,
     /// Passes requests, and resets the connection instead of passing a response.
-    CuttingAnswers,
+    ResettingResponses,
     /// Refuses new connections, and resets existing ones.
-    Closed,
+    Refusing,
     /// Drops the SYN packets of new connections, and resets existing connections.
-    Deaf,
+    DroppingSyn,
 }
 
 /// A TCP relay on a loopback port.
 pub(crate) struct Link {
     address: SocketAddr,
     target: SocketAddr,
-    weather: watch::Sender<Weather>,
+    weather: watch::Sender<NetworkState>,
     /// Incremented each time that all connections are reset.
     cuts: watch::Sender<u32>,
     state: State,
@@ -65,7 +65,7 @@ impl Link {
     pub(crate) fn at(address: SocketAddr) -> Link {
         let socket = bound(address);
         let address = socket.local_addr().expect("bound");
-        let (weather, cuts) = (watch::Sender::new(Weather::Closed), watch::Sender::new(0));
+        let (weather, cuts) = (watch::Sender::new(NetworkState::Refusing), watch::Sender::new(0));
         Link { address, target: address, weather, cuts, state: State::Bound(socket) }
     }
 
@@ -75,16 +75,16 @@ impl Link {
     }
 
     /// Starts to relay to `target`.
-    pub(crate) async fn lead_to(&mut self, target: SocketAddr) {
+    pub(crate) async fn relay_to(&mut self, target: SocketAddr) {
         self.target = target;
-        self.set(Weather::Fair).await;
+        self.set(NetworkState::Healthy).await;
     }
 
     /// Changes the weather, also for existing connections.
-    pub(crate) async fn set(&mut self, weather: Weather) {
+    pub(crate) async fn set(&mut self, weather: NetworkState) {
         self.weather.send_replace(weather);
         self.state = match std::mem::replace(&mut self.state, State::Changing) {
-            State::Accepting(task) if matches!(weather, Weather::Closed | Weather::Deaf) => {
+            State::Accepting(task) if matches!(weather, NetworkState::Refusing | NetworkState::DroppingSyn) => {
                 task.abort();
                 // The port cannot be bound again until the listener is dropped.
                 let _ = task.await;
@@ -94,8 +94,8 @@ impl Link {
             state => state,
         };
         self.state = match (std::mem::replace(&mut self.state, State::Changing), weather) {
-            (state @ State::Bound(_), Weather::Closed) => state,
-            (State::Bound(socket), Weather::Deaf) => crowded(socket, self.address),
+            (state @ State::Bound(_), NetworkState::Refusing) => state,
+            (State::Bound(socket), NetworkState::DroppingSyn) => crowded(socket, self.address),
             (State::Bound(socket), _) => self.accept(socket.listen(1024).expect("a bound socket")),
             (State::Full { listener, crowd }, _) => {
                 crowd.iter().for_each(JoinHandle::abort);
@@ -167,7 +167,7 @@ enum Ended {
 async fn carry(
     mut near: TcpStream,
     mut far: TcpStream,
-    weather: watch::Receiver<Weather>,
+    weather: watch::Receiver<NetworkState>,
     mut cut: watch::Receiver<u32>,
 ) {
     let ended = {
@@ -189,7 +189,7 @@ async fn carry(
 async fn direct(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<NetworkState>,
     is_answer: bool,
 ) -> Ended {
     let mut piece = vec![0; 16 * 1024];
@@ -199,21 +199,21 @@ async fn direct(
             Ok(0) => return Ended::Closed,
             Err(_) => return Ended::Reset,
         };
-        let passes = |weather: &Weather| match weather {
-            Weather::Silent => false,
-            Weather::Mute => !is_answer,
+        let passes = |weather: &NetworkState| match weather {
+            NetworkState::Stalled => false,
+            NetworkState::ResponsesStalled => !is_answer,
             _ => true,
         };
         // Delayed bytes pass when the weather changes, as retransmitted packets do.
         let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
         let sent = match now {
-            Weather::Cutting => return Ended::Reset,
-            Weather::CuttingAnswers if is_answer => return Ended::Reset,
-            Weather::Late(span) => {
+            NetworkState::Resetting => return Ended::Reset,
+            NetworkState::ResettingResponses if is_answer => return Ended::Reset,
+            NetworkState::Delayed(span) => {
                 tokio::time::sleep(span).await;
                 to.write_all(&piece[..len]).await
             }
-            Weather::Drip(span) if is_answer => drip(&mut to, &piece[..len], span).await,
+            NetworkState::ByteByByte(span) if is_answer => drip(&mut to, &piece[..len], span).await,
             _ => to.write_all(&piece[..len]).await,
         };
         if sent.is_err() {

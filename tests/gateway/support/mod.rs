@@ -10,13 +10,12 @@
 //! * [`exposition`] is a strict reader of `/metrics`;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`trial::Trial`] injects a network fault and asserts the guarantees that hold under every fault;
-//! * [`answer::Answer`] is a response, with the contract's shapes as assertions;
+//! * [`response::Response`] is a response, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
 //!
 //! No test sleeps and hopes: it waits for a condition with [`eventually`] or for an event with [`within`], and both
 //! are bounded. Tests run in parallel; a test that measures time calls [`turn::alone`] first.
 
-pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod chat;
 pub(crate) mod client;
@@ -33,6 +32,7 @@ pub(crate) mod link;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod reply;
+pub(crate) mod response;
 pub(crate) mod secrets;
 pub(crate) mod setup;
 pub(crate) mod stalls;

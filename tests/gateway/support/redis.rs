@@ -29,7 +29,7 @@ impl Redis {
     pub(crate) async fn start() -> Redis {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut redis = Redis { child: None, address: free_address(), tls: None, dir };
-        redis.start_again().await;
+        redis.restart().await;
         redis
     }
 
@@ -47,20 +47,20 @@ impl Redis {
         // Redis reads this file even if it does not request client certificates.
         std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&shows.certificate)).expect("own directory");
         redis.tls = Some((free_address(), arguments));
-        redis.show(shows).await;
+        redis.set_certificate(shows).await;
         redis
     }
 
     /// Restarts Redis with this certificate.
-    pub(crate) async fn show(&mut self, shows: &Pem) {
+    pub(crate) async fn set_certificate(&mut self, shows: &Pem) {
         self.kill();
         std::fs::write(self.dir.path().join("cert.pem"), &shows.certificate).expect("own directory");
         std::fs::write(self.dir.path().join("key.pem"), &shows.key).expect("own directory");
-        self.start_again().await;
+        self.restart().await;
     }
 
     /// Starts Redis at the same address, without data.
-    pub(crate) async fn start_again(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         let port = self.address.port().to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
@@ -71,7 +71,7 @@ impl Redis {
         }
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server is installed; see tests/run"));
-        eventually("Redis answers", async || (self.try_say("PING").await? == "+PONG\r\n").then_some(())).await;
+        eventually("Redis answers", async || (self.try_command("PING").await? == "+PONG\r\n").then_some(())).await;
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -84,9 +84,9 @@ impl Redis {
     }
 
     /// Makes this Redis a replica of `primary`, and waits until it has synchronized.
-    pub(crate) async fn follow(&self, primary: SocketAddr) {
-        self.say(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
-        let up = async || self.say("INFO replication").await.contains("master_link_status:up").then_some(());
+    pub(crate) async fn replicate_from(&self, primary: SocketAddr) {
+        self.command(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
+        let up = async || self.command("INFO replication").await.contains("master_link_status:up").then_some(());
         eventually("the replica has synchronized", up).await;
     }
 
@@ -106,11 +106,11 @@ impl Redis {
     }
 
     /// Sends one inline command and returns its reply.
-    pub(crate) async fn say(&self, line: &str) -> String {
-        within(super::PATIENCE, "Redis answers", self.try_say(line)).await.expect("Redis answers")
+    pub(crate) async fn command(&self, line: &str) -> String {
+        within(super::PATIENCE, "Redis answers", self.try_command(line)).await.expect("Redis answers")
     }
 
-    async fn try_say(&self, line: &str) -> Option<String> {
+    async fn try_command(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).await.ok()?;
         let mut answer = Vec::new();
@@ -127,7 +127,7 @@ impl Drop for Redis {
 }
 
 /// A relay to Redis on another port that can delay replies or drop everything.
-pub(crate) struct Way {
+pub(crate) struct RedisProxy {
     address: SocketAddr,
     faults: Arc<Faults>,
     stop: CancellationToken,
@@ -139,8 +139,8 @@ struct Faults {
     cut: AtomicBool,
 }
 
-impl Way {
-    pub(crate) async fn to(redis: &Redis) -> Way {
+impl RedisProxy {
+    pub(crate) async fn start(redis: &Redis) -> RedisProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (address, target) = (listener.local_addr().expect("bound"), redis.address);
         let (faults, stop) = (Arc::new(Faults::default()), CancellationToken::new());
@@ -156,7 +156,7 @@ impl Way {
                 });
             }
         }));
-        Way { address, faults, stop }
+        RedisProxy { address, faults, stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -164,17 +164,17 @@ impl Way {
     }
 
     /// Delays every reply by `span` from now on.
-    pub(crate) fn late(&self, span: Duration) {
+    pub(crate) fn set_delay(&self, span: Duration) {
         self.faults.delay_ms.store(span.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Drops everything in both directions while `cut` is true, without closing the connections.
-    pub(crate) fn cut(&self, cut: bool) {
+    pub(crate) fn set_partitioned(&self, cut: bool) {
         self.faults.cut.store(cut, Ordering::Relaxed);
     }
 }
 
-impl Drop for Way {
+impl Drop for RedisProxy {
     fn drop(&mut self) {
         self.stop.cancel();
     }

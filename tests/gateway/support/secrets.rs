@@ -20,7 +20,7 @@ struct Seen {
 }
 
 /// Adds a signature or token to the list. Values under 64 bytes are ignored.
-pub(crate) fn remember(signature: &str) {
+pub(crate) fn add(signature: &str) {
     if signature.len() < 64 {
         return;
     }
@@ -34,7 +34,7 @@ pub(crate) fn remember(signature: &str) {
 }
 
 /// Returns the number of distinct signatures added so far.
-pub(crate) fn remembered() -> usize {
+pub(crate) fn count() -> usize {
     SEEN.lock().expect("no panic under it").count
 }
 
@@ -81,7 +81,7 @@ fn spellings(secret: &str) -> [String; 5] {
 #[test]
 fn secret_search_finds_every_encoding() {
     let signature = format!("eJw{}*a-b_c_", "x".repeat(80));
-    remember(&signature);
+    add(&signature);
     assert!(find(b"nothing to see").is_none());
     assert!(find(&signature.as_bytes()[..signature.len() - 1]).is_none(), "a truncated signature is not a secret");
     assert!(find(format!("GET /?usersig={signature}&x").as_bytes()).is_some());

@@ -6,14 +6,14 @@ use crate::support::gateway::Gateway;
 
 /// Measures how long the threads of a gateway and of the test waited for a CPU. After such a wait, calls that were
 /// sent one by one arrive together, which is not a bug of the sender.
-pub(crate) struct Stalls {
+pub(crate) struct CpuWaits {
     gateway: u32,
     before: Duration,
 }
 
-impl Stalls {
+impl CpuWaits {
     /// Starts to measure.
-    pub(crate) fn watch(gateway: &Gateway) -> Self {
+    pub(crate) fn start(gateway: &Gateway) -> Self {
         let gateway = gateway.pid();
         Self { gateway, before: waited(gateway) }
     }
