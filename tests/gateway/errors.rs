@@ -94,14 +94,14 @@ async fn deep_nesting_is_rejected_or_relayed_without_a_crash() {
         if response.slug().is_some() {
             assert_eq!(response.status, 400, "{response:?}");
         } else {
-            response.assert_relayed(200, chat_answer(command));
+            response.assert_relayed(200, chat_response(command));
             assert_ne!(command, "follow/follow_check");
         }
     }
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
 }
 
-fn chat_answer(command: &str) -> String {
+fn chat_response(command: &str) -> String {
     match command {
         "follow/follow_add" => crate::support::graph::Graph::default().respond(MAIN.sdkappid, command, b"{}"),
         _ => OK.to_owned(),

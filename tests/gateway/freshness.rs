@@ -17,9 +17,12 @@ async fn no_cache_calls_upstream_and_caches_the_response() {
     gateway.check("ann", &["bob"]).await;
     chat.follow("ann", "bob");
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0], "cached");
-    let answer = gateway.send(check("no-cache", &["bob"])).await;
-    assert_eq!(answer.follow_types(), [2]);
-    assert_eq!((answer.cache_status().outcome.as_str(), answer.cache_status().counts()), ("fwd=request", (0, 0, 1)));
+    let response = gateway.send(check("no-cache", &["bob"])).await;
+    assert_eq!(response.follow_types(), [2]);
+    assert_eq!(
+        (response.cache_status().outcome.as_str(), response.cache_status().counts()),
+        ("fwd=request", (0, 0, 1))
+    );
     assert_eq!(chat.call_count(), 2);
     let cached = gateway.check("ann", &["bob"]).await;
     assert_eq!((cached.follow_types(), cached.cache_status().outcome.as_str()), (vec![2], "hit"));
@@ -32,10 +35,10 @@ async fn no_store_neither_reads_nor_fills_the_cache() {
     gateway.check("ann", &["bob"]).await;
     chat.follow("ann", "bob");
     chat.follow("ann", "cyd");
-    let answer = gateway.send(check("no-store", &["bob", "cyd"])).await;
-    assert_eq!(answer.follow_types(), [2, 2]);
-    assert!(["fwd=bypass", "fwd=request"].contains(&&*answer.cache_status().outcome), "{answer:?}");
-    assert_eq!(answer.cache_status().counts(), (0, 0, 2));
+    let response = gateway.send(check("no-store", &["bob", "cyd"])).await;
+    assert_eq!(response.follow_types(), [2, 2]);
+    assert!(["fwd=bypass", "fwd=request"].contains(&&*response.cache_status().outcome), "{response:?}");
+    assert_eq!(response.cache_status().counts(), (0, 0, 2));
     let mut fetched = chat.last_call().to_accounts();
     fetched.sort();
     assert_eq!(fetched, ["bob", "cyd"]);
@@ -56,9 +59,9 @@ async fn max_age_accepts_only_pairs_that_are_young_enough() {
     })
     .await;
     assert_eq!(gateway.send(check("max-age=3600", &["bob"])).await.follow_types(), [0]);
-    let answer = gateway.send(check("max-age=1", &["bob"])).await;
-    assert_eq!(answer.follow_types(), [2], "older than max-age, so fetched again");
-    assert_eq!(answer.cache_status().counts(), (0, 0, 1));
+    let response = gateway.send(check("max-age=1", &["bob"])).await;
+    assert_eq!(response.follow_types(), [2], "older than max-age, so fetched again");
+    assert_eq!(response.cache_status().counts(), (0, 0, 1));
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2], "the fetched pair is cached");
     assert_eq!(chat.call_count(), 2);
     chat.graph().unfollow(crate::support::app::MAIN.sdkappid, "ann", "bob");
@@ -73,8 +76,8 @@ async fn only_if_cached_never_calls_upstream() {
     gateway.send(check("only-if-cached", &["bob"])).await.assert_error(504, "not_cached", 129_504);
     assert_eq!(chat.call_count(), 0);
     gateway.check("ann", &["bob"]).await;
-    let answer = gateway.send(check("only-if-cached", &["bob"])).await;
-    assert_eq!((answer.follow_types(), answer.cache_status().outcome.as_str()), (vec![0], "hit"));
+    let response = gateway.send(check("only-if-cached", &["bob"])).await;
+    assert_eq!((response.follow_types(), response.cache_status().outcome.as_str()), (vec![0], "hit"));
     gateway.send(check("only-if-cached", &["bob", "cyd"])).await.assert_error(504, "not_cached", 129_504);
     gateway.send(check("only-if-cached, no-cache", &["bob"])).await.assert_error(504, "not_cached", 129_504);
     gateway.send(check("max-age=0, only-if-cached", &["bob"])).await.assert_error(504, "not_cached", 129_504);
@@ -93,8 +96,8 @@ async fn directives_ignore_case_and_unknown_directives_have_no_effect() {
     }
     let before = chat.call_count();
     for control in ["", ",", "private", "max-stale=0", "x-no-cache", "s-maxage=0", "foo=\"no-cache\""] {
-        let answer = gateway.send(check(control, &["bob"])).await;
-        assert_eq!(answer.cache_status().outcome, "hit", "{control}");
+        let response = gateway.send(check(control, &["bob"])).await;
+        assert_eq!(response.cache_status().outcome, "hit", "{control}");
     }
     assert_eq!(chat.call_count(), before);
     let two_lines = check("foo", &["bob"]).header("Cache-Control", "no-cache");

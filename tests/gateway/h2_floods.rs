@@ -21,13 +21,14 @@ async fn oversized_headers_are_rejected_with_a_chatgate_error() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let http2 = Http2::open(gateway.address()).await;
-    let lines = |count: usize| (0..count).fold(TestRequest::command(CALL), |ask, n| ask.header(&format!("x-{n}"), "v"));
+    let lines =
+        |count: usize| (0..count).fold(TestRequest::command(CALL), |request, n| request.header(&format!("x-{n}"), "v"));
     let large = |size: usize| TestRequest::command(CALL).header("x-large", &"v".repeat(size));
     http2.request(&lines(90)).await.assert_relayed(200, OK);
     // Repeated header lines count one by one.
-    let names = (0..101).fold(TestRequest::command(CALL), |ask, _| ask.header("x-request-id", "v"));
-    for ask in [lines(101), lines(500), large(65 * 1024), large(100 * 1024), names] {
-        http2.request(&ask).await.assert_error(431, "head_too_large", 129_431);
+    let names = (0..101).fold(TestRequest::command(CALL), |request, _| request.header("x-request-id", "v"));
+    for request in [lines(101), lines(500), large(65 * 1024), large(100 * 1024), names] {
+        http2.request(&request).await.assert_error(431, "head_too_large", 129_431);
     }
     http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(chat.call_count(), 2);
@@ -140,7 +141,7 @@ async fn empty_data_frames_close_the_connection() {
 
 #[tokio::test]
 async fn ping_only_connection_is_closed_after_the_timeout() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).set("server", r#"write_timeout = "1s""#);
     let gateway = setup.start().await;
@@ -158,7 +159,7 @@ async fn ping_only_connection_is_closed_after_the_timeout() {
 
 #[tokio::test]
 async fn slow_second_header_block_is_closed_by_head_timeout() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).start().await;
     let mut peer = RawHttp2::open(gateway.address()).await;
@@ -180,7 +181,7 @@ async fn slow_second_header_block_is_closed_by_head_timeout() {
 
 #[tokio::test]
 async fn responses_without_flow_control_window_expire_after_write_timeout() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
     let mut peer = RawHttp2::open(gateway.address()).await;

@@ -18,13 +18,13 @@ fn raw(lines: &str, rest: &str) -> Vec<u8> {
 }
 
 /// Returns all complete responses in `bytes`.
-fn all_answers(mut bytes: &[u8]) -> Vec<Response> {
-    let mut answers = Vec::new();
-    while let Some((answer, len)) = Response::parse(bytes, false) {
-        answers.push(answer);
+fn all_responses(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
+    while let Some((response, len)) = Response::parse(bytes, false) {
+        responses.push(response);
         bytes = &bytes[len..];
     }
-    answers
+    responses
 }
 
 /// Asserts that nothing was smuggled and that a valid request on a new connection succeeds.
@@ -39,9 +39,9 @@ async fn assert_rejected(gateway: &Gateway, chat: &FakeChat, bytes: &[u8], statu
     let before = chat.call_count();
     let mut conn = gateway.connect().await;
     conn.send(bytes).await;
-    let answers = all_answers(&conn.read_to_end().await);
+    let responses = all_responses(&conn.read_to_end().await);
     assert_eq!(chat.call_count(), before, "reached upstream: {shown:?}");
-    let seen: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    let seen: Vec<u16> = responses.iter().map(|response| response.status).collect();
     assert!(seen.len() == 1 && statuses.contains(&seen[0]), "{seen:?} for {shown:?}");
     assert_not_smuggled(gateway, chat).await;
 }
@@ -52,9 +52,9 @@ async fn assert_safe_and_closed(gateway: &Gateway, chat: &FakeChat, bytes: &[u8]
     let before = chat.call_count();
     let mut conn = gateway.connect().await;
     conn.send(bytes).await;
-    let answers = all_answers(&conn.read_to_end().await);
-    assert_eq!(answers.len(), 1, "{shown:?}: {answers:?}");
-    match answers[0].status {
+    let responses = all_responses(&conn.read_to_end().await);
+    assert_eq!(responses.len(), 1, "{shown:?}: {responses:?}");
+    match responses[0].status {
         200 => assert_eq!(chat.call_count(), before + 1, "{shown:?}"),
         400..=499 | 501 => assert_eq!(chat.call_count(), before, "{shown:?}"),
         other => panic!("status {other} for {shown:?}"),
@@ -229,8 +229,8 @@ async fn connect_method_is_rejected() {
     for target in [chat.address().to_string(), "localhost:443".to_owned(), format!("/v4/{CALL}")] {
         let mut conn = gateway.connect().await;
         conn.send(format!("CONNECT {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
-        let answer = conn.read_response().await;
-        assert!((400..500).contains(&answer.status), "{answer:?}");
+        let response = conn.read_response().await;
+        assert!((400..500).contains(&response.status), "{response:?}");
     }
     assert_eq!((chat.call_count(), chat.accepted_connections()), (0, 0));
     assert_not_smuggled(&gateway, &chat).await;
@@ -274,12 +274,12 @@ async fn rejected_request_body_is_never_parsed_as_a_request() {
         TestRequest::command(CALL),
         TestRequest::command("follow/follow_check"),
     ];
-    for ask in requests {
+    for request in requests {
         for body in [SMUGGLED.to_owned(), SMUGGLED.repeat(3000)] {
             let mut conn = gateway.connect().await;
-            conn.send(ask.clone().body(body).bytes()).await;
-            let answer = conn.read_response().await;
-            assert!((400..500).contains(&answer.status), "{answer:?}");
+            conn.send(request.clone().body(body).bytes()).await;
+            let response = conn.read_response().await;
+            assert!((400..500).contains(&response.status), "{response:?}");
             conn.send(TestRequest::command(CALL).bytes()).await;
             if let Some(next) = conn.try_read_response().await {
                 next.assert_relayed(200, OK);
@@ -297,9 +297,9 @@ async fn bytes_after_an_oversized_body_are_never_a_request() {
     conn.send(TestRequest::command(CALL).header("Content-Length", "2000000").body("").bytes()).await;
     conn.send(SMUGGLED).await;
     let rest = conn.read_to_end().await;
-    let answers = all_answers(&rest);
-    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [413]);
-    assert_eq!(answers[0].header("connection"), Some("close"));
+    let responses = all_responses(&rest);
+    assert_eq!(responses.iter().map(|response| response.status).collect::<Vec<_>>(), [413]);
+    assert_eq!(responses[0].header("connection"), Some("close"));
     assert_not_smuggled(&gateway, &chat).await;
 }
 
@@ -316,13 +316,13 @@ async fn pipelined_requests_are_answered_until_a_malformed_one() {
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
     conn.send(pipeline(50, Some((30, raw("Broken Line\r\n", "{}"))))).await;
-    let answers = all_answers(&conn.read_to_end().await);
-    assert_eq!(answers.len(), 31);
-    for (n, answer) in answers[..30].iter().enumerate() {
-        answer.assert_relayed(200, OK);
-        assert_eq!(answer.request_id(), format!("id-{n}"));
+    let responses = all_responses(&conn.read_to_end().await);
+    assert_eq!(responses.len(), 31);
+    for (n, response) in responses[..30].iter().enumerate() {
+        response.assert_relayed(200, OK);
+        assert_eq!(response.request_id(), format!("id-{n}"));
     }
-    assert_eq!(answers[30].status, 400);
+    assert_eq!(responses[30].status, 400);
     assert_eq!(chat.call_count(), 30);
     assert_not_smuggled(&gateway, &chat).await;
 }
@@ -335,9 +335,9 @@ async fn pipelined_requests_continue_in_order_after_a_rejected_one() {
     let rejected = TestRequest::command(CALL).header("X-Request-Id", "id-20").body("no json").bytes();
     conn.send(pipeline(50, Some((20, rejected)))).await;
     for n in 0..50 {
-        let answer = conn.read_response().await;
-        assert_eq!(answer.request_id(), format!("id-{n}"));
-        assert_eq!(answer.status, if n == 20 { 400 } else { 200 });
+        let response = conn.read_response().await;
+        assert_eq!(response.request_id(), format!("id-{n}"));
+        assert_eq!(response.status, if n == 20 { 400 } else { 200 });
     }
     assert_eq!(chat.call_count(), 49);
 }
@@ -353,9 +353,9 @@ async fn byte_by_byte_and_http10_requests_are_served() {
     conn.read_response().await.assert_relayed(200, OK);
     let mut old = gateway.connect().await;
     old.send(format!("POST /v4/{CALL} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}")).await;
-    let answers = all_answers(&old.read_to_end().await);
-    assert_eq!(answers.len(), 1);
-    answers[0].assert_relayed(200, OK);
+    let responses = all_responses(&old.read_to_end().await);
+    assert_eq!(responses.len(), 1);
+    responses[0].assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -363,8 +363,8 @@ async fn expect_100_continue_gets_an_interim_response() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    let ask = TestRequest::command(CALL).header("Expect", "100-continue").header("Content-Length", "2").body("");
-    conn.send(ask.bytes()).await;
+    let request = TestRequest::command(CALL).header("Expect", "100-continue").header("Content-Length", "2").body("");
+    conn.send(request.bytes()).await;
     assert_eq!(conn.read_interim_status().await, 100);
     conn.send("{}").await;
     conn.read_response().await.assert_relayed(200, OK);
@@ -394,8 +394,8 @@ async fn http2_returns_the_same_responses_and_errors() {
             (413, "body_too_large", 129_413),
         ),
     ];
-    for (ask, (status, slug, code)) in rows {
-        http2.request(&ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        http2.request(&request).await.assert_error(status, slug, code);
     }
     http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(chat.call_count(), 4);
@@ -410,7 +410,7 @@ async fn incomplete_request_never_reaches_upstream() {
         let mut conn: Conn = gateway.connect().await;
         conn.send(&bytes[..cut]).await;
         conn.shutdown_write().await;
-        assert!(all_answers(&conn.read_to_end().await).iter().all(|answer| (400..500).contains(&answer.status)));
+        assert!(all_responses(&conn.read_to_end().await).iter().all(|response| (400..500).contains(&response.status)));
     }
     assert_eq!(chat.call_count(), 0);
     assert_not_smuggled(&gateway, &chat).await;

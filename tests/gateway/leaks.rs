@@ -119,9 +119,9 @@ async fn provoke_every_failure(format: &'static str) {
         TestRequest::post("/log").body(r#"{"level":"trace"}"#),
         TestRequest::post("/log").body(r#"{"level":"usersig"}"#),
     ]);
-    for ask in operators {
+    for request in operators {
         let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
-        conn.request(&ask).await;
+        conn.request(&request).await;
     }
     // A key file that is invalid in the middle of a change, then valid again.
     let key_file = gateway.dir().join("main.key");

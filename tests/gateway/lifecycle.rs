@@ -67,7 +67,7 @@ async fn sigterm_finishes_requests_in_flight_and_exits_cleanly() {
 #[tokio::test]
 async fn keep_alive_connection_closes_after_a_response_while_draining() {
     // An idle connection stays open for only one second.
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let mut kept = gateway.connect().await;
@@ -83,9 +83,9 @@ async fn keep_alive_connection_closes_after_a_response_while_draining() {
     // Readiness fails first. Responses carry `Connection: close` shortly after.
     let mut closing = false;
     for _ in 0..1000 {
-        let answer = kept.request(&TestRequest::command(CALL)).await;
-        answer.assert_relayed(200, OK);
-        closing = answer.header("connection") == Some("close");
+        let response = kept.request(&TestRequest::command(CALL)).await;
+        response.assert_relayed(200, OK);
+        closing = response.header("connection") == Some("close");
         if closing {
             break;
         }

@@ -49,12 +49,12 @@ async fn alpn_selects_http2_or_http1_over_both_tls_versions() {
             let stream = caller.connect(gateway.address()).await.expect("a handshake");
             let got = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
             assert_eq!(got.as_deref(), chosen);
-            let answer = if chosen == Some("h2") {
+            let response = if chosen == Some("h2") {
                 Http2::from_stream(stream).await.request(&TestRequest::check("ann", &["bob"])).await
             } else {
                 Conn::from_stream(stream).request(&TestRequest::check("ann", &["bob"])).await
             };
-            assert_eq!(answer.follow_types(), [2], "{answer:?}");
+            assert_eq!(response.follow_types(), [2], "{response:?}");
         }
     }
     assert!(ca.caller().alpn(&["smtp"]).connect(gateway.address()).await.is_err(), "an unsupported protocol");
@@ -122,7 +122,7 @@ async fn only_callers_with_client_ca_certificates_are_served() {
 
 #[tokio::test]
 async fn slow_handshakes_time_out_while_other_callers_are_served() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None);
     let gateway = setup.set("server", r#"handshake_timeout = "2s""#).set("server", "max_connections = 3").start().await;
@@ -207,8 +207,8 @@ async fn changed_certificate_is_presented_without_failing_any_request() {
     // The reload admin action rejects an invalid certificate too.
     std::fs::write(dir.join("cert.pem"), "").expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-    let answer = admin.request(&TestRequest::post("/reload")).await;
-    assert!(answer.status == 400 && answer.text().contains("server.tls.cert_file"), "{answer:?}");
+    let response = admin.request(&TestRequest::post("/reload")).await;
+    assert!(response.status == 400 && response.text().contains("server.tls.cert_file"), "{response:?}");
     assert_eq!(presented(&ca, gateway.address()).await, before);
     done.store(true, Ordering::Relaxed);
     let mut count = 0;
@@ -231,8 +231,8 @@ async fn toggling_tls_or_client_certificates_requires_a_restart() {
     for text in [with_client_ca, plain] {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-        let answer = admin.request(&TestRequest::post("/reload")).await.text();
-        assert!(answer.contains("server.tls takes a restart"), "{answer}");
+        let response = admin.request(&TestRequest::post("/reload")).await.text();
+        assert!(response.contains("server.tls takes a restart"), "{response}");
         let stream = ca.caller().connect(gateway.address()).await.expect("a handshake without a certificate");
         Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }

@@ -11,10 +11,10 @@ use crate::support::wire::free_address;
 use crate::support::{eventually, unix_now};
 
 async fn metrics(gateway: &Gateway) -> Exposition {
-    let answer = gateway.admin_get("/metrics").await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    Exposition::parse(&answer.text())
+    let response = gateway.admin_get("/metrics").await;
+    assert_eq!(response.status, 200, "{response:?}");
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    Exposition::parse(&response.text())
 }
 
 const CHECK: (&str, &str) = ("command", "follow/follow_check");
@@ -120,10 +120,10 @@ async fn apps_and_upstream_failures_are_counted_separately() {
     let unreachable = format!("endpoint = \"http://{}\"", free_address());
     let setup = Setup::without_apps().app(MAIN, &chat.app_lines()).app(OTHER, &unreachable);
     let gateway = setup.timeout("300ms").start().await;
-    let ask = |app: &str| TestRequest::command("openim/querystate").header("Chatgate-App", app);
+    let request = |app: &str| TestRequest::command("openim/querystate").header("Chatgate-App", app);
     chat.reply_always(Reply::hang());
-    gateway.send(ask("main")).await.assert_error(504, "upstream_timeout", 60008);
-    gateway.send(ask("other")).await.assert_error(502, "upstream_unreachable", 129_502);
+    gateway.send(request("main")).await.assert_error(504, "upstream_timeout", 60008);
+    gateway.send(request("other")).await.assert_error(502, "upstream_unreachable", 129_502);
     let metrics = metrics(&gateway).await;
     assert_eq!(calls(&metrics, "openim/querystate", "upstream_timeout"), 1.0);
     assert_eq!(metrics.sum("chatgate_upstream_calls_total", &[("app", "other")]), 0.0, "nothing was sent");
@@ -166,11 +166,11 @@ async fn abandoned_and_malformed_requests_are_counted() {
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
     chat.reply_always(Reply::from_graph().after(&gate));
-    for (seen, ask) in
+    for (seen, request) in
         [TestRequest::command("openim/querystate"), TestRequest::check("a", &["b"])].into_iter().enumerate()
     {
         let mut disconnecting = gateway.connect().await;
-        disconnecting.send(ask.bytes()).await;
+        disconnecting.send(request.bytes()).await;
         chat.wait_for_calls(seen + 1).await;
         drop(disconnecting);
     }

@@ -42,9 +42,9 @@ async fn reads_survive_transient_errors_and_writes_are_sent_once() {
         gateway.call(READ, "{}").await.assert_relayed(200, OK);
         assert_eq!(chat.call_count(), before + 2, "a read is retried");
         chat.reply_once(failure);
-        let answer = gateway.call(WRITE, "{}").await;
-        assert_ne!(answer.text(), OK);
-        assert_eq!(chat.call_count(), before + 3, "a write is not retried: {answer:?}");
+        let response = gateway.call(WRITE, "{}").await;
+        assert_ne!(response.text(), OK);
+        assert_eq!(chat.call_count(), before + 3, "a write is not retried: {response:?}");
     }
 }
 
@@ -59,8 +59,8 @@ async fn follow_check_survives_a_reset_at_any_response_byte() {
     for cut in 0..whole.len() {
         let before = chat.call_count();
         chat.reply_once(ReplyKind::Reset(whole[..cut].to_vec()).into());
-        let answer = gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
-        assert_eq!(answer.follow_types(), [2], "cut after {cut} bytes");
+        let response = gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
+        assert_eq!(response.follow_types(), [2], "cut after {cut} bytes");
         assert_eq!(chat.call_count(), before + 2);
     }
 }
@@ -152,15 +152,15 @@ async fn permanently_rejected_app_is_parked_after_a_second_rejection() {
     for command in [WRITE, READ] {
         gateway.call(command, "{}").await.assert_relayed(200, &rejection);
     }
-    for ask in [
+    for request in [
         TestRequest::command(WRITE).body("{}"),
         TestRequest::command(READ).body("{}"),
         TestRequest::check("ann", &["cyd"]),
     ] {
-        let answer = gateway.send(ask).await;
-        answer.assert_error(503, "parked", 70009);
-        assert!((1..=30).contains(&answer.retry_after()));
-        assert!(answer.text().contains("verify usersig failed") && answer.text().contains("secret_key_file"));
+        let response = gateway.send(request).await;
+        response.assert_error(503, "parked", 70009);
+        assert!((1..=30).contains(&response.retry_after()));
+        assert!(response.text().contains("verify usersig failed") && response.text().contains("secret_key_file"));
     }
     assert_eq!(chat.call_count(), before + 2, "a parked app causes no calls");
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2], "cached pairs are still served");
@@ -179,9 +179,9 @@ async fn disabled_command_parks_itself_and_lockout_parks_the_app() {
     let lockout = error_response(70050, "wait a minute");
     chat.reply_once(Reply::json(lockout.clone()));
     gateway.call(READ, "{}").await.assert_relayed(200, &lockout);
-    let answer = gateway.call(WRITE, "{}").await;
-    answer.assert_error(503, "parked", 70050);
-    assert!((58..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
+    let response = gateway.call(WRITE, "{}").await;
+    response.assert_error(503, "parked", 70050);
+    assert!((58..=60).contains(&response.retry_after()), "{}", response.retry_after());
     assert_eq!(chat.call_count(), 3);
 }
 
@@ -237,9 +237,9 @@ async fn stale_pairs_are_served_on_errors_except_after_writes() {
     .await;
     for (failure, code) in [(Reply::reset(), 129_502), (Reply::json(error_response(60008, "sick")), 60008)] {
         chat.reply_always(failure);
-        let answer = gateway.check("ann", &["bob", "cyd"]).await;
-        assert_eq!(answer.follow_types(), [2, 0]);
-        assert_eq!((answer.cache_status().outcome.as_str(), answer.cache_status().stale), ("fwd=stale", 2));
+        let response = gateway.check("ann", &["bob", "cyd"]).await;
+        assert_eq!(response.follow_types(), [2, 0]);
+        assert_eq!((response.cache_status().outcome.as_str(), response.cache_status().stale), ("fwd=stale", 2));
         let strict = TestRequest::check("ann", &["bob"]).header("Cache-Control", "max-stale=0");
         assert_eq!(gateway.send(strict).await.json()["ErrorCode"], code, "max-stale=0 forbids stale pairs");
     }
@@ -284,8 +284,8 @@ async fn write_during_a_failed_lookup_invalidates_its_stale_pairs() {
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
     assert_eq!(gateway.call("follow/follow_add", write).await.json()["ErrorCode"], 0);
     gate.open();
-    let answer = lookup.await.expect("answered");
-    assert_eq!(answer.json()["ErrorCode"], 60008, "bob's cached pair is from before the write: {}", answer.text());
+    let response = lookup.await.expect("answered");
+    assert_eq!(response.json()["ErrorCode"], 60008, "bob's cached pair is from before the write: {}", response.text());
 }
 
 #[tokio::test]

@@ -30,33 +30,33 @@ async fn flood(
     meanwhile: impl AsyncFnOnce(),
 ) -> BTreeMap<String, usize> {
     let (mut tasks, count) = (JoinSet::new(), requests.len());
-    for ask in requests {
+    for request in requests {
         let address = gateway.address().to_owned();
         tasks.spawn(async move {
             let mut conn = Conn::open(&address).await.expect("accepted");
             let start = clock::now();
-            let answer = conn.request(&ask).await;
-            (answer, clock::now() - start)
+            let response = conn.request(&request).await;
+            (response, clock::now() - start)
         });
     }
     meanwhile().await;
     let mut tally = BTreeMap::<String, usize>::new();
-    for (answer, took) in tasks.join_all().await {
-        let outcome = match answer.slug() {
+    for (response, took) in tasks.join_all().await {
+        let outcome = match response.slug() {
             None => {
-                assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &0.into()), "{answer:?}");
+                assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &0.into()), "{response:?}");
                 "ok"
             }
             Some("overloaded") => {
-                answer.assert_error(503, "overloaded", 129_503);
-                answer.retry_after();
+                response.assert_error(503, "overloaded", 129_503);
+                response.retry_after();
                 "overloaded"
             }
             // Sent just before the deadline; a busy machine may not respond in the remaining time.
             Some("upstream_timeout") => "cut",
             Some(_) => {
-                answer.assert_error(429, "rate_limited", 60007);
-                answer.retry_after();
+                response.assert_error(429, "rate_limited", 60007);
+                response.retry_after();
                 if took < AT_ONCE { "rate_limited" } else { "late" }
             }
         };
@@ -88,7 +88,7 @@ async fn wait_until_idle(gateway: &Gateway) {
 
 #[tokio::test]
 async fn requests_beyond_max_requests_are_rejected_with_retry_after() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "max_requests = 20").timeout("20s").start().await;
     let gate = Gate::closed();
@@ -109,7 +109,7 @@ async fn requests_beyond_max_requests_are_rejected_with_retry_after() {
 
 #[tokio::test]
 async fn requests_beyond_the_quota_are_rejected_with_retry_after() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", "per_command = \"10/s\"");
     let gateway = setup.set("upstream", "timeout = \"2s\"").start().await;
@@ -132,7 +132,7 @@ async fn requests_beyond_the_quota_are_rejected_with_retry_after() {
 
 #[tokio::test]
 async fn lookups_past_the_deadline_are_rejected_at_once() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", "per_command = \"20/s\"");
     let gateway = setup.set("upstream", "timeout = \"5s\"").start().await;

@@ -41,56 +41,56 @@ pub(crate) fn mean_rate(times: &[Instant]) -> f64 {
 /// Sends this request repeatedly from `callers` callers for `span`. Returns all responses.
 pub(crate) async fn send_from_callers(
     gateway: &Gateway,
-    ask: &TestRequest,
+    request: &TestRequest,
     callers: usize,
     span: Duration,
 ) -> Vec<Response> {
     let until = now() + span;
     let tasks: Vec<_> = (0..callers)
         .map(|_| {
-            let (address, ask) = (gateway.address().to_owned(), ask.clone());
+            let (address, request) = (gateway.address().to_owned(), request.clone());
             tokio::spawn(async move {
                 let mut conn = crate::support::client::Conn::open(&address).await.expect("accepted");
-                let mut answers = Vec::new();
+                let mut responses = Vec::new();
                 while now() < until {
-                    answers.push(conn.request(&ask).await);
-                    if answers.last().is_some_and(|answer| answer.status != 200) {
+                    responses.push(conn.request(&request).await);
+                    if responses.last().is_some_and(|response| response.status != 200) {
                         // A rejected caller does not retry at once.
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                 }
-                answers
+                responses
             })
         })
         .collect();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for task in tasks {
-        answers.extend(within(crate::support::PATIENCE, "the callers finish", task).await.expect("no panic"));
+        responses.extend(within(crate::support::PATIENCE, "the callers finish", task).await.expect("no panic"));
     }
-    answers
+    responses
 }
 
 #[track_caller]
-pub(crate) fn assert_relayed_or_rate_limited(answers: &[Response]) {
-    for answer in answers {
-        if answer.status == 200 {
-            answer.assert_relayed(200, OK);
+pub(crate) fn assert_relayed_or_rate_limited(responses: &[Response]) {
+    for response in responses {
+        if response.status == 200 {
+            response.assert_relayed(200, OK);
         } else {
-            answer.assert_error(429, "rate_limited", 60007);
-            answer.retry_after();
+            response.assert_error(429, "rate_limited", 60007);
+            response.retry_after();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cold_gateway_keeps_and_nearly_reaches_its_limit() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
     let stalls = CpuWaits::start(&gateway);
-    let answers =
+    let responses =
         send_from_callers(&gateway, &TestRequest::command("openim/querystate"), 40, Duration::from_secs(6)).await;
-    assert_relayed_or_rate_limited(&answers);
+    assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = max_calls_in(one_second_window(&stalls), &times);
     assert!(most <= 20, "{most} calls in one second");
@@ -99,13 +99,13 @@ async fn cold_gateway_keeps_and_nearly_reaches_its_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limit_of_one_per_second_is_kept_and_reached() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
     let stalls = CpuWaits::start(&gateway);
-    let answers =
+    let responses =
         send_from_callers(&gateway, &TestRequest::command("openim/querystate"), 8, Duration::from_secs(7)).await;
-    assert_relayed_or_rate_limited(&answers);
+    assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     assert!(times.len() >= 5, "only {} calls", times.len());
     assert_eq!(max_calls_in(one_second_window(&stalls), &times), 1);
@@ -114,7 +114,7 @@ async fn limit_of_one_per_second_is_kept_and_reached() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follow_check_lookups_stay_within_the_quota() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
     let stalls = CpuWaits::start(&gateway);
@@ -126,9 +126,10 @@ async fn follow_check_lookups_stay_within_the_quota() {
                 let mut conn = crate::support::client::Conn::open(&address).await.expect("accepted");
                 let mut round = 0;
                 while now() < until {
-                    let answer = conn.request(&TestRequest::check(&format!("a{caller}"), &[format!("b{round}")])).await;
-                    assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
-                    if answer.status != 200 {
+                    let response =
+                        conn.request(&TestRequest::check(&format!("a{caller}"), &[format!("b{round}")])).await;
+                    assert!(response.status == 200 || response.slug() == Some("rate_limited"), "{response:?}");
+                    if response.status != 200 {
                         // A rejected caller does not retry at once: 30 such callers would take the CPU time that
                         // the fake needs to stamp calls.
                         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -149,7 +150,7 @@ async fn follow_check_lookups_stay_within_the_quota() {
 
 #[tokio::test]
 async fn wait_past_the_deadline_is_rejected_at_once() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).timeout("3s");
     let gateway = Arc::new(setup.start().await);
@@ -163,15 +164,15 @@ async fn wait_past_the_deadline_is_rejected_at_once() {
         })
         .collect();
     let (mut served, mut rejected) = (0, 0);
-    for ask in requests {
-        let (answer, took) = within(crate::support::PATIENCE, "a response", ask).await.expect("no panic");
-        if answer.status == 200 {
+    for request in requests {
+        let (response, took) = within(crate::support::PATIENCE, "a response", request).await.expect("no panic");
+        if response.status == 200 {
             served += 1;
             assert!(took < Duration::from_millis(3500), "{took:?}");
         } else {
             rejected += 1;
-            answer.assert_error(429, "rate_limited", 60007);
-            assert!(answer.retry_after() <= 60);
+            response.assert_error(429, "rate_limited", 60007);
+            assert!(response.retry_after() <= 60);
             assert!(took < Duration::from_secs(1), "rejected only after {took:?}");
         }
     }
@@ -181,14 +182,14 @@ async fn wait_past_the_deadline_is_rejected_at_once() {
 
 #[tokio::test]
 async fn lower_vendor_limits_apply_without_configuration() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "200/s""#).start().await;
     let stalls = CpuWaits::start(&gateway);
     // 1 call per second: vendor page 1047/34960.
     let slow = TestRequest::command("group_open_http_svc/get_appid_group_list");
-    let answers = send_from_callers(&gateway, &slow, 3, Duration::from_secs(3)).await;
-    assert_relayed_or_rate_limited(&answers);
+    let responses = send_from_callers(&gateway, &slow, 3, Duration::from_secs(3)).await;
+    assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     assert_eq!(max_calls_in(one_second_window(&stalls), &times), 1);
     assert!(times.len() >= 3, "only {} calls", times.len());
@@ -196,7 +197,7 @@ async fn lower_vendor_limits_apply_without_configuration() {
 
 #[tokio::test]
 async fn command_quota_does_not_affect_other_commands_or_apps() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let lines = chat.app_lines();
     let gateway = Setup::without_apps()
@@ -216,12 +217,12 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
             conn.request(&TestRequest::command("openim/query_online_status")).await.assert_relayed(200, OK);
         }
         // The other app's first call of the same command does not wait.
-        let ask = TestRequest::command("openim/querystate").header("Chatgate-App", OTHER.name);
-        conn.request(&ask).await.assert_relayed(200, OK);
+        let request = TestRequest::command("openim/querystate").header("Chatgate-App", OTHER.name);
+        conn.request(&request).await.assert_relayed(200, OK);
         start.elapsed()
     };
-    let (answers, took) = tokio::join!(press, others);
-    assert_relayed_or_rate_limited(&answers);
+    let (responses, took) = tokio::join!(press, others);
+    assert_relayed_or_rate_limited(&responses);
     // At 1 call per second, they would take 50 s.
     assert!(took < Duration::from_secs(20), "the unlimited requests took {took:?}");
     let limited: Vec<Instant> = chat
@@ -235,7 +236,7 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn total_quota_limits_all_commands_of_an_app_together() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"total = "20/s""#).start().await;
     let stalls = CpuWaits::start(&gateway);

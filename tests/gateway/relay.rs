@@ -17,12 +17,12 @@ const ODD_BODY: &str = "{ \"GroupId\" :\t\"@TGS#2J4\\u0053ZEAEL\",\r\n \"Random\
 #[tokio::test]
 async fn bodies_are_relayed_byte_for_byte() {
     let chat = FakeChat::start().await;
-    let odd_answer = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
+    let odd_response = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
          \"Text\":\"\\u00fc ü 日本\" ,\"ErrorInfo\":\"\"}\r\n";
-    chat.reply_always(Reply::json(odd_answer));
+    chat.reply_always(Reply::json(odd_response));
     let gateway = gateway(&chat).await;
-    let answer = gateway.call("group_open_http_svc/send_group_msg", ODD_BODY).await;
-    answer.assert_relayed(200, odd_answer);
+    let response = gateway.call("group_open_http_svc/send_group_msg", ODD_BODY).await;
+    response.assert_relayed(200, odd_response);
     assert_eq!(chat.last_call().body, ODD_BODY.as_bytes());
     assert_eq!(chat.last_call().path(), "/v4/group_open_http_svc/send_group_msg");
     assert_eq!(chat.call_count(), 1);
@@ -37,10 +37,10 @@ async fn bodies_of_all_lengths_are_relayed_byte_for_byte() {
     // With a few hundred bytes of headers, the 2 KiB limit is within this range.
     for length in (1300..2100).step_by(7).chain([0, 1, 4000, 70_000, 300_000]) {
         let text: String = (0..length).map(|at: usize| char::from(b'a' + (at % 26) as u8)).collect();
-        let answer = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
-        chat.reply_always(Reply::json(answer.clone()));
+        let response = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
+        chat.reply_always(Reply::json(response.clone()));
         let body = format!(r#"{{"Text":"{text}"}}"#);
-        conn.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
+        conn.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &response);
         assert_eq!(chat.last_call().body, body.as_bytes(), "{length}");
     }
 }
@@ -62,7 +62,7 @@ async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let ask = TestRequest::command("openim/querystate")
+    let request = TestRequest::command("openim/querystate")
         .header("Authorization", "Bearer caller-secret")
         .header("Cookie", "caller=secret")
         .header("X-Forwarded-For", "10.9.8.7")
@@ -81,7 +81,7 @@ async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
         .header("Cache-Control", "no-cache")
         .header("Chatgate-App", MAIN.name)
         .header("traceparent", trace);
-    gateway.send(ask).await.assert_relayed(200, OK);
+    gateway.send(request).await.assert_relayed(200, OK);
     let call = chat.last_call();
     // `chat::faults` checks for every call of every test that there are no other headers.
     assert_eq!(call.header("traceparent"), Some(trace));
@@ -122,11 +122,11 @@ async fn only_upstream_status_and_content_type_are_relayed() {
     for status in [200, 201, 302, 400, 403, 500, 502, 503] {
         let body = error_response(40_000 + i64::from(status), "said by upstream");
         chat.reply_always(Reply::typed(status, "application/json; charset=utf-8", body.clone()));
-        let answer = gateway.call("profile/portrait_set", "{}").await;
-        answer.assert_relayed(status, &body);
-        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
+        let response = gateway.call("profile/portrait_set", "{}").await;
+        response.assert_relayed(status, &body);
+        assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
         for foreign in ["server", "set-cookie", "access-control-allow-origin", "location"] {
-            assert_eq!(answer.header(foreign), None, "{foreign} of upstream");
+            assert_eq!(response.header(foreign), None, "{foreign} of upstream");
         }
     }
 }
@@ -164,16 +164,16 @@ async fn echoed_usersig_is_redacted() {
             })
         });
         for command in ["openim/querystate", "follow/follow_check"] {
-            let answer = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
+            let response = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
             let sig = chat.last_call().usersig();
             assert!(sig.len() > 100, "{sig}");
             // Reading the response already searches it for every signature; see `support::secrets`.
-            let text = answer.text();
+            let text = response.text();
             assert!(
                 !text.contains(&sig[..40]) && !text.contains(&sig[sig.len() - 40..]),
                 "a part is not redacted: {text}"
             );
-            if answer.slug().is_none() {
+            if response.slug().is_none() {
                 assert!(
                     text.starts_with(r#"{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig "#),
                     "{text}"
@@ -181,7 +181,7 @@ async fn echoed_usersig_is_redacted() {
                 assert!(text.ends_with(r#", sorry"}"#), "{text}");
             }
             if round < 3 {
-                assert_eq!(answer.slug(), None, "redacted, not rejected: {text}");
+                assert_eq!(response.slug(), None, "redacted, not rejected: {text}");
             }
         }
     }
@@ -191,16 +191,16 @@ async fn echoed_usersig_is_redacted() {
 async fn valid_request_id_is_kept_and_others_are_replaced() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = |id: &str| TestRequest::command("openim/querystate").header("X-Request-Id", id);
+    let request = |id: &str| TestRequest::command("openim/querystate").header("X-Request-Id", id);
     let longest = "~".repeat(128);
     for valid in ["a", "0af7651916cd43dd", "!\"#{}", longest.as_str()] {
-        assert_eq!(gateway.send(ask(valid)).await.request_id(), valid);
+        assert_eq!(gateway.send(request(valid)).await.request_id(), valid);
     }
     let too_long = "x".repeat(129);
     for invalid in ["", "two words", "tab\there", "ünicode", too_long.as_str()] {
-        let answer = gateway.send(ask(invalid)).await;
-        answer.assert_relayed(200, OK);
-        assert_ne!(answer.request_id(), invalid);
+        let response = gateway.send(request(invalid)).await;
+        response.assert_relayed(200, OK);
+        assert_ne!(response.request_id(), invalid);
     }
     let twice = TestRequest::command("openim/querystate").header("X-Request-Id", "one").header("X-Request-Id", "two");
     gateway.send(twice).await.request_id();
@@ -226,8 +226,8 @@ async fn upstream_response_is_accepted_in_any_valid_framing() {
         gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
     }
     chat.reply_always(ReplyKind::Response { status: 200, content_type: None, body: OK.into() }.into());
-    let answer = gateway.call("openim/querystate", "{}").await;
-    answer.assert_relayed(200, OK);
+    let response = gateway.call("openim/querystate", "{}").await;
+    response.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -266,9 +266,9 @@ async fn json_objects_are_relayed_unchanged_over_http2() {
     let texts = proptest::string::string_regex(texts).expect("a pattern");
     for _ in 0..60 {
         let body = texts.new_tree(&mut runner).expect("a text").current();
-        let answer = format!("{}{}", &OK[..OK.len() - 1], format_args!(",\"Echo\":{body}}}"));
-        chat.reply_always(Reply::json(answer.clone()));
-        http2.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
+        let response = format!("{}{}", &OK[..OK.len() - 1], format_args!(",\"Echo\":{body}}}"));
+        chat.reply_always(Reply::json(response.clone()));
+        http2.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &response);
         assert_eq!(chat.last_call().body, body.as_bytes());
     }
 }

@@ -61,15 +61,15 @@ impl Load {
                 let mut count = 0;
                 while !done.load(Ordering::Relaxed) {
                     let from = format!("caller{number}");
-                    let answer = match count % 3 {
+                    let response = match count % 3 {
                         0 => {
                             conn.request(&TestRequest::check(&from, &[format!("new{count}"), "known".to_owned()])).await
                         }
                         1 => conn.request(&TestRequest::check(&from, &["known"])).await,
                         _ => conn.request(&TestRequest::command(READ)).await,
                     };
-                    assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
-                    assert_eq!(answer.json()["ErrorCode"], 0, "{answer:?}");
+                    assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
+                    assert_eq!(response.json()["ErrorCode"], 0, "{response:?}");
                     count += 1;
                 }
                 count
@@ -202,9 +202,9 @@ async fn invalid_config_changes_nothing_and_is_logged() {
     let (text, dir) = (setup.text(), setup.dir().to_owned());
     let gateway = setup.start().await;
     rewrite(&gateway, &format!("{text}[follow_check]\nmax_to = 0\n[cache]\nttl = 'soon'\n"));
-    let answer = reload(&gateway).await;
-    assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.text().contains("follow_check.max_to") && answer.text().contains("cache.ttl"), "{answer:?}");
+    let response = reload(&gateway).await;
+    assert_eq!(response.status, 400, "{response:?}");
+    assert!(response.text().contains("follow_check.max_to") && response.text().contains("cache.ttl"), "{response:?}");
     gateway.signal("HUP");
     let logged = async || (count_in_log(&gateway, "not reloaded, nothing has changed") >= 4).then_some(());
     eventually("two warnings for each reload", logged).await;
@@ -228,19 +228,19 @@ async fn restart_only_settings_are_named_and_not_applied() {
     let other = Setup::new(&chat).set("cache", "max_pairs = 7");
     // On its own this configuration is valid: it listens on loopback. But the old listener stays until a restart.
     rewrite(&gateway, &other.text());
-    let answer = reload(&gateway).await;
-    assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.text().contains("server.listen"), "{answer:?}");
+    let response = reload(&gateway).await;
+    assert_eq!(response.status, 400, "{response:?}");
+    assert!(response.text().contains("server.listen"), "{response:?}");
     let port = gateway.address().rsplit_once(':').expect("a port").1;
-    let ask = |ask: TestRequest| async move {
-        Conn::open(&format!("127.0.0.1:{port}")).await.expect("accepted").request(&ask).await
+    let request = |request: TestRequest| async move {
+        Conn::open(&format!("127.0.0.1:{port}")).await.expect("accepted").request(&request).await
     };
-    assert_eq!(ask(TestRequest::check("ann", &["bob"])).await.status, 401);
+    assert_eq!(request(TestRequest::check("ann", &["bob"])).await.status, 401);
     let other = other.caller("feed", token, "allow = ['*']");
     rewrite(&gateway, &other.text());
     let text = reload(&gateway).await.text();
     assert!(text.contains("server.listen takes a restart") && text.contains("cache.max_pairs takes"), "{text}");
-    assert_eq!(ask(TestRequest::check("ann", &["bob"]).token(token)).await.status, 200);
+    assert_eq!(request(TestRequest::check("ann", &["bob"]).token(token)).await.status, 200);
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn reload_clears_parking_and_keeps_the_cache() {
 
 #[tokio::test]
 async fn reload_grants_no_new_quota_burst() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "2/s""#);
     let text = setup.text();

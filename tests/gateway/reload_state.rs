@@ -18,8 +18,8 @@ const TOKEN: &str = "a.token~of~marked~letters+that/nobody/may/see/over/any/relo
 
 async fn reload(gateway: &Gateway, text: &str) {
     std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
-    let answer = Conn::open(gateway.admin()).await.expect("accepted").request(&TestRequest::post("/reload")).await;
-    assert_eq!(answer.text(), "reloaded\n", "{answer:?}");
+    let response = Conn::open(gateway.admin()).await.expect("accepted").request(&TestRequest::post("/reload")).await;
+    assert_eq!(response.text(), "reloaded\n", "{response:?}");
 }
 
 /// Replaces the contents of a file atomically with rename(2).
@@ -30,7 +30,7 @@ fn replace(gateway: &Gateway, name: &str, text: &str) {
 
 #[tokio::test]
 async fn reload_grants_no_new_burst_to_a_caller_quota() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).caller("feed", TOKEN, "allow = ['*']\nquota = '2/s'");
     let text = setup.text();

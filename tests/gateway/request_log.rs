@@ -25,10 +25,10 @@ async fn request_line_reports_the_outcome_without_user_names() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let ask = TestRequest::check("private-ann", &["private-bob"])
+    let request = TestRequest::check("private-ann", &["private-bob"])
         .header("X-Request-Id", "my-id")
         .header("traceparent", trace);
-    gateway.send(ask.target("/v4/follow/follow_check?usersig=private-sig")).await.items();
+    gateway.send(request.target("/v4/follow/follow_check?usersig=private-sig")).await.items();
     let line = line(&gateway, "ok").await;
     assert_eq!(line["level"], "INFO");
     for (name, value) in [
@@ -56,8 +56,8 @@ async fn generated_request_id_is_equal_in_log_and_response() {
     let none = gateway.send(call()).await;
     let odd = gateway.send(call().header("X-Request-Id", "two words")).await;
     let twice = gateway.send(call().header("X-Request-Id", "one").header("X-Request-Id", "two")).await;
-    for answer in [none, odd, twice] {
-        let id = answer.request_id();
+    for response in [none, odd, twice] {
+        let id = response.request_id();
         assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
         eventually("the request is logged", async || {
             lines(&gateway).iter().any(|line| line["request_id"] == id).then_some(())

@@ -30,31 +30,31 @@ async fn at_once(gateway: &Gateway, requests: Vec<TestRequest>) -> Vec<Response>
     let http2 = Http2::open(gateway.address()).await;
     let tasks: Vec<_> = requests
         .into_iter()
-        .map(|ask| {
+        .map(|request| {
             let http2 = http2.clone();
-            tokio::spawn(async move { http2.request(&ask).await })
+            tokio::spawn(async move { http2.request(&request).await })
         })
         .collect();
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for task in tasks {
-        answers.push(task.await.expect("no panic"));
+        responses.push(task.await.expect("no panic"));
     }
-    answers
+    responses
 }
 
 /// Asserts that each request succeeded or got `Retry-After`, and counts the successes.
 #[track_caller]
-fn served(answers: &[Response]) -> usize {
-    for answer in answers.iter().filter(|answer| answer.status != 200) {
-        answer.assert_error(429, "rate_limited", 60007);
-        assert!(answer.retry_after() <= 60 && answer.text().contains("caller many"), "{answer:?}");
+fn served(responses: &[Response]) -> usize {
+    for response in responses.iter().filter(|response| response.status != 200) {
+        response.assert_error(429, "rate_limited", 60007);
+        assert!(response.retry_after() <= 60 && response.text().contains("caller many"), "{response:?}");
     }
-    answers.iter().filter(|answer| answer.status == 200).count()
+    responses.iter().filter(|response| response.status == 200).count()
 }
 
 #[tokio::test]
 async fn caller_quota_covers_all_commands_and_no_other_caller() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '2/s'").timeout("2s").start().await;
     let commands = ["openim/querystate", "openim/sendmsg", "profile/portrait_get"];
@@ -78,7 +78,7 @@ async fn caller_quota_covers_all_commands_and_no_other_caller() {
 
 #[tokio::test]
 async fn exhausted_caller_quota_rejects_at_once() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '1/s'").timeout("500ms").start().await;
     gateway.send(TestRequest::command("openim/querystate").token(MANY)).await.assert_relayed(200, OK);
@@ -94,12 +94,12 @@ async fn exhausted_caller_quota_rejects_at_once() {
 
 #[tokio::test]
 async fn command_quota_rejection_does_not_consume_caller_quota() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = setup(&chat, "quota = '2/s'").set("app.quota", "commands = { \"openim/sendmsg\" = \"1/s\" }");
     let gateway = setup.timeout("300ms").start().await;
-    let ask = |command: &str| TestRequest::command(command).token(FEW);
-    gateway.send(ask("openim/sendmsg")).await.assert_relayed(200, OK);
+    let request = |command: &str| TestRequest::command(command).token(FEW);
+    gateway.send(request("openim/sendmsg")).await.assert_relayed(200, OK);
     // The caller with a quota finds the command quota exhausted on every request.
     for _ in 0..5 {
         let many = gateway.send(TestRequest::command("openim/sendmsg").token(MANY)).await;
@@ -111,7 +111,7 @@ async fn command_quota_rejection_does_not_consume_caller_quota() {
 
 #[tokio::test]
 async fn lookups_consume_caller_quota_per_call_and_hits_none() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '1/s'").set("cache", r#"ttl = "1h""#).timeout("500ms").start().await;
     let to: Vec<String> = (0..101).map(|n| format!("to{n}")).collect();
@@ -131,7 +131,7 @@ async fn lookups_consume_caller_quota_per_call_and_hits_none() {
 
 #[tokio::test]
 async fn joined_lookups_consume_no_caller_quota() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '1/s'").set("cache", r#"ttl = "1h""#).start().await;
     let to: Vec<String> = (0..101).map(|n| format!("to{n}")).collect();
@@ -158,7 +158,7 @@ async fn joined_lookups_consume_no_caller_quota() {
 
 #[tokio::test]
 async fn caller_quota_limits_separate_lookups() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '2/s'").timeout("2s").start().await;
     let requests = (0..30).map(|n| TestRequest::check(&format!("from{n}"), &[format!("to{n}")]).token(MANY)).collect();
@@ -183,20 +183,20 @@ async fn one_caller_gets_at_most_half_of_max_requests() {
         .collect();
     chat.wait_for_calls(2).await;
     let query = || TestRequest::command("openim/querystate");
-    let answer = gateway.send(query().token(MANY)).await;
-    answer.assert_error(503, "overloaded", 129_503);
-    assert!(answer.text().contains("one caller") && answer.retry_after() == 1, "{answer:?}");
+    let response = gateway.send(query().token(MANY)).await;
+    response.assert_error(503, "overloaded", 129_503);
+    assert!(response.text().contains("one caller") && response.retry_after() == 1, "{response:?}");
     gateway.send(query().token(FEW)).await.assert_relayed(200, OK);
     gate.open();
-    for answer in waiting {
-        answer.await.expect("no panic").assert_relayed(200, OK);
+    for response in waiting {
+        response.await.expect("no panic").assert_relayed(200, OK);
     }
     gateway.send(query().token(MANY)).await.assert_relayed(200, OK);
 }
 
 /// Floods the gateway from one caller and asserts that the other one is served. Both use one connection, so only
 /// their tokens differ.
-async fn assert_fair_under_flood(request: impl Fn(&str, usize) -> TestRequest) {
+async fn assert_fair_under_flood(request_of: impl Fn(&str, usize) -> TestRequest) {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "").set("app.quota", r#"per_command = "5/s""#).timeout("12s").start().await;
     let http2 = Http2::open(gateway.address()).await;
@@ -204,10 +204,10 @@ async fn assert_fair_under_flood(request: impl Fn(&str, usize) -> TestRequest) {
         .map(|n| {
             let http2 = http2.clone();
             let requests: Vec<TestRequest> =
-                (0..200).map(|round| request("many", n + 90 * round).token(MANY)).collect();
+                (0..200).map(|round| request_of("many", n + 90 * round).token(MANY)).collect();
             tokio::spawn(async move {
-                for ask in requests {
-                    if http2.request(&ask).await.status != 200 {
+                for request in requests {
+                    if http2.request(&request).await.status != 200 {
                         // A rejected caller does not retry at once.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
@@ -219,8 +219,8 @@ async fn assert_fair_under_flood(request: impl Fn(&str, usize) -> TestRequest) {
     gateway.round_trips().await;
     for n in 0..4 {
         // On the connection of the flood.
-        let answer = http2.request(&request("few", n).token(FEW)).await;
-        assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
+        let response = http2.request(&request_of("few", n).token(FEW)).await;
+        assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
     }
     flood.iter().for_each(tokio::task::JoinHandle::abort);
 }

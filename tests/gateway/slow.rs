@@ -28,7 +28,7 @@ async fn assert_others_are_served(gateway: &Gateway) {
 
 #[tokio::test]
 async fn slow_request_headers_close_the_connection_without_a_response() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).start().await;
     let (start, bytes) = (now(), TestRequest::command(CALL).header("X-Long", &"x".repeat(200)).bytes());
@@ -51,16 +51,16 @@ async fn slow_request_headers_close_the_connection_without_a_response() {
 
 #[tokio::test]
 async fn body_timeout_limits_the_total_time_of_a_body() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"body_timeout = "1s""#).start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "y".repeat(300));
-    for ask in [
+    for request in [
         TestRequest::command(CALL).header("Content-Length", "308").body(""),
         TestRequest::command(CALL).header("Transfer-Encoding", "chunked").body("3\r\n{\"x\r\n"),
     ] {
         let mut conn = gateway.connect().await;
-        conn.send(ask.bytes()).await;
+        conn.send(request.bytes()).await;
         let start = now();
         conn.read_response().await.assert_error(408, "timeout", 129_408);
         assert!(
@@ -81,7 +81,7 @@ async fn body_timeout_limits_the_total_time_of_a_body() {
 
 #[tokio::test]
 async fn unread_response_is_cut_after_write_timeout() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
     let large = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(7 << 20));
@@ -100,7 +100,7 @@ async fn unread_response_is_cut_after_write_timeout() {
 
 #[tokio::test]
 async fn large_response_read_slowly_but_steadily_arrives() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let large = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(7 << 20));
@@ -112,7 +112,7 @@ async fn large_response_read_slowly_but_steadily_arrives() {
 
 #[tokio::test]
 async fn idle_connection_is_closed_after_idle_timeout() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"idle_timeout = "1s""#).start().await;
     let mut conn = gateway.connect().await;

@@ -18,13 +18,13 @@ fn raw(lines: &str, rest: &str) -> String {
     format!("POST /v4/{CALL} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{rest}")
 }
 
-fn all_answers(mut bytes: &[u8]) -> Vec<Response> {
-    let mut answers = Vec::new();
-    while let Some((answer, len)) = Response::parse(bytes, false) {
-        answers.push(answer);
+fn all_responses(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
+    while let Some((response, len)) = Response::parse(bytes, false) {
+        responses.push(response);
         bytes = &bytes[len..];
     }
-    answers
+    responses
 }
 
 /// Sends the request alone, after a valid one in the same write, after a chunked one, and split into two writes.
@@ -50,9 +50,9 @@ async fn assert_rejected_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &st
             conn.read_response().await.assert_relayed(200, OK);
             conn.send(pieces[1]).await;
         }
-        let answers = all_answers(&conn.read_to_end().await);
-        let (last, earlier) = answers.split_last().unwrap_or_else(|| panic!("no response to {bad:?}"));
-        earlier.iter().for_each(|answer| answer.assert_relayed(200, OK));
+        let responses = all_responses(&conn.read_to_end().await);
+        let (last, earlier) = responses.split_last().unwrap_or_else(|| panic!("no response to {bad:?}"));
+        earlier.iter().for_each(|response| response.assert_relayed(200, OK));
         last.assert_error(400, "bad_request", 60002);
         assert_eq!(last.header("connection"), Some("close"), "{bad:?}");
         assert_eq!(chat.call_count() - calls, usize::from(!before.is_empty()), "{bad:?}");

@@ -292,7 +292,7 @@ fn sockets(dir: &Path) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn failed_start_at_any_point_leaves_no_socket_behind() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let setup = Setup::without_apps().app(MAIN, "endpoint = \"http://127.0.0.1:9\"");
     let address = |name: &str| format!("unix:{}", setup.dir().join(name).display());
     let (data, admin) = (address("data.sock"), address("admin.sock"));

@@ -102,6 +102,6 @@ async fn unresolvable_name_is_upstream_unreachable() {
     let port = free_address().port();
     let lines = format!("endpoint = \"https://no-such-host.invalid:{port}\"");
     let gateway = Setup::without_apps().app(MAIN, &lines).start().await;
-    let answer = gateway.call("openim/sendmsg", "{}").await;
-    assert!(["upstream_unreachable", "upstream_timeout"].contains(&answer.slug().expect("a slug")), "{answer:?}");
+    let response = gateway.call("openim/sendmsg", "{}").await;
+    assert!(["upstream_unreachable", "upstream_timeout"].contains(&response.slug().expect("a slug")), "{response:?}");
 }

@@ -107,9 +107,9 @@ async fn lookup_call_is_a_child_of_its_request_span() {
 async fn relayed_call_and_log_continue_the_callers_trace() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).set("log", r#"requests = "all""#).start().await;
-    let ask = TestRequest::command("openim/sendmsg").header("traceparent", &traceparent("01"));
-    let answer = gateway.send(ask.header("tracestate", "vendor=of-the-caller")).await;
-    assert_eq!(answer.status, 200);
+    let sent = TestRequest::command("openim/sendmsg").header("traceparent", &traceparent("01"));
+    let response = gateway.send(sent.header("tracestate", "vendor=of-the-caller")).await;
+    assert_eq!(response.status, 200);
     let spans = collector.wait_for_spans(2).await;
     let (requests, calls) = split(&spans);
     let ([request], [call]) = (requests.as_slice(), calls.as_slice()) else { panic!("{spans:#?}") };
@@ -133,7 +133,7 @@ async fn relayed_call_and_log_continue_the_callers_trace() {
 async fn unsampled_traces_are_propagated_but_not_recorded() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = traced(&chat, &collector).start().await;
-    let unsampled = |ask: TestRequest| ask.header("traceparent", &traceparent("00"));
+    let unsampled = |request: TestRequest| request.header("traceparent", &traceparent("00"));
     gateway.send(unsampled(TestRequest::command("openim/sendmsg"))).await;
     gateway.send(unsampled(TestRequest::check("ann", &["bob"]))).await.items();
     // The trace continues upstream, with the same flag.
@@ -238,16 +238,16 @@ async fn rejection_spans_name_the_slug_without_caller_data() {
     let gateway = setup.start().await;
     gateway.send(TestRequest::check("ann", &["bob"]).token(token).body("[")).await.assert_error(400, "bad_json", 60003);
     gateway.send(TestRequest::post("/v4/private-place").token(token)).await.assert_error(404, "not_found", 60009);
-    let ask = TestRequest::new("PRIVATE", "/v4/follow/follow_check?private=1").token(token);
-    gateway.send(ask).await.assert_error(405, "method_not_allowed", 60002);
+    let request = TestRequest::new("PRIVATE", "/v4/follow/follow_check?private=1").token(token);
+    gateway.send(request).await.assert_error(405, "method_not_allowed", 60002);
     gateway.send(TestRequest::check("ann", &["bob"]).token("private")).await.assert_error(
         401,
         "unauthenticated",
         129_401,
     );
     gateway.send(TestRequest::command("private_svc/private_command").token(token)).await;
-    let ask = TestRequest::check("ann", &["bob"]).target("/apps/private/v4/follow/follow_check").token(token);
-    gateway.send(ask).await.assert_error(404, "unknown_app", 129_404);
+    let request = TestRequest::check("ann", &["bob"]).target("/apps/private/v4/follow/follow_check").token(token);
+    gateway.send(request).await.assert_error(404, "unknown_app", 129_404);
     gateway.send(TestRequest::check("ann", &["bob"]).host("private.example").token(token)).await.assert_error(
         403,
         "forbidden",
@@ -427,8 +427,8 @@ async fn changed_trace_settings_require_a_restart() {
     let gateway = setup.start().await;
     std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-    let answer = admin.request(&TestRequest::post("/reload")).await.text();
-    assert!(answer.contains("trace takes a restart"), "{answer}");
+    let response = admin.request(&TestRequest::post("/reload")).await.text();
+    assert!(response.contains("trace takes a restart"), "{response}");
     let status = gateway.admin_get("/status").await.json();
     let trace = &status["config"]["trace"];
     assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");

@@ -44,7 +44,7 @@ async fn unreachable_collector_is_logged_once_and_fails_no_request() {
 
 #[tokio::test]
 async fn silent_collector_fills_the_queue_without_slowing_requests() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     collector.set_mode(Mode::Silent);
     let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
@@ -95,7 +95,7 @@ async fn slow_collector_gets_all_spans_and_failures_are_counted() {
 
 #[tokio::test]
 async fn stop_exports_queued_spans_within_a_time_limit() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
     for _ in 0..5 {
@@ -146,9 +146,9 @@ async fn exported_spans_contain_no_secrets_or_user_names() {
             .await;
         count += 1;
     }
-    let ask = TestRequest::check("private-ann", &["private-bob"]).token(token).header("Cookie", "private-cookie");
-    gateway.send(ask.clone().header("tracestate", "private=state").header("Chatgate-Explain", "1")).await.items();
-    gateway.send(ask.target("/v4/follow/follow_check?private=1")).await;
+    let request = TestRequest::check("private-ann", &["private-bob"]).token(token).header("Cookie", "private-cookie");
+    gateway.send(request.clone().header("tracestate", "private=state").header("Chatgate-Explain", "1")).await.items();
+    gateway.send(request.target("/v4/follow/follow_check?private=1")).await;
     gateway.send(TestRequest::post("/private").token("private-token")).await;
     count += 3;
     let requests = async || (collector.spans().iter().filter(|span| span.is_request()).count() == count).then_some(());

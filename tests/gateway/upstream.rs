@@ -21,8 +21,8 @@ async fn refused_connection_is_upstream_unreachable() {
     let address = free_address();
     let gateway = Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{address}\"")).start().await;
     for command in [WRITE, "follow/follow_check"] {
-        let answer = gateway.call(command, CHECK_BODY).await;
-        answer.assert_error(502, "upstream_unreachable", 129_502);
+        let response = gateway.call(command, CHECK_BODY).await;
+        response.assert_error(502, "upstream_unreachable", 129_502);
     }
     assert_eq!(gateway.admin_get("/readyz").await.status, 200, "readiness never calls upstream");
     let chat = FakeChat::start_on(address).await;
@@ -79,12 +79,12 @@ async fn malformed_upstream_response_is_upstream_invalid_and_not_relayed() {
         for body in bodies {
             let before = chat.call_count();
             chat.reply_always(Reply::typed(status, "text/html", body));
-            let answer = gateway.call(WRITE, "{}").await;
-            answer.assert_error(502, "upstream_invalid", 60013);
-            assert!(!answer.text().contains("honest"), "{answer:?}");
+            let response = gateway.call(WRITE, "{}").await;
+            response.assert_error(502, "upstream_invalid", 60013);
+            assert!(!response.text().contains("honest"), "{response:?}");
             assert_eq!(chat.call_count(), before + 1, "a write is sent once: {body}");
-            let answer = gateway.call("follow/follow_check", CHECK_BODY).await;
-            answer.assert_error(502, "upstream_invalid", 60013);
+            let response = gateway.call("follow/follow_check", CHECK_BODY).await;
+            response.assert_error(502, "upstream_invalid", 60013);
         }
     }
     chat.reply_always(Reply::json(b"{\"ErrorCode\":0,\"x\":\"\xff\"}".as_slice()));
@@ -105,9 +105,9 @@ async fn redirects_are_never_followed() {
         chat.reply_always(Reply::bytes(format!(
             "HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
         )));
-        let answer = gateway.call(WRITE, "{}").await;
-        answer.assert_error(502, "upstream_invalid", 60013);
-        assert_eq!(answer.header("location"), None);
+        let response = gateway.call(WRITE, "{}").await;
+        response.assert_error(502, "upstream_invalid", 60013);
+        assert_eq!(response.header("location"), None);
     }
     assert_eq!(trap.accepted_connections(), 0);
 }
@@ -160,8 +160,8 @@ async fn upstream_responses_over_max_answer_are_rejected() {
     for reply in replies {
         chat.reply_always(reply);
         let start = now();
-        let answer = gateway.call(WRITE, "{}").await;
-        assert!([502, 504].contains(&answer.status), "{answer:?}");
+        let response = gateway.call(WRITE, "{}").await;
+        assert!([502, 504].contains(&response.status), "{response:?}");
         assert!(start.elapsed() < PATIENCE / 2);
     }
     chat.clear_script();

@@ -11,9 +11,9 @@ use crate::support::setup::Setup;
 /// Sends these requests, each on its own connection. The others are sent after the first one's call is upstream.
 async fn sent(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> Vec<Conn> {
     let (mut conns, before) = (Vec::new(), chat.call_count());
-    for ask in requests {
+    for request in requests {
         let mut conn = gateway.connect().await;
-        conn.send(ask.bytes()).await;
+        conn.send(request.bytes()).await;
         conns.push(conn);
         if conns.len() == 1 {
             chat.wait_for_calls(before + 1).await;
@@ -29,12 +29,12 @@ async fn in_flight(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest])
     conns
 }
 
-async fn answers(conns: Vec<Conn>) -> Vec<Response> {
-    let mut answers = Vec::new();
+async fn read_responses(conns: Vec<Conn>) -> Vec<Response> {
+    let mut responses = Vec::new();
     for mut conn in conns {
-        answers.push(conn.read_response().await);
+        responses.push(conn.read_response().await);
     }
-    answers
+    responses
 }
 
 #[tokio::test]
@@ -47,15 +47,15 @@ async fn identical_concurrent_lookups_share_one_call() {
     let conns = in_flight(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 100]).await;
     assert_eq!(chat.call_count(), 1);
     gate.open();
-    let answers = answers(conns).await;
+    let responses = read_responses(conns).await;
     let mut joined = 0;
-    for (number, answer) in answers.iter().enumerate() {
-        assert_eq!(answer.follow_types(), [2]);
-        let counts = answer.cache_status().counts();
+    for (number, response) in responses.iter().enumerate() {
+        assert_eq!(response.follow_types(), [2]);
+        let counts = response.cache_status().counts();
         if number == 0 {
             assert_eq!(counts, (0, 0, 1));
         } else {
-            assert!([(1, 0, 0), (0, 1, 0)].contains(&counts), "{answer:?}");
+            assert!([(1, 0, 0), (0, 1, 0)].contains(&counts), "{response:?}");
             joined += counts.1;
         }
     }
@@ -76,10 +76,10 @@ async fn lookup_joins_the_flipped_pair_and_fetches_the_rest() {
             .await;
     chat.wait_for_calls(2).await;
     gate.open();
-    let answers = answers(conns).await;
-    assert_eq!(answers[0].follow_types(), [2]);
-    assert_eq!(answers[1].follow_types(), [1, 1]);
-    assert_eq!(answers[1].cache_status().counts(), (0, 1, 1));
+    let responses = read_responses(conns).await;
+    assert_eq!(responses[0].follow_types(), [2]);
+    assert_eq!(responses[1].follow_types(), [1, 1]);
+    assert_eq!(responses[1].cache_status().counts(), (0, 1, 1));
     let pairs: Vec<_> = chat.calls().iter().flat_map(|call| call.pairs()).collect();
     let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
     assert_eq!(pairs, [pair("ann", "bob"), pair("bob", "cyd")], "each pair is fetched once");
@@ -96,8 +96,8 @@ async fn lookup_continues_for_other_waiters_after_the_first_disconnects() {
     drop(conns.remove(0));
     gateway.wait_for_in_flight(19).await;
     gate.open();
-    for answer in answers(conns).await {
-        assert_eq!(answer.follow_types(), [2]);
+    for response in read_responses(conns).await {
+        assert_eq!(response.follow_types(), [2]);
     }
     assert_eq!(chat.call_count(), 1);
 }
@@ -111,8 +111,8 @@ async fn failed_call_is_reported_to_all_waiters() {
     chat.reply_always(Reply::json(body.clone()).after(&gate));
     let conns = in_flight(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 10]).await;
     gate.open();
-    for answer in answers(conns).await {
-        answer.assert_relayed(200, &body);
+    for response in read_responses(conns).await {
+        response.assert_relayed(200, &body);
     }
     chat.clear_script();
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
@@ -135,9 +135,9 @@ async fn invalid_account_of_one_caller_does_not_affect_others() {
         in_flight(&gateway, &chat, &[TestRequest::check("ann", &["bad", "bob"]), TestRequest::check("ann", &["bob"])])
             .await;
     gate.open();
-    let answers = answers(conns).await;
-    answers[0].assert_relayed(200, &expected);
-    assert_eq!(answers[1].follow_types(), [2]);
+    let responses = read_responses(conns).await;
+    responses[0].assert_relayed(200, &expected);
+    assert_eq!(responses[1].follow_types(), [2]);
 }
 
 #[tokio::test]
@@ -158,9 +158,9 @@ async fn item_failure_in_one_direction_spares_the_other() {
     let conns =
         in_flight(&gateway, &chat, &[TestRequest::check("ann", &["bob"]), TestRequest::check("bob", &["ann"])]).await;
     gate.open();
-    let answers = answers(conns).await;
-    assert!(answers[0].text().contains("30003"), "{:?}", answers[0]);
-    assert_eq!(answers[1].follow_types(), [3], "fetched again in bob's direction");
+    let responses = read_responses(conns).await;
+    assert!(responses[0].text().contains("30003"), "{:?}", responses[0]);
+    assert_eq!(responses[1].follow_types(), [3], "fetched again in bob's direction");
 }
 
 #[tokio::test]
@@ -169,8 +169,8 @@ async fn each_waiter_times_out_at_its_own_deadline() {
     let gateway = Setup::new(&chat).timeout("1s").start().await;
     chat.reply_always(Reply::hang());
     let conns = sent(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 5]).await;
-    for answer in answers(conns).await {
-        answer.assert_error(504, "upstream_timeout", 60008);
+    for response in read_responses(conns).await {
+        response.assert_error(504, "upstream_timeout", 60008);
     }
     chat.clear_script();
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0], "an unfinished lookup blocks no later one");

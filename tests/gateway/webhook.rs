@@ -31,11 +31,11 @@ async fn gateway(chat: &FakeChat) -> (Gateway, String) {
 
 /// Returns whether the pair is cached, without changing the cache.
 async fn is_cached(gateway: &Gateway, app: TestApp, from: &str, to: &str) -> bool {
-    let ask =
+    let request =
         TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
-    let answer = gateway.send(ask).await;
-    assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-    answer.status == 200
+    let response = gateway.send(request).await;
+    assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+    response.status == 200
 }
 
 /// Caches ann's pairs with bob and cyd, and dan's pair with bob.
@@ -68,9 +68,9 @@ async fn event_invalidates_both_directions_of_only_its_pairs() {
         }
         let old = if follows { [0, 0] } else { [2, 1] };
         assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), old[..1], "the gateway has not seen the write");
-        let ask = signed(MAIN, command, &event(command, "ann", &["bob"]));
+        let request = signed(MAIN, command, &event(command, "ann", &["bob"]));
         let before = chat.calls_of(CHECK).len();
-        post_accepted(&hooks, &ask).await;
+        post_accepted(&hooks, &request).await;
         assert_eq!(cached(&gateway).await, [false, true, true], "{command}");
         assert!(!is_cached(&gateway, MAIN, "bob", "ann").await, "{command}: flipped");
         assert_eq!(chat.calls_of(CHECK).len(), before, "an event causes no lookup");
@@ -78,8 +78,8 @@ async fn event_invalidates_both_directions_of_only_its_pairs() {
         assert_eq!(gateway.check("bob", &["ann"]).await.follow_types(), new[1..]);
         assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), new[..1]);
         // An event with several pairs, some of which are not cached.
-        let ask = signed(MAIN, command, &event(command, "bob", &["dan", "zoe", "ann"]));
-        post_accepted(&hooks, &ask).await;
+        let request = signed(MAIN, command, &event(command, "bob", &["dan", "zoe", "ann"]));
+        post_accepted(&hooks, &request).await;
         assert_eq!(cached(&gateway).await, [false, true, false], "{command}");
     }
 }
@@ -149,10 +149,10 @@ async fn unsigned_or_outdated_events_are_rejected_without_invalidation() {
         ("an app without a token", signed(ODD, ADDED, &body)),
         ("with another app's token", signed(TestApp { webhook_token: OTHER.webhook_token, ..MAIN }, ADDED, &body)),
     ];
-    for (case, ask) in rejected {
-        let answer = post(&hooks, &ask).await;
-        assert_eq!((answer.status, answer.slug()), (401, Some("unauthenticated")), "{case}: {answer:?}");
-        answer.assert_error(401, "unauthenticated", 129_401);
+    for (case, request) in rejected {
+        let response = post(&hooks, &request).await;
+        assert_eq!((response.status, response.slug()), (401, Some("unauthenticated")), "{case}: {response:?}");
+        response.assert_error(401, "unauthenticated", 129_401);
         assert_eq!(cached(&gateway).await, [true, true, true], "{case}");
     }
     let warnings = gateway.log().lines().filter(|line| line.contains("webhooks were not believed")).count();
@@ -216,14 +216,14 @@ async fn other_and_repeated_events_are_accepted_harmlessly() {
         }
     }
     assert_eq!(cached(&gateway).await, [true, true, true]);
-    let ask = signed(MAIN, ADDED, &body);
-    post_accepted(&hooks, &ask).await;
+    let request = signed(MAIN, ADDED, &body);
+    post_accepted(&hooks, &request).await;
     assert_eq!(cached(&gateway).await, [false, true, true]);
     // A signature does not cover the body: a replayed event invalidates pairs, but discloses nothing.
     gateway.check("ann", &["bob"]).await.items();
     let calls = chat.call_count();
     for _ in 0..3 {
-        post_accepted(&hooks, &ask).await;
+        post_accepted(&hooks, &request).await;
     }
     assert_eq!(chat.call_count(), calls);
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
@@ -255,16 +255,16 @@ async fn webhooks_accept_any_path_and_host_but_only_post() {
     let good = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
     let query = query(MAIN, unix_now(), ADDED);
     for path in ["/", "/hook", "/v4/follow/follow_check", "/a/b/../c%20d", "//"] {
-        let ask = good.clone().target(&format!("{path}?{query}"));
+        let request = good.clone().target(&format!("{path}?{query}"));
         fill_cache(&gateway).await;
-        post_accepted(&hooks, &ask.header("Origin", "https://example.com").host("203.0.113.9")).await;
+        post_accepted(&hooks, &request.header("Origin", "https://example.com").host("203.0.113.9")).await;
         assert_eq!(cached(&gateway).await, [false, true, true], "{path}");
     }
     fill_cache(&gateway).await;
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
-        let answer = post(&hooks, &TestRequest::new(method, &format!("/?{query}"))).await;
-        answer.assert_error(405, "method_not_allowed", 60002);
-        assert_eq!(answer.header("allow"), Some("POST"));
+        let response = post(&hooks, &TestRequest::new(method, &format!("/?{query}"))).await;
+        response.assert_error(405, "method_not_allowed", 60002);
+        assert_eq!(response.header("allow"), Some("POST"));
     }
     let long = good.clone().target(&format!("/{}?{query}", "x".repeat(9000)));
     post(&hooks, &long).await.assert_error(414, "uri_too_long", 129_414);
@@ -288,9 +288,9 @@ async fn event_with_an_unreadable_body_invalidates_the_app() {
     let hooks = address(&gateway).await;
     let large = signed(MAIN, ADDED, &"x".repeat(64 * 1024 + 1));
     let chunked = signed(MAIN, ADDED, &format!("10001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x10001)));
-    for ask in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
+    for request in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
         fill_cache(&gateway).await;
-        post(&hooks, ask).await.assert_error(413, "body_too_large", 129_413);
+        post(&hooks, request).await.assert_error(413, "body_too_large", 129_413);
         assert_eq!(cached(&gateway).await, [false, false, false]);
     }
     fill_cache(&gateway).await;
@@ -328,8 +328,8 @@ async fn concurrent_events_are_all_applied() {
         // Chat reuses its connections.
         let mut conn = Conn::open(hooks).await.expect("accepted");
         for name in names {
-            let answer = conn.request(&signed(MAIN, ADDED, &event(ADDED, name, &["ann"]))).await;
-            assert_eq!((answer.status, answer.text().as_str()), (200, ACCEPTED));
+            let response = conn.request(&signed(MAIN, ADDED, &event(ADDED, name, &["ann"]))).await;
+            assert_eq!((response.status, response.text().as_str()), (200, ACCEPTED));
             assert_eq!(gateway.check("ann", &[name]).await.follow_types(), [1], "{name}");
         }
     });
@@ -367,9 +367,9 @@ async fn rate_alert_lowers_and_never_raises_the_command_quota() {
     let rejected = async |command: &str, calls: usize| {
         let mut rejected = 0;
         for _ in 0..calls {
-            let answer = gateway.call(command, "{}").await;
-            assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
-            rejected += usize::from(answer.status != 200);
+            let response = gateway.call(command, "{}").await;
+            assert!(response.status == 200 || response.slug() == Some("rate_limited"), "{response:?}");
+            rejected += usize::from(response.status != 200);
         }
         rejected
     };
@@ -396,21 +396,21 @@ async fn rate_alert_lowers_and_never_raises_the_command_quota() {
 
 #[tokio::test]
 async fn webhook_listener_drains_on_sigterm() {
-    let _alone = turn::exclusive().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let (mut gateway, hooks) = gateway(&chat).await;
-    let ask = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
-    let bytes = ask.bytes();
+    let request = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
+    let bytes = request.bytes();
     let mut held = Conn::open(&hooks).await.expect("accepted");
     held.send(&bytes[..bytes.len() - 1]).await;
-    post_accepted(&hooks, &ask).await;
+    post_accepted(&hooks, &request).await;
     gateway.signal("TERM");
     eventually("no new connection is accepted", async || Conn::open(&hooks).await.is_err().then_some(())).await;
     let start = now();
     held.send(&bytes[bytes.len() - 1..]).await;
-    let answer = held.read_response().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, ACCEPTED));
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = held.read_response().await;
+    assert_eq!((response.status, response.text().as_str()), (200, ACCEPTED));
+    assert_eq!(response.header("connection"), Some("close"));
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
@@ -421,20 +421,20 @@ async fn webhook_connections_have_a_separate_limit() {
     let setup = listen(Setup::new(&chat), &[MAIN]).set("server", "max_connections = 3");
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    let ask = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
+    let request = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
     let mut kept = Vec::new();
     for _ in 0..3 {
         let mut conn = Conn::open(&hooks).await.expect("accepted");
-        assert_eq!(conn.request(&ask).await.status, 200);
+        assert_eq!(conn.request(&request).await.status, 200);
         kept.push(conn);
     }
     Conn::open(&hooks).await.expect("accepted by the kernel").assert_closed().await;
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
-    assert_eq!(kept[0].request(&ask).await.status, 200);
+    assert_eq!(kept[0].request(&request).await.status, 200);
     kept.pop();
     eventually("a connection slot is free", async || {
         let mut conn = Conn::open(&hooks).await.ok()?;
-        conn.send(ask.bytes()).await;
+        conn.send(request.bytes()).await;
         conn.try_read_response().await
     })
     .await;

@@ -29,9 +29,9 @@ fn add_body(from: &str, to: &str) -> String {
 
 /// Returns whether the pair is cached, without changing the cache.
 async fn is_cached(gateway: &Gateway, from: &str, to: &str) -> bool {
-    let answer = gateway.send(TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
-    assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-    answer.status == 200
+    let response = gateway.send(TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
+    assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+    response.status == 200
 }
 
 #[tokio::test]
@@ -269,13 +269,13 @@ async fn ambiguous_write_invalidates_the_user_or_the_app() {
             (is_cached(&gateway, "ann", "bob").await && is_cached(&gateway, "cyd", "dan").await).then_some(())
         })
         .await;
-        let answer = gateway.call(command, body).await;
-        if answer.slug() == Some("bad_json") {
+        let response = gateway.call(command, body).await;
+        if response.slug() == Some("bad_json") {
             // Rejected for a duplicate member: the write was not sent and changed nothing.
             assert_ne!(chat.last_call().command(), command, "{body}");
             continue;
         }
-        assert_eq!(answer.slug(), None, "relayed: {body}");
+        assert_eq!(response.slug(), None, "relayed: {body}");
         assert_eq!(chat.last_call().body, body.as_bytes());
         assert!(!is_cached(&gateway, "ann", "bob").await && !is_cached(&gateway, "bob", "ann").await, "{body}");
         assert!(is_cached(&gateway, "cyd", "dan").await, "another user's pair: {body}");

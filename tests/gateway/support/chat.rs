@@ -246,14 +246,14 @@ async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> E
                 return End::Reset;
             }
         };
-        if let Some(end) = answer(stream, shared, call).await {
+        if let Some(end) = respond(stream, shared, call).await {
             return end;
         }
     }
 }
 
 /// Answers one call. Returns `None` if the connection stays open.
-async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
+async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
     let violations = shared.record(&call);
     let script = shared.script.lock().expect("no panic under it").clone();
     let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::from_graph);

@@ -139,9 +139,9 @@ impl Conn {
     }
 
     /// Sends a request and reads its response.
-    pub(crate) async fn request(&mut self, ask: &TestRequest) -> Response {
-        self.send(ask.bytes()).await;
-        self.read_response_to(ask.method == "HEAD").await.expect("a response, not a closed connection")
+    pub(crate) async fn request(&mut self, request: &TestRequest) -> Response {
+        self.send(request.bytes()).await;
+        self.read_response_to(request.method == "HEAD").await.expect("a response, not a closed connection")
     }
 
     /// Reads the next response.
@@ -157,11 +157,11 @@ impl Conn {
     async fn read_response_to(&mut self, to_head: bool) -> Option<Response> {
         within(PATIENCE, "a response from the gateway", async {
             loop {
-                if let Some((answer, len)) = Response::parse(&self.unread, to_head) {
+                if let Some((response, len)) = Response::parse(&self.unread, to_head) {
                     self.unread.drain(..len);
                     // Interim responses such as 100 Continue precede the final response.
-                    if answer.status >= 200 {
-                        return Some(answer);
+                    if response.status >= 200 {
+                        return Some(response);
                     }
                 } else if !self.more().await {
                     return None;
@@ -175,9 +175,9 @@ impl Conn {
     pub(crate) async fn read_interim_status(&mut self) -> u16 {
         within(PATIENCE, "an interim response", async {
             loop {
-                if let Some((answer, len)) = Response::parse(&self.unread, true) {
+                if let Some((response, len)) = Response::parse(&self.unread, true) {
                     self.unread.drain(..len);
-                    return answer.status;
+                    return response.status;
                 }
                 assert!(self.more().await, "closed");
             }

@@ -223,12 +223,12 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 }
 
 async fn serve(stream: impl Stream + 'static, shared: Arc<Shared>) {
-    let service = service_fn(move |request| answer(request, shared.clone()));
+    let service = service_fn(move |request| respond(request, shared.clone()));
     let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     let _ = serving.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     shared: Arc<Shared>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {

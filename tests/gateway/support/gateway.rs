@@ -100,8 +100,8 @@ impl Gateway {
     }
 
     /// Sends one request on a new connection.
-    pub(crate) async fn send(&self, ask: TestRequest) -> Response {
-        within(super::PATIENCE, "a response", self.connect().await.request(&ask)).await
+    pub(crate) async fn send(&self, request: TestRequest) -> Response {
+        within(super::PATIENCE, "a response", self.connect().await.request(&request)).await
     }
 
     /// Sends `POST /v4/{command}`.

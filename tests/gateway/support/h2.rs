@@ -29,13 +29,13 @@ impl Http2 {
         Http2 { sender }
     }
 
-    pub(crate) async fn request(&self, ask: &TestRequest) -> Response {
-        let uri = format!("http://{}{}", ask.host, ask.target);
-        let mut request = hyper::Request::builder().method(ask.method.as_str()).uri(uri);
-        for (name, value) in &ask.headers {
-            request = request.header(name, value);
+    pub(crate) async fn request(&self, request: &TestRequest) -> Response {
+        let uri = format!("http://{}{}", request.host, request.target);
+        let mut builder = hyper::Request::builder().method(request.method.as_str()).uri(uri);
+        for (name, value) in &request.headers {
+            builder = builder.header(name, value);
         }
-        let request = request.body(Full::new(Bytes::copy_from_slice(&ask.body))).expect("a request");
+        let request = builder.body(Full::new(Bytes::copy_from_slice(&request.body))).expect("a request");
         let mut sender = self.sender.clone();
         within(PATIENCE, "a response over HTTP/2", async {
             sender.ready().await.expect("an open connection");

@@ -31,8 +31,8 @@ fn signed(chat: &FakeChat, command: &str, body: &str) -> TestRequest {
     let (app, sig) = (app::MAIN, sign(app::MAIN));
     let query =
         format!("sdkappid={}&identifier={}&usersig={sig}&random=1&contenttype=json", app.sdkappid, app.identifier);
-    let ask = TestRequest::post(&format!("/v4/{command}?{query}")).host(&chat.address().to_string());
-    ask.header("Content-Type", "application/json").body(body)
+    let request = TestRequest::post(&format!("/v4/{command}?{query}")).host(&chat.address().to_string());
+    request.header("Content-Type", "application/json").body(body)
 }
 
 async fn connect(chat: &FakeChat) -> Conn {

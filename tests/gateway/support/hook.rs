@@ -77,18 +77,18 @@ pub(crate) fn event(command: &str, from: &str, to: &[&str]) -> String {
 }
 
 /// Posts a webhook on a new connection.
-pub(crate) async fn post(address: &str, ask: &TestRequest) -> Response {
+pub(crate) async fn post(address: &str, request: &TestRequest) -> Response {
     let mut conn = Conn::open(address).await.expect("the webhook listener accepts");
-    within(PATIENCE, "a response", conn.request(ask)).await
+    within(PATIENCE, "a response", conn.request(request)).await
 }
 
 /// Posts a webhook and asserts that it is accepted.
 #[track_caller]
-pub(crate) fn post_accepted<'a>(address: &'a str, ask: &'a TestRequest) -> impl Future<Output = ()> + 'a {
+pub(crate) fn post_accepted<'a>(address: &'a str, request: &'a TestRequest) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();
     async move {
-        let answer = post(address, ask).await;
-        assert_eq!((answer.status, answer.text().as_str()), (200, ACCEPTED), "{caller}: {answer:?}");
-        assert_eq!(answer.header("content-type"), Some("application/json"), "{caller}");
+        let response = post(address, request).await;
+        assert_eq!((response.status, response.text().as_str()), (200, ACCEPTED), "{caller}: {response:?}");
+        assert_eq!(response.header("content-type"), Some("application/json"), "{caller}");
     }
 }

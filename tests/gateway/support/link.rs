@@ -190,7 +190,7 @@ async fn direct(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut weather: watch::Receiver<NetworkState>,
-    is_answer: bool,
+    is_response: bool,
 ) -> Ended {
     let mut piece = vec![0; 16 * 1024];
     loop {
@@ -201,19 +201,19 @@ async fn direct(
         };
         let passes = |weather: &NetworkState| match weather {
             NetworkState::Stalled => false,
-            NetworkState::ResponsesStalled => !is_answer,
+            NetworkState::ResponsesStalled => !is_response,
             _ => true,
         };
         // Delayed bytes pass when the weather changes, as retransmitted packets do.
         let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
         let sent = match now {
             NetworkState::Resetting => return Ended::Reset,
-            NetworkState::ResettingResponses if is_answer => return Ended::Reset,
+            NetworkState::ResettingResponses if is_response => return Ended::Reset,
             NetworkState::Delayed(span) => {
                 tokio::time::sleep(span).await;
                 to.write_all(&piece[..len]).await
             }
-            NetworkState::ByteByByte(span) if is_answer => drip(&mut to, &piece[..len], span).await,
+            NetworkState::ByteByByte(span) if is_response => drip(&mut to, &piece[..len], span).await,
             _ => to.write_all(&piece[..len]).await,
         };
         if sent.is_err() {

@@ -62,12 +62,12 @@ pub(crate) fn unix_now() -> u64 {
 
 /// Polls `probe` every 5 ms until it returns a value. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = now();
+    let start = now();
     loop {
-        if let Some(answer) = probe().await {
-            return answer;
+        if let Some(response) = probe().await {
+            return response;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} without success for: {what}");
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} without success for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

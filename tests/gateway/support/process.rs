@@ -118,9 +118,9 @@ impl Process {
     /// Waits for the exit, and panics if it takes longer than `limit`.
     pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
         assert!(limit <= PATIENCE, "{limit:?}");
-        let begun = super::now();
+        let start = super::now();
         let code = self.exit_code().await;
-        assert!(begun.elapsed() <= limit, "exited only after {:?}", begun.elapsed());
+        assert!(start.elapsed() <= limit, "exited only after {:?}", start.elapsed());
         code
     }
 }

@@ -113,9 +113,9 @@ impl Redis {
     async fn try_command(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).await.ok()?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.ok()?;
-        let text = String::from_utf8_lossy(&answer).into_owned();
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await.ok()?;
+        let text = String::from_utf8_lossy(&response).into_owned();
         text.strip_suffix("+OK\r\n").map(str::to_owned)
     }
 }

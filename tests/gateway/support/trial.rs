@@ -119,8 +119,8 @@ impl FaultTrial {
         for _ in 0..ROUNDS {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
             let body = format!("{{\"n\":{number}}}");
-            let other = |ask: TestRequest| ask.header("Chatgate-App", OTHER.name);
-            let asks = [
+            let other = |request: TestRequest| request.header("Chatgate-App", OTHER.name);
+            let kinds = [
                 ("write", TestRequest::command(WRITE).body(&body)),
                 ("read", TestRequest::command(READ).body(&body)),
                 ("check", TestRequest::check("ann", &[format!("u{number}")])),
@@ -128,20 +128,20 @@ impl FaultTrial {
                 ("other", other(TestRequest::command(WRITE).body(&body))),
                 ("other", other(TestRequest::check("ann", &[format!("u{number}")]))),
             ];
-            for (kind, ask) in asks {
-                let (address, ask) = (self.gateway.address().to_owned(), ask);
+            for (kind, request) in kinds {
+                let (address, request) = (self.gateway.address().to_owned(), request);
                 tasks.spawn(async move {
-                    let begun = now();
-                    let answer = Conn::open(&address).await.expect("accepted").request(&ask).await;
-                    (kind, number, answer, now() - begun)
+                    let start = now();
+                    let response = Conn::open(&address).await.expect("accepted").request(&request).await;
+                    (kind, number, response, now() - start)
                 });
             }
         }
         let mut tallies: HashMap<&str, Tally> = HashMap::new();
         let mut done = Vec::new();
-        for (kind, number, answer, took) in tasks.join_all().await {
-            assert!(took < DEADLINE + SLACK, "{name}: {kind} took {took:?}: {answer:?}");
-            let outcome = outcome(name, kind, number, &answer);
+        for (kind, number, response, took) in tasks.join_all().await {
+            assert!(took < DEADLINE + SLACK, "{name}: {kind} took {took:?}: {response:?}");
+            let outcome = outcome(name, kind, number, &response);
             if kind == "write" && outcome == "ok" {
                 done.push(number);
             }
@@ -161,7 +161,7 @@ impl FaultTrial {
 
     /// Waits until the gateway has recovered. The fault must have ended.
     pub(crate) async fn wait_for_recovery(&self, name: &str) {
-        let begun = now();
+        let start = now();
         let mut tried = 0;
         eventually(&format!("recovery from {name}"), async || {
             tried += 1;
@@ -169,11 +169,11 @@ impl FaultTrial {
             let write = self.gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
             let check = self.gateway.check("ann", &[&format!("u{number}")]).await;
             let outcomes =
-                [("write", write), ("check", check)].map(|(kind, answer)| outcome(name, kind, number, &answer));
+                [("write", write), ("check", check)].map(|(kind, response)| outcome(name, kind, number, &response));
             (outcomes == ["ok", "ok"]).then_some(())
         })
         .await;
-        let took = now() - begun;
+        let took = now() - start;
         self.assert_writes(name, &[]);
         eprintln!("recovery: {name}; {} ms; tries {tried}", took.as_millis());
     }
@@ -198,22 +198,22 @@ impl FaultTrial {
 }
 
 /// Returns `ok` or the slug. Panics if a response is wrong, or is neither Chat's nor an expected error of the gateway.
-fn outcome(name: &str, kind: &str, number: u64, answer: &Response) -> String {
-    if let Some(slug) = answer.slug() {
+fn outcome(name: &str, kind: &str, number: u64, response: &Response) -> String {
+    if let Some(slug) = response.slug() {
         let expected = match slug {
             "upstream_unreachable" => (502, 129_502),
             "upstream_invalid" => (502, 60013),
             "upstream_timeout" => (504, 60008),
-            _ => panic!("{name}: {kind}: {answer:?}"),
+            _ => panic!("{name}: {kind}: {response:?}"),
         };
-        answer.assert_error(expected.0, slug, expected.1);
+        response.assert_error(expected.0, slug, expected.1);
         return slug.to_owned();
     }
     match kind {
-        "write" | "read" => answer.assert_relayed(200, OK),
-        "known" => assert_eq!(answer.follow_types(), [2], "{name}"),
-        "check" => assert_eq!(answer.follow_types(), [if [1, 3].contains(&number) { 2 } else { 0 }], "{name}"),
-        _ => assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &0.into()), "{name}: {answer:?}"),
+        "write" | "read" => response.assert_relayed(200, OK),
+        "known" => assert_eq!(response.follow_types(), [2], "{name}"),
+        "check" => assert_eq!(response.follow_types(), [if [1, 3].contains(&number) { 2 } else { 0 }], "{name}"),
+        _ => assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &0.into()), "{name}: {response:?}"),
     }
     "ok".to_owned()
 }
