@@ -79,7 +79,7 @@ async fn conflicting_app_selectors_are_rejected() {
         TestRequest::post("/v4/openim/querystate?sdkappid=-1"),
         TestRequest::post("/v4/openim/querystate?sdkappid=99999999999999999999999999"),
         TestRequest::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
-        TestRequest::command("openim/querystate").header("Chatgate-App", "nobody"),
+        TestRequest::command("openim/querystate").header("Chatgate-App", "unknown"),
     ];
     for request in requests {
         gateway.send(request).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
@@ -93,7 +93,7 @@ async fn signing_parameters_of_callers_are_never_forwarded() {
     let gateway = gateway(&chat).await;
     let number = MAIN.sdkappid;
     let queries = [
-        format!("sdkappid={number}&identifier=somebody&usersig=eJwForged&random=7&contenttype=json"),
+        format!("sdkappid={number}&identifier=someone&usersig=eJwForged&random=7&contenttype=json"),
         "usersig=forged".to_owned(),
         "USERSIG=forged&Identifier=root&RANDOM=1&ContentType=xml".to_owned(),
         "%75sersig=forged&usersi%67=forged&%55SERSIG=forged".to_owned(),
@@ -107,7 +107,7 @@ async fn signing_parameters_of_callers_are_never_forwarded() {
     ];
     for (round, query) in queries.iter().enumerate() {
         let request = TestRequest::post(&format!("/v4/openim/querystate?{query}"));
-        // `chat::faults` checks in every test that each call has the five parameters exactly once, with
+        // `chat::violations` checks in every test that each call has the five parameters exactly once, with
         // the app's own values.
         gateway.send(request).await.assert_relayed(200, OK);
         assert_eq!(chat.call_count(), round + 1, "{query}");

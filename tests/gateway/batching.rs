@@ -15,7 +15,7 @@ use crate::support::reply::{Gate, Reply};
 use crate::support::response::Response;
 use crate::support::setup::Setup;
 
-/// Starts a gateway whose only in-flight slot is taken by a lookup that the gate holds.
+/// Starts a gateway with one in-flight slot, taken by a lookup that waits at the gate.
 async fn saturated_gateway(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, Conn) {
     let setup = Setup::new(chat).set("upstream", "max_in_flight = 1").timeout("15s");
     let gateway = setup.set("follow_check", follow_check).start().await;

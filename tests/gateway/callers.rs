@@ -10,11 +10,11 @@ use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{eventually, secrets};
 
-// Long enough for `secrets::remember`, which searches every output of every gateway for them.
-const FEED: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const CHAT: &str = "chat.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const ADMIN: &str = "operators.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const WRONG: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all=";
+// Long enough for `secrets::add`, which searches every output of every gateway for them.
+const FEED: &str = "feed.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const CHAT: &str = "chat.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const ADMIN: &str = "operators.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const WRONG: &str = "feed.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all=";
 
 const UNAUTHENTICATED: (u16, &str, i64) = (401, "unauthenticated", 129_401);
 const FORBIDDEN: (u16, &str, i64) = (403, "forbidden", 129_403);

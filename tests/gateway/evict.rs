@@ -117,7 +117,7 @@ async fn invalid_evict_requests_are_rejected_and_evict_nothing() {
         (r#"{"App":"main","To_Account":["bob"]}"#, 400, "bad_parameter"),
         (r#"{"App":"main","From_Account":"ann","To_Account":[]}"#, 400, "bad_parameter"),
         (r#"{"App":"main","From_Account":""}"#, 400, "bad_parameter"),
-        (r#"{"App":"nobody","From_Account":"ann"}"#, 404, "unknown_app"),
+        (r#"{"App":"unknown","From_Account":"ann"}"#, 404, "unknown_app"),
         (r#"{"App":"","From_Account":"ann"}"#, 404, "unknown_app"),
         ("{}", 404, "unknown_app"),
         (&large, 413, "body_too_large"),

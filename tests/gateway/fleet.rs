@@ -7,12 +7,12 @@ use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, min_rate, one_s
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
+use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
 use crate::support::hook;
 use crate::support::redis::Redis;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
-use crate::support::stalls::CpuWaits;
 use crate::support::{eventually, now, turn};
 
 /// Returns the setup of a replica. Its cached pairs do not expire within a test.
@@ -212,7 +212,7 @@ async fn fleet_shares_one_quota_and_uses_idle_capacity() {
     for _ in 0..3 {
         replicas.push(replica(quota(setup(&chat, redis.address()))).await);
     }
-    let stalls = CpuWaits::start(&replicas[0]);
+    let waits = CpuWaits::start(&replicas[0]);
     let request = TestRequest::command("openim/querystate");
     let span = Duration::from_secs(4);
     // The third replica is idle.
@@ -223,12 +223,12 @@ async fn fleet_shares_one_quota_and_uses_idle_capacity() {
     assert_relayed_or_rate_limited(&one);
     assert_relayed_or_rate_limited(&two);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = max_calls_in(one_second_window(&stalls), &times);
+    let most = max_calls_in(one_second_window(&waits), &times);
     let mean = crate::quota::mean_rate(&times);
     println!("50/s, 2 of 3 replicas busy: {mean:.1} per second, peak second {most}");
     assert!(most <= 50, "{most} calls in one second");
     for replica in &replicas {
         assert_eq!(mode(replica).await, "together", "{}", replica.log());
     }
-    assert!(mean >= min_rate(50.0, &stalls) * 0.95, "only {mean:.1} per second");
+    assert!(mean >= min_rate(50.0, &waits) * 0.95, "only {mean:.1} per second");
 }

@@ -15,10 +15,10 @@ use crate::fleet_fence::connect_to;
 use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, one_second_window, send_from_callers};
 use crate::support::chat::FakeChat;
 use crate::support::client::TestRequest;
+use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
 use crate::support::link::{Link, NetworkState};
 use crate::support::redis::Redis;
-use crate::support::stalls::CpuWaits;
 use crate::support::{PATIENCE, eventually, turn, within};
 
 /// Starts a primary and its replica, and returns both with the address that leads to the primary.
@@ -83,7 +83,7 @@ async fn calls_stay_within_share_limits_during_a_failover() {
     };
     let one = replica(setup()).await;
     let two = replica(setup()).await;
-    let stalls = CpuWaits::start(&one);
+    let waits = CpuWaits::start(&one);
     let (request, span) = (TestRequest::command("openim/querystate"), Duration::from_secs(9));
     let failing_over = async {
         chat.wait_for_calls(60).await;
@@ -107,7 +107,7 @@ async fn calls_stay_within_share_limits_during_a_failover() {
     assert_relayed_or_rate_limited(&other);
     assert!(first.iter().chain(&other).all(|response| response.status == 200), "a request failed");
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = max_calls_in(one_second_window(&stalls), &times);
+    let most = max_calls_in(one_second_window(&waits), &times);
     println!("40/s during a failover: peak second {most}, mean {:.1}", crate::quota::mean_rate(&times));
     // While only one replica has noticed the failure, the bound is the limit plus one share; see docs/fleet.md.
     assert!(most <= 60, "{most} calls in one second");

@@ -14,9 +14,9 @@ use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::{eventually, secrets, unix_now, usersig};
 
-/// An app whose Chat presents an expired certificate.
+/// An app with an upstream that presents an expired certificate.
 const EXPIRED: TestApp = TestApp { name: "expired", sdkappid: 1_400_000_003, ..OTHER };
-/// An app whose Chat speaks plain HTTP behind an `https` endpoint.
+/// An app with an upstream that speaks plain HTTP behind an `https` endpoint.
 const NO_TLS: TestApp = TestApp { name: "no-tls", sdkappid: 1_400_000_004, ..OTHER };
 
 async fn provoke_every_failure(format: &'static str) {

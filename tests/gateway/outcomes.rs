@@ -17,7 +17,7 @@ use crate::support::wire::free_address;
 const READ: &str = "openim/querystate";
 const WRITE: &str = "openim/sendmsg";
 
-/// A setup whose retry budget covers every retry of a test.
+/// A setup with a retry budget that covers every retry of a test.
 fn unlimited_retries(chat: &FakeChat) -> Setup {
     Setup::new(chat).set("upstream", "retry_budget = 1.0")
 }

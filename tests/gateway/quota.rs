@@ -6,23 +6,23 @@ use std::time::{Duration, Instant};
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
 use crate::support::client::TestRequest;
+use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::response::Response;
 use crate::support::setup::Setup;
-use crate::support::stalls::CpuWaits;
 use crate::support::{now, turn, within};
 
 /// The window that counts as one second. The fake stamps calls when it reads them, which is slightly and
-/// variably later than they arrive. On a busy machine the delay grows to the time that threads were stalled,
+/// variably later than they arrive. On a busy machine the delay grows to the time that threads waited for a CPU,
 /// so the window shrinks by it. The window is always long enough to catch calls that go out together.
-pub(crate) fn one_second_window(stalls: &CpuWaits) -> Duration {
-    Duration::from_millis(990).saturating_sub(stalls.total()).max(Duration::from_millis(300))
+pub(crate) fn one_second_window(waits: &CpuWaits) -> Duration {
+    Duration::from_millis(990).saturating_sub(waits.total()).max(Duration::from_millis(300))
 }
 
-/// Returns the call rate that must be reached: 90% of the limit, or 50% if the machine stalled.
-pub(crate) fn min_rate(limit: f64, stalls: &CpuWaits) -> f64 {
-    limit * if stalls.total() < Duration::from_millis(300) { 0.9 } else { 0.5 }
+/// Returns the call rate that must be reached: 90% of the limit, or 50% if threads waited long for a CPU.
+pub(crate) fn min_rate(limit: f64, waits: &CpuWaits) -> f64 {
+    limit * if waits.total() < Duration::from_millis(300) { 0.9 } else { 0.5 }
 }
 
 /// Returns the highest number of calls in any window of that length.
@@ -87,14 +87,14 @@ async fn cold_gateway_keeps_and_nearly_reaches_its_limit() {
     let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     let responses =
         send_from_callers(&gateway, &TestRequest::command("openim/querystate"), 40, Duration::from_secs(6)).await;
     assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = max_calls_in(one_second_window(&stalls), &times);
+    let most = max_calls_in(one_second_window(&waits), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean_rate(&times) >= min_rate(20.0, &stalls), "only {:.1} calls per second", mean_rate(&times));
+    assert!(mean_rate(&times) >= min_rate(20.0, &waits), "only {:.1} calls per second", mean_rate(&times));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,14 +102,14 @@ async fn limit_of_one_per_second_is_kept_and_reached() {
     let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "1/s""#).start().await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     let responses =
         send_from_callers(&gateway, &TestRequest::command("openim/querystate"), 8, Duration::from_secs(7)).await;
     assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     assert!(times.len() >= 5, "only {} calls", times.len());
-    assert_eq!(max_calls_in(one_second_window(&stalls), &times), 1);
-    assert!(mean_rate(&times) >= min_rate(1.0, &stalls), "only {:.2} calls per second", mean_rate(&times));
+    assert_eq!(max_calls_in(one_second_window(&waits), &times), 1);
+    assert!(mean_rate(&times) >= min_rate(1.0, &waits), "only {:.2} calls per second", mean_rate(&times));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -117,7 +117,7 @@ async fn follow_check_lookups_stay_within_the_quota() {
     let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "20/s""#).start().await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     let until = now() + Duration::from_secs(3);
     let tasks: Vec<_> = (0..30)
         .map(|caller| {
@@ -143,9 +143,9 @@ async fn follow_check_lookups_stay_within_the_quota() {
         within(crate::support::PATIENCE, "the callers finish", task).await.expect("no panic");
     }
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = max_calls_in(one_second_window(&stalls), &times);
+    let most = max_calls_in(one_second_window(&waits), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean_rate(&times) >= min_rate(20.0, &stalls), "only {:.1} calls per second", mean_rate(&times));
+    assert!(mean_rate(&times) >= min_rate(20.0, &waits), "only {:.1} calls per second", mean_rate(&times));
 }
 
 #[tokio::test]
@@ -185,13 +185,13 @@ async fn lower_vendor_limits_apply_without_configuration() {
     let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"per_command = "200/s""#).start().await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     // 1 call per second: vendor page 1047/34960.
     let slow = TestRequest::command("group_open_http_svc/get_appid_group_list");
     let responses = send_from_callers(&gateway, &slow, 3, Duration::from_secs(3)).await;
     assert_relayed_or_rate_limited(&responses);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    assert_eq!(max_calls_in(one_second_window(&stalls), &times), 1);
+    assert_eq!(max_calls_in(one_second_window(&waits), &times), 1);
     assert!(times.len() >= 3, "only {} calls", times.len());
 }
 
@@ -207,7 +207,7 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
         .timeout("1s")
         .start()
         .await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     let start = now();
     let limited = TestRequest::command("openim/querystate");
     let press = send_from_callers(&gateway, &limited, 3, Duration::from_secs(2));
@@ -231,7 +231,7 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
         .filter(|call| call.app() == MAIN.sdkappid)
         .map(|call| call.at)
         .collect();
-    assert_eq!(max_calls_in(one_second_window(&stalls), &limited), 1);
+    assert_eq!(max_calls_in(one_second_window(&waits), &limited), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -239,7 +239,7 @@ async fn total_quota_limits_all_commands_of_an_app_together() {
     let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", r#"total = "20/s""#).start().await;
-    let stalls = CpuWaits::start(&gateway);
+    let waits = CpuWaits::start(&gateway);
     let (one, two) = (TestRequest::command("openim/querystate"), TestRequest::command("profile/portrait_get"));
     let span = Duration::from_secs(3);
     let (first, second) =
@@ -247,9 +247,9 @@ async fn total_quota_limits_all_commands_of_an_app_together() {
     assert_relayed_or_rate_limited(&first);
     assert_relayed_or_rate_limited(&second);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = max_calls_in(one_second_window(&stalls), &times);
+    let most = max_calls_in(one_second_window(&waits), &times);
     assert!(most <= 20, "{most} calls in one second");
-    assert!(mean_rate(&times) >= min_rate(20.0, &stalls), "only {:.1} calls per second", mean_rate(&times));
+    assert!(mean_rate(&times) >= min_rate(20.0, &waits), "only {:.1} calls per second", mean_rate(&times));
 }
 
 #[tokio::test]

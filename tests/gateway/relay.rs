@@ -83,7 +83,7 @@ async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
         .header("traceparent", trace);
     gateway.send(request).await.assert_relayed(200, OK);
     let call = chat.last_call();
-    // `chat::faults` checks for every call of every test that there are no other headers.
+    // `chat::violations` checks in every test that no call has other headers.
     assert_eq!(call.header("traceparent"), Some(trace));
     assert_eq!(call.header("content-type"), Some("application/json"));
     assert_eq!(call.header("host"), Some(&*chat.address().to_string()));

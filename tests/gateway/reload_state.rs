@@ -14,7 +14,7 @@ use crate::support::tls::Ca;
 use crate::support::{eventually, now, turn};
 
 const CALL: &str = "openim/querystate";
-const TOKEN: &str = "a.token~of~marked~letters+that/nobody/may/see/over/any/reload/of/all==";
+const TOKEN: &str = "a.token~of~marked~letters+that/no/log/may/show/over/any/reload/of/all==";
 
 async fn reload(gateway: &Gateway, text: &str) {
     std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");

@@ -13,8 +13,8 @@ use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{now, turn};
 
-const MANY: &str = "many.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const FEW: &str = "few.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
+const MANY: &str = "many.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const FEW: &str = "few.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
 
 /// A setup with two callers that may use every command. `many` holds extra lines for the first one.
 fn setup(chat: &FakeChat, many: &str) -> Setup {

@@ -9,7 +9,7 @@ use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::wire::free_address;
 
-/// Starts a gateway whose only app trusts `ca` and calls `chat`.
+/// Starts a gateway with one app, which trusts `ca` and calls `chat`.
 async fn trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
     let setup = Setup::without_apps();
     let ca_line = ca.map(|ca| format!("ca_file = '{}'", setup.file("ca.pem", &ca.pem()).display()));

@@ -353,7 +353,7 @@ async fn rate_alert_lowers_and_never_raises_the_command_quota() {
     let setup = setup.set("app.quota", r#"commands = { "profile/portrait_get" = "1/s" }"#);
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    // Each alert has its own second, because chatgate ignores an alert whose signature it has seen before.
+    // Each alert has its own second, because chatgate ignores an alert with a signature that it has seen before.
     let second = std::cell::Cell::new(unix_now());
     let alert = |service: &str, command: &str, limit: &str| {
         let body = format!(

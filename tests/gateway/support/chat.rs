@@ -132,8 +132,8 @@ impl FakeChat {
 
     /// Answers the next call with this reply, and later calls from the follow graph.
     pub(crate) fn reply_once(&self, reply: Reply) {
-        let left = Mutex::new(Some(reply));
-        self.script(move |_| left.lock().expect("no panic under it").take());
+        let next = Mutex::new(Some(reply));
+        self.script(move |_| next.lock().expect("no panic under it").take());
     }
 
     /// Answers every later call from the follow graph.
@@ -209,51 +209,52 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             match tls {
                 None => {
                     let mut stream = stream;
-                    if converse(&mut stream, &shared, number).await == End::Reset {
+                    if serve_connection(&mut stream, &shared, number).await == Closing::Reset {
                         reset_on_drop(&stream);
                     }
                 }
-                Some(tls) => converse_tls(stream, &tls, &shared, number).await,
+                Some(tls) => serve_tls(stream, &tls, &shared, number).await,
             }
         }));
     }
 }
 
-async fn converse_tls(stream: TcpStream, tls: &TlsAcceptor, shared: &Shared, number: usize) {
+async fn serve_tls(stream: TcpStream, tls: &TlsAcceptor, shared: &Shared, number: usize) {
     // A client that does not trust the certificate ends here.
     let Ok(mut stream) = tls.accept(stream).await else { return };
-    match converse(&mut stream, shared, number).await {
-        End::Reset => reset_on_drop(stream.get_ref().0),
-        End::Closed => drop(stream.shutdown().await),
+    match serve_connection(&mut stream, shared, number).await {
+        Closing::Reset => reset_on_drop(stream.get_ref().0),
+        Closing::Normal => drop(stream.shutdown().await),
     }
 }
 
+/// How a connection ends.
 #[derive(PartialEq, Eq)]
-enum End {
-    Closed,
+enum Closing {
+    Normal,
     Reset,
 }
 
 /// Answers the requests of one connection until either side closes it.
-async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> End {
+async fn serve_connection(stream: &mut impl Stream, shared: &Shared, number: usize) -> Closing {
     let mut reader = Reader::new(number);
     loop {
         let call = match reader.next(stream).await {
             Ok(Some(call)) => call,
-            Ok(None) => return End::Closed,
+            Ok(None) => return Closing::Normal,
             Err(violation) => {
                 shared.violations.lock().expect("no panic under it").push(violation);
-                return End::Reset;
+                return Closing::Reset;
             }
         };
-        if let Some(end) = respond(stream, shared, call).await {
-            return end;
+        if let Some(closing) = respond(stream, shared, call).await {
+            return closing;
         }
     }
 }
 
 /// Answers one call. Returns `None` if the connection stays open.
-async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
+async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<Closing> {
     let violations = shared.record(&call);
     let script = shared.script.lock().expect("no panic under it").clone();
     let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::from_graph);
@@ -273,27 +274,27 @@ async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Optio
         ReplyKind::Bytes(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
         ReplyKind::Reset(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
-            return Some(End::Reset);
+            return Some(Closing::Reset);
         }
         ReplyKind::Stall(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
         ReplyKind::Endless { first, more } => {
             let _ = stream.write_all(&first).await;
             while stream.write_all(&more).await.is_ok() {}
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
     };
     let sent = stream.write_all(&bytes).await.is_ok() && stream.flush().await.is_ok();
-    if sent { None } else { Some(End::Closed) }
+    if sent { None } else { Some(Closing::Normal) }
 }
 
 impl Shared {

@@ -9,7 +9,7 @@ use super::response::Response;
 use super::wire::Stream;
 use super::{PATIENCE, within};
 
-/// A builder of requests.
+/// A request, built step by step.
 #[derive(Debug, Clone)]
 pub(crate) struct TestRequest {
     pub(super) method: String,
@@ -141,7 +141,7 @@ impl Conn {
     /// Sends a request and reads its response.
     pub(crate) async fn request(&mut self, request: &TestRequest) -> Response {
         self.send(request.bytes()).await;
-        self.read_response_to(request.method == "HEAD").await.expect("a response, not a closed connection")
+        self.read_final_response(request.method == "HEAD").await.expect("a response, not a closed connection")
     }
 
     /// Reads the next response.
@@ -151,10 +151,10 @@ impl Conn {
 
     /// Reads the next response, or returns `None` if the connection was closed before the response was complete.
     pub(crate) async fn try_read_response(&mut self) -> Option<Response> {
-        self.read_response_to(false).await
+        self.read_final_response(false).await
     }
 
-    async fn read_response_to(&mut self, to_head: bool) -> Option<Response> {
+    async fn read_final_response(&mut self, to_head: bool) -> Option<Response> {
         within(PATIENCE, "a response from the gateway", async {
             loop {
                 if let Some((response, len)) = Response::parse(&self.unread, to_head) {

@@ -48,7 +48,7 @@ pub(crate) enum Mode {
 }
 
 struct Shared {
-    mood: Mutex<Mode>,
+    mode: Mutex<Mode>,
     spans: Mutex<Vec<Span>>,
     resource: Mutex<Vec<KeyValue>>,
     bytes: Mutex<Vec<u8>>,
@@ -133,7 +133,7 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared {
-            mood: Mutex::new(Mode::Accept),
+            mode: Mutex::new(Mode::Accept),
             spans: Mutex::default(),
             resource: Mutex::default(),
             bytes: Mutex::default(),
@@ -153,8 +153,8 @@ impl Collector {
         format!("otlp = \"http://{}\"", self.address)
     }
 
-    pub(crate) fn set_mode(&self, mood: Mode) {
-        *self.shared.mood.lock().expect("no panic under it") = mood;
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        *self.shared.mode.lock().expect("no panic under it") = mode;
     }
 
     /// Returns all spans so far.
@@ -236,10 +236,10 @@ async fn respond(
     *shared.head.lock().expect("no panic under it") = request.headers().clone();
     let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
     let body = body.to_bytes();
-    let mood = *shared.mood.lock().expect("no panic under it");
-    match mood {
+    let mode = *shared.mode.lock().expect("no panic under it");
+    match mode {
         Mode::Accept => {}
-        Mode::Delayed(pause) => tokio::time::sleep(pause).await,
+        Mode::Delayed(delay) => tokio::time::sleep(delay).await,
         Mode::Silent => std::future::pending().await,
         Mode::Fail => return Ok(reply("13", Bytes::new())),
     }

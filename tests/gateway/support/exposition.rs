@@ -17,34 +17,34 @@ impl Exposition {
     #[track_caller]
     pub(crate) fn parse(text: &str) -> Exposition {
         assert!(text.ends_with('\n'), "the last line has no line feed");
-        let mut read = Exposition::default();
+        let mut parsed = Exposition::default();
         let mut current = String::new();
         let mut seen = BTreeSet::new();
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').expect(line);
                 assert!(is_name(name) && !help.trim().is_empty() && !help.contains('\\'), "{line}");
-                assert!(!read.types.contains_key(name), "repeated: {line}");
+                assert!(!parsed.types.contains_key(name), "repeated: {line}");
                 current = name.to_owned();
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect(line);
                 assert_eq!(name, current, "TYPE does not follow its HELP");
                 assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
                 assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-                read.types.insert(name.to_owned(), kind.to_owned());
+                parsed.types.insert(name.to_owned(), kind.to_owned());
             } else {
                 let (name, labels, value) = sample(line).unwrap_or_else(|| panic!("not a sample: {line}"));
-                let histogram = read.types.get(&current).is_some_and(|kind| kind == "histogram");
+                let histogram = parsed.types.get(&current).is_some_and(|kind| kind == "histogram");
                 let parts = ["_bucket", "_sum", "_count"];
                 let part = if histogram { name.strip_prefix(&current) } else { None };
                 assert!(part.is_some_and(|part| parts.contains(&part)) || (!histogram && name == current), "{line}");
                 assert_eq!(part == Some("_bucket"), labels.contains_key("le"), "{line}");
                 assert!(seen.insert((name.clone(), labels.clone())), "repeated: {line}");
-                read.samples.push((name, labels, value));
+                parsed.samples.push((name, labels, value));
             }
         }
-        read.check_histograms();
-        read
+        parsed.check_histograms();
+        parsed
     }
 
     /// Returns the metrics' names and types.

@@ -1,4 +1,4 @@
-//! A real Redis on its own port, and a relay to it that can fail.
+//! A real Redis on its own port, and a proxy for it that can fail.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -35,7 +35,7 @@ impl Redis {
 
     /// Starts Redis with an additional TLS address. If `clients` is a CA certificate, clients must present a
     /// certificate of that CA.
-    pub(crate) async fn start_tls(shows: &Pem, clients: Option<&str>) -> Redis {
+    pub(crate) async fn start_tls(pem: &Pem, clients: Option<&str>) -> Redis {
         let mut redis = Redis::start().await;
         redis.kill();
         let dir = redis.dir.path();
@@ -45,17 +45,17 @@ impl Redis {
         arguments.extend([path("key.pem"), "--tls-ca-cert-file".to_owned(), path("ca.pem")]);
         arguments.extend(["--tls-auth-clients".to_owned(), auth_clients.to_owned()]);
         // Redis reads this file even if it does not request client certificates.
-        std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&shows.certificate)).expect("own directory");
+        std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&pem.certificate)).expect("own directory");
         redis.tls = Some((free_address(), arguments));
-        redis.set_certificate(shows).await;
+        redis.set_certificate(pem).await;
         redis
     }
 
     /// Restarts Redis with this certificate.
-    pub(crate) async fn set_certificate(&mut self, shows: &Pem) {
+    pub(crate) async fn set_certificate(&mut self, pem: &Pem) {
         self.kill();
-        std::fs::write(self.dir.path().join("cert.pem"), &shows.certificate).expect("own directory");
-        std::fs::write(self.dir.path().join("key.pem"), &shows.key).expect("own directory");
+        std::fs::write(self.dir.path().join("cert.pem"), &pem.certificate).expect("own directory");
+        std::fs::write(self.dir.path().join("key.pem"), &pem.key).expect("own directory");
         self.restart().await;
     }
 
@@ -126,7 +126,7 @@ impl Drop for Redis {
     }
 }
 
-/// A relay to Redis on another port that can delay replies or drop everything.
+/// A proxy for Redis on another port that can delay replies or drop everything.
 pub(crate) struct RedisProxy {
     address: SocketAddr,
     faults: Arc<Faults>,
@@ -136,7 +136,7 @@ pub(crate) struct RedisProxy {
 #[derive(Default)]
 struct Faults {
     delay_ms: AtomicU64,
-    cut: AtomicBool,
+    partitioned: AtomicBool,
 }
 
 impl RedisProxy {
@@ -152,7 +152,7 @@ impl RedisProxy {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     let (_, _) = (near.set_nodelay(true), far.set_nodelay(true));
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                    tokio::join!(carry(near_in, far_out, &shared, false), carry(far_in, near_out, &shared, true));
+                    tokio::join!(relay(near_in, far_out, &shared, false), relay(far_in, near_out, &shared, true));
                 });
             }
         }));
@@ -163,14 +163,14 @@ impl RedisProxy {
         self.address
     }
 
-    /// Delays every reply by `span` from now on.
-    pub(crate) fn set_delay(&self, span: Duration) {
-        self.faults.delay_ms.store(span.as_millis() as u64, Ordering::Relaxed);
+    /// Delays every reply by `delay` from now on.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.faults.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Drops everything in both directions while `cut` is true, without closing the connections.
-    pub(crate) fn set_partitioned(&self, cut: bool) {
-        self.faults.cut.store(cut, Ordering::Relaxed);
+    /// Drops everything in both directions while `partitioned` is true, without closing the connections.
+    pub(crate) fn set_partitioned(&self, partitioned: bool) {
+        self.faults.partitioned.store(partitioned, Ordering::Relaxed);
     }
 }
 
@@ -180,7 +180,7 @@ impl Drop for RedisProxy {
     }
 }
 
-async fn carry(
+async fn relay(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     faults: &Faults,
@@ -193,7 +193,7 @@ async fn carry(
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         }
         // Bytes dropped during a partition stay lost after it ends.
-        if faults.cut.load(Ordering::Relaxed) {
+        if faults.partitioned.load(Ordering::Relaxed) {
             continue;
         }
         if to.write_all(&chunk[..count]).await.is_err() {

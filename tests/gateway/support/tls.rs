@@ -46,7 +46,7 @@ impl Ca {
     /// Issues a certificate for this name, valid for `good_for`. From then on all output is searched for its key.
     pub(crate) fn issue(&self, name: &str, good_for: Duration) -> Pem {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        #[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+        #[allow(clippy::disallowed_methods, reason = "tests measure the program with their own clock")]
         let now = SystemTime::now();
         params.not_after = (now + good_for).into();
         self.pem_of(params)

@@ -76,12 +76,12 @@ impl Outcome {
 }
 
 impl FaultTrial {
-    /// Starts in fair weather, over plain HTTP.
+    /// Starts with a healthy network, over plain HTTP.
     pub(crate) async fn start() -> FaultTrial {
         FaultTrial::start_as("127.0.0.1", None, String::new()).await
     }
 
-    /// Starts in fair weather, over HTTPS with this certificate of `localhost`, issued by the trusted CA `ca`.
+    /// Starts with a healthy network, over HTTPS with this certificate of `localhost`, issued by the trusted CA `ca`.
     pub(crate) async fn start_tls(acceptor: TlsAcceptor, ca: &str) -> FaultTrial {
         FaultTrial::start_as("localhost", Some(acceptor), ca.to_owned()).await
     }
@@ -120,7 +120,7 @@ impl FaultTrial {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
             let body = format!("{{\"n\":{number}}}");
             let other = |request: TestRequest| request.header("Chatgate-App", OTHER.name);
-            let kinds = [
+            let requests = [
                 ("write", TestRequest::command(WRITE).body(&body)),
                 ("read", TestRequest::command(READ).body(&body)),
                 ("check", TestRequest::check("ann", &[format!("u{number}")])),
@@ -128,8 +128,8 @@ impl FaultTrial {
                 ("other", other(TestRequest::command(WRITE).body(&body))),
                 ("other", other(TestRequest::check("ann", &[format!("u{number}")]))),
             ];
-            for (kind, request) in kinds {
-                let (address, request) = (self.gateway.address().to_owned(), request);
+            for (kind, request) in requests {
+                let address = self.gateway.address().to_owned();
                 tasks.spawn(async move {
                     let start = now();
                     let response = Conn::open(&address).await.expect("accepted").request(&request).await;
@@ -219,9 +219,9 @@ fn outcome(name: &str, kind: &str, number: u64, response: &Response) -> String {
 }
 
 /// Runs a trial with a network fault.
-pub(crate) async fn run(name: &str, weather: NetworkState) -> (FaultTrial, Outcome) {
+pub(crate) async fn run(name: &str, fault: NetworkState) -> (FaultTrial, Outcome) {
     let mut trial = FaultTrial::start().await;
-    trial.link.set(weather).await;
+    trial.link.set(fault).await;
     let outcome = trial.run_requests(name).await;
     trial.link.set(NetworkState::Healthy).await;
     trial.wait_for_recovery(name).await;

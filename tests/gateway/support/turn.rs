@@ -1,4 +1,4 @@
-//! Scheduling of tests: most run in parallel, and a test that measures time runs alone.
+//! Scheduling of tests: most run in parallel, and a test that measures time runs exclusively.
 
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock, Weak};
