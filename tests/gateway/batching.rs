@@ -20,7 +20,7 @@ async fn saturated_gateway(chat: &FakeChat, gate: &Gate, follow_check: &str) -> 
     let setup = Setup::new(chat).set("upstream", "max_in_flight = 1").timeout("15s");
     let gateway = setup.set("follow_check", follow_check).start().await;
     let held = gate.clone();
-    chat.script(move |call| (call.from_account() == "first").then(|| Reply::from_graph().after(&held)));
+    chat.script(move |call| (call.source_account() == "first").then(|| Reply::from_graph().after(&held)));
     let mut first = gateway.connect().await;
     first.send(TestRequest::check("first", &["second"]).bytes()).await;
     chat.wait_for_calls(1).await;
@@ -71,7 +71,7 @@ async fn lookups_of_one_user_are_flipped_into_full_batches() {
     // 150 pairs fill two calls. Pairs that arrived late or were sent early may need a few more.
     assert!(calls.len() <= 5, "{} calls", calls.len());
     let fullest = calls.iter().max_by_key(|call| call.to_accounts().len()).expect("calls");
-    assert_eq!((fullest.from_account().as_str(), fullest.to_accounts().len()), ("star", 100));
+    assert_eq!((fullest.source_account().as_str(), fullest.to_accounts().len()), ("star", 100));
 }
 
 #[tokio::test]
@@ -95,11 +95,11 @@ async fn bad_account_in_batch_fails_only_its_own_request() {
     let error = error_response(30003, "no such account");
     let error_alone = error.clone();
     chat.script(move |call| {
-        let bad = call.from_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
+        let bad = call.source_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
         if bad {
             return Some(Reply::json(error.clone()));
         }
-        (call.from_account() == "first").then(|| Reply::from_graph().after(&held))
+        (call.source_account() == "first").then(|| Reply::from_graph().after(&held))
     });
     let mut pairs = fans(50);
     pairs[20].0 = "bad".to_owned();

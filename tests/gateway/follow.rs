@@ -138,7 +138,7 @@ async fn accounts_are_split_into_the_fewest_calls_of_100() {
         assert_eq!(chat.call_count() - before, calls, "{count} accounts");
         let mut fetched: Vec<String> = Vec::new();
         for call in &chat.calls()[before..] {
-            assert_eq!(call.from_account(), from);
+            assert_eq!(call.source_account(), from);
             assert!((1..=100).contains(&call.to_accounts().len()), "{}", call.to_accounts().len());
             fetched.extend(call.to_accounts());
         }

@@ -128,7 +128,7 @@ async fn invalid_account_of_one_caller_does_not_affect_others() {
     // Chat fails every call that contains the account `bad`.
     let expected = bad.clone();
     chat.script(move |call| {
-        let has_bad_account = call.from_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
+        let has_bad_account = call.source_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
         Some(if has_bad_account { Reply::json(bad.clone()) } else { Reply::from_graph() }.after(&held))
     });
     let conns =
@@ -148,7 +148,7 @@ async fn item_failure_in_one_direction_spares_the_other() {
     let held = gate.clone();
     // The item fails in ann's direction and succeeds in bob's.
     chat.script(move |call| {
-        let reply = if call.from_account() == "ann" {
+        let reply = if call.source_account() == "ann" {
             check_response(&[crate::support::graph::failed_item("bob", 30003)])
         } else {
             check_response(&[item("ann", 3)])

@@ -243,7 +243,7 @@ async fn abandoned_write_is_sent_whole_or_not_at_all() {
         let from = format!("ann{round}");
         let expected = chat.graph().follow_type(MAIN.sdkappid, &from, "bob");
         assert_eq!(gateway.check(&from, &["bob"]).await.follow_types(), [expected]);
-        let sent = chat.calls_of(ADD).iter().filter(|call| call.from_account() == from).count();
+        let sent = chat.calls_of(ADD).iter().filter(|call| call.source_account() == from).count();
         assert_eq!(sent, usize::from(expected == 2), "{from}");
     }
 }
