@@ -236,7 +236,7 @@ fn difference(shown: &str, printed: &str) -> Option<String> {
     if !shown.starts_with("HTTP/") {
         return (!fits(shown, printed)).then(|| "different output".to_owned());
     }
-    let Some((shown, response)) = Answer::parse(shown).zip(Answer::parse(printed)) else {
+    let Some((shown, response)) = Response::parse(shown).zip(Response::parse(printed)) else {
         return Some("no response with headers and body".to_owned());
     };
     if shown.status_line != response.status_line {
@@ -271,14 +271,14 @@ fn fits(shown: &str, printed: &str) -> bool {
 
 /// A response as printed by `curl -i` or `curl -D-`.
 #[derive(Debug)]
-struct Answer {
+struct Response {
     status_line: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
     body: String,
 }
 
-impl Answer {
+impl Response {
     /// Parses headers, an empty line, and a body; header lines may end in LF or CRLF.
     fn parse(text: &str) -> Option<Self> {
         let text = text.replace("\r\n", "\n");

@@ -19,8 +19,8 @@ use crate::support::setup::Setup;
 async fn saturated_gateway(chat: &FakeChat, gate: &Gate, follow_check: &str) -> (Gateway, Conn) {
     let setup = Setup::new(chat).set("upstream", "max_in_flight = 1").timeout("15s");
     let gateway = setup.set("follow_check", follow_check).start().await;
-    let held = gate.clone();
-    chat.script(move |call| (call.source_account() == "first").then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.source_account() == "first").then(|| Reply::from_graph().after(&script_gate)));
     let mut first = gateway.connect().await;
     first.send(TestRequest::check("first", &["second"]).bytes()).await;
     chat.wait_for_calls(1).await;
@@ -91,7 +91,7 @@ async fn bad_account_in_batch_fails_only_its_own_request() {
     let chat = FakeChat::start().await;
     let gate = Gate::closed();
     let (gateway, _first) = saturated_gateway(&chat, &gate, "flip = true").await;
-    let held = gate.clone();
+    let script_gate = gate.clone();
     let error = error_response(30003, "no such account");
     let error_alone = error.clone();
     chat.script(move |call| {
@@ -99,7 +99,7 @@ async fn bad_account_in_batch_fails_only_its_own_request() {
         if bad {
             return Some(Reply::json(error.clone()));
         }
-        (call.source_account() == "first").then(|| Reply::from_graph().after(&held))
+        (call.source_account() == "first").then(|| Reply::from_graph().after(&script_gate))
     });
     let mut pairs = fans(50);
     pairs[20].0 = "bad".to_owned();

@@ -21,7 +21,7 @@ struct WallClock(PathBuf);
 
 impl WallClock {
     /// Returns the clock for the gateway that is started from the returned setup.
-    fn of(setup: Setup) -> (WallClock, Setup) {
+    fn attach(setup: Setup) -> (WallClock, Setup) {
         let library = std::fs::read_dir("/usr/lib").expect("a directory").flatten();
         let library =
             library.map(|directory| directory.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
@@ -55,7 +55,7 @@ async fn gateway(ttl: &str, qps: &str) -> (WallClock, Gateway, Simulator) {
     simulator.control("graph", r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#).await;
     let lines = format!("{}\nusersig_lifetime = \"1h\"", simulator.app_lines());
     let setup = setup.app(HEX, &lines).set("app.quota", &format!("per_command = \"{qps}/s\""));
-    let (clock, setup) = WallClock::of(setup);
+    let (clock, setup) = WallClock::attach(setup);
     (clock, setup.start().await, simulator)
 }
 
@@ -134,7 +134,7 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
     let _exclusive = turn::exclusive().await;
     let (clock, gateway, simulator) = gateway("1h", "50").await;
     let finished = AtomicBool::new(false);
-    let jumping = async {
+    let jumps = async {
         for seconds in [3600, 0, -3600, 2 * DAY, 0, -60, 60, 0] {
             clock.set(seconds, &gateway).await;
             let before = codes(&simulator.journal().await).len();
@@ -144,14 +144,14 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
         finished.store(true, Ordering::Relaxed);
     };
     let request = TestRequest::command("openim/querystate");
-    let pressing = async {
+    let sending = async {
         let mut responses = Vec::new();
         while !finished.load(Ordering::Relaxed) {
             responses.extend(send_from_callers(&gateway, &request, 10, Duration::from_secs(1)).await);
         }
         responses
     };
-    let (responses, ()) = tokio::join!(pressing, jumping);
+    let (responses, ()) = tokio::join!(sending, jumps);
     let failed = responses.iter().filter(|response| response.status != 200).count();
     assert_eq!(failed, 0, "of {}", responses.len());
     let journal = simulator.journal().await;

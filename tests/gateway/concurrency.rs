@@ -153,10 +153,10 @@ async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
         })
         .collect();
     for task in writers {
-        within(PATIENCE, "a writer finishes", task).await.expect("no answer that predates a write");
+        within(PATIENCE, "a writer finishes", task).await.expect("no response that predates a write");
     }
     stop.cancel();
     for task in readers {
-        within(PATIENCE, "a reader finishes", task).await.expect("correct answers");
+        within(PATIENCE, "a reader finishes", task).await.expect("correct responses");
     }
 }

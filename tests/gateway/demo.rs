@@ -24,7 +24,7 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
 
 async fn send(address: &str, request: TestRequest) -> Response {
     let mut conn = Conn::open(address).await.expect("a listening gateway");
-    within(crate::support::PATIENCE, "an answer", conn.request(&request)).await
+    within(crate::support::PATIENCE, "a response", conn.request(&request)).await
 }
 
 #[tokio::test]

@@ -206,7 +206,7 @@ async fn pairs_from_before_a_failover_are_not_served() {
     await_connected(&two).await;
     let three = replica(setup(&chat, address.address())).await;
     for gateway in [&one, &two, &three] {
-        assert!(!has_cached(gateway, "ann", "bob").await, "an answer that predates the write");
+        assert!(!has_cached(gateway, "ann", "bob").await, "a response that predates the write");
     }
     assert_eq!(three.check("ann", &["bob"]).await.follow_types(), [0]);
 }

@@ -75,9 +75,9 @@ async fn store_sent_before_an_invalidation_is_rejected() {
         let cached = async || fleet.read(&shared, "bob", &["ann"]).await.first().copied().flatten();
         // The pair of the previous round has another relation.
         let stored = async || cached().await.filter(|(relation, _)| *relation != follow_type(0));
-        let (relation, asked) = eventually("the pair is stored", stored).await;
+        let (relation, looked_up) = eventually("the pair is stored", stored).await;
         assert_eq!(relation, follow_type(2), "the flipped relation");
-        assert!(asked <= sent, "a pair is never newer than its lookup");
+        assert!(looked_up <= sent, "a pair is never newer than its lookup");
         fleet.evict(&shared, scope).await;
         assert_eq!(cached().await, None, "{scope:?}");
         fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);

@@ -110,7 +110,7 @@ async fn failed_no_cache_lookup_leaves_no_wrong_cached_pair() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
-    chat.reply_always(Reply::json("no answer at all"));
+    chat.reply_always(Reply::json("no valid response"));
     gateway.send(check("no-cache", &["bob"])).await.assert_error(502, "upstream_invalid", 60013);
     chat.clear_script();
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);

@@ -73,8 +73,8 @@ async fn keep_alive_connection_closes_after_a_response_while_draining() {
     let mut kept = gateway.connect().await;
     kept.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == "openim/held").then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == "openim/held").then(|| Reply::from_graph().after(&script_gate)));
     let mut holding = gateway.connect().await;
     holding.send(TestRequest::command("openim/held").bytes()).await;
     chat.wait_for_calls(2).await;

@@ -210,7 +210,7 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
     let waits = CpuWaits::start(&gateway);
     let start = now();
     let limited = TestRequest::command("openim/querystate");
-    let press = send_from_callers(&gateway, &limited, 3, Duration::from_secs(2));
+    let sending = send_from_callers(&gateway, &limited, 3, Duration::from_secs(2));
     let others = async {
         let mut conn = gateway.connect().await;
         for _ in 0..50 {
@@ -221,7 +221,7 @@ async fn command_quota_does_not_affect_other_commands_or_apps() {
         conn.request(&request).await.assert_relayed(200, OK);
         start.elapsed()
     };
-    let (responses, took) = tokio::join!(press, others);
+    let (responses, took) = tokio::join!(sending, others);
     assert_relayed_or_rate_limited(&responses);
     // At 1 call per second, they would take 50 s.
     assert!(took < Duration::from_secs(20), "the unlimited requests took {took:?}");

@@ -133,8 +133,8 @@ async fn write_in_flight_survives_reloads_and_invalidates_its_pair() {
     let gateway = setup.start().await;
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == "follow/follow_add").then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == "follow/follow_add").then(|| Reply::from_graph().after(&script_gate)));
     let mut writing = gateway.connect().await;
     let body = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
     let before = chat.call_count();

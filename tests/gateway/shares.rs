@@ -26,7 +26,7 @@ fn setup(chat: &FakeChat, many: &str) -> Setup {
 }
 
 /// Sends all requests at once, each on its own stream of one HTTP/2 connection.
-async fn at_once(gateway: &Gateway, requests: Vec<TestRequest>) -> Vec<Response> {
+async fn send_concurrently(gateway: &Gateway, requests: Vec<TestRequest>) -> Vec<Response> {
     let http2 = Http2::open(gateway.address()).await;
     let tasks: Vec<_> = requests
         .into_iter()
@@ -44,7 +44,7 @@ async fn at_once(gateway: &Gateway, requests: Vec<TestRequest>) -> Vec<Response>
 
 /// Asserts that each request succeeded or got `Retry-After`, and counts the successes.
 #[track_caller]
-fn served(responses: &[Response]) -> usize {
+fn count_served(responses: &[Response]) -> usize {
     for response in responses.iter().filter(|response| response.status != 200) {
         response.assert_error(429, "rate_limited", 60007);
         assert!(response.retry_after() <= 60 && response.text().contains("caller many"), "{response:?}");
@@ -60,7 +60,7 @@ async fn caller_quota_covers_all_commands_and_no_other_caller() {
     let commands = ["openim/querystate", "openim/sendmsg", "profile/portrait_get"];
     let requests = (0..30).map(|n| TestRequest::command(commands[n % 3]).token(MANY)).collect();
     let start = now();
-    let (many, few) = tokio::join!(at_once(&gateway, requests), async {
+    let (many, few) = tokio::join!(send_concurrently(&gateway, requests), async {
         let mut conn = gateway.connect().await;
         for _ in 0..100 {
             conn.request(&TestRequest::command("openim/querystate").token(FEW)).await.assert_relayed(200, OK);
@@ -69,7 +69,7 @@ async fn caller_quota_covers_all_commands_and_no_other_caller() {
     });
     // One call at once, then one every 500 ms until the deadline of 2 s, plus one more if the last requests
     // arrived slightly later.
-    let served = served(&many);
+    let served = count_served(&many);
     assert!((3..=5).contains(&served), "{served} of 30 served");
     assert_eq!(chat.call_count(), served + 100);
     // At the first caller's quota, the 100 calls would take 50 s.
@@ -88,7 +88,7 @@ async fn exhausted_caller_quota_rejects_at_once() {
     let bypassing = gateway.send(TestRequest::command("follow/follow_check").body(r#"{"x":1}"#).token(MANY)).await;
     // None of the three requests waited until its deadline.
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
-    assert_eq!(served(&[relayed, checked, bypassing]), 0);
+    assert_eq!(count_served(&[relayed, checked, bypassing]), 0);
     assert_eq!(chat.call_count(), 1);
 }
 
@@ -119,10 +119,10 @@ async fn lookups_consume_caller_quota_per_call_and_hits_none() {
     // The quota allows one call per second, never two at once.
     let impossible = gateway.send(check(&to)).await;
     assert!(impossible.text().contains("this takes 2 calls"), "{impossible:?}");
-    assert_eq!(served(&[impossible]), 0);
+    assert_eq!(count_served(&[impossible]), 0);
     assert_eq!(chat.call_count(), 0);
     assert_eq!(gateway.send(check(&to[..100])).await.follow_types().len(), 100);
-    assert_eq!(served(&[gateway.send(check(&to)).await]), 0, "the quota is exhausted");
+    assert_eq!(count_served(&[gateway.send(check(&to)).await]), 0, "the quota is exhausted");
     for _ in 0..50 {
         assert_eq!(gateway.send(check(&to[..100])).await.cache_status().outcome, "hit");
     }
@@ -162,7 +162,7 @@ async fn caller_quota_limits_separate_lookups() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "quota = '2/s'").timeout("2s").start().await;
     let requests = (0..30).map(|n| TestRequest::check(&format!("from{n}"), &[format!("to{n}")]).token(MANY)).collect();
-    let served = served(&at_once(&gateway, requests).await);
+    let served = count_served(&send_concurrently(&gateway, requests).await);
     assert!((3..=5).contains(&served), "{served} of 30 served");
     assert!(chat.call_count() <= served, "{} calls for {served}", chat.call_count());
 }
@@ -172,8 +172,8 @@ async fn one_caller_gets_at_most_half_of_max_requests() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat, "").set("server", "max_requests = 4").start().await;
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == "openim/sendmsg").then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == "openim/sendmsg").then(|| Reply::from_graph().after(&script_gate)));
     let waiting = Http2::open(gateway.address()).await;
     let waiting: Vec<_> = (0..2)
         .map(|_| {

@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, now, turn, within};
 const CALL: &str = "openim/querystate";
 
 /// Sends `bytes` one by one until all are sent or the gateway closes the connection.
-async fn drip(conn: &mut Conn, bytes: &[u8]) {
+async fn send_byte_by_byte(conn: &mut Conn, bytes: &[u8]) {
     for byte in bytes {
         if conn.try_send([*byte]).await.is_err() {
             return;
@@ -37,7 +37,7 @@ async fn slow_request_headers_close_the_connection_without_a_response() {
     half.send(&bytes[..40]).await;
     let mut dripping = gateway.connect().await;
     // 200 bytes take 10 s: each byte arrives soon after the previous one, but the headers as a whole are late.
-    tokio::join!(drip(&mut dripping, &bytes), async {
+    tokio::join!(send_byte_by_byte(&mut dripping, &bytes), async {
         half.assert_closed().await;
         assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
@@ -73,7 +73,7 @@ async fn body_timeout_limits_the_total_time_of_a_body() {
     let mut conn = gateway.connect().await;
     conn.send(TestRequest::command("follow/follow_check").header("Content-Length", "308").body("").bytes()).await;
     let start = now();
-    tokio::join!(drip(&mut conn, body.as_bytes()), assert_others_are_served(&gateway));
+    tokio::join!(send_byte_by_byte(&mut conn, body.as_bytes()), assert_others_are_served(&gateway));
     conn.read_response().await.assert_error(408, "timeout", 129_408);
     assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
     assert_eq!(chat.call_count(), 1);

@@ -10,7 +10,7 @@ use crate::support::tls::Ca;
 use crate::support::wire::free_address;
 
 /// Starts a gateway with one app, which trusts `ca` and calls `chat`.
-async fn trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
+async fn gateway_trusting(ca: Option<&Ca>, chat: &FakeChat) -> Gateway {
     let setup = Setup::without_apps();
     let ca_line = ca.map(|ca| format!("ca_file = '{}'", setup.file("ca.pem", &ca.pem()).display()));
     setup.app(MAIN, &format!("{}\n{}", chat.app_lines(), ca_line.unwrap_or_default())).start().await
@@ -29,7 +29,7 @@ async fn upstream_with_a_trusted_certificate_is_called() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
     chat.follow("ann", "bob");
-    let gateway = trusting(Some(&ca), &chat).await;
+    let gateway = gateway_trusting(Some(&ca), &chat).await;
     // Each thread pools its upstream connections, so both requests use one caller connection.
     let mut conn = gateway.connect().await;
     conn.request(&TestRequest::command("openim/sendmsg")).await.assert_relayed(200, OK);
@@ -41,14 +41,14 @@ async fn upstream_with_a_trusted_certificate_is_called() {
 async fn certificate_from_another_ca_is_rejected() {
     let (ours, theirs) = (Ca::new(), Ca::new());
     let chat = FakeChat::start_tls(theirs.acceptor("localhost")).await;
-    assert_distrusted(&trusting(Some(&ours), &chat).await, &chat).await;
+    assert_distrusted(&gateway_trusting(Some(&ours), &chat).await, &chat).await;
 }
 
 #[tokio::test]
 async fn private_ca_is_not_trusted_unless_configured() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.acceptor("localhost")).await;
-    assert_distrusted(&trusting(None, &chat).await, &chat).await;
+    assert_distrusted(&gateway_trusting(None, &chat).await, &chat).await;
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn certificate_for_another_name_is_rejected() {
     let ca = Ca::new();
     for name in ["console.tim.qq.com", "localhost.example", "127.0.0.1"] {
         let chat = FakeChat::start_tls(ca.acceptor(name)).await;
-        assert_distrusted(&trusting(Some(&ca), &chat).await, &chat).await;
+        assert_distrusted(&gateway_trusting(Some(&ca), &chat).await, &chat).await;
     }
 }
 
@@ -64,7 +64,7 @@ async fn certificate_for_another_name_is_rejected() {
 async fn expired_certificate_is_rejected() {
     let ca = Ca::new();
     let chat = FakeChat::start_tls(ca.expired_acceptor("localhost")).await;
-    assert_distrusted(&trusting(Some(&ca), &chat).await, &chat).await;
+    assert_distrusted(&gateway_trusting(Some(&ca), &chat).await, &chat).await;
 }
 
 #[tokio::test]

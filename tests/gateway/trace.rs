@@ -20,7 +20,7 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-fn traced(chat: &FakeChat, collector: &Collector) -> Setup {
+fn traced_setup(chat: &FakeChat, collector: &Collector) -> Setup {
     Setup::new(chat).set("trace", &collector.config_line())
 }
 
@@ -37,7 +37,7 @@ fn split(spans: &[Span]) -> (Vec<&Span>, Vec<&Span>) {
 #[tokio::test]
 async fn lookup_call_is_a_child_of_its_request_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).start().await;
+    let gateway = traced_setup(&chat, &collector).start().await;
     let start = unix_now();
     gateway.check("ann", &["bob", "cyd"]).await.items();
     gateway.check("ann", &["bob"]).await.items();
@@ -106,7 +106,7 @@ async fn lookup_call_is_a_child_of_its_request_span() {
 #[tokio::test]
 async fn relayed_call_and_log_continue_the_callers_trace() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).set("log", r#"requests = "all""#).start().await;
+    let gateway = traced_setup(&chat, &collector).set("log", r#"requests = "all""#).start().await;
     let sent = TestRequest::command("openim/sendmsg").header("traceparent", &traceparent("01"));
     let response = gateway.send(sent.header("tracestate", "vendor=of-the-caller")).await;
     assert_eq!(response.status, 200);
@@ -132,7 +132,7 @@ async fn relayed_call_and_log_continue_the_callers_trace() {
 #[tokio::test]
 async fn unsampled_traces_are_propagated_but_not_recorded() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).start().await;
+    let gateway = traced_setup(&chat, &collector).start().await;
     let unsampled = |request: TestRequest| request.header("traceparent", &traceparent("00"));
     gateway.send(unsampled(TestRequest::command("openim/sendmsg"))).await;
     gateway.send(unsampled(TestRequest::check("ann", &["bob"]))).await.items();
@@ -146,7 +146,7 @@ async fn unsampled_traces_are_propagated_but_not_recorded() {
     collector.wait_for_spans(1).await;
 
     // With `sample = 0`, only traces that callers sampled are recorded.
-    let gateway = traced(&chat, &collector).set("trace", "sample = 0").start().await;
+    let gateway = traced_setup(&chat, &collector).set("trace", "sample = 0").start().await;
     gateway.check("ann", &["bob"]).await.items();
     // An invalid traceparent also starts a new trace.
     gateway.send(TestRequest::check("ann", &["bob"]).header("traceparent", &traceparent("0x"))).await.items();
@@ -170,7 +170,7 @@ async fn tracing_disabled_forwards_traceparent_and_adds_nothing() {
 #[tokio::test]
 async fn each_attempt_has_its_own_call_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).set("upstream", "retry_budget = 1.0").start().await;
+    let gateway = traced_setup(&chat, &collector).set("upstream", "retry_budget = 1.0").start().await;
     chat.reply_once(Reply::reset());
     gateway.check("ann", &["bob"]).await.items();
     let spans = collector.wait_for_spans(3).await;
@@ -234,7 +234,8 @@ async fn failed_connection_is_recorded_as_a_call_span() {
 async fn rejection_spans_name_the_slug_without_caller_data() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let token = "a-token-of-the-feed-0123";
-    let setup = traced(&chat, &collector).caller("feed", token, "allow = ['follow/*', 'private_svc/private_command']");
+    let setup =
+        traced_setup(&chat, &collector).caller("feed", token, "allow = ['follow/*', 'private_svc/private_command']");
     let gateway = setup.start().await;
     gateway.send(TestRequest::check("ann", &["bob"]).token(token).body("[")).await.assert_error(400, "bad_json", 60003);
     gateway.send(TestRequest::post("/v4/private-place").token(token)).await.assert_error(404, "not_found", 60009);
@@ -296,7 +297,7 @@ async fn rejection_spans_name_the_slug_without_caller_data() {
 #[tokio::test]
 async fn abandoned_requests_leave_a_span() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).start().await;
+    let gateway = traced_setup(&chat, &collector).start().await;
     chat.reply_always(Reply::hang());
     // A read is canceled when its caller disconnects.
     let mut disconnecting = gateway.connect().await;
@@ -333,7 +334,7 @@ async fn abandoned_requests_leave_a_span() {
 #[tokio::test]
 async fn shared_lookup_is_first_requests_child_and_links_others() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = traced(&chat, &collector).start().await;
+    let gateway = traced_setup(&chat, &collector).start().await;
     let gate = Gate::closed();
     chat.reply_always(Reply::from_graph().after(&gate));
     let mut conns = Vec::new();
@@ -373,7 +374,7 @@ async fn shared_lookup_is_first_requests_child_and_links_others() {
 async fn spans_record_the_listener_scheme_and_http_version() {
     let (ca, chat, collector) = (Ca::new(), FakeChat::start().await, Collector::start().await);
     let pem = ca.issue("localhost", YEAR);
-    let setup = traced(&chat, &collector);
+    let setup = traced_setup(&chat, &collector);
     let (certificate, key) = (setup.file("cert.pem", &pem.certificate), setup.file("key.pem", &pem.key));
     let socket = format!("unix:{}", setup.dir().join("gate.sock").display());
     let tls = format!("tls = {{ cert_file = '{}', key_file = '{}' }}", certificate.display(), key.display());
@@ -422,7 +423,7 @@ async fn exporter_uses_tls_and_otel_environment_variables() {
 #[tokio::test]
 async fn changed_trace_settings_require_a_restart() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let setup = traced(&chat, &collector);
+    let setup = traced_setup(&chat, &collector);
     let changed = setup.text().replace("[trace]", "[trace]\nsample = 0.5");
     let gateway = setup.start().await;
     std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");

@@ -9,7 +9,7 @@ use crate::support::response::Response;
 use crate::support::setup::Setup;
 
 /// Sends these requests, each on its own connection. The others are sent after the first one's call is upstream.
-async fn sent(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> Vec<Conn> {
+async fn send_all(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> Vec<Conn> {
     let (mut conns, before) = (Vec::new(), chat.call_count());
     for request in requests {
         let mut conn = gateway.connect().await;
@@ -22,9 +22,9 @@ async fn sent(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> V
     conns
 }
 
-/// Does the same as [`sent`] and waits until all requests are in flight. Upstream must hold back its responses.
-async fn in_flight(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> Vec<Conn> {
-    let conns = sent(gateway, chat, requests).await;
+/// Does the same as [`send_all`] and waits until all requests are in flight. Upstream must hold back its responses.
+async fn send_all_and_wait(gateway: &Gateway, chat: &FakeChat, requests: &[TestRequest]) -> Vec<Conn> {
+    let conns = send_all(gateway, chat, requests).await;
     gateway.wait_for_in_flight(requests.len() as u64).await;
     conns
 }
@@ -44,7 +44,7 @@ async fn identical_concurrent_lookups_share_one_call() {
     let gateway = Setup::new(&chat).timeout("60s").start().await;
     let gate = Gate::closed();
     chat.reply_always(Reply::from_graph().after(&gate));
-    let conns = in_flight(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 100]).await;
+    let conns = send_all_and_wait(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 100]).await;
     assert_eq!(chat.call_count(), 1);
     gate.open();
     let responses = read_responses(conns).await;
@@ -71,9 +71,12 @@ async fn lookup_joins_the_flipped_pair_and_fetches_the_rest() {
     let gateway = Setup::new(&chat).timeout("60s").start().await;
     let gate = Gate::closed();
     chat.reply_always(Reply::from_graph().after(&gate));
-    let conns =
-        in_flight(&gateway, &chat, &[TestRequest::check("ann", &["bob"]), TestRequest::check("bob", &["ann", "cyd"])])
-            .await;
+    let conns = send_all_and_wait(
+        &gateway,
+        &chat,
+        &[TestRequest::check("ann", &["bob"]), TestRequest::check("bob", &["ann", "cyd"])],
+    )
+    .await;
     chat.wait_for_calls(2).await;
     gate.open();
     let responses = read_responses(conns).await;
@@ -92,7 +95,7 @@ async fn lookup_continues_for_other_waiters_after_the_first_disconnects() {
     let gateway = Setup::new(&chat).timeout("60s").start().await;
     let gate = Gate::closed();
     chat.reply_always(Reply::from_graph().after(&gate));
-    let mut conns = in_flight(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 20]).await;
+    let mut conns = send_all_and_wait(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 20]).await;
     drop(conns.remove(0));
     gateway.wait_for_in_flight(19).await;
     gate.open();
@@ -109,7 +112,7 @@ async fn failed_call_is_reported_to_all_waiters() {
     let gate = Gate::closed();
     let body = error_response(30001, "Err_Parameter");
     chat.reply_always(Reply::json(body.clone()).after(&gate));
-    let conns = in_flight(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 10]).await;
+    let conns = send_all_and_wait(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 10]).await;
     gate.open();
     for response in read_responses(conns).await {
         response.assert_relayed(200, &body);
@@ -124,16 +127,19 @@ async fn invalid_account_of_one_caller_does_not_affect_others() {
     chat.follow("ann", "bob");
     let gateway = Setup::new(&chat).timeout("60s").start().await;
     let gate = Gate::closed();
-    let (held, bad) = (gate.clone(), error_response(30003, "Err_Unknown"));
+    let (script_gate, bad) = (gate.clone(), error_response(30003, "Err_Unknown"));
     // Chat fails every call that contains the account `bad`.
     let expected = bad.clone();
     chat.script(move |call| {
         let has_bad_account = call.source_account() == "bad" || call.to_accounts().iter().any(|to| to == "bad");
-        Some(if has_bad_account { Reply::json(bad.clone()) } else { Reply::from_graph() }.after(&held))
+        Some(if has_bad_account { Reply::json(bad.clone()) } else { Reply::from_graph() }.after(&script_gate))
     });
-    let conns =
-        in_flight(&gateway, &chat, &[TestRequest::check("ann", &["bad", "bob"]), TestRequest::check("ann", &["bob"])])
-            .await;
+    let conns = send_all_and_wait(
+        &gateway,
+        &chat,
+        &[TestRequest::check("ann", &["bad", "bob"]), TestRequest::check("ann", &["bob"])],
+    )
+    .await;
     gate.open();
     let responses = read_responses(conns).await;
     responses[0].assert_relayed(200, &expected);
@@ -145,7 +151,7 @@ async fn item_failure_in_one_direction_spares_the_other() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).timeout("60s").start().await;
     let gate = Gate::closed();
-    let held = gate.clone();
+    let script_gate = gate.clone();
     // The item fails in ann's direction and succeeds in bob's.
     chat.script(move |call| {
         let reply = if call.source_account() == "ann" {
@@ -153,10 +159,11 @@ async fn item_failure_in_one_direction_spares_the_other() {
         } else {
             check_response(&[item("ann", 3)])
         };
-        Some(Reply::json(reply).after(&held))
+        Some(Reply::json(reply).after(&script_gate))
     });
     let conns =
-        in_flight(&gateway, &chat, &[TestRequest::check("ann", &["bob"]), TestRequest::check("bob", &["ann"])]).await;
+        send_all_and_wait(&gateway, &chat, &[TestRequest::check("ann", &["bob"]), TestRequest::check("bob", &["ann"])])
+            .await;
     gate.open();
     let responses = read_responses(conns).await;
     assert!(responses[0].text().contains("30003"), "{:?}", responses[0]);
@@ -168,7 +175,7 @@ async fn each_waiter_times_out_at_its_own_deadline() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).timeout("1s").start().await;
     chat.reply_always(Reply::hang());
-    let conns = sent(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 5]).await;
+    let conns = send_all(&gateway, &chat, &vec![TestRequest::check("ann", &["bob"]); 5]).await;
     for response in read_responses(conns).await {
         response.assert_error(504, "upstream_timeout", 60008);
     }

@@ -187,8 +187,8 @@ async fn write_invalidates_pairs_fetched_while_in_flight() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == ADD).then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == ADD).then(|| Reply::from_graph().after(&script_gate)));
     let mut write = gateway.connect().await;
     write.send(TestRequest::command(ADD).body(add_body("ann", "bob")).bytes()).await;
     chat.wait_for_calls(1).await;
@@ -205,8 +205,8 @@ async fn abandoned_write_continues_and_invalidates_its_pairs() {
     let gateway = gateway(&chat).await;
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == ADD).then(|| Reply::from_graph().after(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == ADD).then(|| Reply::from_graph().after(&script_gate)));
     let mut write = gateway.connect().await;
     write.send(TestRequest::command(ADD).body(add_body("ann", "bob")).bytes()).await;
     eventually("the write is upstream", async || (!chat.calls_of(ADD).is_empty()).then_some(())).await;

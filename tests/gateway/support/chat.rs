@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -74,7 +75,7 @@ impl FakeChat {
 
     /// Presents this certificate on all later connections.
     pub(crate) fn set_certificate(&self, tls: TlsAcceptor) {
-        *self.shared.tls.lock().expect("no panic under it") = Some(tls);
+        *self.shared.tls.lock() = Some(tls);
     }
 
     fn serve(listener: TcpListener, endpoint: String, authority: String, tls: Option<TlsAcceptor>) -> FakeChat {
@@ -116,13 +117,13 @@ impl FakeChat {
 
     /// Sets the script for every later call. If the script returns `None`, the response comes from the follow graph.
     pub(crate) fn script(&self, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) {
-        *self.shared.script.lock().expect("no panic under it") = Some(Arc::new(script));
+        *self.shared.script.lock() = Some(Arc::new(script));
     }
 
     /// Also accepts this key of the main app from now on.
     pub(crate) fn accept_key(&self, key: &'static str) {
         secrets::add(key);
-        self.shared.further_keys.lock().expect("no panic under it").push(key);
+        self.shared.further_keys.lock().push(key);
     }
 
     /// Answers every later call with this reply.
@@ -133,22 +134,22 @@ impl FakeChat {
     /// Answers the next call with this reply, and later calls from the follow graph.
     pub(crate) fn reply_once(&self, reply: Reply) {
         let next = Mutex::new(Some(reply));
-        self.script(move |_| next.lock().expect("no panic under it").take());
+        self.script(move |_| next.lock().take());
     }
 
     /// Answers every later call from the follow graph.
     pub(crate) fn clear_script(&self) {
-        *self.shared.script.lock().expect("no panic under it") = None;
+        *self.shared.script.lock() = None;
     }
 
     /// Returns every call so far, in order of arrival.
     pub(crate) fn calls(&self) -> Vec<Call> {
-        self.shared.calls.lock().expect("no panic under it").clone()
+        self.shared.calls.lock().clone()
     }
 
     /// Returns the number of calls so far.
     pub(crate) fn call_count(&self) -> usize {
-        self.shared.calls.lock().expect("no panic under it").len()
+        self.shared.calls.lock().len()
     }
 
     /// Returns the calls of one command.
@@ -173,17 +174,17 @@ impl FakeChat {
 
     /// Returns the contract violations found so far.
     pub(crate) fn violations(&self) -> Vec<String> {
-        self.shared.violations.lock().expect("no panic under it").clone()
+        self.shared.violations.lock().clone()
     }
 
     /// Clears the violations so far, for a test that caused them on purpose.
     pub(crate) fn clear_violations(&self) {
-        self.shared.violations.lock().expect("no panic under it").clear();
+        self.shared.violations.lock().clear();
     }
 
     /// Closes all open connections, as a server does after its keep-alive timeout.
     pub(crate) fn drop_connections(&self) {
-        let mut connections = self.shared.connections.lock().expect("no panic under it");
+        let mut connections = self.shared.connections.lock();
         std::mem::replace(&mut *connections, self.stop.child_token()).cancel();
     }
 }
@@ -202,10 +203,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         let shared = shared.clone();
-        let alive = shared.connections.lock().expect("no panic under it").clone();
+        let alive = shared.connections.lock().clone();
         tokio::spawn(alive.run_until_cancelled_owned(async move {
             let _ = stream.set_nodelay(true);
-            let tls = shared.tls.lock().expect("no panic under it").clone();
+            let tls = shared.tls.lock().clone();
             match tls {
                 None => {
                     let mut stream = stream;
@@ -243,7 +244,7 @@ async fn serve_connection(stream: &mut impl Stream, shared: &Shared, number: usi
             Ok(Some(call)) => call,
             Ok(None) => return Closing::Normal,
             Err(violation) => {
-                shared.violations.lock().expect("no panic under it").push(violation);
+                shared.violations.lock().push(violation);
                 return Closing::Reset;
             }
         };
@@ -256,7 +257,7 @@ async fn serve_connection(stream: &mut impl Stream, shared: &Shared, number: usi
 /// Answers one call. Returns `None` if the connection stays open.
 async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<Closing> {
     let violations = shared.record(&call);
-    let script = shared.script.lock().expect("no panic under it").clone();
+    let script = shared.script.lock().clone();
     let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::from_graph);
     let command = call.command().to_owned();
     let is_read = command.ends_with("_check");
@@ -301,13 +302,13 @@ impl Shared {
     /// Records the call and returns its contract violations.
     fn record(&self, call: &Call) -> Vec<String> {
         secrets::add(&call.usersig());
-        let keys = self.further_keys.lock().expect("no panic under it").clone();
+        let keys = self.further_keys.lock().clone();
         let found = violations(call, &self.authority, &keys);
         if !found.is_empty() {
             let text = format!("{} {}: {}", call.method, call.path(), found.join(", "));
-            self.violations.lock().expect("no panic under it").push(text);
+            self.violations.lock().push(text);
         }
-        self.calls.lock().expect("no panic under it").push(call.clone());
+        self.calls.lock().push(call.clone());
         found
     }
 }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span as Sent;
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -154,12 +155,12 @@ impl Collector {
     }
 
     pub(crate) fn set_mode(&self, mode: Mode) {
-        *self.shared.mode.lock().expect("no panic under it") = mode;
+        *self.shared.mode.lock() = mode;
     }
 
     /// Returns all spans so far.
     pub(crate) fn spans(&self) -> Vec<Span> {
-        self.shared.spans.lock().expect("no panic under it").clone()
+        self.shared.spans.lock().clone()
     }
 
     /// Waits for `count` spans, and asserts that no more have arrived.
@@ -181,18 +182,18 @@ impl Collector {
 
     /// Returns a resource attribute of the spans.
     pub(crate) fn resource(&self, name: &str) -> Option<String> {
-        find_attribute(&self.shared.resource.lock().expect("no panic under it"), name)
+        find_attribute(&self.shared.resource.lock(), name)
     }
 
     /// Returns a header of the last message.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
-        let head = self.shared.head.lock().expect("no panic under it");
+        let head = self.shared.head.lock();
         head.get(name).map(|value| value.to_str().expect("text").to_owned())
     }
 
     /// Returns all received bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.shared.bytes.lock().expect("no panic under it").clone()
+        self.shared.bytes.lock().clone()
     }
 }
 
@@ -233,10 +234,10 @@ async fn respond(
     shared: Arc<Shared>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     assert_eq!(request.uri().path(), METHOD);
-    *shared.head.lock().expect("no panic under it") = request.headers().clone();
+    *shared.head.lock() = request.headers().clone();
     let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
     let body = body.to_bytes();
-    let mode = *shared.mode.lock().expect("no panic under it");
+    let mode = *shared.mode.lock();
     match mode {
         Mode::Accept => {}
         Mode::Delayed(delay) => tokio::time::sleep(delay).await,
@@ -248,11 +249,11 @@ async fn respond(
     let len = u32::from_be_bytes(body[1..5].try_into().expect("four bytes")) as usize;
     assert_eq!(body.len(), 5 + len);
     let message = ExportTraceServiceRequest::decode(&body[5..]).expect("an OTLP message");
-    shared.bytes.lock().expect("no panic under it").extend_from_slice(&body);
+    shared.bytes.lock().extend_from_slice(&body);
     for group in message.resource_spans {
-        *shared.resource.lock().expect("no panic under it") = group.resource.unwrap_or_default().attributes;
+        *shared.resource.lock() = group.resource.unwrap_or_default().attributes;
         let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        shared.spans.lock().expect("no panic under it").extend(spans.map(Span));
+        shared.spans.lock().extend(spans.map(Span));
     }
     Ok(reply("0", Bytes::from_static(&[0; 5])))
 }

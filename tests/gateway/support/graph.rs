@@ -1,8 +1,9 @@
 //! The fake Chat's follow graph, and the responses derived from it.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// The follow graph of each app. Clones share one graph.
@@ -14,17 +15,17 @@ pub(crate) const OK: &str = r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""
 
 impl Graph {
     pub(crate) fn follow(&self, app: u32, from: &str, to: &str) {
-        self.0.lock().expect("no panic under it").insert((app, from.to_owned(), to.to_owned()));
+        self.0.lock().insert((app, from.to_owned(), to.to_owned()));
     }
 
     pub(crate) fn unfollow(&self, app: u32, from: &str, to: &str) {
-        self.0.lock().expect("no panic under it").remove(&(app, from.to_owned(), to.to_owned()));
+        self.0.lock().remove(&(app, from.to_owned(), to.to_owned()));
     }
 
     /// Returns the FollowType of the ordered pair: 2 if `from` follows `to`, plus 1 if `to` follows `from` (vendor page
     /// 1047/70349).
     pub(crate) fn follow_type(&self, app: u32, from: &str, to: &str) -> u8 {
-        let edges = self.0.lock().expect("no panic under it");
+        let edges = self.0.lock();
         let has = |a: &str, b: &str| u8::from(edges.contains(&(app, a.to_owned(), b.to_owned())));
         2 * has(from, to) + has(to, from)
     }
@@ -47,7 +48,7 @@ impl Graph {
             }
             "im_open_login_svc/account_delete" => {
                 for user in array(&body["DeleteItem"]).filter_map(|item| item["UserID"].as_str()) {
-                    let mut edges = self.0.lock().expect("no panic under it");
+                    let mut edges = self.0.lock();
                     edges.retain(|(number, from, to)| *number != app || (from != user && to != user));
                 }
                 OK.to_owned()

@@ -3,9 +3,11 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::{PATIENCE, eventually, hosts, secrets};
 
@@ -158,12 +160,12 @@ impl Captured {
         std::thread::spawn(move || {
             let mut chunk = [0; 8192];
             while let Ok(count @ 1..) = pipe.read(&mut chunk) {
-                captured.lock().expect("no panic under it").extend_from_slice(&chunk[..count]);
+                captured.lock().extend_from_slice(&chunk[..count]);
             }
         })
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("no panic under it")).into_owned()
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
     }
 }

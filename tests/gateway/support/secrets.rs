@@ -4,7 +4,8 @@
 //! every test.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use super::app;
 
@@ -24,7 +25,7 @@ pub(crate) fn add(signature: &str) {
     if signature.len() < 64 {
         return;
     }
-    let mut secrets = SECRETS.lock().expect("no panic under it");
+    let mut secrets = SECRETS.lock();
     let mut is_new = false;
     for spelling in spellings(signature) {
         let start = *spelling.as_bytes().first_chunk().expect("at least 64 bytes");
@@ -35,7 +36,7 @@ pub(crate) fn add(signature: &str) {
 
 /// Returns the number of distinct signatures added so far.
 pub(crate) fn count() -> usize {
-    SECRETS.lock().expect("no panic under it").count
+    SECRETS.lock().count
 }
 
 /// Panics if `bytes` contain a key or a signature, plain or percent-encoded. `place` names their source.
@@ -56,7 +57,7 @@ fn find(bytes: &[u8]) -> Option<String> {
             return Some(format!("the webhook token of app {}", app.name));
         }
     }
-    let secrets = SECRETS.lock().expect("no panic under it");
+    let secrets = SECRETS.lock();
     let is_found = bytes.windows(START).enumerate().any(|(at, start)| {
         let start = start.first_chunk::<START>().expect("a window of that length");
         secrets.by_start.get(start).is_some_and(|all| all.iter().any(|text| bytes[at..].starts_with(text.as_bytes())))
