@@ -265,7 +265,7 @@ async fn cache_hits_use_no_quota() {
 }
 
 #[test]
-fn most_in_counts_calls_in_a_sliding_window() {
+fn max_calls_in_uses_a_sliding_window() {
     let start = now();
     let at = |ms: u64| start + Duration::from_millis(ms);
     assert_eq!(max_calls_in(Duration::from_millis(990), &[at(0), at(500), at(980), at(1500)]), 3);
