@@ -210,9 +210,7 @@ impl GatewayError {
             | GatewayError::CallerQuotaTooSmall { .. } => {
                 (Slug::RateLimited, StatusCode::TOO_MANY_REQUESTS, 60007, INFO)
             }
-            GatewayError::Parked(parked) => {
-                (Slug::Parked, StatusCode::SERVICE_UNAVAILABLE, parked.reason.code, WARN)
-            }
+            GatewayError::Parked(parked) => (Slug::Parked, StatusCode::SERVICE_UNAVAILABLE, parked.reason.code, WARN),
             GatewayError::UpstreamUnreachable { .. } => {
                 (Slug::UpstreamUnreachable, StatusCode::BAD_GATEWAY, 129_502, WARN)
             }

@@ -107,9 +107,8 @@ impl Access {
             "missing or repeated token; send one header \"Authorization: Bearer TOKEN\" with the token of a [[caller]]",
         ))?;
         let found = TokenDigest::of(token).find_in(&self.tokens);
-        let found = found.ok_or(GatewayError::Unauthenticated(
-            "unknown token; compare it with the file that token_file names",
-        ))?;
+        let found = found
+            .ok_or(GatewayError::Unauthenticated("unknown token; compare it with the file that token_file names"))?;
         Ok(Some(CallerIndex(found)))
     }
 

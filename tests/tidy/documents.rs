@@ -28,7 +28,8 @@ pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
 
 /// Returns the slugs that the code declares in its one table of names, `slugs! { Name = "slug", .. }`.
 pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
-    let declared = code.split_once("\nslugs! {").and_then(|(_, rest)| rest.split_once("\n}")).map_or("", |(body, _)| body);
+    let declared =
+        code.split_once("\nslugs! {").and_then(|(_, rest)| rest.split_once("\n}")).map_or("", |(body, _)| body);
     declared.lines().filter_map(|line| line.split('"').nth(1)).map(str::to_owned).collect()
 }
 
