@@ -5,7 +5,18 @@
 //! three of four slots in use, hardly any bucket is full. A bucket is a cache line, and both buckets are in one page,
 //! because a lookup mostly waits for memory. Larger buckets would need fewer free slots but twice the lines.
 //!
-//! @@FIGURES@@
+//! A table of its own, because general caches cost more (1,000,000 pairs, 100 per user; `benches/cache`):
+//!
+//! | table | bytes per pair | 100 lookups |
+//! | --- | --- | --- |
+//! | this one | 21.7 | 1.8 µs |
+//! | moka, one entry per pair | 261 | 82.8 µs |
+//! | quick_cache, one entry per pair | 79 to 99 | 3.8 µs |
+//! | moka, one entry per user | 21.2 | 0.8 µs |
+//!
+//! An entry per user is faster, but answers from one side only, costs 295 bytes for a user with one pair, and is copied
+//! whole for each change. In exchange, this table has no admission policy. With a quarter of the pairs cached under a
+//! skewed load, its hit ratio is 83 %, that of moka and quick_cache 88 %. With equal memory it is the highest, 95 %.
 //!
 //! Readers take no lock. The first word of a slot is the tag XOR the second word. A reader that sees a half-written slot
 //! computes another tag and misses, which costs a lookup. Writers of a bucket exclude each other.
