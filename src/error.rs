@@ -1,4 +1,7 @@
-//! What chatgate answers when it answers itself: one table from error to the wire.
+//! chatgate's own error responses: one table from the case to slug, HTTP status, ErrorCode, log level, and text.
+//!
+//! Three error types lead here. [`AttemptError`](crate::upstream::AttemptError) says what a socket did,
+//! [`AdmitError`](crate::limits::AdmitError) why a call was not made, and [`GatewayError`] what the caller gets.
 
 use std::time::Duration;
 
@@ -6,177 +9,247 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
+use tracing::Level;
 
 use crate::domain::chat::envelope;
 use crate::domain::policy::parking::Parked;
 
-/// An answer of chatgate's own. Display is the sentence that the caller reads: what is wrong and what
-/// to do about it, in words that hold no secret and nothing of another caller.
+/// An error response of chatgate. Its text is what the caller reads: what is wrong, and what to do about it. It contains
+/// no secret and nothing of another caller.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum GatewayError {
-    /// The body is no JSON object, or names a member twice that chatgate reads.
+    /// The body is not a JSON object, or repeats a member that chatgate reads.
     #[error("{0}")]
     BadJson(String),
-    /// A query parameter or a member of `follow_check` that is not as the vendor wants it.
+    /// A query parameter or a member of `follow_check` is outside the vendor's limits.
     #[error("{0}")]
     BadParameter(String),
-    /// Nobody who is known sent it: no token or a wrong one, or a webhook that was not signed just now.
+    /// The request has no valid token, or the webhook no valid signature.
     #[error("{0}")]
     Unauthenticated(&'static str),
-    /// Not allowed: by the access list, or because it looks like a browser's request.
+    /// The access list does not allow the request, or it looks like a browser's.
     #[error("{0}")]
     Forbidden(String),
-    /// Not a `/v4/` path.
+    /// The path is not a `/v4/` path.
     #[error(
         "no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, each of letters, digits and '_'"
     )]
     NotFound,
-    /// No app, or no single one, is named by the request.
+    /// The request names no app, or several.
     #[error("{0}")]
     UnknownApp(String),
-    /// Chat takes POST only, and so do its webhooks and orders.
-    #[error("this is called with POST")]
+    /// The method is not POST.
+    #[error("method not allowed; use POST")]
     MethodNotAllowed,
-    /// The caller's body took longer than `server.body_timeout`.
+    /// The body took longer than `server.body_timeout`.
     #[error("the body did not arrive within {}", humantime::format_duration(*.0))]
     BodyTimeout(Duration),
-    /// Over the bound: so many bytes, and the key that sets it if one does, in brackets.
+    /// The body exceeds this number of bytes. The text in parentheses names the key that sets the limit, if there is one.
     #[error("the body is larger than {0} bytes{1}")]
     BodyTooLarge(usize, &'static str),
-    /// Target over [`TARGET_LEN_MAX`](crate::gateway::route::TARGET_LEN_MAX).
+    /// The target exceeds [`TARGET_LEN_MAX`](crate::gateway::route::TARGET_LEN_MAX).
     #[error("the request target is longer than 8 KiB")]
     UriTooLong,
-    /// Head over 64 KiB or 100 lines.
-    #[error("the request's head is larger than 64 KiB or has more than 100 lines")]
+    /// The headers exceed 64 KiB or 100 lines.
+    #[error("the request headers are larger than 64 KiB or have more than 100 lines")]
     HeadTooLarge,
-    /// What came is not HTTP.
-    #[error("the request is not well-formed HTTP")]
+    /// The request is not well-formed HTTP, or ambiguous.
+    #[error("malformed or ambiguous HTTP request; check the client and any proxy in front of chatgate")]
     BadRequest,
     /// The body is compressed.
-    #[error("the body has a Content-Encoding; send it as it is")]
+    #[error("the body has a Content-Encoding; send it uncompressed")]
     UnsupportedEncoding,
-    /// No quota before the deadline.
-    #[error("the quota of {command} is used up and a turn would come after the deadline; try again after {} s or lower the rate", whole_seconds(*.retry_after))]
+    /// The quota of the command grants no permit before the deadline.
+    #[error("quota for {command} is exhausted until after the request deadline; retry after {} s or send fewer requests", whole_seconds(*.retry_after))]
     RateLimited {
-        /// The command whose quota it is.
+        /// The command.
         command: String,
-        /// When trying again may succeed.
+        /// When a retry may succeed.
         retry_after: Duration,
     },
-    /// Chat refuses the app or the command for a reason that asking again cannot mend.
-    #[error("{} (Chat said: {}; it is asked again now and then)", .0.reason.hint, .0.reason.info)]
+    /// Chat rejects the app or the command for a reason that a retry cannot fix.
+    #[error("parked: Chat rejects these calls with {} \"{}\"; {}; chatgate probes again every 30 s", .0.reason.code, .0.reason.info, .0.reason.hint)]
     Parked(Parked),
-    /// Nothing of the caller's own share before the deadline.
-    #[error("caller {caller} has used up its share and a turn would come after the deadline; try again after {} s, lower the rate, or raise the caller's quota", whole_seconds(*.retry_after))]
-    ShareUsedUp {
-        /// Whose share it is.
+    /// The caller's own quota grants no call before the deadline.
+    #[error("quota of caller {caller} is exhausted until after the request deadline; retry after {} s, send fewer requests, or raise caller.quota", whole_seconds(*.retry_after))]
+    CallerQuotaExhausted {
+        /// The caller's name.
         caller: String,
-        /// When trying again may succeed.
+        /// When a retry may succeed.
         retry_after: Duration,
     },
-    /// The request needs more calls than the caller's own share gives within any deadline.
+    /// The request needs more calls than the caller's own quota grants within any deadline.
     #[error(
-        "this takes {calls} calls, more than the share of caller {caller} gives within upstream.timeout; ask for fewer accounts at a time, or raise the caller's quota"
+        "this request needs {calls} calls to Chat, more than the quota of caller {caller} allows within upstream.timeout; send fewer accounts per request, or raise caller.quota"
     )]
-    ShareTooSmall {
-        /// Whose share it is.
+    CallerQuotaTooSmall {
+        /// The caller's name.
         caller: String,
-        /// How many it takes.
+        /// The number of calls.
         calls: u32,
         /// When a smaller request may succeed.
         retry_after: Duration,
     },
-    /// Nothing was sent, or the connection broke before an answer.
-    #[error("Chat cannot be reached: {what}")]
+    /// Nothing was sent, or the connection closed before a response.
+    #[error("cannot reach Chat: {what}")]
     UpstreamUnreachable {
-        /// In words for the caller.
+        /// For the caller.
         what: &'static str,
-        /// In detail, for the log.
+        /// For the log.
         cause: String,
     },
-    /// What came back is not a Chat answer, or does not fit the question.
-    #[error("Chat's answer cannot be used: {0}")]
+    /// The response is not one of Chat, or does not fit the request.
+    #[error("unusable response from Chat: {0}")]
     UpstreamInvalid(&'static str),
-    /// One of chatgate's bounds is reached.
-    #[error("chatgate is at its limit of {0}; try again")]
+    /// One of chatgate's limits is reached.
+    #[error("overloaded: limit of {0} reached; retry after 1 s")]
     Overloaded(&'static str),
-    /// Chat has as many calls of this app as it may have at one time, and none has ended before the deadline.
-    #[error("chatgate is at its limit of calls in flight (upstream.max_in_flight); try again")]
+    /// The app has the maximum number of calls in flight, and none ended before the deadline.
+    #[error("overloaded: limit of calls in flight (upstream.max_in_flight) reached; retry after 1 s")]
     InFlightFull,
-    /// `only-if-cached`, and something is missing.
-    #[error("not everything asked for is in the cache, and Cache-Control says only-if-cached")]
+    /// `only-if-cached`, and a pair is not cached.
+    #[error("not every pair is cached, and Cache-Control says only-if-cached")]
     NotCached,
     /// The deadline passed.
-    #[error("Chat did not answer in time; if the call was a write it may have been carried out")]
+    #[error("Chat did not answer in time; {MAY_HAVE_BEEN_APPLIED}")]
     UpstreamTimeout,
-    /// A fault of chatgate itself.
-    #[error("chatgate failed while it worked on this request; if the call was a write it may have been carried out")]
+    /// A bug of chatgate.
+    #[error("internal error in chatgate; {MAY_HAVE_BEEN_APPLIED}")]
     Internal,
 }
 
-/// How an error goes out.
+const MAY_HAVE_BEEN_APPLIED: &str = "if this was a write, it may have been applied";
+
+/// Declares [`Slug`] with the text of each value.
+macro_rules! slugs {
+    ($($name:ident = $text:literal),+ $(,)?) => {
+        /// The stable name of an error: the value of `Chatgate-Error` and of the metric label `outcome`.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "the text of each says what it is")]
+        pub enum Slug {
+            $($name),+
+        }
+
+        impl Slug {
+            /// Every slug, in the order of the declaration.
+            pub const ALL: &[Slug] = &[$(Slug::$name),+];
+
+            /// Returns its text.
+            pub const fn text(self) -> &'static str {
+                match self {
+                    $(Slug::$name => $text),+
+                }
+            }
+        }
+    };
+}
+
+slugs! {
+    BadJson = "bad_json",
+    BadParameter = "bad_parameter",
+    BadRequest = "bad_request",
+    BodyTooLarge = "body_too_large",
+    Forbidden = "forbidden",
+    HeadTooLarge = "head_too_large",
+    Internal = "internal",
+    MethodNotAllowed = "method_not_allowed",
+    NotCached = "not_cached",
+    NotFound = "not_found",
+    Overloaded = "overloaded",
+    Parked = "parked",
+    RateLimited = "rate_limited",
+    Timeout = "timeout",
+    Unauthenticated = "unauthenticated",
+    UnknownApp = "unknown_app",
+    UnsupportedEncoding = "unsupported_encoding",
+    UpstreamInvalid = "upstream_invalid",
+    UpstreamTimeout = "upstream_timeout",
+    UpstreamUnreachable = "upstream_unreachable",
+    UriTooLong = "uri_too_long",
+}
+
+/// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WireError {
-    /// Value of `Chatgate-Error` and of the metric label.
-    pub slug: &'static str,
+    /// Its stable name.
+    pub slug: Slug,
     /// HTTP status.
     pub status: StatusCode,
-    /// `ErrorCode` of the envelope: the vendor's where one says the same, else from the range that
-    /// the vendor leaves to the app (120001 to 130000, vendor page "Error Codes", 1047/34348).
+    /// `ErrorCode` of the envelope: the vendor's where one says the same, otherwise from the range that the vendor leaves
+    /// to apps (120001 to 130000, vendor page "Error Codes", 1047/34348).
     pub code: i64,
+    /// Level of its line in the access log: WARN if the failure is not the caller's.
+    pub level: Level,
 }
 
 impl GatewayError {
-    /// The one table.
+    /// Returns its row of the table.
     pub fn wire(&self) -> WireError {
-        let (slug, status, code) = match self {
-            GatewayError::BadJson(_) => ("bad_json", StatusCode::BAD_REQUEST, 60003),
-            GatewayError::BadParameter(_) => ("bad_parameter", StatusCode::BAD_REQUEST, 30001),
-            GatewayError::Unauthenticated(_) => ("unauthenticated", StatusCode::UNAUTHORIZED, 129_401),
-            GatewayError::Forbidden(_) => ("forbidden", StatusCode::FORBIDDEN, 129_403),
-            GatewayError::NotFound => ("not_found", StatusCode::NOT_FOUND, 60009),
-            GatewayError::UnknownApp(_) => ("unknown_app", StatusCode::NOT_FOUND, 129_404),
-            GatewayError::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, 60002),
-            GatewayError::BodyTimeout(_) => ("timeout", StatusCode::REQUEST_TIMEOUT, 129_408),
-            GatewayError::BodyTooLarge(..) => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, 129_413),
-            GatewayError::UriTooLong => ("uri_too_long", StatusCode::URI_TOO_LONG, 129_414),
-            GatewayError::HeadTooLarge => ("head_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431),
-            GatewayError::BadRequest => ("bad_request", StatusCode::BAD_REQUEST, 60002),
-            GatewayError::UnsupportedEncoding => ("unsupported_encoding", StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415),
-            GatewayError::RateLimited { .. }
-            | GatewayError::ShareUsedUp { .. }
-            | GatewayError::ShareTooSmall { .. } => ("rate_limited", StatusCode::TOO_MANY_REQUESTS, 60007),
-            GatewayError::Parked(parked) => ("parked", StatusCode::SERVICE_UNAVAILABLE, parked.reason.code),
-            GatewayError::UpstreamUnreachable { .. } => ("upstream_unreachable", StatusCode::BAD_GATEWAY, 129_502),
-            GatewayError::UpstreamInvalid(_) => ("upstream_invalid", StatusCode::BAD_GATEWAY, 60013),
-            GatewayError::Overloaded(_) | GatewayError::InFlightFull => {
-                ("overloaded", StatusCode::SERVICE_UNAVAILABLE, 129_503)
+        const INFO: Level = Level::INFO;
+        const WARN: Level = Level::WARN;
+        let (slug, status, code, level) = match self {
+            GatewayError::BadJson(_) => (Slug::BadJson, StatusCode::BAD_REQUEST, 60003, INFO),
+            GatewayError::BadParameter(_) => (Slug::BadParameter, StatusCode::BAD_REQUEST, 30001, INFO),
+            GatewayError::Unauthenticated(_) => (Slug::Unauthenticated, StatusCode::UNAUTHORIZED, 129_401, INFO),
+            GatewayError::Forbidden(_) => (Slug::Forbidden, StatusCode::FORBIDDEN, 129_403, INFO),
+            GatewayError::NotFound => (Slug::NotFound, StatusCode::NOT_FOUND, 60009, INFO),
+            GatewayError::UnknownApp(_) => (Slug::UnknownApp, StatusCode::NOT_FOUND, 129_404, INFO),
+            GatewayError::MethodNotAllowed => (Slug::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, 60002, INFO),
+            GatewayError::BodyTimeout(_) => (Slug::Timeout, StatusCode::REQUEST_TIMEOUT, 129_408, INFO),
+            GatewayError::BodyTooLarge(..) => (Slug::BodyTooLarge, StatusCode::PAYLOAD_TOO_LARGE, 129_413, INFO),
+            GatewayError::UriTooLong => (Slug::UriTooLong, StatusCode::URI_TOO_LONG, 129_414, INFO),
+            GatewayError::HeadTooLarge => {
+                (Slug::HeadTooLarge, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431, INFO)
             }
-            GatewayError::NotCached => ("not_cached", StatusCode::GATEWAY_TIMEOUT, 129_504),
-            GatewayError::UpstreamTimeout => ("upstream_timeout", StatusCode::GATEWAY_TIMEOUT, 60008),
-            GatewayError::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, 129_500),
-        };
-        WireError { slug, status, code }
-    }
-
-    /// Whether the fault lies with chatgate or what is behind it, and not with the caller.
-    pub fn is_server_error(&self) -> bool {
-        self.wire().status.is_server_error()
-    }
-
-    /// Whether Chat, the way there or the quota failed, so that an older answer is better than none.
-    pub fn allows_stale(&self) -> bool {
-        matches!(
-            self,
+            GatewayError::BadRequest => (Slug::BadRequest, StatusCode::BAD_REQUEST, 60002, INFO),
+            GatewayError::UnsupportedEncoding => {
+                (Slug::UnsupportedEncoding, StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415, INFO)
+            }
             GatewayError::RateLimited { .. }
-                | GatewayError::ShareUsedUp { .. }
-                | GatewayError::ShareTooSmall { .. }
-                | GatewayError::InFlightFull
-                | GatewayError::Parked(_)
-                | GatewayError::UpstreamUnreachable { .. }
-                | GatewayError::UpstreamInvalid(_)
-                | GatewayError::UpstreamTimeout
-        )
+            | GatewayError::CallerQuotaExhausted { .. }
+            | GatewayError::CallerQuotaTooSmall { .. } => {
+                (Slug::RateLimited, StatusCode::TOO_MANY_REQUESTS, 60007, INFO)
+            }
+            GatewayError::Parked(parked) => (Slug::Parked, StatusCode::SERVICE_UNAVAILABLE, parked.reason.code, WARN),
+            GatewayError::UpstreamUnreachable { .. } => {
+                (Slug::UpstreamUnreachable, StatusCode::BAD_GATEWAY, 129_502, WARN)
+            }
+            GatewayError::UpstreamInvalid(_) => (Slug::UpstreamInvalid, StatusCode::BAD_GATEWAY, 60013, WARN),
+            GatewayError::Overloaded(_) | GatewayError::InFlightFull => {
+                (Slug::Overloaded, StatusCode::SERVICE_UNAVAILABLE, 129_503, WARN)
+            }
+            GatewayError::NotCached => (Slug::NotCached, StatusCode::GATEWAY_TIMEOUT, 129_504, INFO),
+            GatewayError::UpstreamTimeout => (Slug::UpstreamTimeout, StatusCode::GATEWAY_TIMEOUT, 60008, WARN),
+            GatewayError::Internal => (Slug::Internal, StatusCode::INTERNAL_SERVER_ERROR, 129_500, WARN),
+        };
+        WireError { slug, status, code, level }
+    }
+
+    /// Returns whether Chat, the connection, or the quota failed, so that a stale answer is better than none.
+    pub fn allows_stale(&self) -> bool {
+        match self.wire().slug {
+            Slug::RateLimited
+            | Slug::Parked
+            | Slug::UpstreamUnreachable
+            | Slug::UpstreamInvalid
+            | Slug::UpstreamTimeout => true,
+            Slug::Overloaded => matches!(self, GatewayError::InFlightFull),
+            Slug::BadJson
+            | Slug::BadParameter
+            | Slug::BadRequest
+            | Slug::BodyTooLarge
+            | Slug::Forbidden
+            | Slug::HeadTooLarge
+            | Slug::Internal
+            | Slug::MethodNotAllowed
+            | Slug::NotCached
+            | Slug::NotFound
+            | Slug::Timeout
+            | Slug::Unauthenticated
+            | Slug::UnknownApp
+            | Slug::UnsupportedEncoding
+            | Slug::UriTooLong => false,
+        }
     }
 
     /// Returns whether there was no call, not even one that failed.
@@ -184,21 +257,21 @@ impl GatewayError {
         matches!(self, GatewayError::RateLimited { .. } | GatewayError::InFlightFull | GatewayError::Parked(_))
     }
 
-    /// The body of the answer: the vendor's envelope.
+    /// Returns the body of the response: the vendor's envelope.
     pub fn envelope(&self) -> Vec<u8> {
         envelope::write(self.wire().code, &format!("chatgate: {self}"))
     }
 
-    /// The answer as it goes out.
+    /// Returns the response.
     pub fn into_response(self) -> Response<Full<Bytes>> {
         let wire = self.wire();
         let mut response = Response::new(Full::new(Bytes::from(self.envelope())));
         *response.status_mut() = wire.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert("chatgate-error", HeaderValue::from_static(wire.slug));
+        headers.insert("chatgate-error", HeaderValue::from_static(wire.slug.text()));
         match self {
-            // RFC 9110 section 15.5.2 wants one in every 401, RFC 6750 section 3 has this one.
+            // RFC 9110 section 15.5.2 requires one in every 401; this is RFC 6750's (section 3).
             GatewayError::Unauthenticated(_) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
@@ -206,35 +279,45 @@ impl GatewayError {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
             GatewayError::RateLimited { retry_after, .. }
-            | GatewayError::ShareUsedUp { retry_after, .. }
-            | GatewayError::ShareTooSmall { retry_after, .. } => {
+            | GatewayError::CallerQuotaExhausted { retry_after, .. }
+            | GatewayError::CallerQuotaTooSmall { retry_after, .. }
+            | GatewayError::Parked(Parked { retry_after, .. }) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
-            }
-            GatewayError::Parked(parked) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(parked.retry_after)));
             }
             GatewayError::Overloaded(_) | GatewayError::InFlightFull => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
-            // What is left of the body is not worth reading, or nobody knows where it ends.
+            // The rest of the body is not worth reading, or its end is unknown.
             GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(..) | GatewayError::BadRequest => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            _ => {}
+            GatewayError::BadJson(_)
+            | GatewayError::BadParameter(_)
+            | GatewayError::Forbidden(_)
+            | GatewayError::NotFound
+            | GatewayError::UnknownApp(_)
+            | GatewayError::UriTooLong
+            | GatewayError::HeadTooLarge
+            | GatewayError::UnsupportedEncoding
+            | GatewayError::UpstreamUnreachable { .. }
+            | GatewayError::UpstreamInvalid(_)
+            | GatewayError::NotCached
+            | GatewayError::UpstreamTimeout
+            | GatewayError::Internal => {}
         }
         response
     }
 }
 
-/// An error and what caused it, on one line.
+/// Returns an error and its causes on one line.
 pub fn display_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// `Retry-After` counts whole seconds (RFC 9110 section 10.2.3), and 0 would say "now".
-fn whole_seconds(span: Duration) -> u64 {
-    (span.as_secs() + u64::from(span.subsec_nanos() > 0)).max(1)
+/// `Retry-After` counts whole seconds (RFC 9110 section 10.2.3), and 0 would mean "now".
+fn whole_seconds(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
@@ -242,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_our_own_has_status_slug_and_the_vendor_s_envelope() {
+    fn error_responses_have_status_slug_and_envelope() {
         let error = GatewayError::RateLimited {
             command: "follow/follow_check".into(),
             retry_after: Duration::from_millis(1200),
@@ -255,14 +338,14 @@ mod tests {
     }
 
     #[test]
-    fn waiting_is_told_in_whole_seconds_and_never_as_now() {
+    fn retry_after_counts_whole_seconds_and_is_never_0() {
         for (millis, seconds) in [(0, 1), (1, 1), (999, 1), (1000, 1), (1001, 2), (2500, 3)] {
             assert_eq!(whole_seconds(Duration::from_millis(millis)), seconds, "{millis} ms");
         }
     }
 
     #[test]
-    fn codes_of_our_own_lie_in_the_range_the_vendor_leaves_to_apps() {
+    fn own_error_codes_are_in_the_range_left_to_apps() {
         let own = [GatewayError::NotCached, GatewayError::Internal, GatewayError::Forbidden(String::new())];
         for error in own {
             assert!((120_001..=130_000).contains(&error.wire().code));

@@ -85,7 +85,7 @@ impl Inner {
                 response
             }
             Err(error) => {
-                tracing::debug!(outcome = error.wire().slug, %error, "rejected a webhook");
+                tracing::debug!(outcome = error.wire().slug.text(), %error, "rejected a webhook");
                 error.into_response()
             }
         }

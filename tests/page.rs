@@ -246,9 +246,9 @@ impl Browser {
             self.session,
             file.display()
         );
-        let answer: Value = serde_json::from_str(&shell(&line)).expect("JSON");
-        assert!(answer["value"]["error"].is_null(), "{path}: {answer}");
-        answer["value"].clone()
+        let response: Value = serde_json::from_str(&shell(&line)).expect("JSON");
+        assert!(response["value"]["error"].is_null(), "{path}: {response}");
+        response["value"].clone()
     }
 
     fn open(&self, url: &str) {
@@ -281,9 +281,9 @@ impl Browser {
 
     fn save_screenshot(&self, name: &str) {
         let Some(folder) = std::env::var_os("CHATGATE_PAGE_SHOTS") else { return };
-        let answer = shell(&format!("curl -s {}/screenshot", self.session));
-        let answer: Value = serde_json::from_str(&answer).expect("JSON");
-        let text = answer["value"].as_str().expect("a picture");
+        let response = shell(&format!("curl -s {}/screenshot", self.session));
+        let response: Value = serde_json::from_str(&response).expect("JSON");
+        let text = response["value"].as_str().expect("a picture");
         let picture = base64::engine::general_purpose::STANDARD.decode(text).expect("base64");
         std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the folder exists");
     }

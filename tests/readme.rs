@@ -43,9 +43,12 @@ fn commands_printed_by_the_demo_work_in_a_shell() {
     let mut demo = Demo::start();
     let commands = demo.commands();
     let printed: Vec<String> = commands.iter().map(|command| shell(command)).collect();
-    assert!(printed.iter().all(|answer| !answer.is_empty()), "{commands:#?}\n{printed:#?}");
+    assert!(printed.iter().all(|response| !response.is_empty()), "{commands:#?}\n{printed:#?}");
     assert!(printed[0].contains("\"FollowType\":3"), "{}\n{}", commands[0], printed[0]);
-    assert!(printed.iter().any(|answer| answer.contains("chatgate; hit")), "no response is a cache hit: {printed:#?}");
+    assert!(
+        printed.iter().any(|response| response.contains("chatgate; hit")),
+        "no response is a cache hit: {printed:#?}"
+    );
     assert!(demo.program.stop().success(), "the demo exits with an error");
 }
 
@@ -233,23 +236,23 @@ fn difference(shown: &str, printed: &str) -> Option<String> {
     if !shown.starts_with("HTTP/") {
         return (!fits(shown, printed)).then(|| "different output".to_owned());
     }
-    let Some((shown, answer)) = Answer::parse(shown).zip(Answer::parse(printed)) else {
+    let Some((shown, response)) = Response::parse(shown).zip(Response::parse(printed)) else {
         return Some("no response with headers and body".to_owned());
     };
-    if shown.status_line != answer.status_line {
+    if shown.status_line != response.status_line {
         return Some("different status".to_owned());
     }
     for (name, value) in &shown.headers {
         let same = |actual: &&str| VARYING.contains(&name.as_str()) || actual == value;
-        if answer.header(name).filter(same).is_none() {
+        if response.header(name).filter(same).is_none() {
             return Some(format!("different {name}"));
         }
     }
-    let own = answer.headers.iter().map(|(name, _)| name.as_str()).filter(|name| is_own(name));
+    let own = response.headers.iter().map(|(name, _)| name.as_str()).filter(|name| is_own(name));
     if let Some(name) = own.into_iter().find(|name| shown.header(name).is_none()) {
         return Some(format!("{name} is not shown"));
     }
-    (!fits(&shown.body, &answer.body)).then(|| "different body".to_owned())
+    (!fits(&shown.body, &response.body)).then(|| "different body".to_owned())
 }
 
 fn is_own(header: &str) -> bool {
@@ -268,14 +271,14 @@ fn fits(shown: &str, printed: &str) -> bool {
 
 /// A response as printed by `curl -i` or `curl -D-`.
 #[derive(Debug)]
-struct Answer {
+struct Response {
     status_line: String,
     /// Names in lower case.
     headers: Vec<(String, String)>,
     body: String,
 }
 
-impl Answer {
+impl Response {
     /// Parses headers, an empty line, and a body; header lines may end in LF or CRLF.
     fn parse(text: &str) -> Option<Self> {
         let text = text.replace("\r\n", "\n");

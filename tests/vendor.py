@@ -39,7 +39,7 @@ def verify(api, job):
         return "unexpected members: %s" % sorted(document)
     if (document["TLS.ver"], document["TLS.sdkappid"], document["TLS.identifier"]) != (
             "2.0", job["sdkappid"], job["identifier"]):
-        return "who it is for: %s" % document
+        return "wrong app or identifier: %s" % document
     if not (type(document["TLS.time"]) is type(document["TLS.expire"]) is int):
         return "times are not integers: %s" % document
     age = time.time() - document["TLS.time"]

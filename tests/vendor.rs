@@ -82,9 +82,9 @@ fn simulator_accepts_calls_signed_by_the_vendor_package() {
     {
         let sandbox = Sandbox::start(key, identifier);
         let usersig = vendor(&[fresh(APP, key, identifier)]).remove(0);
-        let answer = sandbox.follow_check(APP, identifier, usersig.as_str().expect("a usersig"));
-        assert_eq!(answer["ErrorCode"], 0, "{identifier:?}: {answer}");
-        assert_eq!(answer["ResultItem"][0]["FollowType"], 2, "{identifier:?}: {answer}");
+        let response = sandbox.follow_check(APP, identifier, usersig.as_str().expect("a usersig"));
+        assert_eq!(response["ErrorCode"], 0, "{identifier:?}: {response}");
+        assert_eq!(response["ResultItem"][0]["FollowType"], 2, "{identifier:?}: {response}");
         sandbox.stop();
     }
 }
@@ -103,8 +103,8 @@ fn simulator_rejects_invalid_signatures_of_the_vendor_package() {
     ];
     let requests: Vec<Value> = cases.iter().map(|(_, _, request)| request.clone()).collect();
     for ((code, what, _), usersig) in cases.iter().zip(vendor(&requests)) {
-        let answer = sandbox.follow_check(APP, "administrator", usersig.as_str().expect("a usersig"));
-        assert_eq!(answer["ErrorCode"], *code, "{what}: {answer}");
+        let response = sandbox.follow_check(APP, "administrator", usersig.as_str().expect("a usersig"));
+        assert_eq!(response["ErrorCode"], *code, "{what}: {response}");
     }
 }
 

@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_no_order_is_refused() {
-        let slug = |text: &str| read_order(text.as_bytes()).expect_err(text).wire().slug;
+        let slug = |text: &str| read_order(text.as_bytes()).expect_err(text).wire().slug.text();
         for text in [
             "",
             "[]",

@@ -1,4 +1,4 @@
-//! Who asks: a caller with a name and a token, or one of those who have none.
+//! Callers: names, bearer tokens, and the keys of the fair queue.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -10,18 +10,18 @@ use zeroize::Zeroizing;
 
 use super::chat::app::{NameError, check_name};
 
-/// One caller among those who share a quota: with work waiting each gets its turn. Two are told
-/// apart as far as that is possible without asking who they are.
+/// The key of a caller in the fair queues. Callers with queued work are served round-robin by this key.
 ///
-/// The two lowest bits say what kind of caller the number stands for; 0 is one that has a name.
+/// It is not an identity: without tokens, it distinguishes callers only as far as their connections do. The two lowest
+/// bits are the kind of caller; 0 is a configured caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueKey(pub u64);
 
 impl QueueKey {
-    /// chatgate itself, when it calls for several callers at once.
+    /// chatgate itself, for calls on behalf of several callers.
     pub const SELF: QueueKey = QueueKey(0);
 
-    /// The caller of that name. It depends on nothing else, so it stays when others come or go.
+    /// Returns the key of a configured caller. It depends only on the name, so a reload does not change it.
     pub fn named(name: &CallerName) -> Self {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
@@ -29,7 +29,7 @@ impl QueueKey {
     }
 }
 
-/// What operators call a caller: `[a-z0-9-]{1,32}`.
+/// The configured name of a caller: `[a-z0-9-]{1,32}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallerName(Box<str>);
 
@@ -55,35 +55,35 @@ impl FromStr for CallerName {
     }
 }
 
-/// Shortest token, in bytes. 16 random characters of base64 are 96 bits.
+/// Minimum length of a token, in bytes. 16 random characters of base64 are 96 bits.
 pub const TOKEN_LEN_MIN: usize = 16;
-/// Longest token, in bytes.
+/// Maximum length of a token, in bytes.
 pub const TOKEN_LEN_MAX: usize = 1024;
 
-/// The text cannot be a token, and why.
+/// Why a text cannot be a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum TokenError {
-    #[error("the token is shorter than 16 characters, so it could be guessed; `openssl rand -hex 32` makes a good one")]
+    #[error("the token is shorter than 16 characters; generate one with `openssl rand -hex 32`")]
     TooShort,
-    #[error("the token is longer than 1024 characters")]
+    #[error("the token is longer than 1024 characters; generate one with `openssl rand -hex 32`")]
     TooLong,
-    #[error("the token has a blank or a character that is not ASCII, which cannot stand in the header")]
+    #[error("the token contains a space or a non-ASCII character; generate one with `openssl rand -hex 32`")]
     Alphabet,
 }
 
-/// A text that shows who somebody is: whoever has it, is it. 16 to 1024 visible ASCII characters,
-/// which is more than RFC 6750 section 2.1 has (b64token), since tokens come from many places.
+/// A bearer token, which authenticates its holder: 16 to 1024 visible ASCII characters. That is wider than `b64token`
+/// (RFC 6750, section 2.1), because tokens come from many tools.
 ///
-/// No `Display`, `Debug` shows nothing of it, and its memory is wiped when it goes.
+/// It has no `Display`, `Debug` hides it, and its memory is wiped on drop.
 #[derive(Clone)]
 pub struct BearerToken(Zeroizing<Box<str>>);
 
 impl BearerToken {
-    /// Takes a text for a token.
+    /// Checks a text and returns it as a token.
     ///
     /// # Errors
-    /// If it is not of the form above.
+    /// A text of another form.
     pub fn new(text: &str) -> Result<Self, TokenError> {
         match text.len() {
             ..TOKEN_LEN_MIN => Err(TokenError::TooShort),
@@ -93,12 +93,12 @@ impl BearerToken {
         }
     }
 
-    /// The text, for who sends it and for nothing else.
+    /// Returns the text. Only code that sends it may call this.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// What is enough to know it again.
+    /// Returns its digest, which is enough to recognize it.
     pub fn digest(&self) -> TokenDigest {
         TokenDigest::of(self.0.as_bytes())
     }
@@ -118,15 +118,15 @@ impl fmt::Debug for BearerToken {
     }
 }
 
-/// SHA-256 of a token: enough to know the token again, and no way back to it. It is not shown
-/// either, since a token that is no good could be guessed by it.
+/// The SHA-256 of a token: enough to recognize the token, but not to recover it. `Debug` hides it too, because a weak
+/// token could be guessed from it.
 ///
-/// In four words: comparing with one takes 10 ns, with all of a thousand 10 µs.
+/// It is stored in four words: one comparison takes 10 ns, so finding one of 1000 callers takes 10 µs.
 #[derive(Clone, Copy)]
 pub struct TokenDigest([u64; 4]);
 
 impl TokenDigest {
-    /// Of a text that somebody sent, whatever it is.
+    /// Returns the digest of a text that a client sent.
     pub fn of(token: &[u8]) -> Self {
         let digest = digest(&SHA256, token);
         let mut words = [0; 4];
@@ -136,10 +136,9 @@ impl TokenDigest {
         Self(words)
     }
 
-    /// The number of the one that is equal, if any. How long it takes says nothing of how much of
-    /// which one is equal: all of all are compared.
+    /// Returns the index of the equal digest. Takes constant time: it compares all bytes of all digests.
     pub fn find_in<'a>(&self, digests: impl IntoIterator<Item = &'a TokenDigest>) -> Option<usize> {
-        // 0 is none.
+        // 0 means not found.
         let mut found = 0_u64;
         for (digest, number) in digests.into_iter().zip(1_u64..) {
             found.conditional_assign(&number, self.ct_eq(digest));
@@ -165,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_long_enough_and_fits_into_a_header() {
+    fn token_has_16_to_1024_visible_ascii_characters() {
         for good in ["0123456789abcdef", "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", &"x".repeat(1024)] {
             assert_eq!(BearerToken::new(good).expect(good).expose(), good);
         }
@@ -178,13 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn neither_token_nor_digest_shows_itself() {
+    fn debug_hides_token_and_digest() {
         let token = BearerToken::new("a-token-that-is-long").expect("long enough");
         assert_eq!(format!("{token:?} {:?}", token.digest()), "BearerToken(hidden) TokenDigest(hidden)");
     }
 
     #[test]
-    fn a_token_is_found_among_many_and_what_is_none_is_not() {
+    fn token_is_found_among_many() {
         let text = |number: usize| format!("token-of-caller-{number}");
         let digests: Vec<TokenDigest> = (0..1000).map(|number| TokenDigest::of(text(number).as_bytes())).collect();
         for number in [0, 1, 500, 999] {
@@ -197,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_sha_256() {
+    fn digest_is_sha_256() {
         // FIPS 180-2, appendix B.1: the digest of "abc" begins with ba7816bf 8f01cfea.
         assert_eq!(TokenDigest::of(b"abc").0[0], u64::from_be_bytes(0xba78_16bf_8f01_cfea_u64.to_le_bytes()));
     }
 
     #[test]
-    fn the_number_of_a_name_is_of_its_own_kind_and_never_chatgate_s() {
+    fn key_of_a_named_caller_is_never_that_of_chatgate() {
         let id = |name: &str| QueueKey::named(&name.parse().expect(name));
         assert_eq!(id("feed"), id("feed"));
         assert_ne!(id("feed"), id("chat"));

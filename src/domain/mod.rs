@@ -1,8 +1,7 @@
-//! The pure core: what Chat means, without a socket, a clock or a random number.
+//! The pure core: the rules of Chat and the decisions of chatgate, without sockets, clocks, or random numbers.
 //!
-//! Everything here takes time, keys and bytes as arguments and returns values, so that a test can
-//! replay any moment exactly. Nothing in this folder may import a runtime, an HTTP library or a
-//! clock; a test in `tests/` holds it to that.
+//! Everything here takes time, keys, and bytes as arguments and returns values, so a test can replay any moment
+//! exactly. No file in this folder may import a runtime, an HTTP library, or a clock; `tests/tidy` enforces that.
 
 pub mod caller;
 pub mod chat;

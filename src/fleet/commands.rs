@@ -182,14 +182,14 @@ impl Fleet {
         let mut facts = Vec::with_capacity(to.len());
         for (answer, pairs) in answers.iter().zip(pairs.chunks(PAIRS_READ_AT_ONCE)) {
             let [since, app, from, rest @ ..] = &answer[..] else { return Vec::new() };
-            let Some(since) = since.as_deref().and_then(entry::mark) else { return Vec::new() };
+            let Some(since) = since.as_deref().and_then(entry::parse_digits) else { return Vec::new() };
             let latest = since.max(marked(app)).max(marked(from));
             for (answer, pair) in rest.chunks(2).zip(pairs) {
                 let [user, kept] = answer else { return Vec::new() };
                 let entry = kept.as_deref().and_then(|kept| entry::read(&shared.keys, pair.key(), kept));
                 facts.push(match entry {
                     // One from the future was stored under another clock.
-                    Some(Entry::Fact { stored, sent }) if sent > latest.max(marked(user)) && sent <= now => {
+                    Some(Entry::Cached { stored, sent }) if sent > latest.max(marked(user)) && sent <= now => {
                         let age = now - sent;
                         let sent = Tick::from_micros(asked.micros().saturating_sub(age));
                         Some((pair.seen_from(stored), sent))
@@ -265,13 +265,13 @@ impl Fleet {
 
 /// The moment of a mark; 0 if there is none.
 fn marked(value: &Option<Vec<u8>>) -> u64 {
-    value.as_deref().and_then(|value| value.strip_prefix(b"!")).and_then(entry::mark).unwrap_or(0)
+    value.as_deref().and_then(|value| value.strip_prefix(b"!")).and_then(entry::parse_digits).unwrap_or(0)
 }
 
 /// `TIME`: seconds and microseconds.
 fn time_of(parts: &[Option<Vec<u8>>]) -> Option<u64> {
     let [Some(seconds), Some(micros)] = parts else { return None };
-    entry::mark(seconds)?.checked_mul(1_000_000)?.checked_add(entry::mark(micros)?)
+    entry::parse_digits(seconds)?.checked_mul(1_000_000)?.checked_add(entry::parse_digits(micros)?)
 }
 
 fn micros(span: Duration) -> u64 {

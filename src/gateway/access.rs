@@ -1,13 +1,14 @@
 //! Who may call, and what.
 //!
-//! Without a `[[caller]]` nobody is asked, and `[access]` says what may be called. With one, every data
-//! request shows a token, and what it may call is said with its caller.
+//! Without a `[[caller]]` no request is authenticated, and `[access]` lists the allowed commands. With one, every data
+//! request needs the token of a caller, and the caller's entry lists the allowed commands.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
+use parking_lot::Mutex;
 
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
@@ -25,15 +26,15 @@ use crate::limits::{CallerQuota, Reservation};
 /// Who may call, and what.
 #[derive(Debug)]
 pub struct Access {
-    /// The tokens of `callers`, in their order.
+    /// The tokens of `callers`, in the same order.
     tokens: Vec<TokenDigest>,
     callers: Vec<Caller>,
-    /// What those without a token may, if there are no callers.
+    /// What requests may do if no callers are configured.
     anonymous: Permissions,
     reports: ReportOnlyLog,
 }
 
-/// One of the configured callers, by its number.
+/// A configured caller, by its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallerIndex(usize);
 
@@ -43,34 +44,34 @@ struct Caller {
     id: QueueKey,
     /// Its apps; `None` means all.
     apps: Option<Vec<AppName>>,
-    rights: Permissions,
-    /// Calls that it may cause; `None`: no bound of its own.
-    share: Option<Arc<CallerQuota>>,
-    /// Its requests being worked on.
+    permissions: Permissions,
+    /// The calls that it may cause; `None` means no quota of its own.
+    quota: Option<Arc<CallerQuota>>,
+    /// Its requests in flight.
     requests: Arc<Capacity>,
 }
 
 #[derive(Debug)]
 struct Permissions {
     allow: Vec<CommandPattern>,
-    /// What is not allowed is let through, and said.
+    /// Commands that are not allowed are forwarded and logged.
     report_only: bool,
 }
 
 impl Access {
-    /// As configured. A caller that `before` knows keeps its share as it stands; if its rate has changed
-    /// it begins with nothing to spend.
+    /// Builds it from the configuration. A caller that `before` has keeps its quota; if its rate has changed, the new
+    /// quota starts exhausted.
     pub fn new(config: &Config, before: Option<&Self>) -> Self {
-        // Where there are others, one who floods leaves half of all places to them.
+        // With several callers, a flood of one leaves half of all slots to the others.
         let requests_max = match config.server.max_requests {
             max if config.callers.len() > 1 => max.div_ceil(2),
             max => max,
         };
-        let share = |caller: &config::Caller| {
+        let quota = |caller: &config::Caller| {
             let rate = caller.quota?;
             let known = before.and_then(|before| before.callers.iter().find(|other| other.name == caller.name));
-            Some(match known.map(|known| &known.share) {
-                Some(Some(share)) if share.per_second() == rate => Arc::clone(share),
+            Some(match known.map(|known| &known.quota) {
+                Some(Some(quota)) if quota.per_second() == rate => Arc::clone(quota),
                 Some(_) => Arc::new(CallerQuota::spent(rate, clock::tick())),
                 None => Arc::new(CallerQuota::new(rate)),
             })
@@ -79,8 +80,8 @@ impl Access {
             name: caller.name.clone(),
             id: QueueKey::named(&caller.name),
             apps: caller.apps.clone(),
-            rights: Permissions { allow: caller.allow.clone(), report_only: caller.report_only },
-            share: share(caller),
+            permissions: Permissions { allow: caller.allow.clone(), report_only: caller.report_only },
+            quota: quota(caller),
             requests: before
                 .and_then(|before| before.callers.iter().find(|other| other.name == caller.name))
                 .map_or_else(|| Capacity::new(requests_max), |known| Arc::clone(&known.requests)),
@@ -94,105 +95,104 @@ impl Access {
         }
     }
 
-    /// Who sent this; `None` if there are no callers.
+    /// Identifies the caller of a request; `None` if no callers are configured.
     ///
     /// # Errors
-    /// `unauthenticated` if there are callers, and this shows the token of none of them.
+    /// `unauthenticated` if callers are configured and the request has no token of theirs.
     pub fn identify(&self, headers: &HeaderMap) -> Result<Option<CallerIndex>, GatewayError> {
         if self.tokens.is_empty() {
             return Ok(None);
         }
         let token = bearer_token(headers).ok_or(GatewayError::Unauthenticated(
-            "the request needs one header \"Authorization: Bearer TOKEN\", with the token of a [[caller]]",
+            "missing or repeated token; send one header \"Authorization: Bearer TOKEN\" with the token of a [[caller]]",
         ))?;
         let found = TokenDigest::of(token).find_in(&self.tokens);
-        let found = found.ok_or(GatewayError::Unauthenticated(
-            "the token is that of no [[caller]]; compare it with the file that token_file names",
-        ))?;
+        let found = found
+            .ok_or(GatewayError::Unauthenticated("unknown token; compare it with the file that token_file names"))?;
         Ok(Some(CallerIndex(found)))
     }
 
-    /// Whether this caller may use this command of this app.
+    /// Checks that a caller may use a command of an app.
     ///
     /// # Errors
     /// `forbidden`.
     pub(super) fn authorize(
         &self,
-        listed: Option<CallerIndex>,
+        caller: Option<CallerIndex>,
         app: &AppName,
         name: CommandName<'_>,
     ) -> Result<(), GatewayError> {
-        let caller = listed.map(|listed| self.caller(listed));
+        let caller = caller.map(|caller| self.caller(caller));
         if let Some(Caller { name, apps: Some(apps), .. }) = caller
             && !apps.contains(app)
         {
-            let what = format!("caller {name} may not use this app; add it to the caller's apps if it should");
+            let what = format!("caller {name} may not use this app; to allow it, add the app to the caller's apps");
             return Err(GatewayError::Forbidden(what));
         }
-        let rights = caller.map_or(&self.anonymous, |caller| &caller.rights);
-        if rights.allow.iter().any(|pattern| pattern.matches(name)) {
+        let permissions = caller.map_or(&self.anonymous, |caller| &caller.permissions);
+        if permissions.allow.iter().any(|pattern| pattern.matches(name)) {
             return Ok(());
         }
-        if rights.report_only {
-            self.reports.note(caller.map_or("", |caller| caller.name.as_str()), name);
+        if permissions.report_only {
+            self.reports.note(caller.map(|caller| &caller.name), name);
             return Ok(());
         }
         Err(GatewayError::Forbidden(match caller {
             Some(caller) => {
-                format!("{name} is not allowed to {}; add it to the caller's allow if it should be", caller.name)
+                format!("caller {} may not use {name}; to allow it, add it to the caller's allow", caller.name)
             }
-            None => format!("{name} is not allowed; add it to access.allow if it should be"),
+            None => format!("{name} is not allowed; to allow it, add it to access.allow"),
         }))
     }
 
-    /// A place for one more request of this caller; `None` if it needs none, as there are no callers.
+    /// Takes a slot for a request of a caller; `None` if no callers are configured.
     ///
     /// # Errors
-    /// `overloaded` if the caller has as many as one may have.
-    pub(super) fn acquire_slot(&self, listed: Option<CallerIndex>) -> Result<Option<CapacityGuard>, GatewayError> {
-        let Some(listed) = listed else { return Ok(None) };
-        let place = self.caller(listed).requests.try_acquire(1);
+    /// `overloaded` if the caller has no slot left.
+    pub(super) fn acquire_slot(&self, caller: Option<CallerIndex>) -> Result<Option<CapacityGuard>, GatewayError> {
+        let Some(caller) = caller else { return Ok(None) };
+        let place = self.caller(caller).requests.try_acquire(1);
         place.map(Some).ok_or(GatewayError::Overloaded("requests of one caller (half of server.max_requests)"))
     }
 
-    /// Reserves calls of a caller's share, if it has one, and says how long it has to wait before it causes them.
+    /// Reserves calls of a caller's quota, if it has one. The reservation says how long to wait before making them.
     ///
     /// # Errors
-    /// `rate_limited` if that is longer than its `patience`. Then nothing is reserved.
+    /// `rate_limited` if the wait would exceed `patience`. Then nothing is reserved.
     pub(super) fn reserve(
         &self,
-        listed: Option<CallerIndex>,
+        caller: Option<CallerIndex>,
         calls: impl FnOnce() -> usize,
         patience: impl FnOnce() -> Duration,
     ) -> Result<Reservation, GatewayError> {
-        let Some(Caller { name, share: Some(share), .. }) = listed.map(|listed| self.caller(listed)) else {
+        let Some(Caller { name, quota: Some(quota), .. }) = caller.map(|caller| self.caller(caller)) else {
             return Ok(Reservation::default());
         };
         let (calls, patience) = (u32::try_from(calls()).unwrap_or(u32::MAX), patience());
-        share.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
+        quota.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
             let caller = name.to_string();
-            match share.can_ever(calls, patience) {
-                true => GatewayError::ShareUsedUp { caller, retry_after },
-                false => GatewayError::ShareTooSmall { caller, calls, retry_after },
+            match quota.can_ever(calls, patience) {
+                true => GatewayError::CallerQuotaExhausted { caller, retry_after },
+                false => GatewayError::CallerQuotaTooSmall { caller, calls, retry_after },
             }
         })
     }
 
-    /// Gives back what was reserved for calls that were not made after all.
-    pub(super) fn cancel(&self, listed: Option<CallerIndex>, reserved: Reservation) {
-        if let Some(share) = listed.and_then(|listed| self.caller(listed).share.as_ref()) {
-            share.give_back(reserved);
+    /// Cancels a reservation for calls that were not made.
+    pub(super) fn cancel(&self, caller: Option<CallerIndex>, reserved: Reservation) {
+        if let Some(quota) = caller.and_then(|caller| self.caller(caller).quota.as_ref()) {
+            quota.give_back(reserved);
         }
     }
 
-    /// Whose turn a caller's requests take.
-    pub(super) fn queue_key(&self, listed: Option<CallerIndex>) -> Option<QueueKey> {
-        listed.map(|listed| self.caller(listed).id)
+    /// Returns the caller's key in fair queues.
+    pub(super) fn queue_key(&self, caller: Option<CallerIndex>) -> Option<QueueKey> {
+        caller.map(|caller| self.caller(caller).id)
     }
 
-    /// A caller's name, for logs and metrics.
-    pub fn name_of(&self, listed: CallerIndex) -> &CallerName {
-        &self.caller(listed).name
+    /// Returns the caller's name, for logs and metrics.
+    pub fn name_of(&self, caller: CallerIndex) -> &CallerName {
+        &self.caller(caller).name
     }
 
     fn caller(&self, CallerIndex(number): CallerIndex) -> &Caller {
@@ -213,7 +213,7 @@ pub(super) fn check_header(access: &config::Access, headers: &RequestHeaders<'_>
     Ok(())
 }
 
-/// Refuses the processes of users that may not use a Unix socket (`server.unix_uids`).
+/// Rejects processes of users that may not use a Unix socket (`server.unix_uids`).
 ///
 /// # Errors
 /// `forbidden`.
@@ -227,43 +227,50 @@ pub fn check_uid(uids: &[u32], peer: Peer) -> Result<(), GatewayError> {
     }
 }
 
-/// A line of the log for each caller and command that was let through though not allowed, once in so long.
+/// How often a caller's use of a command that is not in its allow list is logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
-/// So many pairs of caller and command are told apart; what comes on top is let through unsaid until
-/// the interval of others is over.
+/// Maximum number of pairs of caller and command that are told apart. Further ones are not logged until the interval
+/// of others has passed.
 const REPORTS_MAX: usize = 1000;
 
-/// What was let through though not allowed.
+/// Commands that were forwarded although they are not in an allow list.
 #[derive(Debug, Default)]
 struct ReportOnlyLog(Mutex<HashMap<(String, String), ReportOnlyEntry>>);
 
 #[derive(Debug)]
 struct ReportOnlyEntry {
-    said: Tick,
-    /// How often since then.
-    unsaid: u64,
+    logged: Tick,
+    /// Requests since then.
+    count: u64,
 }
 
 impl ReportOnlyLog {
-    fn note(&self, caller: &str, name: CommandName<'_>) {
-        let command = name.to_string();
-        if let Some(times) = self.due(caller, &command, clock::tick()) {
-            tracing::warn!(caller, command, times, "not allowed, but let through (report_only)");
+    fn note(&self, caller: Option<&CallerName>, name: CommandName<'_>) {
+        let (caller, command) = (caller.map_or("anonymous", CallerName::as_str), name.to_string());
+        if let Some(count) = self.due(caller, &command, clock::tick()) {
+            let interval = "1m";
+            tracing::warn!(
+                caller,
+                command,
+                count,
+                interval,
+                "command is not in the allow list; forwarded because report_only is set"
+            );
         }
     }
 
-    /// How many times it has happened since it was last said, this time included, if it is to be said.
+    /// Counts a request. Returns the number of requests since the last line, this one included, if a line is due.
     fn due(&self, caller: &str, command: &str, now: Tick) -> Option<u64> {
-        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_old = |report: &ReportOnlyEntry| now.since(report.said) >= REPORT_INTERVAL;
+        let mut reports = self.0.lock();
+        let is_old = |report: &ReportOnlyEntry| now.since(report.logged) >= REPORT_INTERVAL;
         let key = (caller.to_owned(), command.to_owned());
         if let Some(report) = reports.get_mut(&key) {
-            report.unsaid += 1;
+            report.count += 1;
             if !is_old(report) {
                 return None;
             }
-            report.said = now;
-            return Some(std::mem::take(&mut report.unsaid));
+            report.logged = now;
+            return Some(std::mem::take(&mut report.count));
         }
         if reports.len() >= REPORTS_MAX {
             reports.retain(|_, report| !is_old(report));
@@ -271,7 +278,7 @@ impl ReportOnlyLog {
         if reports.len() >= REPORTS_MAX {
             return None;
         }
-        reports.insert(key, ReportOnlyEntry { said: now, unsaid: 0 });
+        reports.insert(key, ReportOnlyEntry { logged: now, count: 0 });
         Some(1)
     }
 }
@@ -281,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_users_is_for_unix_sockets_and_knows_nobody_else() {
+    fn uid_list_limits_unix_sockets_only() {
         let unix = |uid| Peer::Unix { uid };
         assert!(check_uid(&[], unix(None)).is_ok() && check_uid(&[], unix(Some(7))).is_ok());
         assert!(check_uid(&[7, 8], unix(Some(8))).is_ok());
@@ -291,20 +298,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_let_through_is_said_now_and_then_and_counted() {
+    fn report_only_logs_each_command_once_a_minute_with_count() {
         let reports = ReportOnlyLog::default();
         let at = |seconds: u64| Tick::from_micros(1 + seconds * 1_000_000);
         assert_eq!(reports.due("feed", "a/b", at(0)), Some(1));
         assert_eq!(reports.due("feed", "a/b", at(1)), None);
         assert_eq!(reports.due("feed", "a/c", at(1)), Some(1));
-        assert_eq!(reports.due("", "a/b", at(1)), Some(1));
+        assert_eq!(reports.due("anonymous", "a/b", at(1)), Some(1));
         assert_eq!(reports.due("feed", "a/b", at(59)), None);
         assert_eq!(reports.due("feed", "a/b", at(60)), Some(3));
         for number in 0..5000 {
-            let said = reports.due("flood", &format!("x/{number}"), at(61));
-            assert_eq!(said.is_some(), number < REPORTS_MAX - 1, "{number}");
+            let logged = reports.due("flood", &format!("x/{number}"), at(61));
+            assert_eq!(logged.is_some(), number < REPORTS_MAX - 1, "{number}");
         }
         assert_eq!(reports.due("feed", "d/e", at(62)), None);
-        assert_eq!(reports.due("feed", "d/e", at(121)), Some(1), "the flood is over and forgotten");
+        assert_eq!(reports.due("feed", "d/e", at(121)), Some(1), "the flood has expired");
     }
 }

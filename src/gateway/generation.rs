@@ -1,6 +1,6 @@
-//! The generation that serves: a gateway and a worker for each thread, replaced whole by a reload.
+//! The running configuration: a gateway and a worker for each thread, replaced as a whole by a reload.
 //!
-//! A request takes its worker when it begins and keeps it to its end.
+//! A request takes its worker when it starts, and keeps it to its end.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use arc_swap::ArcSwap;
 use super::{Gateway, GatewayBuildError, Worker};
 use crate::config::Config;
 
-/// The gateway of now, and the worker of each thread.
+/// The current gateway, and the current worker of each thread.
 pub struct Generations {
     gateway: ArcSwap<Gateway>,
     threads: Vec<ThreadWorker>,
 }
 
-/// The worker that one thread has now.
+/// The current worker of one thread.
 #[derive(Clone)]
 pub struct ThreadWorker(Arc<ArcSwap<Worker>>);
 
 impl ThreadWorker {
-    /// The one for a request that begins now.
+    /// Returns the worker for a request that starts now.
     pub fn load(&self) -> Arc<Worker> {
         self.0.load_full()
     }
 }
 
 impl Generations {
-    /// The first generation, for so many threads.
+    /// Builds the first generation, for this number of threads.
     ///
     /// # Errors
     /// See [`GatewayBuildError`].
@@ -38,17 +38,17 @@ impl Generations {
         Ok(Arc::new(Self { gateway: ArcSwap::new(gateway), threads }))
     }
 
-    /// The gateway of now.
+    /// Returns the current gateway.
     pub fn gateway(&self) -> Arc<Gateway> {
         self.gateway.load_full()
     }
 
-    /// The worker of each thread.
+    /// Returns the worker slot of each thread.
     pub fn threads(&self) -> &[ThreadWorker] {
         &self.threads
     }
 
-    /// Puts the next generation in place, or changes nothing. Not for two at one time.
+    /// Activates the next generation, or changes nothing. Calls must not overlap.
     ///
     /// # Errors
     /// See [`GatewayBuildError`].
@@ -56,7 +56,7 @@ impl Generations {
         let before = self.gateway();
         let next = before.reloaded(config)?;
         let workers = self.threads.iter().map(|_| Worker::new(Arc::clone(&next))).collect::<Result<Vec<_>, _>>()?;
-        // From here on nothing can fail.
+        // From here on nothing fails.
         next.activate(&before);
         for (thread, worker) in self.threads.iter().zip(workers) {
             thread.0.store(worker);

@@ -1,5 +1,5 @@
-//! What a request names: the command by its path, the app by prefix, header or query. Nothing is
-//! decoded or normalised, except the names of query parameters, so that none of ours slips through.
+//! What a request names: the command by its path, and the app by prefix, header, or query. Nothing is decoded or
+//! normalized but the names of query parameters, so that no parameter of ours slips through.
 
 use http::request::Parts;
 use http::{HeaderName, Method, Version};
@@ -12,16 +12,16 @@ use crate::http::headers::{HEAD_LEN_MAX, HEAD_LINES_MAX, RequestHeaders};
 use crate::http::host::{Hosts, check_host};
 use crate::http::peer::Peer;
 
-/// Longest request target, in bytes.
+/// Maximum length of a request target, in bytes.
 pub const TARGET_LEN_MAX: usize = 8 * 1024;
 
-/// Names an app.
+/// The header that names an app.
 pub const APP_HEADER: HeaderName = HeaderName::from_static("chatgate-app");
 
-/// The parameters that chatgate sets itself. Whatever a caller sends of them stays here.
+/// The parameters that chatgate sets itself. A caller's values for them are never forwarded.
 const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
 
-/// The path, read.
+/// The parts of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route<'a> {
     /// `NAME` of `/apps/NAME/v4/...`.
@@ -30,7 +30,7 @@ pub struct Route<'a> {
     pub name: CommandName<'a>,
 }
 
-/// Reads a path.
+/// Splits a path.
 ///
 /// # Errors
 /// `not_found` for anything but `/v4/SERVICE/COMMAND` with or without the prefix.
@@ -38,7 +38,7 @@ pub fn path(path: &str) -> Result<Route<'_>, GatewayError> {
     let (app, rest) = match path.strip_prefix("/apps/") {
         Some(rest) => {
             let (app, rest) = rest.split_once('/').ok_or(GatewayError::NotFound)?;
-            // What can be no app's name is no path of ours, rather than an app that is not there.
+            // A prefix that cannot be an app's name is an unknown path, not an unknown app.
             app.parse::<AppName>().map_err(|_| GatewayError::NotFound)?;
             (Some(app), rest.strip_prefix("v4/"))
         }
@@ -48,7 +48,7 @@ pub fn path(path: &str) -> Result<Route<'_>, GatewayError> {
     Ok(Route { app, name })
 }
 
-/// Reads what a request names, path before method.
+/// Reads the path of a request, and checks its method: path before method.
 ///
 /// # Errors
 /// `not_found` or `method_not_allowed`.
@@ -56,7 +56,7 @@ pub fn read(head: &Parts) -> Result<Route<'_>, GatewayError> {
     if head.method == Method::CONNECT {
         return Err(GatewayError::MethodNotAllowed);
     }
-    // HTTP/1 has the host in its own header; a target with a host of its own would make it two.
+    // HTTP/1 has the host in its own header. A target with a host would make two of them.
     if head.version < Version::HTTP_2 && head.uri.authority().is_some() {
         return Err(GatewayError::NotFound);
     }
@@ -67,56 +67,55 @@ pub fn read(head: &Parts) -> Result<Route<'_>, GatewayError> {
     Ok(path)
 }
 
-/// Refuses what a browser sent, or somebody who knows chatgate by a name that is not its own.
+/// Rejects requests of browsers, and requests for a host name that is not chatgate's.
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_caller(head: &Parts, heeded: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
-    check_origin(heeded)?;
-    check_host(head, heeded, hosts, peer)
+pub fn check_caller(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+    check_origin(headers)?;
+    check_host(head, headers, hosts, peer)
 }
 
-/// Checks what every listener asks of a request: a head and a target that are not too large, and a
-/// body whose length is told in one way.
+/// Checks the shape of a request: headers and target within their bounds, and one unambiguous body length.
 ///
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
-pub fn check_shape(head: &Parts, heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    check_head_size(heeded)?;
-    check_framing(heeded)?;
+pub fn check_shape(head: &Parts, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    check_head_size(headers)?;
+    check_framing(headers)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target_len > TARGET_LEN_MAX { Err(GatewayError::UriTooLong) } else { Ok(()) }
 }
 
-/// HTTP/1 heads were measured as they came; what HTTP/2 has unpacked is measured here.
-fn check_head_size(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    // Each line with the 32 bytes that RFC 9113 section 6.5.2 adds to it would refuse a head that
-    // HTTP/1 may have; it is measured as HTTP/1 writes it.
-    let is_too_large = heeded.count > HEAD_LINES_MAX || heeded.len > HEAD_LEN_MAX;
+/// Checks the size of HTTP/2 headers, which hyper has unpacked. Those of HTTP/1 were measured on the wire.
+fn check_head_size(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    // Measured as HTTP/1 writes them: with the 32 bytes a line that RFC 9113 section 6.5.2 adds, headers that are
+    // allowed over HTTP/1 would be rejected over HTTP/2.
+    let is_too_large = headers.count > HEAD_LINES_MAX || headers.len > HEAD_LEN_MAX;
     if is_too_large { Err(GatewayError::HeadTooLarge) } else { Ok(()) }
 }
 
-/// A body's length must be told in one way only. hyper takes more than that, and whoever stands
-/// between a caller and us may read such a request otherwise (RFC 9112 section 11.2).
-fn check_framing(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    let (length, codings) = (heeded.content_length, heeded.transfer_encoding);
+/// Checks that the body has one length. hyper accepts more than that, and a proxy in front of chatgate may read such
+/// a request differently (RFC 9112 section 11.2).
+fn check_framing(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    let (length, codings) = (headers.content_length, headers.transfer_encoding);
     let is_chunked = codings.single().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     let is_clear = if codings.is_present() { is_chunked && !length.is_present() } else { !length.is_repeated() };
     if is_clear { Ok(()) } else { Err(GatewayError::BadRequest) }
 }
 
-/// A browser says where a request comes from; no service does. Either header is enough.
-fn check_origin(heeded: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    for (lines, name) in [(heeded.origin, "origin"), (heeded.sec_fetch_site, "sec-fetch-site")] {
+/// Rejects requests with a header that only browsers send.
+fn check_origin(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    for (lines, name) in [(headers.origin, "origin"), (headers.sec_fetch_site, "sec-fetch-site")] {
         if lines.is_present() {
-            return Err(GatewayError::Forbidden(format!("the request has a {name} header, as only browsers send it")));
+            return Err(GatewayError::Forbidden(format!("browser requests are rejected: header {name} is present")));
         }
     }
     Ok(())
 }
 
-/// Reads the query: every parameter must be one of the five, which stay here. Gives the values of
-/// `sdkappid`, which choose an app.
+/// Reads the query, which may have only the five parameters that chatgate sets itself. Returns the values of
+/// `sdkappid`, which name an app.
 ///
 /// # Errors
 /// `bad_parameter` for any other parameter.
@@ -128,7 +127,7 @@ pub fn query(query: &str) -> Result<Vec<String>, GatewayError> {
         let name = decode(name).trim().to_lowercase();
         if !RESERVED.contains(&name.as_str()) {
             return Err(GatewayError::BadParameter(
-                "the query has a parameter that Chat does not know; arguments go into the body".to_owned(),
+                "unknown query parameter; put arguments in the JSON body".to_owned(),
             ));
         }
         if name == "sdkappid" {
@@ -147,7 +146,7 @@ mod tests {
     const HERE: Peer = Peer::Tcp { local: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)) };
 
     fn slug<T>(result: Result<T, GatewayError>) -> &'static str {
-        result.err().map_or("ok", |error| error.wire().slug)
+        result.err().map_or("ok", |error| error.wire().slug.text())
     }
 
     fn checked(method: &str, target: &str, headers: &[(&str, &str)]) -> &'static str {
@@ -156,9 +155,9 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        let heeded = RequestHeaders::of(&head.headers);
-        let checked = check_caller(&head, &heeded, &Hosts::new(&["gate.internal".to_owned()]), HERE);
-        slug(checked.and_then(|()| check_shape(&head, &heeded)).and_then(|()| read(&head).map(drop)))
+        let headers = RequestHeaders::of(&head.headers);
+        let checked = check_caller(&head, &headers, &Hosts::new(&["gate.internal".to_owned()]), HERE);
+        slug(checked.and_then(|()| check_shape(&head, &headers)).and_then(|()| read(&head).map(drop)))
     }
 
     #[test]

@@ -97,7 +97,7 @@ mod tests {
         match check_host(&head, &RequestHeaders::of(&head.headers), &names, LOCAL) {
             Ok(()) => true,
             Err(error) => {
-                assert_eq!(error.wire().slug, "forbidden");
+                assert_eq!(error.wire().slug.text(), "forbidden");
                 false
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::setup::{Setup, gateway};
@@ -19,29 +19,29 @@ async fn two_apps(chat: &FakeChat, default: bool) -> Gateway {
 }
 
 /// Sends the request and returns the SDKAppID that Chat saw.
-async fn app_of(gateway: &Gateway, chat: &FakeChat, request: Ask) -> u32 {
-    let before = chat.count();
-    gateway.ask(request).await.assert_relayed(200, OK);
-    assert_eq!(chat.count(), before + 1);
-    assert_eq!(chat.last().path(), "/v4/openim/querystate");
-    chat.last().app()
+async fn app_of(gateway: &Gateway, chat: &FakeChat, request: TestRequest) -> u32 {
+    let before = chat.call_count();
+    gateway.send(request).await.assert_relayed(200, OK);
+    assert_eq!(chat.call_count(), before + 1);
+    assert_eq!(chat.last_call().path(), "/v4/openim/querystate");
+    chat.last_call().app()
 }
 
 #[tokio::test]
 async fn app_is_selected_by_prefix_header_or_sdkappid() {
     let chat = FakeChat::start().await;
     let gateway = two_apps(&chat, true).await;
-    let plain = || Ask::command("openim/querystate");
+    let plain = || TestRequest::command("openim/querystate");
     for app in [MAIN, OTHER] {
         let prefixed = format!("/apps/{}/v4/openim/querystate", app.name);
         let numbered = format!("/v4/openim/querystate?sdkappid={}", app.sdkappid);
         let combined = format!("{prefixed}?sdkappid={}", app.sdkappid);
         for request in [
-            Ask::post(&prefixed),
+            TestRequest::post(&prefixed),
             plain().header("Chatgate-App", app.name),
             plain().header("chatgate-app", app.name),
-            Ask::post(&numbered),
-            Ask::post(&combined).header("Chatgate-App", app.name),
+            TestRequest::post(&numbered),
+            TestRequest::post(&combined).header("Chatgate-App", app.name),
         ] {
             assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
@@ -53,13 +53,13 @@ async fn app_is_selected_by_prefix_header_or_sdkappid() {
 async fn request_without_app_fails_if_no_default_exists() {
     let chat = FakeChat::start().await;
     let single = gateway(&chat).await;
-    assert_eq!(app_of(&single, &chat, Ask::command("openim/querystate")).await, MAIN.sdkappid);
+    assert_eq!(app_of(&single, &chat, TestRequest::command("openim/querystate")).await, MAIN.sdkappid);
     let double = two_apps(&chat, false).await;
-    let before = chat.count();
+    let before = chat.call_count();
     let response = double.call("openim/querystate", "{}").await;
     response.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
-    assert_eq!(chat.count(), before);
-    assert_eq!(app_of(&double, &chat, Ask::post("/apps/other/v4/openim/querystate")).await, OTHER.sdkappid);
+    assert_eq!(chat.call_count(), before);
+    assert_eq!(app_of(&double, &chat, TestRequest::post("/apps/other/v4/openim/querystate")).await, OTHER.sdkappid);
 }
 
 #[tokio::test]
@@ -68,23 +68,23 @@ async fn conflicting_app_selectors_are_rejected() {
     let gateway = two_apps(&chat, true).await;
     let (main, other) = (MAIN.sdkappid, OTHER.sdkappid);
     let requests = [
-        Ask::post("/apps/main/v4/openim/querystate").header("Chatgate-App", "other"),
-        Ask::post(&format!("/apps/main/v4/openim/querystate?sdkappid={other}")),
-        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}")).header("Chatgate-App", "other"),
-        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&sdkappid={other}")),
-        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&SdkAppId={other}")),
-        Ask::post(&format!("/v4/openim/querystate?sdkappid={main}&%73dkappid={other}")),
-        Ask::post("/v4/openim/querystate?sdkappid=1400000003"),
-        Ask::post("/v4/openim/querystate?sdkappid=main"),
-        Ask::post("/v4/openim/querystate?sdkappid=-1"),
-        Ask::post("/v4/openim/querystate?sdkappid=99999999999999999999999999"),
-        Ask::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
-        Ask::command("openim/querystate").header("Chatgate-App", "nobody"),
+        TestRequest::post("/apps/main/v4/openim/querystate").header("Chatgate-App", "other"),
+        TestRequest::post(&format!("/apps/main/v4/openim/querystate?sdkappid={other}")),
+        TestRequest::post(&format!("/v4/openim/querystate?sdkappid={main}")).header("Chatgate-App", "other"),
+        TestRequest::post(&format!("/v4/openim/querystate?sdkappid={main}&sdkappid={other}")),
+        TestRequest::post(&format!("/v4/openim/querystate?sdkappid={main}&SdkAppId={other}")),
+        TestRequest::post(&format!("/v4/openim/querystate?sdkappid={main}&%73dkappid={other}")),
+        TestRequest::post("/v4/openim/querystate?sdkappid=1400000003"),
+        TestRequest::post("/v4/openim/querystate?sdkappid=main"),
+        TestRequest::post("/v4/openim/querystate?sdkappid=-1"),
+        TestRequest::post("/v4/openim/querystate?sdkappid=99999999999999999999999999"),
+        TestRequest::command("openim/querystate").header("Chatgate-App", "main").header("Chatgate-App", "other"),
+        TestRequest::command("openim/querystate").header("Chatgate-App", "unknown"),
     ];
     for request in requests {
-        gateway.ask(request).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
+        gateway.send(request).await.assert_error(UNKNOWN.0, UNKNOWN.1, UNKNOWN.2);
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn signing_parameters_of_callers_are_never_forwarded() {
     let gateway = gateway(&chat).await;
     let number = MAIN.sdkappid;
     let queries = [
-        format!("sdkappid={number}&identifier=somebody&usersig=eJwForged&random=7&contenttype=json"),
+        format!("sdkappid={number}&identifier=someone&usersig=eJwForged&random=7&contenttype=json"),
         "usersig=forged".to_owned(),
         "USERSIG=forged&Identifier=root&RANDOM=1&ContentType=xml".to_owned(),
         "%75sersig=forged&usersi%67=forged&%55SERSIG=forged".to_owned(),
@@ -106,13 +106,13 @@ async fn signing_parameters_of_callers_are_never_forwarded() {
         format!("SDKAPPID={number}&%73dkappid={number}"),
     ];
     for (round, query) in queries.iter().enumerate() {
-        let request = Ask::post(&format!("/v4/openim/querystate?{query}"));
-        // `chat::faults` checks in every test that each call has the five parameters exactly once, with
+        let request = TestRequest::post(&format!("/v4/openim/querystate?{query}"));
+        // `chat::violations` checks in every test that each call has the five parameters exactly once, with
         // the app's own values.
-        gateway.ask(request).await.assert_relayed(200, OK);
-        assert_eq!(chat.count(), round + 1, "{query}");
-        assert!(!chat.last().target.to_lowercase().contains("forged"), "{query}");
-        assert!(!chat.last().target.contains("root"), "{query}");
+        gateway.send(request).await.assert_relayed(200, OK);
+        assert_eq!(chat.call_count(), round + 1, "{query}");
+        assert!(!chat.last_call().target.to_lowercase().contains("forged"), "{query}");
+        assert!(!chat.last_call().target.contains("root"), "{query}");
     }
 }
 
@@ -121,12 +121,12 @@ async fn app_prefix_selects_the_cache_for_follow_check() {
     let chat = FakeChat::start().await;
     chat.graph().follow(OTHER.sdkappid, "a", "b");
     let gateway = two_apps(&chat, true).await;
-    let check = |app: &str| Ask::check("a", &["b"]).target(&format!("/apps/{app}/v4/follow/follow_check"));
-    assert_eq!(gateway.ask(check("main")).await.types(), [0]);
-    assert_eq!(gateway.ask(check("other")).await.types(), [2]);
-    assert_eq!(gateway.ask(check("main")).await.cache().outcome, "hit");
-    assert_eq!(gateway.ask(check("other")).await.types(), [2]);
-    assert_eq!(chat.count(), 2);
+    let check = |app: &str| TestRequest::check("a", &["b"]).target(&format!("/apps/{app}/v4/follow/follow_check"));
+    assert_eq!(gateway.send(check("main")).await.follow_types(), [0]);
+    assert_eq!(gateway.send(check("other")).await.follow_types(), [2]);
+    assert_eq!(gateway.send(check("main")).await.cache_status().outcome, "hit");
+    assert_eq!(gateway.send(check("other")).await.follow_types(), [2]);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn apps_do_not_share_upstream_connections() {
     let gateway = two_apps(&chat, true).await;
     for _ in 0..3 {
         for app in [MAIN, OTHER] {
-            let request = Ask::command("openim/querystate").header("Chatgate-App", app.name);
+            let request = TestRequest::command("openim/querystate").header("Chatgate-App", app.name);
             assert_eq!(app_of(&gateway, &chat, request).await, app.sdkappid);
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::graph::OK;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
@@ -18,7 +18,7 @@ async fn body_over_max_body_is_rejected() {
     let of_size = |size: usize| format!(r#"{{"x":"{}"}}"#, "y".repeat(size - 8));
     let largest = of_size(64 * 1024);
     gateway.call(CALL, &largest).await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, largest.as_bytes());
+    assert_eq!(chat.last_call().body, largest.as_bytes());
     gateway.call(CALL, of_size(64 * 1024 + 1)).await.assert_error(413, "body_too_large", 129_413);
     gateway.call("follow/follow_check", of_size(64 * 1024 + 1)).await.assert_error(413, "body_too_large", 129_413);
     let chunked = |body: &str| {
@@ -27,12 +27,12 @@ async fn body_over_max_body_is_rejected() {
             .chunks(1000)
             .map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), String::from_utf8_lossy(chunk)))
             .collect();
-        Ask::command(CALL).header("Transfer-Encoding", "chunked").body(chunks + "0\r\n\r\n")
+        TestRequest::command(CALL).header("Transfer-Encoding", "chunked").body(chunks + "0\r\n\r\n")
     };
-    gateway.ask(chunked(&largest)).await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, largest.as_bytes());
-    gateway.ask(chunked(&of_size(64 * 1024 + 1))).await.assert_error(413, "body_too_large", 129_413);
-    assert_eq!(chat.count(), 2);
+    gateway.send(chunked(&largest)).await.assert_relayed(200, OK);
+    assert_eq!(chat.last_call().body, largest.as_bytes());
+    gateway.send(chunked(&of_size(64 * 1024 + 1))).await.assert_error(413, "body_too_large", 129_413);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
@@ -41,23 +41,24 @@ async fn too_large_content_length_is_rejected_before_the_body() {
     let gateway = gateway(&chat).await;
     for length in ["1048577", "4294967296", "9223372036854775807"] {
         let started = now();
-        let response = gateway.ask(Ask::command(CALL).header("Content-Length", length).body("")).await;
+        let response = gateway.send(TestRequest::command(CALL).header("Content-Length", length).body("")).await;
         response.assert_error(413, "body_too_large", 129_413);
         assert!(started.elapsed() < Duration::from_secs(5));
     }
     // A client that waits for 100 Continue gets the error at once, too.
-    let expecting = Ask::command(CALL).header("Content-Length", "9999999").header("Expect", "100-continue").body("");
-    gateway.ask(expecting).await.assert_error(413, "body_too_large", 129_413);
+    let expecting =
+        TestRequest::command(CALL).header("Content-Length", "9999999").header("Expect", "100-continue").body("");
+    gateway.send(expecting).await.assert_error(413, "body_too_large", 129_413);
     // An endless chunked body is cut off.
     let mut conn = gateway.connect().await;
-    conn.send(Ask::command(CALL).header("Transfer-Encoding", "chunked").body("").bytes()).await;
+    conn.send(TestRequest::command(CALL).header("Transfer-Encoding", "chunked").body("").bytes()).await;
     let chunk = format!("10000\r\n{}\r\n", "z".repeat(0x10000));
     for _ in 0..64 {
         if conn.try_send(&chunk).await.is_err() {
             break;
         }
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -69,11 +70,11 @@ async fn target_over_8_kib_is_rejected() {
         let path = format!("/v4/{CALL}?random=");
         format!("{path}{}", "1".repeat(size - path.len()))
     };
-    gateway.ask(Ask::post(&of_size(8 * 1024))).await.assert_relayed(200, OK);
+    gateway.send(TestRequest::post(&of_size(8 * 1024))).await.assert_relayed(200, OK);
     for size in [8 * 1024 + 1, 9_000, 40_000] {
-        gateway.ask(Ask::post(&of_size(size))).await.assert_error(414, "uri_too_long", 129_414);
+        gateway.send(TestRequest::post(&of_size(size))).await.assert_error(414, "uri_too_long", 129_414);
     }
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
@@ -81,24 +82,24 @@ async fn headers_over_64_kib_or_100_fields_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let with_fields =
-        |count: usize| (0..count).fold(Ask::command(CALL), |request, n| request.header(&format!("X-{n}"), "v"));
+        |count: usize| (0..count).fold(TestRequest::command(CALL), |request, n| request.header(&format!("X-{n}"), "v"));
     // Host and Content-Length count too.
-    gateway.ask(with_fields(98)).await.assert_relayed(200, OK);
+    gateway.send(with_fields(98)).await.assert_relayed(200, OK);
     for count in [99, 120, 1000] {
-        gateway.ask(with_fields(count)).await.assert_error(431, "head_too_large", 129_431);
+        gateway.send(with_fields(count)).await.assert_error(431, "head_too_large", 129_431);
     }
-    let large = |size: usize| Ask::command(CALL).header("X-Large", &"v".repeat(size));
-    gateway.ask(large(60 * 1024)).await.assert_relayed(200, OK);
+    let large = |size: usize| TestRequest::command(CALL).header("X-Large", &"v".repeat(size));
+    gateway.send(large(60 * 1024)).await.assert_relayed(200, OK);
     for size in [64 * 1024, 80 * 1024] {
-        gateway.ask(large(size)).await.assert_error(431, "head_too_large", 129_431);
+        gateway.send(large(size)).await.assert_error(431, "head_too_large", 129_431);
     }
     // Far beyond the limit, unread bytes may reset the connection before the response arrives. Nothing else happens.
     let mut conn = gateway.connect().await;
     conn.send(large(4 << 20).bytes()).await;
-    if let Some(response) = conn.try_answer().await {
+    if let Some(response) = conn.try_read_response().await {
         response.assert_error(431, "head_too_large", 129_431);
     }
-    assert_eq!(chat.count(), 2);
+    assert_eq!(chat.call_count(), 2);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -107,12 +108,12 @@ async fn requests_over_max_requests_are_rejected_at_once() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "max_requests = 4").start().await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut held = Vec::new();
     for count in 1..=4 {
         let mut conn = gateway.connect().await;
-        conn.send(Ask::command(CALL).bytes()).await;
-        chat.seen(count).await;
+        conn.send(TestRequest::command(CALL).bytes()).await;
+        chat.wait_for_calls(count).await;
         held.push(conn);
     }
     for _ in 0..10 {
@@ -125,9 +126,9 @@ async fn requests_over_max_requests_are_rejected_at_once() {
     assert_eq!(gateway.admin_get("/livez").await.status, 200, "the admin listener has its own limit");
     gate.open();
     for mut conn in held {
-        conn.answer().await.assert_relayed(200, OK);
+        conn.read_response().await.assert_relayed(200, OK);
     }
-    assert_eq!(chat.count(), 4);
+    assert_eq!(chat.call_count(), 4);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -135,15 +136,15 @@ async fn requests_over_max_requests_are_rejected_at_once() {
 async fn requests_over_max_buffered_are_rejected() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("server", r#"max_body = "1MiB""#).set("server", r#"max_buffered = "4MiB""#);
-    let gateway = setup.set("upstream", r#"max_answer = "1MiB""#).deadline("60s").start().await;
+    let gateway = setup.set("upstream", r#"max_answer = "1MiB""#).timeout("60s").start().await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let body = format!(r#"{{"x":"{}"}}"#, "y".repeat(900_000));
     let mut rejected = 0;
     let mut conns = Vec::new();
     for _ in 0..8 {
         let mut conn = gateway.connect().await;
-        conn.send(Ask::command(CALL).body(&body).bytes()).await;
+        conn.send(TestRequest::command(CALL).body(&body).bytes()).await;
         conns.push(conn);
     }
     // Every body is read or rejected before the first call ends and frees its bytes.
@@ -156,7 +157,7 @@ async fn requests_over_max_buffered_are_rejected() {
     .await;
     gate.open();
     for mut conn in conns {
-        let response = conn.answer().await;
+        let response = conn.read_response().await;
         if response.status != 200 {
             rejected += 1;
             response.assert_error(503, "overloaded", 129_503);
@@ -172,21 +173,21 @@ async fn calls_in_flight_never_exceed_max_in_flight() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("upstream", "max_in_flight = 2").start().await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut conns = Vec::new();
     for _ in 0..6 {
         let mut conn = gateway.connect().await;
-        conn.send(Ask::command(CALL).bytes()).await;
+        conn.send(TestRequest::command(CALL).bytes()).await;
         conns.push(conn);
     }
-    chat.seen(2).await;
+    chat.wait_for_calls(2).await;
     gateway.round_trips().await;
-    assert_eq!(chat.count(), 2, "the other calls are queued");
+    assert_eq!(chat.call_count(), 2, "the other calls are queued");
     gate.open();
     for mut conn in conns {
-        conn.answer().await.assert_relayed(200, OK);
+        conn.read_response().await.assert_relayed(200, OK);
     }
-    assert_eq!(chat.count(), 6);
+    assert_eq!(chat.call_count(), 6);
 }
 
 #[tokio::test]
@@ -196,25 +197,25 @@ async fn connections_over_max_connections_are_closed() {
     let mut held = Vec::new();
     for _ in 0..8 {
         let mut conn = gateway.connect().await;
-        conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
         held.push(conn);
     }
     for _ in 0..5 {
         // The gateway closes it with a FIN or a reset, before or after the request is written.
         if let Ok(mut conn) = Conn::open(gateway.address()).await {
-            conn.send(Ask::command(CALL).bytes()).await;
-            conn.closed().await;
+            conn.send(TestRequest::command(CALL).bytes()).await;
+            conn.assert_closed().await;
         }
     }
     for conn in &mut held {
-        conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
     assert_eq!(gateway.admin_get("/livez").await.status, 200);
     drop(held);
     eventually("a new connection is accepted", async || {
         let mut conn = Conn::open(gateway.address()).await.ok()?;
-        conn.send(Ask::command(CALL).bytes()).await;
-        conn.try_answer().await
+        conn.send(TestRequest::command(CALL).bytes()).await;
+        conn.try_read_response().await
     })
     .await
     .assert_relayed(200, OK);
@@ -228,14 +229,14 @@ async fn request_without_in_flight_slot_is_rejected() {
     chat.script(|call| (call.command() == CALL).then(Reply::hang));
     // The first call holds the only slot until its deadline. A request that arrives shortly after it is rejected
     // shortly before that deadline.
-    for queued in [Ask::command("openim/sendmsg"), Ask::check("ann", &["bob"])] {
+    for queued in [TestRequest::command("openim/sendmsg"), TestRequest::check("ann", &["bob"])] {
         eventually("a request finds no free slot", async || {
-            let before = chat.count();
+            let before = chat.call_count();
             let mut first = gateway.connect().await;
-            first.send(Ask::command(CALL).bytes()).await;
-            chat.seen(before + 1).await;
-            let response = gateway.ask(queued.clone()).await;
-            first.answer().await.assert_error(504, "upstream_timeout", 60008);
+            first.send(TestRequest::command(CALL).bytes()).await;
+            chat.wait_for_calls(before + 1).await;
+            let response = gateway.send(queued.clone()).await;
+            first.read_response().await.assert_error(504, "upstream_timeout", 60008);
             // If the request arrived too late, the slot was free again.
             response.slug()?;
             response.assert_error(503, "overloaded", 129_503);

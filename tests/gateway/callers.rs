@@ -1,20 +1,20 @@
 //! Callers with tokens: authentication and permissions.
 
-use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
+use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{eventually, secrets};
 
-// Long enough for `secrets::remember`, which searches every output of every gateway for them.
-const FEED: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const CHAT: &str = "chat.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const ADMIN: &str = "operators.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all==";
-const WRONG: &str = "feed.token~of~marked~letters+that/nobody/may/see/in/any/place/at/all=";
+// Long enough for `secrets::add`, which searches every output of every gateway for them.
+const FEED: &str = "feed.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const CHAT: &str = "chat.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const ADMIN: &str = "operators.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
+const WRONG: &str = "feed.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all=";
 
 const UNAUTHENTICATED: (u16, &str, i64) = (401, "unauthenticated", 129_401);
 const FORBIDDEN: (u16, &str, i64) = (403, "forbidden", 129_403);
@@ -32,30 +32,35 @@ fn setup(chat: &FakeChat) -> Setup {
 }
 
 /// Asserts that each request is rejected with this error, and that none caused a call.
-async fn all_rejected(gateway: &Gateway, chat: &FakeChat, requests: Vec<Ask>, (status, slug, code): (u16, &str, i64)) {
-    let before = chat.count();
+async fn all_rejected(
+    gateway: &Gateway,
+    chat: &FakeChat,
+    requests: Vec<TestRequest>,
+    (status, slug, code): (u16, &str, i64),
+) {
+    let before = chat.call_count();
     for request in requests {
-        let response = gateway.ask(request.clone()).await;
+        let response = gateway.send(request.clone()).await;
         response.assert_error(status, slug, code);
         let challenge = response.header("www-authenticate");
         assert_eq!(challenge, (status == 401).then_some("Bearer"), "{request:?}");
     }
-    assert_eq!(chat.count(), before);
+    assert_eq!(chat.call_count(), before);
 }
 
 #[tokio::test]
 async fn valid_token_is_accepted_and_not_forwarded() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let query = Ask::command("openim/querystate");
+    let query = TestRequest::command("openim/querystate");
     for value in [format!("Bearer {CHAT}"), format!("bearer {CHAT}"), format!("BEARER   {CHAT}")] {
         // The fake Chat reports every header that must not be forwarded.
-        gateway.ask(query.clone().header("Authorization", &value)).await.assert_relayed(200, OK);
+        gateway.send(query.clone().header("Authorization", &value)).await.assert_relayed(200, OK);
     }
     let http2 = Http2::open(gateway.address()).await;
-    http2.ask(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
-    assert_eq!(gateway.ask(Ask::check("ann", &["bob"]).token(FEED)).await.types(), [0]);
-    assert_eq!(chat.count(), 5);
+    http2.request(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
+    assert_eq!(gateway.send(TestRequest::check("ann", &["bob"]).token(FEED)).await.follow_types(), [0]);
+    assert_eq!(chat.call_count(), 5);
     let log = gateway.log();
     assert!(log.contains("TRACE") || log.contains("DEBUG") || log.contains("listening"), "{log}");
     for token in [FEED, CHAT] {
@@ -67,7 +72,7 @@ async fn valid_token_is_accepted_and_not_forwarded() {
 async fn malformed_or_misplaced_tokens_are_unauthenticated() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let plain = || Ask::command("openim/querystate");
+    let plain = || TestRequest::command("openim/querystate");
     let with = |value: &str| plain().header("Authorization", value);
     let filler = "x".repeat(20_000);
     let requests = vec![
@@ -97,8 +102,8 @@ async fn malformed_or_misplaced_tokens_are_unauthenticated() {
     ];
     all_rejected(&gateway, &chat, requests, UNAUTHENTICATED).await;
     let http2 = Http2::open(gateway.address()).await;
-    http2.ask(&plain().token(CHAT).token(CHAT)).await.assert_error(401, "unauthenticated", 129_401);
-    assert_eq!(chat.count(), 0);
+    http2.request(&plain().token(CHAT).token(CHAT)).await.assert_error(401, "unauthenticated", 129_401);
+    assert_eq!(chat.call_count(), 0);
     secrets::assert_none_in("the log", gateway.log().as_bytes());
 }
 
@@ -106,26 +111,26 @@ async fn malformed_or_misplaced_tokens_are_unauthenticated() {
 async fn caller_is_authenticated_on_every_request_of_a_connection() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let query = Ask::command("openim/querystate");
+    let query = TestRequest::command("openim/querystate");
     let mut conn = gateway.connect().await;
-    conn.ask(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
-    conn.ask(&query).await.assert_error(401, "unauthenticated", 129_401);
-    conn.ask(&query.clone().token(FEED)).await.assert_error(403, "forbidden", 129_403);
-    conn.ask(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
-    assert_eq!(chat.count(), 2);
+    conn.request(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
+    conn.request(&query).await.assert_error(401, "unauthenticated", 129_401);
+    conn.request(&query.clone().token(FEED)).await.assert_error(403, "forbidden", 129_403);
+    conn.request(&query.clone().token(CHAT)).await.assert_relayed(200, OK);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
 async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let post = |target: &str, token: &str| Ask::post(target).token(token);
+    let post = |target: &str, token: &str| TestRequest::post(target).token(token);
     let requests = vec![
         post("/v4/follow/follow_add", FEED),
         post("/v4/openim/sendmsg", FEED),
         post("/v4/follow/follow_check2", FEED),
         post("/v4/Follow/follow_check", FEED),
-        Ask::check("a", &["b"]).token(CHAT),
+        TestRequest::check("a", &["b"]).token(CHAT),
         post("/v4/openim2/sendmsg", CHAT),
         // The other app, by every selector.
         post("/apps/other/v4/follow/follow_check", FEED),
@@ -151,35 +156,35 @@ async fn disallowed_command_or_app_is_rejected_in_every_spelling() {
     ];
     all_rejected(&gateway, &chat, requests, (404, "unknown_app", 129_404)).await;
     // Each caller is accepted within its own permissions.
-    let request = Ask::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
-    assert_eq!(gateway.ask(request).await.types(), [0]);
+    let request = TestRequest::check("a", &["b"]).token(FEED).target("/apps/main/v4/follow/follow_check");
+    assert_eq!(gateway.send(request).await.follow_types(), [0]);
     let request = post("/apps/other/v4/openim/sendmsg", CHAT);
-    gateway.ask(request).await.assert_relayed(200, OK);
+    gateway.send(request).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
 async fn cached_pairs_are_returned_only_to_permitted_callers() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).set("cache", r#"ttl = "1h""#).start().await;
-    let check = || Ask::check("ann", &["bob"]);
-    assert_eq!(gateway.ask(check().token(FEED)).await.types(), [0]);
-    assert_eq!(gateway.ask(check().token(FEED)).await.cache().outcome, "hit");
+    let check = || TestRequest::check("ann", &["bob"]);
+    assert_eq!(gateway.send(check().token(FEED)).await.follow_types(), [0]);
+    assert_eq!(gateway.send(check().token(FEED)).await.cache_status().outcome, "hit");
     for freshness in ["max-age=3600", "only-if-cached", "max-stale=100"] {
         let request = check().token(CHAT).header("Cache-Control", freshness);
-        gateway.ask(request.clone()).await.assert_error(403, "forbidden", 129_403);
-        let response = gateway.ask(check().header("Cache-Control", freshness)).await;
+        gateway.send(request.clone()).await.assert_error(403, "forbidden", 129_403);
+        let response = gateway.send(check().header("Cache-Control", freshness)).await;
         response.assert_error(401, "unauthenticated", 129_401);
         assert_eq!(response.header("cache-status"), None);
     }
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
 async fn authentication_comes_after_host_check_and_before_routing() {
     let chat = FakeChat::start().await;
     let gateway = setup(&chat).start().await;
-    let all_wrong = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
-    let row = |target: &str| Ask::post(target).token(FEED).body("[");
+    let all_wrong = TestRequest::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
+    let row = |target: &str| TestRequest::post(target).token(FEED).body("[");
     let rows = [
         (all_wrong.clone().header("Origin", "null"), FORBIDDEN),
         (all_wrong.clone().host("evil.example"), FORBIDDEN),
@@ -192,9 +197,9 @@ async fn authentication_comes_after_host_check_and_before_routing() {
         (row("/v4/follow/follow_check"), (400, "bad_json", 60003)),
     ];
     for (request, (status, slug, code)) in rows {
-        gateway.ask(request).await.assert_error(status, slug, code);
+        gateway.send(request).await.assert_error(status, slug, code);
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
 }
 
 #[tokio::test]
@@ -207,29 +212,31 @@ async fn unix_socket_requires_both_token_and_permitted_uid() {
         let (data, admin) = (format!("unix:{}", data.display()), format!("unix:{}", admin.display()));
         let setup = setup.listen(&[&data, "127.0.0.1:0"]).set("server", &format!("unix_uids = {uids}"));
         let gateway = setup.set("server", &format!("admin = '{admin}'")).start().await;
-        let query = || Ask::command("openim/querystate");
-        let before = chat.count();
-        let response = gateway.ask(query().token(CHAT)).await;
+        let query = || TestRequest::command("openim/querystate");
+        let before = chat.call_count();
+        let response = gateway.send(query().token(CHAT)).await;
         assert_eq!(response.status, status, "{response:?}");
-        assert_eq!(chat.count() - before, usize::from(status == 200));
-        assert_eq!(gateway.ask(query()).await.status, if status == 200 { 401 } else { 403 });
+        assert_eq!(chat.call_count() - before, usize::from(status == 200));
+        assert_eq!(gateway.send(query()).await.status, if status == 200 { 401 } else { 403 });
         assert_eq!(gateway.admin_get("/livez").await.status, status);
-        assert_eq!(admin_action(&gateway, Ask::post("/cache/evict")).await.status, status);
+        assert_eq!(admin_action(&gateway, TestRequest::post("/cache/evict")).await.status, status);
         // `unix_uids` applies to Unix sockets only.
         let mut conn = Conn::open(&gateway.addresses()[1]).await.expect("accepted");
-        conn.ask(&query().token(CHAT)).await.assert_relayed(200, OK);
+        conn.request(&query().token(CHAT)).await.assert_relayed(200, OK);
     }
 }
 
 #[tokio::test]
 async fn admin_actions_require_the_admin_token_if_configured() {
     let chat = FakeChat::start().await;
-    secrets::remember(ADMIN);
+    secrets::add(ADMIN);
     let setup = setup(&chat);
     setup.file("admin.token", ADMIN);
     let mut gateway = setup.set("server", r#"admin_token_file = "admin.token""#).start().await;
-    let evict = || Ask::post("/cache/evict");
-    for request in [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), Ask::post("/quit").token(CHAT)] {
+    let evict = || TestRequest::post("/cache/evict");
+    for request in
+        [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), TestRequest::post("/quit").token(CHAT)]
+    {
         let response = admin_action(&gateway, request).await;
         assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")), "{response:?}");
     }
@@ -237,9 +244,9 @@ async fn admin_actions_require_the_admin_token_if_configured() {
     assert_eq!(admin_action(&gateway, evict().token(ADMIN)).await.status, 200);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200, "read-only endpoints need no token");
     // The admin token does not authenticate a caller.
-    let request = Ask::command("openim/querystate").token(ADMIN);
-    gateway.ask(request).await.assert_error(401, "unauthenticated", 129_401);
-    assert_eq!(admin_action(&gateway, Ask::post("/quit").token(ADMIN)).await.status, 200);
+    let request = TestRequest::command("openim/querystate").token(ADMIN);
+    gateway.send(request).await.assert_error(401, "unauthenticated", 129_401);
+    assert_eq!(admin_action(&gateway, TestRequest::post("/quit").token(ADMIN)).await.status, 200);
     assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
 }
 
@@ -248,15 +255,15 @@ async fn report_only_forwards_and_logs_commands_within_allowed_apps() {
     let chat = FakeChat::start().await;
     let setup = setup(&chat).caller("trial", WRONG, "apps = ['main']\nreport_only = true");
     let gateway = setup.set("log", r#"level = "info""#).start().await;
-    let send = || Ask::command("openim/sendmsg");
+    let send = || TestRequest::command("openim/sendmsg");
     for _ in 0..20 {
-        gateway.ask(send().token(WRONG)).await.assert_relayed(200, OK);
+        gateway.send(send().token(WRONG)).await.assert_relayed(200, OK);
     }
-    gateway.ask(Ask::command("openim/querystate").token(WRONG)).await.assert_relayed(200, OK);
-    assert_eq!(gateway.ask(Ask::check("a", &["b"]).token(WRONG)).await.types(), [0]);
+    gateway.send(TestRequest::command("openim/querystate").token(WRONG)).await.assert_relayed(200, OK);
+    assert_eq!(gateway.send(TestRequest::check("a", &["b"]).token(WRONG)).await.follow_types(), [0]);
     let logged = eventually("two log lines", async || {
         let log = gateway.log();
-        let lines = log.lines().filter(|line| line.contains("let through")).map(str::to_owned);
+        let lines = log.lines().filter(|line| line.contains("forwarded because report_only is set")).map(str::to_owned);
         Some(lines.collect::<Vec<String>>()).filter(|lines| lines.len() >= 2)
     })
     .await;
@@ -272,7 +279,7 @@ async fn report_only_forwards_and_logs_commands_within_allowed_apps() {
     all_rejected(&gateway, &chat, vec![elsewhere], FORBIDDEN).await;
     all_rejected(&gateway, &chat, vec![send(), send().token(&WRONG[1..])], UNAUTHENTICATED).await;
     all_rejected(&gateway, &chat, vec![send().token(FEED)], FORBIDDEN).await;
-    assert_eq!(chat.count(), 22);
+    assert_eq!(chat.call_count(), 22);
 }
 
 #[tokio::test]
@@ -281,17 +288,18 @@ async fn report_only_applies_to_anonymous_callers() {
     let setup = Setup::new(&chat).set("access", "allow = []").set("access", "report_only = true");
     let gateway = setup.start().await;
     gateway.call("openim/sendmsg", "{}").await.assert_relayed(200, OK);
-    gateway.ask(Ask::command("openim/sendmsg").header("Chatgate-App", "none")).await.assert_error(
+    gateway.send(TestRequest::command("openim/sendmsg").header("Chatgate-App", "none")).await.assert_error(
         404,
         "unknown_app",
         129_404,
     );
-    eventually("a log line", async || gateway.log().contains("let through").then_some(())).await;
-    assert_eq!(chat.count(), 1);
+    eventually("a log line", async || gateway.log().contains("forwarded because report_only is set").then_some(()))
+        .await;
+    assert_eq!(chat.call_count(), 1);
 }
 
-async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
+async fn admin_action(gateway: &Gateway, request: TestRequest) -> Response {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
 }
 
 fn own_uid() -> u32 {

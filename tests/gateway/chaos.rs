@@ -1,16 +1,18 @@
-//! Random faults from a seed: every request is answered in time, no answer is wrong, and no write is applied twice.
+//! Random faults from a seed: every request is answered in time, no response is wrong, and no write is applied twice.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
-use crate::support::graph::{OK, fail};
+use crate::support::client::{Conn, TestRequest};
+use crate::support::graph::{OK, error_response};
 use crate::support::now;
-use crate::support::reply::{Reply, What};
+use crate::support::reply::{Reply, ReplyKind};
 use crate::support::setup::Setup;
 
 const SEEDS: std::ops::Range<u64> = 0..4;
@@ -33,15 +35,15 @@ fn injected_reply(seed: u64, n: u64) -> Option<Reply> {
         0 => Reply::reset(),
         1 => Reply::bytes(""),
         2 => Reply::bytes(&b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"ErrorCode\":0,"[..]),
-        3 => What::Reset(b"HTTP/1.1 200 OK\r\n".to_vec()).into(),
+        3 => ReplyKind::Reset(b"HTTP/1.1 200 OK\r\n".to_vec()).into(),
         4 => Reply::hang(),
         5 => Reply::stall(&b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"[..]),
         6 => Reply::typed(502, "text/html", "<html>"),
         7 => Reply::json("[]"),
-        8 => Reply::json(fail(60008, "timeout")),
-        9 => Reply::json(fail(60007, "too many")),
-        10 => Reply::json(fail(70001, "expired")),
-        11 => Reply::json(fail(30006, "internal")),
+        8 => Reply::json(error_response(60008, "timeout")),
+        9 => Reply::json(error_response(60007, "too many")),
+        10 => Reply::json(error_response(70001, "expired")),
+        11 => Reply::json(error_response(30006, "internal")),
         12 => Reply::json(OK),
         13 => Reply::json(
             r#"{"ResultItem":[{"To_Account":"u1","ResultCode":0,"ResultInfo":"","FollowType":9}],"ErrorCode":0}"#,
@@ -51,7 +53,7 @@ fn injected_reply(seed: u64, n: u64) -> Option<Reply> {
 }
 
 #[tokio::test]
-async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
+async fn random_faults_cause_no_wrong_response_or_repeated_write() {
     for seed in SEEDS {
         let chat = FakeChat::start().await;
         for n in 0..USERS * USERS / 2 {
@@ -67,7 +69,7 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
             let reply = injected_reply(seed, n);
             let rejected = random(seed, n) % 40 == 10;
             if call.command() == "openim/sendmsg" && !rejected {
-                *seen.lock().expect("no panic under it").entry(call.body.clone()).or_default() += 1;
+                *seen.lock().entry(call.body.clone()).or_default() += 1;
             }
             reply
         });
@@ -89,12 +91,12 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
                     let to: Vec<String> =
                         (0..1 + number / 16 % 5).map(|n| format!("u{}", (number / 64 + n) % USERS)).collect();
                     let request = match number / 8 % 3 {
-                        0 => Ask::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
-                        1 => Ask::command("openim/querystate").body("{}"),
-                        _ => Ask::check(&from, &to),
+                        0 => TestRequest::command("openim/sendmsg").body(format!("{{\"n\":{n}}}")),
+                        1 => TestRequest::command("openim/querystate").body("{}"),
+                        _ => TestRequest::check(&from, &to),
                     };
                     let started = now();
-                    let response = conn.ask(&request).await;
+                    let response = conn.request(&request).await;
                     let took = now() - started;
                     assert!(took < Duration::from_secs(6), "seed {seed}, request {n} took {took:?}");
                     let code = response.json()["ErrorCode"].as_i64().expect("an envelope");
@@ -102,7 +104,7 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
                         // 9 is injected. Any other value must be correct.
                         let expected: Vec<u8> =
                             to.iter().map(|to| graph.follow_type(MAIN.sdkappid, &from, to)).collect();
-                        for (actual, expected) in response.types().into_iter().zip(expected) {
+                        for (actual, expected) in response.follow_types().into_iter().zip(expected) {
                             assert!(actual == expected || actual == 9, "seed {seed}, request {n}: {response:?}");
                         }
                     }
@@ -112,10 +114,10 @@ async fn random_faults_cause_no_wrong_answer_or_repeated_write() {
         for caller in callers {
             caller.await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         }
-        for (body, times) in applied.lock().expect("no panic under it").iter() {
+        for (body, times) in applied.lock().iter() {
             assert_eq!(*times, 1, "seed {seed}: {} was applied more than once", String::from_utf8_lossy(body));
         }
-        chat.no_script();
+        chat.clear_script();
         assert!(gateway.call("openim/querystate", "{}").await.text() == OK, "seed {seed}: not recovered");
     }
 }

@@ -1,18 +1,18 @@
 //! The command line: output on stdout and stderr, and exit codes.
 
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
-use crate::support::process::{Finished, Process};
+use crate::support::process::{Process, ProcessOutput};
 use crate::support::setup::Setup;
 use crate::support::{unix_now, usersig};
 
 const REGION: &str = r#"region = "singapore""#;
 
-async fn run(setup: &Setup, args: &[&str]) -> Finished {
+async fn run(setup: &Setup, args: &[&str]) -> ProcessOutput {
     Process::run(args, setup.dir(), &[]).await
 }
 
 /// Runs `check` on a configuration file with this text.
-async fn check(text: &str) -> Finished {
+async fn check(text: &str) -> ProcessOutput {
     let setup = Setup::without_apps().app(MAIN, REGION).app(OTHER, REGION);
     let file = setup.file("chatgate.toml", text);
     run(&setup, &["check", "--config", &file.to_string_lossy()]).await

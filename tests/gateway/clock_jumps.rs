@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::doctor::{HEX, Simulator};
-use crate::quota::press;
-use crate::support::client::Ask;
+use crate::quota::send_from_callers;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::setup::Setup;
 use crate::support::{eventually, now, turn, unix_now};
@@ -21,7 +21,7 @@ struct WallClock(PathBuf);
 
 impl WallClock {
     /// Returns the clock for the gateway that is started from the returned setup.
-    fn of(setup: Setup) -> (WallClock, Setup) {
+    fn attach(setup: Setup) -> (WallClock, Setup) {
         let library = std::fs::read_dir("/usr/lib").expect("a directory").flatten();
         let library =
             library.map(|directory| directory.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
@@ -55,7 +55,7 @@ async fn gateway(ttl: &str, qps: &str) -> (WallClock, Gateway, Simulator) {
     simulator.control("graph", r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#).await;
     let lines = format!("{}\nusersig_lifetime = \"1h\"", simulator.app_lines());
     let setup = setup.app(HEX, &lines).set("app.quota", &format!("per_command = \"{qps}/s\""));
-    let (clock, setup) = WallClock::of(setup);
+    let (clock, setup) = WallClock::attach(setup);
     (clock, setup.start().await, simulator)
 }
 
@@ -72,11 +72,11 @@ async fn signatures_stay_valid_when_the_local_clock_jumps() {
         clock.set(seconds, &gateway).await;
         for round in 0..10 {
             let requests = [
-                Ask::command("openim/querystate"),
-                Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
-                Ask::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
+                TestRequest::command("openim/querystate"),
+                TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache"),
+                TestRequest::command("follow/follow_delete").body(r#"{"From_Account":"ann","To_Account":["cyd"]}"#),
             ];
-            let [one, two, three] = requests.map(|request| gateway.ask(request));
+            let [one, two, three] = requests.map(|request| gateway.send(request));
             for response in <[_; 3]>::from(tokio::join!(one, two, three)) {
                 assert_eq!(
                     (response.status, &response.json()["ErrorCode"]),
@@ -101,7 +101,7 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
     for seconds in [DAY, 0, -DAY, DAY, 0] {
         simulator.control("clock", &format!("{{\"skew\":{seconds}}}")).await;
         for _ in 0..5 {
-            let response = gateway.ask(Ask::command("openim/querystate")).await;
+            let response = gateway.send(TestRequest::command("openim/querystate")).await;
             assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &Value::from(0)), "{seconds} s");
         }
     }
@@ -110,30 +110,31 @@ async fn signatures_stay_valid_when_chats_clock_jumps() {
 #[tokio::test]
 async fn cached_pairs_age_by_the_monotonic_clock() {
     let cached_age = async |gateway: &Gateway| {
-        let response = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+        let response =
+            gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
         assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
         (response.status == 200).then(|| response.age())
     };
     let (clock, long, _simulator) = gateway("1h", "200").await;
     let started = now();
-    long.check("ann", &["bob"]).await.checked();
+    long.check("ann", &["bob"]).await.items();
     for seconds in [2 * DAY, -DAY, 0] {
         clock.set(seconds, &long).await;
         let age = cached_age(&long).await.unwrap_or_else(|| panic!("{seconds} s: not cached"));
         assert!(age <= started.elapsed().as_secs(), "{seconds} s: {age}");
     }
     let (clock, short, _simulator) = gateway("2s", "200").await;
-    short.check("ann", &["bob"]).await.checked();
+    short.check("ann", &["bob"]).await.items();
     clock.set(-DAY, &short).await;
     eventually("the ttl of the pair ends", async || cached_age(&short).await.is_none().then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clock_jumps_neither_exceed_nor_block_the_quota() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (clock, gateway, simulator) = gateway("1h", "50").await;
     let finished = AtomicBool::new(false);
-    let jumping = async {
+    let jumps = async {
         for seconds in [3600, 0, -3600, 2 * DAY, 0, -60, 60, 0] {
             clock.set(seconds, &gateway).await;
             let before = codes(&simulator.journal().await).len();
@@ -142,15 +143,15 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
         }
         finished.store(true, Ordering::Relaxed);
     };
-    let request = Ask::command("openim/querystate");
-    let pressing = async {
+    let request = TestRequest::command("openim/querystate");
+    let sending = async {
         let mut responses = Vec::new();
         while !finished.load(Ordering::Relaxed) {
-            responses.extend(press(&gateway, &request, 10, Duration::from_secs(1)).await);
+            responses.extend(send_from_callers(&gateway, &request, 10, Duration::from_secs(1)).await);
         }
         responses
     };
-    let (responses, ()) = tokio::join!(pressing, jumping);
+    let (responses, ()) = tokio::join!(sending, jumps);
     let failed = responses.iter().filter(|response| response.status != 200).count();
     assert_eq!(failed, 0, "of {}", responses.len());
     let journal = simulator.journal().await;

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::support::answer::Answer;
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::h2::Http2;
 use crate::support::reply::Reply;
+use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{PATIENCE, within};
 
@@ -20,9 +20,9 @@ enum Expected {
 
 impl Expected {
     #[track_caller]
-    fn check(&self, response: &Answer) {
+    fn check(&self, response: &Response) {
         match self {
-            Expected::Types(items) => assert_eq!(&response.checked(), items),
+            Expected::Types(items) => assert_eq!(&response.items(), items),
             Expected::Echo(body) => response.assert_relayed(200, echo(body)),
             Expected::Error(status, slug, code) => response.assert_error(*status, slug, *code),
         }
@@ -38,21 +38,21 @@ fn user(number: usize) -> String {
 }
 
 /// Returns the `n`-th mixed request and the expected response.
-fn mixed_request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (Ask, Expected) {
+fn mixed_request(n: usize, random: &mut fastrand::Rng, chat: &FakeChat) -> (TestRequest, Expected) {
     match n % 10 {
         0..=4 => {
             let from = user(random.usize(..40));
             let to: Vec<String> = (0..random.usize(1..20)).map(|_| user(random.usize(..40))).collect();
             let types = to.iter().map(|to| (to.clone(), chat.graph().follow_type(MAIN.sdkappid, &from, to))).collect();
-            (Ask::check(&from, &to), Expected::Types(types))
+            (TestRequest::check(&from, &to), Expected::Types(types))
         }
         5 | 6 => {
             let body = format!("{{ \"n\": {n}, \"filler\":\"{}\" }}", "x".repeat(random.usize(..5000)));
-            (Ask::command("openim/sendmsg").body(&body), Expected::Echo(body))
+            (TestRequest::command("openim/sendmsg").body(&body), Expected::Echo(body))
         }
-        7 => (Ask::command("openim/sendmsg").body(format!("[{n}]")), Expected::Error(400, "bad_json", 60003)),
-        8 => (Ask::post(&format!("/v4/{n}/")), Expected::Error(404, "not_found", 60009)),
-        _ => (Ask::check("", &["x"]), Expected::Error(400, "bad_parameter", 30001)),
+        7 => (TestRequest::command("openim/sendmsg").body(format!("[{n}]")), Expected::Error(400, "bad_json", 60003)),
+        8 => (TestRequest::post(&format!("/v4/{n}/")), Expected::Error(404, "not_found", 60009)),
+        _ => (TestRequest::check("", &["x"]), Expected::Error(400, "bad_parameter", 30001)),
     }
 }
 
@@ -67,7 +67,7 @@ async fn concurrent_mixed_requests_get_the_right_responses() {
         let body = String::from_utf8(call.body.clone()).expect("UTF-8");
         (call.command() == "openim/sendmsg").then(|| Reply::json(echo(&body)))
     });
-    let gateway = Setup::new(&chat).deadline("10s").start().await;
+    let gateway = Setup::new(&chat).timeout("10s").start().await;
     let mut shared = Vec::new();
     for _ in 0..4 {
         shared.push(Http2::open(gateway.address()).await);
@@ -82,8 +82,8 @@ async fn concurrent_mixed_requests_get_the_right_responses() {
                 let own = if n % 3 == 0 { None } else { Some(Conn::open(&address).await.expect("accepted")) };
                 start.wait().await;
                 let response = match own {
-                    Some(mut conn) => conn.ask(&request).await,
-                    None => http2.ask(&request).await,
+                    Some(mut conn) => conn.request(&request).await,
+                    None => http2.request(&request).await,
                 };
                 assert_eq!(response.request_id(), format!("id-{n}"));
                 expected.check(&response);
@@ -106,7 +106,7 @@ async fn concurrent_mixed_requests_get_the_right_responses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).deadline("10s").start().await;
+    let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).timeout("10s").start().await;
     // Each writer has its own users, so it knows the true state after each of its writes. All tasks share the pending
     // lookups of the gateway, and the readers check the same pairs all the time.
     let stop = tokio_util::sync::CancellationToken::new();
@@ -117,7 +117,7 @@ async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
                 let mut conn = Conn::open(&address).await.expect("accepted");
                 while !stop.is_cancelled() {
                     for n in 0..8 {
-                        conn.ask(&Ask::check(&format!("to{n}"), &[format!("from{n}")])).await.checked();
+                        conn.request(&TestRequest::check(&format!("to{n}"), &[format!("from{n}")])).await.items();
                     }
                 }
             })
@@ -132,23 +132,31 @@ async fn concurrent_checks_never_see_state_before_an_acknowledged_write() {
                 for round in 0..20 {
                     let (request, expected) = if round % 2 == 0 {
                         let body = format!(r#"{{"From_Account":"{from}","FollowItem":[{{"To_Account":"{to}"}}]}}"#);
-                        (Ask::command("follow/follow_add").body(body), [2, 1])
+                        (TestRequest::command("follow/follow_add").body(body), [2, 1])
                     } else {
                         let body = crate::support::client::check_body(&from, &[&to]);
-                        (Ask::command("follow/follow_delete").body(body), [0, 0])
+                        (TestRequest::command("follow/follow_delete").body(body), [0, 0])
                     };
-                    assert_eq!(conn.ask(&request).await.status, 200);
-                    assert_eq!(conn.ask(&Ask::check(&from, &[&to])).await.types(), [expected[0]], "round {round}");
-                    assert_eq!(conn.ask(&Ask::check(&to, &[&from])).await.types(), [expected[1]], "round {round}");
+                    assert_eq!(conn.request(&request).await.status, 200);
+                    assert_eq!(
+                        conn.request(&TestRequest::check(&from, &[&to])).await.follow_types(),
+                        [expected[0]],
+                        "round {round}"
+                    );
+                    assert_eq!(
+                        conn.request(&TestRequest::check(&to, &[&from])).await.follow_types(),
+                        [expected[1]],
+                        "round {round}"
+                    );
                 }
             })
         })
         .collect();
     for task in writers {
-        within(PATIENCE, "a writer finishes", task).await.expect("no answer that predates a write");
+        within(PATIENCE, "a writer finishes", task).await.expect("no response that predates a write");
     }
     stop.cancel();
     for task in readers {
-        within(PATIENCE, "a reader finishes", task).await.expect("correct answers");
+        within(PATIENCE, "a reader finishes", task).await.expect("correct responses");
     }
 }

@@ -7,10 +7,10 @@ use tokio::net::TcpListener;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::eventually;
 use crate::support::graph::OK;
-use crate::support::process::{Finished, Process};
+use crate::support::process::{Process, ProcessOutput};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
@@ -19,12 +19,12 @@ use crate::support::{now, secrets};
 const CALL: &str = "openim/querystate";
 const TOKEN: &str = "token-of-the-operators-of-control";
 
-async fn run(dir: &Path, args: &[&str]) -> Finished {
+async fn run(dir: &Path, args: &[&str]) -> ProcessOutput {
     Process::run(args, dir, &[]).await
 }
 
 /// Asserts that the command failed with this text on stderr and nothing on stdout.
-fn assert_fails(outcome: &Finished, text: &str) {
+fn assert_fails(outcome: &ProcessOutput, text: &str) {
     assert_eq!(outcome.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains(text) && outcome.stdout.is_empty(), "{text}: {outcome:?}");
 }
@@ -53,7 +53,7 @@ async fn ready_gateway_is_checked_and_stopped_by_address() {
 #[tokio::test]
 async fn unix_socket_and_token_are_read_from_the_configuration() {
     let chat = FakeChat::start().await;
-    secrets::remember(TOKEN);
+    secrets::add(TOKEN);
     let setup = Setup::new(&chat);
     let token = setup.file("operators.token", TOKEN);
     let admin = format!("unix:{}", setup.dir().join("admin.sock").display());
@@ -78,10 +78,10 @@ async fn stop_waits_for_the_drain_until_its_timeout() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut holding = gateway.connect().await;
-    holding.send(Ask::command(CALL).bytes()).await;
-    chat.seen(1).await;
+    holding.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
     let (admin, dir) = (gateway.admin().to_owned(), gateway.dir().to_owned());
     let mut stop = Process::start(&["stop", "--admin", &admin], &dir, &[]);
     eventually("the gateway drains", async || (gateway.admin_get("/readyz").await.status == 503).then_some(())).await;
@@ -91,7 +91,7 @@ async fn stop_waits_for_the_drain_until_its_timeout() {
     // `stop` waits as long as the call is in flight.
     assert_eq!(stop.try_exit(), None, "{}", stop.stderr());
     gate.open();
-    holding.answer().await.assert_relayed(200, OK);
+    holding.read_response().await.assert_relayed(200, OK);
     assert_eq!(stop.exit_code_within(Duration::from_secs(10)).await, 0, "{}", stop.stderr());
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
 }

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tempfile::tempdir;
 
-use crate::support::answer::Answer;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::process::Process;
 use crate::support::redis::Redis;
+use crate::support::response::Response;
 use crate::support::{eventually, turn, within};
 
 /// Parses the data and admin addresses of all replicas from the output of the demo.
@@ -22,9 +22,9 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
     first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()
 }
 
-async fn send(address: &str, request: Ask) -> Answer {
+async fn send(address: &str, request: TestRequest) -> Response {
     let mut conn = Conn::open(address).await.expect("a listening gateway");
-    within(crate::support::PATIENCE, "an answer", conn.ask(&request)).await
+    within(crate::support::PATIENCE, "a response", conn.request(&request)).await
 }
 
 #[tokio::test]
@@ -42,31 +42,32 @@ async fn replicas_share_cached_pairs_and_stop_cleanly() {
     .await;
     for (_, admin) in &gateways {
         eventually("the replica is connected", async || {
-            let status = send(admin, Ask::new("GET", "/status")).await.json();
+            let status = send(admin, TestRequest::new("GET", "/status")).await.json();
             (status["fleet"]["mode"] == "together").then_some(())
         })
         .await;
     }
-    let check = |directive: &str| Ask::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", directive);
+    let check =
+        |directive: &str| TestRequest::check("alice", &["bob", "carol", "dave"]).header("Cache-Control", directive);
     let first = send(&gateways[0].0, check("no-cache")).await;
-    assert_eq!(first.types(), [3, 2, 1]);
+    assert_eq!(first.follow_types(), [3, 2, 1]);
     for (data, _) in &gateways[1..] {
         // On a busy machine a replica may lose its connection to Redis for a moment.
         let response = eventually("a pair cached by another replica", async || {
             let response = send(data, check("only-if-cached")).await;
             if response.status != 200 {
-                send(&gateways[0].0, check("no-cache")).await.checked();
+                send(&gateways[0].0, check("no-cache")).await.items();
             }
             (response.status == 200).then_some(response)
         })
         .await;
-        assert_eq!(response.types(), [3, 2, 1]);
+        assert_eq!(response.follow_types(), [3, 2, 1]);
     }
     let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
-    assert_eq!(send(&gateways[2].0, Ask::command("follow/follow_delete").body(body)).await.status, 200);
+    assert_eq!(send(&gateways[2].0, TestRequest::command("follow/follow_delete").body(body)).await.status, 200);
     for (data, _) in &gateways {
         eventually("an invalidation by another replica", async || {
-            (send(data, Ask::check("alice", &["bob"])).await.types() == [1]).then_some(())
+            (send(data, TestRequest::check("alice", &["bob"])).await.follow_types() == [1]).then_some(())
         })
         .await;
     }

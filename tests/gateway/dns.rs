@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::hosts::Hosts;
-use crate::support::link::{Link, Weather};
+use crate::support::link::{Link, NetworkState};
 use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 
@@ -60,14 +60,14 @@ async fn one_unreachable_address_of_two_fails_no_request() {
             let chat = site.chat(reachable).await;
             let mut link = Link::at(site.at(unreachable));
             if drops_packets {
-                link.set(Weather::Deaf).await;
+                link.set(NetworkState::DroppingSyn).await;
             }
             let (gateway, _hosts) = site.gateway(&[2, 3]).await;
             for number in 0..3 {
                 let response = gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
                 response.assert_relayed(200, OK);
             }
-            assert_eq!(chat.count(), 3);
+            assert_eq!(chat.call_count(), 3);
         }
     }
 }
@@ -78,17 +78,17 @@ async fn changed_address_is_used_although_the_old_one_answers() {
     let (old, new) = (site.chat(2).await, site.chat(3).await);
     let (gateway, hosts) = site.gateway(&[2]).await;
     let mut conn = gateway.connect().await;
-    conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
-    assert_eq!((old.count(), new.count()), (1, 0));
+    conn.request(&TestRequest::command(WRITE)).await.assert_relayed(200, OK);
+    assert_eq!((old.call_count(), new.call_count()), (1, 0));
     hosts.set(&lines(&[3]));
     let mut calls = 1;
     eventually("calls go to the new address", async || {
         calls += 1;
-        conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
-        (new.count() > 0).then_some(())
+        conn.request(&TestRequest::command(WRITE)).await.assert_relayed(200, OK);
+        (new.call_count() > 0).then_some(())
     })
     .await;
-    assert_eq!(old.count() + new.count(), calls, "a call was lost");
+    assert_eq!(old.call_count() + new.call_count(), calls, "a call was lost");
 }
 
 #[tokio::test]
@@ -97,12 +97,12 @@ async fn failed_dns_lookup_keeps_the_last_known_addresses() {
     let old = site.chat(2).await;
     let (gateway, hosts) = site.gateway(&[2]).await;
     let mut conn = gateway.connect().await;
-    conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
+    conn.request(&TestRequest::command(WRITE)).await.assert_relayed(200, OK);
     hosts.set("");
-    let opened = old.accepted();
+    let opened = old.accepted_connections();
     eventually("new connections are opened without DNS", async || {
-        conn.ask(&Ask::command(WRITE)).await.assert_relayed(200, OK);
-        (old.accepted() > opened + 1).then_some(())
+        conn.request(&TestRequest::command(WRITE)).await.assert_relayed(200, OK);
+        (old.accepted_connections() > opened + 1).then_some(())
     })
     .await;
     assert!(gateway.log().contains("the last good addresses serve on"));
@@ -110,8 +110,8 @@ async fn failed_dns_lookup_keeps_the_last_known_addresses() {
     drop(old);
     hosts.set(&lines(&[3]));
     eventually("calls go to the new address", async || {
-        let response = conn.ask(&Ask::command(WRITE)).await;
-        (response.slug().is_none() && new.count() > 0).then_some(())
+        let response = conn.request(&TestRequest::command(WRITE)).await;
+        (response.slug().is_none() && new.call_count() > 0).then_some(())
     })
     .await;
 }

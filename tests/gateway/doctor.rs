@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use crate::support::app::{MAIN, TestApp};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::eventually;
-use crate::support::gateway::listening;
-use crate::support::process::{Finished, Process};
+use crate::support::gateway::listener_addresses;
+use crate::support::process::{Process, ProcessOutput};
 use crate::support::reply::Reply;
 use crate::support::secrets;
 use crate::support::setup::Setup;
@@ -25,10 +25,11 @@ pub(crate) struct Simulator {
 
 impl Simulator {
     pub(crate) async fn start(setup: &Setup, more: &[&str]) -> Simulator {
-        secrets::remember(HEX_KEY);
+        secrets::add(HEX_KEY);
         let args = [&["sandbox", "--listen", "127.0.0.1:0"][..], more].concat();
         let process = Process::start(&args, setup.dir(), &[("CHATGATE_SANDBOX_KEY", HEX_KEY)]);
-        let address = eventually("the simulator listens", async || listening(&process.stderr(), "sandbox").pop()).await;
+        let address =
+            eventually("the simulator listens", async || listener_addresses(&process.stderr(), "sandbox").pop()).await;
         Simulator { _process: process, address }
     }
 
@@ -41,14 +42,14 @@ impl Simulator {
     /// Calls the control API without a reset.
     pub(crate) async fn control(&self, name: &str, body: &str) {
         let mut conn = Conn::open(&self.address).await.expect("a listening simulator");
-        let response = conn.ask(&Ask::post(&format!("/__sandbox/{name}")).body(body)).await;
+        let response = conn.request(&TestRequest::post(&format!("/__sandbox/{name}")).body(body)).await;
         assert_eq!(response.status, 200, "{}", response.text());
     }
 
     /// Returns the calls that the simulator has received.
     pub(crate) async fn journal(&self) -> Value {
         let mut conn = Conn::open(&self.address).await.expect("a listening simulator");
-        conn.ask(&Ask::new("GET", "/__sandbox/journal")).await.json()
+        conn.request(&TestRequest::new("GET", "/__sandbox/journal")).await.json()
     }
 
     pub(crate) fn app_lines(&self) -> String {
@@ -83,7 +84,7 @@ async fn doctor_json(setup: &Setup) -> (i32, Value) {
     (outcome.code, json)
 }
 
-async fn run(setup: &Setup, more: &[&str]) -> Finished {
+async fn run(setup: &Setup, more: &[&str]) -> ProcessOutput {
     let file = setup.write();
     let outcome =
         Process::run(&[&["doctor", "--config", &*file.to_string_lossy()], more].concat(), setup.dir(), &[]).await;
@@ -121,11 +122,11 @@ async fn healthy_app_passes_and_unusual_key_gets_a_remark() {
     }
     // A key in another format is not an error if Chat accepts it.
     let chat = FakeChat::start().await;
-    chat.always(Reply::json(r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#));
+    chat.reply_always(Reply::json(r#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#));
     let unusual = Setup::new(&chat);
     let (code, json) = doctor(&unusual).await;
     assert_eq!((code, status(&json, "key")), (0, vec!["remark"]), "{json:#}");
-    assert_eq!(chat.count(), 2, "one call per run");
+    assert_eq!(chat.call_count(), 2, "one call per run");
 }
 
 #[tokio::test]
@@ -171,7 +172,7 @@ async fn malformed_key_is_distinguished_from_key_of_another_app() {
         (format!("\u{feff}{HEX_KEY}"), 11, "key_has_blanks"),
         (HEX_KEY[1..].to_owned(), 12, "key_is_unusual"),
     ] {
-        secrets::remember(&key);
+        secrets::add(&key);
         setup.file("main.key", &key);
         assert_cause(&setup, code, &[word]).await;
     }
@@ -213,7 +214,7 @@ async fn clock_skew_is_reported_even_if_the_gateway_compensates() {
 async fn non_chat_server_is_distinguished_from_missing_response() {
     let setup = Setup::without_apps();
     let simulator = Simulator::start(&setup, &[]).await;
-    let setup = setup.app(HEX, &simulator.app_lines()).deadline("500ms");
+    let setup = setup.app(HEX, &simulator.app_lines()).timeout("500ms");
     for (fault, code, word) in [
         (r#"{"status":407,"share":1}"#, 26, "not_chat"),
         (r#"{"status":200,"share":1}"#, 26, "not_chat"),
@@ -275,7 +276,7 @@ async fn tls_errors_map_to_causes_and_exit_codes() {
         let file = setup.file("ca.pem", &ca.pem());
         let setup = setup.app(HEX, &format!("{}\nca_file = '{}'", chat.app_lines(), file.display()));
         assert_cause(&setup, code, &[word]).await;
-        assert_eq!(chat.count(), 0, "no call was sent");
+        assert_eq!(chat.call_count(), 0, "no call was sent");
     }
     let plain = Simulator::start(&setup, &[]).await;
     assert_cause(&Setup::without_apps().app(HEX, &format!("endpoint = \"https://{}\"", plain.address)), 25, &["tls"])

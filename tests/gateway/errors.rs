@@ -1,33 +1,33 @@
 //! Rejections by the gateway: status, slug, code and format of each, and no call to Chat.
 
-use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, check_body};
+use crate::support::client::{TestRequest, check_body};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
+use crate::support::response::Response;
 use crate::support::setup::{Setup, gateway};
 
 /// Asserts that no rejected request reached Chat, and that a valid request still does.
 async fn still_works(gateway: &Gateway, chat: &FakeChat, calls_before: usize) {
-    assert_eq!(chat.count(), calls_before, "a rejected request reached Chat: {:?}", chat.calls());
+    assert_eq!(chat.call_count(), calls_before, "a rejected request reached Chat: {:?}", chat.calls());
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
-    assert_eq!(chat.count(), calls_before + 1);
+    assert_eq!(chat.call_count(), calls_before + 1);
 }
 
 /// Sends each request on its own connection, and asserts that it is rejected with this error and causes no call.
 async fn all_rejected(
     chat: &FakeChat,
     gateway: &Gateway,
-    requests: Vec<Ask>,
+    requests: Vec<TestRequest>,
     (status, slug, code): (u16, &str, i64),
-) -> Vec<Answer> {
-    let before = chat.count();
+) -> Vec<Response> {
+    let before = chat.call_count();
     let mut responses = Vec::new();
     for request in requests {
         let bytes = request.bytes();
         eprintln!("{}", String::from_utf8_lossy(&bytes[..bytes.len().min(300)]));
-        let response = gateway.ask(request).await;
+        let response = gateway.send(request).await;
         response.assert_error(status, slug, code);
         responses.push(response);
     }
@@ -63,7 +63,7 @@ async fn body_must_be_a_json_object_in_utf8() {
         b"{\"a\":\"line\nfeed\"}",
     ];
     for command in ["openim/querystate", "follow/follow_check", "follow/follow_add"] {
-        let requests = bodies.iter().map(|body| Ask::command(command).body(body)).collect();
+        let requests = bodies.iter().map(|body| TestRequest::command(command).body(body)).collect();
         all_rejected(&chat, &gateway, requests, BAD_JSON).await;
     }
 }
@@ -78,7 +78,7 @@ async fn repeated_members_are_rejected_in_every_spelling() {
         r#"{"From_Account":"a","To_Account":["b"],"\u0054o_Account":["c"]}"#,
         r#"{"To_Account":["b"],"To_Account":["b"],"From_Account":"a"}"#,
     ];
-    let requests = bodies.map(|body| Ask::command("follow/follow_check").body(body)).into();
+    let requests = bodies.map(|body| TestRequest::command("follow/follow_check").body(body)).into();
     all_rejected(&chat, &gateway, requests, BAD_JSON).await;
 }
 
@@ -94,16 +94,16 @@ async fn deep_nesting_is_rejected_or_relayed_without_a_crash() {
         if response.slug().is_some() {
             assert_eq!(response.status, 400, "{response:?}");
         } else {
-            response.assert_relayed(200, chat_answer(command));
+            response.assert_relayed(200, chat_response(command));
             assert_ne!(command, "follow/follow_check");
         }
     }
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
 }
 
-fn chat_answer(command: &str) -> String {
+fn chat_response(command: &str) -> String {
     match command {
-        "follow/follow_add" => crate::support::graph::Graph::default().answer(MAIN.sdkappid, command, b"{}"),
+        "follow/follow_add" => crate::support::graph::Graph::default().respond(MAIN.sdkappid, command, b"{}"),
         _ => OK.to_owned(),
     }
 }
@@ -143,7 +143,7 @@ async fn invalid_follow_check_fields_are_rejected() {
     bodies.push(check_body("a", &[wide.as_str()]));
     bodies.push(check_body("a", &too_many));
     bodies.push(check_body("a", &repeated));
-    let requests = bodies.iter().map(|body| Ask::command("follow/follow_check").body(body)).collect();
+    let requests = bodies.iter().map(|body| TestRequest::command("follow/follow_check").body(body)).collect();
     all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
@@ -153,7 +153,7 @@ async fn unknown_query_parameters_are_rejected() {
     let gateway = gateway(&chat).await;
     let queries =
         ["x=1", "x", "debug=", "sdk_appid=1", "random=1&y=2", "usersig2=a", "%75sersig2=a", "callback=f", "=", "=1"];
-    let requests = queries.iter().map(|query| Ask::post(&format!("/v4/openim/querystate?{query}"))).collect();
+    let requests = queries.iter().map(|query| TestRequest::post(&format!("/v4/openim/querystate?{query}"))).collect();
     all_rejected(&chat, &gateway, requests, BAD_PARAMETER).await;
 }
 
@@ -161,7 +161,7 @@ async fn unknown_query_parameters_are_rejected() {
 async fn browser_requests_are_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let request = || Ask::command("openim/querystate");
+    let request = || TestRequest::command("openim/querystate");
     let requests = vec![
         request().header("Origin", "https://evil.example"),
         request().header("Origin", "null"),
@@ -180,7 +180,7 @@ async fn browser_requests_are_rejected() {
 async fn foreign_host_headers_are_rejected_unless_listed() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"hosts = ["chat.internal"]"#).start().await;
-    let request = |host: &str| Ask::command("openim/querystate").host(host);
+    let request = |host: &str| TestRequest::command("openim/querystate").host(host);
     let foreign = [
         "evil.example",
         "localhost.evil.example",
@@ -204,7 +204,7 @@ async fn foreign_host_headers_are_rejected_unless_listed() {
         "Chat.Internal:8700",
         address.as_str(),
     ] {
-        gateway.ask(request(own)).await.assert_relayed(200, OK);
+        gateway.send(request(own)).await.assert_relayed(200, OK);
     }
 }
 
@@ -222,8 +222,8 @@ async fn commands_outside_the_allow_list_are_rejected() {
         "openimX/y",
         "follow/follow_check2",
     ];
-    all_rejected(&chat, &gateway, disallowed.map(Ask::command).into(), FORBIDDEN).await;
-    gateway.check("a", &["b"]).await.checked();
+    all_rejected(&chat, &gateway, disallowed.map(TestRequest::command).into(), FORBIDDEN).await;
+    gateway.check("a", &["b"]).await.items();
     gateway.call("openim/anything_at_all", "{}").await.assert_relayed(200, OK);
 }
 
@@ -231,19 +231,19 @@ async fn commands_outside_the_allow_list_are_rejected() {
 async fn default_allow_list_permits_only_follow_check() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).unset("access", "allow").start().await;
-    gateway.check("a", &["b"]).await.checked();
-    let before = chat.count();
+    gateway.check("a", &["b"]).await.items();
+    let before = chat.call_count();
     for command in ["follow/follow_add", "openim/querystate", "im_open_login_svc/account_check"] {
-        gateway.ask(Ask::command(command)).await.assert_error(403, "forbidden", 129_403);
+        gateway.send(TestRequest::command(command)).await.assert_error(403, "forbidden", 129_403);
     }
-    assert_eq!(chat.count(), before);
+    assert_eq!(chat.call_count(), before);
 }
 
 #[tokio::test]
 async fn require_header_rejects_requests_without_the_chatgate_header() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("access", "require_header = true").start().await;
-    let request = || Ask::command("openim/querystate");
+    let request = || TestRequest::command("openim/querystate");
     for rejected in [
         request(),
         request().header("Chatgate", "0"),
@@ -251,10 +251,10 @@ async fn require_header_rejects_requests_without_the_chatgate_header() {
         request().header("Chatgate-App", "main"),
         request().header("Chatgate", "1").header("Chatgate", "0"),
     ] {
-        gateway.ask(rejected).await.assert_error(403, "forbidden", 129_403);
+        gateway.send(rejected).await.assert_error(403, "forbidden", 129_403);
     }
-    assert_eq!(chat.count(), 0);
-    gateway.ask(request().header("Chatgate", "1")).await.assert_relayed(200, OK);
+    assert_eq!(chat.call_count(), 0);
+    gateway.send(request().header("Chatgate", "1")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -307,7 +307,7 @@ async fn path_must_match_a_command_exactly() {
         &long_service,
         &long_command,
     ];
-    all_rejected(&chat, &gateway, paths.map(Ask::post).into(), NOT_FOUND).await;
+    all_rejected(&chat, &gateway, paths.map(TestRequest::post).into(), NOT_FOUND).await;
 }
 
 #[tokio::test]
@@ -315,13 +315,13 @@ async fn unconfigured_app_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let requests = vec![
-        Ask::post("/apps/other/v4/openim/querystate"),
-        Ask::post("/apps/main2/v4/openim/querystate"),
-        Ask::command("openim/querystate").header("Chatgate-App", "other"),
-        Ask::command("openim/querystate").header("Chatgate-App", ""),
-        Ask::post("/v4/openim/querystate?sdkappid=1400000002"),
-        Ask::post("/v4/openim/querystate?sdkappid=0"),
-        Ask::post("/v4/openim/querystate?sdkappid="),
+        TestRequest::post("/apps/other/v4/openim/querystate"),
+        TestRequest::post("/apps/main2/v4/openim/querystate"),
+        TestRequest::command("openim/querystate").header("Chatgate-App", "other"),
+        TestRequest::command("openim/querystate").header("Chatgate-App", ""),
+        TestRequest::post("/v4/openim/querystate?sdkappid=1400000002"),
+        TestRequest::post("/v4/openim/querystate?sdkappid=0"),
+        TestRequest::post("/v4/openim/querystate?sdkappid="),
     ];
     all_rejected(&chat, &gateway, requests, (404, "unknown_app", 129_404)).await;
 }
@@ -331,26 +331,26 @@ async fn methods_other_than_post_are_rejected_with_allow_header() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "POSTX", "post", "PROPFIND"];
-    let requests = methods.map(|method| Ask::new(method, "/v4/openim/querystate").body("{}")).into();
+    let requests = methods.map(|method| TestRequest::new(method, "/v4/openim/querystate").body("{}")).into();
     for response in all_rejected(&chat, &gateway, requests, (405, "method_not_allowed", 60002)).await {
         assert_eq!(response.header("allow"), Some("POST"));
     }
-    let head = gateway.ask(Ask::new("HEAD", "/v4/openim/querystate")).await;
+    let head = gateway.send(TestRequest::new("HEAD", "/v4/openim/querystate")).await;
     assert_eq!((head.status, head.slug(), head.header("allow")), (405, Some("method_not_allowed"), Some("POST")));
-    assert!(chat.count() == 1, "only the valid request after them");
+    assert!(chat.call_count() == 1, "only the valid request after them");
 }
 
 #[tokio::test]
 async fn encoded_body_is_rejected() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let request = |coding: &str| Ask::command("openim/querystate").header("Content-Encoding", coding);
+    let request = |coding: &str| TestRequest::command("openim/querystate").header("Content-Encoding", coding);
     let codings = ["gzip", "deflate", "br", "zstd", "identity, gzip", "x-odd"];
     all_rejected(&chat, &gateway, codings.map(request).into(), (415, "unsupported_encoding", 129_415)).await;
     let repeated =
         [("identity", "gzip"), ("gzip", "identity")].map(|(one, two)| request(one).header("Content-Encoding", two));
     all_rejected(&chat, &gateway, repeated.into(), (415, "unsupported_encoding", 129_415)).await;
-    gateway.ask(request("identity")).await.assert_relayed(200, OK);
+    gateway.send(request("identity")).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -359,18 +359,18 @@ async fn first_failing_check_determines_the_error() {
     let setup = Setup::new(&chat).app(OTHER, &format!("{}\ndefault = true", chat.app_lines()));
     let gateway = setup.set("access", r#"allow = ["openim/*"]"#).start().await;
     // Host and Origin, path, method, query, app, access, body: each row also fails every later check.
-    let all_wrong = Ask::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
+    let all_wrong = TestRequest::new("GET", "/nowhere?x=1&sdkappid=9").header("Chatgate-App", "none").body("[");
     let rows = [
         (all_wrong.clone().header("Origin", "null"), FORBIDDEN),
         (all_wrong.clone(), NOT_FOUND),
         (all_wrong.target("/v4/follow/follow_add?x=1"), (405, "method_not_allowed", 60002)),
-        (Ask::post("/v4/follow/follow_add?x=1&sdkappid=9").body("["), BAD_PARAMETER),
-        (Ask::post("/v4/follow/follow_add?sdkappid=9").body("["), (404, "unknown_app", 129_404)),
-        (Ask::post("/v4/follow/follow_add").body("["), FORBIDDEN),
-        (Ask::post("/v4/openim/sendmsg").body("["), BAD_JSON),
+        (TestRequest::post("/v4/follow/follow_add?x=1&sdkappid=9").body("["), BAD_PARAMETER),
+        (TestRequest::post("/v4/follow/follow_add?sdkappid=9").body("["), (404, "unknown_app", 129_404)),
+        (TestRequest::post("/v4/follow/follow_add").body("["), FORBIDDEN),
+        (TestRequest::post("/v4/openim/sendmsg").body("["), BAD_JSON),
     ];
     for (request, (status, slug, code)) in rows {
-        gateway.ask(request).await.assert_error(status, slug, code);
+        gateway.send(request).await.assert_error(status, slug, code);
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
 }

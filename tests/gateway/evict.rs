@@ -2,12 +2,12 @@
 //!
 //! The ttl is one hour, so a pair that is no longer cached was evicted.
 
-use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::reply::{Gate, Reply};
+use crate::support::response::Response;
 use crate::support::setup::Setup;
 
 async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
@@ -16,19 +16,19 @@ async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
     setup.set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#).start().await
 }
 
-async fn admin_action(gateway: &Gateway, request: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await
+async fn admin_action(gateway: &Gateway, request: TestRequest) -> Response {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
 }
 
-async fn evict(gateway: &Gateway, body: &str) -> Answer {
-    admin_action(gateway, Ask::post("/cache/evict").body(body)).await
+async fn evict(gateway: &Gateway, body: &str) -> Response {
+    admin_action(gateway, TestRequest::post("/cache/evict").body(body)).await
 }
 
 /// Fills the cache of both apps with three pairs: ann and bob, ann and cyd, dan and bob.
 async fn fill_cache(gateway: &Gateway) {
     for app in [MAIN, OTHER] {
-        gateway.ask(Ask::check("ann", &["bob", "cyd"]).header("Chatgate-App", app.name)).await.checked();
-        gateway.ask(Ask::check("bob", &["dan"]).header("Chatgate-App", app.name)).await.checked();
+        gateway.send(TestRequest::check("ann", &["bob", "cyd"]).header("Chatgate-App", app.name)).await.items();
+        gateway.send(TestRequest::check("bob", &["dan"]).header("Chatgate-App", app.name)).await.items();
     }
     assert_eq!(cached_pairs(gateway).await, [true; 6]);
 }
@@ -39,8 +39,8 @@ async fn cached_pairs(gateway: &Gateway) -> [bool; 6] {
     let pairs = [("bob", "ann"), ("ann", "cyd"), ("dan", "bob")];
     for (at, (app, (from, to))) in [MAIN, OTHER].iter().flat_map(|app| pairs.map(|pair| (app, pair))).enumerate() {
         let request =
-            Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
-        let response = gateway.ask(request).await;
+            TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
+        let response = gateway.send(request).await;
         assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
         cached[at] = response.status == 200;
     }
@@ -63,12 +63,12 @@ async fn evict_drops_pairs_a_user_or_a_whole_app() {
         ("{}", "all", [f, f, f, t, t, t]),
     ] {
         fill_cache(&gateway).await;
-        let calls = chat.count();
+        let calls = chat.call_count();
         let response = evict(&gateway, body).await;
         assert_eq!((response.status, response.json()), (200, serde_json::json!({"evicted": evicted})), "{body}");
         assert_eq!(response.header("content-type"), Some("application/json"));
         assert_eq!(cached_pairs(&gateway).await, left, "{body}");
-        assert_eq!(chat.count(), calls, "no call to Chat");
+        assert_eq!(chat.call_count(), calls, "no call to Chat");
     }
 }
 
@@ -80,21 +80,21 @@ async fn eviction_discards_the_result_of_an_in_flight_lookup() {
         chat.graph().unfollow(MAIN.sdkappid, "ann", "bob");
         assert_eq!(evict(&gateway, "{}").await.status, 200);
         let gate = Gate::closed();
-        chat.once(Reply::model().held(&gate));
-        let before = chat.count();
+        chat.reply_once(Reply::from_graph().after(&gate));
+        let before = chat.call_count();
         let mut lookup = gateway.connect().await;
-        lookup.send(Ask::check("ann", &["bob"]).bytes()).await;
-        chat.seen(before + 1).await;
+        lookup.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+        chat.wait_for_calls(before + 1).await;
         chat.follow("ann", "bob");
         assert_eq!(evict(&gateway, body).await.status, 200);
         assert_eq!(
-            gateway.check("ann", &["bob"]).await.types(),
+            gateway.check("ann", &["bob"]).await.follow_types(),
             [2],
             "{body}: a new check must not join the old lookup"
         );
         gate.open();
-        assert_eq!(lookup.answer().await.types(), [2], "{body}: the lookup that was in flight");
-        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "{body}: the cached pair");
+        assert_eq!(lookup.read_response().await.follow_types(), [2], "{body}: the lookup that was in flight");
+        assert_eq!(gateway.check("bob", &["ann"]).await.follow_types(), [1], "{body}: the cached pair");
     }
 }
 
@@ -117,7 +117,7 @@ async fn invalid_evict_requests_are_rejected_and_evict_nothing() {
         (r#"{"App":"main","To_Account":["bob"]}"#, 400, "bad_parameter"),
         (r#"{"App":"main","From_Account":"ann","To_Account":[]}"#, 400, "bad_parameter"),
         (r#"{"App":"main","From_Account":""}"#, 400, "bad_parameter"),
-        (r#"{"App":"nobody","From_Account":"ann"}"#, 404, "unknown_app"),
+        (r#"{"App":"unknown","From_Account":"ann"}"#, 404, "unknown_app"),
         (r#"{"App":"","From_Account":"ann"}"#, 404, "unknown_app"),
         ("{}", 404, "unknown_app"),
         (&large, 413, "body_too_large"),
@@ -134,7 +134,7 @@ async fn evict_rejects_browsers_and_other_methods() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat, true).await;
     fill_cache(&gateway).await;
-    let valid = Ask::post("/cache/evict");
+    let valid = TestRequest::post("/cache/evict");
     for request in [
         valid.clone().host("evil.example"),
         valid.clone().header("Origin", "http://localhost"),
@@ -143,16 +143,16 @@ async fn evict_rejects_browsers_and_other_methods() {
         assert_eq!(admin_action(&gateway, request).await.status, 403);
     }
     for method in ["GET", "PUT", "DELETE"] {
-        let response = admin_action(&gateway, Ask::new(method, "/cache/evict")).await;
+        let response = admin_action(&gateway, TestRequest::new(method, "/cache/evict")).await;
         assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
     }
     assert_eq!(admin_action(&gateway, valid.clone().target("/cache/evict/")).await.status, 404);
-    assert_eq!(gateway.ask(valid.clone()).await.status, 404, "the data listener has no admin actions");
+    assert_eq!(gateway.send(valid.clone()).await.status, 404, "the data listener has no admin actions");
     assert_eq!(cached_pairs(&gateway).await, [true; 6]);
     // Several requests on one connection, with bodies.
     let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
     for _ in 0..3 {
-        assert_eq!(conn.ask(&valid).await.status, 200);
+        assert_eq!(conn.request(&valid).await.status, 200);
     }
     assert_eq!(cached_pairs(&gateway).await, [false, false, false, true, true, true]);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::setup::Setup;
@@ -22,11 +22,11 @@ fn limit_files(gateway: &Gateway, limit: Rlimit) {
 
 #[tokio::test]
 async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let mut held = gateway.connect().await;
-    held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    held.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     // A child inherits the limits of its parent.
     let before = getrlimit(Resource::Nofile);
     limit_files(&gateway, Rlimit { current: Some(48), ..before });
@@ -34,17 +34,17 @@ async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
     let mut waiting = Vec::new();
     for _ in 0..100 {
         let mut conn = gateway.connect().await;
-        conn.send(Ask::command("no/such/path").bytes()).await;
+        conn.send(TestRequest::command("no/such/path").bytes()).await;
         waiting.push(conn);
     }
     eventually("an accept fails", async || gateway.log().contains("cannot accept a connection").then_some(())).await;
     for _ in 0..20 {
-        held.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        held.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
     // One tick is 10 ms. A busy loop would use 100 ticks per second; with the pauses between attempts, few are used.
-    let (started, ticks) = (now(), gateway.ticks());
+    let (started, ticks) = (now(), gateway.cpu_ticks());
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (elapsed, used) = (started.elapsed(), gateway.ticks() - ticks);
+    let (elapsed, used) = (started.elapsed(), gateway.cpu_ticks() - ticks);
     assert!(used < 30, "{used} ticks in {elapsed:?}");
     let lines = gateway.log().matches("cannot accept a connection").count();
     assert!(lines < 200, "{lines} lines");
@@ -52,7 +52,7 @@ async fn exhausted_descriptors_keep_connections_served_without_a_busy_loop() {
     // After the limit is raised, connections in the backlog are served, and so is a new one.
     limit_files(&gateway, before);
     for conn in &mut waiting {
-        conn.answer().await.assert_error(404, "not_found", 60009);
+        conn.read_response().await.assert_error(404, "not_found", 60009);
     }
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     assert_eq!(gateway.admin_get("/livez").await.status, 200);
@@ -77,10 +77,10 @@ async fn requests_are_served_when_the_log_cannot_be_written() {
         .expect("the binary starts");
     let mut conn = eventually("the gateway listens", async || Conn::open(&data).await.ok()).await;
     for _ in 0..50 {
-        conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
     let mut operator = eventually("the gateway listens", async || Conn::open(&admin).await.ok()).await;
-    assert_eq!(operator.ask(&Ask::new("GET", "/metrics")).await.status, 200);
+    assert_eq!(operator.request(&TestRequest::new("GET", "/metrics")).await.status, 200);
     let line = format!("kill -s TERM {}", child.id());
     assert!(std::process::Command::new("sh").args(["-c", &line]).status().expect("a shell").success());
     let code = eventually("the gateway exits", async || child.try_wait().expect("a child process")).await;

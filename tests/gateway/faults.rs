@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use crate::support::graph::OK;
-use crate::support::link::Weather;
-use crate::support::reply::{Reply, What};
+use crate::support::link::NetworkState;
+use crate::support::reply::{Reply, ReplyKind};
 use crate::support::tls::Ca;
-use crate::support::trial::{Trial, weather};
+use crate::support::trial::{FaultTrial, run};
 
 const UNREACHABLE: &str = "upstream_unreachable";
 const TIMEOUT: &str = "upstream_timeout";
@@ -17,84 +17,85 @@ const INVALID: &str = "upstream_invalid";
 
 #[tokio::test]
 async fn refused_connections_make_upstream_unreachable() {
-    let (trial, outcome) = weather("refused", Weather::Closed).await;
-    outcome.writes_only(&[UNREACHABLE]);
-    outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
-    assert!(trial.chat.accepted() > 0);
+    let (trial, outcome) = run("refused", NetworkState::Refusing).await;
+    outcome.assert_writes_only(&[UNREACHABLE]);
+    outcome.assert_reads_only(&[UNREACHABLE, TIMEOUT]);
+    assert!(trial.chat.accepted_connections() > 0);
 }
 
 #[tokio::test]
 async fn dropped_connection_attempts_make_upstream_unreachable() {
-    let (_, outcome) = weather("connecting hangs", Weather::Deaf).await;
-    outcome.writes_only(&[UNREACHABLE]);
-    outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
+    let (_, outcome) = run("connecting hangs", NetworkState::DroppingSyn).await;
+    outcome.assert_writes_only(&[UNREACHABLE]);
+    outcome.assert_reads_only(&[UNREACHABLE, TIMEOUT]);
 }
 
 #[tokio::test]
 async fn silent_connections_time_out() {
-    let (_, outcome) = weather("black hole", Weather::Silent).await;
-    outcome.only(&[TIMEOUT]);
+    let (_, outcome) = run("black hole", NetworkState::Stalled).await;
+    outcome.assert_only(&[TIMEOUT]);
 }
 
 #[tokio::test]
 async fn lost_responses_time_out() {
-    let (trial, outcome) = weather("responses lost", Weather::Mute).await;
-    outcome.only(&[TIMEOUT]);
-    assert!(trial.chat.count() > 5, "the requests did reach Chat");
+    let (trial, outcome) = run("responses lost", NetworkState::ResponsesStalled).await;
+    outcome.assert_only(&[TIMEOUT]);
+    assert!(trial.chat.call_count() > 5, "the requests did reach Chat");
 }
 
 #[tokio::test]
 async fn reset_requests_make_upstream_unreachable() {
-    let (_, outcome) = weather("reset on sending", Weather::Cutting).await;
-    outcome.only(&[UNREACHABLE]);
+    let (_, outcome) = run("reset on sending", NetworkState::Resetting).await;
+    outcome.assert_only(&[UNREACHABLE]);
 }
 
 #[tokio::test]
 async fn reset_responses_make_upstream_unreachable() {
-    let (_, outcome) = weather("reset on response", Weather::CuttingAnswers).await;
-    outcome.only(&[UNREACHABLE]);
+    let (_, outcome) = run("reset on response", NetworkState::ResettingResponses).await;
+    outcome.assert_only(&[UNREACHABLE]);
 }
 
 #[tokio::test]
 async fn short_delays_fail_no_request() {
-    let (_, outcome) = weather("delay", Weather::Late(Duration::from_millis(60))).await;
-    outcome.only(&["ok"]);
+    let (_, outcome) = run("delay", NetworkState::Delayed(Duration::from_millis(60))).await;
+    outcome.assert_only(&["ok"]);
 }
 
 #[tokio::test]
 async fn delays_beyond_the_deadline_time_out() {
-    let (_, outcome) = weather("delay beyond the deadline", Weather::Late(Duration::from_secs(3))).await;
-    outcome.only(&[TIMEOUT]);
+    let (_, outcome) = run("delay beyond the deadline", NetworkState::Delayed(Duration::from_secs(3))).await;
+    outcome.assert_only(&[TIMEOUT]);
 }
 
 #[tokio::test]
 async fn slow_response_within_the_deadline_is_accepted() {
-    let (_, outcome) = weather("slow response", Weather::Drip(Duration::ZERO)).await;
-    outcome.only(&["ok"]);
+    let (_, outcome) = run("slow response", NetworkState::ByteByByte(Duration::ZERO)).await;
+    outcome.assert_only(&["ok"]);
 }
 
 #[tokio::test]
 async fn slow_response_beyond_the_deadline_times_out() {
-    let (_, outcome) = weather("slow response beyond the deadline", Weather::Drip(Duration::from_millis(25))).await;
-    outcome.only(&[TIMEOUT]);
+    let (_, outcome) =
+        run("slow response beyond the deadline", NetworkState::ByteByByte(Duration::from_millis(25))).await;
+    outcome.assert_only(&[TIMEOUT]);
 }
 
 #[tokio::test]
 async fn reset_idle_connections_fail_no_read() {
-    let trial = Trial::start().await;
+    let trial = FaultTrial::start().await;
     for _ in 0..5 {
         trial.link.reset_all();
-        let outcome = trial.strain("idle connections reset").await;
+        let outcome = trial.run_requests("idle connections reset").await;
         // A write that was being sent during the reset is not retried.
-        outcome.writes_only(&["ok", UNREACHABLE]);
-        outcome.reads_only(&["ok"]);
+        outcome.assert_writes_only(&["ok", UNREACHABLE]);
+        outcome.assert_reads_only(&["ok"]);
     }
-    trial.recovers("idle connections reset").await;
+    trial.wait_for_recovery("idle connections reset").await;
 }
 
 #[tokio::test]
 async fn broken_responses_are_invalid_or_unreachable_and_recover() {
-    let trial = Trial::start().await;
+    let trial = FaultTrial::start().await;
     let headers = |length: usize| {
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
     };
@@ -108,7 +109,7 @@ async fn broken_responses_are_invalid_or_unreachable_and_recover() {
         ("truncated body", Reply::bytes(format!("{}{}", headers(OK.len()), &OK[..20])), &[UNREACHABLE]),
         (
             "truncated body, reset",
-            What::Reset(format!("{}{}", headers(OK.len()), &OK[..20]).into()).into(),
+            ReplyKind::Reset(format!("{}{}", headers(OK.len()), &OK[..20]).into()).into(),
             &[UNREACHABLE],
         ),
         ("garbage", Reply::bytes(noise), &[INVALID]),
@@ -131,17 +132,17 @@ async fn broken_responses_are_invalid_or_unreachable_and_recover() {
         ("503, empty", Reply::typed(503, "text/plain", ""), &[INVALID]),
     ];
     for (name, reply, slugs) in faults {
-        trial.chat.always(reply);
-        trial.strain(name).await.only(slugs);
-        trial.chat.no_script();
-        trial.recovers(name).await;
+        trial.chat.reply_always(reply);
+        trial.run_requests(name).await.assert_only(slugs);
+        trial.chat.clear_script();
+        trial.wait_for_recovery(name).await;
     }
 }
 
 #[tokio::test]
 async fn bad_certificate_blocks_calls_until_it_is_replaced() {
     let (ca, other_ca) = (Ca::new(), Ca::new());
-    let trial = Trial::start_tls(ca.acceptor("localhost"), &ca.pem()).await;
+    let trial = FaultTrial::start_tls(ca.acceptor("localhost"), &ca.pem()).await;
     let faults = [
         ("certificate of another CA", other_ca.acceptor("localhost")),
         ("expired certificate", ca.expired_acceptor("localhost")),
@@ -149,14 +150,14 @@ async fn bad_certificate_blocks_calls_until_it_is_replaced() {
         ("certificate for another name", ca.acceptor("console.tim.qq.com")),
     ];
     for (name, acceptor) in faults {
-        let before = trial.chat.count();
-        trial.chat.show(acceptor);
+        let before = trial.chat.call_count();
+        trial.chat.set_certificate(acceptor);
         trial.link.reset_all();
-        let outcome = trial.strain(name).await;
-        outcome.writes_only(&[UNREACHABLE]);
-        outcome.reads_only(&[UNREACHABLE, TIMEOUT]);
-        assert_eq!(trial.chat.count(), before, "{name}: Chat received a request");
-        trial.chat.show(ca.acceptor("localhost"));
-        trial.recovers(name).await;
+        let outcome = trial.run_requests(name).await;
+        outcome.assert_writes_only(&[UNREACHABLE]);
+        outcome.assert_reads_only(&[UNREACHABLE, TIMEOUT]);
+        assert_eq!(trial.chat.call_count(), before, "{name}: Chat received a request");
+        trial.chat.set_certificate(ca.acceptor("localhost"));
+        trial.wait_for_recovery(name).await;
     }
 }

@@ -3,16 +3,16 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::quota::{a_second, all_sound, most_in, press, used};
+use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, min_rate, one_second_window, send_from_callers};
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
+use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
 use crate::support::hook;
 use crate::support::redis::Redis;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
-use crate::support::stalls::Stalls;
 use crate::support::{eventually, now, turn};
 
 /// Returns the setup of a replica. Its cached pairs do not expire within a test.
@@ -45,7 +45,7 @@ pub(crate) async fn cause(gateway: &Gateway) -> String {
 
 /// Whether the replica answers the pair from its cache or from Redis, without a call to Chat.
 pub(crate) async fn has_cached(gateway: &Gateway, from: &str, to: &str) -> bool {
-    let response = gateway.ask(Ask::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
+    let response = gateway.send(TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached")).await;
     assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
     response.status == 200
 }
@@ -54,7 +54,7 @@ pub(crate) async fn has_cached(gateway: &Gateway, from: &str, to: &str) -> bool 
 /// then it shares nothing.
 pub(crate) async fn await_shared_pair(one: &Gateway, two: &Gateway, from: &str, to: &str) {
     eventually("a pair cached by another replica", async || {
-        one.ask(Ask::check(from, &[to]).header("Cache-Control", "no-cache")).await.checked();
+        one.send(TestRequest::check(from, &[to]).header("Cache-Control", "no-cache")).await.items();
         has_cached(two, from, to).await.then_some(())
     })
     .await;
@@ -69,19 +69,19 @@ async fn replicas_share_cached_pairs() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     chat.follow("ann", "bob");
     let one = replica(setup(&chat, redis.address())).await;
-    assert_eq!(one.check("ann", &["bob", "cyd"]).await.types(), [2, 0]);
+    assert_eq!(one.check("ann", &["bob", "cyd"]).await.follow_types(), [2, 0]);
     let two = replica(setup(&chat, redis.address())).await;
     await_shared_pair(&one, &two, "ann", "bob").await;
     await_shared_pair(&one, &two, "ann", "cyd").await;
-    let calls = chat.count();
+    let calls = chat.call_count();
     let response = two.check("ann", &["bob", "cyd"]).await;
-    assert_eq!((response.types(), response.cache().counts()), (vec![2, 0], (2, 0, 0)));
-    assert_eq!(two.check("bob", &["ann"]).await.types(), [1], "the flipped pair");
-    assert_eq!(chat.count(), calls, "no call to Chat");
+    assert_eq!((response.follow_types(), response.cache_status().counts()), (vec![2, 0], (2, 0, 0)));
+    assert_eq!(two.check("bob", &["ann"]).await.follow_types(), [1], "the flipped pair");
+    assert_eq!(chat.call_count(), calls, "no call to Chat");
     // `no-cache` bypasses the shared pairs.
     let three = replica(setup(&chat, redis.address())).await;
-    three.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
-    assert_eq!(chat.count(), calls + 1);
+    three.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
+    assert_eq!(chat.call_count(), calls + 1);
 }
 
 /// The age of a pair counts from its lookup, no matter which replica made it.
@@ -96,14 +96,14 @@ async fn shared_pairs_keep_their_age_across_replicas() {
         .await;
     // This replica starts long after the lookup.
     let two = replica(setup(&chat, redis.address())).await;
-    let aged = |age: &str| Ask::check("ann", &["bob"]).header("Cache-Control", age);
-    let response = two.ask(aged("only-if-cached")).await;
+    let aged = |age: &str| TestRequest::check("ann", &["bob"]).header("Cache-Control", age);
+    let response = two.send(aged("only-if-cached")).await;
     if response.status == 200 {
         assert!(response.age() >= 3, "{response:?}");
     }
-    let calls = chat.count();
-    assert_eq!(two.ask(aged("max-age=2")).await.types(), [0]);
-    assert_eq!(chat.count(), calls + 1, "the pair exceeds max-age");
+    let calls = chat.call_count();
+    assert_eq!(two.send(aged("max-age=2")).await.follow_types(), [0]);
+    assert_eq!(chat.call_count(), calls + 1, "the pair exceeds max-age");
 }
 
 #[tokio::test]
@@ -112,12 +112,12 @@ async fn redis_holds_no_user_ids_and_forgeries_are_ignored() {
     let one = replica(setup(&chat, redis.address())).await;
     let two = replica(setup(&chat, redis.address())).await;
     await_shared_pair(&one, &two, "some-user-name", "another-user-name").await;
-    let keys = redis.say("KEYS *").await;
+    let keys = redis.command("KEYS *").await;
     assert!(keys.contains(":p:") && !keys.contains("user-name"), "{keys}");
     // Every pair is replaced by a forged value of the right length.
     let forge =
         "EVAL \"for _,k in ipairs(redis.call('KEYS','*:p:*')) do redis.call('SET',k,string.rep('A',16)) end\" 0";
-    redis.say(forge).await;
+    redis.command(forge).await;
     let three = replica(setup(&chat, redis.address())).await;
     assert!(!has_cached(&three, "some-user-name", "another-user-name").await);
 }
@@ -140,7 +140,7 @@ async fn writes_webhooks_and_evictions_invalidate_pairs_on_other_replicas() {
                 true
             }
             1 => {
-                hook::taken(&webhook, &event).await;
+                hook::post_accepted(&webhook, &event).await;
                 true
             }
             2 => {
@@ -164,8 +164,8 @@ async fn writes_webhooks_and_evictions_invalidate_pairs_on_other_replicas() {
 }
 
 async fn evict(gateway: &Gateway, body: &str) {
-    let request = Ask::post("/cache/evict").body(body);
-    let response = Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&request).await;
+    let request = TestRequest::post("/cache/evict").body(body);
+    let response = Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await;
     assert_eq!(response.status, 200, "{response:?}");
 }
 
@@ -175,16 +175,16 @@ async fn write_on_one_replica_refetches_lookups_on_another() {
     let one = replica(setup(&chat, redis.address())).await;
     let two = replica(setup(&chat, redis.address())).await;
     let gate = Gate::closed();
-    chat.once(Reply::model().held(&gate));
+    chat.reply_once(Reply::from_graph().after(&gate));
     let mut lookup = two.connect().await;
-    lookup.send(Ask::check("ann", &["bob"]).bytes()).await;
-    chat.seen(1).await;
+    lookup.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+    chat.wait_for_calls(1).await;
     let received = async || two.admin_get("/status").await.json()["fleet"]["evictions_heard"].as_u64();
     assert_eq!(received().await, Some(0));
     one.call("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#).await;
     eventually("the invalidation is received", async || (received().await == Some(1)).then_some(())).await;
     gate.open();
-    assert_eq!(lookup.answer().await.types(), [2], "the state after the write");
+    assert_eq!(lookup.read_response().await.follow_types(), [2], "the state after the write");
     assert_eq!(chat.calls_of("follow/follow_check").len(), 2);
 }
 
@@ -192,7 +192,7 @@ async fn write_on_one_replica_refetches_lookups_on_another() {
 async fn invalidation_under_another_key_drops_all_pairs() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let new_key = "another-key-of-the-same-app";
-    chat.also_takes(new_key);
+    chat.accept_key(new_key);
     let one = replica(setup(&chat, redis.address())).await;
     let other = crate::support::app::TestApp { key: new_key, ..MAIN };
     let lines = chat.app_lines();
@@ -205,27 +205,30 @@ async fn invalidation_under_another_key_drops_all_pairs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fleet_shares_one_quota_and_uses_idle_capacity() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let quota = |setup: Setup| setup.set("app.quota", r#"per_command = "50/s""#);
     let mut replicas = Vec::new();
     for _ in 0..3 {
         replicas.push(replica(quota(setup(&chat, redis.address()))).await);
     }
-    let stalls = Stalls::watch(&replicas[0]);
-    let request = Ask::command("openim/querystate");
+    let waits = CpuWaits::start(&replicas[0]);
+    let request = TestRequest::command("openim/querystate");
     let span = Duration::from_secs(4);
     // The third replica is idle.
-    let (one, two) = tokio::join!(press(&replicas[0], &request, 20, span), press(&replicas[1], &request, 20, span));
-    all_sound(&one);
-    all_sound(&two);
+    let (one, two) = tokio::join!(
+        send_from_callers(&replicas[0], &request, 20, span),
+        send_from_callers(&replicas[1], &request, 20, span)
+    );
+    assert_relayed_or_rate_limited(&one);
+    assert_relayed_or_rate_limited(&two);
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = most_in(a_second(&stalls), &times);
-    let mean = crate::quota::mean(&times);
+    let most = max_calls_in(one_second_window(&waits), &times);
+    let mean = crate::quota::mean_rate(&times);
     println!("50/s, 2 of 3 replicas busy: {mean:.1} per second, peak second {most}");
     assert!(most <= 50, "{most} calls in one second");
     for replica in &replicas {
         assert_eq!(mode(replica).await, "together", "{}", replica.log());
     }
-    assert!(mean >= used(50.0, &stalls) * 0.95, "only {mean:.1} per second");
+    assert!(mean >= min_rate(50.0, &waits) * 0.95, "only {mean:.1} per second");
 }

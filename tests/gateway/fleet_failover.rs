@@ -11,29 +11,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica, setup};
 use crate::fleet_faults::{Traffic, await_disconnected};
-use crate::fleet_marks::connect_to;
-use crate::quota::{a_second, all_sound, most_in, press};
+use crate::fleet_fence::connect_to;
+use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, one_second_window, send_from_callers};
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
+use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
-use crate::support::link::{Link, Weather};
+use crate::support::link::{Link, NetworkState};
 use crate::support::redis::Redis;
-use crate::support::stalls::Stalls;
 use crate::support::{PATIENCE, eventually, turn, within};
 
 /// Starts a primary and its replica, and returns both with the address that leads to the primary.
 async fn redis_pair() -> (Redis, Redis, Link) {
     let (primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
-    second.follow(primary.address()).await;
-    address.lead_to(primary.address()).await;
+    second.replicate_from(primary.address()).await;
+    address.relay_to(primary.address()).await;
     (primary, second, address)
 }
 
 /// Performs a failover: promotes the replica and leads the address to it.
 async fn promote(second: &Redis, address: &mut Link) {
-    second.say("REPLICAOF NO ONE").await;
-    address.set(Weather::Closed).await;
-    address.lead_to(second.address()).await;
+    second.command("REPLICAOF NO ONE").await;
+    address.set(NetworkState::Refusing).await;
+    address.relay_to(second.address()).await;
 }
 
 /// Returns the time in the format of Redis, which runs on this machine.
@@ -48,7 +48,7 @@ async fn disconnects(gateway: &Gateway) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_fails_no_request_and_replicas_reconnect() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let (mut primary, second, mut address) = redis_pair().await;
     let one = replica(setup(&chat, address.address())).await;
@@ -74,7 +74,7 @@ async fn failover_fails_no_request_and_replicas_reconnect() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_stay_within_share_limits_during_a_failover() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let (mut primary, second, mut address) = redis_pair().await;
     let setup = || {
@@ -83,29 +83,32 @@ async fn calls_stay_within_share_limits_during_a_failover() {
     };
     let one = replica(setup()).await;
     let two = replica(setup()).await;
-    let stalls = Stalls::watch(&one);
-    let (request, span) = (Ask::command("openim/querystate"), Duration::from_secs(9));
+    let waits = CpuWaits::start(&one);
+    let (request, span) = (TestRequest::command("openim/querystate"), Duration::from_secs(9));
     let failing_over = async {
-        chat.seen(60).await;
+        chat.wait_for_calls(60).await;
         primary.kill();
         await_disconnected(&one).await;
         await_disconnected(&two).await;
-        let before = chat.count();
-        chat.seen(before + 20).await;
+        let before = chat.call_count();
+        chat.wait_for_calls(before + 20).await;
         promote(&second, &mut address).await;
         await_connected(&one).await;
         await_connected(&two).await;
-        let before = chat.count();
-        chat.seen(before + 40).await;
+        let before = chat.call_count();
+        chat.wait_for_calls(before + 40).await;
     };
-    let (first, other, ()) =
-        tokio::join!(press(&one, &request, 10, span), press(&two, &request, 10, span), failing_over);
-    all_sound(&first);
-    all_sound(&other);
+    let (first, other, ()) = tokio::join!(
+        send_from_callers(&one, &request, 10, span),
+        send_from_callers(&two, &request, 10, span),
+        failing_over
+    );
+    assert_relayed_or_rate_limited(&first);
+    assert_relayed_or_rate_limited(&other);
     assert!(first.iter().chain(&other).all(|response| response.status == 200), "a request failed");
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
-    let most = most_in(a_second(&stalls), &times);
-    println!("40/s during a failover: peak second {most}, mean {:.1}", crate::quota::mean(&times));
+    let most = max_calls_in(one_second_window(&waits), &times);
+    println!("40/s during a failover: peak second {most}, mean {:.1}", crate::quota::mean_rate(&times));
     // While only one replica has noticed the failure, the bound is the limit plus one share; see docs/fleet.md.
     assert!(most <= 60, "{most} calls in one second");
 }
@@ -116,9 +119,9 @@ async fn calls_stay_within_share_limits_during_a_failover() {
 async fn permits_stay_within_the_limit_during_a_failover() {
     let (mut primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
     let mut stream = Link::new();
-    stream.lead_to(primary.address()).await;
-    second.follow(stream.address()).await;
-    address.lead_to(primary.address()).await;
+    stream.relay_to(primary.address()).await;
+    second.replicate_from(stream.address()).await;
+    address.relay_to(primary.address()).await;
     let (limit, burst) = (200, 4);
     let window = Duration::from_millis(1090);
     let pace = Pace { interval: window / (limit - burst + 1) + Duration::from_nanos(1), burst };
@@ -156,7 +159,7 @@ async fn permits_stay_within_the_limit_during_a_failover() {
         eventually("permits", async || (granted.load(Ordering::Relaxed) >= wanted).then_some(())).await;
     };
     more(300).await;
-    stream.set(Weather::Silent).await;
+    stream.set(NetworkState::Stalled).await;
     more(30).await;
     primary.kill();
     promote(&second, &mut address).await;
@@ -181,31 +184,31 @@ async fn pairs_from_before_a_failover_are_not_served() {
     chat.follow("ann", "bob");
     let (mut primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
     let mut stream = Link::new();
-    stream.lead_to(primary.address()).await;
-    second.follow(stream.address()).await;
-    address.lead_to(primary.address()).await;
+    stream.relay_to(primary.address()).await;
+    second.replicate_from(stream.address()).await;
+    address.relay_to(primary.address()).await;
     let one = replica(setup(&chat, address.address())).await;
     let two = replica(setup(&chat, address.address())).await;
     await_shared_pair(&one, &two, "ann", "bob").await;
     let cached_pairs = |text: String| text.matches(":p:").count();
-    let replicated = async || (cached_pairs(second.say("KEYS *").await) > 0).then_some(());
+    let replicated = async || (cached_pairs(second.command("KEYS *").await) > 0).then_some(());
     eventually("the pair is replicated", replicated).await;
-    stream.set(Weather::Silent).await;
+    stream.set(NetworkState::Stalled).await;
     let deleted = one.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
     assert_eq!(deleted.status, 200);
     primary.kill();
     promote(&second, &mut address).await;
     assert!(
-        cached_pairs(second.say("KEYS *").await) > 0,
+        cached_pairs(second.command("KEYS *").await) > 0,
         "the pair is gone from the promoted replica, so the test proves nothing"
     );
     await_connected(&one).await;
     await_connected(&two).await;
     let three = replica(setup(&chat, address.address())).await;
     for gateway in [&one, &two, &three] {
-        assert!(!has_cached(gateway, "ann", "bob").await, "an answer that predates the write");
+        assert!(!has_cached(gateway, "ann", "bob").await, "a response that predates the write");
     }
-    assert_eq!(three.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(three.check("ann", &["bob"]).await.follow_types(), [0]);
 }
 
 #[tokio::test]
@@ -213,17 +216,17 @@ async fn redis_replica_is_never_used() {
     let chat = FakeChat::start().await;
     let (primary, second, _address) = redis_pair().await;
     let other = replica(setup(&chat, primary.address())).await;
-    other.check("ann", &["cyd"]).await.checked();
+    other.check("ann", &["cyd"]).await.items();
     for writable in ["yes", "no"] {
-        second.say(&format!("CONFIG SET replica-read-only {writable}")).await;
+        second.command(&format!("CONFIG SET replica-read-only {writable}")).await;
         let gateway = setup(&chat, second.address()).start().await;
         let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
         eventually("the reason", reason).await;
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+        assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
         assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", 0));
-        second.say("REPLICAOF NO ONE").await;
+        second.command("REPLICAOF NO ONE").await;
         await_connected(&gateway).await;
-        second.follow(primary.address()).await;
+        second.replicate_from(primary.address()).await;
     }
 }
 
@@ -234,15 +237,15 @@ async fn demoted_primary_is_abandoned_until_promoted_again() {
     let (first, second, _address) = redis_pair().await;
     let gateway = replica(setup(&chat, first.address())).await;
     let before = disconnects(&gateway).await;
-    let same = async || second.say("GET chatgate:run").await == first.say("GET chatgate:run").await;
+    let same = async || second.command("GET chatgate:run").await == first.command("GET chatgate:run").await;
     eventually("the run id is replicated", async || same().await.then_some(())).await;
-    second.say("REPLICAOF NO ONE").await;
-    first.follow(second.address()).await;
+    second.command("REPLICAOF NO ONE").await;
+    first.replicate_from(second.address()).await;
     // The gateway must notice without any request.
     let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
     eventually("the reason", reason).await;
     let attempts = async || {
-        let stats = first.say("INFO commandstats").await;
+        let stats = first.command("INFO commandstats").await;
         let hellos = stats.lines().find_map(|line| line.strip_prefix("cmdstat_hello:calls="))?;
         hellos.split(',').next()?.parse::<u64>().ok()
     };
@@ -250,7 +253,7 @@ async fn demoted_primary_is_abandoned_until_promoted_again() {
     let more = async || (attempts().await? >= started + 3).then_some(());
     eventually("the gateway retries the connection", more).await;
     assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", before + 1));
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-    first.say("REPLICAOF NO ONE").await;
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
+    first.command("REPLICAOF NO ONE").await;
     await_connected(&gateway).await;
 }

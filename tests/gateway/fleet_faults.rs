@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{await_connected, mode, replica, setup};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
-use crate::support::redis::{Redis, Way};
+use crate::support::redis::{Redis, RedisProxy};
 use crate::support::turn;
 
 const CALLERS: usize = 4;
@@ -37,13 +37,13 @@ impl Traffic {
                     let mut conn = Conn::open(&address).await.expect("accepted");
                     let new = format!("user-{caller}-{round}");
                     for request in [
-                        Ask::check(&new, &["bob"]),
-                        Ask::check("ann", &["bob"]),
-                        Ask::command("openim/querystate"),
-                        Ask::command("follow/follow_add")
+                        TestRequest::check(&new, &["bob"]),
+                        TestRequest::check("ann", &["bob"]),
+                        TestRequest::command("openim/querystate"),
+                        TestRequest::command("follow/follow_add")
                             .body(format!(r#"{{"From_Account":"{new}","FollowItem":[{{"To_Account":"bob"}}]}}"#)),
                     ] {
-                        let response = conn.ask(&request).await;
+                        let response = conn.request(&request).await;
                         if response.status != 200 {
                             failed.push(format!("{response:?}"));
                         }
@@ -83,7 +83,7 @@ pub(crate) async fn await_disconnected(gateway: &Gateway) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_redis_fails_no_request() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -92,7 +92,7 @@ async fn killed_redis_fails_no_request() {
         redis.kill();
         await_disconnected(&gateway).await;
         traffic.more_rounds().await;
-        redis.start_again().await;
+        redis.restart().await;
         await_connected(&gateway).await;
     }
     traffic.end().await;
@@ -100,7 +100,7 @@ async fn killed_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn frozen_redis_fails_no_request() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
@@ -115,47 +115,47 @@ async fn frozen_redis_fails_no_request() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_redis_fails_no_request() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let route = Way::to(&redis).await;
+    let route = RedisProxy::start(&redis).await;
     let gateway = replica(setup(&chat, route.address())).await;
     let traffic = Traffic::on(&gateway);
     traffic.more_rounds().await;
-    route.late(Duration::from_millis(50));
+    route.set_delay(Duration::from_millis(50));
     await_disconnected(&gateway).await;
     traffic.more_rounds().await;
-    route.late(Duration::ZERO);
+    route.set_delay(Duration::ZERO);
     await_connected(&gateway).await;
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn network_partition_from_redis_fails_no_request() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let route = Way::to(&redis).await;
+    let route = RedisProxy::start(&redis).await;
     let gateway = replica(setup(&chat, route.address())).await;
     let traffic = Traffic::on(&gateway);
     traffic.more_rounds().await;
-    route.cut(true);
+    route.set_partitioned(true);
     await_disconnected(&gateway).await;
     traffic.more_rounds().await;
-    route.cut(false);
+    route.set_partitioned(false);
     await_connected(&gateway).await;
     traffic.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emptied_redis_fails_no_request() {
-    let _exclusive = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
     let gateway = replica(setup(&chat, redis.address())).await;
     let traffic = Traffic::on(&gateway);
     traffic.more_rounds().await;
     for _ in 0..3 {
-        redis.say("FLUSHALL").await;
-        redis.say("SCRIPT FLUSH").await;
-        let since = async || redis.say("EXISTS chatgate:since").await.contains(":1").then_some(());
+        redis.command("FLUSHALL").await;
+        redis.command("SCRIPT FLUSH").await;
+        let since = async || redis.command("EXISTS chatgate:since").await.contains(":1").then_some(());
         eventually("Redis is in use again", since).await;
     }
     await_connected(&gateway).await;
@@ -167,29 +167,29 @@ async fn emptied_redis_fails_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disconnected_replica_drops_pairs_and_sends_invalidations_later() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let route = Way::to(&redis).await;
+    let route = RedisProxy::start(&redis).await;
     let far = replica(setup(&chat, route.address())).await;
     let near = replica(setup(&chat, redis.address())).await;
     far.check("ann", &["bob"]).await;
     near.check("ann", &["cyd"]).await;
-    route.cut(true);
+    route.set_partitioned(true);
     await_disconnected(&far).await;
-    let cached = |request: Ask| request.header("Cache-Control", "only-if-cached");
-    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    let cached = |request: TestRequest| request.header("Cache-Control", "only-if-cached");
+    let response = far.send(cached(TestRequest::check("ann", &["bob"]))).await;
     assert_eq!(response.slug(), Some("not_cached"), "a disconnected replica must drop its pairs");
     far.check("ann", &["bob"]).await;
     far.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["cyd"]}"#).await;
     assert_eq!(
-        near.ask(cached(Ask::check("ann", &["cyd"]))).await.status,
+        near.send(cached(TestRequest::check("ann", &["cyd"]))).await.status,
         200,
         "the invalidation cannot have arrived yet"
     );
-    route.cut(false);
+    route.set_partitioned(false);
     await_connected(&far).await;
-    let response = far.ask(cached(Ask::check("ann", &["bob"]))).await;
+    let response = far.send(cached(TestRequest::check("ann", &["bob"]))).await;
     assert_eq!(response.slug(), Some("not_cached"), "a pair cached while disconnected may be invalid");
     eventually("the delayed invalidation is received", async || {
-        let response = near.ask(cached(Ask::check("ann", &["cyd"]))).await;
+        let response = near.send(cached(TestRequest::check("ann", &["cyd"]))).await;
         (response.slug() == Some("not_cached")).then_some(())
     })
     .await;
@@ -200,16 +200,16 @@ async fn disconnected_replica_drops_pairs_and_sends_invalidations_later() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pairs_cached_before_connecting_are_dropped_on_connect() {
     let (chat, redis) = (FakeChat::start().await, Redis::start().await);
-    let route = Way::to(&redis).await;
+    let route = RedisProxy::start(&redis).await;
     let near = replica(setup(&chat, redis.address())).await;
     // Only the first response is delayed, so that the first attempt succeeds.
-    route.late(Duration::from_millis(600));
+    route.set_delay(Duration::from_millis(600));
     let far = setup(&chat, route.address()).start().await;
-    far.check("ann", &["bob"]).await.checked();
+    far.check("ann", &["bob"]).await.items();
     near.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
-    route.late(Duration::ZERO);
+    route.set_delay(Duration::ZERO);
     await_connected(&far).await;
-    let response = far.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
+    let response = far.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "only-if-cached")).await;
     assert_eq!(response.slug(), Some("not_cached"));
 }
 
@@ -218,9 +218,9 @@ async fn gateway_starts_without_redis_and_connects_later() {
     let (chat, mut redis) = (FakeChat::start().await, Redis::start().await);
     redis.kill();
     let gateway = setup(&chat, redis.address()).start().await;
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     assert_eq!(mode(&gateway).await, "alone");
-    redis.start_again().await;
+    redis.restart().await;
     await_connected(&gateway).await;
     let metrics = gateway.admin_get("/metrics").await.text();
     assert!(metrics.contains("\nchatgate_fleet_together 1\n"), "{metrics}");

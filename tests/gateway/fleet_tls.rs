@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica};
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::redis::Redis;
@@ -31,10 +31,10 @@ async fn assert_serves_disconnected(gateway: &Gateway, chat: &FakeChat, reason: 
     eventually("the reason", async || cause(gateway).await.contains(reason).then_some(())).await;
     assert_eq!(mode(gateway).await, "alone");
     assert!(gateway.log().lines().any(|line| line.contains("WARN") && line.contains(reason)), "{reason}");
-    let before = chat.count();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2]);
-    assert_eq!(gateway.ask(Ask::command("openim/querystate")).await.status, 200);
-    assert!(chat.count() > before, "no call reached Chat");
+    let before = chat.call_count();
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2]);
+    assert_eq!(gateway.send(TestRequest::command("openim/querystate")).await.status, 200);
+    assert!(chat.call_count() > before, "no call reached Chat");
 }
 
 #[tokio::test]
@@ -45,11 +45,11 @@ async fn replicas_share_cached_pairs_over_tls() {
     let one = replica(setup(&chat, &redis, &ca, None)).await;
     let two = replica(setup(&chat, &redis, &ca, None)).await;
     await_shared_pair(&one, &two, "ann", "bob").await;
-    assert_eq!(two.check("ann", &["bob"]).await.types(), [2]);
+    assert_eq!(two.check("ann", &["bob"]).await.follow_types(), [2]);
     one.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
     eventually("an invalidation is received", async || (!has_cached(&two, "ann", "bob").await).then_some(())).await;
-    assert_eq!(two.check("ann", &["bob"]).await.types(), [0]);
-    let clients = redis.say("CLIENT LIST").await;
+    assert_eq!(two.check("ann", &["bob"]).await.follow_types(), [0]);
+    let clients = redis.command("CLIENT LIST").await;
     let connections: Vec<&str> =
         clients.lines().filter(|line| line.contains("chatgate:evictions") || line.contains("resp=3")).collect();
     let port = format!("laddr=127.0.0.1:{}", redis.tls_address().port());
@@ -94,11 +94,11 @@ async fn untrusted_redis_certificate_keeps_replica_disconnected() {
         let mut redis = Redis::start_tls(&bad, None).await;
         let gateway = setup(&chat, &redis, &ca, None).start().await;
         assert_serves_disconnected(&gateway, &chat, reason).await;
-        redis.show(&good).await;
+        redis.set_certificate(&good).await;
         await_connected(&gateway).await;
         assert_eq!(cause(&gateway).await, "");
         // The certificate turns bad while the gateway is connected.
-        redis.show(&bad).await;
+        redis.set_certificate(&bad).await;
         assert_serves_disconnected(&gateway, &chat, reason).await;
     }
 }
@@ -128,5 +128,5 @@ async fn redis_port_without_tls_keeps_replica_disconnected() {
     let texts = ["does not speak TLS", "does not answer in time", "cannot be reached"];
     assert!(texts.iter().any(|part| reason.contains(part)), "{reason}");
     assert_serves_disconnected(&gateway, &chat, &reason).await;
-    assert_eq!(redis.say("GET chatgate:since").await, "$-1\r\n", "a command was sent in plain text");
+    assert_eq!(redis.command("GET chatgate:since").await, "$-1\r\n", "a command was sent in plain text");
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, check_body};
-use crate::support::graph::{checked, fail, failed_item, item};
+use crate::support::client::{TestRequest, check_body};
+use crate::support::graph::{check_response, error_response, failed_item, item};
 use crate::support::reply::Reply;
 use crate::support::setup::{Setup, gateway};
 use crate::support::{eventually, now};
@@ -17,13 +17,13 @@ async fn cached_pair_is_answered_without_a_call() {
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
     let first = gateway.check("ann", &["bob"]).await;
-    assert_eq!(first.checked(), [("bob".to_owned(), 2)]);
-    assert_eq!((first.cache().outcome.as_str(), first.cache().counts()), ("fwd=miss", (0, 0, 1)));
+    assert_eq!(first.items(), [("bob".to_owned(), 2)]);
+    assert_eq!((first.cache_status().outcome.as_str(), first.cache_status().counts()), ("fwd=miss", (0, 0, 1)));
     let second = gateway.check("ann", &["bob"]).await;
-    assert_eq!(second.checked(), [("bob".to_owned(), 2)]);
-    assert_eq!((second.cache().outcome.as_str(), second.cache().counts()), ("hit", (1, 0, 0)));
+    assert_eq!(second.items(), [("bob".to_owned(), 2)]);
+    assert_eq!((second.cache_status().outcome.as_str(), second.cache_status().counts()), ("hit", (1, 0, 0)));
     assert_eq!(first.body, second.body, "a cached pair must look like a fetched one");
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
     assert!(second.header("content-type").is_some_and(|text| text.starts_with("application/json")));
 }
 
@@ -51,11 +51,14 @@ async fn only_uncached_pairs_are_fetched_and_order_is_kept() {
     gateway.check("ann", &["bob", "dan"]).await;
     let response = gateway.check("ann", &["eve", "dan", "cyd", "bob"]).await;
     let expected = [("eve", 3), ("dan", 1), ("cyd", 0), ("bob", 2)].map(|(name, kind)| (name.to_owned(), kind));
-    assert_eq!(response.checked(), expected);
-    assert_eq!((response.cache().outcome.as_str(), response.cache().counts()), ("fwd=partial", (2, 0, 2)));
-    let fetched: BTreeSet<String> = chat.last().to_accounts().into_iter().collect();
+    assert_eq!(response.items(), expected);
+    assert_eq!(
+        (response.cache_status().outcome.as_str(), response.cache_status().counts()),
+        ("fwd=partial", (2, 0, 2))
+    );
+    let fetched: BTreeSet<String> = chat.last_call().to_accounts().into_iter().collect();
     assert_eq!(fetched, ["cyd", "eve"].map(String::from).into());
-    assert_eq!(chat.count(), 2);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
@@ -64,10 +67,13 @@ async fn repeated_accounts_are_fetched_once_and_answered_each_time() {
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
     let response = gateway.check("ann", &["bob", "cyd", "bob", "bob"]).await;
-    let names: Vec<String> = response.checked().into_iter().map(|(name, _)| name).collect();
-    assert_eq!((names, response.types()), (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2]));
-    assert_eq!(response.cache().counts(), (0, 0, 2), "only distinct pairs count");
-    let mut fetched = chat.last().to_accounts();
+    let names: Vec<String> = response.items().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(
+        (names, response.follow_types()),
+        (["bob", "cyd", "bob", "bob"].map(String::from).into(), vec![2, 0, 2, 2])
+    );
+    assert_eq!(response.cache_status().counts(), (0, 0, 2), "only distinct pairs count");
+    let mut fetched = chat.last_call().to_accounts();
     fetched.sort();
     assert_eq!(fetched, ["bob", "cyd"]);
 }
@@ -80,22 +86,22 @@ async fn cached_pair_answers_both_directions() {
     chat.follow("ann", "both");
     chat.follow("both", "ann");
     let gateway = gateway(&chat).await;
-    assert_eq!(gateway.check("ann", &["none", "one", "two", "both"]).await.types(), [0, 1, 2, 3]);
+    assert_eq!(gateway.check("ann", &["none", "one", "two", "both"]).await.follow_types(), [0, 1, 2, 3]);
     for (from, expected) in [("none", 0), ("one", 2), ("two", 1), ("both", 3)] {
         let response = gateway.check(from, &["ann"]).await;
-        assert_eq!(response.checked(), [("ann".to_owned(), expected)], "{from}");
-        assert_eq!(response.cache().outcome, "hit");
+        assert_eq!(response.items(), [("ann".to_owned(), expected)], "{from}");
+        assert_eq!(response.cache_status().outcome, "hit");
     }
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
 async fn user_paired_with_itself_is_an_ordinary_pair() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    assert_eq!(gateway.check("ann", &["ann"]).await.types(), [0]);
-    assert_eq!(gateway.check("ann", &["ann"]).await.types(), [0]);
-    assert_eq!(chat.count(), 1);
+    assert_eq!(gateway.check("ann", &["ann"]).await.follow_types(), [0]);
+    assert_eq!(gateway.check("ann", &["ann"]).await.follow_types(), [0]);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
@@ -105,15 +111,15 @@ async fn escaped_names_equal_their_decoded_text() {
     unusual.iter().for_each(|name| chat.follow("ann", name));
     let gateway = gateway(&chat).await;
     let response = gateway.check("ann", &unusual).await;
-    assert_eq!(response.checked(), unusual.map(|name| (name.to_owned(), 2)));
+    assert_eq!(response.items(), unusual.map(|name| (name.to_owned(), 2)));
     let escaped = r#" { "To_Account" : ["\u0061\u0062c","q\"u\\o\/te","\u65e5\u672c","\ud83d\ude00"] , "From\u005fAccount":"\u0061nn" } "#;
     let response = gateway.call("follow/follow_check", escaped).await;
-    assert_eq!(response.checked(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
-    assert_eq!(response.cache().outcome, "hit");
-    assert_eq!(gateway.check("ann", &["aBc"]).await.types(), [0], "case matters");
-    assert_eq!(chat.count(), 2);
+    assert_eq!(response.items(), ["abc", "q\"u\\o/te", "日本", "😀"].map(|name| (name.to_owned(), 2)));
+    assert_eq!(response.cache_status().outcome, "hit");
+    assert_eq!(gateway.check("ann", &["aBc"]).await.follow_types(), [0], "case matters");
+    assert_eq!(chat.call_count(), 2);
     let longest = "x".repeat(32);
-    assert_eq!(gateway.check(&longest, &[longest.as_str()]).await.checked(), [(longest.clone(), 0)]);
+    assert_eq!(gateway.check(&longest, &[longest.as_str()]).await.items(), [(longest.clone(), 0)]);
 }
 
 #[tokio::test]
@@ -124,22 +130,22 @@ async fn accounts_are_split_into_the_fewest_calls_of_100() {
         let from = format!("ann{round}");
         let names: Vec<String> = (0..count).map(|n| format!("u{round}-{n}")).collect();
         names.iter().step_by(3).for_each(|name| chat.follow(&from, name));
-        let before = chat.count();
-        let response = gateway.ask(Ask::check(&from, &names)).await;
+        let before = chat.call_count();
+        let response = gateway.send(TestRequest::check(&from, &names)).await;
         let expected: Vec<(String, u8)> =
             names.iter().enumerate().map(|(n, name)| (name.clone(), if n % 3 == 0 { 2 } else { 0 })).collect();
-        assert_eq!(response.checked(), expected);
-        assert_eq!(chat.count() - before, calls, "{count} accounts");
+        assert_eq!(response.items(), expected);
+        assert_eq!(chat.call_count() - before, calls, "{count} accounts");
         let mut fetched: Vec<String> = Vec::new();
         for call in &chat.calls()[before..] {
-            assert_eq!(call.asker(), from);
+            assert_eq!(call.source_account(), from);
             assert!((1..=100).contains(&call.to_accounts().len()), "{}", call.to_accounts().len());
             fetched.extend(call.to_accounts());
         }
         assert_eq!(fetched.iter().collect::<BTreeSet<_>>(), names.iter().collect::<BTreeSet<_>>());
         assert_eq!(fetched.len(), count, "an account was fetched twice");
-        assert_eq!(gateway.ask(Ask::check(&from, &names)).await.checked(), expected);
-        assert_eq!(chat.count() - before, calls, "all of them are cached now");
+        assert_eq!(gateway.send(TestRequest::check(&from, &names)).await.items(), expected);
+        assert_eq!(chat.call_count() - before, calls, "all of them are cached now");
     }
 }
 
@@ -148,11 +154,11 @@ async fn items_are_matched_by_account_and_unrequested_items_ignored() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let items = [item("cyd", 1), item("stranger", 3), item("bob", 2), item("bob", 2), item("ann", 3)];
-    chat.once(Reply::json(checked(&items)));
-    assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.types(), [2, 1]);
+    chat.reply_once(Reply::json(check_response(&items)));
+    assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.follow_types(), [2, 1]);
     // The unrequested item is not cached either.
-    assert_eq!(gateway.check("ann", &["stranger"]).await.types(), [0]);
-    assert_eq!(chat.count(), 2);
+    assert_eq!(gateway.check("ann", &["stranger"]).await.follow_types(), [0]);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
@@ -161,11 +167,11 @@ async fn contradicting_items_are_upstream_invalid() {
     let gateway = gateway(&chat).await;
     let failing = failed_item("bob", 30003);
     for second in [item("bob", 1), item("bob", 0), item("bob", 7), failing] {
-        chat.always(Reply::json(checked(&[item("bob", 2), item("cyd", 3), second])));
+        chat.reply_always(Reply::json(check_response(&[item("bob", 2), item("cyd", 3), second])));
         gateway.check("ann", &["bob"]).await.assert_error(502, "upstream_invalid", 60013);
     }
-    chat.no_script();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0], "nothing of it is cached");
+    chat.clear_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0], "nothing of it is cached");
 }
 
 #[tokio::test]
@@ -175,17 +181,17 @@ async fn missing_items_are_upstream_invalid() {
     for items in
         [vec![], vec![item("bob", 2)], vec![item("bob", 2), item("CYD", 1)], vec![item("bob", 2), item("cyd ", 1)]]
     {
-        chat.always(Reply::json(checked(&items)));
+        chat.reply_always(Reply::json(check_response(&items)));
         gateway.check("ann", &["bob", "cyd"]).await.assert_error(502, "upstream_invalid", 60013);
     }
-    chat.always(Reply::json(r#"{"ActionStatus":"OK","ErrorCode":0}"#));
+    chat.reply_always(Reply::json(r#"{"ActionStatus":"OK","ErrorCode":0}"#));
     gateway.check("ann", &["bob", "cyd"]).await.assert_error(502, "upstream_invalid", 60013);
     for shape in [r#""x""#, "{}", "[1]", r#"[{"To_Account":5,"ResultCode":0,"FollowType":2}]"#, "null"] {
-        chat.always(Reply::json(format!(r#"{{"ResultItem":{shape},"ActionStatus":"OK","ErrorCode":0}}"#)));
+        chat.reply_always(Reply::json(format!(r#"{{"ResultItem":{shape},"ActionStatus":"OK","ErrorCode":0}}"#)));
         gateway.check("ann", &["cyd"]).await.assert_error(502, "upstream_invalid", 60013);
     }
-    chat.no_script();
-    assert_eq!(gateway.check("ann", &["cyd"]).await.types(), [0]);
+    chat.clear_script();
+    assert_eq!(gateway.check("ann", &["cyd"]).await.follow_types(), [0]);
 }
 
 #[tokio::test]
@@ -203,7 +209,7 @@ async fn failed_or_unknown_items_are_relayed_verbatim_not_cached() {
     ];
     for (round, unusual) in unusual.iter().enumerate() {
         let good = format!("good{round}");
-        chat.once(Reply::json(checked(&[item(&good, 3), unusual.clone()])));
+        chat.reply_once(Reply::json(check_response(&[item(&good, 3), unusual.clone()])));
         let response = gateway.check("ann", &["odd", &good, "odd"]).await;
         assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
         let text = response.text();
@@ -212,11 +218,11 @@ async fn failed_or_unknown_items_are_relayed_verbatim_not_cached() {
             text.find(unusual.as_str()) < text.find(&good) && text.find(&good) < text.rfind(unusual.as_str()),
             "order: {text}"
         );
-        let before = chat.count();
-        assert_eq!(gateway.check("ann", &[&good]).await.types(), [3], "the valid item next to it is cached");
-        assert_eq!(chat.count(), before);
-        assert_eq!(gateway.check("ann", &["odd"]).await.types(), [0], "the unusual item is fetched again");
-        assert_eq!(chat.count(), before + 1);
+        let before = chat.call_count();
+        assert_eq!(gateway.check("ann", &[&good]).await.follow_types(), [3], "the valid item next to it is cached");
+        assert_eq!(chat.call_count(), before);
+        assert_eq!(gateway.check("ann", &["odd"]).await.follow_types(), [0], "the unusual item is fetched again");
+        assert_eq!(chat.call_count(), before + 1);
         // A write invalidates the pair for the next round.
         gateway.call("follow/follow_delete", check_body("ann", &["odd"])).await;
     }
@@ -226,18 +232,21 @@ async fn failed_or_unknown_items_are_relayed_verbatim_not_cached() {
 async fn failed_envelope_is_relayed_unchanged_and_not_cached() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let with_items = checked(&[item("bob", 2)]).replace(r#""ErrorCode":0"#, r#""ErrorCode":30003"#);
+    let with_items = check_response(&[item("bob", 2)]).replace(r#""ErrorCode":0"#, r#""ErrorCode":30003"#);
     let unusual =
         "{ \"ErrorCode\":30001 ,\"ActionStatus\":\"FAIL\", \"ErrorInfo\":\"\\u4e0d\" ,\"RequestId\":\"r\" }\n"
             .to_owned();
-    for (status, body) in
-        [(200, fail(30003, "Err_Account")), (200, with_items), (200, unusual), (400, fail(60003, "json"))]
-    {
-        chat.once(Reply::status(status, body.clone()));
-        let before = chat.count();
+    for (status, body) in [
+        (200, error_response(30003, "Err_Account")),
+        (200, with_items),
+        (200, unusual),
+        (400, error_response(60003, "json")),
+    ] {
+        chat.reply_once(Reply::status(status, body.clone()));
+        let before = chat.call_count();
         gateway.check("ann", &["bob"]).await.assert_relayed(status, &body);
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-        assert_eq!(chat.count(), before + 2, "fetched again");
+        assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
+        assert_eq!(chat.call_count(), before + 2, "fetched again");
         gateway.call("follow/follow_delete", check_body("ann", &["bob"])).await;
     }
 }
@@ -249,17 +258,17 @@ async fn body_with_an_unknown_member_bypasses_the_cache() {
     let gateway = gateway(&chat).await;
     gateway.check("ann", &["bob"]).await;
     let body = "{ \"From_Account\":\"ann\",\"To_Account\":[\"bob\",\"cyd\"] ,\"Future\" : 1.0E0}";
-    let upstream = checked(&[item("cyd", 1), item("bob", 1)]);
+    let upstream = check_response(&[item("cyd", 1), item("bob", 1)]);
     for round in 0..2 {
-        chat.always(Reply::json(upstream.clone()));
+        chat.reply_always(Reply::json(upstream.clone()));
         let response = gateway.call("follow/follow_check", body).await;
         response.assert_relayed(200, &upstream);
-        assert_eq!(chat.last().body, body.as_bytes());
-        assert_eq!(chat.count(), 2 + round);
+        assert_eq!(chat.last_call().body, body.as_bytes());
+        assert_eq!(chat.call_count(), 2 + round);
     }
-    chat.no_script();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "the relayed response is not cached");
-    assert_eq!(gateway.check("ann", &["cyd"]).await.types(), [0]);
+    chat.clear_script();
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2], "the relayed response is not cached");
+    assert_eq!(gateway.check("ann", &["cyd"]).await.follow_types(), [0]);
 }
 
 #[tokio::test]
@@ -270,9 +279,9 @@ async fn apps_do_not_share_cached_pairs() {
     let gateway = Setup::without_apps().app(MAIN, &lines).app(OTHER, &lines).start().await;
     for round in 0..2 {
         for (app, expected) in [(MAIN, 2), (OTHER, 0)] {
-            let response = gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
-            assert_eq!(response.types(), [expected]);
-            assert_eq!(response.cache().outcome, if round == 0 { "fwd=miss" } else { "hit" });
+            let response = gateway.send(TestRequest::check("ann", &["bob"]).header("Chatgate-App", app.name)).await;
+            assert_eq!(response.follow_types(), [expected]);
+            assert_eq!(response.cache_status().outcome, if round == 0 { "fwd=miss" } else { "hit" });
         }
     }
     let numbers: Vec<u32> = chat.calls().iter().map(|call| call.app()).collect();
@@ -284,21 +293,21 @@ async fn pair_is_fetched_again_after_its_ttl() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "2s""#).start().await;
     let started = now();
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     chat.follow("ann", "bob");
     let response = gateway.check("ann", &["bob"]).await;
     if started.elapsed() < Duration::from_secs(1) {
-        assert_eq!((response.types(), response.cache().outcome.as_str()), (vec![0], "hit"));
+        assert_eq!((response.follow_types(), response.cache_status().outcome.as_str()), (vec![0], "hit"));
     }
     let response = eventually("the pair is fetched again", async || {
         let response = gateway.check("ann", &["bob"]).await;
-        (chat.count() > 1).then_some(response)
+        (chat.call_count() > 1).then_some(response)
     })
     .await;
     assert!(started.elapsed() >= Duration::from_millis(1900), "after {:?}", started.elapsed());
     assert!(started.elapsed() < Duration::from_secs(6), "after {:?}", started.elapsed());
-    assert_eq!(response.types(), [2]);
-    assert_eq!(response.cache().outcome, "fwd=stale");
+    assert_eq!(response.follow_types(), [2]);
+    assert_eq!(response.cache_status().outcome, "fwd=stale");
 }
 
 #[tokio::test]
@@ -307,13 +316,13 @@ async fn expired_pairs_are_stale_only_without_other_misses() {
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1s""#).start().await;
     gateway.check("ann", &["bob", "cyd"]).await;
     eventually("both are past their ttl", async || {
-        let cached = Ask::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
-        (gateway.ask(cached).await.status == 504).then_some(())
+        let cached = TestRequest::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
+        (gateway.send(cached).await.status == 504).then_some(())
     })
     .await;
-    assert_eq!(gateway.check("ann", &["bob", "dan"]).await.cache().outcome, "fwd=miss");
-    assert_eq!(gateway.check("ann", &["cyd"]).await.cache().outcome, "fwd=stale");
-    assert_eq!(chat.count(), 3);
+    assert_eq!(gateway.check("ann", &["bob", "dan"]).await.cache_status().outcome, "fwd=miss");
+    assert_eq!(gateway.check("ann", &["cyd"]).await.cache_status().outcome, "fwd=stale");
+    assert_eq!(chat.call_count(), 3);
 }
 
 #[tokio::test]
@@ -323,7 +332,7 @@ async fn age_header_is_that_of_the_oldest_pair() {
     assert_eq!(gateway.check("ann", &["bob"]).await.age(), 0);
     eventually("the pair is one second old", async || {
         let response = gateway.check("ann", &["bob"]).await;
-        assert_eq!(response.cache().outcome, "hit");
+        assert_eq!(response.cache_status().outcome, "hit");
         (response.age() >= 1).then_some(())
     })
     .await;
@@ -336,8 +345,8 @@ async fn explain_lists_the_sources_of_the_first_200_accounts() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "explain = true").start().await;
     gateway.check("ann", &["bob"]).await;
-    let explain = |names: &[&str]| Ask::check("ann", names).header("Chatgate-Explain", "1");
-    let sources = |response: &crate::support::answer::Answer| -> Vec<String> {
+    let explain = |names: &[&str]| TestRequest::check("ann", names).header("Chatgate-Explain", "1");
+    let sources = |response: &crate::support::response::Response| -> Vec<String> {
         let text = response.header("chatgate-explain").unwrap_or_else(|| panic!("no Chatgate-Explain: {response:?}"));
         text.split(',')
             .map(|entry| {
@@ -347,15 +356,15 @@ async fn explain_lists_the_sources_of_the_first_200_accounts() {
             })
             .collect()
     };
-    let response = gateway.ask(explain(&["cyd", "bob"])).await;
+    let response = gateway.send(explain(&["cyd", "bob"])).await;
     assert_eq!(sources(&response), ["fetched", "hit"]);
     let many: Vec<String> = (0..250).map(|n| format!("u{n}")).collect();
-    let response = gateway.ask(Ask::check("ann", &many).header("Chatgate-Explain", "1")).await;
+    let response = gateway.send(TestRequest::check("ann", &many).header("Chatgate-Explain", "1")).await;
     assert_eq!(sources(&response), vec!["fetched"; 200]);
     assert_eq!(gateway.check("ann", &["bob"]).await.header("chatgate-explain"), None, "only on request");
     let without_explain = crate::support::setup::gateway(&chat).await;
     assert_eq!(
-        without_explain.ask(explain(&["bob"])).await.header("chatgate-explain"),
+        without_explain.send(explain(&["bob"])).await.header("chatgate-explain"),
         None,
         "only with server.explain"
     );
@@ -369,12 +378,12 @@ async fn cache_holds_at_most_max_pairs() {
     let gateway = setup.start().await;
     let names = |round: usize| (0..100).map(|n| format!("u{round}-{n}")).collect::<Vec<_>>();
     for round in 0..40 {
-        gateway.ask(Ask::check(&format!("ann{round}"), &names(round))).await.checked();
+        gateway.send(TestRequest::check(&format!("ann{round}"), &names(round))).await.items();
     }
     let (mut conn, mut cached) = (gateway.connect().await, 0);
     for (round, name) in (0..40).flat_map(|round| names(round).into_iter().map(move |name| (round, name))) {
-        let request = Ask::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
-        cached += usize::from(conn.ask(&request).await.status == 200);
+        let request = TestRequest::check(&format!("ann{round}"), &[name]).header("Cache-Control", "only-if-cached");
+        cached += usize::from(conn.request(&request).await.status == 200);
     }
     assert!(cached <= 1000, "{cached} of 4,000 pairs are cached at a limit of 1,000");
     assert!(cached >= 300, "only {cached} pairs are cached at a limit of 1,000");

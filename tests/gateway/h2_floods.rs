@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
 use crate::support::h2_raw::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, End, HEADERS, PING, PRIORITY, RST_STREAM, RawHttp2, SETTINGS,
-    WINDOW_UPDATE, frame, line, post,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, FloodOutcome, HEADERS, PING, PRIORITY, RST_STREAM, RawHttp2, SETTINGS,
+    WINDOW_UPDATE, field_line, frame, post_headers,
 };
 use crate::support::setup::{Setup, gateway};
 use crate::support::{eventually, now, turn};
@@ -21,16 +21,17 @@ async fn oversized_headers_are_rejected_with_a_chatgate_error() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let http2 = Http2::open(gateway.address()).await;
-    let lines = |count: usize| (0..count).fold(Ask::command(CALL), |ask, n| ask.header(&format!("x-{n}"), "v"));
-    let large = |size: usize| Ask::command(CALL).header("x-large", &"v".repeat(size));
-    http2.ask(&lines(90)).await.assert_relayed(200, OK);
+    let lines =
+        |count: usize| (0..count).fold(TestRequest::command(CALL), |request, n| request.header(&format!("x-{n}"), "v"));
+    let large = |size: usize| TestRequest::command(CALL).header("x-large", &"v".repeat(size));
+    http2.request(&lines(90)).await.assert_relayed(200, OK);
     // Repeated header lines count one by one.
-    let names = (0..101).fold(Ask::command(CALL), |ask, _| ask.header("x-request-id", "v"));
-    for ask in [lines(101), lines(500), large(65 * 1024), large(100 * 1024), names] {
-        http2.ask(&ask).await.assert_error(431, "head_too_large", 129_431);
+    let names = (0..101).fold(TestRequest::command(CALL), |request, _| request.header("x-request-id", "v"));
+    for request in [lines(101), lines(500), large(65 * 1024), large(100 * 1024), names] {
+        http2.request(&request).await.assert_error(431, "head_too_large", 129_431);
     }
-    http2.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    assert_eq!(chat.count(), 2);
+    http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
+    assert_eq!(chat.call_count(), 2);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -40,8 +41,8 @@ const MEMORY_SLACK: u64 = 8 << 20;
 
 /// Floods a new connection with `count` pieces. Asserts that other callers are served during and after the
 /// flood, and that memory returns to its earlier level.
-async fn flood(gateway: &Gateway, count: usize, piece: impl Fn(usize) -> Vec<u8>) -> End {
-    let before = gateway.memory();
+async fn flood(gateway: &Gateway, count: usize, piece: impl Fn(usize) -> Vec<u8>) -> FloodOutcome {
+    let before = gateway.resident_bytes();
     let flooding = RawHttp2::open(gateway.address()).await.flood(count, piece);
     let others = async {
         for _ in 0..10 {
@@ -52,7 +53,7 @@ async fn flood(gateway: &Gateway, count: usize, piece: impl Fn(usize) -> Vec<u8>
     // The allocator returns memory on its next activity.
     eventually(&format!("memory is freed after {end:?}"), async || {
         gateway.call(CALL, "{}").await.assert_relayed(200, OK);
-        (gateway.memory().saturating_sub(before) < MEMORY_SLACK).then_some(())
+        (gateway.resident_bytes().saturating_sub(before) < MEMORY_SLACK).then_some(())
     })
     .await;
     end
@@ -60,7 +61,7 @@ async fn flood(gateway: &Gateway, count: usize, piece: impl Fn(usize) -> Vec<u8>
 
 /// Builds the HEADERS frame of a request on the n-th stream.
 fn head(n: usize, flags: u8) -> Vec<u8> {
-    frame(HEADERS, END_HEADERS | flags, stream(n), &post("/v4/openim/querystate"))
+    frame(HEADERS, END_HEADERS | flags, stream(n), &post_headers("/v4/openim/querystate"))
 }
 
 fn stream(n: usize) -> u32 {
@@ -73,10 +74,10 @@ async fn rapid_stream_resets_close_the_connection() {
     let gateway = gateway(&chat).await;
     let cancel = 8_u32.to_be_bytes();
     let end = flood(&gateway, 20_000, |n| [head(n, 0), frame(RST_STREAM, 0, stream(n), &cancel)].concat()).await;
-    assert!(end.cut, "{end:?}");
+    assert!(end.closed, "{end:?}");
     let end =
         flood(&gateway, 20_000, |n| [head(n, END_STREAM), frame(RST_STREAM, 0, stream(n), &cancel)].concat()).await;
-    assert!(end.cut, "{end:?}");
+    assert!(end.closed, "{end:?}");
 }
 
 #[tokio::test]
@@ -86,23 +87,23 @@ async fn repeated_stream_errors_close_the_connection() {
     // An increment of 0 is a stream error, not a connection error (RFC 9113 section 6.9).
     let zero = 0_u32.to_be_bytes();
     let end = flood(&gateway, 20_000, |n| [head(n, 0), frame(WINDOW_UPDATE, 0, stream(n), &zero)].concat()).await;
-    assert!(end.cut, "{end:?}");
+    assert!(end.closed, "{end:?}");
 }
 
 #[tokio::test]
 async fn endless_header_block_closes_the_connection() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let large = line("x", &"v".repeat(100)).repeat(100);
+    let large = field_line("x", &"v".repeat(100)).repeat(100);
     for piece in [&[][..], &[0x82], &large] {
         let end = flood(&gateway, 50_000, |n| match n {
-            0 => frame(HEADERS, 0, 1, &post("/v4/openim/querystate")),
+            0 => frame(HEADERS, 0, 1, &post_headers("/v4/openim/querystate")),
             _ => frame(CONTINUATION, 0, 1, piece),
         })
         .await;
-        assert!(end.cut, "{end:?}");
+        assert!(end.closed, "{end:?}");
     }
-    assert_eq!(chat.count(), 33);
+    assert_eq!(chat.call_count(), 33);
 }
 
 #[tokio::test]
@@ -124,8 +125,8 @@ async fn control_frame_floods_do_not_grow_memory() {
     ] {
         let end = flood(&gateway, 10_000, |_| piece.clone()).await;
         // A connection that stays open has sent more bytes than memory may grow by.
-        assert!(if may_continue { end.sent as u64 > MEMORY_SLACK } else { end.cut }, "{end:?}");
-        assert!(end.goaway.is_some() || !end.cut, "{end:?}");
+        assert!(if may_continue { end.sent as u64 > MEMORY_SLACK } else { end.closed }, "{end:?}");
+        assert!(end.goaway.is_some() || !end.closed, "{end:?}");
     }
 }
 
@@ -134,20 +135,20 @@ async fn empty_data_frames_close_the_connection() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let end = flood(&gateway, 100_000, |n| if n == 0 { head(0, 0) } else { frame(DATA, 0, 1, &[]) }).await;
-    assert!(end.cut, "{end:?}");
-    assert_eq!(chat.count(), 11);
+    assert!(end.closed, "{end:?}");
+    assert_eq!(chat.call_count(), 11);
 }
 
 #[tokio::test]
 async fn ping_only_connection_is_closed_after_the_timeout() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).set("server", r#"write_timeout = "1s""#);
     let gateway = setup.start().await;
     let pings = frame(PING, 0, 0, b"whatever").repeat(100);
     let start = now();
     let end = RawHttp2::open(gateway.address()).await.flood(usize::MAX, |_| pings.clone()).await;
-    assert!(end.cut && start.elapsed() < Duration::from_secs(10), "{end:?} after {:?}", start.elapsed());
+    assert!(end.closed && start.elapsed() < Duration::from_secs(10), "{end:?} after {:?}", start.elapsed());
     // This peer does not read. Its PING acknowledgements fill the kernel's buffers, then the gateway stops reading.
     let mut non_reading = RawHttp2::open(gateway.address()).await;
     let start = now();
@@ -158,16 +159,16 @@ async fn ping_only_connection_is_closed_after_the_timeout() {
 
 #[tokio::test]
 async fn slow_second_header_block_is_closed_by_head_timeout() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).start().await;
     let mut peer = RawHttp2::open(gateway.address()).await;
-    let block = post("/nowhere");
+    let block = post_headers("/nowhere");
     assert!(peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await);
     while !matches!(peer.next().await.expect("a response"), (HEADERS, _, 1, _)) {}
     let start = now();
     assert!(peer.send(&frame(HEADERS, END_STREAM, 3, &block[..3])).await);
-    for byte in block[3..].iter().chain(&line("x", &"v".repeat(100))) {
+    for byte in block[3..].iter().chain(&field_line("x", &"v".repeat(100))) {
         if !peer.send(&frame(CONTINUATION, 0, 3, &[*byte])).await {
             break;
         }
@@ -180,18 +181,18 @@ async fn slow_second_header_block_is_closed_by_head_timeout() {
 
 #[tokio::test]
 async fn responses_without_flow_control_window_expire_after_write_timeout() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
     let mut peer = RawHttp2::open(gateway.address()).await;
     // SETTINGS_INITIAL_WINDOW_SIZE = 0 (RFC 9113 section 6.5.2).
     assert!(peer.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await);
-    assert!(peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post("/nowhere"))).await);
+    assert!(peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &post_headers("/nowhere"))).await);
     while !matches!(peer.next().await.expect("response headers"), (HEADERS, _, 1, _)) {}
     let start = now();
     // The peer keeps sending requests, so it is never idle, but it reads no response.
     for n in 1.. {
-        if !peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream(n), &post("/nowhere"))).await {
+        if !peer.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream(n), &post_headers("/nowhere"))).await {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,11 +1,11 @@
 //! Raw HTTP/1 bytes: an ambiguous request is rejected or read as exactly one request, with nothing after it.
 
-use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
+use crate::support::response::Response;
 use crate::support::setup::gateway;
 
 const CALL: &str = "openim/querystate";
@@ -18,13 +18,13 @@ fn raw(lines: &str, rest: &str) -> Vec<u8> {
 }
 
 /// Returns all complete responses in `bytes`.
-fn all_answers(mut bytes: &[u8]) -> Vec<Answer> {
-    let mut answers = Vec::new();
-    while let Some((answer, len)) = Answer::read(bytes, false) {
-        answers.push(answer);
+fn all_responses(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
+    while let Some((response, len)) = Response::parse(bytes, false) {
+        responses.push(response);
         bytes = &bytes[len..];
     }
-    answers
+    responses
 }
 
 /// Asserts that nothing was smuggled and that a valid request on a new connection succeeds.
@@ -36,12 +36,12 @@ async fn assert_not_smuggled(gateway: &Gateway, chat: &FakeChat) {
 /// Sends the bytes and expects a rejection with one of these statuses, no call, and a closed connection.
 async fn assert_rejected(gateway: &Gateway, chat: &FakeChat, bytes: &[u8], statuses: &[u16]) {
     let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
-    let before = chat.count();
+    let before = chat.call_count();
     let mut conn = gateway.connect().await;
     conn.send(bytes).await;
-    let answers = all_answers(&conn.rest().await);
-    assert_eq!(chat.count(), before, "reached upstream: {shown:?}");
-    let seen: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    let responses = all_responses(&conn.read_to_end().await);
+    assert_eq!(chat.call_count(), before, "reached upstream: {shown:?}");
+    let seen: Vec<u16> = responses.iter().map(|response| response.status).collect();
     assert!(seen.len() == 1 && statuses.contains(&seen[0]), "{seen:?} for {shown:?}");
     assert_not_smuggled(gateway, chat).await;
 }
@@ -49,14 +49,14 @@ async fn assert_rejected(gateway: &Gateway, chat: &FakeChat, bytes: &[u8], statu
 /// Sends the bytes and expects a rejection, or one call and one response. The connection closes either way.
 async fn assert_safe_and_closed(gateway: &Gateway, chat: &FakeChat, bytes: &[u8]) {
     let shown = String::from_utf8_lossy(bytes).into_owned();
-    let before = chat.count();
+    let before = chat.call_count();
     let mut conn = gateway.connect().await;
     conn.send(bytes).await;
-    let answers = all_answers(&conn.rest().await);
-    assert_eq!(answers.len(), 1, "{shown:?}: {answers:?}");
-    match answers[0].status {
-        200 => assert_eq!(chat.count(), before + 1, "{shown:?}"),
-        400..=499 | 501 => assert_eq!(chat.count(), before, "{shown:?}"),
+    let responses = all_responses(&conn.read_to_end().await);
+    assert_eq!(responses.len(), 1, "{shown:?}: {responses:?}");
+    match responses[0].status {
+        200 => assert_eq!(chat.call_count(), before + 1, "{shown:?}"),
+        400..=499 | 501 => assert_eq!(chat.call_count(), before, "{shown:?}"),
         other => panic!("status {other} for {shown:?}"),
     }
     assert_not_smuggled(gateway, chat).await;
@@ -138,9 +138,9 @@ async fn malformed_chunks_never_reach_upstream() {
     let legal = "1;ext=1\r\n{\r\n1\r\n}\r\n0\r\nX-Trailer: seen-only-here\r\n\r\n";
     let mut conn = gateway.connect().await;
     conn.send(raw("Transfer-Encoding: chunked\r\n", legal)).await;
-    conn.answer().await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, b"{}");
-    conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    conn.read_response().await.assert_relayed(200, OK);
+    assert_eq!(chat.last_call().body, b"{}");
+    conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -229,10 +229,10 @@ async fn connect_method_is_rejected() {
     for target in [chat.address().to_string(), "localhost:443".to_owned(), format!("/v4/{CALL}")] {
         let mut conn = gateway.connect().await;
         conn.send(format!("CONNECT {target} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
-        let answer = conn.answer().await;
-        assert!((400..500).contains(&answer.status), "{answer:?}");
+        let response = conn.read_response().await;
+        assert!((400..500).contains(&response.status), "{response:?}");
     }
-    assert_eq!((chat.count(), chat.accepted()), (0, 0));
+    assert_eq!((chat.call_count(), chat.accepted_connections()), (0, 0));
     assert_not_smuggled(&gateway, &chat).await;
 }
 
@@ -252,10 +252,10 @@ async fn non_http_bytes_close_the_connection() {
     ] {
         let mut conn = gateway.connect().await;
         conn.send(bytes).await;
-        let rest = conn.rest().await;
+        let rest = conn.read_to_end().await;
         assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 4") || !rest.starts_with(b"HTTP/"), "{rest:?}");
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     assert_not_smuggled(&gateway, &chat).await;
 }
 
@@ -264,24 +264,24 @@ async fn rejected_request_body_is_never_parsed_as_a_request() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let requests = [
-        Ask::post("/nowhere"),
-        Ask::new("PUT", &format!("/v4/{CALL}")),
-        Ask::new("GET", &format!("/v4/{CALL}")),
-        Ask::post(&format!("/v4/{CALL}?x=1")),
-        Ask::post("/apps/none/v4/openim/querystate"),
-        Ask::command(CALL).header("Origin", "null"),
-        Ask::command(CALL).header("Content-Encoding", "gzip"),
-        Ask::command(CALL),
-        Ask::command("follow/follow_check"),
+        TestRequest::post("/nowhere"),
+        TestRequest::new("PUT", &format!("/v4/{CALL}")),
+        TestRequest::new("GET", &format!("/v4/{CALL}")),
+        TestRequest::post(&format!("/v4/{CALL}?x=1")),
+        TestRequest::post("/apps/none/v4/openim/querystate"),
+        TestRequest::command(CALL).header("Origin", "null"),
+        TestRequest::command(CALL).header("Content-Encoding", "gzip"),
+        TestRequest::command(CALL),
+        TestRequest::command("follow/follow_check"),
     ];
-    for ask in requests {
+    for request in requests {
         for body in [SMUGGLED.to_owned(), SMUGGLED.repeat(3000)] {
             let mut conn = gateway.connect().await;
-            conn.send(ask.clone().body(body).bytes()).await;
-            let answer = conn.answer().await;
-            assert!((400..500).contains(&answer.status), "{answer:?}");
-            conn.send(Ask::command(CALL).bytes()).await;
-            if let Some(next) = conn.try_answer().await {
+            conn.send(request.clone().body(body).bytes()).await;
+            let response = conn.read_response().await;
+            assert!((400..500).contains(&response.status), "{response:?}");
+            conn.send(TestRequest::command(CALL).bytes()).await;
+            if let Some(next) = conn.try_read_response().await {
                 next.assert_relayed(200, OK);
             }
         }
@@ -294,18 +294,18 @@ async fn bytes_after_an_oversized_body_are_never_a_request() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    conn.send(Ask::command(CALL).header("Content-Length", "2000000").body("").bytes()).await;
+    conn.send(TestRequest::command(CALL).header("Content-Length", "2000000").body("").bytes()).await;
     conn.send(SMUGGLED).await;
-    let rest = conn.rest().await;
-    let answers = all_answers(&rest);
-    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [413]);
-    assert_eq!(answers[0].header("connection"), Some("close"));
+    let rest = conn.read_to_end().await;
+    let responses = all_responses(&rest);
+    assert_eq!(responses.iter().map(|response| response.status).collect::<Vec<_>>(), [413]);
+    assert_eq!(responses[0].header("connection"), Some("close"));
     assert_not_smuggled(&gateway, &chat).await;
 }
 
 /// Builds `count` pipelined requests, each with its own id. `bad` replaces one of them.
 fn pipeline(count: usize, bad: Option<(usize, Vec<u8>)>) -> Vec<u8> {
-    let request = |n: usize| Ask::command(CALL).header("X-Request-Id", &format!("id-{n}")).bytes();
+    let request = |n: usize| TestRequest::command(CALL).header("X-Request-Id", &format!("id-{n}")).bytes();
     let replaced = |n: usize| bad.as_ref().filter(|(index, _)| *index == n).map(|(_, bytes)| bytes.clone());
     (0..count).flat_map(|n| replaced(n).unwrap_or_else(|| request(n))).collect()
 }
@@ -316,14 +316,14 @@ async fn pipelined_requests_are_answered_until_a_malformed_one() {
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
     conn.send(pipeline(50, Some((30, raw("Broken Line\r\n", "{}"))))).await;
-    let answers = all_answers(&conn.rest().await);
-    assert_eq!(answers.len(), 31);
-    for (n, answer) in answers[..30].iter().enumerate() {
-        answer.assert_relayed(200, OK);
-        assert_eq!(answer.request_id(), format!("id-{n}"));
+    let responses = all_responses(&conn.read_to_end().await);
+    assert_eq!(responses.len(), 31);
+    for (n, response) in responses[..30].iter().enumerate() {
+        response.assert_relayed(200, OK);
+        assert_eq!(response.request_id(), format!("id-{n}"));
     }
-    assert_eq!(answers[30].status, 400);
-    assert_eq!(chat.count(), 30);
+    assert_eq!(responses[30].status, 400);
+    assert_eq!(chat.call_count(), 30);
     assert_not_smuggled(&gateway, &chat).await;
 }
 
@@ -332,14 +332,14 @@ async fn pipelined_requests_continue_in_order_after_a_rejected_one() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    let rejected = Ask::command(CALL).header("X-Request-Id", "id-20").body("no json").bytes();
+    let rejected = TestRequest::command(CALL).header("X-Request-Id", "id-20").body("no json").bytes();
     conn.send(pipeline(50, Some((20, rejected)))).await;
     for n in 0..50 {
-        let answer = conn.answer().await;
-        assert_eq!(answer.request_id(), format!("id-{n}"));
-        assert_eq!(answer.status, if n == 20 { 400 } else { 200 });
+        let response = conn.read_response().await;
+        assert_eq!(response.request_id(), format!("id-{n}"));
+        assert_eq!(response.status, if n == 20 { 400 } else { 200 });
     }
-    assert_eq!(chat.count(), 49);
+    assert_eq!(chat.call_count(), 49);
 }
 
 #[tokio::test]
@@ -347,15 +347,15 @@ async fn byte_by_byte_and_http10_requests_are_served() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    for byte in Ask::command(CALL).bytes() {
+    for byte in TestRequest::command(CALL).bytes() {
         conn.send([byte]).await;
     }
-    conn.answer().await.assert_relayed(200, OK);
+    conn.read_response().await.assert_relayed(200, OK);
     let mut old = gateway.connect().await;
     old.send(format!("POST /v4/{CALL} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{{}}")).await;
-    let answers = all_answers(&old.rest().await);
-    assert_eq!(answers.len(), 1);
-    answers[0].assert_relayed(200, OK);
+    let responses = all_responses(&old.read_to_end().await);
+    assert_eq!(responses.len(), 1);
+    responses[0].assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -363,11 +363,11 @@ async fn expect_100_continue_gets_an_interim_response() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
-    let ask = Ask::command(CALL).header("Expect", "100-continue").header("Content-Length", "2").body("");
-    conn.send(ask.bytes()).await;
-    assert_eq!(conn.interim().await, 100);
+    let request = TestRequest::command(CALL).header("Expect", "100-continue").header("Content-Length", "2").body("");
+    conn.send(request.bytes()).await;
+    assert_eq!(conn.read_interim_status().await, 100);
     conn.send("{}").await;
-    conn.answer().await.assert_relayed(200, OK);
+    conn.read_response().await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -376,36 +376,42 @@ async fn http2_returns_the_same_responses_and_errors() {
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
     let http2 = Http2::open(gateway.address()).await;
-    assert_eq!(http2.ask(&Ask::check("ann", &["bob"])).await.types(), [2]);
-    http2.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    http2.ask(&Ask::command(CALL).header("Authorization", "x").header("Cookie", "y")).await.assert_relayed(200, OK);
+    assert_eq!(http2.request(&TestRequest::check("ann", &["bob"])).await.follow_types(), [2]);
+    http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
+    http2
+        .request(&TestRequest::command(CALL).header("Authorization", "x").header("Cookie", "y"))
+        .await
+        .assert_relayed(200, OK);
     let rows = [
-        (Ask::command(CALL).host("evil.example"), (403, "forbidden", 129_403)),
-        (Ask::command(CALL).header("origin", "null"), (403, "forbidden", 129_403)),
-        (Ask::post("/v4/openim/querystate/"), (404, "not_found", 60009)),
-        (Ask::new("GET", "/v4/openim/querystate"), (405, "method_not_allowed", 60002)),
-        (Ask::command(CALL).body("["), (400, "bad_json", 60003)),
-        (Ask::post("/v4/openim/querystate?y=1"), (400, "bad_parameter", 30001)),
-        (Ask::command(CALL).body(format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20))), (413, "body_too_large", 129_413)),
+        (TestRequest::command(CALL).host("evil.example"), (403, "forbidden", 129_403)),
+        (TestRequest::command(CALL).header("origin", "null"), (403, "forbidden", 129_403)),
+        (TestRequest::post("/v4/openim/querystate/"), (404, "not_found", 60009)),
+        (TestRequest::new("GET", "/v4/openim/querystate"), (405, "method_not_allowed", 60002)),
+        (TestRequest::command(CALL).body("["), (400, "bad_json", 60003)),
+        (TestRequest::post("/v4/openim/querystate?y=1"), (400, "bad_parameter", 30001)),
+        (
+            TestRequest::command(CALL).body(format!("{{\"x\":\"{}\"}}", "y".repeat(1 << 20))),
+            (413, "body_too_large", 129_413),
+        ),
     ];
-    for (ask, (status, slug, code)) in rows {
-        http2.ask(&ask).await.assert_error(status, slug, code);
+    for (request, (status, slug, code)) in rows {
+        http2.request(&request).await.assert_error(status, slug, code);
     }
-    http2.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-    assert_eq!(chat.count(), 4);
+    http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
+    assert_eq!(chat.call_count(), 4);
 }
 
 #[tokio::test]
 async fn incomplete_request_never_reaches_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let bytes = Ask::command(CALL).body(format!("{{\"x\":\"{}\"}}", "y".repeat(5000))).bytes();
+    let bytes = TestRequest::command(CALL).body(format!("{{\"x\":\"{}\"}}", "y".repeat(5000))).bytes();
     for cut in [1, 10, 40, 80, 100, 2000, bytes.len() - 1] {
         let mut conn: Conn = gateway.connect().await;
         conn.send(&bytes[..cut]).await;
-        conn.finish().await;
-        assert!(all_answers(&conn.rest().await).iter().all(|answer| (400..500).contains(&answer.status)));
+        conn.shutdown_write().await;
+        assert!(all_responses(&conn.read_to_end().await).iter().all(|response| (400..500).contains(&response.status)));
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     assert_not_smuggled(&gateway, &chat).await;
 }

@@ -38,7 +38,7 @@ async fn body_that_is_not_a_utf8_object_is_rejected() {
             gateway.call(command, body).await.assert_error(400, "bad_json", 60003);
         }
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -54,7 +54,7 @@ async fn duplicate_members_are_rejected_in_any_spelling() {
     ] {
         gateway.call(CHECK, body).await.assert_error(400, "bad_json", 60003);
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
@@ -71,11 +71,11 @@ async fn account_counts_within_limits_are_served_and_others_rejected() {
         gateway.call(CHECK, &body).await.assert_error(400, "bad_parameter", 30001);
         assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     }
-    assert_eq!(chat.count(), 0);
-    assert_eq!(gateway.call(CHECK, body(1)).await.checked().len(), 1);
-    assert_eq!(gateway.call(CHECK, body(1_000)).await.checked().len(), 1_000);
+    assert_eq!(chat.call_count(), 0);
+    assert_eq!(gateway.call(CHECK, body(1)).await.items().len(), 1);
+    assert_eq!(gateway.call(CHECK, body(1_000)).await.items().len(), 1_000);
     // One pair was cached; the others fill ten calls.
-    assert_eq!(chat.count(), 11);
+    assert_eq!(chat.call_count(), 11);
     // With the default max_body, a million accounts are too large.
     let default = Setup::new(&chat).start().await;
     default.call(CHECK, body(1_000_000)).await.assert_error(413, "body_too_large", 129_413);
@@ -114,14 +114,14 @@ async fn invalid_names_are_rejected_and_unread_members_are_relayed() {
             gateway.call(CHECK, body).await.assert_error(400, slug, code);
         }
     }
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     // A surrogate pair is one character, and all spellings of a name are equal.
-    let to = gateway.call(CHECK, r#"{"From_Account":"a","To_Account":["\ud83d\ude00","\u0062","b"]}"#).await.checked();
+    let to = gateway.call(CHECK, r#"{"From_Account":"a","To_Account":["\ud83d\ude00","\u0062","b"]}"#).await.items();
     let names: Vec<&str> = to.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["\u{1f600}", "b", "b"]);
     // chatgate relays members that it does not read byte for byte.
     for body in [r#"{"x":"\ud800","y":1e999,"x":[-0.0E-0]}"#, r#"{ "x" : 123456789012345678901234567890 }"#] {
         gateway.call(CALL, body).await.assert_relayed(200, OK);
-        assert_eq!(chat.last().body, body.as_bytes());
+        assert_eq!(chat.last_call().body, body.as_bytes());
     }
 }

@@ -5,8 +5,8 @@
 
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
-use crate::support::graph::fail;
+use crate::support::client::{Conn, TestRequest};
+use crate::support::graph::error_response;
 use crate::support::h2::Http2;
 use crate::support::process::Process;
 use crate::support::reply::Reply;
@@ -14,9 +14,9 @@ use crate::support::setup::Setup;
 use crate::support::tls::Ca;
 use crate::support::{eventually, secrets, unix_now, usersig};
 
-/// An app whose Chat presents an expired certificate.
+/// An app with an upstream that presents an expired certificate.
 const EXPIRED: TestApp = TestApp { name: "expired", sdkappid: 1_400_000_003, ..OTHER };
-/// An app whose Chat speaks plain HTTP behind an `https` endpoint.
+/// An app with an upstream that speaks plain HTTP behind an `https` endpoint.
 const NO_TLS: TestApp = TestApp { name: "no-tls", sdkappid: 1_400_000_004, ..OTHER };
 
 async fn provoke_every_failure(format: &'static str) {
@@ -45,14 +45,16 @@ async fn provoke_every_failure(format: &'static str) {
         .set("log", r#"level = "trace""#)
         .set("log", &format!("format = \"{format}\""))
         .set("server", "explain = true")
-        .deadline("1s");
-    let gateway = if format == "json" { gateway.start().await } else { gateway.start_silent().await };
+        .timeout("1s");
+    let gateway = if format == "json" { gateway.start().await } else { gateway.start_at_fixed_addresses().await };
     plain.script(|call| {
         let sig = call.usersig();
         Some(match call.command() {
-            "follow/follow_check" | "follow/follow_add" => Reply::model(),
-            "odd/echo" => Reply::json(fail(30003, &format!("usersig={sig}"))),
-            "odd/echo_head" => Reply::bytes(format!("HTTP/1.1 200 {sig}\r\nX: {sig}\r\n\r\n{}", fail(0, &sig))),
+            "follow/follow_check" | "follow/follow_add" => Reply::from_graph(),
+            "odd/echo" => Reply::json(error_response(30003, &format!("usersig={sig}"))),
+            "odd/echo_head" => {
+                Reply::bytes(format!("HTTP/1.1 200 {sig}\r\nX: {sig}\r\n\r\n{}", error_response(0, &sig)))
+            }
             "odd/html" => Reply::typed(502, "text/html", format!("<a href=\"/v4/x/y?usersig={sig}\">")),
             "odd/broken" => Reply::bytes(format!("HTTP/1.1 200 OK\r\n{sig}\r\n\r\n")),
             "odd/reset" => Reply::reset(),
@@ -60,7 +62,7 @@ async fn provoke_every_failure(format: &'static str) {
             "odd/redirect" => Reply::bytes(format!(
                 "HTTP/1.1 302 Found\r\nLocation: /v4/x/y?usersig={sig}\r\nContent-Length: 0\r\n\r\n"
             )),
-            _ => Reply::json(fail(30006, "transient")),
+            _ => Reply::json(error_response(30006, "transient")),
         })
     });
     let add = r#"{"From_Account":"a","FollowItem":[{"To_Account":"b"}]}"#;
@@ -76,41 +78,50 @@ async fn provoke_every_failure(format: &'static str) {
             "odd/redirect",
             "odd/other",
         ] {
-            gateway.ask(Ask::command(command).header("Chatgate-App", app.name)).await;
+            gateway.send(TestRequest::command(command).header("Chatgate-App", app.name)).await;
         }
-        gateway.ask(Ask::check("a", &["b"]).header("Chatgate-App", app.name).header("Chatgate-Explain", "1")).await;
-        gateway.ask(Ask::command("follow/follow_add").body(add).header("Chatgate-App", app.name)).await;
-        gateway.ask(Ask::post(&format!("/v4/odd/echo?sdkappid={}&usersig=x&y=1", app.sdkappid))).await;
-        http2.ask(&Ask::command("odd/echo_head").header("Chatgate-App", app.name)).await;
+        gateway
+            .send(TestRequest::check("a", &["b"]).header("Chatgate-App", app.name).header("Chatgate-Explain", "1"))
+            .await;
+        gateway.send(TestRequest::command("follow/follow_add").body(add).header("Chatgate-App", app.name)).await;
+        gateway.send(TestRequest::post(&format!("/v4/odd/echo?sdkappid={}&usersig=x&y=1", app.sdkappid))).await;
+        http2.request(&TestRequest::command("odd/echo_head").header("Chatgate-App", app.name)).await;
     }
-    gateway.ask(Ask::post("/nowhere")).await;
-    gateway.ask(Ask::command("odd/echo").body("[")).await;
+    gateway.send(TestRequest::post("/nowhere")).await;
+    gateway.send(TestRequest::command("odd/echo").body("[")).await;
     let mut conn = gateway.connect().await;
     conn.send("POST /v4/odd/echo HTTP/1.1\r\nbroken\r\n\r\n").await;
-    conn.rest().await;
+    conn.read_to_end().await;
     let mut disconnecting = gateway.connect().await;
-    disconnecting.send(Ask::command("odd/hang").bytes()).await;
-    plain.seen(10).await;
+    disconnecting.send(TestRequest::command("odd/hang").bytes()).await;
+    plain.wait_for_calls(10).await;
     drop(disconnecting);
     // A TLS hello, malformed HTTP/2, and a NUL byte.
     for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff", b"\0"] {
         let mut conn = gateway.connect().await;
         conn.send(bytes).await;
-        conn.finish().await;
-        conn.rest().await;
+        conn.shutdown_write().await;
+        conn.read_to_end().await;
     }
     // Admin pages and admin actions, valid and invalid.
-    let mut operators: Vec<Ask> =
+    let mut operators: Vec<TestRequest> =
         ["/livez", "/readyz", "/status", "/metrics", "/", "/page.js", "/page.css", "/history", "/nowhere"]
-            .map(|path| Ask::new("GET", path))
+            .map(|path| TestRequest::new("GET", path))
             .into();
-    let evict = |body: &str| Ask::post("/cache/evict").body(body);
-    operators.extend([evict(r#"{"App":"main"}"#), evict("["), evict(r#"{"App":"none"}"#), Ask::post("/reload")]);
-    operators
-        .extend([Ask::post("/log").body(r#"{"level":"trace"}"#), Ask::post("/log").body(r#"{"level":"usersig"}"#)]);
-    for ask in operators {
+    let evict = |body: &str| TestRequest::post("/cache/evict").body(body);
+    operators.extend([
+        evict(r#"{"App":"main"}"#),
+        evict("["),
+        evict(r#"{"App":"none"}"#),
+        TestRequest::post("/reload"),
+    ]);
+    operators.extend([
+        TestRequest::post("/log").body(r#"{"level":"trace"}"#),
+        TestRequest::post("/log").body(r#"{"level":"usersig"}"#),
+    ]);
+    for request in operators {
         let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
-        conn.ask(&ask).await;
+        conn.request(&request).await;
     }
     // A key file that is invalid in the middle of a change, then valid again.
     let key_file = gateway.dir().join("main.key");
@@ -125,11 +136,11 @@ async fn provoke_every_failure(format: &'static str) {
         let verdict = usersig::verify(&call.usersig(), MAIN, unix_now());
         assert_eq!(verdict, Ok(()), "{}", call.command());
     }
-    assert!(secrets::remembered() >= 1);
-    assert_eq!((wrong_name.count(), expired.count()), (0, 0));
+    assert!(secrets::count() >= 1);
+    assert_eq!((wrong_name.call_count(), expired.call_count()), (0, 0));
     // A plain HTTP server reads a TLS hello as malformed HTTP.
-    no_tls.forgive();
-    assert_eq!(no_tls.count(), 0);
+    no_tls.clear_violations();
+    assert_eq!(no_tls.call_count(), 0);
     let log = gateway.log();
     // An empty log would prove nothing.
     assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log is not verbose");

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
-use crate::support::process::{Finished, Process};
+use crate::support::process::{Process, ProcessOutput};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
@@ -24,7 +24,7 @@ async fn wait_until_draining(gateway: &Gateway) {
 }
 
 /// Runs `serve` with this configuration and waits for it to exit.
-async fn run_serve(setup: &Setup) -> Finished {
+async fn run_serve(setup: &Setup) -> ProcessOutput {
     let file = setup.write();
     Process::run(&["serve", "--config", &file.to_string_lossy()], setup.dir(), &[]).await
 }
@@ -39,7 +39,7 @@ async fn liveness_and_readiness_do_not_call_upstream() {
         assert_eq!(gateway.admin_get(path).await.status, 404, "{path}");
     }
     // The data listener serves no health checks, and the admin listener relays nothing.
-    gateway.ask(Ask::new("GET", "/livez")).await.assert_error(404, "not_found", 60009);
+    gateway.send(TestRequest::new("GET", "/livez")).await.assert_error(404, "not_found", 60009);
     assert_eq!(gateway.stop().await, 0);
 }
 
@@ -48,52 +48,52 @@ async fn sigterm_finishes_requests_in_flight_and_exits_cleanly() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let (mut relay, mut check) = (gateway.connect().await, gateway.connect().await);
-    relay.send(Ask::command(CALL).bytes()).await;
-    check.send(Ask::check("ann", &["bob"]).bytes()).await;
-    chat.seen(2).await;
+    relay.send(TestRequest::command(CALL).bytes()).await;
+    check.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+    chat.wait_for_calls(2).await;
     gateway.signal("TERM");
     wait_until_draining(&gateway).await;
     assert_eq!(gateway.admin_get("/livez").await.status, 200, "alive while draining");
-    eventually("no new connection is served", async || (!gateway.accepts().await).then_some(())).await;
+    eventually("no new connection is served", async || (!gateway.is_accepting().await).then_some(())).await;
     gate.open();
-    relay.answer().await.assert_relayed(200, OK);
-    assert_eq!(check.answer().await.types(), [0]);
-    relay.closed().await;
+    relay.read_response().await.assert_relayed(200, OK);
+    assert_eq!(check.read_response().await.follow_types(), [0]);
+    relay.assert_closed().await;
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
 }
 
 #[tokio::test]
 async fn keep_alive_connection_closes_after_a_response_while_draining() {
     // An idle connection stays open for only one second.
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let mut kept = gateway.connect().await;
-    kept.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    kept.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     let gate = Gate::closed();
-    let held = gate.clone();
-    chat.script(move |call| (call.command() == "openim/held").then(|| Reply::model().held(&held)));
+    let script_gate = gate.clone();
+    chat.script(move |call| (call.command() == "openim/held").then(|| Reply::from_graph().after(&script_gate)));
     let mut holding = gateway.connect().await;
-    holding.send(Ask::command("openim/held").bytes()).await;
-    chat.seen(2).await;
+    holding.send(TestRequest::command("openim/held").bytes()).await;
+    chat.wait_for_calls(2).await;
     gateway.signal("TERM");
     wait_until_draining(&gateway).await;
     // Readiness fails first. Responses carry `Connection: close` shortly after.
     let mut closing = false;
     for _ in 0..1000 {
-        let answer = kept.ask(&Ask::command(CALL)).await;
-        answer.assert_relayed(200, OK);
-        closing = answer.header("connection") == Some("close");
+        let response = kept.request(&TestRequest::command(CALL)).await;
+        response.assert_relayed(200, OK);
+        closing = response.header("connection") == Some("close");
         if closing {
             break;
         }
     }
     assert!(closing, "no response carries `Connection: close`");
-    kept.closed().await;
+    kept.assert_closed().await;
     gate.open();
-    holding.answer().await.assert_relayed(200, OK);
+    holding.read_response().await.assert_relayed(200, OK);
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
 }
 
@@ -102,24 +102,24 @@ async fn admin_listener_answers_until_the_drain_has_ended() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut holding = gateway.connect().await;
-    holding.send(Ask::command(CALL).bytes()).await;
-    chat.seen(1).await;
+    holding.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
     let mut kept = Conn::open(gateway.admin()).await.expect("accepted");
-    let answer = kept.ask(&Ask::new("GET", "/readyz")).await;
-    assert_eq!((answer.status, answer.header("connection")), (200, None));
+    let response = kept.request(&TestRequest::new("GET", "/readyz")).await;
+    assert_eq!((response.status, response.header("connection")), (200, None));
     let mut idle = Conn::open(gateway.admin()).await.expect("accepted");
-    assert_eq!(idle.ask(&Ask::new("GET", "/livez")).await.status, 200);
+    assert_eq!(idle.request(&TestRequest::new("GET", "/livez")).await.status, 200);
     gateway.signal("TERM");
-    eventually("no new connection is served", async || (!gateway.accepts().await).then_some(())).await;
-    let answer = kept.ask(&Ask::new("GET", "/livez")).await;
-    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
-    kept.closed().await;
+    eventually("no new connection is served", async || (!gateway.is_accepting().await).then_some(())).await;
+    let response = kept.request(&TestRequest::new("GET", "/livez")).await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    kept.assert_closed().await;
     assert_eq!(gateway.admin_get("/readyz").await.status, 503);
     gate.open();
-    holding.answer().await.assert_relayed(200, OK);
-    idle.closed().await;
+    holding.read_response().await.assert_relayed(200, OK);
+    idle.assert_closed().await;
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
 }
 
@@ -128,11 +128,11 @@ async fn idle_gateway_stops_at_once_despite_idle_connections() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let mut idle = gateway.connect().await;
-    idle.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    idle.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     let _silent = gateway.connect().await;
     gateway.signal("TERM");
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
-    idle.closed().await;
+    idle.assert_closed().await;
 }
 
 #[tokio::test]
@@ -152,11 +152,11 @@ async fn requests_are_served_as_usual_during_drain_delay() {
 #[tokio::test]
 async fn drain_timeout_forces_the_stop_with_exit_code_1() {
     let chat = FakeChat::start().await;
-    let mut gateway = Setup::new(&chat).set("server", r#"drain_timeout = "1s""#).deadline("15s").start().await;
-    chat.always(Reply::hang());
+    let mut gateway = Setup::new(&chat).set("server", r#"drain_timeout = "1s""#).timeout("15s").start().await;
+    chat.reply_always(Reply::hang());
     let mut stuck = gateway.connect().await;
-    stuck.send(Ask::command(CALL).bytes()).await;
-    chat.seen(1).await;
+    stuck.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
     gateway.signal("TERM");
     assert_eq!(gateway.exit_code_within(Duration::from_secs(4)).await, 1);
 }
@@ -164,11 +164,11 @@ async fn drain_timeout_forces_the_stop_with_exit_code_1() {
 #[tokio::test]
 async fn second_sigterm_stops_at_once() {
     let chat = FakeChat::start().await;
-    let mut gateway = Setup::new(&chat).deadline("15s").start().await;
-    chat.always(Reply::hang());
+    let mut gateway = Setup::new(&chat).timeout("15s").start().await;
+    chat.reply_always(Reply::hang());
     let mut stuck = gateway.connect().await;
-    stuck.send(Ask::command(CALL).bytes()).await;
-    chat.seen(1).await;
+    stuck.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
     gateway.signal("TERM");
     wait_until_draining(&gateway).await;
     gateway.signal("TERM");
@@ -180,13 +180,13 @@ async fn abandoned_write_in_flight_finishes_before_the_exit() {
     let chat = FakeChat::start().await;
     let mut gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut write = gateway.connect().await;
     let body = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
-    write.send(Ask::command("follow/follow_add").body(body).bytes()).await;
-    chat.seen(1).await;
+    write.send(TestRequest::command("follow/follow_add").body(body).bytes()).await;
+    chat.wait_for_calls(1).await;
     drop(write);
-    gateway.at_work(0).await;
+    gateway.wait_for_in_flight(0).await;
     gateway.signal("TERM");
     wait_until_draining(&gateway).await;
     gate.open();
@@ -220,9 +220,9 @@ async fn unix_socket_serves_next_to_tcp_with_configured_mode() {
         assert!(gateway.addresses().contains(&address), "{:?}", gateway.addresses());
         for address in gateway.addresses() {
             let mut conn = crate::support::client::Conn::open(address).await.expect("accepted");
-            conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
-            let foreign = Ask::command(CALL).host("evil.example");
-            conn.ask(&foreign).await.assert_error(403, "forbidden", 129_403);
+            conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
+            let foreign = TestRequest::command(CALL).host("evil.example");
+            conn.request(&foreign).await.assert_error(403, "forbidden", 129_403);
         }
         assert_eq!(gateway.stop().await, 0);
     }
@@ -334,7 +334,7 @@ async fn unread_log_delays_no_request() {
         eventually("the gateway listens", async || crate::support::client::Conn::open(&data).await.ok()).await;
     let id = "x".repeat(128);
     for _ in 0..1500 {
-        conn.ask(&Ask::command(CALL).header("X-Request-Id", &id)).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command(CALL).header("X-Request-Id", &id)).await.assert_relayed(200, OK);
     }
     child.kill().expect("own child");
     child.wait().expect("own child");

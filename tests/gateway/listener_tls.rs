@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
@@ -49,12 +49,12 @@ async fn alpn_selects_http2_or_http1_over_both_tls_versions() {
             let stream = caller.connect(gateway.address()).await.expect("a handshake");
             let got = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
             assert_eq!(got.as_deref(), chosen);
-            let answer = if chosen == Some("h2") {
-                Http2::over(stream).await.ask(&Ask::check("ann", &["bob"])).await
+            let response = if chosen == Some("h2") {
+                Http2::from_stream(stream).await.request(&TestRequest::check("ann", &["bob"])).await
             } else {
-                Conn::over(stream).ask(&Ask::check("ann", &["bob"])).await
+                Conn::from_stream(stream).request(&TestRequest::check("ann", &["bob"])).await
             };
-            assert_eq!(answer.types(), [2], "{answer:?}");
+            assert_eq!(response.follow_types(), [2], "{response:?}");
         }
     }
     assert!(ca.caller().alpn(&["smtp"]).connect(gateway.address()).await.is_err(), "an unsupported protocol");
@@ -72,17 +72,17 @@ async fn distrusting_callers_and_plain_http_callers_fail_the_handshake() {
     let gateway = setup.listen(&["127.0.0.1:0", &socket]).start().await;
     assert!(Ca::new().caller().connect(gateway.address()).await.is_err());
     wait_for_failures(&gateway, "other", 1).await;
-    for text in [Ask::command(CALL).bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()] {
+    for text in [TestRequest::command(CALL).bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()] {
         let mut conn = gateway.connect().await;
         conn.send(text).await;
-        let rest = conn.rest().await;
+        let rest = conn.read_to_end().await;
         assert!(!rest.windows(4).any(|part| part == b"HTTP"), "{}", String::from_utf8_lossy(&rest));
     }
     wait_for_failures(&gateway, "not_tls", 2).await;
     assert!(gateway.log().contains("TLS handshake failed"), "the failure is logged");
-    assert_eq!(chat.count(), 0);
+    assert_eq!(chat.call_count(), 0);
     // Unix sockets and the admin listener use no TLS.
-    Conn::open(&socket).await.expect("accepted").ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    Conn::open(&socket).await.expect("accepted").request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200);
 }
 
@@ -94,30 +94,35 @@ async fn only_callers_with_client_ca_certificates_are_served() {
     let gateway = setup.start().await;
     let address = format!("127.0.0.1:{}", gateway.address().rsplit_once(':').expect("a port").1);
     let known = clients.issue("feed", YEAR);
-    for caller in [ca.caller().shows(&known), ca.caller().shows(&known).tls12()] {
+    for caller in [ca.caller().client_certificate(&known), ca.caller().client_certificate(&known).tls12()] {
         let stream = caller.connect(&address).await.expect("a handshake");
-        Conn::over(stream).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
     let untrusted = Ca::new().issue("feed", YEAR);
     // Issued by the server's CA, which is not the client CA.
     let server_issued = ca.issue("feed", YEAR);
-    let callers = [ca.caller(), ca.caller().shows(&untrusted), ca.caller().shows(&server_issued), ca.caller().tls12()];
+    let callers = [
+        ca.caller(),
+        ca.caller().client_certificate(&untrusted),
+        ca.caller().client_certificate(&server_issued),
+        ca.caller().tls12(),
+    ];
     for caller in callers {
         // With TLS 1.3, a caller sees the rejection only when it reads.
         if let Ok(stream) = caller.connect(&address).await {
-            let mut conn = Conn::over(stream);
-            conn.send(Ask::command(CALL).bytes()).await;
-            assert!(conn.try_answer().await.is_none(), "the request got a response");
+            let mut conn = Conn::from_stream(stream);
+            conn.send(TestRequest::command(CALL).bytes()).await;
+            assert!(conn.try_read_response().await.is_none(), "the request got a response");
         }
     }
     wait_for_failures(&gateway, "client_certificate", 4).await;
-    assert_eq!(chat.count(), 2);
+    assert_eq!(chat.call_count(), 2);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200, "the admin listener requires no certificate");
 }
 
 #[tokio::test]
 async fn slow_handshakes_time_out_while_other_callers_are_served() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None);
     let gateway = setup.set("server", r#"handshake_timeout = "2s""#).set("server", "max_connections = 3").start().await;
@@ -127,15 +132,15 @@ async fn slow_handshakes_time_out_while_other_callers_are_served() {
     // The first bytes of a ClientHello that is never completed.
     half.send([0x16, 3, 1, 2, 0, 1]).await;
     let stream = ca.caller().connect(gateway.address()).await.expect("a handshake");
-    let mut served = Conn::over(stream);
-    served.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    let mut served = Conn::from_stream(stream);
+    served.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     // Connections in the handshake count toward max_connections.
     assert!(ca.caller().connect(gateway.address()).await.is_err(), "over max_connections");
-    silent.closed().await;
-    half.closed().await;
+    silent.assert_closed().await;
+    half.assert_closed().await;
     let took = start.elapsed();
     assert!((Duration::from_millis(1900)..Duration::from_secs(12)).contains(&took), "{took:?}");
-    served.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    served.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     wait_for_failures(&gateway, "timeout", 2).await;
     eventually("the connection slots are free", async || ca.caller().connect(gateway.address()).await.ok().map(drop))
         .await;
@@ -147,7 +152,7 @@ async fn stop_does_not_wait_for_a_pending_handshake() {
     let mut gateway = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).start().await;
     let _silent = gateway.connect().await;
     let served = ca.caller().connect(gateway.address()).await.expect("a handshake");
-    Conn::over(served).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    Conn::from_stream(served).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     gateway.signal("TERM");
     // handshake_timeout is 10 s.
     assert_eq!(gateway.exit_code_within(Duration::from_secs(8)).await, 0);
@@ -167,16 +172,16 @@ async fn changed_certificate_is_presented_without_failing_any_request() {
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None);
     let dir = setup.dir().to_owned();
     let gateway = setup.start().await;
-    let mut kept = Conn::over(ca.caller().connect(gateway.address()).await.expect("a handshake"));
+    let mut kept = Conn::from_stream(ca.caller().connect(gateway.address()).await.expect("a handshake"));
     let done = Arc::new(AtomicBool::new(false));
     let load = |_| {
         let (ca, done, address) = (Arc::clone(&ca), Arc::clone(&done), gateway.address().to_owned());
         tokio::spawn(async move {
             let mut count = 0;
             while !done.load(Ordering::Relaxed) {
-                let mut conn = Conn::over(ca.caller().connect(&address).await.expect("a handshake"));
+                let mut conn = Conn::from_stream(ca.caller().connect(&address).await.expect("a handshake"));
                 for _ in 0..3 {
-                    conn.ask(&Ask::check("ann", &["bob"])).await.checked();
+                    conn.request(&TestRequest::check("ann", &["bob"])).await.items();
                     count += 1;
                 }
             }
@@ -202,8 +207,8 @@ async fn changed_certificate_is_presented_without_failing_any_request() {
     // The reload admin action rejects an invalid certificate too.
     std::fs::write(dir.join("cert.pem"), "").expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-    let answer = admin.ask(&Ask::post("/reload")).await;
-    assert!(answer.status == 400 && answer.text().contains("server.tls.cert_file"), "{answer:?}");
+    let response = admin.request(&TestRequest::post("/reload")).await;
+    assert!(response.status == 400 && response.text().contains("server.tls.cert_file"), "{response:?}");
     assert_eq!(presented(&ca, gateway.address()).await, before);
     done.store(true, Ordering::Relaxed);
     let mut count = 0;
@@ -211,7 +216,7 @@ async fn changed_certificate_is_presented_without_failing_any_request() {
         count += task.await.expect("every request succeeds");
     }
     assert!(count > 30, "{count}");
-    kept.ask(&Ask::check("ann", &["bob"])).await.checked();
+    kept.request(&TestRequest::check("ann", &["bob"])).await.items();
 }
 
 #[tokio::test]
@@ -226,10 +231,10 @@ async fn toggling_tls_or_client_certificates_requires_a_restart() {
     for text in [with_client_ca, plain] {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-        let answer = admin.ask(&Ask::post("/reload")).await.text();
-        assert!(answer.contains("server.tls requires a restart"), "{answer}");
+        let response = admin.request(&TestRequest::post("/reload")).await.text();
+        assert!(response.contains("server.tls requires a restart"), "{response}");
         let stream = ca.caller().connect(gateway.address()).await.expect("a handshake without a certificate");
-        Conn::over(stream).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
 }
 
@@ -240,29 +245,29 @@ async fn tls_failures_log_no_key() {
     let setup = with_tls(Setup::new(&chat), &pem, Some(&ca)).set("log", r#"level = "trace""#);
     let gateway = setup.start().await;
     let known = ca.issue("feed", YEAR);
-    let stream = ca.caller().shows(&known).connect(gateway.address()).await.expect("a handshake");
-    Conn::over(stream).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    let stream = ca.caller().client_certificate(&known).connect(gateway.address()).await.expect("a handshake");
+    Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     let _ = ca.caller().connect(gateway.address()).await;
     let _ = Ca::new().caller().connect(gateway.address()).await;
     let mut conn = gateway.connect().await;
-    conn.send(Ask::command(CALL).bytes()).await;
-    conn.rest().await;
+    conn.send(TestRequest::command(CALL).bytes()).await;
+    conn.read_to_end().await;
     wait_for_failures(&gateway, "not_tls", 1).await;
     for text in [&pem.key[..pem.key.len() / 2], "", pem.certificate.as_str()] {
         std::fs::write(gateway.dir().join("key.pem"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-        assert_eq!(admin.ask(&Ask::post("/reload")).await.status, 400);
+        assert_eq!(admin.request(&TestRequest::post("/reload")).await.status, 400);
     }
     // A key in the certificate file is still a secret.
     std::fs::write(gateway.dir().join("key.pem"), &pem.key).expect("own directory");
     std::fs::write(gateway.dir().join("cert.pem"), &pem.key).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
-    assert_eq!(admin.ask(&Ask::post("/reload")).await.status, 400);
+    assert_eq!(admin.request(&TestRequest::post("/reload")).await.status, 400);
     gateway.admin_get("/status").await;
     let log = gateway.log();
     assert!(log.contains("DEBUG") && log.contains("TLS handshake failed"), "the log is not verbose");
     secrets::assert_none_in("the log", log.as_bytes());
-    assert!(secrets::remembered() >= 2);
+    assert!(secrets::count() >= 2);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ mod faults;
 mod fleet;
 mod fleet_failover;
 mod fleet_faults;
-mod fleet_marks;
+mod fleet_fence;
 mod fleet_tls;
 mod follow;
 mod freshness;

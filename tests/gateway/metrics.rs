@@ -2,7 +2,7 @@
 
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
 use crate::support::reply::{Gate, Reply};
@@ -11,10 +11,10 @@ use crate::support::wire::free_address;
 use crate::support::{eventually, unix_now};
 
 async fn metrics(gateway: &Gateway) -> Exposition {
-    let answer = gateway.admin_get("/metrics").await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
-    Exposition::read(&answer.text())
+    let response = gateway.admin_get("/metrics").await;
+    assert_eq!(response.status, 200, "{response:?}");
+    assert_eq!(response.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    Exposition::parse(&response.text())
 }
 
 const CHECK: (&str, &str) = ("command", "follow/follow_check");
@@ -52,7 +52,7 @@ async fn all_metrics_exist_from_the_start() {
         ("process_cpu_seconds_total", "counter"),
         ("process_open_fds", "gauge"),
     ] {
-        assert_eq!(metrics.kinds().get(name).map(String::as_str), Some(kind), "{name}");
+        assert_eq!(metrics.types().get(name).map(String::as_str), Some(kind), "{name}");
     }
     let left = metrics.value("chatgate_usersig_expires_seconds", &[APP]);
     assert!((86_000.0..=86_401.0).contains(&left), "{left}");
@@ -68,12 +68,12 @@ async fn all_metrics_exist_from_the_start() {
 async fn requests_pairs_and_calls_are_counted_by_outcome() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    gateway.check("ann", &["bob", "cyd", "bob"]).await.checked();
-    gateway.check("ann", &["bob", "cyd"]).await.checked();
-    gateway.check("bob", &["ann"]).await.checked();
+    gateway.check("ann", &["bob", "cyd", "bob"]).await.items();
+    gateway.check("ann", &["bob", "cyd"]).await.items();
+    gateway.check("bob", &["ann"]).await.items();
     gateway.call("follow/follow_check", "no json").await.assert_error(400, "bad_json", 60003);
     gateway.call("openim/querystate", "{}").await;
-    chat.always(Reply::json(r#"{"ActionStatus":"FAIL","ErrorCode":20003,"ErrorInfo":"no such user"}"#));
+    chat.reply_always(Reply::json(r#"{"ActionStatus":"FAIL","ErrorCode":20003,"ErrorInfo":"no such user"}"#));
     gateway.call("openim/querystate", "{}").await;
     let metrics = metrics(&gateway).await;
     assert_eq!(requests(&metrics, "follow/follow_check", "ok"), 3.0);
@@ -100,8 +100,8 @@ async fn label_values_stay_bounded_for_any_input() {
     });
     for number in 0..50 {
         gateway.call(&format!("made_up/command_{number}"), "{}").await;
-        gateway.ask(Ask::post(&format!("/no/path/{number}"))).await;
-        gateway.ask(Ask::post("/v4/a/b").header("Chatgate-App", &format!("app-{number}"))).await;
+        gateway.send(TestRequest::post(&format!("/no/path/{number}"))).await;
+        gateway.send(TestRequest::post("/v4/a/b").header("Chatgate-App", &format!("app-{number}"))).await;
     }
     let metrics = metrics(&gateway).await;
     assert_eq!(requests(&metrics, "other", "failed"), 50.0);
@@ -119,11 +119,11 @@ async fn apps_and_upstream_failures_are_counted_separately() {
     let chat = FakeChat::start().await;
     let unreachable = format!("endpoint = \"http://{}\"", free_address());
     let setup = Setup::without_apps().app(MAIN, &chat.app_lines()).app(OTHER, &unreachable);
-    let gateway = setup.deadline("300ms").start().await;
-    let ask = |app: &str| Ask::command("openim/querystate").header("Chatgate-App", app);
-    chat.always(Reply::hang());
-    gateway.ask(ask("main")).await.assert_error(504, "upstream_timeout", 60008);
-    gateway.ask(ask("other")).await.assert_error(502, "upstream_unreachable", 129_502);
+    let gateway = setup.timeout("300ms").start().await;
+    let request = |app: &str| TestRequest::command("openim/querystate").header("Chatgate-App", app);
+    chat.reply_always(Reply::hang());
+    gateway.send(request("main")).await.assert_error(504, "upstream_timeout", 60008);
+    gateway.send(request("other")).await.assert_error(502, "upstream_unreachable", 129_502);
     let metrics = metrics(&gateway).await;
     assert_eq!(calls(&metrics, "openim/querystate", "upstream_timeout"), 1.0);
     assert_eq!(metrics.sum("chatgate_upstream_calls_total", &[("app", "other")]), 0.0, "nothing was sent");
@@ -139,10 +139,10 @@ async fn gauges_show_requests_in_flight_and_return_to_zero() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
+    chat.reply_always(Reply::from_graph().after(&gate));
     let mut caller = gateway.connect().await;
-    caller.send(Ask::check("ann", &["bob"]).bytes()).await;
-    chat.seen(1).await;
+    caller.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+    chat.wait_for_calls(1).await;
     let held = metrics(&gateway).await;
     let of_app = |name| held.value(name, &[APP]);
     assert_eq!(of_app("chatgate_upstream_calls_in_flight"), 1.0);
@@ -150,7 +150,7 @@ async fn gauges_show_requests_in_flight_and_return_to_zero() {
     assert_eq!(held.value("chatgate_connections", &[]), 1.0);
     assert!(held.value("chatgate_buffered_bytes", &[]) > 0.0);
     gate.open();
-    caller.answer().await.checked();
+    caller.read_response().await.items();
     drop(caller);
     eventually("all gauges are back to zero", async || {
         let now = metrics(&gateway).await;
@@ -165,17 +165,19 @@ async fn abandoned_and_malformed_requests_are_counted() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let gate = Gate::closed();
-    chat.always(Reply::model().held(&gate));
-    for (seen, ask) in [Ask::command("openim/querystate"), Ask::check("a", &["b"])].into_iter().enumerate() {
+    chat.reply_always(Reply::from_graph().after(&gate));
+    for (seen, request) in
+        [TestRequest::command("openim/querystate"), TestRequest::check("a", &["b"])].into_iter().enumerate()
+    {
         let mut disconnecting = gateway.connect().await;
-        disconnecting.send(ask.bytes()).await;
-        chat.seen(seen + 1).await;
+        disconnecting.send(request.bytes()).await;
+        chat.wait_for_calls(seen + 1).await;
         drop(disconnecting);
     }
     for head in ["POST /v4/a/b HTTP/1.1\r\nbroken\r\n\r\n".to_owned(), "x".repeat(70_000)] {
         let mut conn = gateway.connect().await;
         conn.send(head).await;
-        conn.rest().await;
+        conn.read_to_end().await;
     }
     let no_app = |outcome: &'static str| [("app", ""), ("command", "other"), ("outcome", outcome)];
     eventually("all four are counted", async || {

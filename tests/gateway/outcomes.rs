@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::eventually;
-use crate::support::graph::{OK, fail};
-use crate::support::reply::{Gate, Reply, What, render};
+use crate::support::graph::{OK, error_response};
+use crate::support::reply::{Gate, Reply, ReplyKind, render};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
 
 const READ: &str = "openim/querystate";
 const WRITE: &str = "openim/sendmsg";
 
-/// A setup whose retry budget covers every retry of a test.
+/// A setup with a retry budget that covers every retry of a test.
 fn unlimited_retries(chat: &FakeChat) -> Setup {
     Setup::new(chat).set("upstream", "retry_budget = 1.0")
 }
@@ -32,19 +32,19 @@ async fn reads_survive_transient_errors_and_writes_are_sent_once() {
         Reply::bytes("HTTP/1.1 200 OK\r\nContent-"),
         Reply::typed(502, "text/html", html),
         Reply::typed(503, "text/plain", ""),
-        Reply::json(fail(60008, "timeout")),
-        Reply::json(fail(90994, "internal")),
-        Reply::json(fail(60007, "too many")),
+        Reply::json(error_response(60008, "timeout")),
+        Reply::json(error_response(90994, "internal")),
+        Reply::json(error_response(60007, "too many")),
     ];
     for failure in failures {
-        let before = chat.count();
-        chat.once(failure.clone());
+        let before = chat.call_count();
+        chat.reply_once(failure.clone());
         gateway.call(READ, "{}").await.assert_relayed(200, OK);
-        assert_eq!(chat.count(), before + 2, "a read is retried");
-        chat.once(failure);
-        let answer = gateway.call(WRITE, "{}").await;
-        assert_ne!(answer.text(), OK);
-        assert_eq!(chat.count(), before + 3, "a write is not retried: {answer:?}");
+        assert_eq!(chat.call_count(), before + 2, "a read is retried");
+        chat.reply_once(failure);
+        let response = gateway.call(WRITE, "{}").await;
+        assert_ne!(response.text(), OK);
+        assert_eq!(chat.call_count(), before + 3, "a write is not retried: {response:?}");
     }
 }
 
@@ -53,46 +53,46 @@ async fn follow_check_survives_a_reset_at_any_response_byte() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = unlimited_retries(&chat).start().await;
-    gateway.check("ann", &["bob"]).await.checked();
-    let body = chat.graph().answer(MAIN.sdkappid, "follow/follow_check", &chat.last().body);
+    gateway.check("ann", &["bob"]).await.items();
+    let body = chat.graph().respond(MAIN.sdkappid, "follow/follow_check", &chat.last_call().body);
     let whole = render(200, Some("application/json"), body.as_bytes());
     for cut in 0..whole.len() {
-        let before = chat.count();
-        chat.once(What::Reset(whole[..cut].to_vec()).into());
-        let answer = gateway.ask(Ask::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
-        assert_eq!(answer.types(), [2], "cut after {cut} bytes");
-        assert_eq!(chat.count(), before + 2);
+        let before = chat.call_count();
+        chat.reply_once(ReplyKind::Reset(whole[..cut].to_vec()).into());
+        let response = gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "no-cache")).await;
+        assert_eq!(response.follow_types(), [2], "cut after {cut} bytes");
+        assert_eq!(chat.call_count(), before + 2);
     }
 }
 
 #[tokio::test]
 async fn retries_stay_within_attempts_and_retry_budget() {
     let chat = FakeChat::start().await;
-    let failure = Reply::json(fail(60008, "timeout"));
-    chat.always(failure.clone());
+    let failure = Reply::json(error_response(60008, "timeout"));
+    chat.reply_always(failure.clone());
     let three = unlimited_retries(&chat).start().await;
-    three.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
-    assert_eq!(chat.count(), 3, "upstream.attempts");
+    three.call(READ, "{}").await.assert_relayed(200, error_response(60008, "timeout"));
+    assert_eq!(chat.call_count(), 3, "upstream.attempts");
     let one = unlimited_retries(&chat).set("upstream", "attempts = 1").start().await;
-    one.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
-    assert_eq!(chat.count(), 4);
+    one.call(READ, "{}").await.assert_relayed(200, error_response(60008, "timeout"));
+    assert_eq!(chat.call_count(), 4);
     let none = Setup::new(&chat).set("upstream", "retry_budget = 0").start().await;
-    none.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
-    assert_eq!(chat.count(), 5);
+    none.call(READ, "{}").await.assert_relayed(200, error_response(60008, "timeout"));
+    assert_eq!(chat.call_count(), 5);
     let usual = gateway(&chat).await;
-    let before = chat.count();
+    let before = chat.call_count();
     for _ in 0..100 {
-        usual.call(READ, "{}").await.assert_relayed(200, fail(60008, "timeout"));
+        usual.call(READ, "{}").await.assert_relayed(200, error_response(60008, "timeout"));
     }
     // The budget starts with ten retries, and each call adds a tenth.
-    let calls = chat.count() - before;
+    let calls = chat.call_count() - before;
     assert!((110..=120).contains(&calls), "{calls} calls for 100 requests");
 }
 
 #[tokio::test]
 async fn deadline_covers_all_attempts() {
     let chat = FakeChat::start().await;
-    chat.always(Reply::hang());
+    chat.reply_always(Reply::hang());
     let setup =
         unlimited_retries(&chat).set("upstream", "timeout = \"900ms\"").set("upstream", "attempt_timeout = \"250ms\"");
     let gateway = setup.start().await;
@@ -100,7 +100,7 @@ async fn deadline_covers_all_attempts() {
     gateway.call(READ, "{}").await.assert_error(504, "upstream_timeout", 60008);
     let took = crate::support::now() - start;
     assert!(took < Duration::from_secs(3), "{took:?}");
-    assert!((2..=3).contains(&chat.count()), "{} attempts", chat.count());
+    assert!((2..=3).contains(&chat.call_count()), "{} attempts", chat.call_count());
 }
 
 #[tokio::test]
@@ -109,8 +109,8 @@ async fn rejected_signature_is_renewed_once_for_all_callers() {
     // On a busy machine, 200 concurrent requests are slow.
     let gateway = Arc::new(Setup::new(&chat).set("upstream", "timeout = \"60s\"").start().await);
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
-    let rejected = chat.last().usersig();
-    chat.script(move |call| (call.usersig() == rejected).then(|| Reply::json(fail(70001, "expired"))));
+    let rejected = chat.last_call().usersig();
+    chat.script(move |call| (call.usersig() == rejected).then(|| Reply::json(error_response(70001, "expired"))));
     let callers: Vec<_> = (0..200)
         .map(|n| {
             let gateway = Arc::clone(&gateway);
@@ -123,19 +123,19 @@ async fn rejected_signature_is_renewed_once_for_all_callers() {
     }
     let used: HashSet<_> = chat.calls().iter().map(|call| call.usersig()).collect();
     assert_eq!(used.len(), 2, "one renewal");
-    assert!(chat.count() <= 1 + 2 * 200, "{} calls", chat.count());
+    assert!(chat.call_count() <= 1 + 2 * 200, "{} calls", chat.call_count());
 }
 
 #[tokio::test]
 async fn repeated_signature_rejection_is_relayed_without_a_loop() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let rejection = fail(70003, "malformed");
-    chat.always(Reply::json(rejection.clone()));
+    let rejection = error_response(70003, "malformed");
+    chat.reply_always(Reply::json(rejection.clone()));
     for _ in 0..20 {
         gateway.call(WRITE, "{}").await.assert_relayed(200, &rejection);
     }
-    assert!(chat.count() <= 20 + 4, "{} calls", chat.count());
+    assert!(chat.call_count() <= 20 + 4, "{} calls", chat.call_count());
     let used: HashSet<_> = chat.calls().iter().map(|call| call.usersig()).collect();
     assert!(used.len() <= 4, "{} signatures", used.len());
 }
@@ -145,40 +145,44 @@ async fn permanently_rejected_app_is_parked_after_a_second_rejection() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
     let gateway = gateway(&chat).await;
-    gateway.check("ann", &["bob"]).await.checked();
-    let rejection = fail(70009, "verify usersig failed");
-    chat.always(Reply::json(rejection.clone()));
-    let before = chat.count();
+    gateway.check("ann", &["bob"]).await.items();
+    let rejection = error_response(70009, "verify usersig failed");
+    chat.reply_always(Reply::json(rejection.clone()));
+    let before = chat.call_count();
     for command in [WRITE, READ] {
         gateway.call(command, "{}").await.assert_relayed(200, &rejection);
     }
-    for ask in [Ask::command(WRITE).body("{}"), Ask::command(READ).body("{}"), Ask::check("ann", &["cyd"])] {
-        let answer = gateway.ask(ask).await;
-        answer.assert_error(503, "parked", 70009);
-        assert!((1..=30).contains(&answer.retry_after()));
-        assert!(answer.text().contains("verify usersig failed") && answer.text().contains("secret_key_file"));
+    for request in [
+        TestRequest::command(WRITE).body("{}"),
+        TestRequest::command(READ).body("{}"),
+        TestRequest::check("ann", &["cyd"]),
+    ] {
+        let response = gateway.send(request).await;
+        response.assert_error(503, "parked", 70009);
+        assert!((1..=30).contains(&response.retry_after()));
+        assert!(response.text().contains("verify usersig failed") && response.text().contains("secret_key_file"));
     }
-    assert_eq!(chat.count(), before + 2, "a parked app causes no calls");
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "cached pairs are still served");
+    assert_eq!(chat.call_count(), before + 2, "a parked app causes no calls");
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2], "cached pairs are still served");
 }
 
 #[tokio::test]
 async fn disabled_command_parks_itself_and_lockout_parks_the_app() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let disabled = fail(30005, "not enabled");
-    chat.once(Reply::json(disabled.clone()));
+    let disabled = error_response(30005, "not enabled");
+    chat.reply_once(Reply::json(disabled.clone()));
     gateway.check("ann", &["bob"]).await.assert_relayed(200, &disabled);
     gateway.check("ann", &["bob"]).await.assert_error(503, "parked", 30005);
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
-    let lockout = fail(70050, "wait a minute");
-    chat.once(Reply::json(lockout.clone()));
+    let lockout = error_response(70050, "wait a minute");
+    chat.reply_once(Reply::json(lockout.clone()));
     gateway.call(READ, "{}").await.assert_relayed(200, &lockout);
-    let answer = gateway.call(WRITE, "{}").await;
-    answer.assert_error(503, "parked", 70050);
-    assert!((58..=60).contains(&answer.retry_after()), "{}", answer.retry_after());
-    assert_eq!(chat.count(), 3);
+    let response = gateway.call(WRITE, "{}").await;
+    response.assert_error(503, "parked", 70050);
+    assert!((58..=60).contains(&response.retry_after()), "{}", response.retry_after());
+    assert_eq!(chat.call_count(), 3);
 }
 
 #[tokio::test]
@@ -186,13 +190,13 @@ async fn unknown_error_codes_are_relayed_without_side_effects() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for code in [123_456, -1, i64::MAX, i64::MIN] {
-        let before = chat.count();
-        let unknown = fail(code, "what?");
-        chat.always(Reply::json(unknown.clone()));
+        let before = chat.call_count();
+        let unknown = error_response(code, "what?");
+        chat.reply_always(Reply::json(unknown.clone()));
         for command in [READ, WRITE] {
             gateway.call(command, "{}").await.assert_relayed(200, &unknown);
         }
-        assert_eq!(chat.count(), before + 2);
+        assert_eq!(chat.call_count(), before + 2);
     }
 }
 
@@ -204,19 +208,19 @@ async fn standby_serves_only_while_the_primary_is_unreachable() {
     for command in [WRITE, READ] {
         gateway.call(command, "{}").await.assert_relayed(200, OK);
     }
-    gateway.check("ann", &["bob"]).await.checked();
-    assert_eq!(standby.count(), 3);
+    gateway.check("ann", &["bob"]).await.items();
+    assert_eq!(standby.call_count(), 3);
     // An ErrorCode causes no failover.
     let primary = FakeChat::start_on(address).await;
     eventually("calls go to the primary again", async || {
         gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
-        (primary.count() > 0).then_some(())
+        (primary.call_count() > 0).then_some(())
     })
     .await;
-    primary.always(Reply::json(fail(60008, "sick")));
-    let (before, at_standby) = (primary.count(), standby.count());
-    gateway.call(WRITE, "{}").await.assert_relayed(200, fail(60008, "sick"));
-    assert_eq!((primary.count(), standby.count()), (before + 1, at_standby));
+    primary.reply_always(Reply::json(error_response(60008, "sick")));
+    let (before, at_standby) = (primary.call_count(), standby.call_count());
+    gateway.call(WRITE, "{}").await.assert_relayed(200, error_response(60008, "sick"));
+    assert_eq!((primary.call_count(), standby.call_count()), (before + 1, at_standby));
 }
 
 #[tokio::test]
@@ -225,27 +229,31 @@ async fn stale_pairs_are_served_on_errors_except_after_writes() {
     chat.follow("ann", "bob");
     let setup = Setup::new(&chat).set("cache", "ttl = \"50ms\"").set("cache", "stale_if_error = \"1h\"");
     let gateway = setup.set("cache", "write_settle = \"0s\"").start().await;
-    gateway.check("ann", &["bob", "cyd"]).await.checked();
-    let cached = Ask::check("ann", &["bob", "cyd"]).header("Cache-Control", "only-if-cached");
+    gateway.check("ann", &["bob", "cyd"]).await.items();
+    let cached = TestRequest::check("ann", &["bob", "cyd"]).header("Cache-Control", "only-if-cached");
     eventually("the cached pairs are past their ttl", async || {
-        (gateway.ask(cached.clone()).await.slug() == Some("not_cached")).then_some(())
+        (gateway.send(cached.clone()).await.slug() == Some("not_cached")).then_some(())
     })
     .await;
-    for (failure, code) in [(Reply::reset(), 129_502), (Reply::json(fail(60008, "sick")), 60008)] {
-        chat.always(failure);
-        let answer = gateway.check("ann", &["bob", "cyd"]).await;
-        assert_eq!(answer.types(), [2, 0]);
-        assert_eq!((answer.cache().outcome.as_str(), answer.cache().stale), ("fwd=stale", 2));
-        let strict = Ask::check("ann", &["bob"]).header("Cache-Control", "max-stale=0");
-        assert_eq!(gateway.ask(strict).await.json()["ErrorCode"], code, "max-stale=0 forbids stale pairs");
+    for (failure, code) in [(Reply::reset(), 129_502), (Reply::json(error_response(60008, "sick")), 60008)] {
+        chat.reply_always(failure);
+        let response = gateway.check("ann", &["bob", "cyd"]).await;
+        assert_eq!(response.follow_types(), [2, 0]);
+        assert_eq!((response.cache_status().outcome.as_str(), response.cache_status().stale), ("fwd=stale", 2));
+        let strict = TestRequest::check("ann", &["bob"]).header("Cache-Control", "max-stale=0");
+        assert_eq!(gateway.send(strict).await.json()["ErrorCode"], code, "max-stale=0 forbids stale pairs");
     }
-    let before = chat.count();
+    let before = chat.call_count();
     for _ in 0..50 {
-        assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.types(), [2, 0]);
+        assert_eq!(gateway.check("ann", &["bob", "cyd"]).await.follow_types(), [2, 0]);
     }
-    assert!(chat.count() <= before + 4, "{} calls for 50 requests reached a failing Chat", chat.count() - before);
+    assert!(
+        chat.call_count() <= before + 4,
+        "{} calls for 50 requests reached a failing Chat",
+        chat.call_count() - before
+    );
     assert_eq!(gateway.check("ann", &["new"]).await.json()["ErrorCode"], 60008, "a pair that was never cached fails");
-    chat.script(|call| (call.command() != "follow/follow_add").then(|| Reply::json(fail(60008, "sick"))));
+    chat.script(|call| (call.command() != "follow/follow_add").then(|| Reply::json(error_response(60008, "sick"))));
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"cyd"}]}"#;
     gateway.call("follow/follow_add", write).await.json();
     assert_eq!(
@@ -260,32 +268,32 @@ async fn write_during_a_failed_lookup_invalidates_its_stale_pairs() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("cache", "ttl = \"2s\"").set("cache", "stale_if_error = \"1h\"");
     let gateway = Arc::new(setup.set("upstream", "attempts = 1").start().await);
-    gateway.check("ann", &["old"]).await.checked();
-    let cached = Ask::check("ann", &["old"]).header("Cache-Control", "only-if-cached");
+    gateway.check("ann", &["old"]).await.items();
+    let cached = TestRequest::check("ann", &["old"]).header("Cache-Control", "only-if-cached");
     eventually("the first cached pair is past its ttl", async || {
-        (gateway.ask(cached.clone()).await.slug() == Some("not_cached")).then_some(())
+        (gateway.send(cached.clone()).await.slug() == Some("not_cached")).then_some(())
     })
     .await;
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
-    let (gate, before) = (Gate::closed(), chat.count());
-    let held = Reply::json(fail(60008, "sick")).held(&gate);
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
+    let (gate, before) = (Gate::closed(), chat.call_count());
+    let held = Reply::json(error_response(60008, "sick")).after(&gate);
     chat.script(move |call| (call.command() == "follow/follow_check").then(|| held.clone()));
     let shared = Arc::clone(&gateway);
     let lookup = tokio::spawn(async move { shared.check("ann", &["bob", "old"]).await });
-    chat.seen(before + 1).await;
+    chat.wait_for_calls(before + 1).await;
     let write = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
     assert_eq!(gateway.call("follow/follow_add", write).await.json()["ErrorCode"], 0);
     gate.open();
-    let answer = lookup.await.expect("answered");
-    assert_eq!(answer.json()["ErrorCode"], 60008, "bob's cached pair is from before the write: {}", answer.text());
+    let response = lookup.await.expect("answered");
+    assert_eq!(response.json()["ErrorCode"], 60008, "bob's cached pair is from before the write: {}", response.text());
 }
 
 #[tokio::test]
 async fn throttle_code_lowers_the_limit_of_its_command() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("app.quota", "per_command = \"40/s\"").start().await;
-    chat.once(Reply::json(fail(60007, "too many")));
-    gateway.call(WRITE, "{}").await.assert_relayed(200, fail(60007, "too many"));
-    eventually("the new limit is logged", async || gateway.log().contains("\"limit\":38").then_some(())).await;
+    chat.reply_once(Reply::json(error_response(60007, "too many")));
+    gateway.call(WRITE, "{}").await.assert_relayed(200, error_response(60007, "too many"));
+    eventually("the new limit is logged", async || gateway.log().contains("\"new_limit\":38").then_some(())).await;
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
 }

@@ -8,7 +8,7 @@ use chatgate::clock;
 use tokio::task::JoinSet;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::eventually;
 use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
@@ -24,35 +24,39 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Sends all requests at once, each on its own connection, and counts the outcomes: `ok`, an error slug, or `cut`
 /// for a call that timed out upstream. `rate_limited` after more than [`AT_ONCE`] counts as `late`.
-async fn flood(gateway: &Gateway, requests: Vec<Ask>, meanwhile: impl AsyncFnOnce()) -> BTreeMap<String, usize> {
+async fn flood(
+    gateway: &Gateway,
+    requests: Vec<TestRequest>,
+    meanwhile: impl AsyncFnOnce(),
+) -> BTreeMap<String, usize> {
     let (mut tasks, count) = (JoinSet::new(), requests.len());
-    for ask in requests {
+    for request in requests {
         let address = gateway.address().to_owned();
         tasks.spawn(async move {
             let mut conn = Conn::open(&address).await.expect("accepted");
             let start = clock::now();
-            let answer = conn.ask(&ask).await;
-            (answer, clock::now() - start)
+            let response = conn.request(&request).await;
+            (response, clock::now() - start)
         });
     }
     meanwhile().await;
     let mut tally = BTreeMap::<String, usize>::new();
-    for (answer, took) in tasks.join_all().await {
-        let outcome = match answer.slug() {
+    for (response, took) in tasks.join_all().await {
+        let outcome = match response.slug() {
             None => {
-                assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &0.into()), "{answer:?}");
+                assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &0.into()), "{response:?}");
                 "ok"
             }
             Some("overloaded") => {
-                answer.assert_error(503, "overloaded", 129_503);
-                answer.retry_after();
+                response.assert_error(503, "overloaded", 129_503);
+                response.retry_after();
                 "overloaded"
             }
             // Sent just before the deadline; a busy machine may not respond in the remaining time.
             Some("upstream_timeout") => "cut",
             Some(_) => {
-                answer.assert_error(429, "rate_limited", 60007);
-                answer.retry_after();
+                response.assert_error(429, "rate_limited", 60007);
+                response.retry_after();
                 if took < AT_ONCE { "rate_limited" } else { "late" }
             }
         };
@@ -75,8 +79,8 @@ async fn wait_until_idle(gateway: &Gateway) {
         "chatgate_upstream_calls_in_flight",
     ];
     eventually("all gauges of the load are zero", async || {
-        let seen = Exposition::read(&gateway.admin_get("/metrics").await.text());
-        assert!(gauges.iter().all(|gauge| seen.kinds().contains_key(*gauge)), "{:?}", seen.kinds());
+        let seen = Exposition::parse(&gateway.admin_get("/metrics").await.text());
+        assert!(gauges.iter().all(|gauge| seen.types().contains_key(*gauge)), "{:?}", seen.types());
         gauges.iter().all(|gauge| seen.sum(gauge, &[]) == 0.0).then_some(())
     })
     .await;
@@ -84,56 +88,56 @@ async fn wait_until_idle(gateway: &Gateway) {
 
 #[tokio::test]
 async fn requests_beyond_max_requests_are_rejected_with_retry_after() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("server", "max_requests = 20").deadline("20s").start().await;
+    let gateway = Setup::new(&chat).set("server", "max_requests = 20").timeout("20s").start().await;
     let gate = Gate::closed();
-    chat.always(Reply::json(OK).held(&gate));
-    let requests = (0..200).map(|n| Ask::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();
+    chat.reply_always(Reply::json(OK).after(&gate));
+    let requests = (0..200).map(|n| TestRequest::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();
     let tally = flood(&gateway, requests, async || {
         // The gate opens only when all 20 slots are in use.
-        chat.seen(20).await;
+        chat.wait_for_calls(20).await;
         gate.open();
     })
     .await;
     assert!(count(&tally, "ok") >= 20 && tally.len() <= 2, "{tally:?}");
     assert!(!tally.contains_key("rate_limited"), "{tally:?}");
-    assert_eq!(chat.count(), count(&tally, "ok"), "rejected requests cause no call");
+    assert_eq!(chat.call_count(), count(&tally, "ok"), "rejected requests cause no call");
     wait_until_idle(&gateway).await;
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
 async fn requests_beyond_the_quota_are_rejected_with_retry_after() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", "per_command = \"10/s\"");
     let gateway = setup.set("upstream", "timeout = \"2s\"").start().await;
-    let relayed = (0..200).map(|n| Ask::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();
+    let relayed = (0..200).map(|n| TestRequest::command(CALL).body(format!("{{\"n\":{n}}}"))).collect();
     let tally = flood(&gateway, relayed, async || {}).await;
     let sent = |tally: &BTreeMap<String, usize>| count(tally, "ok") + count(tally, "cut");
     assert!(sent(&tally) >= 10 && count(&tally, "rate_limited") >= 100, "{tally:?}");
     // A `cut` call may not have reached Chat completely.
-    let calls = chat.count();
+    let calls = chat.call_count();
     assert!(calls >= count(&tally, "ok") && calls <= sent(&tally), "{calls} calls for {tally:?}");
     // Pairs without a common user: each needs its own call.
-    let lookups = (0..200).map(|n| Ask::check(&format!("from{n}"), &[format!("to{n}")])).collect();
-    let before = chat.count();
+    let lookups = (0..200).map(|n| TestRequest::check(&format!("from{n}"), &[format!("to{n}")])).collect();
+    let before = chat.call_count();
     let tally = flood(&gateway, lookups, async || {}).await;
     assert!(sent(&tally) >= 10 && count(&tally, "rate_limited") >= 100, "{tally:?}");
-    assert!(chat.count() - before <= sent(&tally) + 2, "{} calls for {tally:?}", chat.count() - before);
+    assert!(chat.call_count() - before <= sent(&tally) + 2, "{} calls for {tally:?}", chat.call_count() - before);
     wait_until_idle(&gateway).await;
-    gateway.check("ann", &["bob"]).await.checked();
+    gateway.check("ann", &["bob"]).await.items();
 }
 
 #[tokio::test]
 async fn lookups_past_the_deadline_are_rejected_at_once() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", "per_command = \"20/s\"");
     let gateway = setup.set("upstream", "timeout = \"5s\"").start().await;
     // Pairs without a common user, three times the capacity.
-    let lookups = (0..300).map(|n| Ask::check(&format!("from{n}"), &[format!("to{n}")])).collect();
+    let lookups = (0..300).map(|n| TestRequest::check(&format!("from{n}"), &[format!("to{n}")])).collect();
     let tally = flood(&gateway, lookups, async || {}).await;
     assert!(count(&tally, "ok") >= 60 && count(&tally, "rate_limited") >= 150, "{tally:?}");
     assert_eq!(count(&tally, "late"), 0, "requests were rejected only at their deadline: {tally:?}");

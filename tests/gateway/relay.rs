@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use crate::support::app::{MAIN, ODD};
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
-use crate::support::graph::{OK, fail};
-use crate::support::reply::{Reply, What};
+use crate::support::client::TestRequest;
+use crate::support::graph::{OK, error_response};
+use crate::support::reply::{Reply, ReplyKind};
 use crate::support::setup::{Setup, gateway};
 
 /// JSON that no parser reproduces exactly: odd spacing, large and precise numbers, duplicate members,
@@ -17,15 +17,15 @@ const ODD_BODY: &str = "{ \"GroupId\" :\t\"@TGS#2J4\\u0053ZEAEL\",\r\n \"Random\
 #[tokio::test]
 async fn bodies_are_relayed_byte_for_byte() {
     let chat = FakeChat::start().await;
-    let odd_answer = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
+    let odd_response = "{\"ErrorCode\" : 0 ,\"ActionStatus\":\"OK\",\"Seq\":123456789012345678901234567890,\"a\":1,\"a\":2,\
          \"Text\":\"\\u00fc ü 日本\" ,\"ErrorInfo\":\"\"}\r\n";
-    chat.always(Reply::json(odd_answer));
+    chat.reply_always(Reply::json(odd_response));
     let gateway = gateway(&chat).await;
-    let answer = gateway.call("group_open_http_svc/send_group_msg", ODD_BODY).await;
-    answer.assert_relayed(200, odd_answer);
-    assert_eq!(chat.last().body, ODD_BODY.as_bytes());
-    assert_eq!(chat.last().path(), "/v4/group_open_http_svc/send_group_msg");
-    assert_eq!(chat.count(), 1);
+    let response = gateway.call("group_open_http_svc/send_group_msg", ODD_BODY).await;
+    response.assert_relayed(200, odd_response);
+    assert_eq!(chat.last_call().body, ODD_BODY.as_bytes());
+    assert_eq!(chat.last_call().path(), "/v4/group_open_http_svc/send_group_msg");
+    assert_eq!(chat.call_count(), 1);
 }
 
 /// Covers lengths around the limit up to which headers and body are written together.
@@ -37,11 +37,11 @@ async fn bodies_of_all_lengths_are_relayed_byte_for_byte() {
     // With a few hundred bytes of headers, the 2 KiB limit is within this range.
     for length in (1300..2100).step_by(7).chain([0, 1, 4000, 70_000, 300_000]) {
         let text: String = (0..length).map(|at: usize| char::from(b'a' + (at % 26) as u8)).collect();
-        let answer = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
-        chat.always(Reply::json(answer.clone()));
+        let response = format!(r#"{{"ErrorCode":0,"Text":"{text}"}}"#);
+        chat.reply_always(Reply::json(response.clone()));
         let body = format!(r#"{{"Text":"{text}"}}"#);
-        conn.ask(&Ask::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
-        assert_eq!(chat.last().body, body.as_bytes(), "{length}");
+        conn.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &response);
+        assert_eq!(chat.last_call().body, body.as_bytes(), "{length}");
     }
 }
 
@@ -62,7 +62,7 @@ async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let ask = Ask::command("openim/querystate")
+    let request = TestRequest::command("openim/querystate")
         .header("Authorization", "Bearer caller-secret")
         .header("Cookie", "caller=secret")
         .header("X-Forwarded-For", "10.9.8.7")
@@ -81,9 +81,9 @@ async fn only_traceparent_of_the_callers_headers_reaches_upstream() {
         .header("Cache-Control", "no-cache")
         .header("Chatgate-App", MAIN.name)
         .header("traceparent", trace);
-    gateway.ask(ask).await.assert_relayed(200, OK);
-    let call = chat.last();
-    // `chat::faults` checks for every call of every test that there are no other headers.
+    gateway.send(request).await.assert_relayed(200, OK);
+    let call = chat.last_call();
+    // `chat::violations` checks in every test that no call has other headers.
     assert_eq!(call.header("traceparent"), Some(trace));
     assert_eq!(call.header("content-type"), Some("application/json"));
     assert_eq!(call.header("host"), Some(&*chat.address().to_string()));
@@ -95,8 +95,8 @@ async fn unusual_identifier_and_key_sign_calls_unchanged() {
     let chat = FakeChat::start().await;
     let gateway = Setup::without_apps().app(ODD, &chat.app_lines()).start().await;
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
-    assert_eq!(chat.last().parameter("identifier").as_deref(), Some(ODD.identifier));
-    assert_eq!(chat.last().app(), u32::MAX);
+    assert_eq!(chat.last_call().parameter("identifier").as_deref(), Some(ODD.identifier));
+    assert_eq!(chat.last_call().app(), u32::MAX);
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn random_differs_per_call_and_uses_all_32_bits() {
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
     for _ in 0..64 {
-        conn.ask(&Ask::command("openim/querystate")).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command("openim/querystate")).await.assert_relayed(200, OK);
     }
     let numbers: Vec<u32> =
         chat.calls().iter().map(|call| call.parameter("random").expect("random").parse().expect("a number")).collect();
@@ -120,13 +120,13 @@ async fn only_upstream_status_and_content_type_are_relayed() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
     for status in [200, 201, 302, 400, 403, 500, 502, 503] {
-        let body = fail(40_000 + i64::from(status), "said by upstream");
-        chat.always(Reply::typed(status, "application/json; charset=utf-8", body.clone()));
-        let answer = gateway.call("profile/portrait_set", "{}").await;
-        answer.assert_relayed(status, &body);
-        assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
+        let body = error_response(40_000 + i64::from(status), "said by upstream");
+        chat.reply_always(Reply::typed(status, "application/json; charset=utf-8", body.clone()));
+        let response = gateway.call("profile/portrait_set", "{}").await;
+        response.assert_relayed(status, &body);
+        assert_eq!(response.header("content-type"), Some("application/json; charset=utf-8"));
         for foreign in ["server", "set-cookie", "access-control-allow-origin", "location"] {
-            assert_eq!(answer.header(foreign), None, "{foreign} of upstream");
+            assert_eq!(response.header(foreign), None, "{foreign} of upstream");
         }
     }
 }
@@ -137,10 +137,10 @@ async fn upstream_error_codes_are_relayed_and_writes_sent_once() {
     let gateway = gateway(&chat).await;
     // Client, blocked, transient, unknown, negative, and huge codes: writes are never retried.
     for code in [30001, 30003, 20003, 30006, 90001, 99_999_999, -1, i64::MAX] {
-        let before = chat.count();
-        chat.always(Reply::json(fail(code, "no")));
-        gateway.call("openim/sendmsg", r#"{"MsgRandom":1}"#).await.assert_relayed(200, fail(code, "no"));
-        assert_eq!(chat.count(), before + 1, "{code}");
+        let before = chat.call_count();
+        chat.reply_always(Reply::json(error_response(code, "no")));
+        gateway.call("openim/sendmsg", r#"{"MsgRandom":1}"#).await.assert_relayed(200, error_response(code, "no"));
+        assert_eq!(chat.call_count(), before + 1, "{code}");
     }
 }
 
@@ -164,16 +164,16 @@ async fn echoed_usersig_is_redacted() {
             })
         });
         for command in ["openim/querystate", "follow/follow_check"] {
-            let answer = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
-            let sig = chat.last().usersig();
+            let response = gateway.call(command, r#"{"From_Account":"a","To_Account":["b"]}"#).await;
+            let sig = chat.last_call().usersig();
             assert!(sig.len() > 100, "{sig}");
             // Reading the response already searches it for every signature; see `support::secrets`.
-            let text = answer.text();
+            let text = response.text();
             assert!(
                 !text.contains(&sig[..40]) && !text.contains(&sig[sig.len() - 40..]),
                 "a part is not redacted: {text}"
             );
-            if answer.slug().is_none() {
+            if response.slug().is_none() {
                 assert!(
                     text.starts_with(r#"{"ErrorCode":30003,"ActionStatus":"FAIL","ErrorInfo":"bad sig "#),
                     "{text}"
@@ -181,7 +181,7 @@ async fn echoed_usersig_is_redacted() {
                 assert!(text.ends_with(r#", sorry"}"#), "{text}");
             }
             if round < 3 {
-                assert_eq!(answer.slug(), None, "redacted, not rejected: {text}");
+                assert_eq!(response.slug(), None, "redacted, not rejected: {text}");
             }
         }
     }
@@ -191,27 +191,27 @@ async fn echoed_usersig_is_redacted() {
 async fn valid_request_id_is_kept_and_others_are_replaced() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    let ask = |id: &str| Ask::command("openim/querystate").header("X-Request-Id", id);
+    let request = |id: &str| TestRequest::command("openim/querystate").header("X-Request-Id", id);
     let longest = "~".repeat(128);
     for valid in ["a", "0af7651916cd43dd", "!\"#{}", longest.as_str()] {
-        assert_eq!(gateway.ask(ask(valid)).await.request_id(), valid);
+        assert_eq!(gateway.send(request(valid)).await.request_id(), valid);
     }
     let too_long = "x".repeat(129);
     for invalid in ["", "two words", "tab\there", "ünicode", too_long.as_str()] {
-        let answer = gateway.ask(ask(invalid)).await;
-        answer.assert_relayed(200, OK);
-        assert_ne!(answer.request_id(), invalid);
+        let response = gateway.send(request(invalid)).await;
+        response.assert_relayed(200, OK);
+        assert_ne!(response.request_id(), invalid);
     }
-    let twice = Ask::command("openim/querystate").header("X-Request-Id", "one").header("X-Request-Id", "two");
-    gateway.ask(twice).await.request_id();
+    let twice = TestRequest::command("openim/querystate").header("X-Request-Id", "one").header("X-Request-Id", "two");
+    gateway.send(twice).await.request_id();
     let generated: HashSet<String> = [
         gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
         gateway.call("openim/querystate", "{}").await.request_id().to_owned(),
-        gateway.ask(Ask::post("/nowhere")).await.request_id().to_owned(),
+        gateway.send(TestRequest::post("/nowhere")).await.request_id().to_owned(),
     ]
     .into();
     assert_eq!(generated.len(), 3, "each request has its own id: {generated:?}");
-    assert_eq!(gateway.ask(Ask::post("/nowhere").header("X-Request-Id", "kept")).await.request_id(), "kept");
+    assert_eq!(gateway.send(TestRequest::post("/nowhere").header("X-Request-Id", "kept")).await.request_id(), "kept");
 }
 
 #[tokio::test]
@@ -222,12 +222,12 @@ async fn upstream_response_is_accepted_in_any_valid_framing() {
     let until_close = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{OK}");
     let old = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{OK}", OK.len());
     for bytes in [chunked, until_close, old] {
-        chat.always(Reply::bytes(bytes));
+        chat.reply_always(Reply::bytes(bytes));
         gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
     }
-    chat.always(What::Answer { status: 200, content_type: None, body: OK.into() }.into());
-    let answer = gateway.call("openim/querystate", "{}").await;
-    answer.assert_relayed(200, OK);
+    chat.reply_always(ReplyKind::Response { status: 200, content_type: None, body: OK.into() }.into());
+    let response = gateway.call("openim/querystate", "{}").await;
+    response.assert_relayed(200, OK);
 }
 
 #[tokio::test]
@@ -236,11 +236,11 @@ async fn closed_idle_upstream_connection_fails_no_request() {
     let gateway = gateway(&chat).await;
     for round in 1..=5 {
         gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
-        assert_eq!(chat.count(), round);
+        assert_eq!(chat.call_count(), round);
         chat.drop_connections();
         gateway.round_trips().await;
     }
-    assert_eq!(chat.accepted(), 5);
+    assert_eq!(chat.accepted_connections(), 5);
 }
 
 #[tokio::test]
@@ -249,9 +249,9 @@ async fn connections_are_reused_in_both_directions() {
     let gateway = gateway(&chat).await;
     let mut conn = gateway.connect().await;
     for _ in 0..20 {
-        conn.ask(&Ask::command("openim/querystate")).await.assert_relayed(200, OK);
+        conn.request(&TestRequest::command("openim/querystate")).await.assert_relayed(200, OK);
     }
-    assert_eq!(chat.accepted(), 1, "sequential requests share one upstream connection");
+    assert_eq!(chat.accepted_connections(), 1, "sequential requests share one upstream connection");
 }
 
 #[tokio::test]
@@ -266,9 +266,9 @@ async fn json_objects_are_relayed_unchanged_over_http2() {
     let texts = proptest::string::string_regex(texts).expect("a pattern");
     for _ in 0..60 {
         let body = texts.new_tree(&mut runner).expect("a text").current();
-        let answer = format!("{}{}", &OK[..OK.len() - 1], format_args!(",\"Echo\":{body}}}"));
-        chat.always(Reply::json(answer.clone()));
-        http2.ask(&Ask::command("openim/querystate").body(&body)).await.assert_relayed(200, &answer);
-        assert_eq!(chat.last().body, body.as_bytes());
+        let response = format!("{}{}", &OK[..OK.len() - 1], format_args!(",\"Echo\":{body}}}"));
+        chat.reply_always(Reply::json(response.clone()));
+        http2.request(&TestRequest::command("openim/querystate").body(&body)).await.assert_relayed(200, &response);
+        assert_eq!(chat.last_call().body, body.as_bytes());
     }
 }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::support::answer::Answer;
 use crate::support::app::{MAIN, TestApp};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
-use crate::support::graph::fail;
+use crate::support::graph::error_response;
 use crate::support::reply::Reply;
+use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{eventually, now, turn, unix_now, usersig};
 
@@ -27,8 +27,8 @@ const KEYS: [&str; 5] = [
     "new0key5marked0key0of0the0main0app0never0to0be0seen0anywhere0005",
 ];
 
-async fn reload(gateway: &Gateway) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&Ask::post("/reload")).await
+async fn reload(gateway: &Gateway) -> Response {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&TestRequest::post("/reload")).await
 }
 
 /// Counts the occurrences of this text in the log.
@@ -61,13 +61,15 @@ impl Load {
                 let mut count = 0;
                 while !done.load(Ordering::Relaxed) {
                     let from = format!("caller{number}");
-                    let answer = match count % 3 {
-                        0 => conn.ask(&Ask::check(&from, &[format!("new{count}"), "known".to_owned()])).await,
-                        1 => conn.ask(&Ask::check(&from, &["known"])).await,
-                        _ => conn.ask(&Ask::command(READ)).await,
+                    let response = match count % 3 {
+                        0 => {
+                            conn.request(&TestRequest::check(&from, &[format!("new{count}"), "known".to_owned()])).await
+                        }
+                        1 => conn.request(&TestRequest::check(&from, &["known"])).await,
+                        _ => conn.request(&TestRequest::command(READ)).await,
                     };
-                    assert_eq!((answer.status, answer.slug()), (200, None), "{answer:?}");
-                    assert_eq!(answer.json()["ErrorCode"], 0, "{answer:?}");
+                    assert_eq!((response.status, response.slug()), (200, None), "{response:?}");
+                    assert_eq!(response.json()["ErrorCode"], 0, "{response:?}");
                     count += 1;
                 }
                 count
@@ -104,8 +106,8 @@ async fn twenty_reloads_under_load_fail_no_request() {
             assert_eq!(reload(&gateway).await.text(), "reloaded\n");
         }
         wait_for_reloads(&gateway, times).await;
-        let seen = chat.count();
-        chat.seen(seen + 3).await;
+        let seen = chat.call_count();
+        chat.wait_for_calls(seen + 3).await;
     }
     let count = load.end().await;
     assert!(count > 100, "{count}");
@@ -115,7 +117,7 @@ async fn twenty_reloads_under_load_fail_no_request() {
 async fn signed_with(gateway: &Gateway, chat: &FakeChat, key: &'static str) {
     eventually("calls signed with the new key", async || {
         gateway.call(READ, "{}").await;
-        usersig::verify(&chat.last().usersig(), TestApp { key, ..MAIN }, unix_now()).ok()
+        usersig::verify(&chat.last_call().usersig(), TestApp { key, ..MAIN }, unix_now()).ok()
     })
     .await;
 }
@@ -144,7 +146,7 @@ async fn key_changed_by_rename_or_symlink_signs_later_calls() {
     let gateway = setup.start().await;
     let load = Load::begin(&gateway);
     for (number, key) in KEYS.into_iter().enumerate() {
-        chat.also_takes(key);
+        chat.accept_key(key);
         if number < 2 {
             replace_file(&dir, "main.key", key);
         } else {
@@ -170,7 +172,7 @@ async fn twenty_reloads_with_five_new_keys_fail_no_request() {
     let gateway = setup.start().await;
     let load = Load::begin(&gateway);
     for (round, key) in KEYS.into_iter().enumerate() {
-        chat.also_takes(key);
+        chat.accept_key(key);
         replace_file(&dir, "main.key", key);
         for time in 0..4 {
             if time % 2 == 0 {
@@ -180,8 +182,8 @@ async fn twenty_reloads_with_five_new_keys_fail_no_request() {
             } else {
                 assert_eq!(reload(&gateway).await.text(), "reloaded\n", "{round}");
             }
-            let seen = chat.count();
-            chat.seen(seen + 3).await;
+            let seen = chat.call_count();
+            chat.wait_for_calls(seen + 3).await;
         }
         signed_with(&gateway, &chat, key).await;
     }
@@ -200,9 +202,9 @@ async fn invalid_config_changes_nothing_and_is_logged() {
     let (text, dir) = (setup.text(), setup.dir().to_owned());
     let gateway = setup.start().await;
     rewrite(&gateway, &format!("{text}[follow_check]\nmax_to = 0\n[cache]\nttl = 'soon'\n"));
-    let answer = reload(&gateway).await;
-    assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.text().contains("follow_check.max_to") && answer.text().contains("cache.ttl"), "{answer:?}");
+    let response = reload(&gateway).await;
+    assert_eq!(response.status, 400, "{response:?}");
+    assert!(response.text().contains("follow_check.max_to") && response.text().contains("cache.ttl"), "{response:?}");
     gateway.signal("HUP");
     let logged =
         async || (count_in_log(&gateway, "reload failed; keeping the current configuration") >= 4).then_some(());
@@ -212,7 +214,7 @@ async fn invalid_config_changes_nothing_and_is_logged() {
     std::fs::rename(dir.join("main.key"), dir.join("away")).expect("own directory");
     let logged = async || (count_in_log(&gateway, "there is no such file") >= 1).then_some(());
     eventually("a warning", logged).await;
-    gateway.check("ann", &["bob"]).await.checked();
+    gateway.check("ann", &["bob"]).await.items();
     assert_eq!(count_in_log(&gateway, r#""message":"reloaded""#), 0);
     std::fs::rename(dir.join("away"), dir.join("main.key")).expect("own directory");
     assert_eq!(reload(&gateway).await.text(), "reloaded\n");
@@ -227,43 +229,44 @@ async fn restart_only_settings_are_named_and_not_applied() {
     let other = Setup::new(&chat).set("cache", "max_pairs = 7");
     // On its own this configuration is valid: it listens on loopback. But the old listener stays until a restart.
     rewrite(&gateway, &other.text());
-    let answer = reload(&gateway).await;
-    assert_eq!(answer.status, 400, "{answer:?}");
-    assert!(answer.text().contains("server.listen"), "{answer:?}");
+    let response = reload(&gateway).await;
+    assert_eq!(response.status, 400, "{response:?}");
+    assert!(response.text().contains("server.listen"), "{response:?}");
     let port = gateway.address().rsplit_once(':').expect("a port").1;
-    let ask =
-        |ask: Ask| async move { Conn::open(&format!("127.0.0.1:{port}")).await.expect("accepted").ask(&ask).await };
-    assert_eq!(ask(Ask::check("ann", &["bob"])).await.status, 401);
+    let request = |request: TestRequest| async move {
+        Conn::open(&format!("127.0.0.1:{port}")).await.expect("accepted").request(&request).await
+    };
+    assert_eq!(request(TestRequest::check("ann", &["bob"])).await.status, 401);
     let other = other.caller("feed", token, "allow = ['*']");
     rewrite(&gateway, &other.text());
     let text = reload(&gateway).await.text();
     assert!(text.contains("server.listen requires a restart") && text.contains("cache.max_pairs requires"), "{text}");
-    assert_eq!(ask(Ask::check("ann", &["bob"]).token(token)).await.status, 200);
+    assert_eq!(request(TestRequest::check("ann", &["bob"]).token(token)).await.status, 200);
 }
 
 #[tokio::test]
 async fn reload_clears_parking_and_keeps_the_cache() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("cache", r#"ttl = "1h""#).start().await;
-    gateway.check("ann", &["bob"]).await.checked();
-    let rejection = fail(70009, "verify usersig failed");
-    chat.always(Reply::json(rejection.clone()));
+    gateway.check("ann", &["bob"]).await.items();
+    let rejection = error_response(70009, "verify usersig failed");
+    chat.reply_always(Reply::json(rejection.clone()));
     for _ in 0..2 {
         gateway.call(READ, "{}").await.assert_relayed(200, &rejection);
     }
     gateway.call(READ, "{}").await.assert_error(503, "parked", 70009);
-    chat.no_script();
+    chat.clear_script();
     gateway.call(READ, "{}").await.assert_error(503, "parked", 70009);
     assert_eq!(reload(&gateway).await.status, 200);
-    gateway.check("ann", &["cyd"]).await.checked();
-    let calls = chat.count();
-    assert_eq!(gateway.check("bob", &["ann"]).await.cache().outcome, "hit");
-    assert_eq!(chat.count(), calls);
+    gateway.check("ann", &["cyd"]).await.items();
+    let calls = chat.call_count();
+    assert_eq!(gateway.check("bob", &["ann"]).await.cache_status().outcome, "hit");
+    assert_eq!(chat.call_count(), calls);
 }
 
 #[tokio::test]
 async fn reload_grants_no_new_quota_burst() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).set("app.quota", r#"per_command = "2/s""#);
     let text = setup.text();
@@ -274,10 +277,10 @@ async fn reload_grants_no_new_quota_burst() {
         let rate = if count % 2 == 0 { "2/s" } else { "3/s" };
         rewrite(&gateway, &text.replace("\"2/s\"", &format!("\"{rate}\"")));
         assert_eq!(reload(&gateway).await.status, 200);
-        gateway.check("ann", &[&format!("user{count}")]).await.checked();
+        gateway.check("ann", &[&format!("user{count}")]).await.items();
     }
     // The first call may go at once, each further one after at least 333 ms.
     let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "{took:?}");
-    assert_eq!(chat.count(), 6);
+    assert_eq!(chat.call_count(), 6);
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::setup::Setup;
@@ -25,8 +25,10 @@ async fn request_line_reports_the_outcome_without_user_names() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let ask = Ask::check("private-ann", &["private-bob"]).header("X-Request-Id", "my-id").header("traceparent", trace);
-    gateway.ask(ask.target("/v4/follow/follow_check?usersig=private-sig")).await.checked();
+    let request = TestRequest::check("private-ann", &["private-bob"])
+        .header("X-Request-Id", "my-id")
+        .header("traceparent", trace);
+    gateway.send(request.target("/v4/follow/follow_check?usersig=private-sig")).await.items();
     let line = line(&gateway, "ok").await;
     assert_eq!(line["level"], "INFO");
     for (name, value) in [
@@ -50,12 +52,12 @@ async fn request_line_reports_the_outcome_without_user_names() {
 async fn generated_request_id_is_equal_in_log_and_response() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
-    let call = || Ask::command("openim/querystate");
-    let none = gateway.ask(call()).await;
-    let odd = gateway.ask(call().header("X-Request-Id", "two words")).await;
-    let twice = gateway.ask(call().header("X-Request-Id", "one").header("X-Request-Id", "two")).await;
-    for answer in [none, odd, twice] {
-        let id = answer.request_id();
+    let call = || TestRequest::command("openim/querystate");
+    let none = gateway.send(call()).await;
+    let odd = gateway.send(call().header("X-Request-Id", "two words")).await;
+    let twice = gateway.send(call().header("X-Request-Id", "one").header("X-Request-Id", "two")).await;
+    for response in [none, odd, twice] {
+        let id = response.request_id();
         assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
         eventually("the request is logged", async || {
             lines(&gateway).iter().any(|line| line["request_id"] == id).then_some(())
@@ -69,7 +71,7 @@ async fn request_line_names_the_authenticated_caller() {
     let (chat, token) = (FakeChat::start().await, "a-token-of-the-feed-0123");
     let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("log", r#"requests = "all""#);
     let gateway = setup.start().await;
-    gateway.ask(Ask::command("openim/sendmsg").body("{}").token(token)).await;
+    gateway.send(TestRequest::command("openim/sendmsg").body("{}").token(token)).await;
     gateway.call("openim/sendmsg", "{}").await.assert_error(401, "unauthenticated", 129_401);
     assert_eq!(line(&gateway, "ok").await["caller"], "feed");
     assert_ne!(line(&gateway, "unauthenticated").await["caller"], "feed");
@@ -96,14 +98,14 @@ async fn sampling_logs_few_requests_and_off_only_failures() {
     let sampled = Setup::new(&chat).start().await;
     let mut caller = sampled.connect().await;
     for _ in 0..200 {
-        caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+        caller.request(&TestRequest::check("ann", &["bob"])).await.items();
     }
     line(&sampled, "ok").await;
     // 200 requests take a few seconds at most.
     assert!(lines(&sampled).len() < 150, "{}", lines(&sampled).len());
-    let off = Setup::new(&chat).set("log", r#"requests = "off""#).deadline("200ms").start().await;
-    off.check("ann", &["bob"]).await.checked();
-    chat.always(crate::support::reply::Reply::hang());
+    let off = Setup::new(&chat).set("log", r#"requests = "off""#).timeout("200ms").start().await;
+    off.check("ann", &["bob"]).await.items();
+    chat.reply_always(crate::support::reply::Reply::hang());
     off.check("cyd", &["bob"]).await.assert_error(504, "upstream_timeout", 60008);
     let failure = line(&off, "upstream_timeout").await;
     assert_eq!(failure["level"], "WARN");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::reply::Reply;
@@ -13,7 +13,7 @@ use crate::support::{PATIENCE, now, turn, within};
 const CALL: &str = "openim/querystate";
 
 /// Sends `bytes` one by one until all are sent or the gateway closes the connection.
-async fn drip(conn: &mut Conn, bytes: &[u8]) {
+async fn send_byte_by_byte(conn: &mut Conn, bytes: &[u8]) {
     for byte in bytes {
         if conn.try_send([*byte]).await.is_err() {
             return;
@@ -28,97 +28,97 @@ async fn assert_others_are_served(gateway: &Gateway) {
 
 #[tokio::test]
 async fn slow_request_headers_close_the_connection_without_a_response() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"head_timeout = "1s""#).start().await;
-    let (start, bytes) = (now(), Ask::command(CALL).header("X-Long", &"x".repeat(200)).bytes());
+    let (start, bytes) = (now(), TestRequest::command(CALL).header("X-Long", &"x".repeat(200)).bytes());
     let mut silent = gateway.connect().await;
     let mut half = gateway.connect().await;
     half.send(&bytes[..40]).await;
     let mut dripping = gateway.connect().await;
     // 200 bytes take 10 s: each byte arrives soon after the previous one, but the headers as a whole are late.
-    tokio::join!(drip(&mut dripping, &bytes), async {
-        half.closed().await;
+    tokio::join!(send_byte_by_byte(&mut dripping, &bytes), async {
+        half.assert_closed().await;
         assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
         assert_others_are_served(&gateway).await;
     });
-    dripping.closed().await;
-    silent.closed().await;
+    dripping.assert_closed().await;
+    silent.assert_closed().await;
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
 async fn body_timeout_limits_the_total_time_of_a_body() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"body_timeout = "1s""#).start().await;
     let body = format!(r#"{{"x":"{}"}}"#, "y".repeat(300));
-    for ask in [
-        Ask::command(CALL).header("Content-Length", "308").body(""),
-        Ask::command(CALL).header("Transfer-Encoding", "chunked").body("3\r\n{\"x\r\n"),
+    for request in [
+        TestRequest::command(CALL).header("Content-Length", "308").body(""),
+        TestRequest::command(CALL).header("Transfer-Encoding", "chunked").body("3\r\n{\"x\r\n"),
     ] {
         let mut conn = gateway.connect().await;
-        conn.send(ask.bytes()).await;
+        conn.send(request.bytes()).await;
         let start = now();
-        conn.answer().await.assert_error(408, "timeout", 129_408);
+        conn.read_response().await.assert_error(408, "timeout", 129_408);
         assert!(
             (Duration::from_millis(900)..Duration::from_secs(4)).contains(&start.elapsed()),
             "{:?}",
             start.elapsed()
         );
-        conn.closed().await;
+        conn.assert_closed().await;
     }
     let mut conn = gateway.connect().await;
-    conn.send(Ask::command("follow/follow_check").header("Content-Length", "308").body("").bytes()).await;
+    conn.send(TestRequest::command("follow/follow_check").header("Content-Length", "308").body("").bytes()).await;
     let start = now();
-    tokio::join!(drip(&mut conn, body.as_bytes()), assert_others_are_served(&gateway));
-    conn.answer().await.assert_error(408, "timeout", 129_408);
+    tokio::join!(send_byte_by_byte(&mut conn, body.as_bytes()), assert_others_are_served(&gateway));
+    conn.read_response().await.assert_error(408, "timeout", 129_408);
     assert!(start.elapsed() < Duration::from_secs(16), "{:?}", start.elapsed());
-    assert_eq!(chat.count(), 1);
+    assert_eq!(chat.call_count(), 1);
 }
 
 #[tokio::test]
 async fn unread_response_is_cut_after_write_timeout() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"write_timeout = "1s""#).start().await;
     let large = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(7 << 20));
-    chat.once(Reply::json(large.clone()));
-    let mut conn = Conn::open_narrow(gateway.address()).await;
-    conn.send(Ask::command(CALL).bytes()).await;
-    chat.seen(1).await;
+    chat.reply_once(Reply::json(large.clone()));
+    let mut conn = Conn::open_with_small_buffer(gateway.address()).await;
+    conn.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
     let start = now();
     assert_others_are_served(&gateway).await;
     // No byte is read until write_timeout has certainly expired.
     tokio::time::sleep(Duration::from_secs(4)).await;
-    let got = within(PATIENCE, "the rest", conn.rest()).await;
+    let got = within(PATIENCE, "the rest", conn.read_to_end()).await;
     assert!(got.len() < large.len(), "{} bytes were readable after {:?}", got.len(), start.elapsed());
     assert_others_are_served(&gateway).await;
 }
 
 #[tokio::test]
 async fn large_response_read_slowly_but_steadily_arrives() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let large = format!(r#"{{"ErrorCode":0,"x":"{}"}}"#, "y".repeat(7 << 20));
-    chat.once(Reply::json(large.clone()));
-    let mut conn = Conn::open_narrow(gateway.address()).await;
-    conn.send(Ask::command(CALL).bytes()).await;
-    conn.answer().await.assert_relayed(200, &large);
+    chat.reply_once(Reply::json(large.clone()));
+    let mut conn = Conn::open_with_small_buffer(gateway.address()).await;
+    conn.send(TestRequest::command(CALL).bytes()).await;
+    conn.read_response().await.assert_relayed(200, &large);
 }
 
 #[tokio::test]
 async fn idle_connection_is_closed_after_idle_timeout() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", r#"idle_timeout = "1s""#).start().await;
     let mut conn = gateway.connect().await;
-    conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     let start = now();
-    conn.closed().await;
+    conn.assert_closed().await;
     assert!((Duration::from_millis(900)..Duration::from_secs(4)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
@@ -129,7 +129,7 @@ async fn hundred_slow_callers_do_not_affect_other_callers() {
     let mut slow = Vec::new();
     for number in 0..100 {
         let mut conn = gateway.connect().await;
-        let bytes = Ask::command(CALL).bytes();
+        let bytes = TestRequest::command(CALL).bytes();
         conn.send(&bytes[..bytes.len() - 1 - number % 20]).await;
         slow.push(conn);
     }
@@ -138,9 +138,9 @@ async fn hundred_slow_callers_do_not_affect_other_callers() {
         assert_others_are_served(&gateway).await;
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    assert_eq!(chat.count(), 20);
+    assert_eq!(chat.call_count(), 20);
     // A slow caller is served when it completes its request.
     let mut last = slow.remove(0);
     last.send("}").await;
-    last.answer().await.assert_relayed(200, OK);
+    last.read_response().await.assert_relayed(200, OK);
 }

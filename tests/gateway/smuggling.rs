@@ -1,11 +1,11 @@
 //! Requests that two HTTP parsers could read differently. They are rejected regardless of the bytes around them,
 //! and no bytes after them are ever parsed as a request.
 
-use crate::support::answer::Answer;
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
+use crate::support::response::Response;
 use crate::support::setup::gateway;
 
 const CALL: &str = "openim/querystate";
@@ -18,13 +18,13 @@ fn raw(lines: &str, rest: &str) -> String {
     format!("POST /v4/{CALL} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{rest}")
 }
 
-fn all_answers(mut bytes: &[u8]) -> Vec<Answer> {
-    let mut answers = Vec::new();
-    while let Some((answer, len)) = Answer::read(bytes, false) {
-        answers.push(answer);
+fn all_responses(mut bytes: &[u8]) -> Vec<Response> {
+    let mut responses = Vec::new();
+    while let Some((response, len)) = Response::parse(bytes, false) {
+        responses.push(response);
         bytes = &bytes[len..];
     }
-    answers
+    responses
 }
 
 /// Sends the request alone, after a valid one in the same write, after a chunked one, and split into two writes.
@@ -42,20 +42,20 @@ async fn assert_rejected_everywhere(gateway: &Gateway, chat: &FakeChat, bad: &st
         (&*chunked, [all.as_bytes(), b""]),
         (&*good, [&all.as_bytes()[..middle], &all.as_bytes()[middle..]]),
     ] {
-        let calls = chat.count();
+        let calls = chat.call_count();
         let mut conn = gateway.connect().await;
         conn.send([before.as_bytes(), pieces[0]].concat()).await;
         if !pieces[1].is_empty() {
             // The valid request has its response, so the gateway has read the first piece.
-            conn.answer().await.assert_relayed(200, OK);
+            conn.read_response().await.assert_relayed(200, OK);
             conn.send(pieces[1]).await;
         }
-        let answers = all_answers(&conn.rest().await);
-        let (last, earlier) = answers.split_last().unwrap_or_else(|| panic!("no response to {bad:?}"));
-        earlier.iter().for_each(|answer| answer.assert_relayed(200, OK));
+        let responses = all_responses(&conn.read_to_end().await);
+        let (last, earlier) = responses.split_last().unwrap_or_else(|| panic!("no response to {bad:?}"));
+        earlier.iter().for_each(|response| response.assert_relayed(200, OK));
         last.assert_error(400, "bad_request", 60002);
         assert_eq!(last.header("connection"), Some("close"), "{bad:?}");
-        assert_eq!(chat.count() - calls, usize::from(!before.is_empty()), "{bad:?}");
+        assert_eq!(chat.call_count() - calls, usize::from(!before.is_empty()), "{bad:?}");
     }
     assert!(chat.calls_of("openim/smuggled").is_empty(), "smuggled behind {bad:?}");
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
@@ -241,23 +241,23 @@ async fn unambiguous_requests_are_served_in_order() {
     // In one write, in pieces of 7 bytes, and byte by byte: 48 requests each, on one connection.
     let all = kinds.concat().repeat(8);
     for size in [all.len(), 7, 1] {
-        let calls = chat.count();
+        let calls = chat.call_count();
         for piece in all.as_bytes().chunks(size) {
             conn.send(piece).await;
         }
         for _ in 0..kinds.len() * 8 {
-            conn.answer().await.assert_relayed(200, OK);
+            conn.read_response().await.assert_relayed(200, OK);
         }
-        assert_eq!(chat.count() - calls, kinds.len() * 8);
+        assert_eq!(chat.call_count() - calls, kinds.len() * 8);
     }
     // A body that looks like a request is a body, even if its request is rejected before the body is read.
     let body = format!("{{\"x\":\"{}\"}}", SMUGGLED.replace("\r\n", "\n").replace('\n', "\\n"));
-    conn.ask(&Ask::command(CALL).body(&body)).await.assert_relayed(200, OK);
-    assert_eq!(chat.last().body, body.as_bytes());
+    conn.request(&TestRequest::command(CALL).body(&body)).await.assert_relayed(200, OK);
+    assert_eq!(chat.last_call().body, body.as_bytes());
     for _ in 0..3 {
-        let rejected = conn.ask(&Ask::command("no/such/path").body(SMUGGLED.repeat(3))).await;
+        let rejected = conn.request(&TestRequest::command("no/such/path").body(SMUGGLED.repeat(3))).await;
         rejected.assert_error(404, "not_found", 60009);
     }
-    conn.ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+    conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert!(chat.calls_of("openim/smuggled").is_empty());
 }

@@ -2,22 +2,22 @@
 
 use serde_json::Value;
 
-use crate::support::answer::Answer;
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
+use crate::support::response::Response;
 use crate::support::setup::{Setup, gateway};
 
 async fn status(gateway: &Gateway) -> Value {
-    let answer = gateway.admin_get("/status").await;
-    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")), "{answer:?}");
-    answer.json()
+    let response = gateway.admin_get("/status").await;
+    assert_eq!((response.status, response.header("content-type")), (200, Some("application/json")), "{response:?}");
+    response.json()
 }
 
-async fn admin(gateway: &Gateway, ask: Ask) -> Answer {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").ask(&ask).await
+async fn admin(gateway: &Gateway, request: TestRequest) -> Response {
+    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
 }
 
 #[tokio::test]
@@ -26,8 +26,8 @@ async fn status_reports_each_app_and_the_gateway() {
     let lines = chat.app_lines();
     let setup = Setup::without_apps().app(MAIN, &format!("{lines}\ndefault = true")).app(OTHER, &lines);
     let gateway = setup.set("app.quota", r#"per_command = "150/s""#).start().await;
-    gateway.check("ann", &["bob", "cyd"]).await.checked();
-    gateway.check("ann", &["bob", "cyd"]).await.checked();
+    gateway.check("ann", &["bob", "cyd"]).await.items();
+    gateway.check("ann", &["bob", "cyd"]).await.items();
     let status = eventually("the second with the requests has passed", async || {
         let status = status(&gateway).await;
         (status["apps"][0]["last_second"]["ok"].as_f64()? > 0.0).then_some(status)
@@ -68,14 +68,14 @@ async fn status_reports_each_app_and_the_gateway() {
 async fn admin_pages_contain_no_secrets_and_reject_foreign_hosts() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
-    gateway.check("private-ann", &["private-bob"]).await.checked();
+    gateway.check("private-ann", &["private-bob"]).await.items();
     for path in ["/", "/page.js", "/page.css", "/status", "/status/history/main", "/metrics"] {
-        let answer = gateway.admin_get(path).await;
-        assert_eq!(answer.status, 200, "{path}");
-        crate::support::secrets::assert_none_in(path, &answer.body);
-        assert!(!answer.text().contains("private"), "{path}: {}", answer.text());
+        let response = gateway.admin_get(path).await;
+        assert_eq!(response.status, 200, "{path}");
+        crate::support::secrets::assert_none_in(path, &response.body);
+        assert!(!response.text().contains("private"), "{path}: {}", response.text());
         if path != "/metrics" {
-            assert_eq!(admin(&gateway, Ask::new("GET", path).host("evil.test")).await.status, 403, "{path}");
+            assert_eq!(admin(&gateway, TestRequest::new("GET", path).host("evil.test")).await.status, 403, "{path}");
         }
     }
     let page = gateway.admin_get("/").await;
@@ -87,33 +87,34 @@ async fn admin_pages_contain_no_secrets_and_reject_foreign_hosts() {
 async fn log_level_changes_at_runtime() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("log", r#"level = "error""#).set("log", r#"requests = "all""#);
-    let gateway = gateway.start_silent().await;
+    let gateway = gateway.start_at_fixed_addresses().await;
     let set = async |level: &str| {
-        let answer = admin(&gateway, Ask::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
-        assert_eq!((answer.status, answer.json()["level"].as_str()), (200, Some(level)), "{answer:?}");
+        let response = admin(&gateway, TestRequest::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
+        assert_eq!((response.status, response.json()["level"].as_str()), (200, Some(level)), "{response:?}");
         assert_eq!(status(&gateway).await["log"]["level"], level);
     };
     let logged = |id: &str| gateway.log().contains(&format!("\"request_id\":\"{id}\""));
-    let ask = async |id: &str| gateway.ask(Ask::check("ann", &["bob"]).header("X-Request-Id", id)).await.checked();
-    ask("unseen").await;
+    let request =
+        async |id: &str| gateway.send(TestRequest::check("ann", &["bob"]).header("X-Request-Id", id)).await.items();
+    request("unseen").await;
     set("info").await;
-    ask("seen").await;
+    request("seen").await;
     eventually("the request is logged at the new level", async || logged("seen").then_some(())).await;
     // Lines are written in order, so an earlier line would already be in the log.
     assert!(!logged("unseen"), "{}", gateway.log());
     set("warn").await;
-    ask("unseen-again").await;
+    request("unseen-again").await;
     set("info").await;
-    ask("seen-again").await;
+    request("seen-again").await;
     eventually("the request is logged at the new level", async || logged("seen-again").then_some(())).await;
     assert!(!logged("unseen-again"), "{}", gateway.log());
     for (body, slug) in
         [("", "bad_json"), ("{}", "bad_json"), (r#"["info"]"#, "bad_json"), (r#"{"level":"loud"}"#, "bad_parameter")]
     {
-        let answer = admin(&gateway, Ask::post("/log").body(body)).await;
-        assert_eq!((answer.status, answer.slug()), (400, Some(slug)), "{body}");
+        let response = admin(&gateway, TestRequest::post("/log").body(body)).await;
+        assert_eq!((response.status, response.slug()), (400, Some(slug)), "{body}");
     }
-    let answer = admin(&gateway, Ask::post("/log").header("Origin", "http://evil.test")).await;
-    assert_eq!(answer.status, 403, "{answer:?}");
-    assert_eq!(admin(&gateway, Ask::new("GET", "/log")).await.status, 405);
+    let response = admin(&gateway, TestRequest::post("/log").header("Origin", "http://evil.test")).await;
+    assert_eq!(response.status, 403, "{response:?}");
+    assert_eq!(admin(&gateway, TestRequest::new("GET", "/log")).await.status, 405);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::process::Process;
@@ -52,11 +52,11 @@ async fn activated_sockets_replace_their_addresses_and_outlive_the_process() {
     let setup = Setup::new(&chat).listen(&listen.each_ref().map(String::as_str));
     let setup = setup.set("server", &format!("admin = \"{address}\""));
     let command = with_sockets(file.try_clone().expect("descriptors"), port.try_clone().expect("descriptors"));
-    let gateway = setup.start_by(command).await;
+    let gateway = setup.start_with_command(command).await;
     assert_eq!((gateway.addresses()[0].as_str(), gateway.admin()), (listen[0].as_str(), address.as_str()));
     assert_eq!(gateway.admin_get("/readyz").await.status, 200);
     for address in gateway.addresses() {
-        Conn::open(address).await.expect("accepted").ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
+        Conn::open(address).await.expect("accepted").request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
     let other = gateway.addresses()[1].clone();
     assert_eq!(gateway.stop().await, 0);
@@ -138,7 +138,7 @@ impl Manager {
 }
 
 async fn reload(admin: &str) -> u16 {
-    Conn::open(admin).await.expect("accepted").ask(&Ask::post("/reload")).await.status
+    Conn::open(admin).await.expect("accepted").request(&TestRequest::post("/reload")).await.status
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn watchdog_notifications_stop_while_one_thread_hangs() {
         command.args(["--map-root-user", env!("CARGO_BIN_EXE_chatgate")]);
         command
     };
-    let gateway = setup.start_by(command).await;
+    let gateway = setup.start_with_command(command).await;
     while manager.any().await != "WATCHDOG=1" {}
     let warnings = || gateway.log().matches("worker thread is unresponsive").count();
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
@@ -292,7 +292,7 @@ fn sockets(dir: &Path) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn failed_start_at_any_point_leaves_no_socket_behind() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let setup = Setup::without_apps().app(MAIN, "endpoint = \"http://127.0.0.1:9\"");
     let address = |name: &str| format!("unix:{}", setup.dir().join(name).display());
     let (data, admin) = (address("data.sock"), address("admin.sock"));

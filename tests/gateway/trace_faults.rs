@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
-use crate::support::client::Ask;
-use crate::support::collector::{Collector, Mood};
+use crate::support::client::TestRequest;
+use crate::support::collector::{Collector, Mode};
 use crate::support::eventually;
 use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
@@ -14,7 +14,7 @@ use crate::support::wire::free_address;
 use crate::support::{now, turn};
 
 async fn metric(gateway: &Gateway, name: &str, labels: &[(&str, &str)]) -> f64 {
-    Exposition::read(&gateway.admin_get("/metrics").await.text()).value(name, labels)
+    Exposition::parse(&gateway.admin_get("/metrics").await.text()).value(name, labels)
 }
 
 async fn dropped(gateway: &Gateway, cause: &str) -> f64 {
@@ -29,7 +29,7 @@ async fn unreachable_collector_is_logged_once_and_fails_no_request() {
     let mut caller = gateway.connect().await;
     let mut drop_counts = BTreeSet::new();
     let lost = async || {
-        caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+        caller.request(&TestRequest::check("ann", &["bob"])).await.items();
         drop_counts.insert(dropped(&gateway, "export_failed").await as u64);
         (drop_counts.len() > 3).then_some(())
     };
@@ -44,16 +44,16 @@ async fn unreachable_collector_is_logged_once_and_fails_no_request() {
 
 #[tokio::test]
 async fn silent_collector_fills_the_queue_without_slowing_requests() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    collector.feels(Mood::Hanging);
-    let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
+    collector.set_mode(Mode::Silent);
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
     let mut caller = gateway.connect().await;
     let mut slowest = Duration::ZERO;
     let full = async || {
         for _ in 0..500 {
             let start = now();
-            caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+            caller.request(&TestRequest::check("ann", &["bob"])).await.items();
             slowest = slowest.max(start.elapsed());
         }
         (dropped(&gateway, "queue_full").await > 0.0).then_some(())
@@ -64,7 +64,7 @@ async fn silent_collector_fills_the_queue_without_slowing_requests() {
     let queued = metric(&gateway, "chatgate_trace_spans_queued", &[]).await;
     assert!((7000.0..=8192.0).contains(&queued), "{queued}");
     // When the collector recovers, it receives the queued spans.
-    collector.feels(Mood::Good);
+    collector.set_mode(Mode::Accept);
     eventually("the queued spans are exported", async || (collector.spans().len() >= 7000).then_some(())).await;
     eventually("the recovery is logged", async || gateway.log().contains("takes spans again").then_some(())).await;
     let counted = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await >= 7000.0).then_some(());
@@ -75,17 +75,17 @@ async fn silent_collector_fills_the_queue_without_slowing_requests() {
 #[tokio::test]
 async fn slow_collector_gets_all_spans_and_failures_are_counted() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    collector.feels(Mood::Slow(Duration::from_millis(700)));
-    let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
+    collector.set_mode(Mode::Delayed(Duration::from_millis(700)));
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
     let mut caller = gateway.connect().await;
     for _ in 0..100 {
-        caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+        caller.request(&TestRequest::check("ann", &["bob"])).await.items();
     }
-    collector.seen(101).await;
+    collector.wait_for_spans(101).await;
     let exported = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await == 101.0).then_some(());
     eventually("all spans are counted as exported", exported).await;
-    collector.feels(Mood::Failing);
-    caller.ask(&Ask::check("ann", &["bob"])).await.checked();
+    collector.set_mode(Mode::Fail);
+    caller.request(&TestRequest::check("ann", &["bob"])).await.items();
     eventually("the span is counted as dropped", async || {
         (dropped(&gateway, "export_failed").await == 1.0).then_some(())
     })
@@ -95,26 +95,26 @@ async fn slow_collector_gets_all_spans_and_failures_are_counted() {
 
 #[tokio::test]
 async fn stop_exports_queued_spans_within_a_time_limit() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
-    let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
     for _ in 0..5 {
-        gateway.check("ann", &["bob"]).await.checked();
+        gateway.check("ann", &["bob"]).await.items();
     }
     assert_eq!(gateway.stop().await, 0);
-    collector.seen(6).await;
+    collector.wait_for_spans(6).await;
 
-    collector.feels(Mood::Hanging);
-    let gateway = Setup::new(&chat).set("trace", &collector.line()).start().await;
-    gateway.check("ann", &["bob"]).await.checked();
+    collector.set_mode(Mode::Silent);
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
+    gateway.check("ann", &["bob"]).await.items();
     let start = now();
     assert_eq!(gateway.stop().await, 0);
     // The final export may take 3 s; a drain may take 25 s.
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 
-    let setup = Setup::new(&chat).set("trace", &collector.line()).set("server", r#"drain_timeout = "300ms""#);
+    let setup = Setup::new(&chat).set("trace", &collector.config_line()).set("server", r#"drain_timeout = "300ms""#);
     let gateway = setup.start().await;
-    gateway.check("ann", &["bob"]).await.checked();
+    gateway.check("ann", &["bob"]).await.items();
     let start = now();
     assert_eq!(gateway.stop().await, 0);
     assert!(start.elapsed() < Duration::from_millis(2900), "{:?}", start.elapsed());
@@ -124,11 +124,11 @@ async fn stop_exports_queued_spans_within_a_time_limit() {
 async fn exported_spans_contain_no_secrets_or_user_names() {
     let (chat, collector) = (FakeChat::start().await, Collector::start().await);
     let token = "a-token-of-the-feed-0123";
-    let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("trace", &collector.line());
-    let gateway = setup.set("log", r#"level = "trace""#).set("server", "explain = true").deadline("1s").start().await;
+    let setup = Setup::new(&chat).caller("feed", token, "allow = ['*']").set("trace", &collector.config_line());
+    let gateway = setup.set("log", r#"level = "trace""#).set("server", "explain = true").timeout("1s").start().await;
     chat.script(|call| {
         let sig = call.usersig();
-        let reply = crate::support::graph::fail;
+        let reply = crate::support::graph::error_response;
         Some(match call.command() {
             "odd/echo" => crate::support::reply::Reply::json(reply(30003, &format!("usersig={sig}"))),
             "odd/head" => crate::support::reply::Reply::bytes(format!("HTTP/1.1 200 {sig}\r\nX: {sig}\r\n\r\n")),
@@ -141,13 +141,15 @@ async fn exported_spans_contain_no_secrets_or_user_names() {
     let mut count = 0;
     for command in ["odd/echo", "odd/head", "odd/hang", "odd/reset", "follow/follow_add"] {
         let target = format!("/v4/{command}?usersig=private-sig&identifier=private-boss");
-        gateway.ask(Ask::post(&target).body(body).token(token).header("X-Request-Id", "private-request")).await;
+        gateway
+            .send(TestRequest::post(&target).body(body).token(token).header("X-Request-Id", "private-request"))
+            .await;
         count += 1;
     }
-    let ask = Ask::check("private-ann", &["private-bob"]).token(token).header("Cookie", "private-cookie");
-    gateway.ask(ask.clone().header("tracestate", "private=state").header("Chatgate-Explain", "1")).await.checked();
-    gateway.ask(ask.target("/v4/follow/follow_check?private=1")).await;
-    gateway.ask(Ask::post("/private").token("private-token")).await;
+    let request = TestRequest::check("private-ann", &["private-bob"]).token(token).header("Cookie", "private-cookie");
+    gateway.send(request.clone().header("tracestate", "private=state").header("Chatgate-Explain", "1")).await.items();
+    gateway.send(request.target("/v4/follow/follow_check?private=1")).await;
+    gateway.send(TestRequest::post("/private").token("private-token")).await;
     count += 3;
     let requests = async || (collector.spans().iter().filter(|span| span.is_request()).count() == count).then_some(());
     eventually("all request spans are exported", requests).await;

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::support::app::{MAIN, ODD, OTHER, TestApp};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Ask, Conn};
-use crate::support::gateway::{Gateway, listening};
+use crate::support::client::{Conn, TestRequest};
+use crate::support::gateway::{Gateway, listener_addresses};
 use crate::support::graph::OK;
 use crate::support::hook::{
-    ADDED, ALARM, DELETED, TAKEN, address, claims, event, listen, post, query, sign, signed, signed_at, taken,
+    ACCEPTED, ADDED, DELETED, RATE_ALERT, address, event, listen, post, post_accepted, query, sign, signed, signed_at,
+    unsigned_query,
 };
 use crate::support::process::Process;
 use crate::support::reply::{Gate, Reply};
@@ -30,16 +31,17 @@ async fn gateway(chat: &FakeChat) -> (Gateway, String) {
 
 /// Returns whether the pair is cached, without changing the cache.
 async fn is_cached(gateway: &Gateway, app: TestApp, from: &str, to: &str) -> bool {
-    let ask = Ask::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
-    let answer = gateway.ask(ask).await;
-    assert!(answer.status == 200 || answer.slug() == Some("not_cached"), "{answer:?}");
-    answer.status == 200
+    let request =
+        TestRequest::check(from, &[to]).header("Cache-Control", "only-if-cached").header("Chatgate-App", app.name);
+    let response = gateway.send(request).await;
+    assert!(response.status == 200 || response.slug() == Some("not_cached"), "{response:?}");
+    response.status == 200
 }
 
 /// Caches ann's pairs with bob and cyd, and dan's pair with bob.
 async fn fill_cache(gateway: &Gateway) {
-    gateway.check("ann", &["bob", "cyd"]).await.checked();
-    gateway.check("dan", &["bob"]).await.checked();
+    gateway.check("ann", &["bob", "cyd"]).await.items();
+    gateway.check("dan", &["bob"]).await.items();
     assert_eq!(cached(gateway).await, [true, true, true]);
 }
 
@@ -58,26 +60,26 @@ async fn event_invalidates_both_directions_of_only_its_pairs() {
     let (gateway, hooks) = gateway(&chat).await;
     for (command, follows) in [(ADDED, true), (DELETED, false)] {
         fill_cache(&gateway).await;
-        gateway.check("bob", &["ann"]).await.checked();
+        gateway.check("bob", &["ann"]).await.items();
         // A write that bypasses the gateway, as from an app on a phone.
         match follows {
             true => chat.follow("ann", "bob"),
             false => chat.graph().unfollow(MAIN.sdkappid, "ann", "bob"),
         }
         let old = if follows { [0, 0] } else { [2, 1] };
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), old[..1], "the gateway has not seen the write");
-        let ask = signed(MAIN, command, &event(command, "ann", &["bob"]));
+        assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), old[..1], "the gateway has not seen the write");
+        let request = signed(MAIN, command, &event(command, "ann", &["bob"]));
         let before = chat.calls_of(CHECK).len();
-        taken(&hooks, &ask).await;
+        post_accepted(&hooks, &request).await;
         assert_eq!(cached(&gateway).await, [false, true, true], "{command}");
         assert!(!is_cached(&gateway, MAIN, "bob", "ann").await, "{command}: flipped");
         assert_eq!(chat.calls_of(CHECK).len(), before, "an event causes no lookup");
         let new = if follows { [2, 1] } else { [0, 0] };
-        assert_eq!(gateway.check("bob", &["ann"]).await.types(), new[1..]);
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), new[..1]);
+        assert_eq!(gateway.check("bob", &["ann"]).await.follow_types(), new[1..]);
+        assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), new[..1]);
         // An event with several pairs, some of which are not cached.
-        let ask = signed(MAIN, command, &event(command, "bob", &["dan", "zoe", "ann"]));
-        taken(&hooks, &ask).await;
+        let request = signed(MAIN, command, &event(command, "bob", &["dan", "zoe", "ann"]));
+        post_accepted(&hooks, &request).await;
         assert_eq!(cached(&gateway).await, [false, true, false], "{command}");
     }
 }
@@ -90,19 +92,23 @@ async fn lookup_in_flight_during_an_event_is_discarded() {
     for (round, (command, body)) in bodies.into_iter().enumerate() {
         let gate = Gate::closed();
         chat.graph().unfollow(MAIN.sdkappid, "ann", "bob");
-        taken(&hooks, &signed(MAIN, DELETED, &event(DELETED, "ann", &["bob"]))).await;
-        chat.once(Reply::model().held(&gate));
-        let before = chat.count();
+        post_accepted(&hooks, &signed(MAIN, DELETED, &event(DELETED, "ann", &["bob"]))).await;
+        chat.reply_once(Reply::from_graph().after(&gate));
+        let before = chat.call_count();
         // In flight, with a result from before the event.
         let mut lookup = gateway.connect().await;
-        lookup.send(Ask::check("ann", &["bob"]).bytes()).await;
-        chat.seen(before + 1).await;
+        lookup.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+        chat.wait_for_calls(before + 1).await;
         chat.follow("ann", "bob");
-        taken(&hooks, &signed(MAIN, command, &body)).await;
-        assert_eq!(gateway.check("ann", &["bob"]).await.types(), [2], "round {round}: a new lookup does not join");
+        post_accepted(&hooks, &signed(MAIN, command, &body)).await;
+        assert_eq!(
+            gateway.check("ann", &["bob"]).await.follow_types(),
+            [2],
+            "round {round}: a new lookup does not join"
+        );
         gate.open();
-        assert_eq!(lookup.answer().await.types(), [2], "round {round}: the lookup in flight");
-        assert_eq!(gateway.check("bob", &["ann"]).await.types(), [1], "round {round}: the cached pair");
+        assert_eq!(lookup.read_response().await.follow_types(), [2], "round {round}: the lookup in flight");
+        assert_eq!(gateway.check("bob", &["ann"]).await.follow_types(), [1], "round {round}: the cached pair");
     }
 }
 
@@ -117,11 +123,11 @@ async fn unsigned_or_outdated_events_are_rejected_without_invalidation() {
     fill_cache(&gateway).await;
     let body = event(ADDED, "ann", &["bob"]);
     let at = unix_now();
-    let with = |query: String| Ask::post(&format!("/?{query}")).body(&body);
-    let (good, main) = (sign(MAIN.webhook_token, at), claims(MAIN, ADDED));
+    let with = |query: String| TestRequest::post(&format!("/?{query}")).body(&body);
+    let (good, main) = (sign(MAIN.webhook_token, at), unsigned_query(MAIN, ADDED));
     let foreign = TestApp { sdkappid: 1_400_000_099, ..MAIN };
     let rejected = [
-        ("no query", Ask::post("/").body(&body)),
+        ("no query", TestRequest::post("/").body(&body)),
         ("not signed", with(main.clone())),
         ("no time", with(format!("{main}&Sign={good}"))),
         ("no signature", with(format!("{main}&RequestTime={at}"))),
@@ -143,19 +149,19 @@ async fn unsigned_or_outdated_events_are_rejected_without_invalidation() {
         ("an app without a token", signed(ODD, ADDED, &body)),
         ("with another app's token", signed(TestApp { webhook_token: OTHER.webhook_token, ..MAIN }, ADDED, &body)),
     ];
-    for (case, ask) in rejected {
-        let answer = post(&hooks, &ask).await;
-        assert_eq!((answer.status, answer.slug()), (401, Some("unauthenticated")), "{case}: {answer:?}");
-        answer.assert_error(401, "unauthenticated", 129_401);
+    for (case, request) in rejected {
+        let response = post(&hooks, &request).await;
+        assert_eq!((response.status, response.slug()), (401, Some("unauthenticated")), "{case}: {response:?}");
+        response.assert_error(401, "unauthenticated", 129_401);
         assert_eq!(cached(&gateway).await, [true, true, true], "{case}");
     }
     let warnings = gateway.log().lines().filter(|line| line.contains("rejected webhooks")).count();
     assert!((1..=3).contains(&warnings), "rejections are logged, but not each one: {warnings}");
     // The same event with a valid signature, near both edges of the window and now.
     for at in [unix_now() - 20, unix_now() + 20, unix_now()] {
-        taken(&hooks, &signed_at(MAIN, at, ADDED, &body)).await;
+        post_accepted(&hooks, &signed_at(MAIN, at, ADDED, &body)).await;
         assert_eq!(cached(&gateway).await, [false, true, true]);
-        gateway.check("ann", &["bob"]).await.checked();
+        gateway.check("ann", &["bob"]).await.items();
     }
 }
 
@@ -174,7 +180,7 @@ async fn ambiguous_event_invalidates_the_user_or_the_app() {
     ];
     for (command, body) in of_ann {
         fill_cache(&gateway).await;
-        taken(&hooks, &signed(MAIN, command, &body)).await;
+        post_accepted(&hooks, &signed(MAIN, command, &body)).await;
         assert_eq!(cached(&gateway).await, [false, false, true], "{command} {body}");
     }
     let of_all = [
@@ -191,7 +197,7 @@ async fn ambiguous_event_invalidates_the_user_or_the_app() {
     for body in of_all {
         for command in [ADDED, DELETED] {
             fill_cache(&gateway).await;
-            taken(&hooks, &signed(MAIN, command, &body)).await;
+            post_accepted(&hooks, &signed(MAIN, command, &body)).await;
             let shown = &body[..body.len().min(60)];
             assert_eq!(cached(&gateway).await, [false, false, false], "{command} {shown}");
         }
@@ -206,21 +212,21 @@ async fn other_and_repeated_events_are_accepted_harmlessly() {
     let body = event(ADDED, "ann", &["bob"]);
     for command in ["State.StateChange", "C2C.CallbackAfterSendMsg", "follow.callbackafterfollowadd", "", "%00"] {
         for body in [&body, "garbage", ""] {
-            taken(&hooks, &signed(MAIN, command, body)).await;
+            post_accepted(&hooks, &signed(MAIN, command, body)).await;
         }
     }
     assert_eq!(cached(&gateway).await, [true, true, true]);
-    let ask = signed(MAIN, ADDED, &body);
-    taken(&hooks, &ask).await;
+    let request = signed(MAIN, ADDED, &body);
+    post_accepted(&hooks, &request).await;
     assert_eq!(cached(&gateway).await, [false, true, true]);
     // A signature does not cover the body: a replayed event invalidates pairs, but discloses nothing.
-    gateway.check("ann", &["bob"]).await.checked();
-    let calls = chat.count();
+    gateway.check("ann", &["bob"]).await.items();
+    let calls = chat.call_count();
     for _ in 0..3 {
-        taken(&hooks, &ask).await;
+        post_accepted(&hooks, &request).await;
     }
-    assert_eq!(chat.count(), calls);
-    assert_eq!(gateway.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(chat.call_count(), calls);
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     assert_eq!(cached(&gateway).await, [true, true, true], "pairs that are fetched afterwards are cached");
 }
 
@@ -233,9 +239,9 @@ async fn events_invalidate_only_their_own_app() {
     let hooks = address(&gateway).await;
     for (event_of, body) in [(MAIN, event(ADDED, "ann", &["bob"])), (OTHER, String::new())] {
         for app in [MAIN, OTHER] {
-            gateway.ask(Ask::check("ann", &["bob"]).header("Chatgate-App", app.name)).await.checked();
+            gateway.send(TestRequest::check("ann", &["bob"]).header("Chatgate-App", app.name)).await.items();
         }
-        taken(&hooks, &signed(event_of, ADDED, &body)).await;
+        post_accepted(&hooks, &signed(event_of, ADDED, &body)).await;
         for app in [MAIN, OTHER] {
             assert_eq!(is_cached(&gateway, app, "ann", "bob").await, app != event_of, "{}", app.name);
         }
@@ -249,16 +255,16 @@ async fn webhooks_accept_any_path_and_host_but_only_post() {
     let good = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
     let query = query(MAIN, unix_now(), ADDED);
     for path in ["/", "/hook", "/v4/follow/follow_check", "/a/b/../c%20d", "//"] {
-        let ask = good.clone().target(&format!("{path}?{query}"));
+        let request = good.clone().target(&format!("{path}?{query}"));
         fill_cache(&gateway).await;
-        taken(&hooks, &ask.header("Origin", "https://example.com").host("203.0.113.9")).await;
+        post_accepted(&hooks, &request.header("Origin", "https://example.com").host("203.0.113.9")).await;
         assert_eq!(cached(&gateway).await, [false, true, true], "{path}");
     }
     fill_cache(&gateway).await;
     for method in ["GET", "PUT", "DELETE", "OPTIONS", "PATCH"] {
-        let answer = post(&hooks, &Ask::new(method, &format!("/?{query}"))).await;
-        answer.assert_error(405, "method_not_allowed", 60002);
-        assert_eq!(answer.header("allow"), Some("POST"));
+        let response = post(&hooks, &TestRequest::new(method, &format!("/?{query}"))).await;
+        response.assert_error(405, "method_not_allowed", 60002);
+        assert_eq!(response.header("allow"), Some("POST"));
     }
     let long = good.clone().target(&format!("/{}?{query}", "x".repeat(9000)));
     post(&hooks, &long).await.assert_error(414, "uri_too_long", 129_414);
@@ -266,10 +272,10 @@ async fn webhooks_accept_any_path_and_host_but_only_post() {
     assert_eq!(post(&hooks, &coded).await.slug(), Some("bad_request"));
     let mut conn = Conn::open(&hooks).await.expect("accepted");
     conn.send("no HTTP\r\n\r\n").await;
-    conn.answer().await.assert_error(400, "bad_request", 60002);
+    conn.read_response().await.assert_error(400, "bad_request", 60002);
     assert_eq!(cached(&gateway).await, [true, true, true], "none of these was an event");
     // The webhook listener relays no commands, and the data listener accepts no events.
-    assert_eq!(gateway.ask(good).await.status, 403, "a foreign Host");
+    assert_eq!(gateway.send(good).await.status, 403, "a foreign Host");
     let events = chat.calls().iter().filter(|call| call.command() != CHECK).count();
     assert_eq!(events, 0, "nothing was relayed");
 }
@@ -282,9 +288,9 @@ async fn event_with_an_unreadable_body_invalidates_the_app() {
     let hooks = address(&gateway).await;
     let large = signed(MAIN, ADDED, &"x".repeat(64 * 1024 + 1));
     let chunked = signed(MAIN, ADDED, &format!("10001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x10001)));
-    for ask in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
+    for request in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
         fill_cache(&gateway).await;
-        post(&hooks, ask).await.assert_error(413, "body_too_large", 129_413);
+        post(&hooks, request).await.assert_error(413, "body_too_large", 129_413);
         assert_eq!(cached(&gateway).await, [false, false, false]);
     }
     fill_cache(&gateway).await;
@@ -298,12 +304,13 @@ async fn event_with_an_unreadable_body_invalidates_the_app() {
     eventually("the pairs are invalidated", async || (cached(&gateway).await == [false; 3]).then_some(())).await;
     // An unverified event is rejected before its body is read.
     fill_cache(&gateway).await;
-    let unsigned = Ask::post(&format!("/?{}", claims(MAIN, ADDED))).header("Content-Length", "99999999");
+    let unsigned =
+        TestRequest::post(&format!("/?{}", unsigned_query(MAIN, ADDED))).header("Content-Length", "99999999");
     post(&hooks, &unsigned).await.assert_error(401, "unauthenticated", 129_401);
     let other = signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024 + 1));
     post(&hooks, &other).await.assert_error(413, "body_too_large", 129_413);
     assert_eq!(cached(&gateway).await, [true, true, true], "only follow events invalidate");
-    taken(&hooks, &signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024))).await;
+    post_accepted(&hooks, &signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024))).await;
 }
 
 #[tokio::test]
@@ -313,7 +320,7 @@ async fn concurrent_events_are_all_applied() {
     let (senders, each) = (20, 25);
     let names: Vec<String> = (0..senders * each).map(|number| format!("u{number}")).collect();
     for name in &names {
-        gateway.check("ann", &[name]).await.checked();
+        gateway.check("ann", &[name]).await.items();
         chat.follow(name, "ann");
     }
     let (gateway, hooks) = (&gateway, &hooks);
@@ -321,9 +328,9 @@ async fn concurrent_events_are_all_applied() {
         // Chat reuses its connections.
         let mut conn = Conn::open(hooks).await.expect("accepted");
         for name in names {
-            let answer = conn.ask(&signed(MAIN, ADDED, &event(ADDED, name, &["ann"]))).await;
-            assert_eq!((answer.status, answer.text().as_str()), (200, TAKEN));
-            assert_eq!(gateway.check("ann", &[name]).await.types(), [1], "{name}");
+            let response = conn.request(&signed(MAIN, ADDED, &event(ADDED, name, &["ann"]))).await;
+            assert_eq!((response.status, response.text().as_str()), (200, ACCEPTED));
+            assert_eq!(gateway.check("ann", &[name]).await.follow_types(), [1], "{name}");
         }
     });
     join_all(senders.collect()).await;
@@ -342,68 +349,68 @@ async fn join_all<F: Future<Output = ()>>(futures: Vec<F>) {
 #[tokio::test]
 async fn rate_alert_lowers_and_never_raises_the_command_quota() {
     let chat = FakeChat::start().await;
-    let setup = listen(Setup::new(&chat), &[MAIN]).deadline("400ms");
+    let setup = listen(Setup::new(&chat), &[MAIN]).timeout("400ms");
     let setup = setup.set("app.quota", r#"commands = { "profile/portrait_get" = "1/s" }"#);
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    // Each alert has its own second, because chatgate ignores an alert whose signature it has seen before.
+    // Each alert has its own second, because chatgate ignores an alert with a signature that it has seen before.
     let second = std::cell::Cell::new(unix_now());
     let alert = |service: &str, command: &str, limit: &str| {
         let body = format!(
-            r#"{{"CallbackCommand":"{ALARM}","ServiceName":"{service}","Command":"{command}","Request":170,"Limit":{limit}}}"#
+            r#"{{"CallbackCommand":"{RATE_ALERT}","ServiceName":"{service}","Command":"{command}","Request":170,"Limit":{limit}}}"#
         );
         // Chat sends rate alerts without a ClientIP.
         second.set(second.get() - 1);
-        let query = query(MAIN, second.get(), ALARM).replace("&ClientIP=192.0.2.7", "");
-        Ask::post(&format!("/?{query}")).body(body)
+        let query = query(MAIN, second.get(), RATE_ALERT).replace("&ClientIP=192.0.2.7", "");
+        TestRequest::post(&format!("/?{query}")).body(body)
     };
     let rejected = async |command: &str, calls: usize| {
         let mut rejected = 0;
         for _ in 0..calls {
-            let answer = gateway.call(command, "{}").await;
-            assert!(answer.status == 200 || answer.slug() == Some("rate_limited"), "{answer:?}");
-            rejected += usize::from(answer.status != 200);
+            let response = gateway.call(command, "{}").await;
+            assert!(response.status == 200 || response.slug() == Some("rate_limited"), "{response:?}");
+            rejected += usize::from(response.status != 200);
         }
         rejected
     };
     for (service, command, limit) in
         [("follow", "made_up", "1"), ("openim", "querystate", "0"), ("openim", "querystate", "\"1\"")]
     {
-        taken(&hooks, &alert(service, command, limit)).await;
+        post_accepted(&hooks, &alert(service, command, limit)).await;
     }
     assert_eq!(rejected("openim/querystate", 5).await, 0, "no valid alert named this command");
-    taken(&hooks, &alert("openim", "querystate", "200")).await;
+    post_accepted(&hooks, &alert("openim", "querystate", "200")).await;
     let seen = second.get();
-    taken(&hooks, &signed_at(MAIN, seen - 1, ADDED, &event(ADDED, "ann", &["bob"]))).await;
+    post_accepted(&hooks, &signed_at(MAIN, seen - 1, ADDED, &event(ADDED, "ann", &["bob"]))).await;
     for again in [seen, seen - 1] {
         second.set(again + 1);
-        taken(&hooks, &alert("openim", "querystate", "1")).await;
+        post_accepted(&hooks, &alert("openim", "querystate", "1")).await;
     }
     assert_eq!(rejected("openim/querystate", 5).await, 0, "the signature was seen before");
-    taken(&hooks, &alert("openim", "querystate", "1")).await;
+    post_accepted(&hooks, &alert("openim", "querystate", "1")).await;
     assert!(rejected("openim/querystate", 4).await >= 2, "the quota is 1 call per second now");
     assert_eq!(rejected("openim/sendmsg", 5).await, 0, "another command");
-    taken(&hooks, &alert("profile", "portrait_get", "100000")).await;
+    post_accepted(&hooks, &alert("profile", "portrait_get", "100000")).await;
     assert!(rejected("profile/portrait_get", 4).await >= 2, "the configured quota still applies");
 }
 
 #[tokio::test]
 async fn webhook_listener_drains_on_sigterm() {
-    let _alone = turn::alone().await;
+    let _exclusive = turn::exclusive().await;
     let chat = FakeChat::start().await;
     let (mut gateway, hooks) = gateway(&chat).await;
-    let ask = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
-    let bytes = ask.bytes();
+    let request = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
+    let bytes = request.bytes();
     let mut held = Conn::open(&hooks).await.expect("accepted");
     held.send(&bytes[..bytes.len() - 1]).await;
-    taken(&hooks, &ask).await;
+    post_accepted(&hooks, &request).await;
     gateway.signal("TERM");
     eventually("no new connection is accepted", async || Conn::open(&hooks).await.is_err().then_some(())).await;
     let start = now();
     held.send(&bytes[bytes.len() - 1..]).await;
-    let answer = held.answer().await;
-    assert_eq!((answer.status, answer.text().as_str()), (200, TAKEN));
-    assert_eq!(answer.header("connection"), Some("close"));
+    let response = held.read_response().await;
+    assert_eq!((response.status, response.text().as_str()), (200, ACCEPTED));
+    assert_eq!(response.header("connection"), Some("close"));
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
@@ -414,21 +421,21 @@ async fn webhook_connections_have_a_separate_limit() {
     let setup = listen(Setup::new(&chat), &[MAIN]).set("server", "max_connections = 3");
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    let ask = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
+    let request = signed(MAIN, ADDED, &event(ADDED, "ann", &["bob"]));
     let mut kept = Vec::new();
     for _ in 0..3 {
         let mut conn = Conn::open(&hooks).await.expect("accepted");
-        assert_eq!(conn.ask(&ask).await.status, 200);
+        assert_eq!(conn.request(&request).await.status, 200);
         kept.push(conn);
     }
-    Conn::open(&hooks).await.expect("accepted by the kernel").closed().await;
+    Conn::open(&hooks).await.expect("accepted by the kernel").assert_closed().await;
     gateway.call("openim/querystate", "{}").await.assert_relayed(200, OK);
-    assert_eq!(kept[0].ask(&ask).await.status, 200);
+    assert_eq!(kept[0].request(&request).await.status, 200);
     kept.pop();
     eventually("a connection slot is free", async || {
         let mut conn = Conn::open(&hooks).await.ok()?;
-        conn.send(ask.bytes()).await;
-        conn.try_answer().await
+        conn.send(request.bytes()).await;
+        conn.try_read_response().await
     })
     .await;
 }
@@ -442,14 +449,14 @@ async fn sandbox_webhooks_report_writes_of_another_gateway() {
     let webhook = ["--webhook", &url, "--webhook-token", MAIN.webhook_token];
     let args = [&["sandbox", "--listen", "127.0.0.1:0"][..], &account, &webhook].concat();
     let sandbox = Process::start(&args, dir.path(), &[]);
-    let chat = eventually("the sandbox listens", async || listening(&sandbox.stderr(), "sandbox").pop()).await;
-    let graph = Ask::post("/__sandbox/graph").body(r#"{"users":["ann","bob"],"edges":[]}"#);
-    assert_eq!(Conn::open(&chat).await.expect("accepted").ask(&graph).await.status, 200);
+    let chat = eventually("the sandbox listens", async || listener_addresses(&sandbox.stderr(), "sandbox").pop()).await;
+    let graph = TestRequest::post("/__sandbox/graph").body(r#"{"users":["ann","bob"],"edges":[]}"#);
+    assert_eq!(Conn::open(&chat).await.expect("accepted").request(&graph).await.status, 200);
     let setup = || Setup::without_apps().app(MAIN, &format!("endpoint = \"http://{chat}\""));
     let local = listen(setup(), &[MAIN]).set("webhook", &format!("listen = \"{hooks}\"")).start().await;
     let remote = setup().start().await;
     address(&local).await;
-    assert_eq!(local.check("ann", &["bob"]).await.types(), [0]);
+    assert_eq!(local.check("ann", &["bob"]).await.follow_types(), [0]);
     let writes = [
         ("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#, [2], [1]),
         ("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#, [0], [0]),
@@ -457,10 +464,10 @@ async fn sandbox_webhooks_report_writes_of_another_gateway() {
     for (command, body, seen, flipped) in writes {
         assert_eq!(remote.call(command, body).await.json()["ErrorCode"], 0, "{command}");
         eventually("the write is visible at the local gateway", async || {
-            (local.check("ann", &["bob"]).await.types() == seen).then_some(())
+            (local.check("ann", &["bob"]).await.follow_types() == seen).then_some(())
         })
         .await;
-        assert_eq!(local.check("bob", &["ann"]).await.types(), flipped, "{command}");
+        assert_eq!(local.check("bob", &["ann"]).await.follow_types(), flipped, "{command}");
     }
 }
 
@@ -472,7 +479,7 @@ async fn trace_log_contains_neither_webhook_token_nor_signature() {
     let echo = query(MAIN, unix_now(), ADDED);
     for query in [echo.clone(), echo.replace("Sign=", "Sign=0"), format!("{echo}&Sign={}", MAIN.webhook_token)] {
         for (method, body) in [("POST", "garbage"), ("GET", ""), ("POST", &query)] {
-            post(&hooks, &Ask::new(method, &format!("/?{query}")).body(body)).await;
+            post(&hooks, &TestRequest::new(method, &format!("/?{query}")).body(body)).await;
         }
     }
     eventually("both outcomes are logged", async || {

@@ -26,12 +26,11 @@ pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
 }
 
-/// Returns the slugs in the error table of the code, where each precedes its status: `("slug", StatusCode::X`.
+/// Returns the slugs that the code declares in its one table of names, `slugs! { Name = "slug", .. }`.
 pub(crate) fn slugs_of_the_code(code: &str) -> BTreeSet<String> {
-    let dense: String = code.chars().filter(|inner| !inner.is_whitespace()).collect();
-    let before_statuses = dense.split("\",StatusCode::").collect::<Vec<_>>();
-    let before_statuses = before_statuses.split_last().map_or(&[][..], |(_, before)| before);
-    before_statuses.iter().filter_map(|text| text.rsplit_once("(\"")).map(|(_, slug)| slug.to_owned()).collect()
+    let declared =
+        code.split_once("\nslugs! {").and_then(|(_, rest)| rest.split_once("\n}")).map_or("", |(body, _)| body);
+    declared.lines().filter_map(|line| line.split('"').nth(1)).map(str::to_owned).collect()
 }
 
 /// Returns the targets of the document's links into the project: file (empty for the document itself) and anchor (empty
@@ -94,7 +93,7 @@ mod tests {
         assert!(!names_subcommand("chatgate server, chatgate serve-all", "serve"));
         let table = "x\n| `Chatgate-Error` | HTTP |\n| --- | --- |\n| `a_b`, `c` | 1 |\n| `d` | `no` |\n\n| `e` |\n";
         assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
-        let code = "A => (\"a_b\", StatusCode::OK, 1),\nB => {\n(\n\"c\",\nStatusCode::OK,\n2)}\n(\"d\", 3)";
+        let code = "x = \"d\";\nslugs! {\n    AB = \"a_b\",\n    C = \"c\",\n}\ny = \"e\"";
         assert_eq!(slugs_of_the_code(code), BTreeSet::from(["a_b", "c"].map(str::to_owned)));
         let links = local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)");
         assert_eq!(links, [("LICENSE", ""), ("", "d"), ("F.md", "g")]);

@@ -147,11 +147,9 @@ fn readme_lists_exactly_the_slugs_of_the_program() {
 }
 
 #[test]
-fn metrics_have_a_label_for_every_slug() {
-    let sources: String = each_source("src").map(|file| file.text).collect();
+fn metrics_take_their_outcomes_from_the_slugs() {
     let labels = read("src/telemetry/metrics/labels.rs");
-    let missing = slugs_of_the_code(&sources).into_iter().filter(|slug| !labels.contains(&format!("\"{slug}\"")));
-    none_of(missing.map(|slug| format!("src/telemetry/metrics/labels.rs: OUTCOMES does not list {slug}")));
+    assert!(labels.contains("Slug::ALL"), "src/telemetry/metrics/labels.rs lists outcomes of its own");
 }
 
 #[test]

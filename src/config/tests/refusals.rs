@@ -60,7 +60,7 @@ const BESIDE_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[log]\nrequests = true", 2, "log.requests", "must be \"sampled\", \"all\" or \"off\""),
     ("[log]\nlevel = 'INFO'", 2, "log.level", "must be \"error\", \"warn\""),
     ("[log]\nformat = 'xml'", 2, "log.format", "must be \"json\" or \"text\""),
-    ("[access]\nallow = ['follow']", 2, "access.allow[0]", "is not a pattern; write \"*\""),
+    ("[access]\nallow = ['follow']", 2, "access.allow[0]", "is not a pattern; use \"*\""),
     ("[access]\nallow = [\n'follow/*',\n'*/x']", 4, "access.allow[1]", "is not a pattern"),
     ("[access]\nallow = 'follow/*'", 2, "access.allow", "must be a list in brackets"),
     ("[access]\nopen = 1", 2, "access.open", "must be true or false"),
@@ -142,19 +142,19 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[app]]", 1, "app[0].sdkappid", "is missing"),
     ("[[app]]", 1, "app[0].region", "is missing; write region = \"china\" or \"singapore\""),
     ("[[app]]", 1, "app[0].secret_key_file", "is missing; write secret_key_file = \"FILE\" or secret_key_env = \"VARIABLE\""),
-    ("[[app]]\nname = 'Main'", 2, "app[0].name", "may only have a-z, 0-9 and '-'"),
+    ("[[app]]\nname = 'Main'", 2, "app[0].name", "may contain only a-z, 0-9, and '-'"),
     ("[[app]]\nname = ''", 2, "app[0].name", "is empty"),
     ("[[app]]\nname = 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'", 2, "app[0].name", "is longer than 32 bytes"),
     ("[[app]]\nsdkappid = 0", 2, "app[0].sdkappid", "must be a whole number from 1 to 4294967295"),
     ("[[app]]\nsdkappid = 4294967296", 2, "app[0].sdkappid", "must be a whole number"),
     ("[[app]]\nsdkappid = 99999999999999999999", 2, "app[0].sdkappid", "must be a whole number"),
     ("[[app]]\nsdkappid = '1'", 2, "app[0].sdkappid", "must be a whole number"),
-    ("[[app]]\nregion = 'mars'", 2, "app[0].region", "no such region"),
+    ("[[app]]\nregion = 'mars'", 2, "app[0].region", "unknown region"),
     ("[[app]]\nendpoint = 'http://example.com'", 2, "app[0].endpoint", "would send the signature in clear text"),
     ("[[app]]\nendpoint = 'https://example.com/v4'", 2, "app[0].endpoint", "has more than scheme, host and port"),
     ("[[app]]\nendpoint = 'example.com'", 2, "app[0].endpoint", "is not an endpoint"),
     ("[[app]]\nidentifier = ''", 2, "app[0].identifier", "is empty"),
-    ("[[app]]\nidentifier = \"a\\nb\"", 2, "app[0].identifier", "has a control character"),
+    ("[[app]]\nidentifier = \"a\\nb\"", 2, "app[0].identifier", "contains a control character"),
     ("[[app]]\nca_file = 'none.pem'", 2, "app[0].ca_file", "the file it names cannot be read (there is no such file)"),
     ("[[app]]\nca_file = 'chat-key'", 2, "app[0].ca_file", "the file it names has no certificate"),
     ("[[app]]\nsecret_key_file = 'none'", 2, "app[0].secret_key_file", "the file it names cannot be read (there is no such file)"),
@@ -185,7 +185,7 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "the file it names cannot be read"),
     ("[[caller]]", 1, "caller[0].token_file", "is missing"),
     ("[[caller]]", 1, "caller[0].name", "is missing"),
-    ("[[caller]]\nname = 'A'", 2, "caller[0].name", "may only have a-z, 0-9 and '-'"),
+    ("[[caller]]\nname = 'A'", 2, "caller[0].name", "may contain only a-z, 0-9, and '-'"),
     ("[[caller]]\napps = []", 2, "caller[0].apps", "must have 1 to 256 items"),
     ("[[caller]]\nreport_only = 1", 2, "caller[0].report_only", "must be true or false"),
     ("[webhook]\nwindow = '0s'", 2, "webhook.window", "is out of bounds"),
@@ -294,7 +294,7 @@ fn no_two_callers_have_one_token_and_none_that_of_operators() {
     let bad = problems("too-short", "a blank in the token", "third-token-of-all");
     assert_eq!(bad.len(), 2, "{bad:?}");
     assert!(bad[0].contains("caller[0].token_file: the token is shorter than 16 characters"), "{bad:?}");
-    assert!(bad[1].contains("caller[1].token_env: the token has a blank"), "{bad:?}");
+    assert!(bad[1].contains("caller[1].token_env: the token contains a space"), "{bad:?}");
     assert!(!bad.join("").contains("too-short") && !bad.join("").contains("a blank in the token"), "{bad:?}");
 }
 

@@ -1,16 +1,16 @@
-//! Who an app is towards Chat: its number, its administrator and its key.
+//! An app of Chat: its SDKAppID, its administrator, and its key.
 
 use std::fmt;
 use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
-/// The number Chat gives an app (unsigned 32-bit, never 0).
+/// The number that Chat assigns to an app: unsigned, 32 bits, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SdkAppId(u32);
 
 impl SdkAppId {
-    /// `None` for 0, which no app has.
+    /// Returns `None` for 0, which no app has.
     pub const fn new(number: u32) -> Option<Self> {
         if number == 0 { None } else { Some(Self(number)) }
     }
@@ -27,7 +27,7 @@ impl fmt::Display for SdkAppId {
     }
 }
 
-/// A text that cannot be what it was given for, and why.
+/// Why a text is not a valid name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum NameError {
@@ -35,17 +35,17 @@ pub enum NameError {
     Empty,
     #[error("is longer than 32 bytes")]
     TooLong,
-    #[error("has a control character")]
+    #[error("contains a control character")]
     Control,
-    #[error("may only have a-z, 0-9 and '-'")]
+    #[error("may contain only a-z, 0-9, and '-'")]
     Alphabet,
 }
 
-/// Longest user name and identifier, in bytes (vendor page "Use Limits", 1047/34381).
+/// Maximum length of a UserID or identifier, in bytes (vendor page "Use Limits", 1047/34381).
 pub const USER_ID_LEN_MAX: usize = 32;
 
-/// Checks a user name the way Chat bounds it: not empty, at most 32 bytes, no control characters.
-/// The rest of the alphabet is left to Chat, whose pages disagree about it.
+/// Checks a UserID against the limits of Chat: 1 to 32 bytes, no control characters. The remaining rules are left to
+/// Chat, because the vendor's pages disagree about them.
 pub fn check_user_id(text: &str) -> Result<(), NameError> {
     if text.is_empty() {
         return Err(NameError::Empty);
@@ -53,7 +53,7 @@ pub fn check_user_id(text: &str) -> Result<(), NameError> {
     if text.len() > USER_ID_LEN_MAX {
         return Err(NameError::TooLong);
     }
-    // ASCII first: it is nearly every id, and the test of a byte is one comparison.
+    // ASCII first: nearly every ID is ASCII, and checking a byte takes one comparison.
     let control = if text.is_ascii() {
         text.bytes().any(|byte| byte < 0x20 || byte == 0x7f)
     } else {
@@ -62,10 +62,10 @@ pub fn check_user_id(text: &str) -> Result<(), NameError> {
     if control { Err(NameError::Control) } else { Ok(()) }
 }
 
-/// The app administrator that signs every call, bounded like any user name.
+/// The app administrator that signs every call, with the limits of any UserID.
 ///
-/// A control character is refused because the text that is signed consists of lines: an identifier
-/// with a line feed in it could imitate the lines after its own.
+/// Control characters are rejected because the signed text consists of lines: an identifier with a line feed could
+/// imitate the lines that follow it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identifier(Box<str>);
 
@@ -85,7 +85,7 @@ impl FromStr for Identifier {
     }
 }
 
-/// What operators and callers call an app: `[a-z0-9-]{1,32}`.
+/// The configured name of an app: `[a-z0-9-]{1,32}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AppName(Box<str>);
 
@@ -111,7 +111,7 @@ impl FromStr for AppName {
     }
 }
 
-/// Checks what operators name apps and callers: `[a-z0-9-]{1,32}`.
+/// Checks the configured name of an app or caller: `[a-z0-9-]{1,32}`.
 pub(crate) fn check_name(text: &str) -> Result<(), NameError> {
     if text.is_empty() {
         return Err(NameError::Empty);
@@ -125,31 +125,32 @@ pub(crate) fn check_name(text: &str) -> Result<(), NameError> {
     Ok(())
 }
 
-/// The app's secret: whoever has it is administrator of every user of the app.
+/// The secret key of an app. It gives administrator rights over every user of the app.
 ///
-/// It has no `Display`, its `Debug` shows nothing of it, and its memory is wiped when it goes.
-/// The console shows 64 hex digits, but the text itself is the key: it is never decoded.
+/// It has no `Display`, `Debug` hides it, and its memory is wiped on drop. The console shows 64 hex digits, but the
+/// text itself is the key: it is never decoded.
 #[derive(Clone)]
 pub struct SecretKey(Zeroizing<Box<[u8]>>);
 
 impl SecretKey {
-    /// `None` if the text is empty.
+    /// Returns `None` if the text is empty.
     pub fn new(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.as_bytes().into())))
     }
 
-    /// The key's bytes, for the code that signs and for nothing else.
+    /// Returns the key's bytes. Only the code that signs may call it.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// What the text looks like, for `chatgate doctor`: every text is taken as a key.
+    /// Returns the format of the text, for `chatgate doctor`. Any text is accepted as a key.
     pub fn shape(&self) -> KeyShape {
         let text = &self.0;
-        let blank = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control());
+        let is_space =
+            |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control());
         if text.trim_ascii_start().starts_with(b"-----BEGIN") {
             KeyShape::Pem
-        } else if text.starts_with("\u{feff}".as_bytes()) || blank(text.first()) || blank(text.last()) {
+        } else if text.starts_with("\u{feff}".as_bytes()) || is_space(text.first()) || is_space(text.last()) {
             KeyShape::Blanks
         } else if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) {
             KeyShape::Usual
@@ -159,16 +160,16 @@ impl SecretKey {
     }
 }
 
-/// What a key looks like.
+/// The format of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyShape {
     /// 64 hex digits, as the console shows keys.
     Usual,
-    /// PEM, as keys of the first generation of signatures are.
+    /// PEM, as in version 1 of the signature.
     Pem,
-    /// It begins or ends with a blank or a byte order mark.
+    /// Whitespace, a control character, or a byte order mark at one end.
     Blanks,
-    /// Something else, of so many bytes.
+    /// Any other text, with its length in bytes.
     Unusual(usize),
 }
 
@@ -183,14 +184,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_never_prints_itself() {
+    fn debug_hides_the_key() {
         let key = SecretKey::new("b2dbdd29fed7a43f").expect("not empty");
         assert_eq!(format!("{key:?}"), "SecretKey(hidden)");
         assert!(SecretKey::new("").is_none());
     }
 
     #[test]
-    fn keys_have_shapes() {
+    fn key_shapes_are_recognized() {
         let shape = |text: &str| SecretKey::new(text).expect("not empty").shape();
         assert_eq!(shape(&"0aF9".repeat(16)), KeyShape::Usual);
         assert_eq!(shape(&"0aF9".repeat(15)), KeyShape::Unusual(60));
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn user_ids_are_bounded_in_bytes_and_have_no_control_characters() {
+    fn user_ids_have_1_to_32_bytes_without_control_characters() {
         for good in ["a", "@RBT#001", "@TOA#_x", " ", "日本", &"x".repeat(32)] {
             assert_eq!(check_user_id(good), Ok(()), "{good:?}");
         }
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn app_names_have_a_small_alphabet() {
+    fn app_names_have_a_limited_alphabet() {
         assert!("main".parse::<AppName>().is_ok());
         assert!("eu-2".parse::<AppName>().is_ok());
         for bad in ["", "Main", "a_b", "a/b", &"a".repeat(33)] {

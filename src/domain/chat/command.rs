@@ -1,4 +1,4 @@
-//! Command names, the built-in table of what is known about them, and patterns that allow them.
+//! Command names, the built-in table of commands, and the patterns of allow lists.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -7,16 +7,16 @@ use std::sync::LazyLock;
 
 use rustc_hash::FxHashMap;
 
-/// Longest service or command name that is taken, in bytes. Chat's longest is under 40.
+/// Maximum length of a service or command name, in bytes. Chat's longest has less than 40.
 pub const SEGMENT_LEN_MAX: usize = 64;
 
-/// What callers ask for most, and what the cache answers.
+/// The command that callers use most, and that the cache answers.
 pub const FOLLOW_CHECK: CommandName<'static> = CommandName { service: "follow", command: "follow_check" };
-/// A write that changes follow pairs.
+/// A write that adds follow relations.
 pub const FOLLOW_ADD: CommandName<'static> = CommandName { service: "follow", command: "follow_add" };
-/// A write that changes follow pairs.
+/// A write that removes follow relations.
 pub const FOLLOW_DELETE: CommandName<'static> = CommandName { service: "follow", command: "follow_delete" };
-/// A write that makes every pair of its users meaningless.
+/// A write that removes every relation of its users.
 pub const ACCOUNT_DELETE: CommandName<'static> =
     CommandName { service: "im_open_login_svc", command: "account_delete" };
 
@@ -29,11 +29,11 @@ pub struct CommandName<'a> {
 
 /// The text is not `service/command`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not service/command, each of 1 to 64 letters, digits and '_'")]
+#[error("must be service/command, each 1 to 64 letters, digits, or '_'")]
 pub struct NotACommand;
 
 impl<'a> CommandName<'a> {
-    /// Reads `service/command`. Nothing is decoded or normalised.
+    /// Parses `service/command`. Nothing is decoded or normalized.
     pub fn parse(text: &'a str) -> Result<Self, NotACommand> {
         let (service, command) = text.split_once('/').ok_or(NotACommand)?;
         if is_segment(service) && is_segment(command) { Ok(Self { service, command }) } else { Err(NotACommand) }
@@ -44,17 +44,17 @@ impl<'a> CommandName<'a> {
         self.service
     }
 
-    /// The second segment.
+    /// The second segment, `follow_check` in `follow/follow_check`.
     pub fn command(&self) -> &'a str {
         self.command
     }
 
-    /// What the built-in table knows of it.
+    /// Returns its row in the built-in table.
     pub fn known(&self) -> Option<&'static KnownCommand> {
         row_number(*self).map(|row| &KNOWN_COMMANDS[row])
     }
 
-    /// Whether it may change something.
+    /// Returns whether it is a read or a write.
     pub fn kind(&self) -> CommandKind {
         CommandKind::of(self.known())
     }
@@ -70,17 +70,17 @@ fn is_segment(text: &str) -> bool {
     (1..=SEGMENT_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
-/// Whether a command may be repeated without harm.
+/// Whether a command can be repeated without side effects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommandKind {
-    /// Changes nothing, so it may be asked again.
+    /// Changes nothing, so it may be retried.
     Read,
-    /// May change something, so it is sent once.
+    /// May change state, so it is sent at most once.
     Write,
 }
 
 impl CommandKind {
-    /// Of what is known of a command. One that nobody listed is taken for a write.
+    /// Returns the kind of a command, given its row. A command without a row counts as a write.
     pub fn of(known: Option<&KnownCommand>) -> Self {
         known.map_or(CommandKind::Write, |known| known.kind)
     }
@@ -93,23 +93,23 @@ pub struct KnownCommand {
     pub name: CommandName<'static>,
     /// Read or write.
     pub kind: CommandKind,
-    /// Calls a second that its page states; `None` where it states none.
+    /// Rate limit that its vendor page states, in calls per second; `None` if the page states none.
     pub vendor_qps: Option<NonZeroU32>,
 }
 
-/// The rate most command pages state, and the one for commands whose page states none
-/// (vendor page "Use Limits", 269 使用限制), in calls a second.
+/// Rate limit in calls per second that most command pages state, and that applies to commands without one (vendor page
+/// "Use Limits", 269 使用限制).
 pub const VENDOR_QPS_DEFAULT: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
 
-/// Every command the vendor documents, in the order of the table's file.
+/// All commands that the vendor documents, in the order of the file.
 ///
-/// `commands.csv` has the columns service, command, title, kind, qps_limit and doc (the page it was
-/// read from). Only the title may be quoted, so the columns are taken from both ends.
+/// `commands.csv` has the columns service, command, title, kind, qps_limit, and doc (the source page). Only the title
+/// may be quoted, so the columns are split off from both ends.
 pub static KNOWN_COMMANDS: LazyLock<Vec<KnownCommand>> = LazyLock::new(|| {
     include_str!("commands.csv").lines().skip(1).map(|line| row(line).expect("a row of the built-in table")).collect()
 });
 
-/// The place of a command in [`KNOWN_COMMANDS`].
+/// Returns the index of a command in [`KNOWN_COMMANDS`].
 pub fn row_number(name: CommandName<'_>) -> Option<usize> {
     ROWS.get(&name).copied()
 }
@@ -120,8 +120,8 @@ static ROWS: LazyLock<FxHashMap<CommandName<'static>, usize>> =
 fn row(line: &'static str) -> Option<KnownCommand> {
     let (service, rest) = line.split_once(',')?;
     let (command, rest) = rest.split_once(',')?;
-    let mut from_the_end = rest.rsplitn(4, ',');
-    let (_doc, qps, kind) = (from_the_end.next()?, from_the_end.next()?, from_the_end.next()?);
+    let mut from_end = rest.rsplitn(4, ',');
+    let (_doc, qps, kind) = (from_end.next()?, from_end.next()?, from_end.next()?);
     Some(KnownCommand {
         name: (is_segment(service) && is_segment(command)).then_some(CommandName { service, command })?,
         kind: match kind {
@@ -133,7 +133,7 @@ fn row(line: &'static str) -> Option<KnownCommand> {
     })
 }
 
-/// What an allow-list names: `*`, `service/*` or `service/command`.
+/// A pattern of an allow list: `*`, `service/*`, or `service/command`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum CommandPattern {
     /// Every command.
@@ -145,7 +145,7 @@ pub enum CommandPattern {
 }
 
 impl CommandPattern {
-    /// Whether the pattern names this command.
+    /// Returns whether the pattern matches this command.
     pub fn matches(&self, name: CommandName<'_>) -> bool {
         match self {
             CommandPattern::Any => true,
@@ -157,7 +157,7 @@ impl CommandPattern {
 
 /// The text is not a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a pattern; write \"*\", \"service/*\" or \"service/command\"")]
+#[error("is not a pattern; use \"*\", \"service/*\", or \"service/command\"")]
 pub struct NotAPattern;
 
 impl FromStr for CommandPattern {
@@ -190,34 +190,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_whole() {
+    fn every_line_of_the_command_table_is_read() {
         let lines = include_str!("commands.csv").lines().count() - 1;
         assert_eq!(KNOWN_COMMANDS.len(), lines);
-        assert_eq!(ROWS.len(), lines, "a command stands twice");
+        assert_eq!(ROWS.len(), lines, "a command is listed twice");
         for name in [FOLLOW_CHECK, FOLLOW_ADD, FOLLOW_DELETE, ACCOUNT_DELETE] {
             assert!(name.known().is_some(), "{name}");
         }
     }
 
     #[test]
-    fn rows_with_commas_in_their_title_are_read_from_both_ends() {
+    fn command_title_may_contain_commas() {
         let known = CommandName::parse("follow/follow_get").expect("a name").known().expect("known");
         assert_eq!(known.kind, CommandKind::Read);
         assert_eq!(known.vendor_qps, NonZeroU32::new(200));
     }
 
     #[test]
-    fn lower_limits_and_kinds_come_from_the_table() {
+    fn limits_and_kinds_come_from_the_table() {
         let limit = |text| CommandName::parse(text).expect("a name").known().expect("known").vendor_qps;
         assert_eq!(limit("group_open_http_svc/get_appid_group_list"), NonZeroU32::new(1));
         assert_eq!(limit("im_open_login_svc/account_delete"), NonZeroU32::new(100));
         assert_eq!(limit("openim/modify_c2c_msg"), None);
         assert_eq!(FOLLOW_CHECK.kind(), CommandKind::Read);
-        assert_eq!(CommandName::parse("future/unheard_of").expect("a name").kind(), CommandKind::Write);
+        assert_eq!(CommandName::parse("future/unknown").expect("a name").kind(), CommandKind::Write);
     }
 
     #[test]
-    fn names_are_taken_as_they_are_or_not_at_all() {
+    fn command_names_are_parsed_without_normalization() {
         assert_eq!(CommandName::parse("follow/follow_check"), Ok(FOLLOW_CHECK));
         assert!(CommandName::parse("ConfigSvc/GetIPList").is_ok());
         let long = format!("{}/b", "a".repeat(65));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_name_what_they_say_and_no_more() {
+    fn patterns_match_exactly_their_commands() {
         let matches = |pattern: &str, name| pattern.parse::<CommandPattern>().expect("a pattern").matches(name);
         assert!(matches("*", FOLLOW_CHECK));
         assert!(matches("follow/*", FOLLOW_ADD));

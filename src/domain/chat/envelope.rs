@@ -1,6 +1,6 @@
-//! The members that every answer of Chat has: `ActionStatus`, `ErrorCode`, `ErrorInfo`.
+//! The members of every response from Chat: `ActionStatus`, `ErrorCode`, `ErrorInfo`.
 //!
-//! HTTP status is 200 for failed calls too, so whether one went well is read here (vendor page
+//! The HTTP status is 200 for failed calls too, so only these members show whether a call succeeded (vendor page
 //! "RESTful API Overview", 1047/34620).
 
 use std::borrow::Cow;
@@ -12,30 +12,30 @@ use serde_json::value::RawValue;
 
 use crate::domain::json::scan;
 
-/// The outer members of an answer, borrowed from its bytes where they have no escapes.
+/// The outer members of a response, borrowed from its bytes unless they contain escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope<'a> {
     /// 0 is success.
     pub error_code: i64,
-    /// `"OK"` or `"FAIL"`; the vendor's samples always have it, but the code is what counts.
+    /// `"OK"` or `"FAIL"`. The vendor's samples always have it, but only the code is decisive.
     pub action_status: Option<Cow<'a, str>>,
-    /// What was wrong; often absent or empty on success.
+    /// The error text; often absent or empty on success.
     pub error_info: Option<Cow<'a, str>>,
 }
 
-/// The bytes are not an answer of Chat.
+/// The bytes are not a response of Chat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a JSON object in UTF-8 with one integer ErrorCode")]
 pub struct NotAnEnvelope;
 
 impl<'a> Envelope<'a> {
-    /// Reads an answer: one JSON object in UTF-8 and nothing after it, with exactly one `ErrorCode`
-    /// that is an integer of 64 bits.
+    /// Parses a response: one JSON object in UTF-8 with nothing after it, and with exactly one `ErrorCode`, an integer of
+    /// 64 bits.
     ///
-    /// Further members are ignored, whatever they hold and however deep they nest (new ones may come
-    /// at any time, vendor page 679/131707). An `ActionStatus` or `ErrorInfo` that is not text counts as absent.
+    /// Other members are ignored, with any content and nesting depth: Chat may add members at any time (vendor page
+    /// 679/131707). An `ActionStatus` or `ErrorInfo` that is not a string counts as absent.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, NotAnEnvelope> {
-        // Checked here because members that are skipped are not checked by the parser.
+        // The parser does not check the members that it skips.
         let text = std::str::from_utf8(bytes).map_err(|_| NotAnEnvelope)?;
         let mut parser = serde_json::Deserializer::from_str(text);
         let envelope = parser.deserialize_map(Members).map_err(|_| NotAnEnvelope)?;
@@ -43,7 +43,7 @@ impl<'a> Envelope<'a> {
         Ok(envelope)
     }
 
-    /// The code alone, which of nearly every answer is all that is wanted.
+    /// Returns only the code, which is all that most responses need.
     ///
     /// # Errors
     /// As [`Envelope::parse`].
@@ -54,28 +54,28 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// Whether the call as a whole went well. Items of a batch may still have failed.
+    /// Returns whether the call as a whole succeeded. Individual items of a batch may still have failed.
     pub fn is_ok(&self) -> bool {
         self.error_code == 0
     }
 }
 
-/// Writes an answer of that code with nothing else in it: `OK` for 0, else `FAIL`.
+/// Writes a response that has only these members: `OK` for code 0, else `FAIL`.
 pub fn write(code: i64, info: &str) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Answer<'a> {
+    struct Response<'a> {
         action_status: &'static str,
         error_code: i64,
         error_info: &'a str,
         error_display: &'static str,
     }
     let action_status = if code == 0 { "OK" } else { "FAIL" };
-    let answer = Answer { action_status, error_code: code, error_info: info, error_display: "" };
-    serde_json::to_vec(&answer).expect("texts and numbers always become JSON")
+    let response = Response { action_status, error_code: code, error_info: info, error_display: "" };
+    serde_json::to_vec(&response).expect("strings and numbers always serialize")
 }
 
-/// Takes an object only: a derived reader would also take an array of the right length.
+/// Accepts only an object: a derived implementation would also accept an array of the right length.
 struct Members;
 
 impl<'de> Visitor<'de> for Members {
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Read in both ways, which must agree.
+    /// Reads the code in both ways, which must agree.
     fn code(text: &str) -> Result<i64, NotAnEnvelope> {
         let code = Envelope::parse(text.as_bytes()).map(|envelope| envelope.error_code);
         assert_eq!(Envelope::error_code(text.as_bytes()), code, "{text}");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vendors_shapes() {
+    fn vendor_samples_are_parsed() {
         let bytes = br#"{"ResultItem":[{"To_Account":"bob","ResultCode":0}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#;
         let envelope = Envelope::parse(bytes).unwrap();
         assert!(envelope.is_ok());
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_answer_is_not_taken_for_one() {
+    fn malformed_responses_are_rejected() {
         for text in [
             "",
             "null",
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_costs_no_stack() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         let deep = format!(r#"{{"a":{}{},"ErrorCode":3}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
         assert_eq!(code(&deep), Ok(3));
         let deep = format!(r#"{{"ErrorInfo":{}{},"ErrorCode":3}}"#, "[".repeat(1_000_000), "]".repeat(1_000_000));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_looks_as_the_vendors() {
+    fn written_response_has_the_vendors_members_in_order() {
         let fail = write(60003, "chatgate: not JSON");
         let expected =
             r#"{"ActionStatus":"FAIL","ErrorCode":60003,"ErrorInfo":"chatgate: not JSON","ErrorDisplay":""}"#;
@@ -206,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(number in any::<i64>(), info in any::<String>()) {
+        fn written_response_is_parsed_back(number in any::<i64>(), info in any::<String>()) {
             let bytes = write(number, &info);
             let envelope = Envelope::parse(&bytes).unwrap();
             prop_assert_eq!(envelope.error_code, number);
@@ -218,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn it_agrees_with_a_reader_of_whole_values(text in r#"[{\["ErrorCode:0-9.,\]} ]{0,40}"#) {
+        fn code_agrees_with_a_full_parse(text in r#"[{\["ErrorCode:0-9.,\]} ]{0,40}"#) {
             let whole = serde_json::from_str::<serde_json::Value>(&text).ok();
             let expected = whole.as_ref().and_then(|value| value.as_object()?.get("ErrorCode")?.as_i64());
             if let Ok(found) = code(&text) {
@@ -227,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let parsed = Envelope::parse(&bytes).map(|envelope| envelope.error_code);
             prop_assert_eq!(Envelope::error_code(&bytes), parsed);
         }

@@ -1,76 +1,76 @@
-//! What Chat's error codes mean and whether asking again can help.
+//! The error codes of Chat: their meaning, and whether a retry can help.
 //!
-//! The table is `error_codes.csv`, gathered from the vendor page "Error Codes" (1047/34348) and the
-//! command pages; class and retry are our judgement, the vendor gives one sentence a code. A code
-//! that is not in it is no fault: new ones appear, and they are handed on as they are.
+//! The table is `error_codes.csv`, compiled from the vendor page "Error Codes" (1047/34348) and the pages of the
+//! commands. The vendor gives one sentence per code; class and retry are this project's assessment. Chat adds new codes,
+//! so a code that is not in the table is relayed unchanged.
 
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
-/// What kind of refusal a code is.
+/// The kind of error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// The signature is at fault.
+    /// The signature is invalid.
     Auth,
     /// Too many calls.
     Throttled,
-    /// A fault inside Chat that may pass by itself.
+    /// A temporary failure inside Chat.
     Transient,
-    /// The app, its plan or its switches do not allow it.
+    /// The app, its plan, or its settings do not allow the call.
     Config,
     /// The request is wrong.
     Client,
-    /// What it names does not exist.
+    /// The named object does not exist.
     NotFound,
-    /// Disabled, banned or refused on purpose.
+    /// Disabled, banned, or rejected on purpose.
     Blocked,
 }
 
-/// Whether the same call may be tried again.
+/// Whether the same call may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Retry {
-    /// At once; a write only if repeating it does no harm.
+    /// Immediately; a write only if repeating it is harmless.
     Yes,
     /// Once, with a fresh signature.
     AfterResign,
     /// Later.
     AfterBackoff,
-    /// Asking again gives the same answer.
+    /// Never: a retry gives the same error.
     No,
 }
 
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorRow {
-    /// The codes it stands for: one, or a range that the vendor leaves to the app's own webhooks.
+    /// The codes of the row: one, or a range that the vendor reserves for the app's own webhooks.
     pub codes: RangeInclusive<i64>,
-    /// A short name of ours.
+    /// A short name, chosen by this project.
     pub name: &'static str,
-    /// What kind of refusal it is.
+    /// The kind of error.
     pub class: ErrorClass,
-    /// Whether to try again.
+    /// Whether to retry.
     pub retry: Retry,
     /// Its meaning in a few words.
     pub meaning: &'static str,
 }
 
-/// What is known of a code; `None` for 0, for the gateway's own and for codes the vendor never named.
+/// Returns the row of a code; `None` for 0, for the codes of chatgate, and for codes that the vendor does not list.
 pub fn lookup(code: i64) -> Option<&'static ErrorRow> {
     row_number(code).map(|row| &TABLE[row])
 }
 
-/// The place of a code's row in [`table`].
+/// Returns the index of a code's row in [`table`].
 pub fn row_number(code: i64) -> Option<usize> {
     let row = TABLE.partition_point(|row| *row.codes.start() <= code).checked_sub(1)?;
     TABLE[row].codes.contains(&code).then_some(row)
 }
 
-/// Every row, in ascending order of codes.
+/// Returns all rows, in ascending order of codes.
 pub fn table() -> &'static [ErrorRow] {
     &TABLE
 }
 
-/// The file has the columns code, name, family, class, retry and meaning; only the meaning may be quoted.
+/// The file has the columns code, name, family, class, retry, and meaning; only the meaning may be quoted.
 static TABLE: LazyLock<Vec<ErrorRow>> = LazyLock::new(|| {
     include_str!("error_codes.csv")
         .lines()
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_whole_and_in_order() {
+    fn every_line_of_the_error_table_is_read_in_order() {
         let lines = include_str!("error_codes.csv").lines().count() - 1;
         assert_eq!(table().len(), lines);
         for pair in table().windows(2) {
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_that_signing_again_mends_is_told_from_one_that_it_does_not() {
+    fn signature_errors_distinguish_renewable_from_permanent() {
         let retry = |code| lookup(code).map(|row| (row.class, row.retry));
         for code in [20002, 60004, 60005, 70001, 70002, 70003, 70005, 70052] {
             assert_eq!(retry(code), Some((ErrorClass::Auth, Retry::AfterResign)), "{code}");
@@ -141,10 +141,10 @@ mod tests {
     }
 
     #[test]
-    fn ranges_and_gaps() {
+    fn lookup_finds_codes_in_ranges_and_none_in_gaps() {
         assert_eq!(lookup(38500).map(|row| row.name), Some("relation_webhook_reject"));
         assert_eq!(lookup(120001).map(|row| row.name), Some("c2c_webhook_reject"));
-        // The gateway's own codes lie where the vendor leaves room to apps.
+        // The codes of chatgate are in a range that the vendor reserves for apps.
         assert_eq!(lookup(129503).map(|row| row.name), Some("c2c_webhook_reject"));
         for code in [0, 1, -1, 1002, 37999, 39001, 60001, 999_999, i64::MIN, i64::MAX] {
             assert_eq!(lookup(code), None, "{code}");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_meaning_loses_its_quotes() {
+    fn quoted_meaning_loses_its_quotes() {
         let meaning = lookup(60025).map(|row| row.meaning);
         assert_eq!(meaning, Some("sdkappid, identifier, usersig or contenttype in the URL is wrong"));
     }

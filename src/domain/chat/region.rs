@@ -1,12 +1,12 @@
-//! Data centres and their domains.
+//! The regions of Chat and their domains.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The data centre an app belongs to. An app lives in exactly one; the wrong domain answers 60026.
+/// The data center of an app. Each app is in exactly one; the domain of another region answers 60026.
 ///
-/// Source: vendor page "RESTful API Overview" (1047/34620); Mumbai stands on the follow pages only
-/// (1047/70349) and the standby domain of Tokyo in 679/131707.
+/// Source: vendor page "RESTful API Overview" (1047/34620). Only the follow pages list Mumbai (1047/70349), and only
+/// 679/131707 lists the standby domain of Tokyo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Region {
@@ -21,7 +21,7 @@ pub enum Region {
 }
 
 impl Region {
-    /// Every region, in the order of the vendor's page.
+    /// All regions, in the order of the vendor's page.
     pub const ALL: [Region; 8] = [
         Region::China,
         Region::Singapore,
@@ -38,12 +38,12 @@ impl Region {
         self.row().0
     }
 
-    /// The domain that serves the region.
+    /// The primary domain.
     pub const fn host(self) -> &'static str {
         self.row().1
     }
 
-    /// The domain that serves the same data centre when the first one's name cannot be resolved.
+    /// The standby domain: the same data center, for when the primary domain cannot be reached.
     pub const fn standby_host(self) -> &'static str {
         self.row().2
     }
@@ -68,9 +68,9 @@ impl fmt::Display for Region {
     }
 }
 
-/// The text names no region that Chat has.
+/// The text does not name a region of Chat.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no such region; Chat has china, singapore, seoul, tokyo, frankfurt, mumbai, silicon-valley and jakarta")]
+#[error("unknown region; valid regions: china, singapore, seoul, tokyo, frankfurt, mumbai, silicon-valley, jakarta")]
 pub struct UnknownRegion;
 
 impl FromStr for Region {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_region_is_found_by_its_name_and_has_two_domains_of_its_own() {
+    fn every_region_has_a_unique_name_and_two_unique_domains() {
         let mut hosts = std::collections::HashSet::new();
         for region in Region::ALL {
             assert_eq!(region.name().parse::<Region>(), Ok(region));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_exact() {
+    fn region_names_are_case_sensitive_and_exact() {
         for text in ["", "Singapore", "singapore ", "silicon_valley", "saudi"] {
             assert_eq!(text.parse::<Region>(), Err(UnknownRegion), "{text:?}");
         }

@@ -1,28 +1,30 @@
-//! Which signatures of webhooks have been seen, as long as they could be seen again.
+//! Replay protection for rate-limit alerts: the webhook signatures seen within the window.
 //!
-//! A signature covers a second and no body (see [`super::webhook`]). Follow events are heeded whenever they
-//! come: there may be many in one second, and a repeated one only makes chatgate forget. An alarm makes
-//! it slow for minutes, so one that shows a signature which was seen before is passed over. If it was
-//! honest, little is lost: Chat's refusals teach the same.
+//! A signature covers a time in seconds, but not the body (see [`super::webhook`]).
 //!
-//! What a webhook says, its command included, is not remembered beside the signature: neither is signed, so whoever has
-//! caught one signature could put another alarm under it, which would then be new. Nor are repeated follow events
-//! refused: a single blank makes one new, while an honest one may be word for word that of a moment ago.
+//! - Follow events are always applied. There may be many in one second, and a replayed event only invalidates pairs.
+//! - A rate-limit alert slows chatgate down for minutes, so it is ignored if its signature was seen before. If the alert
+//!   was genuine, little is lost: the throttled calls that follow have the same effect.
+//!
+//! The command and the body are not stored with the signature. They are not signed, so an attacker with one signature
+//! could send another alert under it, which would count as new. Replayed follow events are not rejected either. A
+//! single added space would make a replay look new, and a genuine event may equal an earlier one byte for byte.
 
 use std::collections::BTreeSet;
 
 use super::app::SdkAppId;
 
-/// Most signatures that are kept. An app has one for each second of the window.
+/// Maximum number of stored signatures. An app has one per second of the window.
 const KEPT_MAX: usize = 64 * 1024;
 
-/// Signatures by the second that they are of.
+/// The signatures seen, by signed second.
 #[derive(Debug, Default)]
 pub struct ReplayGuard(BTreeSet<(u64, SdkAppId)>);
 
 impl ReplayGuard {
-    /// Notes a signature of an app, of the second `at`, verified at the second `now` within `window_secs`.
-    /// Says whether it is seen for the first time, with certainty: when there is no more room, none is.
+    /// Records a signature of an app for the second `at`, verified at the second `now` within `window_secs`.
+    ///
+    /// Returns whether it is certainly new. When the guard is full, no signature counts as new.
     pub fn is_first(&mut self, app: SdkAppId, at: u64, now: u64, window_secs: u64) -> bool {
         let oldest = now.saturating_sub(window_secs);
         while self.0.first().is_some_and(|(at, _)| *at < oldest) {
@@ -41,21 +43,21 @@ mod tests {
     }
 
     #[test]
-    fn each_second_of_each_app_is_first_once_as_long_as_it_is_believed() {
-        let mut once = ReplayGuard::default();
+    fn signature_is_first_once_per_app_and_second() {
+        let mut guard = ReplayGuard::default();
         for (number, at) in [(1, 1000), (2, 1000), (1, 1001), (1, 940), (1, 1060)] {
-            assert!(once.is_first(app(number), at, 1000, 60), "{number} at {at}");
-            assert!(!once.is_first(app(number), at, 1000, 60), "{number} at {at}, again");
+            assert!(guard.is_first(app(number), at, 1000, 60), "{number} at {at}");
+            assert!(!guard.is_first(app(number), at, 1000, 60), "{number} at {at}, again");
         }
-        assert!(!once.is_first(app(1), 1060, 1120, 60));
-        assert_eq!(once.0.len(), 1, "what nobody would believe any more is forgotten");
+        assert!(!guard.is_first(app(1), 1060, 1120, 60));
+        assert_eq!(guard.0.len(), 1, "signatures outside the window are dropped");
     }
 
     #[test]
-    fn there_is_room_for_so_many_and_then_nothing_is_first() {
-        let mut once = ReplayGuard::default();
-        assert!((0..KEPT_MAX as u32).all(|number| once.is_first(app(number + 1), 1000, 1000, 60)));
-        assert!(!once.is_first(app(u32::MAX), 1000, 1000, 60));
-        assert!(once.is_first(app(u32::MAX), 2000, 2000, 60));
+    fn full_guard_reports_no_signature_as_first() {
+        let mut guard = ReplayGuard::default();
+        assert!((0..KEPT_MAX as u32).all(|number| guard.is_first(app(number + 1), 1000, 1000, 60)));
+        assert!(!guard.is_first(app(u32::MAX), 1000, 1000, 60));
+        assert!(guard.is_first(app(u32::MAX), 2000, 2000, 60));
     }
 }

@@ -1,9 +1,8 @@
-//! What Chat posts when something has happened: who may say so, and what it says.
+//! Webhooks of Chat: authentication and content.
 //!
-//! The signature is a plain hash of token and time (vendor page "Webhook Authentication", 1047/34354). It covers
-//! neither command nor body, so whoever sees one request can repeat its signature with any body for as long
-//! as the window is open. That is why an event may only make chatgate forget, or slow down: nothing that it
-//! says is ever taken for true.
+//! The signature is a plain hash of token and time (vendor page "Webhook Authentication", 1047/34354). It covers neither
+//! command nor body. An attacker that sees one request can therefore send its signature with any body while the window
+//! lasts. For this reason an event can only invalidate pairs or lower a rate limit; chatgate never caches its content.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -21,24 +20,23 @@ use crate::domain::follow::writes::event_scope;
 use crate::domain::json::object;
 use crate::domain::pairs::scope::Scope;
 
-/// Most digits of a `RequestTime`. Seconds since 1970 have ten.
+/// Maximum number of digits of a `RequestTime`. Seconds since 1970 have ten.
 const TIME_LEN_MAX: usize = 20;
 
-/// The text that an app's webhooks are signed with, as the console shows it. Whoever has it can make
-/// chatgate forget.
+/// The token that signs an app's webhooks, as shown in the console. It allows its holder to invalidate pairs.
 ///
-/// No `Display`, `Debug` shows nothing of it, and its memory is wiped when it goes.
+/// It has no `Display`, `Debug` hides it, and its memory is wiped on drop.
 #[derive(Clone)]
 pub struct Token(Zeroizing<Box<[u8]>>);
 
 impl Token {
-    /// `None` if the text is empty: a signature with it could be made by anybody.
+    /// Returns `None` if the text is empty: anyone could sign with an empty token.
     pub fn new(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| Self(Zeroizing::new(text.as_bytes().into())))
     }
 
-    /// Whether `sign` is the lower-case hex SHA-256 of the token followed by `request_time`. How long
-    /// it takes says nothing of how much of it is right.
+    /// Returns whether `sign` is the lower-case hex SHA-256 of the token followed by `request_time`. Compares in
+    /// constant time.
     fn signed(&self, request_time: &str, sign: &str) -> bool {
         let mut hash = Context::new(&SHA256);
         hash.update(&self.0);
@@ -54,13 +52,13 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The parameters of a webhook that count: `SdkAppid`, `CallbackCommand`, `Sign`, `RequestTime`.
+/// The query parameters that chatgate reads: `SdkAppid`, `CallbackCommand`, `Sign`, `RequestTime`.
 ///
-/// `Debug` shows no signature: it could be repeated for a while.
+/// `Debug` hides the signature, because it could be replayed within the window.
 pub struct Claims {
-    /// The app that it says it is about.
+    /// The app that the webhook names.
     pub sdkappid: SdkAppId,
-    /// What has happened.
+    /// The kind of event.
     pub command: String,
     sign: String,
     request_time: String,
@@ -72,29 +70,29 @@ impl fmt::Debug for Claims {
     }
 }
 
-/// Why a webhook is not believed. The words are for the operator's log and hold nothing of the request.
+/// Why a webhook is rejected. The messages go to the log and contain nothing from the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum VerifyError {
-    #[error("it has no {0}; is authentication switched on in the console?")]
+    #[error("{0} is missing; enable webhook authentication in the console")]
     Missing(&'static str),
-    #[error("it has {0} more than once")]
+    #[error("{0} is repeated")]
     Repeated(&'static str),
-    #[error("its {0} is not well-formed")]
+    #[error("{0} is malformed")]
     Malformed(&'static str),
-    #[error("its app is not configured or has no token in webhook.app_tokens")]
+    #[error("its app has no token; add it to webhook.app_tokens")]
     NoToken,
-    #[error("its signature is wrong; is the token the one in the console?")]
+    #[error("wrong signature; compare the token with the console")]
     WrongSign,
-    #[error("its RequestTime is outside webhook.window; are the clocks right?")]
+    #[error("RequestTime is outside webhook.window; check the clock")]
     NotNow,
 }
 
 impl Claims {
-    /// Reads a query. Further parameters are ignored; each of these must be there once, whatever its case.
+    /// Reads a query. Each parameter must occur exactly once, in any case; other parameters are ignored.
     ///
     /// # Errors
-    /// What is missing, repeated or not well-formed.
+    /// A parameter that is missing, repeated, or malformed.
     pub fn read(query: &str) -> Result<Self, VerifyError> {
         const NAMES: [&str; 4] = ["SdkAppid", "CallbackCommand", "Sign", "RequestTime"];
         let mut values: [Option<String>; 4] = Default::default();
@@ -118,52 +116,51 @@ impl Claims {
         })
     }
 
-    /// The time that is signed, in seconds since 1970, if it is one.
+    /// Returns the signed time in seconds since 1970; `None` if it is not a number.
     pub fn signed_at(&self) -> Option<u64> {
         digits(&self.request_time)
     }
 
-    /// Whether whoever wrote it knows the token and wrote it at most `window` before or after `now`,
-    /// the time since 1970.
+    /// Checks that the sender knows the token and signed at most `window` before or after `now`, the time since 1970.
     ///
     /// # Errors
-    /// A signature that is wrong, or a time that is none or too far away.
+    /// A wrong signature, or a signed time that is malformed or outside the window.
     pub fn verify(&self, token: &Token, now: Duration, window: Duration) -> Result<(), VerifyError> {
-        // The signature first: who has no token learns nothing of the window.
+        // The signature first: a sender without the token learns nothing about the window.
         if !token.signed(&self.request_time, &self.sign) {
             return Err(VerifyError::WrongSign);
         }
         let at = digits(&self.request_time).ok_or(VerifyError::Malformed("RequestTime"))?;
-        // Chat counts whole seconds, so both sides do.
+        // Chat signs whole seconds, so compare whole seconds.
         if Duration::from_secs(now.as_secs().abs_diff(at)) > window { Err(VerifyError::NotNow) } else { Ok(()) }
     }
 }
 
-/// A whole number written in digits and nothing else.
+/// Parses an integer that consists of digits only.
 fn digits(text: &str) -> Option<u64> {
     let plain = text.len() <= TIME_LEN_MAX && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| plain)
 }
 
-/// What chatgate does about a webhook.
+/// The effect of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Somebody followed or unfollowed: forget what this names.
+    /// A user followed or unfollowed others: invalidate these pairs.
     Follow(Scope),
-    /// A command comes close to its limit ("Alarm webhook", 1047/60256), in calls a second.
+    /// A rate-limit alert: a command is close to its limit ("Alarm webhook", 1047/60256).
     OverLimit {
-        /// `service/command`, one that the built-in table knows.
+        /// `service/command`, from the built-in table.
         command: String,
-        /// What Chat allows it.
+        /// The limit that Chat enforces, in calls per second.
         limit: NonZeroU32,
     },
-    /// Nothing: another event, or an alarm that cannot be read.
+    /// No effect: another event, or an alert that cannot be read.
     Other,
 }
 
 impl Event {
-    /// Reads the event that the query names. A follow event whose pairs cannot be read with certainty
-    /// names more than it may have meant, never less.
+    /// Reads the event that the query names. If the pairs of a follow event cannot be read with certainty, the scope
+    /// widens.
     pub fn read(command: &str, body: &[u8]) -> Self {
         match command {
             "Follow.CallbackAfterFollowAdd" => Event::Follow(event_scope(true, body)),
@@ -182,12 +179,12 @@ fn over_limit(body: &[u8]) -> Option<Event> {
         command: String,
         limit: NonZeroU32,
     }
-    let alarm: RateAlert = object::read(body)?;
-    let command = format!("{}/{}", alarm.service_name, alarm.command);
-    // Only the table's: quotas of other commands are made as they are called, and made-up names
-    // must not use up their places.
+    let alert: RateAlert = object::read(body)?;
+    let command = format!("{}/{}", alert.service_name, alert.command);
+    // Only commands of the table: the state of other commands is created on demand in a bounded table, and invented
+    // names must not fill it.
     CommandName::parse(&command).ok()?.known()?;
-    Some(Event::OverLimit { command, limit: alarm.limit })
+    Some(Event::OverLimit { command, limit: alert.limit })
 }
 
 #[cfg(test)]
@@ -208,13 +205,13 @@ mod tests {
         )
     }
 
-    fn judged(query: &str, now: Duration) -> Result<(), VerifyError> {
+    fn verify(query: &str, now: Duration) -> Result<(), VerifyError> {
         Claims::read(query)?.verify(&token(), now, WINDOW)
     }
 
     #[test]
-    fn the_vendor_s_example_of_a_signature_is_verified() {
-        let claims = Claims::read(&query(SIGN, "1669872112")).expect("all there");
+    fn signature_of_the_vendors_example_verifies() {
+        let claims = Claims::read(&query(SIGN, "1669872112")).expect("complete");
         assert_eq!((claims.sdkappid.get(), claims.command.as_str()), (1_400_000_001, "Follow.CallbackAfterFollowAdd"));
         assert_eq!(claims.verify(&token(), NOW, WINDOW), Ok(()));
         let other = Token::new("xxxxyyyz").expect("not empty");
@@ -222,32 +219,32 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_signature_of_that_time_is_taken() {
+    fn signature_must_match_token_and_time_exactly() {
         for sign in ["", &SIGN[..63], &format!("{SIGN}0"), &SIGN.to_uppercase(), &SIGN.replacen('1', "2", 1)] {
-            assert_eq!(judged(&query(sign, "1669872112"), NOW), Err(VerifyError::WrongSign), "{sign}");
+            assert_eq!(verify(&query(sign, "1669872112"), NOW), Err(VerifyError::WrongSign), "{sign}");
         }
         for time in ["", "1669872113", "01669872112", " 1669872112", "+1669872112"] {
-            assert_eq!(judged(&query(SIGN, time), NOW), Err(VerifyError::WrongSign), "{time}");
+            assert_eq!(verify(&query(SIGN, time), NOW), Err(VerifyError::WrongSign), "{time}");
         }
         // The boundary between token and time is not signed.
         let shifted = Token::new("xxxxyyyy1").expect("not empty");
-        let claims = Claims::read(&query(SIGN, "669872112")).expect("all there");
+        let claims = Claims::read(&query(SIGN, "669872112")).expect("complete");
         assert_eq!(claims.verify(&shifted, NOW, WINDOW), Err(VerifyError::NotNow));
     }
 
     #[test]
-    fn a_time_is_good_as_far_as_the_window_reaches_on_both_sides() {
+    fn signed_time_must_be_within_the_window() {
         let at = |offset: i64| Duration::from_secs(NOW.as_secs().saturating_add_signed(offset));
         for (offset, expected) in
             [(-60, Ok(())), (60, Ok(())), (-61, Err(VerifyError::NotNow)), (61, Err(VerifyError::NotNow))]
         {
-            assert_eq!(judged(&query(SIGN, "1669872112"), at(offset)), expected, "{offset}");
+            assert_eq!(verify(&query(SIGN, "1669872112"), at(offset)), expected, "{offset}");
         }
-        assert_eq!(judged(&query(SIGN, "1669872112"), Duration::ZERO), Err(VerifyError::NotNow));
+        assert_eq!(verify(&query(SIGN, "1669872112"), Duration::ZERO), Err(VerifyError::NotNow));
     }
 
     #[test]
-    fn a_signed_time_that_is_no_number_is_refused() {
+    fn signed_time_must_be_a_number() {
         let hash = |time: &str| {
             let mut hash = Context::new(&SHA256);
             hash.update(b"xxxxyyyy");
@@ -255,30 +252,30 @@ mod tests {
             hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
         };
         for time in ["", "now", "-1", "1669872112.0", "99999999999999999999", "000000000001669872112"] {
-            assert_eq!(judged(&query(&hash(time), time), NOW), Err(VerifyError::Malformed("RequestTime")), "{time}");
+            assert_eq!(verify(&query(&hash(time), time), NOW), Err(VerifyError::Malformed("RequestTime")), "{time}");
         }
     }
 
     #[test]
-    fn each_parameter_stands_once() {
+    fn each_parameter_must_occur_exactly_once() {
         let good = query(SIGN, "1669872112");
         for name in ["SdkAppid", "CallbackCommand", "Sign", "RequestTime"] {
             let without = good.replace(&format!("{name}="), "x=");
-            assert_eq!(judged(&without, NOW), Err(VerifyError::Missing(name)));
+            assert_eq!(verify(&without, NOW), Err(VerifyError::Missing(name)));
             for twice in [name.to_owned(), name.to_lowercase(), name.replacen('a', "%61", 1)] {
-                assert_eq!(judged(&format!("{good}&{twice}=1"), NOW), Err(VerifyError::Repeated(name)), "{twice}");
+                assert_eq!(verify(&format!("{good}&{twice}=1"), NOW), Err(VerifyError::Repeated(name)), "{twice}");
             }
         }
         for bad in ["", "0", "4294967296", "-1", "a", "1e9"] {
             let query = good.replace("1400000001", bad);
-            assert_eq!(judged(&query, NOW), Err(VerifyError::Malformed("SdkAppid")), "{bad}");
+            assert_eq!(verify(&query, NOW), Err(VerifyError::Malformed("SdkAppid")), "{bad}");
         }
-        assert_eq!(judged(&good.replace("RESTAPI", "%ff&&=&x"), NOW), Ok(()), "others are ignored");
-        assert_eq!(judged(&good.replace("Follow.", "%ff"), NOW), Err(VerifyError::Malformed("CallbackCommand")));
+        assert_eq!(verify(&good.replace("RESTAPI", "%ff&&=&x"), NOW), Ok(()), "others are ignored");
+        assert_eq!(verify(&good.replace("Follow.", "%ff"), NOW), Err(VerifyError::Malformed("CallbackCommand")));
     }
 
     #[test]
-    fn an_event_makes_forget_or_slow_down_and_nothing_else() {
+    fn follow_events_name_pairs_and_others_have_no_effect() {
         let added = br#"{"From_Account":"ann","FollowList":[{"To_Account":"bob"}]}"#;
         let pairs = Scope::Pairs { from: "ann".into(), to: vec!["bob".into()] };
         assert_eq!(Event::read("Follow.CallbackAfterFollowAdd", added), Event::Follow(pairs.clone()));
@@ -291,20 +288,20 @@ mod tests {
     }
 
     #[test]
-    fn an_alarm_names_a_known_command_and_a_limit() {
+    fn rate_alert_names_a_known_command_and_its_limit() {
         let read = |body: &str| Event::read("Alert.RequestOverLimit", body.as_bytes());
-        let alarm =
+        let alert =
             r#"{"CallbackCommand":"x","ServiceName":"follow","Command":"follow_check","Request":170,"Limit":200}"#;
         let limit = NonZeroU32::new(200).expect("not 0");
-        assert_eq!(read(alarm), Event::OverLimit { command: "follow/follow_check".into(), limit });
+        assert_eq!(read(alert), Event::OverLimit { command: "follow/follow_check".into(), limit });
         for bad in [
-            alarm.replace("200", "0"),
-            alarm.replace("200", "-1"),
-            alarm.replace("200", "\"200\""),
-            alarm.replace("200", "1e3"),
-            alarm.replace("follow_check", "made_up"),
-            alarm.replace("follow_check", "follow_check/x"),
-            alarm.replace("\"Request\":170", "\"Limit\":1"),
+            alert.replace("200", "0"),
+            alert.replace("200", "-1"),
+            alert.replace("200", "\"200\""),
+            alert.replace("200", "1e3"),
+            alert.replace("follow_check", "made_up"),
+            alert.replace("follow_check", "follow_check/x"),
+            alert.replace("\"Request\":170", "\"Limit\":1"),
             r#"["follow","follow_check",200]"#.to_owned(),
             String::new(),
         ] {
@@ -313,9 +310,9 @@ mod tests {
     }
 
     #[test]
-    fn neither_token_nor_signature_prints_itself() {
+    fn debug_hides_token_and_signature() {
         assert_eq!(format!("{:?}", token()), "Token(hidden)");
-        let claims = Claims::read(&query(SIGN, "1669872112")).expect("all there");
+        let claims = Claims::read(&query(SIGN, "1669872112")).expect("complete");
         assert!(!format!("{claims:?}").contains(&SIGN[..8]));
         assert!(Token::new("").is_none());
     }

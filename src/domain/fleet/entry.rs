@@ -1,27 +1,27 @@
-//! What is kept of a pair in Redis: a fact, or the mark of an eviction.
+//! The entry of a pair in Redis: a cached pair, or the mark of an invalidation.
 //!
-//! A fact has 16 bytes: the moment before its lookup was sent, in microseconds of Redis' clock (62 bits),
-//! the relation (2 bits), and 64 bits by which a replica knows that another one wrote it. A mark is `!` and
-//! its moment in digits, for a script of Redis writes it.
+//! A cached pair has 16 bytes: a time not later than the lookup was sent, in microseconds of Redis' clock (62 bits), the
+//! relation (2 bits), and a tag (64 bits) that shows that a replica wrote it. A mark is `!` and its time in digits,
+//! because a Redis script writes it.
 
 use super::keys::FleetKeys;
 use crate::domain::pairs::pair::{PairKey, Relation};
 
-/// An entry that can be understood.
+/// A valid entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// What a replica learned.
-    Fact {
-        /// As the user with the smaller key among the fleet's sees it.
+    /// A pair that a replica fetched.
+    Cached {
+        /// The relation as the user with the smaller fleet key sees it.
         stored: Relation,
-        /// Its lookup was sent at this moment of Redis' clock or after it.
+        /// The lookup was sent at this time of Redis' clock or later.
         sent: u64,
     },
-    /// The pair was evicted; what was sent at this moment or before is void.
+    /// The pair was invalidated: a result sent at this time or earlier is void.
     Mark(u64),
 }
 
-/// A fact as it is kept.
+/// Encodes a cached pair.
 pub fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u8; 16] {
     let word = (sent << 2) | u64::from(stored.number());
     let mut bytes = [0; 16];
@@ -30,22 +30,22 @@ pub fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u
     bytes
 }
 
-/// What is kept; `None` for what no replica wrote for this pair.
+/// Decodes an entry; `None` if no replica wrote it for this pair.
 pub fn read(keys: &FleetKeys, pair: PairKey, bytes: &[u8]) -> Option<Entry> {
     if bytes.first() == Some(&b'!') && bytes.len() != 16 {
-        return mark(&bytes[1..]).map(Entry::Mark);
+        return parse_digits(&bytes[1..]).map(Entry::Mark);
     }
     let (word, tag) = bytes.split_first_chunk::<8>()?;
     let word = u64::from_be_bytes(*word);
     if keys.tag(pair, word).to_be_bytes() != tag {
-        // A mark of 15 digits would be from 2001; such a clock is not to be helped, but told apart.
-        return bytes.strip_prefix(b"!").and_then(mark).map(Entry::Mark);
+        // A mark with 15 digits also has 16 bytes. Its time would be in 2001, but it is still a mark.
+        return bytes.strip_prefix(b"!").and_then(parse_digits).map(Entry::Mark);
     }
-    Some(Entry::Fact { stored: Relation::new((word & 3) as i64)?, sent: word >> 2 })
+    Some(Entry::Cached { stored: Relation::new((word & 3) as i64)?, sent: word >> 2 })
 }
 
-/// A moment as scripts write it.
-pub fn mark(digits: &[u8]) -> Option<u64> {
+/// Parses a number as Redis scripts write it.
+pub fn parse_digits(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
@@ -55,13 +55,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fact_is_read_as_it_was_written_and_only_for_its_pair_and_app() {
+    fn cached_pair_is_decoded_only_for_its_pair_and_app() {
         let keys = for_test("secret", 1);
         let (pair, other) = (keys.pair("ann", "bob").key(), keys.pair("ann", "cyd").key());
         for number in 0..4 {
             let stored = Relation::new(number).expect("0 to 3");
             let bytes = write(&keys, pair, stored, 1_790_000_000_123_456);
-            assert_eq!(read(&keys, pair, &bytes), Some(Entry::Fact { stored, sent: 1_790_000_000_123_456 }));
+            assert_eq!(read(&keys, pair, &bytes), Some(Entry::Cached { stored, sent: 1_790_000_000_123_456 }));
             assert_eq!(read(&keys, other, &bytes), None);
             assert_eq!(read(&for_test("secret", 2), pair, &bytes), None);
             for at in 0..16 {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_a_moment_and_anything_else_is_nothing() {
+    fn mark_is_decoded_and_other_bytes_are_rejected() {
         let keys = for_test("secret", 1);
         let pair = keys.pair("ann", "bob").key();
         assert_eq!(read(&keys, pair, b"!1790000000123456"), Some(Entry::Mark(1_790_000_000_123_456)));

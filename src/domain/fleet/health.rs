@@ -1,25 +1,25 @@
-//! Whether Redis can be relied on, and when to look for it again.
+//! The health of the connection to Redis, and the backoff of reconnects.
 
 use std::time::Duration;
 
 use crate::domain::tick::Tick;
 
-/// An answer that takes so long is of little use: a permit is dead by then.
+/// From this duration on, a response counts as slow. A leased permit lives little longer.
 pub const SLOW: Duration = Duration::from_millis(30);
-/// If for so long there are none but slow ones, that is as bad as none.
+/// If all responses are slow for this long, the connection counts as lost.
 const SLOW_MAX: Duration = Duration::from_millis(60);
-/// The first pause before Redis is looked for again, and the longest.
+/// The first and the longest pause before a reconnect.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// What is thought of one connection.
+/// The health of one connection.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// The first slow answer since the last quick one.
+    /// The first slow response since the last fast one.
     slow_since: Option<Tick>,
 }
 
 impl Health {
-    /// Takes note of an answer. Says whether the connection is still good.
+    /// Records the duration of a response. Returns whether the connection is still healthy.
     pub fn answered(&mut self, took: Duration, now: Tick) -> bool {
         if took < SLOW {
             self.slow_since = None;
@@ -29,7 +29,7 @@ impl Health {
     }
 }
 
-/// How long to wait before attempt `tried + 1`, between half and all of what doubles each time up to 2 s.
+/// Returns the pause before attempt `tried + 1`: between half and all of a duration that doubles each time, up to 2 s.
 /// `random` spreads the replicas.
 pub fn pause(tried: u32, random: u32) -> Duration {
     let (first, longest) = PAUSES;
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_of_slowness_is_forgiven_and_no_more() {
+    fn connection_is_unhealthy_after_60_ms_of_slow_responses() {
         let (fast, slow) = (Duration::from_millis(1), SLOW);
         let at = |millis: u64| Tick::from_micros(1_000_000 + millis * 1000);
         let mut health = Health::default();
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_and_are_bounded() {
+    fn pauses_double_up_to_two_seconds() {
         assert_eq!(pause(0, 0), Duration::from_millis(25));
         assert_eq!(pause(0, u32::MAX), Duration::from_millis(50));
         assert_eq!(pause(2, u32::MAX), Duration::from_millis(200));

@@ -1,6 +1,7 @@
-//! Keys that all replicas of an app share without telling each other: derived from the app's secret, one
-//! for each purpose. Who can read or write Redis has none of them, and the secret cannot be found from
-//! what is kept there.
+//! The keys that all replicas of an app share: derived from the app's secret key, one per purpose.
+//!
+//! Replicas derive them independently, so no key is ever stored in Redis. An attacker with access to Redis cannot
+//! compute them, and cannot find the secret key from the data there.
 
 use std::hash::Hasher as _;
 
@@ -13,20 +14,20 @@ use crate::domain::pairs::pair::{Pair, PairKey, UserHasher};
 
 /// The keys of one app.
 pub struct FleetKeys {
-    /// Users as hashes that are the same in all replicas.
+    /// Hashes users, with the same result in all replicas.
     users: UserHasher,
-    /// Marks what a replica wrote as such.
+    /// Authenticates entries.
     entries: SipHasher13,
-    /// Hides and marks what replicas tell each other.
+    /// Encrypts and authenticates messages between replicas.
     pub(super) events: aead::LessSafeKey,
 }
 
 impl FleetKeys {
-    /// From the app's secret and the address of its Chat. Another one of them gives other keys, which have
-    /// nothing in common: what another Chat holds is of no use.
+    /// Derives the keys from the app's secret key and the address of its Chat. Replicas that differ in either share
+    /// nothing: pairs of another Chat are of no use.
     pub fn new(secret: &SecretKey, app: SdkAppId, chat: &str) -> Self {
         let secret = hmac::Key::new(hmac::HMAC_SHA256, secret.expose());
-        // A signature's text begins otherwise, so no key is ever a signature.
+        // The signed text of a UserSig begins differently, so no derived key is ever a signature.
         let derive = |purpose: &str| {
             let tag = hmac::sign(&secret, format!("chatgate fleet 1\n{purpose}\n{}\n{chat}", app.get()).as_bytes());
             let mut key = Zeroizing::new([0; 32]);
@@ -42,26 +43,26 @@ impl FleetKeys {
         Self {
             users: UserHasher::new(&half(&derive("users"))),
             entries: SipHasher13::new_with_key(&half(&derive("entries"))),
-            events: aead::LessSafeKey::new(events.expect("its keys have 32 bytes")),
+            events: aead::LessSafeKey::new(events.expect("an AES-256 key has 32 bytes")),
         }
     }
 
-    /// A pair by the fleet's hashes. It has nothing in common with the same pair by a process's own.
+    /// Returns a pair with the fleet's hashes, which differ from those of each process's own cache.
     pub fn pair(&self, from: &str, to: &str) -> Pair {
         Pair { from: self.users.user(from), to: self.users.user(to) }
     }
 
-    /// The name of a pair in Redis.
+    /// Returns the name of a pair in Redis.
     pub fn pair_name(&self, pair: PairKey) -> [u8; 16] {
         pair.bytes()
     }
 
-    /// The name of a user in Redis.
+    /// Returns the name of a user in Redis.
     pub fn user_name(&self, user: &str) -> [u8; 16] {
         self.users.user(user).bytes()
     }
 
-    /// What shows that an entry was written by a replica, for this pair.
+    /// Returns the tag that shows that a replica wrote an entry for this pair.
     pub(super) fn tag(&self, pair: PairKey, word: u64) -> u64 {
         let mut hasher = self.entries;
         hasher.write(&pair.bytes());
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replicas_agree_and_apps_and_secrets_do_not() {
+    fn keys_depend_only_on_secret_and_app() {
         let name = |secret, app| for_test(secret, app).user_name("ann");
         assert_eq!(name("one", 1), name("one", 1));
         assert_ne!(name("one", 1), name("one", 2));

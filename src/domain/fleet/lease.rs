@@ -1,62 +1,61 @@
 //! Permits leased from the fleet's quota.
 //!
-//! Redis grants *moments* on its own clock, an interval apart: a permit may be used from its moment on,
-//! for [`LIFE`], and is given up then. So the calls that leave in any second are those whose moments lie
-//! in that second and the life before it, which is what the pace of the fleet is made for; and however
-//! long a replica sleeps, it never uses what it got before.
+//! Redis grants *moments* on its own clock, an interval apart. A permit is valid from its moment on, for [`LIFE`], and
+//! is dropped after that. So the calls that leave in any second have their moments in that second or within [`LIFE`]
+//! before it, and the fleet's rate limiter allows for that. A replica that was suspended never uses an old permit.
 //!
-//! The two clocks are never compared. Redis says how far a moment lies from the time of its answer, and
-//! that time lies somewhere between our asking and our hearing. A permit is used neither before the latest
-//! that its moment can be, nor after the earliest that its life can end; a slow answer makes this span
-//! shorter, and one slower than [`LIFE`] is worth nothing.
+//! The two clocks are never compared. Redis reports how far a moment is from the time of its response, and that time is
+//! between sending the request and receiving the response. A permit is not used before the latest possible time of its
+//! moment, nor after the earliest possible end of its life. A slow response shortens this span; a permit from a
+//! response slower than [`LIFE`] is useless.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::domain::tick::Tick;
 
-/// How long after its moment a permit may be used.
+/// How long after its moment a permit is valid.
 pub const LIFE: Duration = Duration::from_millis(40);
-/// How far ahead Redis grants moments. More would let a replica reserve for long what others need.
+/// How far ahead Redis grants moments. A larger value would let a replica reserve permits that others need.
 pub const AHEAD: Duration = Duration::from_millis(250);
-/// Most permits of one lease, which is also the most that may be at hand.
+/// Maximum number of permits in a lease, and that a replica holds.
 pub const LEASE_MAX: usize = 8;
 
-/// The permits at hand, soonest first.
+/// The permits that a replica holds, earliest first.
 #[derive(Debug, Default)]
 pub struct Leases(VecDeque<Span>);
 
-/// When a permit may be used.
+/// The time in which a permit is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     from: Tick,
     until: Tick,
 }
 
-/// What there is for one call.
+/// The result of [`Leases::draw`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drawn {
-    /// A permit; it is taken.
+    /// A permit, which is used up now.
     Permit,
-    /// None yet, but one at this moment.
+    /// No permit yet; the next one is valid from this time.
     From(Tick),
-    /// None.
+    /// No permit.
     Nothing,
 }
 
 impl Leases {
-    /// Adds what Redis has granted: moments as distances from the time of its answer, which was asked for
-    /// at `asked` and heard at `heard`. What is too late already, or too much, is left out.
-    pub fn add(&mut self, asked: Tick, heard: Tick, moments: impl IntoIterator<Item = Duration>) {
+    /// Adds the permits that Redis granted. `moments` are relative to the time of its response, to a request sent at
+    /// `sent` and answered at `received`. Expired permits, and those beyond [`LEASE_MAX`], are left out.
+    pub fn add(&mut self, sent: Tick, received: Tick, moments: impl IntoIterator<Item = Duration>) {
         for moment in moments {
-            let span = Span { from: heard.after(moment), until: asked.after(moment).after(LIFE) };
+            let span = Span { from: received.after(moment), until: sent.after(moment).after(LIFE) };
             if span.from < span.until && self.0.len() < LEASE_MAX {
                 self.0.push_back(span);
             }
         }
     }
 
-    /// Takes a permit. Those whose life is over are given up.
+    /// Takes a permit. Drops expired ones.
     pub fn draw(&mut self, now: Tick) -> Drawn {
         self.0.retain(|span| now < span.until);
         match self.0.front() {
@@ -69,7 +68,7 @@ impl Leases {
         }
     }
 
-    /// Gives all up, as when Redis is lost.
+    /// Drops all permits, for example when Redis is lost.
     pub fn clear(&mut self) {
         self.0.clear();
     }
@@ -88,17 +87,17 @@ mod tests {
     }
 
     #[test]
-    fn a_permit_is_used_from_its_moment_on_and_given_up_when_its_life_is_over() {
+    fn permit_is_valid_from_its_moment_until_its_life_ends() {
         let mut leases = Leases::default();
         leases.add(at(0), at(2), [ms(0), ms(10)]);
-        assert_eq!(leases.draw(at(1)), Drawn::From(at(2)), "its moment may be as late as that");
+        assert_eq!(leases.draw(at(1)), Drawn::From(at(2)), "the latest possible moment");
         assert_eq!(leases.draw(at(2)), Drawn::Permit);
         assert_eq!(leases.draw(at(3)), Drawn::From(at(12)));
-        assert_eq!(leases.draw(at(50)), Drawn::Nothing, "its life may have ended as early as that");
+        assert_eq!(leases.draw(at(50)), Drawn::Nothing, "the earliest possible end of its life");
     }
 
     #[test]
-    fn what_was_under_way_for_longer_than_a_life_is_worth_nothing() {
+    fn permits_of_a_slow_response_are_dropped() {
         let mut leases = Leases::default();
         leases.add(at(0), at(40), [ms(0), ms(200)]);
         assert_eq!(leases.draw(at(40)), Drawn::Nothing);
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_a_lease_is_at_hand() {
+    fn held_permits_are_bounded() {
         let mut leases = Leases::default();
         for _ in 0..3 {
             leases.add(at(0), at(1), vec![ms(0); LEASE_MAX]);

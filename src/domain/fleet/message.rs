@@ -1,5 +1,6 @@
-//! What replicas tell each other: evictions, sealed with a key that comes from the app's secret, so that
-//! Redis and its other users read no names and forge nothing.
+//! Messages between replicas: invalidations, encrypted with a key derived from the app's secret key.
+//!
+//! Redis and its other users can neither read the user IDs nor forge a message.
 
 use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use serde::{Deserialize, Serialize};
@@ -7,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 
-/// An eviction of more pairs is told as one of all pairs of the user they have in common.
+/// With more pairs, the message names all pairs of the user that they have in common.
 pub const PAIRS_MAX: usize = 500;
-/// An eviction of more users is told as one of the whole app.
+/// With more users, the message names the whole app.
 pub const USERS_MAX: usize = 100;
 
 #[derive(Serialize, Deserialize)]
@@ -19,7 +20,7 @@ enum DecodedMessage {
     All,
 }
 
-/// The scope, or the next wider one that can be told in a message of bounded length.
+/// Returns the scope, or the next wider one that fits the maximum length of a message.
 pub fn bounded(scope: &Scope) -> Scope {
     match scope {
         Scope::Pairs { from, to } if to.len() > PAIRS_MAX => Scope::Users(vec![from.clone()]),
@@ -28,26 +29,26 @@ pub fn bounded(scope: &Scope) -> Scope {
     }
 }
 
-/// Seals a scope. A nonce must never come twice; 96 bits that nobody can guess do not.
+/// Encrypts a scope. A nonce must never repeat; 96 random bits do not.
 pub fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
-    let told = match scope.clone() {
+    let message = match scope.clone() {
         Scope::Pairs { from, to } => DecodedMessage::Pairs { from, to },
         Scope::Users(users) => DecodedMessage::Users(users),
         Scope::All => DecodedMessage::All,
     };
-    let mut text = serde_json::to_vec(&told).expect("names are text");
+    let mut text = serde_json::to_vec(&message).expect("strings always serialize");
     let sealed = keys.events.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut text);
-    sealed.expect("a message is far shorter than a cipher's bound");
+    sealed.expect("a message is far shorter than the cipher's limit");
     [&nonce[..], &text].concat()
 }
 
-/// Opens what was sealed. `None` if it was sealed with another key, or by nobody who has one.
+/// Decrypts a message; `None` if it was not encrypted with this key.
 pub fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
     let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>()?;
     let mut text = text.to_vec();
     let nonce = Nonce::assume_unique_for_key(*nonce);
-    let told = serde_json::from_slice(keys.events.open_in_place(nonce, Aad::empty(), &mut text).ok()?).ok()?;
-    Some(match told {
+    let message = serde_json::from_slice(keys.events.open_in_place(nonce, Aad::empty(), &mut text).ok()?).ok()?;
+    Some(match message {
         DecodedMessage::Pairs { from, to } => Scope::Pairs { from, to },
         DecodedMessage::Users(users) => Scope::Users(users),
         DecodedMessage::All => Scope::All,
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_the_key_reads_it_and_nobody_else() {
+    fn message_opens_only_with_its_key() {
         let keys = for_test("secret", 1);
         for scope in [
             Scope::Pairs { from: "ann".into(), to: vec!["bob".into(), "日本".into()] },
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_told_wider() {
+    fn long_scope_is_widened() {
         let names = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
         let pairs = |count| Scope::Pairs { from: "ann".into(), to: names(count) };
         assert_eq!(bounded(&pairs(PAIRS_MAX)), pairs(PAIRS_MAX));

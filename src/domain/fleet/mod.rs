@@ -1,5 +1,4 @@
-//! What replicas share, pure: permits that were leased, whether Redis can be relied on, what is kept
-//! there and what is said there. See [`crate::domain`] for what pure means.
+//! The pure part of fleet mode: leased permits, the health of Redis, and the formats of entries and messages.
 
 pub mod entry;
 pub mod health;

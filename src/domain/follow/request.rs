@@ -1,4 +1,4 @@
-//! What a caller asks with `follow_check`.
+//! `follow_check` requests of callers.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,92 +8,92 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use super::fast_path;
 use crate::domain::chat::app::{NameError, check_user_id};
 
-/// A body that chatgate can answer from facts: exactly the two members, both as the vendor wants them.
+/// A body that chatgate can answer itself: exactly the two members, both valid.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CheckRequest<'a> {
-    /// From whose side the relations are seen.
+    /// The user from whose side the relations are seen.
     pub from: Cow<'a, str>,
-    /// About whom: 1 to `max_to` names in the caller's order, repeats included.
+    /// The other users: 1 to `max_to` UserIDs in the caller's order, with repeats.
     pub to: Vec<Cow<'a, str>>,
 }
 
-/// How a body reads.
+/// A well-formed body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
     /// Exactly the two members.
     Known(CheckRequest<'a>),
-    /// A JSON object with further members, whose meaning only Chat knows.
+    /// A JSON object with additional members, which only Chat understands.
     Extended,
 }
 
-/// Why a body is no question.
+/// Why a body is not a valid request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// Not a JSON object in UTF-8.
     #[error("the body is not a JSON object in UTF-8: {0}")]
     NotJson(String),
-    /// One of the two members stands twice.
-    #[error("the body has {0} more than once")]
+    /// One of the two members is repeated.
+    #[error("the body repeats {0}; send it once")]
     Repeated(&'static str),
-    /// A member is missing or of another type.
+    /// A member is missing or has the wrong type.
     #[error("{0}")]
     Shape(&'static str),
     /// Too many accounts.
-    #[error("To_Account has {0} accounts; at most {1} may be asked for at once (follow_check.max_to)")]
+    #[error("To_Account has {0} accounts; send at most {1} per request (follow_check.max_to)")]
     TooMany(usize, usize),
-    /// From_Account is no user name.
+    /// From_Account is not a valid UserID.
     #[error("From_Account {0}")]
     From(NameError),
-    /// An account is no user name: its index, from 0.
+    /// An account is not a valid UserID; with its index, from 0.
     #[error("To_Account[{0}] {1}")]
     To(usize, NameError),
 }
 
-/// Reads a body. Names are borrowed from it wherever they hold no escapes.
+/// Parses a body. Names are borrowed from it unless they contain escapes.
 pub fn parse(body: &[u8], max_to: usize) -> Result<Parsed<'_>, RequestError> {
     let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(error.to_string()))?;
     match fast_path::read(text, max_to) {
-        Some(question) => Ok(Parsed::Known(question)),
+        Some(request) => Ok(Parsed::Known(request)),
         None => parse_general(text, max_to),
     }
 }
 
-/// Reads a body of any form.
+/// Parses a body of any form.
 pub(super) fn parse_general(text: &str, max_to: usize) -> Result<Parsed<'_>, RequestError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let raw = json
         .deserialize_any(Members { max_to })
         .and_then(|raw| json.end().map(|()| raw))
         .map_err(|error| RequestError::NotJson(error.to_string()))?;
-    raw.judge(max_to)
+    raw.validate(max_to)
 }
 
-/// The members as they stand, before they are judged: a fault of shape must not hide one of syntax.
+/// The members before validation: an error of shape must not hide an error of syntax.
 #[derive(Default)]
 struct Raw<'a> {
-    from: Option<Value<'a>>,
+    from: Option<StringOrOther<'a>>,
     to: Option<Accounts<'a>>,
     repeated: Option<&'static str>,
-    further: bool,
+    has_others: bool,
 }
 
 impl<'a> Raw<'a> {
-    fn judge(self, max_to: usize) -> Result<Parsed<'a>, RequestError> {
+    fn validate(self, max_to: usize) -> Result<Parsed<'a>, RequestError> {
         if let Some(name) = self.repeated {
             return Err(RequestError::Repeated(name));
         }
-        if self.further {
+        if self.has_others {
             return Ok(Parsed::Extended);
         }
         let from = match self.from {
-            Some(Value::Text(from)) => from,
-            Some(Value::Other) => return Err(RequestError::Shape("From_Account must be a string")),
+            Some(StringOrOther::String(from)) => from,
+            Some(StringOrOther::Other) => return Err(RequestError::Shape("From_Account must be a string")),
             None => return Err(RequestError::Shape("From_Account is missing")),
         };
         let to = match self.to {
             Some(Accounts::List { names, count }) if count <= max_to => names,
             Some(Accounts::List { count, .. }) => return Err(RequestError::TooMany(count, max_to)),
-            Some(Accounts::Mixed) => return Err(RequestError::Shape("To_Account must hold strings only")),
+            Some(Accounts::Mixed) => return Err(RequestError::Shape("To_Account must contain only strings")),
             Some(Accounts::Other) => return Err(RequestError::Shape("To_Account must be an array of strings")),
             None => return Err(RequestError::Shape("To_Account is missing")),
         };
@@ -121,7 +121,7 @@ impl<'a> Visitor<'a> for Members {
 
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Raw<'a>, M::Error> {
         let mut raw = Raw::default();
-        while let Some(name) = map.next_key_seed(Text)? {
+        while let Some(name) = map.next_key_seed(MemberName)? {
             match name.as_ref() {
                 "From_Account" => {
                     if raw.from.replace(map.next_value_seed(AnyValue)?).is_some() {
@@ -135,7 +135,7 @@ impl<'a> Visitor<'a> for Members {
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
-                    raw.further = true;
+                    raw.has_others = true;
                 }
             }
         }
@@ -144,14 +144,14 @@ impl<'a> Visitor<'a> for Members {
 }
 
 /// A value that should be a string.
-enum Value<'a> {
-    Text(Cow<'a, str>),
+enum StringOrOther<'a> {
+    String(Cow<'a, str>),
     Other,
 }
 
 /// A value that should be an array of strings.
 enum Accounts<'a> {
-    /// `count` strings, of which at most the first `max_to` are kept.
+    /// `count` strings; `names` has at most the first `max_to`.
     List {
         names: Vec<Cow<'a, str>>,
         count: usize,
@@ -160,7 +160,7 @@ enum Accounts<'a> {
     Other,
 }
 
-/// Seeds that read a value of any type without failing on its type.
+/// Implements a seed that accepts a value of any type.
 macro_rules! any_value {
     ($seed:ty => $value:ty, other: $other:expr, $($rest:item)*) => {
         impl<'a> serde::de::DeserializeSeed<'a> for $seed {
@@ -198,23 +198,23 @@ macro_rules! any_value {
     };
 }
 
-/// Reads a string, anything else as [`Value::Other`].
+/// Reads a string; anything else becomes [`StringOrOther::Other`].
 struct AnyValue;
 
-any_value! { AnyValue => Value<'a>, other: Value::Other,
-    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Value<'a>, E> {
-        Ok(Value::Text(Cow::Borrowed(text)))
+any_value! { AnyValue => StringOrOther<'a>, other: StringOrOther::Other,
+    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<StringOrOther<'a>, E> {
+        Ok(StringOrOther::String(Cow::Borrowed(text)))
     }
-    fn visit_str<E>(self, text: &str) -> Result<Value<'a>, E> {
-        Ok(Value::Text(Cow::Owned(text.to_owned())))
+    fn visit_str<E>(self, text: &str) -> Result<StringOrOther<'a>, E> {
+        Ok(StringOrOther::String(Cow::Owned(text.to_owned())))
     }
-    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Value<'a>, S::Error> {
+    fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<StringOrOther<'a>, S::Error> {
         while list.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Value::Other)
+        Ok(StringOrOther::Other)
     }
 }
 
-/// Reads an array of strings, keeping at most `max` of them.
+/// Reads an array of strings and keeps at most `max` of them.
 struct AnyAccounts {
     max: usize,
 }
@@ -227,7 +227,7 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
         let (mut names, mut count, mut mixed) = (Vec::with_capacity(self.max.min(128)), 0, false);
         loop {
             if count == self.max || mixed {
-                // Over the bound, or no question any more: what follows is only counted.
+                // Over the limit, or invalid already: only count the rest.
                 if list.next_element::<IgnoredAny>()?.is_none() {
                     break;
                 }
@@ -235,8 +235,8 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
                 continue;
             }
             match list.next_element_seed(AnyValue)? {
-                Some(Value::Text(name)) => names.push(name),
-                Some(Value::Other) => mixed = true,
+                Some(StringOrOther::String(name)) => names.push(name),
+                Some(StringOrOther::Other) => mixed = true,
                 None => break,
             }
             count += 1;
@@ -245,10 +245,10 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
     }
 }
 
-/// Reads a member's name; escaped or not, it is the same name.
-struct Text;
+/// Reads the name of a member, with or without escapes.
+struct MemberName;
 
-impl<'a> serde::de::DeserializeSeed<'a> for Text {
+impl<'a> serde::de::DeserializeSeed<'a> for MemberName {
     type Value = Cow<'a, str>;
 
     fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<Cow<'a, str>, D::Error> {
@@ -256,7 +256,7 @@ impl<'a> serde::de::DeserializeSeed<'a> for Text {
     }
 }
 
-impl<'a> Visitor<'a> for Text {
+impl<'a> Visitor<'a> for MemberName {
     type Value = Cow<'a, str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -283,23 +283,23 @@ mod tests {
     }
 
     #[test]
-    fn names_are_borrowed_unless_they_are_escaped() {
+    fn names_are_borrowed_unless_escaped() {
         let body = r#" {"To_Account":["bob","a\u0062c","日本"] , "From_Account":"ann"} "#;
-        let Ok(Parsed::Known(question)) = read(body) else { panic!("no question") };
-        assert!(matches!(question.from, Cow::Borrowed("ann")));
-        assert!(matches!(question.to[0], Cow::Borrowed("bob")));
-        assert_eq!(question.to, ["bob", "abc", "日本"]);
+        let Ok(Parsed::Known(request)) = read(body) else { panic!("not a request") };
+        assert!(matches!(request.from, Cow::Borrowed("ann")));
+        assert!(matches!(request.to[0], Cow::Borrowed("bob")));
+        assert_eq!(request.to, ["bob", "abc", "日本"]);
     }
 
     #[test]
-    fn further_members_are_left_to_chat() {
+    fn body_with_other_members_is_extended() {
         assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"],"X":{"a":[1]}}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1,"From_Account":7}"#), Ok(Parsed::Extended));
     }
 
     #[test]
-    fn what_is_not_a_json_object_is_told_from_what_has_a_wrong_member() {
+    fn syntax_errors_and_shape_errors_are_distinguished() {
         let deep = "[".repeat(100_000);
         let deep = format!(r#"{{"X":{deep}"#);
         for body in [
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_member_is_refused_however_it_is_spelt() {
+    fn repeated_member_is_rejected_with_any_escapes() {
         for body in [
             r#"{"From_Account":"ann","From_Account":"ann","To_Account":["bob"]}"#,
             r#"{"From_Account":"ann","To_Account":["bob"],"To\u005fAccount":["cyd"]}"#,
@@ -358,17 +358,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = super::parse(&body, 3);
         }
 
         #[test]
-        fn what_was_written_is_read(from in "[^\\p{Cc}]{1,8}", to in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..4)) {
+        fn valid_request_is_parsed_back(from in "[^\\p{Cc}]{1,8}", to in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..4)) {
             prop_assume!(check_user_id(&from).is_ok() && to.iter().all(|name| check_user_id(name).is_ok()));
             let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
-            let Ok(Parsed::Known(question)) = super::parse(body.as_bytes(), 3) else { panic!("no question") };
-            prop_assert_eq!(question.from, from);
-            prop_assert_eq!(question.to, to);
+            let Ok(Parsed::Known(request)) = super::parse(body.as_bytes(), 3) else { panic!("not a request") };
+            prop_assert_eq!(request.from, from);
+            prop_assert_eq!(request.to, to);
         }
     }
 }

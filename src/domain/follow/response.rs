@@ -1,4 +1,4 @@
-//! `follow_check` answers: written for callers, read from Chat.
+//! `follow_check` responses: written for callers, parsed from Chat. Also the calls to Chat.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::domain::json::object::Object;
 use crate::domain::pairs::item::{Item, Items};
 use crate::domain::pairs::pair::Relation;
 
-/// The body of a call: the same question, in the vendor's form.
+/// Encodes the body of a call to Chat.
 pub fn encode_call<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8> {
     let mut body = Vec::with_capacity(4096);
     body.extend_from_slice(b"{\"From_Account\":");
@@ -26,11 +26,11 @@ pub fn encode_call<'a>(from: &str, to: impl Iterator<Item = &'a str>) -> Vec<u8>
     body
 }
 
-/// How an item about a known relation begins.
+/// The beginning of an item with a known relation.
 const OPEN: &[u8] = b"{\"To_Account\":\"";
 const NEXT_LEN: usize = br#"","ResultCode":0,"ResultInfo":"","FollowType":0},{"To_Account":""#.len();
-/// What follows its account, by the number of the relation, up to the account of the next item. All of one length, so
-/// that it is copied without a call.
+/// The text between the accounts of two items, by the number of the first one's relation. All have one length, so the
+/// copy is inlined.
 const NEXT: [[u8; NEXT_LEN]; 4] = [
     *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":0},{\"To_Account\":\"",
     *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":1},{\"To_Account\":\"",
@@ -38,10 +38,10 @@ const NEXT: [[u8; NEXT_LEN]; 4] = [
     *b"\",\"ResultCode\":0,\"ResultInfo\":\"\",\"FollowType\":3},{\"To_Account\":\"",
 ];
 
-/// The answer to a caller: an item for each account in order, with exactly the vendor's members.
+/// Encodes the response to a caller: an item per account in order, with exactly the vendor's members.
 ///
-/// Nearly every item is a known relation about a name without escapes, so the next one is taken to be: then
-/// an item is two copies, its name and what lies between two names.
+/// Nearly every item is a known relation of a name without escapes. So the code assumes that the next item is one too:
+/// an item is then two copies, the name and the text up to the next name.
 pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>) -> Vec<u8> {
     let mut body = Vec::with_capacity(128 + 96 * items.len());
     body.extend_from_slice(b"{\"ResultItem\":[");
@@ -51,10 +51,10 @@ pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str
         match item {
             Item::Known(relation) => {
                 match name {
-                    // Borrowed from a body that wrote it without escapes: so may this one.
+                    // Borrowed from a body, so it needs no escapes.
                     Cow::Borrowed(name) => body.extend_from_slice(name.as_bytes()),
                     Cow::Owned(name) => {
-                        // It comes with quotes of its own.
+                        // `push_text` adds quotes.
                         body.pop();
                         push_text(&mut body, name);
                         body.pop();
@@ -70,24 +70,24 @@ pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str
             }
         }
     }
-    // No item follows: neither its beginning nor the comma before it.
+    // Remove the beginning of the next item, and the comma before it.
     body.truncate(body.len() - OPEN.len() - usize::from(any));
     body.extend_from_slice(b"],\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\",\"ErrorDisplay\":\"\"}");
     body
 }
 
 fn push_text(body: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(body, text).expect("text into memory");
+    serde_json::to_writer(body, text).expect("strings always serialize");
 }
 
-/// Reads the items of a successful response. Returns `None` if it has none that can be read as such: then the
-/// response does not fit the call.
+/// Parses the items of a successful response. Returns `None` if there is no array of items: then the response does not
+/// match the call.
 pub fn parse_items(body: &[u8]) -> Option<Items<'_>> {
-    let answer: Answer<'_> = object::read(body)?;
-    let mut items = Items::with_capacity(answer.items.len());
-    for raw in answer.items {
+    let response: Response<'_> = object::read(body)?;
+    let mut items = Items::with_capacity(response.items.len());
+    for raw in response.items {
         let Ok(Object(read)) = serde_json::from_str::<Object<RawItem<'_>>>(raw.get()) else {
-            // This item is malformed, but that affects only the account it is about.
+            // A malformed item affects only its own account.
             if let Ok(Object(Named { to })) = serde_json::from_str(raw.get()) {
                 items.add_unreadable(to.0);
             }
@@ -103,7 +103,7 @@ pub fn parse_items(body: &[u8]) -> Option<Items<'_>> {
 }
 
 #[derive(Deserialize)]
-struct Answer<'a> {
+struct Response<'a> {
     #[serde(borrow, rename = "ResultItem")]
     items: Vec<&'a RawValue>,
 }
@@ -111,26 +111,26 @@ struct Answer<'a> {
 #[derive(Deserialize)]
 struct RawItem<'a> {
     #[serde(borrow, rename = "To_Account")]
-    to: Text<'a>,
+    to: Account<'a>,
     #[serde(rename = "ResultCode")]
     code: i64,
-    #[serde(default, rename = "FollowType", deserialize_with = "whole_number_or_none")]
+    #[serde(default, rename = "FollowType", deserialize_with = "integer_or_none")]
     relation: Option<i64>,
 }
 
-/// The name of an item that is otherwise not as it should be.
+/// The account of an item that is malformed otherwise.
 #[derive(Deserialize)]
 struct Named<'a> {
     #[serde(borrow, rename = "To_Account")]
-    to: Text<'a>,
+    to: Account<'a>,
 }
 
-/// Borrowed where it can be; serde's own `Cow` always copies.
+/// Borrows if there are no escapes; serde's own `Cow` always copies.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+struct Account<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A FollowType that is no whole number is no reason to refuse the answer: the item goes on as it is.
-fn whole_number_or_none<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<i64>, D::Error> {
+/// Returns `None` for a FollowType that is not an integer: the item is then relayed unchanged.
+fn integer_or_none<'de, D: serde::Deserializer<'de>>(json: D) -> Result<Option<i64>, D::Error> {
     Ok(<&RawValue>::deserialize(json)?.get().parse().ok())
 }
 
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_has_exactly_the_vendor_s_members_in_the_vendor_s_order() {
+    fn response_has_the_vendors_members_in_order() {
         let (bob, cyd) = (Cow::Borrowed("bob"), Cow::Owned("c\"d".to_owned()));
         let failed = Item::Verbatim(r#"{"To_Account":"eve", "ResultCode":30003}"#.into());
         let eve = Cow::Borrowed("eve");
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn items_are_found_by_account_and_judged_one_by_one() {
+    fn items_are_parsed_one_by_one() {
         let body = br#"{"ResultItem":[
             {"To_Account":"a","ResultCode":0,"ResultInfo":"","FollowType":3},
             {"To_Account":"b","ResultCode":30003,"ResultInfo":"no","FollowType":0},
@@ -200,28 +200,28 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_readable_items_is_none() {
+    fn response_without_an_item_array_is_none() {
         for body in [r#"{"ErrorCode":0}"#, r#"{"ResultItem":{},"ErrorCode":0}"#] {
             assert!(parse_items(body.as_bytes()).is_none(), "{body}");
         }
     }
 
     #[test]
-    fn an_odd_item_spoils_no_other() {
+    fn malformed_item_affects_only_its_account() {
         let body = br#"{"ResultItem":[7,{"ResultCode":0},{"To_Account":"a","ResultCode":"0"},
             {"To_Account":"b","ResultCode":0,"ResultCode":1},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
         let items = parse_items(body).expect("readable");
         assert_eq!(items.get("a"), Some(&Found::Contradiction));
         assert_eq!(items.get("b"), Some(&Found::Contradiction));
         assert_eq!(items.get("c"), Some(&Found::Item(known(1))));
-        // Where not even the members' names can be read, the item is as good as missing.
+        // An item with unreadable member names counts as missing.
         let items = parse_items(br#"{"ResultItem":[{"To_Account":"d","\udc00":0}],"ErrorCode":0}"#).expect("readable");
         assert_eq!(items.get("d"), None);
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(names in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..20), number in 0..4i64) {
+        fn encoded_response_and_call_are_parsed_back(names in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..20), number in 0..4i64) {
             let names: Vec<Cow<'_, str>> = names.into_iter().map(Cow::Owned).collect();
             let item = known(number);
             let body = encode_response(names.iter().map(|name| (name, &item)));
@@ -229,8 +229,8 @@ mod tests {
             for name in &names {
                 prop_assert_eq!(items.get(name), Some(&Found::Item(item.clone())));
             }
-            let question = encode_call(&names[0], names.iter().map(AsRef::as_ref));
-            let read = crate::domain::follow::request::parse(&question, 100);
+            let call = encode_call(&names[0], names.iter().map(AsRef::as_ref));
+            let read = crate::domain::follow::request::parse(&call, 100);
             let valid = names.iter().all(|name| crate::domain::chat::app::check_user_id(name).is_ok());
             prop_assert_eq!(read.is_ok(), valid);
         }

@@ -1,4 +1,4 @@
-//! Which pairs a write changes, or an event says were changed.
+//! The pairs that a write or a webhook changes.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,11 +10,10 @@ use crate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLL
 use crate::domain::json::object::{Object, read};
 use crate::domain::pairs::scope::Scope;
 
-/// What a call may change; `None` for a command that changes no follow pair.
+/// Returns the pairs that a call may change; `None` for a command that changes no relation.
 ///
-/// A body that Chat might read otherwise than we do (not JSON, repeated members, names of an
-/// unexpected type) is never narrowed by guess: too wide a scope costs lookups, too narrow a scope
-/// would leave a wrong answer standing.
+/// Chat might read a body differently if it is not JSON, repeats members, or has names of an unexpected type. Then the
+/// scope widens: too wide a scope costs lookups, but too narrow a scope would leave a wrong pair in the cache.
 pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
     if name == FOLLOW_ADD {
         Some(follow_scope(body, |body| read::<Add>(body).map(|add| names(add.items))))
@@ -27,10 +26,10 @@ pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
     }
 }
 
-/// What an event names as followed (`true`) or no longer followed, read with the same care. An event
-/// without any target is none that Chat would send, so it counts as unreadable.
+/// Returns the pairs of a webhook about a follow (`followed`) or an unfollow, by the same rules as [`scope`].
 ///
-/// The two have different shapes (vendor pages 1047/70355 and 1047/70356).
+/// Chat sends no webhook without targets, so one without targets counts as unreadable. The two kinds have different
+/// shapes (vendor pages 1047/70355 and 1047/70356).
 pub fn event_scope(followed: bool, body: &[u8]) -> Scope {
     follow_scope(body, |body| {
         let to = if followed {
@@ -44,19 +43,19 @@ pub fn event_scope(followed: bool, body: &[u8]) -> Scope {
 
 fn follow_scope(body: &[u8], targets: impl Fn(&[u8]) -> Option<Vec<String>>) -> Scope {
     let Some(repeats) = repeats(body) else { return Scope::All };
-    if repeats.outside {
+    if repeats.outer {
         return Scope::All;
     }
     let Some(From { from }) = read(body) else { return Scope::All };
     match targets(body) {
-        Some(to) if !repeats.inside => Scope::Pairs { from, to },
+        Some(to) if !repeats.nested => Scope::Pairs { from, to },
         _ => Scope::Users(vec![from]),
     }
 }
 
 fn account_scope(body: &[u8]) -> Scope {
     match (repeats(body), read::<Accounts>(body)) {
-        (Some(Repeats { outside: false, inside: false }), Some(accounts)) => {
+        (Some(Repeats { outer: false, nested: false }), Some(accounts)) => {
             Scope::Users(accounts.items.into_iter().map(|Object(item)| item.user).collect())
         }
         _ => Scope::All,
@@ -109,25 +108,25 @@ struct AccountItem {
     user: String,
 }
 
-/// Whether objects name a member twice: of two values a reader may take either, and Chat's choice is
-/// unknown. Names of another case may be taken as the same.
+/// Whether objects repeat a member. A parser may take either value, and Chat's choice is unknown. Names that differ only
+/// in case count as equal.
 #[derive(Default)]
 struct Repeats {
-    /// The outermost object does.
-    outside: bool,
-    /// One further inside does.
-    inside: bool,
+    /// The outermost object repeats one.
+    outer: bool,
+    /// A nested object repeats one.
+    nested: bool,
 }
 
-/// `None` for what is not JSON.
+/// Returns `None` if the body is not JSON.
 fn repeats(body: &[u8]) -> Option<Repeats> {
     serde_json::from_slice(body).ok()
 }
 
 impl Repeats {
-    /// What a value further inside adds.
+    /// Adds the repeats of a nested value.
     fn add(&mut self, inner: &Repeats) {
-        self.inside |= inner.outside || inner.inside;
+        self.nested |= inner.outer || inner.nested;
     }
 }
 
@@ -149,7 +148,7 @@ impl<'a> Visitor<'a> for RepeatsVisitor {
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Repeats, M::Error> {
         let (mut repeats, mut names) = (Repeats::default(), HashSet::new());
         while let Some((name, inner)) = map.next_entry::<String, Repeats>()? {
-            repeats.outside |= !names.insert(name.to_lowercase());
+            repeats.outer |= !names.insert(name.to_lowercase());
             repeats.add(&inner);
         }
         Ok(repeats)
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readable_write_names_its_pairs() {
+    fn readable_write_names_its_pairs() {
         let add = br#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"},{"To_Account":"cyd","X":1}],"More":[]}"#;
         assert_eq!(scope(FOLLOW_ADD, add), pairs("ann", &["bob", "cyd"]));
         let delete = br#"{"From_Account":"ann","To_Account":["bob","cyd"]}"#;
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_that_cannot_be_read_widen_to_the_user() {
+    fn unreadable_targets_widen_to_the_user() {
         for body in [
             r#"{"From_Account":"ann"}"#,
             r#"{"From_Account":"ann","FollowItem":["bob"]}"#,
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_may_be_read_in_two_ways_widens_to_the_app() {
+    fn ambiguous_body_widens_to_the_app() {
         for body in [
             "",
             "[]",
@@ -243,12 +242,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_a_shape_for_each_kind_and_any_other_widens() {
+    fn webhook_of_an_unexpected_shape_widens() {
         let added = r#"{"CallbackCommand":"x","From_Account":"ann","FollowList":[{"To_Account":"bob"}],"EventTime":1}"#;
         let deleted = r#"{"From_Account":"ann","To_Account":["bob","cyd"],"EventTime":1}"#;
         assert_eq!(Some(event_scope(true, added.as_bytes())), pairs("ann", &["bob"]));
         assert_eq!(Some(event_scope(false, deleted.as_bytes())), pairs("ann", &["bob", "cyd"]));
-        // The shape of the other kind, of the write, and of no target at all.
+        // The shape of the other kind, the shape of a write, and no targets.
         for (followed, body) in [
             (false, added),
             (true, deleted),

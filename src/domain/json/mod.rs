@@ -1,4 +1,4 @@
-//! JSON that must stay byte for byte what it was.
+//! Readers of JSON that is relayed unchanged: a fast scanner, strict objects, and printable ASCII.
 
 pub mod ascii;
 pub mod object;

@@ -1,4 +1,4 @@
-//! JSON objects as Chat means them.
+//! Strict JSON objects.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-/// Reads `T` from an object only: a derived reader would also take an array of the right length.
+/// Reads `T` from an object only: a derived implementation would also accept an array of the right length.
 #[derive(Debug)]
 pub struct Object<T>(pub T);
 
@@ -32,30 +32,30 @@ impl<'a, T: Deserialize<'a>> Visitor<'a> for ObjectVisitor<T> {
     }
 }
 
-/// Reads one object in UTF-8 with nothing after it; `None` for anything else.
+/// Parses one object in UTF-8 with nothing after it; `None` for anything else.
 ///
-/// UTF-8 is checked here because the parser does not look into members that it skips.
+/// UTF-8 is checked here, because the parser does not check the members that it skips.
 pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     let text = std::str::from_utf8(json).ok()?;
     serde_json::from_str(text).ok().map(|Object(read)| read)
 }
 
-/// For an optional member with `#[serde(default, deserialize_with = "given")]`: it may be left out,
-/// but what stands there must be a `T`, and `null` is none.
+/// Deserializes an optional member with `#[serde(default, deserialize_with = "given")]`: it may be missing, but its value
+/// must be a `T`, not `null`.
 ///
 /// # Errors
-/// Those of `T`.
+/// The errors of `T`.
 pub fn given<'a, D: Deserializer<'a>, T: Deserialize<'a>>(json: D) -> Result<Option<T>, D::Error> {
     T::deserialize(json).map(Some)
 }
 
-/// Deepest nesting of objects and arrays that is handed on. The vendor's bodies nest six deep; what reads
-/// JSON by recursion, there or on the way, ends at some depth.
+/// Maximum nesting of objects and arrays in a relayed body. The vendor's bodies nest six levels deep. Recursive parsers,
+/// in Chat or on the way to it, fail at some depth.
 pub const DEPTH_MAX: usize = 128;
 
-/// Whether JSON nests deeper than [`DEPTH_MAX`]. `json` must be well-formed.
+/// Returns whether JSON nests deeper than [`DEPTH_MAX`]. `json` must be well-formed.
 pub fn is_too_deep(json: &[u8]) -> bool {
-    // So few openings, wherever they stand, cannot nest so deep. That is all that nearly every body pays.
+    // Too few opening brackets to nest so deep. Nearly every body takes only this check.
     if memchr2_iter(b'{', b'[', json).nth(DEPTH_MAX).is_none() {
         return false;
     }
@@ -63,7 +63,7 @@ pub fn is_too_deep(json: &[u8]) -> bool {
     while let Some(byte) = json.get(at) {
         at += 1;
         match byte {
-            b'"' => at = behind_text(json, at),
+            b'"' => at = end_of_string(json, at),
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
             _ => {}
@@ -75,14 +75,14 @@ pub fn is_too_deep(json: &[u8]) -> bool {
     false
 }
 
-/// The place behind the text that begins at `at`, its quote included.
-fn behind_text(json: &[u8], mut at: usize) -> usize {
+/// Returns the position after the closing quote of the string whose content begins at `at`.
+fn end_of_string(json: &[u8], mut at: usize) -> usize {
     while let Some(next) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += next;
         if json[at] == b'"' {
             return at + 1;
         }
-        // What is escaped ends nothing.
+        // Skip the backslash and the escaped byte.
         at += 2;
     }
     json.len()
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn an_array_or_null_stands_for_nothing() {
+    fn arrays_and_null_are_rejected() {
         let read = |text| serde_json::from_str::<Object<One>>(text).map(|Object(read)| read.one).ok();
         assert_eq!(read(r#"{"one":1}"#), Some(Some(1)));
         assert_eq!(read("{}"), Some(None));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_utf_8_is_no_json_even_where_nobody_reads_it() {
+    fn invalid_utf_8_is_rejected_in_skipped_members() {
         assert!(read::<One>(br#"{"one":1,"two":"2"}"#).is_some());
         for bad in [&b"{\"one\":1,\"two\":\"\xfd\"}"[..], b"{\"one\":1} x", b"\xef\xbb\xbf{}"] {
             assert!(read::<One>(bad).is_none());
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_counted_outside_of_texts() {
+    fn depth_is_counted_outside_strings() {
         let deep = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
         assert!(!is_too_deep(deep(DEPTH_MAX).as_bytes()));
         assert!(is_too_deep(deep(DEPTH_MAX + 1).as_bytes()));
@@ -129,15 +129,15 @@ mod tests {
         assert!(!is_too_deep("[[],[],{}]".repeat(500).as_bytes()));
     }
 
-    /// Byte by byte, as it is meant.
+    /// The same function, byte by byte.
     fn is_too_deep_by_bytes(json: &[u8]) -> bool {
-        let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+        let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
         json.iter().any(|byte| {
             match byte {
                 _ if escaped => escaped = false,
-                b'\\' if in_text => escaped = true,
-                b'"' => in_text = !in_text,
-                _ if in_text => {}
+                b'\\' if in_string => escaped = true,
+                b'"' => in_string = !in_string,
+                _ if in_string => {}
                 b'{' | b'[' => depth += 1,
                 b'}' | b']' => depth = depth.saturating_sub(1),
                 _ => {}
@@ -148,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn texts_are_passed_over_as_wholes(pieces in proptest::collection::vec(
+        fn depth_agrees_with_a_count_by_bytes(pieces in proptest::collection::vec(
             prop_oneof![r#"[\[{]{1,60}"#, r#"[\]}]{1,20}"#, Just(r#"""#.to_owned()), Just(r"\".to_owned()), "[a,:]{1,3}"],
             0..60,
         )) {

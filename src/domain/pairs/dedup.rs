@@ -1,21 +1,21 @@
-//! The distinct pairs among those that somebody asks about.
+//! The distinct pairs of a request.
 
 use super::pair::Pair;
 
-/// Keeps the first item of each pair, in their order. Says which of those kept each item was of, or nothing if each
-/// pair was there once, as nearly always.
+/// Keeps the first item of each pair, in order. Returns the index among the kept items for each original item, or an
+/// empty vector if no pair is repeated, as is usual.
 ///
-/// Takes a time that grows with the number of items alone, whatever the names are, if all pairs are of one `from`: the
-/// hash of `to` is keyed, so nobody outside can choose names that meet in one place.
+/// If all pairs have the same `from`, the time is linear in the number of items for any names: the hash of `to` is
+/// keyed, so a caller cannot choose names that collide.
 pub fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
-    // Open addressing at half load; 0 is free.
+    // Open addressing at half load. Slots are indexes plus one; 0 is free.
     let mask = (items.len() * 2).next_power_of_two() - 1;
     let mut table = vec![0u32; mask + 1];
-    let (mut kept, mut kept_as) = (0, Vec::new());
+    let (mut kept, mut kept_index) = (0, Vec::new());
     for index in 0..items.len() {
         let own = pair(&items[index]);
         let mut at = own.to.index_bits() as usize & mask;
-        let place = loop {
+        let found = loop {
             match table[at] as usize {
                 0 => {
                     if kept != index {
@@ -25,21 +25,21 @@ pub fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
                     table[at] = kept as u32;
                     break kept - 1;
                 }
-                place if pair(&items[place - 1]) == own => break place - 1,
+                slot if pair(&items[slot - 1]) == own => break slot - 1,
                 _ => at = (at + 1) & mask,
             }
         };
-        if place != index {
-            // Up to the first repetition each was one of its own; after it none is.
-            if kept_as.is_empty() {
-                kept_as.reserve(items.len());
-                kept_as.extend(0..index as u32);
+        if found != index {
+            // Up to the first repeat, each item is its own; from there on, record every index.
+            if kept_index.is_empty() {
+                kept_index.reserve(items.len());
+                kept_index.extend(0..index as u32);
             }
-            kept_as.push(place as u32);
+            kept_index.push(found as u32);
         }
     }
     items.truncate(kept);
-    kept_as
+    kept_index
 }
 
 #[cfg(test)]
@@ -51,7 +51,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_pair_stays_where_it_was_first_and_every_item_is_of_one_that_stays(
+        fn first_item_of_each_pair_is_kept_and_indexed(
             names in proptest::collection::vec("[ab]{0,4}", 0..40),
         ) {
             let hasher = UserHasher::new(&[5; 16]);
@@ -64,27 +64,27 @@ mod tests {
                 }
             }
             let mut kept: Vec<&String> = names.iter().collect();
-            let kept_as = dedup(&mut kept, |name| pair(name));
+            let kept_index = dedup(&mut kept, |name| pair(name));
             prop_assert_eq!(&kept, &first);
-            let told_of = if kept.len() == names.len() { 0 } else { names.len() };
-            prop_assert_eq!(kept_as.len(), told_of);
-            for (name, place) in names.iter().zip(kept_as) {
-                prop_assert_eq!(kept[place as usize], name);
+            let indexed = if kept.len() == names.len() { 0 } else { names.len() };
+            prop_assert_eq!(kept_index.len(), indexed);
+            for (name, index) in names.iter().zip(kept_index) {
+                prop_assert_eq!(kept[index as usize], name);
             }
         }
     }
 
     #[test]
-    fn a_place_in_the_table_that_two_share_is_gone_past() {
-        // Three items have a table of eight.
+    fn colliding_users_use_the_next_slot() {
+        // Three items have a table of eight slots.
         let hasher = UserHasher::new(&[6; 16]);
         let from = hasher.user("from");
-        let place = |name: &String| hasher.user(name).index_bits() & 7;
+        let slot = |name: &String| hasher.user(name).index_bits() & 7;
         let mut names = (0..).map(|number| format!("user{number}"));
         let first = names.next().expect("endless");
-        let second = names.find(|name| place(name) == place(&first)).expect("one of eight");
+        let second = names.find(|name| slot(name) == slot(&first)).expect("one of eight");
         let mut items = vec![&first, &second, &second];
-        let kept_as = dedup(&mut items, |name| Pair { from, to: hasher.user(name) });
-        assert_eq!((items, kept_as), (vec![&first, &second], vec![0, 1, 1]));
+        let kept_index = dedup(&mut items, |name| Pair { from, to: hasher.user(name) });
+        assert_eq!((items, kept_index), (vec![&first, &second], vec![0, 1, 1]));
     }
 }

@@ -1,34 +1,32 @@
-//! Not from before a write.
+//! The fence: no result from before a write.
 //!
-//! The promise: once the answer to a write (or to an event) was sent, no answer about its pairs
-//! comes from a lookup that was sent before. It must hold for what is kept and for what is under
-//! way, for pairs, for all pairs of a deleted user and for a whole app, in fixed memory and without
-//! a lock on the path of a hit.
+//! The guarantee: once the response to a write or a webhook was returned, no response about its pairs comes from a
+//! lookup that was sent earlier. It covers cached pairs and lookups in flight; single pairs, all pairs of a deleted
+//! user, and a whole app. It takes fixed memory, and a hit takes no lock.
 //!
-//! So every result carries the moment its lookup was *sent*, and the fence remembers moments: a
-//! write marks its pairs just before it goes out and once more when its answer is in (or given up),
-//! before that answer is passed on. A result may be used only if it was sent after the latest mark
-//! of its pair, of either user and of the app.
+//! Every result carries the time its lookup was *sent*, and the fence stores the times of writes as marks. A write marks
+//! its pairs twice: just before it is sent, and after its response arrives (or is given up), before that response is
+//! returned. A result may be used only if it was sent after the latest mark of its pair, of either user, and of the app.
 //!
-//! The second mark is what keeps the promise: a lookup sent after it left after Chat had carried the
-//! write out, and whatever was sent before it, between the two marks included, may have seen either
-//! state. The first mark is a spare: it stops answers from before the write a little earlier, and it
-//! is there if the one who was to make the second is not. Because readers compare, it does
-//! not matter who stores a result or when: a late store of an old result is never read.
+//! The second mark establishes the guarantee. A lookup sent after the second mark was sent after Chat had executed the
+//! write. Any lookup sent before the second mark, even between the two marks, may have seen either state. The first mark
+//! is a precaution: it rejects results from before the write a little earlier, and it exists even if the code that makes
+//! the second mark never runs. Because readers compare times, it does not matter which code stores a result, or when: an
+//! old result that is stored late is never used.
 //!
-//! Marks are kept in arrays indexed by hash. Two pairs that share a place share their marks, which
-//! costs a lookup now and then and never a wrong answer.
+//! Marks are in arrays indexed by hash. Two pairs with the same slot share their marks, which costs an occasional lookup
+//! and never gives a wrong response.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::pair::{Pair, PairKey, UserKey};
 use crate::domain::tick::Tick;
 
-/// Places for marks of pairs (2 MiB, untouched pages cost nothing). At 100 writes a second and a
-/// ttl of 30 s about one kept fact in a hundred is asked again for nothing.
-const PAIR_PLACES: usize = 1 << 18;
-/// Places for marks of whole users: deleted accounts are rarer than follows.
-const USER_PLACES: usize = 1 << 15;
+/// Slots for the marks of pairs: 2 MiB, of which untouched pages take no memory. At 100 writes per second and a ttl of
+/// 30 s, about one cached pair in a hundred is fetched again unnecessarily.
+const PAIR_SLOTS: usize = 1 << 18;
+/// Slots for the marks of users: deletions of accounts are rarer than follows.
+const USER_SLOTS: usize = 1 << 15;
 
 /// The marks of one app.
 #[derive(Debug)]
@@ -36,21 +34,21 @@ pub struct Fence {
     pairs: Box<[AtomicU64]>,
     users: Box<[AtomicU64]>,
     app: AtomicU64,
-    /// The latest of all: what was sent after it needs no look at the others.
+    /// The latest mark of all. A result sent after it needs no other check.
     latest: AtomicU64,
-    /// How many marks were made.
+    /// The number of marks.
     version: AtomicU64,
 }
 
 impl Default for Fence {
     fn default() -> Self {
-        Self::with_places(PAIR_PLACES, USER_PLACES)
+        Self::with_slots(PAIR_SLOTS, USER_SLOTS)
     }
 }
 
 impl Fence {
-    /// An unmarked fence. The model uses one with few places, since it makes a fence for every step.
-    pub(crate) fn with_places(pairs: usize, users: usize) -> Self {
+    /// Returns an unmarked fence. The model uses one with few slots, since it makes a fence for every step.
+    pub(crate) fn with_slots(pairs: usize, users: usize) -> Self {
         Self {
             pairs: bytemuck::zeroed_slice_box(pairs),
             users: bytemuck::zeroed_slice_box(users),
@@ -60,14 +58,14 @@ impl Fence {
         }
     }
 
-    /// Marks one pair, both directions of it.
+    /// Marks one pair, in both directions.
     pub fn mark_pair(&self, pair: PairKey, now: Tick) {
-        self.mark(self.pair_place(pair), now);
+        self.mark(self.pair_slot(pair), now);
     }
 
     /// Marks every pair of a user.
     pub fn mark_user(&self, user: UserKey, now: Tick) {
-        self.mark(self.user_place(user), now);
+        self.mark(self.user_slot(user), now);
     }
 
     /// Marks every pair of the app.
@@ -75,45 +73,45 @@ impl Fence {
         self.mark(&self.app, now);
     }
 
-    /// The latest mark that concerns the pair. A result sent at that moment or before is void.
+    /// Returns the latest mark that applies to the pair. A result sent at that time or earlier is void.
     pub fn last_mark(&self, pair: Pair) -> Tick {
-        let at = read(self.pair_place(pair.key()))
-            .max(read(self.user_place(pair.from)))
-            .max(read(self.user_place(pair.to)))
+        let at = read(self.pair_slot(pair.key()))
+            .max(read(self.user_slot(pair.from)))
+            .max(read(self.user_slot(pair.to)))
             .max(read(&self.app));
         Tick::from_micros(at)
     }
 
-    /// Returns a number that changes with every mark. Whoever reads the same number twice knows that no write
-    /// has been acknowledged in between whose mark it has not seen: a write is acknowledged after its mark.
+    /// Returns a number that changes with every mark. If it is the same at two moments, no write whose mark is missing
+    /// from what was read since the first one has been acknowledged: a write is acknowledged after its mark.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::SeqCst)
     }
 
-    /// Whether a result that was sent at `sent` may still answer.
+    /// Returns whether a result that was sent at `sent` may be used.
     pub fn admits(&self, pair: Pair, sent: Tick) -> bool {
         sent.micros() > read(&self.latest) || sent > self.last_mark(pair)
     }
 
-    /// Marks only move forward, so two writers that race leave the later moment. `latest` goes first: who still
-    /// reads an earlier one there does so before the mark is made.
-    fn mark(&self, place: &AtomicU64, now: Tick) {
+    /// Marks only move forward, so the later of two concurrent marks remains. `latest` is updated first: a reader that
+    /// still sees an earlier value there reads before the mark is made.
+    fn mark(&self, slot: &AtomicU64, now: Tick) {
         self.latest.fetch_max(now.micros(), Ordering::SeqCst);
-        place.fetch_max(now.micros(), Ordering::SeqCst);
+        slot.fetch_max(now.micros(), Ordering::SeqCst);
         self.version.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn pair_place(&self, pair: PairKey) -> &AtomicU64 {
-        &self.pairs[(pair.spread() as usize) % self.pairs.len()]
+    fn pair_slot(&self, pair: PairKey) -> &AtomicU64 {
+        &self.pairs[(pair.index_bits() as usize) % self.pairs.len()]
     }
 
-    fn user_place(&self, user: UserKey) -> &AtomicU64 {
+    fn user_slot(&self, user: UserKey) -> &AtomicU64 {
         &self.users[(user.index_bits() as usize) % self.users.len()]
     }
 }
 
-fn read(place: &AtomicU64) -> u64 {
-    place.load(Ordering::SeqCst)
+fn read(slot: &AtomicU64) -> u64 {
+    slot.load(Ordering::SeqCst)
 }
 
 #[cfg(test)]
@@ -131,16 +129,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_sent_after_the_last_mark_is_admitted() {
+    fn only_results_sent_after_the_last_mark_are_admitted() {
         let fence = Fence::default();
         let ab = pair("ann", "bob");
         assert!(fence.admits(ab, at(1)));
         fence.mark_pair(ab.key(), at(10));
         assert!(!fence.admits(ab, at(9)));
-        assert!(!fence.admits(ab, at(10)), "the same moment may be before the write");
+        assert!(!fence.admits(ab, at(10)), "the same time may be before the write");
         assert!(fence.admits(ab, at(11)));
-        assert!(!fence.admits(ab.flipped(), at(9)), "the turned-round pair is the same pair");
-        assert!(fence.admits(pair("ann", "cyd"), at(9)), "other pairs of the user stand");
+        assert!(!fence.admits(ab.flipped(), at(9)), "the flipped pair is the same pair");
+        assert!(fence.admits(pair("ann", "cyd"), at(9)), "other pairs of the user are not marked");
     }
 
     #[test]
@@ -153,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_and_an_app_are_marked_at_once() {
+    fn marks_of_a_user_and_an_app_cover_their_pairs() {
         let fence = Fence::default();
         fence.mark_user(pair("ann", "bob").from, at(10));
         assert!(!fence.admits(pair("ann", "bob"), at(10)));

@@ -8,7 +8,7 @@
 //!   request ──> pair ──> cache (known pairs) ──> response
 //!                 │        ▲  checked against
 //!                 │        │  fence (not older than a write)
-//!                 └──> lookups (pairs to fetch, and who waits for them)
+//!                 └──> lookups (pairs to fetch, and the requests that wait)
 //! ```
 
 pub mod cache;

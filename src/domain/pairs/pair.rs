@@ -1,4 +1,4 @@
-//! Two users and the two bits between them.
+//! Pairs of users, their relation, and their keys.
 
 use siphasher::sip128::SipHasher13;
 
@@ -11,17 +11,17 @@ use siphasher::sip128::SipHasher13;
 pub struct Relation(u8);
 
 impl Relation {
-    /// `None` for a number that the vendor gives no meaning.
+    /// Returns `None` for a number outside 0 to 3, to which the vendor gives no meaning.
     pub const fn new(number: i64) -> Option<Self> {
         if 0 <= number && number <= 3 { Some(Self(number as u8)) } else { None }
     }
 
-    /// The vendor's number, 0 to 3.
+    /// Returns the vendor's number, 0 to 3.
     pub const fn number(self) -> u8 {
         self.0
     }
 
-    /// The same relation seen from the other user: 0↔0, 1↔2, 3↔3.
+    /// Returns the same relation seen from the other user: 0↔0, 1↔2, 3↔3.
     pub const fn flipped(self) -> Self {
         Self((self.0 >> 1) | ((self.0 & 1) << 1))
     }
@@ -29,34 +29,34 @@ impl Relation {
 
 /// A user of one app, as a keyed hash of 128 bits.
 ///
-/// The key is secret and new in each process, so nobody outside can choose names that collide, and
-/// by accident two of 10^9 users do so with a probability of 10^-21.
+/// The key is secret and random per process, so a caller cannot choose UserIDs that collide. Among 10^9 users, two
+/// collide by chance with a probability of 10^-21.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserKey(u128);
 
 impl UserKey {
-    /// 64 evenly spread bits, for choosing a place in a table.
+    /// Returns 64 evenly distributed bits, for the index in a table.
     pub const fn index_bits(self) -> u64 {
         (self.0 >> 64) as u64
     }
 
-    /// All of it.
+    /// Returns all 128 bits.
     pub const fn bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
 }
 
-/// Makes [`UserKey`]s; each app has its own, so that no key of one means anything in another.
+/// Computes [`UserKey`]s. Each app has its own hasher, so keys of different apps are unrelated.
 #[derive(Clone)]
 pub struct UserHasher(SipHasher13);
 
 impl UserHasher {
-    /// From 16 bytes that nobody can guess.
+    /// Creates a hasher from 16 secret random bytes.
     pub fn new(key: &[u8; 16]) -> Self {
         Self(SipHasher13::new_with_key(key))
     }
 
-    /// The key of a user's name. Names are compared as bytes.
+    /// Returns the key of a UserID. UserIDs are compared as bytes.
     pub fn user(&self, id: &str) -> UserKey {
         UserKey(self.0.hash(id.as_bytes()).into())
     }
@@ -68,51 +68,51 @@ impl std::fmt::Debug for UserHasher {
     }
 }
 
-/// Two users regardless of order: one fact answers both directions.
+/// Two users regardless of order: one cached pair answers both directions.
 ///
-/// It is the sum of the two keys: as good a hash as either, the same for both orders, and one
-/// addition a pair when a request names one user and a hundred others.
+/// It is the sum of the two keys. It is as evenly distributed as either key, equal for both orders, and takes one
+/// addition per pair for a request with one user and a hundred others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PairKey(u128);
 
 impl PairKey {
-    /// 64 bits that tell pairs apart which share a place in a table.
+    /// Returns 64 bits that distinguish pairs in the same bucket of a table.
     pub const fn tag(self) -> u64 {
         self.0 as u64
     }
 
-    /// 64 further bits, evenly spread, for choosing that place.
-    pub const fn spread(self) -> u64 {
+    /// Returns the other 64 bits, evenly distributed, for the index of the bucket.
+    pub const fn index_bits(self) -> u64 {
         (self.0 >> 64) as u64
     }
 
-    /// All of it.
+    /// Returns all 128 bits.
     pub const fn bytes(self) -> [u8; 16] {
         self.0.to_be_bytes()
     }
 
     #[cfg(test)]
-    pub(crate) const fn for_test(tag: u64, spread: u64) -> Self {
-        Self(((spread as u128) << 64) | tag as u128)
+    pub(crate) const fn for_test(tag: u64, index_bits: u64) -> Self {
+        Self(((index_bits as u128) << 64) | tag as u128)
     }
 }
 
-/// A pair as somebody asks about it: `from` first.
+/// A pair in the direction of a request: `from` first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Pair {
     /// The user from whose side the relation is seen.
     pub from: UserKey,
-    /// The other one.
+    /// The other user.
     pub to: UserKey,
 }
 
 impl Pair {
-    /// The same two users regardless of order.
+    /// Returns the key, which is the same for both directions.
     pub const fn key(self) -> PairKey {
         PairKey(self.from.0.wrapping_add(self.to.0))
     }
 
-    /// The pair seen from the other side.
+    /// Returns the pair in the other direction.
     pub const fn flipped(self) -> Self {
         Self { from: self.to, to: self.from }
     }
@@ -142,11 +142,11 @@ mod tests {
     }
 
     #[test]
-    fn a_relation_reversed_swaps_its_bits() {
-        let reversed = [0, 2, 1, 3];
+    fn flipped_relation_swaps_its_bits() {
+        let flipped = [0, 2, 1, 3];
         for number in 0..4 {
             let seen = Relation::new(number).expect("0 to 3");
-            assert_eq!(i64::from(seen.flipped().number()), reversed[number as usize]);
+            assert_eq!(i64::from(seen.flipped().number()), flipped[number as usize]);
             assert_eq!(seen.flipped().flipped(), seen);
         }
         for number in [-1, 4, 258, i64::MAX] {
@@ -161,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_directions_share_a_key_and_see_each_other_s_relation(a in ".{1,8}", b in ".{1,8}", number in 0..4i64) {
+        fn both_directions_share_a_key_and_flip_the_relation(a in ".{1,8}", b in ".{1,8}", number in 0..4i64) {
             let pair = Pair { from: hasher().user(&a), to: hasher().user(&b) };
             let back = pair.flipped();
             prop_assert_eq!(pair.key(), back.key());

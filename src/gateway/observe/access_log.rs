@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use tracing::Level;
 
 use super::spans::RequestEnd;
 use crate::clock;
@@ -20,7 +21,7 @@ struct RequestSummary {
     outcome: Outcome,
     took: Duration,
     pairs: Option<PairCounts>,
-    /// The failure is neither the caller's nor an error response of Chat.
+    /// The failure is not the caller's.
     is_failure: bool,
 }
 
@@ -58,8 +59,7 @@ impl Worker {
             let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs };
             self.end_request_span(&request, &end);
         }
-        let is_failure =
-            result.as_ref().is_err_and(|error| error.is_server_error() && !matches!(error, GatewayError::NotCached));
+        let is_failure = result.as_ref().is_err_and(|error| error.wire().level == Level::WARN);
         let succeeded = outcome == Outcome::OK;
         let requests = self.gateway.config.log.requests;
         if is_failure || self.gateway.samples.takes(requests, succeeded, clock::tick_at(now)) {

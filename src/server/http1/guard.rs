@@ -94,7 +94,7 @@ fn encode_response(error: &GatewayError) -> Vec<u8> {
     let head = format!(
         "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nx-request-id: {:032x}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         wire.status.as_u16(),
-        wire.slug,
+        wire.slug.text(),
         clock::request_number(),
         body.len(),
     );

@@ -42,6 +42,6 @@ pub(crate) const ODD: TestApp = TestApp {
 pub(crate) const ALL: [TestApp; 3] = [MAIN, OTHER, ODD];
 
 /// Returns the app with this SDKAppID.
-pub(crate) fn by_number(sdkappid: &str) -> Option<TestApp> {
+pub(crate) fn by_sdkappid(sdkappid: &str) -> Option<TestApp> {
     ALL.into_iter().find(|app| app.sdkappid.to_string() == sdkappid)
 }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -12,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::app;
 use super::eventually;
-use super::graph::{Graph, fail};
-use super::reply::{Reply, What, render};
+use super::graph::{Graph, error_response};
+use super::reply::{Reply, ReplyKind, render};
 use super::wire::{Call, Reader, Stream, reset_on_drop};
 use super::{secrets, unix_now, usersig};
 
@@ -73,8 +74,8 @@ impl FakeChat {
     }
 
     /// Presents this certificate on all later connections.
-    pub(crate) fn show(&self, tls: TlsAcceptor) {
-        *self.shared.tls.lock().expect("no panic under it") = Some(tls);
+    pub(crate) fn set_certificate(&self, tls: TlsAcceptor) {
+        *self.shared.tls.lock() = Some(tls);
     }
 
     fn serve(listener: TcpListener, endpoint: String, authority: String, tls: Option<TlsAcceptor>) -> FakeChat {
@@ -116,39 +117,39 @@ impl FakeChat {
 
     /// Sets the script for every later call. If the script returns `None`, the response comes from the follow graph.
     pub(crate) fn script(&self, script: impl Fn(&Call) -> Option<Reply> + Send + Sync + 'static) {
-        *self.shared.script.lock().expect("no panic under it") = Some(Arc::new(script));
+        *self.shared.script.lock() = Some(Arc::new(script));
     }
 
     /// Also accepts this key of the main app from now on.
-    pub(crate) fn also_takes(&self, key: &'static str) {
-        secrets::remember(key);
-        self.shared.further_keys.lock().expect("no panic under it").push(key);
+    pub(crate) fn accept_key(&self, key: &'static str) {
+        secrets::add(key);
+        self.shared.further_keys.lock().push(key);
     }
 
     /// Answers every later call with this reply.
-    pub(crate) fn always(&self, reply: Reply) {
+    pub(crate) fn reply_always(&self, reply: Reply) {
         self.script(move |_| Some(reply.clone()));
     }
 
     /// Answers the next call with this reply, and later calls from the follow graph.
-    pub(crate) fn once(&self, reply: Reply) {
-        let left = Mutex::new(Some(reply));
-        self.script(move |_| left.lock().expect("no panic under it").take());
+    pub(crate) fn reply_once(&self, reply: Reply) {
+        let next = Mutex::new(Some(reply));
+        self.script(move |_| next.lock().take());
     }
 
     /// Answers every later call from the follow graph.
-    pub(crate) fn no_script(&self) {
-        *self.shared.script.lock().expect("no panic under it") = None;
+    pub(crate) fn clear_script(&self) {
+        *self.shared.script.lock() = None;
     }
 
     /// Returns every call so far, in order of arrival.
     pub(crate) fn calls(&self) -> Vec<Call> {
-        self.shared.calls.lock().expect("no panic under it").clone()
+        self.shared.calls.lock().clone()
     }
 
     /// Returns the number of calls so far.
-    pub(crate) fn count(&self) -> usize {
-        self.shared.calls.lock().expect("no panic under it").len()
+    pub(crate) fn call_count(&self) -> usize {
+        self.shared.calls.lock().len()
     }
 
     /// Returns the calls of one command.
@@ -157,33 +158,33 @@ impl FakeChat {
     }
 
     /// Returns the latest call.
-    pub(crate) fn last(&self) -> Call {
+    pub(crate) fn last_call(&self) -> Call {
         self.calls().pop().expect("a call")
     }
 
     /// Waits until at least `count` calls have arrived.
-    pub(crate) async fn seen(&self, count: usize) {
-        eventually(&format!("{count} upstream calls"), async || (self.count() >= count).then_some(())).await;
+    pub(crate) async fn wait_for_calls(&self, count: usize) {
+        eventually(&format!("{count} upstream calls"), async || (self.call_count() >= count).then_some(())).await;
     }
 
     /// Returns the number of connections accepted so far.
-    pub(crate) fn accepted(&self) -> usize {
+    pub(crate) fn accepted_connections(&self) -> usize {
         self.shared.accepted.load(Ordering::Relaxed)
     }
 
     /// Returns the contract violations found so far.
     pub(crate) fn violations(&self) -> Vec<String> {
-        self.shared.violations.lock().expect("no panic under it").clone()
+        self.shared.violations.lock().clone()
     }
 
     /// Clears the violations so far, for a test that caused them on purpose.
-    pub(crate) fn forgive(&self) {
-        self.shared.violations.lock().expect("no panic under it").clear();
+    pub(crate) fn clear_violations(&self) {
+        self.shared.violations.lock().clear();
     }
 
     /// Closes all open connections, as a server does after its keep-alive timeout.
     pub(crate) fn drop_connections(&self) {
-        let mut connections = self.shared.connections.lock().expect("no panic under it");
+        let mut connections = self.shared.connections.lock();
         std::mem::replace(&mut *connections, self.stop.child_token()).cancel();
     }
 }
@@ -202,111 +203,112 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
         let shared = shared.clone();
-        let alive = shared.connections.lock().expect("no panic under it").clone();
+        let alive = shared.connections.lock().clone();
         tokio::spawn(alive.run_until_cancelled_owned(async move {
             let _ = stream.set_nodelay(true);
-            let tls = shared.tls.lock().expect("no panic under it").clone();
+            let tls = shared.tls.lock().clone();
             match tls {
                 None => {
                     let mut stream = stream;
-                    if converse(&mut stream, &shared, number).await == End::Reset {
+                    if serve_connection(&mut stream, &shared, number).await == Closing::Reset {
                         reset_on_drop(&stream);
                     }
                 }
-                Some(tls) => converse_tls(stream, &tls, &shared, number).await,
+                Some(tls) => serve_tls(stream, &tls, &shared, number).await,
             }
         }));
     }
 }
 
-async fn converse_tls(stream: TcpStream, tls: &TlsAcceptor, shared: &Shared, number: usize) {
+async fn serve_tls(stream: TcpStream, tls: &TlsAcceptor, shared: &Shared, number: usize) {
     // A client that does not trust the certificate ends here.
     let Ok(mut stream) = tls.accept(stream).await else { return };
-    match converse(&mut stream, shared, number).await {
-        End::Reset => reset_on_drop(stream.get_ref().0),
-        End::Closed => drop(stream.shutdown().await),
+    match serve_connection(&mut stream, shared, number).await {
+        Closing::Reset => reset_on_drop(stream.get_ref().0),
+        Closing::Normal => drop(stream.shutdown().await),
     }
 }
 
+/// How a connection ends.
 #[derive(PartialEq, Eq)]
-enum End {
-    Closed,
+enum Closing {
+    Normal,
     Reset,
 }
 
 /// Answers the requests of one connection until either side closes it.
-async fn converse(stream: &mut impl Stream, shared: &Shared, number: usize) -> End {
+async fn serve_connection(stream: &mut impl Stream, shared: &Shared, number: usize) -> Closing {
     let mut reader = Reader::new(number);
     loop {
         let call = match reader.next(stream).await {
             Ok(Some(call)) => call,
-            Ok(None) => return End::Closed,
+            Ok(None) => return Closing::Normal,
             Err(violation) => {
-                shared.violations.lock().expect("no panic under it").push(violation);
-                return End::Reset;
+                shared.violations.lock().push(violation);
+                return Closing::Reset;
             }
         };
-        if let Some(end) = answer(stream, shared, call).await {
-            return end;
+        if let Some(closing) = respond(stream, shared, call).await {
+            return closing;
         }
     }
 }
 
 /// Answers one call. Returns `None` if the connection stays open.
-async fn answer(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<End> {
+async fn respond(stream: &mut impl Stream, shared: &Shared, call: Call) -> Option<Closing> {
     let violations = shared.record(&call);
-    let script = shared.script.lock().expect("no panic under it").clone();
-    let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::model);
+    let script = shared.script.lock().clone();
+    let reply = script.and_then(|script| script(&call)).unwrap_or_else(Reply::from_graph);
     let command = call.command().to_owned();
     let is_read = command.ends_with("_check");
-    let read_result = is_read.then(|| shared.graph.answer(call.app(), &command, &call.body));
+    let read_result = is_read.then(|| shared.graph.respond(call.app(), &command, &call.body));
     if let Some(gate) = &reply.gate {
-        gate.passed().await;
+        gate.wait_open().await;
     }
-    let bytes = match reply.what {
-        _ if !violations.is_empty() => render(200, None, fail(60025, &violations.join(", ")).as_bytes()),
-        What::Model => {
-            let body = read_result.unwrap_or_else(|| shared.graph.answer(call.app(), &command, &call.body));
+    let bytes = match reply.kind {
+        _ if !violations.is_empty() => render(200, None, error_response(60025, &violations.join(", ")).as_bytes()),
+        ReplyKind::FromGraph => {
+            let body = read_result.unwrap_or_else(|| shared.graph.respond(call.app(), &command, &call.body));
             render(200, Some("application/json"), body.as_bytes())
         }
-        What::Answer { status, content_type, body } => render(status, content_type.as_deref(), &body),
-        What::Bytes(bytes) => {
+        ReplyKind::Response { status, content_type, body } => render(status, content_type.as_deref(), &body),
+        ReplyKind::Bytes(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
-        What::Reset(bytes) => {
+        ReplyKind::Reset(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
-            return Some(End::Reset);
+            return Some(Closing::Reset);
         }
-        What::Stall(bytes) => {
+        ReplyKind::Stall(bytes) => {
             let _ = stream.write_all(&bytes).await;
             let _ = stream.flush().await;
             while let Ok(1..) = stream.read(&mut [0; 1024]).await {}
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
-        What::Endless { first, more } => {
+        ReplyKind::Endless { first, more } => {
             let _ = stream.write_all(&first).await;
             while stream.write_all(&more).await.is_ok() {}
-            return Some(End::Closed);
+            return Some(Closing::Normal);
         }
     };
     let sent = stream.write_all(&bytes).await.is_ok() && stream.flush().await.is_ok();
-    if sent { None } else { Some(End::Closed) }
+    if sent { None } else { Some(Closing::Normal) }
 }
 
 impl Shared {
     /// Records the call and returns its contract violations.
     fn record(&self, call: &Call) -> Vec<String> {
-        secrets::remember(&call.usersig());
-        let keys = self.further_keys.lock().expect("no panic under it").clone();
+        secrets::add(&call.usersig());
+        let keys = self.further_keys.lock().clone();
         let found = violations(call, &self.authority, &keys);
         if !found.is_empty() {
             let text = format!("{} {}: {}", call.method, call.path(), found.join(", "));
-            self.violations.lock().expect("no panic under it").push(text);
+            self.violations.lock().push(text);
         }
-        self.calls.lock().expect("no panic under it").push(call.clone());
+        self.calls.lock().push(call.clone());
         found
     }
 }
@@ -351,7 +353,7 @@ pub(super) fn violations(call: &Call, authority: &str, further_keys: &[&'static 
     expect(value("contenttype") == "json", "contenttype is not json");
     let random = value("random");
     expect(random.parse::<u32>().is_ok_and(|number| number.to_string() == random), "random is not a 32-bit number");
-    match app::by_number(&value("sdkappid")) {
+    match app::by_sdkappid(&value("sdkappid")) {
         None => expect(false, "unknown sdkappid"),
         Some(app) => {
             expect(value("identifier") == app.identifier, "identifier is not the app's");

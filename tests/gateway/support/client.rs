@@ -5,13 +5,13 @@ use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::answer::Answer;
+use super::response::Response;
 use super::wire::Stream;
 use super::{PATIENCE, within};
 
-/// A builder of requests.
+/// A request, built step by step.
 #[derive(Debug, Clone)]
-pub(crate) struct Ask {
+pub(crate) struct TestRequest {
     pub(super) method: String,
     pub(super) target: String,
     pub(super) host: String,
@@ -19,49 +19,49 @@ pub(crate) struct Ask {
     pub(super) body: Vec<u8>,
 }
 
-impl Ask {
-    pub(crate) fn new(method: &str, target: &str) -> Ask {
+impl TestRequest {
+    pub(crate) fn new(method: &str, target: &str) -> TestRequest {
         let (method, target, host) = (method.to_owned(), target.to_owned(), "localhost".to_owned());
-        Ask { method, target, host, headers: Vec::new(), body: Vec::new() }
+        TestRequest { method, target, host, headers: Vec::new(), body: Vec::new() }
     }
 
-    pub(crate) fn post(target: &str) -> Ask {
-        Ask::new("POST", target).body("{}")
+    pub(crate) fn post(target: &str) -> TestRequest {
+        TestRequest::new("POST", target).body("{}")
     }
 
     /// Returns `POST /v4/{command}` with `{}` as its body.
-    pub(crate) fn command(command: &str) -> Ask {
-        Ask::post(&format!("/v4/{command}"))
+    pub(crate) fn command(command: &str) -> TestRequest {
+        TestRequest::post(&format!("/v4/{command}"))
     }
 
     /// Returns a plain `follow/follow_check`.
-    pub(crate) fn check(from: &str, to: &[impl AsRef<str>]) -> Ask {
-        Ask::command("follow/follow_check").body(check_body(from, to))
+    pub(crate) fn check(from: &str, to: &[impl AsRef<str>]) -> TestRequest {
+        TestRequest::command("follow/follow_check").body(check_body(from, to))
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Ask {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> TestRequest {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// Adds a caller's token.
-    pub(crate) fn token(self, token: &str) -> Ask {
+    pub(crate) fn token(self, token: &str) -> TestRequest {
         self.header("Authorization", &format!("Bearer {token}"))
     }
 
     /// Replaces `Host`.
-    pub(crate) fn host(mut self, host: &str) -> Ask {
+    pub(crate) fn host(mut self, host: &str) -> TestRequest {
         self.host = host.to_owned();
         self
     }
 
     /// Replaces the target.
-    pub(crate) fn target(mut self, target: &str) -> Ask {
+    pub(crate) fn target(mut self, target: &str) -> TestRequest {
         self.target = target.to_owned();
         self
     }
 
-    pub(crate) fn body(mut self, body: impl AsRef<[u8]>) -> Ask {
+    pub(crate) fn body(mut self, body: impl AsRef<[u8]>) -> TestRequest {
         self.body = body.as_ref().to_vec();
         self
     }
@@ -107,12 +107,12 @@ impl Conn {
     }
 
     /// Uses a stream that is already connected.
-    pub(crate) fn over(stream: impl Stream + 'static) -> Conn {
+    pub(crate) fn from_stream(stream: impl Stream + 'static) -> Conn {
         Conn { stream: Box::new(stream), unread: Vec::new() }
     }
 
     /// Connects with a small kernel receive buffer, so that an unread response stays in the gateway.
-    pub(crate) async fn open_narrow(address: &str) -> Conn {
+    pub(crate) async fn open_with_small_buffer(address: &str) -> Conn {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(4096).expect("an own socket");
         let stream = socket.connect(address.parse().expect("ip:port")).await.expect("accepted");
@@ -134,34 +134,34 @@ impl Conn {
     }
 
     /// Shuts down the writing side.
-    pub(crate) async fn finish(&mut self) {
+    pub(crate) async fn shutdown_write(&mut self) {
         let _ = self.stream.shutdown().await;
     }
 
     /// Sends a request and reads its response.
-    pub(crate) async fn ask(&mut self, ask: &Ask) -> Answer {
-        self.send(ask.bytes()).await;
-        self.read_answer(ask.method == "HEAD").await.expect("a response, not a closed connection")
+    pub(crate) async fn request(&mut self, request: &TestRequest) -> Response {
+        self.send(request.bytes()).await;
+        self.read_final_response(request.method == "HEAD").await.expect("a response, not a closed connection")
     }
 
     /// Reads the next response.
-    pub(crate) async fn answer(&mut self) -> Answer {
-        self.try_answer().await.expect("a response, not a closed connection")
+    pub(crate) async fn read_response(&mut self) -> Response {
+        self.try_read_response().await.expect("a response, not a closed connection")
     }
 
     /// Reads the next response, or returns `None` if the connection was closed before the response was complete.
-    pub(crate) async fn try_answer(&mut self) -> Option<Answer> {
-        self.read_answer(false).await
+    pub(crate) async fn try_read_response(&mut self) -> Option<Response> {
+        self.read_final_response(false).await
     }
 
-    async fn read_answer(&mut self, to_head: bool) -> Option<Answer> {
+    async fn read_final_response(&mut self, to_head: bool) -> Option<Response> {
         within(PATIENCE, "a response from the gateway", async {
             loop {
-                if let Some((answer, len)) = Answer::read(&self.unread, to_head) {
+                if let Some((response, len)) = Response::parse(&self.unread, to_head) {
                     self.unread.drain(..len);
                     // Interim responses such as 100 Continue precede the final response.
-                    if answer.status >= 200 {
-                        return Some(answer);
+                    if response.status >= 200 {
+                        return Some(response);
                     }
                 } else if !self.more().await {
                     return None;
@@ -172,12 +172,12 @@ impl Conn {
     }
 
     /// Returns the status of the next interim response, which has no body.
-    pub(crate) async fn interim(&mut self) -> u16 {
+    pub(crate) async fn read_interim_status(&mut self) -> u16 {
         within(PATIENCE, "an interim response", async {
             loop {
-                if let Some((answer, len)) = Answer::read(&self.unread, true) {
+                if let Some((response, len)) = Response::parse(&self.unread, true) {
                     self.unread.drain(..len);
-                    return answer.status;
+                    return response.status;
                 }
                 assert!(self.more().await, "closed");
             }
@@ -186,17 +186,17 @@ impl Conn {
     }
 
     /// Reads until the gateway closes the connection.
-    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+    pub(crate) async fn read_to_end(&mut self) -> Vec<u8> {
         within(PATIENCE, "the gateway closes the connection", async { while self.more().await {} }).await;
         std::mem::take(&mut self.unread)
     }
 
     /// Asserts that the gateway closes the connection without another byte.
     #[track_caller]
-    pub(crate) fn closed(&mut self) -> impl Future<Output = ()> + '_ {
+    pub(crate) fn assert_closed(&mut self) -> impl Future<Output = ()> + '_ {
         let caller = std::panic::Location::caller();
         async move {
-            let rest = self.rest().await;
+            let rest = self.read_to_end().await;
             assert!(rest.is_empty(), "{caller}: unexpected bytes: {}", String::from_utf8_lossy(&rest));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span as Sent;
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -36,19 +37,19 @@ pub(crate) struct Collector {
 
 /// How the collector treats a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Mode {
     /// Accepts it.
-    Good,
+    Accept,
     /// Accepts it after this delay.
-    Slow(Duration),
+    Delayed(Duration),
     /// Reads it and never responds.
-    Hanging,
+    Silent,
     /// Fails with gRPC status 13.
-    Failing,
+    Fail,
 }
 
 struct Shared {
-    mood: Mutex<Mood>,
+    mode: Mutex<Mode>,
     spans: Mutex<Vec<Span>>,
     resource: Mutex<Vec<KeyValue>>,
     bytes: Mutex<Vec<u8>>,
@@ -73,7 +74,7 @@ impl Span {
     }
 
     /// Returns the parent span's ID, empty if there is none.
-    pub(crate) fn above(&self) -> String {
+    pub(crate) fn parent_id(&self) -> String {
         hex(&self.0.parent_span_id)
     }
 
@@ -84,19 +85,19 @@ impl Span {
     }
 
     /// Returns an attribute as text.
-    pub(crate) fn told(&self, name: &str) -> Option<String> {
-        attribute(&self.0.attributes, name)
+    pub(crate) fn attribute(&self, name: &str) -> Option<String> {
+        find_attribute(&self.0.attributes, name)
     }
 
     /// Asserts attributes; an empty value means that the attribute must be absent.
     #[track_caller]
-    pub(crate) fn assert_tells(&self, wanted: &[(&str, &str)]) {
+    pub(crate) fn assert_attributes(&self, wanted: &[(&str, &str)]) {
         for (name, value) in wanted {
-            assert_eq!(self.told(name).unwrap_or_default(), *value, "{name} in {self:#?}");
+            assert_eq!(self.attribute(name).unwrap_or_default(), *value, "{name} in {self:#?}");
         }
     }
 
-    pub(crate) fn names(&self) -> Vec<&str> {
+    pub(crate) fn attribute_names(&self) -> Vec<&str> {
         self.0.attributes.iter().map(|attribute| attribute.key.as_str()).collect()
     }
 
@@ -133,7 +134,7 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared {
-            mood: Mutex::new(Mood::Good),
+            mode: Mutex::new(Mode::Accept),
             spans: Mutex::default(),
             resource: Mutex::default(),
             bytes: Mutex::default(),
@@ -149,21 +150,21 @@ impl Collector {
     }
 
     /// Returns the line of `[trace]` that names this collector.
-    pub(crate) fn line(&self) -> String {
+    pub(crate) fn config_line(&self) -> String {
         format!("otlp = \"http://{}\"", self.address)
     }
 
-    pub(crate) fn feels(&self, mood: Mood) {
-        *self.shared.mood.lock().expect("no panic under it") = mood;
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        *self.shared.mode.lock() = mode;
     }
 
     /// Returns all spans so far.
     pub(crate) fn spans(&self) -> Vec<Span> {
-        self.shared.spans.lock().expect("no panic under it").clone()
+        self.shared.spans.lock().clone()
     }
 
     /// Waits for `count` spans, and asserts that no more have arrived.
-    pub(crate) async fn seen(&self, count: usize) -> Vec<Span> {
+    pub(crate) async fn wait_for_spans(&self, count: usize) -> Vec<Span> {
         let what = format!("{count} spans");
         let spans = eventually(&what, async || Some(self.spans()).filter(|spans| spans.len() >= count)).await;
         assert_eq!(spans.len(), count, "{spans:#?}");
@@ -171,8 +172,8 @@ impl Collector {
     }
 
     /// Waits for the request span with this outcome.
-    pub(crate) async fn request(&self, outcome: &str) -> Span {
-        let matches = |span: &Span| span.is_request() && span.told("chatgate.outcome").as_deref() == Some(outcome);
+    pub(crate) async fn wait_for_request_span(&self, outcome: &str) -> Span {
+        let matches = |span: &Span| span.is_request() && span.attribute("chatgate.outcome").as_deref() == Some(outcome);
         eventually(&format!("the request span with the outcome {outcome}"), async || {
             self.spans().into_iter().find(matches)
         })
@@ -181,18 +182,18 @@ impl Collector {
 
     /// Returns a resource attribute of the spans.
     pub(crate) fn resource(&self, name: &str) -> Option<String> {
-        attribute(&self.shared.resource.lock().expect("no panic under it"), name)
+        find_attribute(&self.shared.resource.lock(), name)
     }
 
     /// Returns a header of the last message.
     pub(crate) fn header(&self, name: &str) -> Option<String> {
-        let head = self.shared.head.lock().expect("no panic under it");
+        let head = self.shared.head.lock();
         head.get(name).map(|value| value.to_str().expect("text").to_owned())
     }
 
     /// Returns all received bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.shared.bytes.lock().expect("no panic under it").clone()
+        self.shared.bytes.lock().clone()
     }
 }
 
@@ -223,36 +224,36 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 }
 
 async fn serve(stream: impl Stream + 'static, shared: Arc<Shared>) {
-    let service = service_fn(move |request| answer(request, shared.clone()));
+    let service = service_fn(move |request| respond(request, shared.clone()));
     let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     let _ = serving.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(
+async fn respond(
     request: Request<Incoming>,
     shared: Arc<Shared>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     assert_eq!(request.uri().path(), METHOD);
-    *shared.head.lock().expect("no panic under it") = request.headers().clone();
+    *shared.head.lock() = request.headers().clone();
     let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
     let body = body.to_bytes();
-    let mood = *shared.mood.lock().expect("no panic under it");
-    match mood {
-        Mood::Good => {}
-        Mood::Slow(pause) => tokio::time::sleep(pause).await,
-        Mood::Hanging => std::future::pending().await,
-        Mood::Failing => return Ok(reply("13", Bytes::new())),
+    let mode = *shared.mode.lock();
+    match mode {
+        Mode::Accept => {}
+        Mode::Delayed(delay) => tokio::time::sleep(delay).await,
+        Mode::Silent => std::future::pending().await,
+        Mode::Fail => return Ok(reply("13", Bytes::new())),
     }
     // One gRPC message: one byte for the compression flag, four for the length.
     assert_eq!(body[0], 0, "compressed message");
     let len = u32::from_be_bytes(body[1..5].try_into().expect("four bytes")) as usize;
     assert_eq!(body.len(), 5 + len);
     let message = ExportTraceServiceRequest::decode(&body[5..]).expect("an OTLP message");
-    shared.bytes.lock().expect("no panic under it").extend_from_slice(&body);
+    shared.bytes.lock().extend_from_slice(&body);
     for group in message.resource_spans {
-        *shared.resource.lock().expect("no panic under it") = group.resource.unwrap_or_default().attributes;
+        *shared.resource.lock() = group.resource.unwrap_or_default().attributes;
         let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        shared.spans.lock().expect("no panic under it").extend(spans.map(Span));
+        shared.spans.lock().extend(spans.map(Span));
     }
     Ok(reply("0", Bytes::from_static(&[0; 5])))
 }
@@ -263,7 +264,7 @@ fn reply(status: &'static str, body: Bytes) -> Response<BoxBody<Bytes, Infallibl
     Response::builder().header("content-type", "application/grpc").body(body.boxed()).expect("valid")
 }
 
-fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
+fn find_attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
     let mut found = attributes.iter().filter(|attribute| attribute.key == name);
     let value = found.next()?.value.clone()?.value?;
     assert!(found.next().is_none(), "repeated attribute {name}");

@@ -8,48 +8,48 @@ type Labels = BTreeMap<String, String>;
 #[derive(Debug, Default)]
 pub(crate) struct Exposition {
     /// The type of each metric.
-    kinds: BTreeMap<String, String>,
+    types: BTreeMap<String, String>,
     samples: Vec<(String, Labels, f64)>,
 }
 
 impl Exposition {
     /// Parses the text and asserts that names, types, order, labels and histograms are valid.
     #[track_caller]
-    pub(crate) fn read(text: &str) -> Exposition {
+    pub(crate) fn parse(text: &str) -> Exposition {
         assert!(text.ends_with('\n'), "the last line has no line feed");
-        let mut read = Exposition::default();
+        let mut parsed = Exposition::default();
         let mut current = String::new();
         let mut seen = BTreeSet::new();
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').expect(line);
                 assert!(is_name(name) && !help.trim().is_empty() && !help.contains('\\'), "{line}");
-                assert!(!read.kinds.contains_key(name), "repeated: {line}");
+                assert!(!parsed.types.contains_key(name), "repeated: {line}");
                 current = name.to_owned();
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect(line);
                 assert_eq!(name, current, "TYPE does not follow its HELP");
                 assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
                 assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-                read.kinds.insert(name.to_owned(), kind.to_owned());
+                parsed.types.insert(name.to_owned(), kind.to_owned());
             } else {
                 let (name, labels, value) = sample(line).unwrap_or_else(|| panic!("not a sample: {line}"));
-                let histogram = read.kinds.get(&current).is_some_and(|kind| kind == "histogram");
+                let histogram = parsed.types.get(&current).is_some_and(|kind| kind == "histogram");
                 let parts = ["_bucket", "_sum", "_count"];
                 let part = if histogram { name.strip_prefix(&current) } else { None };
                 assert!(part.is_some_and(|part| parts.contains(&part)) || (!histogram && name == current), "{line}");
                 assert_eq!(part == Some("_bucket"), labels.contains_key("le"), "{line}");
                 assert!(seen.insert((name.clone(), labels.clone())), "repeated: {line}");
-                read.samples.push((name, labels, value));
+                parsed.samples.push((name, labels, value));
             }
         }
-        read.check_histograms();
-        read
+        parsed.check_histograms();
+        parsed
     }
 
     /// Returns the metrics' names and types.
-    pub(crate) fn kinds(&self) -> &BTreeMap<String, String> {
-        &self.kinds
+    pub(crate) fn types(&self) -> &BTreeMap<String, String> {
+        &self.types
     }
 
     /// Returns the value of the sample with exactly these labels, or 0 if there is no such sample, as for a counter
@@ -72,7 +72,7 @@ impl Exposition {
     }
 
     fn check_histograms(&self) {
-        for (name, kind) in &self.kinds {
+        for (name, kind) in &self.types {
             if kind != "histogram" {
                 continue;
             }
@@ -140,7 +140,7 @@ fn sample(line: &str) -> Option<(String, Labels, f64)> {
 #[test]
 fn exposition_reader_rejects_malformed_text() {
     let good = "# HELP a_total A.\n# TYPE a_total counter\na_total{b=\"c\\\"d\"} 1\n";
-    assert_eq!(Exposition::read(good).value("a_total", &[("b", "c\"d")]), 1.0);
+    assert_eq!(Exposition::parse(good).value("a_total", &[("b", "c\"d")]), 1.0);
     let histogram =
         "# HELP h H.\n# TYPE h histogram\nh_bucket{le=\"1\"} 2\nh_bucket{le=\"+Inf\"} 1\nh_sum 1\nh_count 1\n";
     for bad in [
@@ -151,6 +151,6 @@ fn exposition_reader_rejects_malformed_text() {
         "# HELP a A.\n# TYPE a gauge\na one\n",
         histogram,
     ] {
-        assert!(std::panic::catch_unwind(|| Exposition::read(bad)).is_err(), "{bad}");
+        assert!(std::panic::catch_unwind(|| Exposition::parse(bad)).is_err(), "{bad}");
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::answer::Answer;
-use super::client::{Ask, Conn};
+use super::client::{Conn, TestRequest};
 use super::process::Process;
+use super::response::Response;
 use super::turn::Turn;
 use super::{eventually, within};
 
@@ -30,19 +30,19 @@ impl Gateway {
         std::fs::write(&file, config).expect("own directory");
         let turn = super::turn::shared().await;
         let process = Process::start(&["serve", "--config", &file.to_string_lossy()], dir.path(), env);
-        Gateway::of(process, turn, dir, listeners).await
+        Gateway::attach(process, turn, dir, listeners).await
     }
 
     /// Wraps a process that the test has started, and waits as [`Gateway::start`] does.
-    pub(crate) async fn of(mut process: Process, turn: Arc<Turn>, dir: Arc<TempDir>, listeners: usize) -> Gateway {
+    pub(crate) async fn attach(mut process: Process, turn: Arc<Turn>, dir: Arc<TempDir>, listeners: usize) -> Gateway {
         let (data, admin) = eventually("the gateway listens", async || {
             if let Some(code) = process.try_exit() {
                 let config = std::fs::read_to_string(dir.path().join("chatgate.toml")).unwrap_or_default();
                 panic!("exited with code {code} before listening:\n{}\n{config}", process.stderr());
             }
             let log = process.stderr();
-            let data = listening(&log, "data");
-            let admin = listening(&log, "admin").pop()?;
+            let data = listener_addresses(&log, "data");
+            let admin = listener_addresses(&log, "admin").pop()?;
             (data.len() == listeners).then_some((data, admin))
         })
         .await;
@@ -58,7 +58,7 @@ impl Gateway {
         let mut gateway = Gateway { process, data, admin, dir, _turn: turn };
         eventually("the gateway listens", async || {
             assert_eq!(gateway.process.try_exit(), None, "{}", gateway.log());
-            (gateway.accepts().await && Conn::open(&gateway.admin).await.is_ok()).then_some(())
+            (gateway.is_accepting().await && Conn::open(&gateway.admin).await.is_ok()).then_some(())
         })
         .await;
         gateway
@@ -100,31 +100,31 @@ impl Gateway {
     }
 
     /// Sends one request on a new connection.
-    pub(crate) async fn ask(&self, ask: Ask) -> Answer {
-        within(super::PATIENCE, "a response", self.connect().await.ask(&ask)).await
+    pub(crate) async fn send(&self, request: TestRequest) -> Response {
+        within(super::PATIENCE, "a response", self.connect().await.request(&request)).await
     }
 
     /// Sends `POST /v4/{command}`.
-    pub(crate) async fn call(&self, command: &str, body: impl AsRef<[u8]>) -> Answer {
-        self.ask(Ask::command(command).body(body)).await
+    pub(crate) async fn call(&self, command: &str, body: impl AsRef<[u8]>) -> Response {
+        self.send(TestRequest::command(command).body(body)).await
     }
 
     /// Sends `follow/follow_check` with a plain body.
-    pub(crate) async fn check(&self, from: &str, to: &[&str]) -> Answer {
-        self.ask(Ask::check(from, to)).await
+    pub(crate) async fn check(&self, from: &str, to: &[&str]) -> Response {
+        self.send(TestRequest::check(from, to)).await
     }
 
     /// Sends `GET` to the admin listener.
-    pub(crate) async fn admin_get(&self, path: &str) -> Answer {
+    pub(crate) async fn admin_get(&self, path: &str) -> Response {
         let mut conn = Conn::open(&self.admin).await.expect("the admin listener accepts");
-        within(super::PATIENCE, "a response", conn.ask(&Ask::new("GET", path))).await
+        within(super::PATIENCE, "a response", conn.request(&TestRequest::new("GET", path))).await
     }
 
     /// Returns whether the data listener still accepts and answers a new connection.
-    pub(crate) async fn accepts(&self) -> bool {
+    pub(crate) async fn is_accepting(&self) -> bool {
         let Ok(mut conn) = Conn::open(self.address()).await else { return false };
-        conn.send(Ask::new("GET", "/round-trip").bytes()).await;
-        conn.try_answer().await.is_some()
+        conn.send(TestRequest::new("GET", "/round-trip").bytes()).await;
+        conn.try_read_response().await.is_some()
     }
 
     /// Returns the process ID.
@@ -133,13 +133,13 @@ impl Gateway {
     }
 
     /// Returns the CPU time used so far, in kernel ticks of usually 10 ms.
-    pub(crate) fn ticks(&self) -> u64 {
-        self.process.ticks()
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        self.process.cpu_ticks()
     }
 
     /// Returns the resident memory in bytes.
-    pub(crate) fn memory(&self) -> u64 {
-        self.process.memory()
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.process.resident_bytes()
     }
 
     /// Sends a signal, such as `"TERM"`.
@@ -166,7 +166,7 @@ impl Gateway {
 
     /// Waits until exactly `count` requests are in flight: read completely, authorized, and not answered yet. Each has
     /// then at least started its next step.
-    pub(crate) async fn at_work(&self, count: u64) {
+    pub(crate) async fn wait_for_in_flight(&self, count: u64) {
         eventually(&format!("{count} requests in flight"), async || {
             (self.admin_get("/status").await.json()["requests_in_flight"]["now"] == count).then_some(())
         })
@@ -177,13 +177,13 @@ impl Gateway {
     /// Tests use this to make a race likely, never to make a wrong response pass.
     pub(crate) async fn round_trips(&self) {
         for _ in 0..20 {
-            self.ask(Ask::new("GET", "/round-trip")).await;
+            self.send(TestRequest::new("GET", "/round-trip")).await;
         }
     }
 }
 
 /// Returns the addresses that the log reports for this listener.
-pub(crate) fn listening(log: &str, listener: &str) -> Vec<String> {
+pub(crate) fn listener_addresses(log: &str, listener: &str) -> Vec<String> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|line| line["message"] == "listening" && line["listener"] == listener)

@@ -30,25 +30,25 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 }
 
 /// Returns the header block of `POST path` to localhost, without compression (RFC 7541 section 6.2.2).
-pub(crate) fn post(path: &str) -> Vec<u8> {
+pub(crate) fn post_headers(path: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     // Static table: 3 is `:method: POST`, 6 is `:scheme: http`, 4 and 1 are the names `:path` and `:authority`.
     [&[0x83, 0x86, 0x04][..], &text(path), &[0x01], &text("localhost")].concat()
 }
 
 /// Returns a field line of a header block, without compression.
-pub(crate) fn line(name: &str, value: &str) -> Vec<u8> {
+pub(crate) fn field_line(name: &str, value: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     [vec![0], text(name), text(value)].concat()
 }
 
 /// The outcome of flooding a connection.
 #[derive(Debug)]
-pub(crate) struct End {
+pub(crate) struct FloodOutcome {
     /// Bytes of the flood that the gateway accepted.
     pub(crate) sent: usize,
     /// Whether the gateway closed the connection before the flood ended.
-    pub(crate) cut: bool,
+    pub(crate) closed: bool,
     /// The error code of its GOAWAY.
     pub(crate) goaway: Option<u32>,
 }
@@ -89,7 +89,7 @@ impl RawHttp2 {
     /// Writes `piece(n)` for n from 0 to `count` until the gateway closes the connection, and reads its frames
     /// meanwhile. The result says whether the gateway closed the connection: within [`PATIENCE`] after a failed write,
     /// otherwise within 500 ms after the flood.
-    pub(crate) async fn flood(self, count: usize, piece: impl Fn(usize) -> Vec<u8>) -> End {
+    pub(crate) async fn flood(self, count: usize, piece: impl Fn(usize) -> Vec<u8>) -> FloodOutcome {
         let RawHttp2 { mut read, mut write, mut unread } = self;
         let reading = async {
             let mut goaway = None;
@@ -133,7 +133,7 @@ impl RawHttp2 {
             closed =
                 tokio::time::timeout(if failed { PATIENCE } else { Duration::from_millis(500) }, reading).await.ok();
         }
-        End { sent, cut: failed || closed.is_some(), goaway: closed.flatten() }
+        FloodOutcome { sent, closed: failed || closed.is_some(), goaway: closed.flatten() }
     }
 }
 

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::app::{self, TestApp};
 use super::chat::{FakeChat, violations};
-use super::client::{Ask, Conn, check_body};
+use super::client::{Conn, TestRequest, check_body};
 use super::reply::{Gate, Reply};
 use super::wire::Call;
 use super::{unix_now, within};
@@ -27,12 +27,12 @@ fn sign(app: TestApp) -> String {
     STANDARD.encode(zlib.finish().expect("memory")).replace('+', "*").replace('/', "-").replace('=', "_")
 }
 
-fn signed(chat: &FakeChat, command: &str, body: &str) -> Ask {
+fn signed(chat: &FakeChat, command: &str, body: &str) -> TestRequest {
     let (app, sig) = (app::MAIN, sign(app::MAIN));
     let query =
         format!("sdkappid={}&identifier={}&usersig={sig}&random=1&contenttype=json", app.sdkappid, app.identifier);
-    let ask = Ask::post(&format!("/v4/{command}?{query}")).host(&chat.address().to_string());
-    ask.header("Content-Type", "application/json").body(body)
+    let request = TestRequest::post(&format!("/v4/{command}?{query}")).host(&chat.address().to_string());
+    request.header("Content-Type", "application/json").body(body)
 }
 
 async fn connect(chat: &FakeChat) -> Conn {
@@ -45,25 +45,25 @@ async fn fake_chat_answers_from_its_graph_and_its_script() {
     chat.follow("ann", "bob");
     let check = signed(&chat, "follow/follow_check", &check_body("ann", &["bob", "cyd"]));
     let mut conn = connect(&chat).await;
-    assert_eq!(conn.ask(&check).await.types(), [2, 0]);
+    assert_eq!(conn.request(&check).await.follow_types(), [2, 0]);
     let gate = Gate::closed();
-    chat.once(Reply::json("{}").held(&gate));
+    chat.reply_once(Reply::json("{}").after(&gate));
     conn.send(check.bytes()).await;
-    chat.seen(2).await;
+    chat.wait_for_calls(2).await;
     gate.open();
-    assert_eq!(conn.answer().await.text(), "{}");
+    assert_eq!(conn.read_response().await.text(), "{}");
     let add = signed(&chat, "follow/follow_add", r#"{"From_Account":"cyd","FollowItem":[{"To_Account":"ann"}]}"#);
-    conn.ask(&add).await;
-    assert_eq!(conn.ask(&check).await.types(), [2, 1]);
+    conn.request(&add).await;
+    assert_eq!(conn.request(&check).await.follow_types(), [2, 1]);
     for (count, reply) in [Reply::reset(), Reply::bytes("HTTP/1.1 200 OK\r\n"), Reply::hang()].into_iter().enumerate() {
-        chat.once(reply);
+        chat.reply_once(reply);
         let mut conn = connect(&chat).await;
         conn.send(check.bytes()).await;
-        chat.seen(count + 5).await;
+        chat.wait_for_calls(count + 5).await;
         chat.drop_connections();
-        assert!(conn.try_answer().await.is_none());
+        assert!(conn.try_read_response().await.is_none());
     }
-    assert_eq!(chat.count(), 7);
+    assert_eq!(chat.call_count(), 7);
 }
 
 #[tokio::test]
@@ -72,10 +72,10 @@ async fn fake_chat_reports_a_request_with_two_framings() {
     let mut conn = connect(&chat).await;
     let twice = signed(&chat, "a/b", "{}").header("Content-Length", "2").header("Transfer-Encoding", "chunked");
     conn.send(twice.bytes()).await;
-    within(super::PATIENCE, "a reset", conn.rest()).await;
+    within(super::PATIENCE, "a reset", conn.read_to_end()).await;
     assert_eq!(chat.violations(), ["has a Transfer-Encoding"]);
-    assert_eq!(chat.count(), 0);
-    chat.forgive();
+    assert_eq!(chat.call_count(), 0);
+    chat.clear_violations();
 }
 
 #[test]

@@ -12,45 +12,46 @@ use super::wire::reset_on_drop;
 
 /// The state of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weather {
+pub(crate) enum NetworkState {
     /// Passes bytes immediately.
-    Fair,
+    Healthy,
     /// Delays every read by this much, in both directions.
-    Late(Duration),
+    Delayed(Duration),
     /// Passes responses byte by byte, one byte per interval.
-    Drip(Duration),
+    ByteByByte(Duration),
     /// Accepts connections and passes nothing, like a firewall that lost its connection table.
-    Silent,
+    Stalled,
     /// Passes requests but no responses.
-    Mute,
+    ResponsesStalled,
     /// Resets a connection as soon as it carries bytes.
-    Cutting,
+    Resetting,
     /// Passes requests, and resets the connection instead of passing a response.
-    CuttingAnswers,
+    ResettingResponses,
     /// Refuses new connections, and resets existing ones.
-    Closed,
+    Refusing,
     /// Drops the SYN packets of new connections, and resets existing connections.
-    Deaf,
+    DroppingSyn,
 }
 
 /// A TCP relay on a loopback port.
 pub(crate) struct Link {
     address: SocketAddr,
     target: SocketAddr,
-    weather: watch::Sender<Weather>,
+    network: watch::Sender<NetworkState>,
     /// Incremented each time that all connections are reset.
-    cuts: watch::Sender<u32>,
-    state: State,
+    resets: watch::Sender<u32>,
+    port: Port,
 }
 
-enum State {
-    /// The port is bound, and nothing listens.
+/// What happens to new connections on the port.
+enum Port {
+    /// It is bound, and nothing listens.
     Bound(TcpSocket),
     Accepting(JoinHandle<()>),
     /// The accept queue is full, and nothing accepts.
     Full {
         listener: TcpListener,
-        crowd: Vec<JoinHandle<()>>,
+        pending: Vec<JoinHandle<()>>,
     },
     Changing,
 }
@@ -65,8 +66,8 @@ impl Link {
     pub(crate) fn at(address: SocketAddr) -> Link {
         let socket = bound(address);
         let address = socket.local_addr().expect("bound");
-        let (weather, cuts) = (watch::Sender::new(Weather::Closed), watch::Sender::new(0));
-        Link { address, target: address, weather, cuts, state: State::Bound(socket) }
+        let (network, resets) = (watch::Sender::new(NetworkState::Refusing), watch::Sender::new(0));
+        Link { address, target: address, network, resets, port: Port::Bound(socket) }
     }
 
     /// Returns the address for the gateway.
@@ -75,51 +76,51 @@ impl Link {
     }
 
     /// Starts to relay to `target`.
-    pub(crate) async fn lead_to(&mut self, target: SocketAddr) {
+    pub(crate) async fn relay_to(&mut self, target: SocketAddr) {
         self.target = target;
-        self.set(Weather::Fair).await;
+        self.set(NetworkState::Healthy).await;
     }
 
-    /// Changes the weather, also for existing connections.
-    pub(crate) async fn set(&mut self, weather: Weather) {
-        self.weather.send_replace(weather);
-        self.state = match std::mem::replace(&mut self.state, State::Changing) {
-            State::Accepting(task) if matches!(weather, Weather::Closed | Weather::Deaf) => {
+    /// Changes the state of the network, also for existing connections.
+    pub(crate) async fn set(&mut self, network: NetworkState) {
+        self.network.send_replace(network);
+        self.port = match std::mem::replace(&mut self.port, Port::Changing) {
+            Port::Accepting(task) if matches!(network, NetworkState::Refusing | NetworkState::DroppingSyn) => {
                 task.abort();
                 // The port cannot be bound again until the listener is dropped.
                 let _ = task.await;
                 self.reset_all();
-                State::Bound(bound(self.address))
+                Port::Bound(bound(self.address))
             }
-            state => state,
+            port => port,
         };
-        self.state = match (std::mem::replace(&mut self.state, State::Changing), weather) {
-            (state @ State::Bound(_), Weather::Closed) => state,
-            (State::Bound(socket), Weather::Deaf) => crowded(socket, self.address),
-            (State::Bound(socket), _) => self.accept(socket.listen(1024).expect("a bound socket")),
-            (State::Full { listener, crowd }, _) => {
-                crowd.iter().for_each(JoinHandle::abort);
+        self.port = match (std::mem::replace(&mut self.port, Port::Changing), network) {
+            (port @ Port::Bound(_), NetworkState::Refusing) => port,
+            (Port::Bound(socket), NetworkState::DroppingSyn) => full(socket, self.address),
+            (Port::Bound(socket), _) => self.accept(socket.listen(1024).expect("a bound socket")),
+            (Port::Full { listener, pending }, _) => {
+                pending.iter().for_each(JoinHandle::abort);
                 self.accept(listener)
             }
-            (state, _) => state,
+            (port, _) => port,
         };
     }
 
-    /// Resets every existing connection. New connections follow the weather.
+    /// Resets every existing connection. New connections follow the state of the network.
     pub(crate) fn reset_all(&self) {
-        self.cuts.send_modify(|cuts| *cuts += 1);
+        self.resets.send_modify(|count| *count += 1);
     }
 
-    fn accept(&self, listener: TcpListener) -> State {
-        let (target, weather, cuts) = (self.target, self.weather.clone(), self.cuts.clone());
-        State::Accepting(tokio::spawn(async move {
+    fn accept(&self, listener: TcpListener) -> Port {
+        let (target, network, resets) = (self.target, self.network.clone(), self.resets.clone());
+        Port::Accepting(tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let (weather, mut cut) = (weather.subscribe(), cuts.subscribe());
-                cut.mark_unchanged();
+                let (network, mut resets) = (network.subscribe(), resets.subscribe());
+                resets.mark_unchanged();
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));
-                    carry(near, far, weather, cut).await;
+                    relay(near, far, network, resets).await;
                 });
             }
         }))
@@ -128,10 +129,10 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        match &self.state {
-            State::Accepting(task) => task.abort(),
-            State::Full { crowd, .. } => crowd.iter().for_each(JoinHandle::abort),
-            State::Bound(_) | State::Changing => {}
+        match &self.port {
+            Port::Accepting(task) => task.abort(),
+            Port::Full { pending, .. } => pending.iter().for_each(JoinHandle::abort),
+            Port::Bound(_) | Port::Changing => {}
         }
         self.reset_all();
     }
@@ -146,89 +147,95 @@ fn bound(address: SocketAddr) -> TcpSocket {
 }
 
 /// Returns a listener with a full accept queue, so that the kernel drops new connections.
-fn crowded(socket: TcpSocket, address: SocketAddr) -> State {
+fn full(socket: TcpSocket, address: SocketAddr) -> Port {
     let listener = socket.listen(0).expect("a bound socket");
-    let join = || {
+    let connect = || {
         tokio::spawn(async move {
             let _stream = TcpStream::connect(address).await;
             std::future::pending::<()>().await;
         })
     };
-    State::Full { listener, crowd: (0..4).map(|_| join()).collect() }
+    Port::Full { listener, pending: (0..4).map(|_| connect()).collect() }
 }
 
-/// How a direction ended.
-enum Ended {
+/// How a relayed connection ended.
+enum RelayEnd {
     Closed,
     Reset,
 }
 
 /// Relays both directions until either ends.
-async fn carry(
+async fn relay(
     mut near: TcpStream,
     mut far: TcpStream,
-    weather: watch::Receiver<Weather>,
-    mut cut: watch::Receiver<u32>,
+    network: watch::Receiver<NetworkState>,
+    mut resets: watch::Receiver<u32>,
 ) {
-    let ended = {
+    let end = {
         let ((near_read, near_write), (far_read, far_write)) = (near.split(), far.split());
-        let up = direct(near_read, far_write, weather.clone(), false);
-        let down = direct(far_read, near_write, weather, true);
+        let up = relay_direction(near_read, far_write, network.clone(), false);
+        let down = relay_direction(far_read, near_write, network, true);
         tokio::select! {
-            ended = up => ended,
-            ended = down => ended,
-            _ = cut.changed() => Ended::Reset,
+            end = up => end,
+            end = down => end,
+            _ = resets.changed() => RelayEnd::Reset,
         }
     };
-    if matches!(ended, Ended::Reset) {
+    if matches!(end, RelayEnd::Reset) {
         reset_on_drop(&near);
     }
 }
 
 /// Relays one direction.
-async fn direct(
+async fn relay_direction(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut weather: watch::Receiver<Weather>,
-    is_answer: bool,
-) -> Ended {
+    mut network: watch::Receiver<NetworkState>,
+    is_response: bool,
+) -> RelayEnd {
     let mut piece = vec![0; 16 * 1024];
     loop {
         let len = match from.read(&mut piece).await {
             Ok(len @ 1..) => len,
-            Ok(0) => return Ended::Closed,
-            Err(_) => return Ended::Reset,
+            Ok(0) => return RelayEnd::Closed,
+            Err(_) => return RelayEnd::Reset,
         };
-        let passes = |weather: &Weather| match weather {
-            Weather::Silent => false,
-            Weather::Mute => !is_answer,
+        let passes = |state: &NetworkState| match state {
+            NetworkState::Stalled => false,
+            NetworkState::ResponsesStalled => !is_response,
             _ => true,
         };
-        // Delayed bytes pass when the weather changes, as retransmitted packets do.
-        let Ok(now) = weather.wait_for(passes).await.map(|now| *now) else { return Ended::Closed };
-        let sent = match now {
-            Weather::Cutting => return Ended::Reset,
-            Weather::CuttingAnswers if is_answer => return Ended::Reset,
-            Weather::Late(span) => {
-                tokio::time::sleep(span).await;
+        // Stalled bytes pass when the state changes, as retransmitted packets do.
+        let Ok(state) = network.wait_for(passes).await.map(|state| *state) else { return RelayEnd::Closed };
+        let sent = match state {
+            NetworkState::Resetting => return RelayEnd::Reset,
+            NetworkState::ResettingResponses if is_response => return RelayEnd::Reset,
+            NetworkState::Delayed(delay) => {
+                tokio::time::sleep(delay).await;
                 to.write_all(&piece[..len]).await
             }
-            Weather::Drip(span) if is_answer => drip(&mut to, &piece[..len], span).await,
+            NetworkState::ByteByByte(interval) if is_response => {
+                write_byte_by_byte(&mut to, &piece[..len], interval).await
+            }
             _ => to.write_all(&piece[..len]).await,
         };
         if sent.is_err() {
-            return Ended::Reset;
+            return RelayEnd::Reset;
         }
     }
 }
 
-async fn drip(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8], span: Duration) -> std::io::Result<()> {
+async fn write_byte_by_byte(
+    to: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    interval: Duration,
+) -> std::io::Result<()> {
     for byte in bytes {
         to.write_all(&[*byte]).await?;
         to.flush().await?;
-        match span {
+        match interval {
             Duration::ZERO => tokio::task::yield_now().await,
-            span => tokio::time::sleep(span).await,
+            interval => tokio::time::sleep(interval).await,
         }
     }
     Ok(())

@@ -4,23 +4,23 @@
 //! * [`chat::FakeChat`] is the upstream. It has its own HTTP reader, and when it is dropped it fails the test if any
 //!   request that reached it broke the contract;
 //! * [`link::Link`] is the network in front of it and fails on demand; [`hosts::Hosts`] holds its host names;
-//! * [`client::Ask`] and [`client::Conn`] are callers with control over each byte; [`h2`] is an HTTP/2 client,
+//! * [`client::TestRequest`] and [`client::Conn`] are callers with control over each byte; [`h2`] is an HTTP/2 client,
 //!   [`h2_raw`] writes single HTTP/2 frames;
 //! * [`collector::Collector`] receives spans over gRPC, or fails on demand;
 //! * [`exposition`] is a strict reader of `/metrics`;
 //! * [`hook`] posts webhooks as Chat does;
-//! * [`trial::Trial`] injects a network fault and asserts the guarantees that hold under every fault;
-//! * [`answer::Answer`] is a response, with the contract's shapes as assertions;
+//! * [`trial::FaultTrial`] injects a network fault and asserts the guarantees that hold under every fault;
+//! * [`response::Response`] is a response, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
 //!
 //! No test sleeps and hopes: it waits for a condition with [`eventually`] or for an event with [`within`], and both
-//! are bounded. Tests run in parallel; a test that measures time calls [`turn::alone`] first.
+//! are bounded. Tests run in parallel; a test that measures time calls [`turn::exclusive`] first.
 
-pub(crate) mod answer;
 pub(crate) mod app;
 pub(crate) mod chat;
 pub(crate) mod client;
 pub(crate) mod collector;
+pub(crate) mod cpu_waits;
 pub(crate) mod exposition;
 pub(crate) mod gateway;
 pub(crate) mod graph;
@@ -33,9 +33,9 @@ pub(crate) mod link;
 pub(crate) mod process;
 pub(crate) mod redis;
 pub(crate) mod reply;
+pub(crate) mod response;
 pub(crate) mod secrets;
 pub(crate) mod setup;
-pub(crate) mod stalls;
 pub(crate) mod tls;
 pub(crate) mod trial;
 pub(crate) mod turn;
@@ -49,25 +49,25 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Returns the time by the tests' clock, which is separate from the program's.
-#[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+#[allow(clippy::disallowed_methods, reason = "tests measure the program with their own clock")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
 /// Returns the seconds since 1970.
-#[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+#[allow(clippy::disallowed_methods, reason = "tests measure the program with their own clock")]
 pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_secs()
 }
 
 /// Polls `probe` every 5 ms until it returns a value. Panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = now();
+    let start = now();
     loop {
-        if let Some(answer) = probe().await {
-            return answer;
+        if let Some(found) = probe().await {
+            return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} without success for: {what}");
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} without success for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

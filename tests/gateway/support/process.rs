@@ -3,9 +3,11 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::{PATIENCE, eventually, hosts, secrets};
 
@@ -21,7 +23,7 @@ pub(crate) struct Process {
 
 /// The result of a finished program.
 #[derive(Debug)]
-pub(crate) struct Finished {
+pub(crate) struct ProcessOutput {
     /// The exit code; -1 after a signal.
     pub(crate) code: i32,
     pub(crate) stdout: String,
@@ -52,10 +54,10 @@ impl Process {
     }
 
     /// Runs `chatgate` until it exits, at most [`PATIENCE`].
-    pub(crate) async fn run(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Finished {
+    pub(crate) async fn run(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> ProcessOutput {
         let mut process = Process::start(args, dir, env);
         let code = process.exit_code().await;
-        Finished { code, stdout: process.stdout(), stderr: process.stderr() }
+        ProcessOutput { code, stdout: process.stdout(), stderr: process.stderr() }
     }
 
     pub(crate) fn stdout(&self) -> String {
@@ -81,7 +83,7 @@ impl Process {
     }
 
     /// Returns the CPU time used so far, in kernel ticks of usually 10 ms (proc(5), fields 14 and 15).
-    pub(crate) fn ticks(&self) -> u64 {
+    pub(crate) fn cpu_ticks(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the process is running");
         // The name in parentheses may contain anything, so parsing starts after it.
         let after = stat.rsplit_once(") ").expect("a name in parentheses").1;
@@ -90,7 +92,7 @@ impl Process {
     }
 
     /// Returns the resident memory in bytes (proc(5), VmRSS).
-    pub(crate) fn memory(&self) -> u64 {
+    pub(crate) fn resident_bytes(&self) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the process is running");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a VmRSS line");
@@ -118,9 +120,9 @@ impl Process {
     /// Waits for the exit, and panics if it takes longer than `limit`.
     pub(crate) async fn exit_code_within(&mut self, limit: Duration) -> i32 {
         assert!(limit <= PATIENCE, "{limit:?}");
-        let begun = super::now();
+        let start = super::now();
         let code = self.exit_code().await;
-        assert!(begun.elapsed() <= limit, "exited only after {:?}", begun.elapsed());
+        assert!(start.elapsed() <= limit, "exited only after {:?}", start.elapsed());
         code
     }
 }
@@ -158,12 +160,12 @@ impl Captured {
         std::thread::spawn(move || {
             let mut chunk = [0; 8192];
             while let Ok(count @ 1..) = pipe.read(&mut chunk) {
-                captured.lock().expect("no panic under it").extend_from_slice(&chunk[..count]);
+                captured.lock().extend_from_slice(&chunk[..count]);
             }
         })
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().expect("no panic under it")).into_owned()
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
     }
 }

@@ -1,4 +1,4 @@
-//! A real Redis on its own port, and a relay to it that can fail.
+//! A real Redis on its own port, and a proxy for it that can fail.
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -29,13 +29,13 @@ impl Redis {
     pub(crate) async fn start() -> Redis {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut redis = Redis { child: None, address: free_address(), tls: None, dir };
-        redis.start_again().await;
+        redis.restart().await;
         redis
     }
 
     /// Starts Redis with an additional TLS address. If `clients` is a CA certificate, clients must present a
     /// certificate of that CA.
-    pub(crate) async fn start_tls(shows: &Pem, clients: Option<&str>) -> Redis {
+    pub(crate) async fn start_tls(pem: &Pem, clients: Option<&str>) -> Redis {
         let mut redis = Redis::start().await;
         redis.kill();
         let dir = redis.dir.path();
@@ -45,22 +45,22 @@ impl Redis {
         arguments.extend([path("key.pem"), "--tls-ca-cert-file".to_owned(), path("ca.pem")]);
         arguments.extend(["--tls-auth-clients".to_owned(), auth_clients.to_owned()]);
         // Redis reads this file even if it does not request client certificates.
-        std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&shows.certificate)).expect("own directory");
+        std::fs::write(dir.join("ca.pem"), clients.unwrap_or(&pem.certificate)).expect("own directory");
         redis.tls = Some((free_address(), arguments));
-        redis.show(shows).await;
+        redis.set_certificate(pem).await;
         redis
     }
 
     /// Restarts Redis with this certificate.
-    pub(crate) async fn show(&mut self, shows: &Pem) {
+    pub(crate) async fn set_certificate(&mut self, pem: &Pem) {
         self.kill();
-        std::fs::write(self.dir.path().join("cert.pem"), &shows.certificate).expect("own directory");
-        std::fs::write(self.dir.path().join("key.pem"), &shows.key).expect("own directory");
-        self.start_again().await;
+        std::fs::write(self.dir.path().join("cert.pem"), &pem.certificate).expect("own directory");
+        std::fs::write(self.dir.path().join("key.pem"), &pem.key).expect("own directory");
+        self.restart().await;
     }
 
     /// Starts Redis at the same address, without data.
-    pub(crate) async fn start_again(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         let port = self.address.port().to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
@@ -71,7 +71,7 @@ impl Redis {
         }
         command.current_dir(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server is installed; see tests/run"));
-        eventually("Redis answers", async || (self.try_say("PING").await? == "+PONG\r\n").then_some(())).await;
+        eventually("Redis answers", async || (self.try_command("PING").await? == "+PONG\r\n").then_some(())).await;
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -84,9 +84,9 @@ impl Redis {
     }
 
     /// Makes this Redis a replica of `primary`, and waits until it has synchronized.
-    pub(crate) async fn follow(&self, primary: SocketAddr) {
-        self.say(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
-        let up = async || self.say("INFO replication").await.contains("master_link_status:up").then_some(());
+    pub(crate) async fn replicate_from(&self, primary: SocketAddr) {
+        self.command(&format!("REPLICAOF {} {}", primary.ip(), primary.port())).await;
+        let up = async || self.command("INFO replication").await.contains("master_link_status:up").then_some(());
         eventually("the replica has synchronized", up).await;
     }
 
@@ -106,16 +106,16 @@ impl Redis {
     }
 
     /// Sends one inline command and returns its reply.
-    pub(crate) async fn say(&self, line: &str) -> String {
-        within(super::PATIENCE, "Redis answers", self.try_say(line)).await.expect("Redis answers")
+    pub(crate) async fn command(&self, line: &str) -> String {
+        within(super::PATIENCE, "Redis answers", self.try_command(line)).await.expect("Redis answers")
     }
 
-    async fn try_say(&self, line: &str) -> Option<String> {
+    async fn try_command(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).await.ok()?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.ok()?;
-        let text = String::from_utf8_lossy(&answer).into_owned();
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).await.ok()?;
+        let text = String::from_utf8_lossy(&response).into_owned();
         text.strip_suffix("+OK\r\n").map(str::to_owned)
     }
 }
@@ -126,8 +126,8 @@ impl Drop for Redis {
     }
 }
 
-/// A relay to Redis on another port that can delay replies or drop everything.
-pub(crate) struct Way {
+/// A proxy for Redis on another port that can delay replies or drop everything.
+pub(crate) struct RedisProxy {
     address: SocketAddr,
     faults: Arc<Faults>,
     stop: CancellationToken,
@@ -136,11 +136,11 @@ pub(crate) struct Way {
 #[derive(Default)]
 struct Faults {
     delay_ms: AtomicU64,
-    cut: AtomicBool,
+    partitioned: AtomicBool,
 }
 
-impl Way {
-    pub(crate) async fn to(redis: &Redis) -> Way {
+impl RedisProxy {
+    pub(crate) async fn start(redis: &Redis) -> RedisProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let (address, target) = (listener.local_addr().expect("bound"), redis.address);
         let (faults, stop) = (Arc::new(Faults::default()), CancellationToken::new());
@@ -152,35 +152,35 @@ impl Way {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     let (_, _) = (near.set_nodelay(true), far.set_nodelay(true));
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                    tokio::join!(carry(near_in, far_out, &shared, false), carry(far_in, near_out, &shared, true));
+                    tokio::join!(relay(near_in, far_out, &shared, false), relay(far_in, near_out, &shared, true));
                 });
             }
         }));
-        Way { address, faults, stop }
+        RedisProxy { address, faults, stop }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Delays every reply by `span` from now on.
-    pub(crate) fn late(&self, span: Duration) {
-        self.faults.delay_ms.store(span.as_millis() as u64, Ordering::Relaxed);
+    /// Delays every reply by `delay` from now on.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.faults.delay_ms.store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// Drops everything in both directions while `cut` is true, without closing the connections.
-    pub(crate) fn cut(&self, cut: bool) {
-        self.faults.cut.store(cut, Ordering::Relaxed);
+    /// Drops everything in both directions while `partitioned` is true, without closing the connections.
+    pub(crate) fn set_partitioned(&self, partitioned: bool) {
+        self.faults.partitioned.store(partitioned, Ordering::Relaxed);
     }
 }
 
-impl Drop for Way {
+impl Drop for RedisProxy {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-async fn carry(
+async fn relay(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     faults: &Faults,
@@ -193,7 +193,7 @@ async fn carry(
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         }
         // Bytes dropped during a partition stay lost after it ends.
-        if faults.cut.load(Ordering::Relaxed) {
+        if faults.partitioned.load(Ordering::Relaxed) {
             continue;
         }
         if to.write_all(&chunk[..count]).await.is_err() {

@@ -8,17 +8,17 @@ use tokio::sync::watch;
 #[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) gate: Option<Gate>,
-    pub(crate) what: What,
+    pub(crate) kind: ReplyKind,
 }
 
 /// The content of a reply.
 #[derive(Clone)]
-pub(crate) enum What {
+pub(crate) enum ReplyKind {
     /// The result from the follow graph. A read sees the graph at the arrival of the call; a write changes the graph
     /// when the response is sent.
-    Model,
+    FromGraph,
     /// A status, a Content-Type, and a body.
-    Answer { status: u16, content_type: Option<String>, body: Vec<u8> },
+    Response { status: u16, content_type: Option<String>, body: Vec<u8> },
     /// Exactly these bytes, then a close of the connection.
     Bytes(Vec<u8>),
     /// Exactly these bytes, then silence on an open connection.
@@ -30,8 +30,8 @@ pub(crate) enum What {
 }
 
 impl Reply {
-    pub(crate) fn model() -> Reply {
-        What::Model.into()
+    pub(crate) fn from_graph() -> Reply {
+        ReplyKind::FromGraph.into()
     }
 
     /// Returns a 200 with this JSON.
@@ -45,15 +45,15 @@ impl Reply {
     }
 
     pub(crate) fn typed(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Reply {
-        What::Answer { status, content_type: Some(content_type.to_owned()), body: body.into() }.into()
+        ReplyKind::Response { status, content_type: Some(content_type.to_owned()), body: body.into() }.into()
     }
 
     pub(crate) fn bytes(bytes: impl Into<Vec<u8>>) -> Reply {
-        What::Bytes(bytes.into()).into()
+        ReplyKind::Bytes(bytes.into()).into()
     }
 
     pub(crate) fn reset() -> Reply {
-        What::Reset(Vec::new()).into()
+        ReplyKind::Reset(Vec::new()).into()
     }
 
     /// Returns a reply that never sends a byte.
@@ -62,19 +62,19 @@ impl Reply {
     }
 
     pub(crate) fn stall(bytes: impl Into<Vec<u8>>) -> Reply {
-        What::Stall(bytes.into()).into()
+        ReplyKind::Stall(bytes.into()).into()
     }
 
     /// Delays the reply until the gate is open.
-    pub(crate) fn held(mut self, gate: &Gate) -> Reply {
+    pub(crate) fn after(mut self, gate: &Gate) -> Reply {
         self.gate = Some(gate.clone());
         self
     }
 }
 
-impl From<What> for Reply {
-    fn from(what: What) -> Reply {
-        Reply { gate: None, what }
+impl From<ReplyKind> for Reply {
+    fn from(what: ReplyKind) -> Reply {
+        Reply { gate: None, kind: what }
     }
 }
 
@@ -92,7 +92,7 @@ impl Gate {
         self.0.send_replace(true);
     }
 
-    pub(crate) async fn passed(&self) {
+    pub(crate) async fn wait_open(&self) {
         let _ = self.0.subscribe().wait_for(|open| *open).await;
     }
 }

@@ -4,7 +4,8 @@
 //! every test.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use super::app;
 
@@ -12,30 +13,30 @@ use super::app;
 /// regardless of the number of secrets.
 const START: usize = 16;
 
-static SEEN: Mutex<Seen> = Mutex::new(Seen { count: 0, by_start: BTreeMap::new() });
+static SECRETS: Mutex<Secrets> = Mutex::new(Secrets { count: 0, by_start: BTreeMap::new() });
 
-struct Seen {
+struct Secrets {
     count: usize,
     by_start: BTreeMap<[u8; START], BTreeSet<String>>,
 }
 
 /// Adds a signature or token to the list. Values under 64 bytes are ignored.
-pub(crate) fn remember(signature: &str) {
+pub(crate) fn add(signature: &str) {
     if signature.len() < 64 {
         return;
     }
-    let mut seen = SEEN.lock().expect("no panic under it");
+    let mut secrets = SECRETS.lock();
     let mut is_new = false;
     for spelling in spellings(signature) {
         let start = *spelling.as_bytes().first_chunk().expect("at least 64 bytes");
-        is_new |= seen.by_start.entry(start).or_default().insert(spelling);
+        is_new |= secrets.by_start.entry(start).or_default().insert(spelling);
     }
-    seen.count += usize::from(is_new);
+    secrets.count += usize::from(is_new);
 }
 
 /// Returns the number of distinct signatures added so far.
-pub(crate) fn remembered() -> usize {
-    SEEN.lock().expect("no panic under it").count
+pub(crate) fn count() -> usize {
+    SECRETS.lock().count
 }
 
 /// Panics if `bytes` contain a key or a signature, plain or percent-encoded. `place` names their source.
@@ -56,10 +57,10 @@ fn find(bytes: &[u8]) -> Option<String> {
             return Some(format!("the webhook token of app {}", app.name));
         }
     }
-    let seen = SEEN.lock().expect("no panic under it");
+    let secrets = SECRETS.lock();
     let is_found = bytes.windows(START).enumerate().any(|(at, start)| {
         let start = start.first_chunk::<START>().expect("a window of that length");
-        seen.by_start.get(start).is_some_and(|all| all.iter().any(|text| bytes[at..].starts_with(text.as_bytes())))
+        secrets.by_start.get(start).is_some_and(|all| all.iter().any(|text| bytes[at..].starts_with(text.as_bytes())))
     });
     is_found.then(|| "a signature".to_owned())
 }
@@ -81,7 +82,7 @@ fn spellings(secret: &str) -> [String; 5] {
 #[test]
 fn secret_search_finds_every_encoding() {
     let signature = format!("eJw{}*a-b_c_", "x".repeat(80));
-    remember(&signature);
+    add(&signature);
     assert!(find(b"nothing to see").is_none());
     assert!(find(&signature.as_bytes()[..signature.len() - 1]).is_none(), "a truncated signature is not a secret");
     assert!(find(format!("GET /?usersig={signature}&x").as_bytes()).is_some());

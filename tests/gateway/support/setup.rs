@@ -59,14 +59,14 @@ impl Setup {
 
     /// Adds a caller with this token, with `lines` in addition to name and token.
     pub(crate) fn caller(mut self, name: &str, token: &str, lines: &str) -> Setup {
-        secrets::remember(token);
+        secrets::add(token);
         let file = self.file(&format!("{name}.token"), token);
         self.apps.push(format!("[[caller]]\nname = '{name}'\ntoken_file = '{}'\n{lines}\n", file.display()));
         self
     }
 
     /// Sets the timeouts of a request, of an attempt, and of a connect to `span`.
-    pub(crate) fn deadline(self, span: &str) -> Setup {
+    pub(crate) fn timeout(self, span: &str) -> Setup {
         let keys = ["timeout", "attempt_timeout", "connect_timeout"];
         keys.into_iter().fold(self, |setup, key| setup.set("upstream", &format!("{key} = \"{span}\"")))
     }
@@ -136,19 +136,19 @@ impl Setup {
 
     /// Starts the gateway at fixed addresses that were free a moment ago, for a log that is not JSON and so cannot be
     /// searched for addresses.
-    pub(crate) async fn start_silent(self) -> Gateway {
+    pub(crate) async fn start_at_fixed_addresses(self) -> Gateway {
         let (data, admin) = (free_address().to_string(), free_address().to_string());
         let setup = self.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
         Gateway::start_at(&setup.text(), setup.dir.clone(), vec![data], admin).await
     }
 
     /// Starts the gateway with a custom command; `serve` and the configuration file are appended.
-    pub(crate) async fn start_by(self, mut command: std::process::Command) -> Gateway {
+    pub(crate) async fn start_with_command(self, mut command: std::process::Command) -> Gateway {
         let file = self.write();
         command.args(["serve", "--config"]).arg(file);
         let turn = super::turn::shared().await;
         let process = Process::spawn(command, self.dir.path(), &self.env);
-        Gateway::of(process, turn, self.dir.clone(), self.listeners).await
+        Gateway::attach(process, turn, self.dir.clone(), self.listeners).await
     }
 
     /// Starts the gateway and waits until it listens.

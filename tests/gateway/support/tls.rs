@@ -46,7 +46,7 @@ impl Ca {
     /// Issues a certificate for this name, valid for `good_for`. From then on all output is searched for its key.
     pub(crate) fn issue(&self, name: &str, good_for: Duration) -> Pem {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        #[allow(clippy::disallowed_methods, reason = "tests measure the program with a clock of their own")]
+        #[allow(clippy::disallowed_methods, reason = "tests measure the program with their own clock")]
         let now = SystemTime::now();
         params.not_after = (now + good_for).into();
         self.pem_of(params)
@@ -66,7 +66,7 @@ impl Ca {
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("signed");
         let pem = Pem { certificate: leaf.pem(), key: key.serialize_pem() };
-        pem.key.lines().filter(|line| !line.starts_with("-----")).for_each(secrets::remember);
+        pem.key.lines().filter(|line| !line.starts_with("-----")).for_each(secrets::add);
         pem
     }
 
@@ -106,22 +106,22 @@ impl Ca {
 
     /// Returns a caller that trusts this CA and expects the name `localhost`.
     pub(crate) fn caller(&self) -> TlsCaller<'_> {
-        TlsCaller { ca: self, shows: None, alpn: &[], versions: BOTH }
+        TlsCaller { ca: self, client_certificate: None, alpn: &[], versions: BOTH }
     }
 }
 
 /// A builder of TLS callers.
 pub(crate) struct TlsCaller<'a> {
     ca: &'a Ca,
-    shows: Option<&'a Pem>,
+    client_certificate: Option<&'a Pem>,
     alpn: &'a [&'a str],
     versions: &'static [&'static SupportedProtocolVersion],
 }
 
 impl<'a> TlsCaller<'a> {
     /// Presents this certificate if the server requests one.
-    pub(crate) fn shows(self, pem: &'a Pem) -> Self {
-        TlsCaller { shows: Some(pem), ..self }
+    pub(crate) fn client_certificate(self, pem: &'a Pem) -> Self {
+        TlsCaller { client_certificate: Some(pem), ..self }
     }
 
     /// Offers these protocols.
@@ -142,7 +142,7 @@ impl<'a> TlsCaller<'a> {
             .with_protocol_versions(self.versions)
             .expect("versions of the provider")
             .with_root_certificates(roots);
-        let mut config = match self.shows {
+        let mut config = match self.client_certificate {
             None => builder.with_no_client_auth(),
             Some(Pem { certificate, key }) => {
                 let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM");

@@ -15,13 +15,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::answer::Answer;
 use super::app::{MAIN, OTHER};
 use super::chat::FakeChat;
-use super::client::{Ask, Conn};
+use super::client::{Conn, TestRequest};
 use super::gateway::Gateway;
 use super::graph::OK;
-use super::link::{Link, Weather};
+use super::link::{Link, NetworkState};
+use super::response::Response;
 use super::setup::Setup;
 use super::{eventually, now};
 
@@ -36,7 +36,7 @@ const SLACK: Duration = Duration::from_secs(4);
 const ROUNDS: u64 = 5;
 
 /// The main app behind a link, the other app without one, and a gateway for both.
-pub(crate) struct Trial {
+pub(crate) struct FaultTrial {
     pub(crate) chat: FakeChat,
     pub(crate) link: Link,
     gateway: Gateway,
@@ -58,39 +58,39 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Asserts that requests of every kind ended only with these results.
     #[track_caller]
-    pub(crate) fn only(&self, slugs: &[&str]) {
-        self.writes_only(slugs);
-        self.reads_only(slugs);
+    pub(crate) fn assert_only(&self, slugs: &[&str]) {
+        self.assert_writes_only(slugs);
+        self.assert_reads_only(slugs);
     }
 
     #[track_caller]
-    pub(crate) fn writes_only(&self, slugs: &[&str]) {
+    pub(crate) fn assert_writes_only(&self, slugs: &[&str]) {
         assert!(self.writes.keys().all(|slug| slugs.contains(&slug.as_str())), "{self:?}");
     }
 
     #[track_caller]
-    pub(crate) fn reads_only(&self, slugs: &[&str]) {
+    pub(crate) fn assert_reads_only(&self, slugs: &[&str]) {
         let mut kinds = self.reads.keys().chain(self.checks.keys());
         assert!(kinds.all(|slug| slugs.contains(&slug.as_str())), "{self:?}");
     }
 }
 
-impl Trial {
-    /// Starts in fair weather, over plain HTTP.
-    pub(crate) async fn start() -> Trial {
-        Trial::start_as("127.0.0.1", None, String::new()).await
+impl FaultTrial {
+    /// Starts with a healthy network, over plain HTTP.
+    pub(crate) async fn start() -> FaultTrial {
+        FaultTrial::start_as("127.0.0.1", None, String::new()).await
     }
 
-    /// Starts in fair weather, over HTTPS with this certificate of `localhost`, issued by the trusted CA `ca`.
-    pub(crate) async fn start_tls(acceptor: TlsAcceptor, ca: &str) -> Trial {
-        Trial::start_as("localhost", Some(acceptor), ca.to_owned()).await
+    /// Starts with a healthy network, over HTTPS with this certificate of `localhost`, issued by the trusted CA `ca`.
+    pub(crate) async fn start_tls(acceptor: TlsAcceptor, ca: &str) -> FaultTrial {
+        FaultTrial::start_as("localhost", Some(acceptor), ca.to_owned()).await
     }
 
-    async fn start_as(host: &str, tls: Option<TlsAcceptor>, ca: String) -> Trial {
+    async fn start_as(host: &str, tls: Option<TlsAcceptor>, ca: String) -> FaultTrial {
         let mut link = Link::new();
         let authority = format!("{host}:{}", link.address().port());
         let chat = FakeChat::start_behind("127.0.0.1:0".parse().expect("an address"), authority, tls).await;
-        link.lead_to(chat.address()).await;
+        link.relay_to(chat.address()).await;
         for user in ["u1", "u3", "known"] {
             chat.follow("ann", user);
         }
@@ -109,39 +109,39 @@ impl Trial {
             .set("upstream", "max_answer = \"64KiB\"")
             .start()
             .await;
-        gateway.check("ann", &["known"]).await.checked();
-        Trial { chat, link, gateway, other, numbers: AtomicU64::new(0) }
+        gateway.check("ann", &["known"]).await.items();
+        FaultTrial { chat, link, gateway, other, numbers: AtomicU64::new(0) }
     }
 
     /// Sends requests of every kind in parallel, and asserts the guarantees. `name` is the fault's name.
-    pub(crate) async fn strain(&self, name: &str) -> Outcome {
+    pub(crate) async fn run_requests(&self, name: &str) -> Outcome {
         let mut tasks = JoinSet::new();
         for _ in 0..ROUNDS {
             let number = self.numbers.fetch_add(1, Ordering::Relaxed);
             let body = format!("{{\"n\":{number}}}");
-            let other = |ask: Ask| ask.header("Chatgate-App", OTHER.name);
-            let asks = [
-                ("write", Ask::command(WRITE).body(&body)),
-                ("read", Ask::command(READ).body(&body)),
-                ("check", Ask::check("ann", &[format!("u{number}")])),
-                ("known", Ask::check("ann", &["known"])),
-                ("other", other(Ask::command(WRITE).body(&body))),
-                ("other", other(Ask::check("ann", &[format!("u{number}")]))),
+            let other = |request: TestRequest| request.header("Chatgate-App", OTHER.name);
+            let requests = [
+                ("write", TestRequest::command(WRITE).body(&body)),
+                ("read", TestRequest::command(READ).body(&body)),
+                ("check", TestRequest::check("ann", &[format!("u{number}")])),
+                ("known", TestRequest::check("ann", &["known"])),
+                ("other", other(TestRequest::command(WRITE).body(&body))),
+                ("other", other(TestRequest::check("ann", &[format!("u{number}")]))),
             ];
-            for (kind, ask) in asks {
-                let (address, ask) = (self.gateway.address().to_owned(), ask);
+            for (kind, request) in requests {
+                let address = self.gateway.address().to_owned();
                 tasks.spawn(async move {
-                    let begun = now();
-                    let answer = Conn::open(&address).await.expect("accepted").ask(&ask).await;
-                    (kind, number, answer, now() - begun)
+                    let start = now();
+                    let response = Conn::open(&address).await.expect("accepted").request(&request).await;
+                    (kind, number, response, now() - start)
                 });
             }
         }
         let mut tallies: HashMap<&str, Tally> = HashMap::new();
         let mut done = Vec::new();
-        for (kind, number, answer, took) in tasks.join_all().await {
-            assert!(took < DEADLINE + SLACK, "{name}: {kind} took {took:?}: {answer:?}");
-            let outcome = outcome(name, kind, number, &answer);
+        for (kind, number, response, took) in tasks.join_all().await {
+            assert!(took < DEADLINE + SLACK, "{name}: {kind} took {took:?}: {response:?}");
+            let outcome = outcome(name, kind, number, &response);
             if kind == "write" && outcome == "ok" {
                 done.push(number);
             }
@@ -160,8 +160,8 @@ impl Trial {
     }
 
     /// Waits until the gateway has recovered. The fault must have ended.
-    pub(crate) async fn recovers(&self, name: &str) {
-        let begun = now();
+    pub(crate) async fn wait_for_recovery(&self, name: &str) {
+        let start = now();
         let mut tried = 0;
         eventually(&format!("recovery from {name}"), async || {
             tried += 1;
@@ -169,11 +169,11 @@ impl Trial {
             let write = self.gateway.call(WRITE, format!("{{\"n\":{number}}}")).await;
             let check = self.gateway.check("ann", &[&format!("u{number}")]).await;
             let outcomes =
-                [("write", write), ("check", check)].map(|(kind, answer)| outcome(name, kind, number, &answer));
+                [("write", write), ("check", check)].map(|(kind, response)| outcome(name, kind, number, &response));
             (outcomes == ["ok", "ok"]).then_some(())
         })
         .await;
-        let took = now() - begun;
+        let took = now() - start;
         self.assert_writes(name, &[]);
         eprintln!("recovery: {name}; {} ms; tries {tried}", took.as_millis());
     }
@@ -198,32 +198,32 @@ impl Trial {
 }
 
 /// Returns `ok` or the slug. Panics if a response is wrong, or is neither Chat's nor an expected error of the gateway.
-fn outcome(name: &str, kind: &str, number: u64, answer: &Answer) -> String {
-    if let Some(slug) = answer.slug() {
+fn outcome(name: &str, kind: &str, number: u64, response: &Response) -> String {
+    if let Some(slug) = response.slug() {
         let expected = match slug {
             "upstream_unreachable" => (502, 129_502),
             "upstream_invalid" => (502, 60013),
             "upstream_timeout" => (504, 60008),
-            _ => panic!("{name}: {kind}: {answer:?}"),
+            _ => panic!("{name}: {kind}: {response:?}"),
         };
-        answer.assert_error(expected.0, slug, expected.1);
+        response.assert_error(expected.0, slug, expected.1);
         return slug.to_owned();
     }
     match kind {
-        "write" | "read" => answer.assert_relayed(200, OK),
-        "known" => assert_eq!(answer.types(), [2], "{name}"),
-        "check" => assert_eq!(answer.types(), [if [1, 3].contains(&number) { 2 } else { 0 }], "{name}"),
-        _ => assert_eq!((answer.status, &answer.json()["ErrorCode"]), (200, &0.into()), "{name}: {answer:?}"),
+        "write" | "read" => response.assert_relayed(200, OK),
+        "known" => assert_eq!(response.follow_types(), [2], "{name}"),
+        "check" => assert_eq!(response.follow_types(), [if [1, 3].contains(&number) { 2 } else { 0 }], "{name}"),
+        _ => assert_eq!((response.status, &response.json()["ErrorCode"]), (200, &0.into()), "{name}: {response:?}"),
     }
     "ok".to_owned()
 }
 
 /// Runs a trial with a network fault.
-pub(crate) async fn weather(name: &str, weather: Weather) -> (Trial, Outcome) {
-    let mut trial = Trial::start().await;
-    trial.link.set(weather).await;
-    let outcome = trial.strain(name).await;
-    trial.link.set(Weather::Fair).await;
-    trial.recovers(name).await;
+pub(crate) async fn run(name: &str, fault: NetworkState) -> (FaultTrial, Outcome) {
+    let mut trial = FaultTrial::start().await;
+    trial.link.set(fault).await;
+    let outcome = trial.run_requests(name).await;
+    trial.link.set(NetworkState::Healthy).await;
+    trial.wait_for_recovery(name).await;
     (trial, outcome)
 }

@@ -1,4 +1,4 @@
-//! Scheduling of tests: most run in parallel, and a test that measures time runs alone.
+//! Scheduling of tests: most run in parallel, and a test that measures time runs exclusively.
 
 use std::cell::RefCell;
 use std::sync::{Arc, LazyLock, Weak};
@@ -17,7 +17,7 @@ thread_local! {
 #[allow(dead_code, reason = "the guards are held for their drop")]
 pub(crate) enum Turn {
     Shared(OwnedRwLockReadGuard<()>),
-    Alone(OwnedRwLockWriteGuard<()>),
+    Exclusive(OwnedRwLockWriteGuard<()>),
 }
 
 /// Waits for a shared turn. Every gateway takes one.
@@ -32,8 +32,8 @@ pub(crate) async fn shared() -> Arc<Turn> {
 
 /// Waits for an exclusive turn, during which no other gateway runs. A test that measures time takes it before it
 /// starts its first gateway.
-pub(crate) async fn alone() -> Arc<Turn> {
-    let turn = Arc::new(Turn::Alone(MACHINE.clone().write_owned().await));
+pub(crate) async fn exclusive() -> Arc<Turn> {
+    let turn = Arc::new(Turn::Exclusive(MACHINE.clone().write_owned().await));
     MINE.with(|mine| *mine.borrow_mut() = Arc::downgrade(&turn));
     turn
 }

@@ -74,7 +74,7 @@ impl Call {
     }
 
     /// Returns `From_Account` of the body.
-    pub(crate) fn asker(&self) -> String {
+    pub(crate) fn source_account(&self) -> String {
         self.json()["From_Account"].as_str().expect("From_Account").to_owned()
     }
 
@@ -87,7 +87,7 @@ impl Call {
 
     /// Returns the pairs of the body, each with the smaller name first, so that a pair equals its flipped pair.
     pub(crate) fn pairs(&self) -> Vec<(String, String)> {
-        let from = self.asker();
+        let from = self.source_account();
         self.to_accounts()
             .into_iter()
             .map(|to| if from < to { (from.clone(), to) } else { (to, from.clone()) })

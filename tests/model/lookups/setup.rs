@@ -105,7 +105,7 @@ impl Scene {
     pub(super) fn new(setup: &Setup) -> Self {
         let hasher = UserHasher::new(&[3; 16]);
         let keys = USERS.map(|name| hasher.user(name));
-        let fence = || Fence::with_places(PLACES, PLACES);
+        let fence = || Fence::with_slots(PLACES, PLACES);
         let scene = Self {
             setup: setup.clone(),
             hasher,
@@ -147,7 +147,7 @@ impl Scene {
 
     /// Makes the fence of a world: one mark for each that its changes have made.
     pub(super) fn set_fence(&mut self, changes: &[ChangeState]) {
-        self.fence = Fence::with_places(PLACES, PLACES);
+        self.fence = Fence::with_slots(PLACES, PLACES);
         for (change, state) in self.setup.changes.iter().zip(changes) {
             let keys = self.scope_keys(change.scope);
             (0..state.marks).for_each(|_| keys.mark(&self.fence, Tick::from_micros(state.mark)));

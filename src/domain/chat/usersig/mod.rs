@@ -1,11 +1,11 @@
-//! UserSig, version 2 of the vendor's signature (TLSSigAPI v2, HMAC-SHA256).
+//! UserSig: version 2 of the vendor's signature (TLSSigAPI v2, HMAC-SHA256).
 //!
-//! A signature is a JSON document that names an app, an administrator, a moment and a lifetime, with
-//! an HMAC over them; zlib over that; base64 in an alphabet of the vendor's own. Its bytes differ
-//! from library to library (member order, spaces, compression), so two are compared as documents.
+//! A UserSig is a JSON document with an app, an administrator, a time, a lifetime, and an HMAC over them. The document
+//! is compressed with zlib and encoded in base64 with an alphabet of the vendor's own. The bytes differ between
+//! libraries (member order, spaces, compression), so UserSigs are compared as documents.
 //!
-//! Source: vendor page "Secure Authentication with UserSig" (1047/34385) and the vendor's
-//! generators; error codes from "Error Codes" (1047/34348).
+//! Source: vendor page "Secure Authentication with UserSig" (1047/34385) and the vendor's generators; error codes from
+//! "Error Codes" (1047/34348).
 
 use std::fmt;
 use std::io::Write;
@@ -24,18 +24,20 @@ use super::app::{Identifier, SdkAppId, SecretKey};
 /// The value of `TLS.ver`. It is not part of the signed text.
 pub const VERSION: &str = "2.0";
 
-/// Longest document that is inflated, in bytes. A real one has under 400; the bound keeps a few
-/// bytes of input from growing into megabytes.
+/// Maximum length of an inflated document, in bytes. A real one has less than 400. The bound keeps a few bytes of input
+/// from inflating to megabytes.
 pub const DOCUMENT_LEN_MAX: usize = 8 * 1024;
 
-/// A signature. Until it expires it is as good as the key, so it has no `Display`, its `Debug`
-/// shows nothing of it, and its memory is wiped when it goes.
+/// An encoded UserSig.
+///
+/// Until it expires, it gives the same rights as the key. So it has no `Display`, `Debug` hides it, and its memory is
+/// wiped on drop.
 pub struct UserSig(Zeroizing<String>);
 
 impl UserSig {
-    /// The text, for the code that builds the query and for nothing else.
+    /// Returns the text. Only the code that builds the query may call it.
     ///
-    /// It holds only letters, digits, `*`, `-` and `_`: no percent-encoding is needed.
+    /// It has only letters, digits, `*`, `-`, and `_`, so it needs no percent-encoding.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -47,45 +49,45 @@ impl fmt::Debug for UserSig {
     }
 }
 
-/// Signs for an administrator of an app.
+/// Creates a UserSig for an administrator of an app.
 ///
-/// `issued_at` is in Unix seconds, `lifetime_secs` a span from then on (not a deadline). Chat signs
-/// without the userbuf that audio and video rooms use.
+/// `issued_at` is in Unix seconds; `lifetime_secs` counts from there. Chat does not use the userbuf of audio and video
+/// rooms.
 pub fn mint(key: &SecretKey, app: SdkAppId, identifier: &Identifier, issued_at: u64, lifetime_secs: u64) -> UserSig {
     mint_with(key, app, identifier, issued_at, lifetime_secs, None)
 }
 
-/// Why a signature does not hold.
+/// Why a UserSig is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UserSigError {
-    /// No text at all.
+    /// The text is empty.
     #[error("the signature is empty")]
     Empty,
-    /// The text cannot be taken apart.
+    /// The text cannot be decoded.
     #[error("the signature is malformed: {0}")]
     Malformed(&'static str),
-    /// It was made for another app than the one it is used for.
-    #[error("the signature was made for another SDKAppID")]
+    /// It was created for another app.
+    #[error("the signature was created for another SDKAppID")]
     WrongApp,
-    /// It was made for another user than the one who uses it.
-    #[error("the signature was made for another identifier")]
+    /// It was created for another identifier.
+    #[error("the signature was created for another identifier")]
     WrongIdentifier,
-    /// Its lifetime is over.
+    /// Its lifetime has ended.
     #[error("the signature has expired (its lifetime ended at Unix second {at})")]
     Expired {
-        /// Last Unix second at which it held.
+        /// Last Unix second at which it was valid.
         at: u64,
     },
-    /// The HMAC does not fit: another key, or the document was edited.
-    #[error("the signature was made with another key, or was changed afterwards")]
+    /// The HMAC does not match: it was created with another key, or the document was changed.
+    #[error("the signature was created with another key, or changed afterwards")]
     WrongKey,
-    /// It carries a userbuf, which Chat never signs with.
-    #[error("the signature carries a userbuf, which Chat does not use")]
+    /// It has a userbuf, which Chat does not use.
+    #[error("the signature has a userbuf, which Chat does not use")]
     Userbuf,
 }
 
 impl UserSigError {
-    /// The vendor's code for it (1047/34348; 70002 in older tables).
+    /// Returns the vendor's error code (1047/34348; 70002 is from older tables).
     pub const fn code(self) -> i64 {
         match self {
             UserSigError::Expired { .. } => 70001,
@@ -98,7 +100,7 @@ impl UserSigError {
     }
 }
 
-/// A signature taken apart. Nothing in it is to be believed before [`Document::verify`].
+/// A decoded UserSig. Its content is untrusted until [`Document::verify`] succeeds.
 #[derive(Clone)]
 pub struct Document {
     /// `TLS.ver`, which is not signed.
@@ -111,16 +113,16 @@ pub struct Document {
     pub issued_at: u64,
     /// `TLS.expire`: seconds from `issued_at`.
     pub lifetime_secs: u64,
-    /// `TLS.userbuf` as it stands there, in standard base64; only room entry uses it.
+    /// `TLS.userbuf` as written, in standard base64; only room entry uses it.
     pub userbuf: Option<String>,
     sig: Zeroizing<String>,
 }
 
 impl Document {
-    /// Whether it holds for this app, this identifier and this moment (Unix seconds).
+    /// Checks that it is valid for this app and identifier at `now`, in Unix seconds.
     ///
-    /// Order: version, app, identifier, expiry, userbuf, HMAC; the HMAC is compared in constant
-    /// time. A moment of signing in the future is no fault, as in the vendor's own verifiers.
+    /// The order of checks is version, app, identifier, expiry, userbuf, HMAC. The HMAC is compared in constant time. An
+    /// issue time in the future is valid, as in the vendor's own verifiers.
     pub fn verify(&self, key: &SecretKey, app: SdkAppId, identifier: &str, now: u64) -> Result<(), UserSigError> {
         if self.version != VERSION {
             return Err(UserSigError::Malformed("its version is not 2.0"));
@@ -140,7 +142,7 @@ impl Document {
         self.verify_hmac(key)
     }
 
-    /// The last Unix second at which it holds; sums that leave 64 bits stay at the end of time.
+    /// Returns the last Unix second at which it is valid; the sum saturates.
     pub fn expires_at(&self) -> u64 {
         self.issued_at.saturating_add(self.lifetime_secs)
     }
@@ -166,20 +168,18 @@ impl fmt::Debug for Document {
     }
 }
 
-/// Takes a signature apart without believing it.
+/// Decodes a UserSig without verifying it.
 ///
-/// Strict in what can be told apart from a slip: the vendor's alphabet and full padding, one whole
-/// zlib stream and nothing after it, one JSON object. Members that the vendor does not name are
-/// ignored, for they are outside the signed text; a numeric member that is absent counts as 0,
-/// because the vendor's Go library leaves out zeros.
+/// The encoding must be exact: the vendor's alphabet with full padding, one complete zlib stream with nothing after it,
+/// one JSON object. Unknown members are ignored, because they are not part of the signed text. A missing numeric member
+/// counts as 0, because the vendor's Go library omits zeros.
 pub fn parse(text: &str) -> Result<Document, UserSigError> {
     if text.is_empty() {
         return Err(UserSigError::Empty);
     }
-    // Base64 text is a third longer than what it holds; no document that fits can deflate to more
-    // than itself and a few bytes of framing.
+    // Base64 is a third longer than its content, and deflating adds at most a few bytes of framing to a document.
     if text.len() > DOCUMENT_LEN_MAX * 4 / 3 + 64 {
-        return Err(UserSigError::Malformed("it is far too long"));
+        return Err(UserSigError::Malformed("it is too long"));
     }
     let deflated = Zeroizing::new(
         ENGINE.decode(text).map_err(|_| UserSigError::Malformed("it is not base64 in the vendor's alphabet"))?,
@@ -187,12 +187,12 @@ pub fn parse(text: &str) -> Result<Document, UserSigError> {
     let json = inflate(&deflated)?;
     // A JSON array would also fit the shape below.
     if json.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-        return Err(UserSigError::Malformed("it does not hold a JSON object"));
+        return Err(UserSigError::Malformed("it does not contain a JSON object"));
     }
     let raw: Raw = serde_json::from_slice(&json)
-        .map_err(|_| UserSigError::Malformed("it does not hold the JSON object of a signature"))?;
+        .map_err(|_| UserSigError::Malformed("it does not contain the JSON object of a signature"))?;
     if raw.identifier.chars().any(char::is_control) {
-        return Err(UserSigError::Malformed("its identifier has a control character"));
+        return Err(UserSigError::Malformed("its identifier contains a control character"));
     }
     Ok(Document {
         version: raw.version,
@@ -205,8 +205,8 @@ pub fn parse(text: &str) -> Result<Document, UserSigError> {
     })
 }
 
-/// The vendor's alphabet: the standard one with `*` for `+`, `-` for `/` and `_` for the padding.
-/// It is not the URL-safe alphabet of RFC 4648, in which `-` and `_` mean something else.
+/// The vendor's alphabet: the standard one with `*` for `+`, `-` for `/`, and `_` for the padding. It differs from the
+/// URL-safe alphabet of RFC 4648, in which `-` and `_` have other meanings.
 const ALPHABET: Alphabet = match Alphabet::new_with_padding(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789*-",
     Symbol::new(b'_').expect("printable"),
@@ -215,7 +215,7 @@ const ALPHABET: Alphabet = match Alphabet::new_with_padding(
     Err(_) => panic!("64 distinct characters"),
 };
 
-/// `PAD` asks for canonical padding and refuses stray bits in the last character.
+/// `PAD` requires canonical padding and rejects stray bits in the last character.
 const ENGINE: GeneralPurpose = GeneralPurpose::new(&ALPHABET, PAD);
 
 #[derive(Serialize)]
@@ -274,17 +274,17 @@ fn mint_with(
         userbuf: userbuf.as_deref(),
         sig: &sig,
     };
-    // Room for the whole from the start: a buffer that grows leaves unwiped copies behind.
+    // Full capacity from the start: a growing buffer would leave copies behind that are not wiped.
     let room = 512 + 2 * userbuf.as_ref().map_or(0, String::len);
     let mut json = Zeroizing::new(Vec::with_capacity(room));
-    serde_json::to_writer(&mut *json, &document).expect("texts and numbers go into a Vec");
+    serde_json::to_writer(&mut *json, &document).expect("strings and numbers always serialize");
     let mut deflater = ZlibEncoder::new(Vec::with_capacity(room), Compression::default());
-    deflater.write_all(&json).expect("a Vec takes everything");
-    let deflated = Zeroizing::new(deflater.finish().expect("a Vec takes everything"));
+    deflater.write_all(&json).expect("writing to a Vec does not fail");
+    let deflated = Zeroizing::new(deflater.finish().expect("writing to a Vec does not fail"));
     UserSig(Zeroizing::new(ENGINE.encode(&*deflated)))
 }
 
-/// The lines that are signed, each ended by a line feed, nothing escaped.
+/// Returns the signed text: lines that each end with a line feed, without escapes.
 fn signed_text(
     identifier: &str,
     sdkappid: u64,
@@ -303,19 +303,19 @@ fn signed_text(
     text
 }
 
-/// The key's text itself is the HMAC key; it is never read as hex.
+/// Returns the HMAC key: the key's text itself, not decoded as hex.
 fn hmac_key(key: &SecretKey) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, key.expose())
 }
 
 fn inflate(deflated: &[u8]) -> Result<Zeroizing<Vec<u8>>, UserSigError> {
-    let broken = UserSigError::Malformed("it is cut short or not zlib");
+    let truncated = UserSigError::Malformed("it is truncated or not zlib");
     let mut json = Zeroizing::new(Vec::with_capacity(DOCUMENT_LEN_MAX));
     let mut stream = Decompress::new(true);
     match stream.decompress_vec(deflated, &mut json, FlushDecompress::Finish) {
         Ok(Status::StreamEnd) if stream.total_in() == deflated.len() as u64 => Ok(json),
-        Ok(Status::StreamEnd) => Err(UserSigError::Malformed("something follows its end")),
-        Ok(_) | Err(_) => Err(broken),
+        Ok(Status::StreamEnd) => Err(UserSigError::Malformed("extra bytes follow its end")),
+        Ok(_) | Err(_) => Err(truncated),
     }
 }
 

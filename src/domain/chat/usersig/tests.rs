@@ -27,13 +27,13 @@ fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// Parse and verify as an emulator would, userbuf aside.
-fn judge(sig: &str, item: &Value, at: u64) -> Result<(), UserSigError> {
+/// Parses and verifies a UserSig, as the simulator does.
+fn verify(sig: &str, item: &Value, at: u64) -> Result<(), UserSigError> {
     parse(sig)?.verify(&key(item), app(item), text(item, "identifier"), at)
 }
 
 #[test]
-fn every_vector_is_minted_with_its_hmac_and_read_back() {
+fn every_vector_is_minted_and_parsed_with_its_hmac() {
     let vectors = vectors();
     let vectors = vectors["vectors"].as_array().unwrap();
     assert_eq!(vectors.len(), 20);
@@ -75,18 +75,18 @@ fn encodings_of_other_libraries_are_accepted() {
     let items = accepted["items"].as_array().unwrap();
     assert_eq!(items.len(), 7);
     for item in items {
-        let verdict = judge(text(item, "sig"), of, number(accepted, "verify_at"));
+        let verdict = verify(text(item, "sig"), of, number(accepted, "verify_at"));
         assert_eq!(verdict, Ok(()), "{}", item["name"]);
     }
 }
 
 #[test]
-fn every_rejected_entry_is_refused_with_its_code() {
+fn rejected_vectors_fail_with_their_codes() {
     let vectors = vectors();
     let items = vectors["rejected"]["items"].as_array().unwrap();
     assert_eq!(items.len(), 12);
     for item in items {
-        let verdict = judge(text(item, "sig"), item, number(item, "verify_at"));
+        let verdict = verify(text(item, "sig"), item, number(item, "verify_at"));
         let code = verdict.expect_err(text(item, "name")).code();
         assert_eq!(Some(code), item["code"].as_i64(), "{}", item["name"]);
     }
@@ -99,7 +99,7 @@ fn pack(json: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_not_a_document_is_malformed() {
+fn malformed_documents_are_rejected() {
     for json in [
         r#"["2.0","admin",1,2,3,null,"x"]"#,
         r#"{"TLS.sig":1}"#,
@@ -118,7 +118,7 @@ fn what_is_not_a_document_is_malformed() {
 }
 
 #[test]
-fn a_small_text_cannot_grow_without_bound() {
+fn inflated_size_is_bounded() {
     let bomb = pack(&vec![b' '; 10 * 1024 * 1024]);
     assert!(bomb.len() < 16 * 1024);
     assert!(matches!(parse(&bomb), Err(UserSigError::Malformed(_))));
@@ -126,12 +126,12 @@ fn a_small_text_cannot_grow_without_bound() {
 }
 
 #[test]
-fn bytes_after_the_stream_and_loose_padding_are_malformed() {
+fn trailing_bytes_and_missing_padding_are_malformed() {
     let mut deflater = ZlibEncoder::new(Vec::new(), Compression::default());
     deflater.write_all(br#"{"TLS.sig":"a"}"#).unwrap();
     let mut whole = deflater.finish().unwrap();
     whole.push(0);
-    assert_eq!(parse(&ENGINE.encode(&whole)).unwrap_err(), UserSigError::Malformed("something follows its end"));
+    assert_eq!(parse(&ENGINE.encode(&whole)).unwrap_err(), UserSigError::Malformed("extra bytes follow its end"));
     let padded = pack(br#"{"TLS.sig":"a"}"#);
     let bare = padded.trim_end_matches('_');
     assert_ne!(padded, bare, "choose a document whose base64 is padded");
@@ -140,16 +140,16 @@ fn bytes_after_the_stream_and_loose_padding_are_malformed() {
 }
 
 #[test]
-fn sums_of_absurd_times_stay_in_range() {
+fn expiry_saturates() {
     let document =
         parse(&pack(br#"{"TLS.sig":"a","TLS.time":18446744073709551615,"TLS.expire":18446744073709551615}"#)).unwrap();
     assert_eq!(document.expires_at(), u64::MAX);
 }
 
 #[test]
-fn nothing_secret_is_printed() {
-    let (key, who) = (SecretKey::new("k").unwrap(), "administrator".parse().unwrap());
-    let sig = mint(&key, SdkAppId::new(1).unwrap(), &who, 1, 1);
+fn debug_hides_the_signature() {
+    let (key, identifier) = (SecretKey::new("k").unwrap(), "administrator".parse().unwrap());
+    let sig = mint(&key, SdkAppId::new(1).unwrap(), &identifier, 1, 1);
     let document = parse(sig.expose()).unwrap();
     let printed = format!("{sig:?} {document:?}");
     assert!(!printed.contains(sig.expose()) && !printed.contains(&*document.sig), "{printed}");
@@ -163,29 +163,29 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_was_minted_verifies_exactly_while_it_lives(
-        key in "[ -~]{1,80}", app in 1u32.., who in identifiers(),
+    fn minted_signature_verifies_exactly_during_its_lifetime(
+        key in "[ -~]{1,80}", app in 1u32.., identifier in identifiers(),
         issued_at in 0u64..1 << 40, lifetime in 0u64..1 << 40, late in 1u64..1 << 40,
     ) {
         let (key, app) = (SecretKey::new(&key).unwrap(), SdkAppId::new(app).unwrap());
-        let document = parse(mint(&key, app, &who, issued_at, lifetime).expose()).unwrap();
+        let document = parse(mint(&key, app, &identifier, issued_at, lifetime).expose()).unwrap();
         let end = issued_at + lifetime;
-        prop_assert_eq!(document.verify(&key, app, who.as_str(), issued_at), Ok(()));
-        prop_assert_eq!(document.verify(&key, app, who.as_str(), end), Ok(()));
+        prop_assert_eq!(document.verify(&key, app, identifier.as_str(), issued_at), Ok(()));
+        prop_assert_eq!(document.verify(&key, app, identifier.as_str(), end), Ok(()));
         prop_assert_eq!(
-            document.verify(&key, app, who.as_str(), end + late),
+            document.verify(&key, app, identifier.as_str(), end + late),
             Err(UserSigError::Expired { at: end })
         );
     }
 
-    /// Deflate has a few bits that mean nothing (those that fill its last byte), so a changed text
-    /// may still hold the very same document. What may never happen is another document.
+    /// Deflate has a few bits without meaning, which pad its last byte. So a changed text may still contain the same
+    /// document, but never another valid one.
     #[test]
-    fn a_changed_character_never_makes_another_document_that_holds(
-        who in identifiers(), at in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(),
+    fn changed_character_never_yields_another_valid_document(
+        identifier in identifiers(), at in any::<prop::sample::Index>(), to in any::<prop::sample::Index>(),
     ) {
         let (key, app) = (SecretKey::new("0123456789abcdef").unwrap(), SdkAppId::new(1400000001).unwrap());
-        let sig = mint(&key, app, &who, 1_700_000_000, 86_400);
+        let sig = mint(&key, app, &identifier, 1_700_000_000, 86_400);
         let mut changed = sig.expose().as_bytes().to_vec();
         let at = at.index(changed.len());
         changed[at] = ALPHABET.as_str().as_bytes()[to.index(64)];
@@ -195,13 +195,13 @@ proptest! {
             let whole = parse(sig.expose()).unwrap();
             let same = document.identifier == whole.identifier && document.sdkappid == whole.sdkappid
                 && document.expires_at() == whole.expires_at() && document.userbuf.is_none();
-            let verdict = document.verify(&key, app, who.as_str(), 1_700_000_000);
+            let verdict = document.verify(&key, app, identifier.as_str(), 1_700_000_000);
             prop_assert!(verdict.is_err() || same, "{document:?}");
         }
     }
 
     #[test]
-    fn no_text_at_all_makes_it_panic(text in ".{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_text_does_not_panic(text in ".{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = parse(&text);
         let _ = parse(&ENGINE.encode(&bytes));
         let _ = parse(&pack(&bytes));

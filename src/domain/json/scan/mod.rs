@@ -1,67 +1,67 @@
-//! A quick look at JSON that is handed on: is it an object, and of an answer, what is the one integer that counts?
+//! A fast scanner for relayed JSON: checks that a body is an object, and finds one integer in a response.
 //!
-//! Of a long text a general reader takes several times as long, as it looks at a few bytes at a time. This one knows
-//! the grammar (RFC 8259) and keeps nothing. It says yes only where it is certain; whatever it does not know, good or
-//! bad, it leaves to the general reader, which also says what is wrong.
+//! On a long text, a general parser takes several times as long, because it processes a few bytes at a time. This
+//! scanner implements the grammar (RFC 8259) and stores nothing. It accepts only input that is certainly valid. The
+//! caller gives any other input, valid or not, to the general parser, which also reports errors.
 
 use memchr::{memchr, memchr2};
 
 use super::ascii;
 use super::object::DEPTH_MAX;
 
-/// Whether these bytes are surely one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] deep.
+/// Returns whether these bytes are certainly one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] levels deep.
 pub fn is_object(json: &[u8]) -> bool {
     Scanner::new(json).whole(|_, _| Some(())).is_some()
 }
 
-/// The value of the one member of that name in an object as [`is_object`] knows it, if it is surely an integer. The name
-/// needs no escapes.
+/// Returns the value of the only member of that name, if it is certainly an integer and [`is_object`] accepts the text.
+/// `name` must need no escapes.
 pub fn integer(json: &[u8], name: &[u8]) -> Option<i64> {
     let mut found = None;
     Scanner::new(json).whole(|member, value| {
-        // It may be that name, spelled otherwise.
+        // It may be the same name with escapes.
         if memchr(b'\\', member).is_some() {
             return None;
         }
         if member != name {
             return Some(());
         }
-        // The general reader takes -0 for no integer.
+        // The general parser does not accept -0 as an integer.
         let value = std::str::from_utf8(value).ok().filter(|value| *value != "-0")?.parse().ok()?;
         found.replace(value).is_none().then_some(())
     })?;
     found
 }
 
-/// How many bytes of `text` stand for themselves in a JSON string before the first that may not: all of printable
-/// ASCII but quote and backslash.
+/// Returns the length of the longest prefix of `text` that a JSON string may contain without escapes and that is
+/// printable ASCII: all of it except quote and backslash.
 #[inline]
 fn plain_len(text: &[u8]) -> usize {
     match text.split_at_checked(SHORT_LEN_MAX) {
-        None => few_plain(text),
-        Some((begin, rest)) => match few_plain(begin) {
+        None => plain_prefix(text),
+        Some((begin, rest)) => match plain_prefix(begin) {
             SHORT_LEN_MAX => {
-                let len = SHORT_LEN_MAX + many_plain(rest);
-                len + few_plain(&text[len..])
+                let len = SHORT_LEN_MAX + plain_prefix_wide(rest);
+                len + plain_prefix(&text[len..])
             }
             len => len,
         },
     }
 }
 
-/// A text that is longer is gone over in larger pieces.
+/// A longer text is checked in larger pieces.
 const SHORT_LEN_MAX: usize = 64;
 
-/// The same of a short text.
+/// [`plain_len`] for a short text.
 #[inline]
-pub(crate) fn few_plain(text: &[u8]) -> usize {
-    ascii::len(text, b' ', [b'"', b'\\'])
+pub(crate) fn plain_prefix(text: &[u8]) -> usize {
+    ascii::prefix_len(text, b' ', [b'"', b'\\'])
 }
 
-/// The same in pieces that grow, each with one search for an end and one fold, for which there are wide instructions.
-/// It may stop before the piece that holds the first byte that is not plain. As pieces grow with what they gave, what
-/// is looked at in vain comes to no more than that.
-fn many_plain(text: &[u8]) -> usize {
+/// [`plain_len`] for a long text, in growing pieces. Each piece takes one search and one fold, which compile to vector
+/// instructions. The result may end before the piece that contains the first byte that is not plain. Pieces grow only
+/// after success, so the bytes that are checked twice are at most as many as those accepted.
+fn plain_prefix_wide(text: &[u8]) -> usize {
     let (mut len, mut step) = (0, 128);
     while len < text.len() {
         let piece = &text[len..(len + step).min(text.len())];
@@ -83,11 +83,11 @@ fn many_plain(text: &[u8]) -> usize {
 struct Scanner<'a> {
     json: &'a [u8],
     at: usize,
-    /// Nothing but ASCII so far.
+    /// Whether all bytes so far are ASCII.
     ascii: bool,
 }
 
-/// Objects and arrays that are open: a bit each, the innermost lowest, 1 for an object.
+/// The open objects and arrays: one bit each, the innermost lowest, 1 for an object.
 #[derive(Default)]
 struct Open {
     kinds: u128,
@@ -116,22 +116,22 @@ impl<'a> Scanner<'a> {
         Self { json, at: 0, ascii: true }
     }
 
-    /// Goes over an object and the space around it, and nothing else may be there. Hears of each of its own members: its
-    /// name and its value as they are written, the name without its quotes.
-    fn whole(&mut self, hear: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
-        self.object(hear)?;
+    /// Scans an object with the space around it, and nothing else. Calls `on_member` for each member of the outermost
+    /// object, with its name (without quotes) and value as written.
+    fn whole(&mut self, on_member: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
+        self.object(on_member)?;
         (self.at == self.json.len() && (self.ascii || std::str::from_utf8(self.json).is_ok())).then_some(())
     }
 
-    fn object(&mut self, mut hear: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
+    fn object(&mut self, mut on_member: impl FnMut(&'a [u8], &'a [u8]) -> Option<()>) -> Option<()> {
         let mut open = Open::default();
-        // Of the member of the outermost object that is being read: its name, and where its value begins.
+        // The current member of the outermost object: its name, and the position of its value.
         let mut member: (&[u8], usize) = (&[], 0);
         self.skip_space();
         if self.peek() != Some(b'{') {
             return None;
         }
-        // Each round reads the beginning of a value, and what ends with it.
+        // Each round reads the beginning of a value, and the closing brackets that follow it.
         loop {
             match self.next()? {
                 b'{' => {
@@ -158,11 +158,11 @@ impl<'a> Scanner<'a> {
                         continue;
                     }
                 }
-                b'"' => self.text()?,
+                b'"' => self.string()?,
                 first @ (b'-' | b'0'..=b'9') => self.number(first)?,
-                b't' => self.word(b"rue")?,
-                b'f' => self.word(b"alse")?,
-                b'n' => self.word(b"ull")?,
+                b't' => self.literal(b"rue")?,
+                b'f' => self.literal(b"alse")?,
+                b'n' => self.literal(b"ull")?,
                 _ => return None,
             }
             loop {
@@ -170,7 +170,7 @@ impl<'a> Scanner<'a> {
                 self.skip_space();
                 match open.depth {
                     0 => return Some(()),
-                    1 => hear(member.0, &self.json[member.1..end])?,
+                    1 => on_member(member.0, &self.json[member.1..end])?,
                     _ => {}
                 }
                 match (self.next()?, open.kinds & 1 == 1) {
@@ -193,14 +193,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A name and the colon, up to its value. Gives the name as it is written.
+    /// Reads a name, the colon, and space up to the value. Returns the name as written.
     fn member(&mut self) -> Option<&'a [u8]> {
-        self.sign(b'"')?;
+        self.expect(b'"')?;
         let begin = self.at;
-        self.text()?;
+        self.string()?;
         let name = &self.json[begin..self.at - 1];
         self.skip_space();
-        self.sign(b':')?;
+        self.expect(b':')?;
         self.skip_space();
         Some(name)
     }
@@ -215,14 +215,14 @@ impl<'a> Scanner<'a> {
         Some(byte)
     }
 
-    fn sign(&mut self, sign: u8) -> Option<()> {
-        (self.next()? == sign).then_some(())
+    fn expect(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
     }
 
-    fn word(&mut self, rest: &[u8]) -> Option<()> {
-        let is_it = self.json[self.at..].starts_with(rest);
+    fn literal(&mut self, rest: &[u8]) -> Option<()> {
+        let matches = self.json[self.at..].starts_with(rest);
         self.at += rest.len();
-        is_it.then_some(())
+        matches.then_some(())
     }
 
     fn skip_space(&mut self) {
@@ -231,8 +231,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// What follows a string's opening quote, its closing one included.
-    fn text(&mut self) -> Option<()> {
+    /// Reads a string after its opening quote, with the closing quote.
+    fn string(&mut self) -> Option<()> {
         loop {
             self.at += plain_len(&self.json[self.at..]);
             match self.next()? {
@@ -249,7 +249,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// What follows a backslash.
+    /// Reads an escape after its backslash.
     fn escape(&mut self) -> Option<()> {
         match self.next()? {
             b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(()),
@@ -262,11 +262,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A number, after its first byte.
+    /// Reads a number after its first byte.
     fn number(&mut self, first: u8) -> Option<()> {
         let first = if first == b'-' { self.next()? } else { first };
         match first {
-            // No zeros lead.
+            // No further digits: leading zeros are invalid.
             b'0' => {}
             b'1'..=b'9' => self.skip_digits(),
             _ => return None,
@@ -285,7 +285,7 @@ impl<'a> Scanner<'a> {
         Some(())
     }
 
-    /// One or more.
+    /// Reads one or more digits.
     fn digits(&mut self) -> Option<()> {
         let begin = self.at;
         self.skip_digits();

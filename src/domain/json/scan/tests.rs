@@ -1,4 +1,4 @@
-//! That it agrees with a general reader.
+//! The scanner must agree with the general parser.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::*;
 use crate::domain::json::object::is_too_deep;
 
-/// What the general reader says.
+/// The same check with the general parser.
 fn is_object_in_full(json: &[u8]) -> bool {
     let text = std::str::from_utf8(json).ok();
     let starts_well = json.trim_ascii_start().starts_with(b"{");
@@ -15,11 +15,11 @@ fn is_object_in_full(json: &[u8]) -> bool {
 }
 
 #[test]
-fn every_byte_is_plain_or_not_wherever_it_stands() {
+fn plain_prefix_ends_at_any_other_byte() {
     for byte in 0..=u8::MAX {
         let plain = (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\';
         for len in (1..20).chain([63, 64, 65, 71, 72, 73, 191, 192, 193, 448, 449, 600]) {
-            // Of the long ones not every place.
+            // Not every position of the long texts.
             for at in (0..len).filter(|at| len < 100 || at % 8 == 0 || len - at < 20 || usize::abs_diff(*at, 192) < 3) {
                 let mut text = vec![b'!'; len];
                 text[at] = byte;
@@ -30,7 +30,7 @@ fn every_byte_is_plain_or_not_wherever_it_stands() {
 }
 
 #[test]
-fn objects_of_every_kind_are_known_at_once() {
+fn objects_of_every_kind_are_accepted() {
     let deepest = format!("{{\"a\":{}{}}}", "[".repeat(DEPTH_MAX - 1), "]".repeat(DEPTH_MAX - 1));
     for json in [
         "{}",
@@ -48,7 +48,7 @@ fn objects_of_every_kind_are_known_at_once() {
 }
 
 #[test]
-fn nothing_else_is_taken_for_one() {
+fn other_texts_are_rejected() {
     let too_deep = format!("{{\"a\":{}{}}}", "[".repeat(DEPTH_MAX), "]".repeat(DEPTH_MAX));
     for json in [
         "",
@@ -103,11 +103,11 @@ fn nothing_else_is_taken_for_one() {
         assert!(!is_object_in_full(json.as_bytes()), "{json}");
     }
     assert!(!is_object(b"{\"a\":\"\xff\"}"));
-    assert!(!is_object(b"{\"a\":\"\xed\xa0\x80\"}"), "half of a pair");
+    assert!(!is_object(b"{\"a\":\"\xed\xa0\x80\"}"), "half of a surrogate pair");
 }
 
 #[test]
-fn an_integer_is_found_in_its_own_place_and_in_no_other() {
+fn integer_is_found_only_in_the_outermost_object() {
     let found = |json: &str| integer(json.as_bytes(), b"n");
     for (json, value) in [
         (r#"{"n":0}"#, 0),
@@ -138,7 +138,7 @@ fn an_integer_is_found_in_its_own_place_and_in_no_other() {
     assert_eq!(integer(b"{\"n\":1,\"a\":\"\xff\"}", b"n"), None);
 }
 
-/// What the general reader says of a member `n`, of which there may be one.
+/// Returns the member `n` with the general parser, which rejects repeats.
 fn integer_in_full(json: &[u8]) -> Option<i64> {
     #[derive(serde::Deserialize)]
     struct Wanted {
@@ -148,7 +148,7 @@ fn integer_in_full(json: &[u8]) -> Option<i64> {
     wanted.map(|wanted| wanted.n)
 }
 
-/// Documents, sound or broken in one place.
+/// Returns documents with one byte changed or none.
 fn documents() -> impl Strategy<Value = Vec<u8>> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -181,34 +181,34 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_agrees_with_the_general_reader(json in documents()) {
+    fn scanner_agrees_with_the_general_parser(json in documents()) {
         prop_assert_eq!(is_object(&json), is_object_in_full(&json));
     }
 
     #[test]
-    fn an_integer_is_found_among_whatever_else_there_is(json in documents(), number in any::<i64>(), last in any::<bool>()) {
+    fn integer_is_found_among_other_members(json in documents(), number in any::<i64>(), last in any::<bool>()) {
         let text = String::from_utf8_lossy(&json);
         let whole = match (text.trim_ascii(), last) {
             (other, true) => format!("{{\"x\": {other}, \"n\" :{number} }}"),
             (other, false) => format!("{{\"n\":{number},\"x\":{other}}}"),
         };
-        let (found, there) = (integer(whole.as_bytes(), b"n"), integer_in_full(whole.as_bytes()));
-        // With a byte changed, `x` may have ended early, so that a name behind it is an outer one.
-        prop_assert!(found == there || (found.is_none() && whole.contains('\\')), "{:?} and {:?}", found, there);
+        let (found, expected) = (integer(whole.as_bytes(), b"n"), integer_in_full(whole.as_bytes()));
+        // With a byte changed, `x` may end early, so that a later name belongs to the outermost object.
+        prop_assert!(found == expected || (found.is_none() && whole.contains('\\')), "{:?} and {:?}", found, expected);
     }
 
     #[test]
-    fn an_integer_that_is_found_is_there(
+    fn found_integer_is_in_the_document(
         json in r#"\{("[na\\]":(1|-2|0\.5|"n"|\[1\]|\{"n":1\}),?){0,4}\}"#,
         spaced in any::<bool>(),
     ) {
         let json = if spaced { json.replace(':', " :\n").replace(',', "\t, ") } else { json };
-        let (found, there) = (integer(json.as_bytes(), b"n"), integer_in_full(json.as_bytes()));
-        prop_assert!(found == there || (found.is_none() && json.contains('\\')), "{:?} and {:?}", found, there);
+        let (found, expected) = (integer(json.as_bytes(), b"n"), integer_in_full(json.as_bytes()));
+        prop_assert!(found == expected || (found.is_none() && json.contains('\\')), "{:?} and {:?}", found, expected);
     }
 
     #[test]
-    fn it_agrees_about_what_is_hardly_json(json in r#"\{"[\[\]\{\}",:\\u0aeE.+ \-1tfn]{0,24}"#) {
+    fn scanner_agrees_about_malformed_json(json in r#"\{"[\[\]\{\}",:\\u0aeE.+ \-1tfn]{0,24}"#) {
         prop_assert_eq!(is_object(json.as_bytes()), is_object_in_full(json.as_bytes()));
     }
 }

@@ -6,24 +6,24 @@ use super::secrets;
 
 /// A complete response.
 #[derive(Debug, Clone)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
-    pub(crate) fn new(status: u16, headers: Vec<(String, String)>, body: Vec<u8>) -> Answer {
+impl Response {
+    pub(crate) fn new(status: u16, headers: Vec<(String, String)>, body: Vec<u8>) -> Response {
         for (name, value) in &headers {
             secrets::assert_none_in(&format!("the response header {name}"), value.as_bytes());
         }
         secrets::assert_none_in("a response body", &body);
-        Answer { status, headers, body }
+        Response { status, headers, body }
     }
 
     /// Reads one HTTP/1.1 response from the front of `bytes`. Returns the response and its length, or `None` if it is
     /// incomplete.
-    pub(crate) fn read(bytes: &[u8], to_head: bool) -> Option<(Answer, usize)> {
+    pub(crate) fn parse(bytes: &[u8], to_head: bool) -> Option<(Response, usize)> {
         let head_len = memchr::memmem::find(bytes, b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..head_len]).expect("a head in UTF-8");
         let mut lines = head.split("\r\n");
@@ -44,7 +44,7 @@ impl Answer {
             let len = header("content-length").map_or(0, |text| text.parse().expect("a number as Content-Length"));
             (rest.get(..len)?.to_vec(), len)
         };
-        Some((Answer::new(status, headers, body), head_len + 4 + body_len))
+        Some((Response::new(status, headers, body), head_len + 4 + body_len))
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
@@ -110,7 +110,7 @@ impl Answer {
     /// Returns account and FollowType of each item of a successful `follow_check`. Asserts that every item is a success
     /// with exactly the vendor's members.
     #[track_caller]
-    pub(crate) fn checked(&self) -> Vec<(String, u8)> {
+    pub(crate) fn items(&self) -> Vec<(String, u8)> {
         assert_eq!((self.status, self.slug()), (200, None), "{self:?}");
         let json = self.json();
         assert_eq!((&json["ErrorCode"], &json["ActionStatus"]), (&0.into(), &"OK".into()), "{self:?}");
@@ -130,13 +130,13 @@ impl Answer {
 
     /// Returns the FollowTypes of [`Answer::checked`].
     #[track_caller]
-    pub(crate) fn types(&self) -> Vec<u8> {
-        self.checked().into_iter().map(|(_, follow_type)| follow_type).collect()
+    pub(crate) fn follow_types(&self) -> Vec<u8> {
+        self.items().into_iter().map(|(_, follow_type)| follow_type).collect()
     }
 
     /// Returns the parsed `Cache-Status`.
     #[track_caller]
-    pub(crate) fn cache(&self) -> CacheStatus {
+    pub(crate) fn cache_status(&self) -> CacheStatus {
         let text = self.header("cache-status").unwrap_or_else(|| panic!("no Cache-Status: {self:?}"));
         CacheStatus::parse(text).unwrap_or_else(|| panic!("Cache-Status: {text}"))
     }

@@ -75,9 +75,9 @@ async fn store_sent_before_an_invalidation_is_rejected() {
         let cached = async || fleet.read(&shared, "bob", &["ann"]).await.first().copied().flatten();
         // The pair of the previous round has another relation.
         let stored = async || cached().await.filter(|(relation, _)| *relation != follow_type(0));
-        let (relation, asked) = eventually("the pair is stored", stored).await;
+        let (relation, looked_up) = eventually("the pair is stored", stored).await;
         assert_eq!(relation, follow_type(2), "the flipped relation");
-        assert!(asked <= sent, "a pair is never newer than its lookup");
+        assert!(looked_up <= sent, "a pair is never newer than its lookup");
         fleet.evict(&shared, scope).await;
         assert_eq!(cached().await, None, "{scope:?}");
         fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);
@@ -102,7 +102,7 @@ async fn emptied_redis_grants_no_burst() {
     let app = SdkAppId::new(7).expect("not 0");
     let request = LeaseRequest { app, name: "a/b", wanted: 8, pace, total: None };
     for _ in 0..2 {
-        redis.say("FLUSHALL").await;
+        redis.command("FLUSHALL").await;
         let granted = fleet.lease(request).await.expect("a connection to Redis");
         let moments = granted.moments;
         assert_eq!(moments.len(), 8);
@@ -135,8 +135,8 @@ async fn new_redis_run_grants_no_burst_from_older_state() {
         fleet.lease(request).await.filter(|granted| granted.moment > rest_end)
     })
     .await;
-    redis.say("SET test:run another").await;
-    let since = async || redis.say("GET test:since").await.lines().nth(1)?.trim().parse::<u64>().ok();
+    redis.command("SET test:run another").await;
+    let since = async || redis.command("GET test:since").await.lines().nth(1)?.trim().parse::<u64>().ok();
     let since =
         eventually("the new run is noticed", async || since().await.filter(|since| *since > granted.moment)).await;
     let granted = fleet.lease(request).await.expect("a connection to Redis");
