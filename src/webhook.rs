@@ -41,9 +41,9 @@ const ACCEPTED: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#
 
 /// The handler of the webhook listener, for all apps.
 #[derive(Clone)]
-pub struct Webhooks(Arc<Inner>);
+pub struct Webhooks(Arc<WebhookState>);
 
-struct Inner {
+struct WebhookState {
     generations: Arc<Generations>,
     buffered: Arc<Capacity>,
     rejections: RejectionLog,
@@ -53,7 +53,7 @@ struct Inner {
 impl Webhooks {
     /// Invalidates pairs of the current generation's apps.
     pub fn new(generations: Arc<Generations>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(WebhookState {
             generations,
             buffered: Capacity::new(BUFFERED_MAX),
             rejections: RejectionLog::default(),
@@ -67,12 +67,12 @@ impl ConnectionHandler for Webhooks {
 
     // Without `tls`: server.tls is for callers. Webhooks are signed, and may arrive through a proxy that terminates TLS.
     fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
-        let Self(inner) = self.clone();
-        stack::service(move |request, _| Arc::clone(&inner).handle(request))
+        let Self(state) = self.clone();
+        stack::service(move |request, _| Arc::clone(&state).handle(request))
     }
 }
 
-impl Inner {
+impl WebhookState {
     /// Answers a request. Its pairs are invalidated before the response is sent.
     async fn handle<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>>
     where

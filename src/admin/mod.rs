@@ -109,20 +109,20 @@ impl Admin {
     {
         let (head, body) = request.into_parts();
         match self.route(&head, peer) {
-            Route::Respond(response) => response,
-            Route::Perform(action) => self.perform(action, body).await.unwrap_or_else(GatewayError::into_response),
+            AdminRoute::Respond(response) => response,
+            AdminRoute::Perform(action) => self.perform(action, body).await.unwrap_or_else(GatewayError::into_response),
         }
     }
 
     /// Answers a request without its body, or permits its action.
-    fn route(&self, head: &Parts, peer: Peer) -> Route {
+    fn route(&self, head: &Parts, peer: Peer) -> AdminRoute {
         if let Err(error) = access::check_uid(&self.state.current.gateway().config.server.unix_uids, peer) {
-            return Route::Respond(error.into_response());
+            return AdminRoute::Respond(error.into_response());
         }
         let path = head.uri.path();
-        Route::Respond(match (&head.method, AdminAction::of_path(path)) {
+        AdminRoute::Respond(match (&head.method, AdminAction::of_path(path)) {
             (&Method::POST, Some(action)) => match self.reject_action(head, peer) {
-                None => return Route::Perform(action),
+                None => return AdminRoute::Perform(action),
                 Some(rejection) => rejection,
             },
             (_, Some(_)) => method_not_allowed("POST"),
@@ -221,8 +221,8 @@ impl ConnectionHandler for Admin {
     }
 }
 
-/// What a request is, without its body.
-enum Route {
+/// What to do with a request, decided without its body.
+enum AdminRoute {
     Respond(Response<Full<Bytes>>),
     /// The action is permitted.
     Perform(AdminAction),
@@ -333,8 +333,8 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
         match admin.route(&head, peer) {
-            Route::Respond(response) => response.status().as_u16(),
-            Route::Perform(_) => 200,
+            AdminRoute::Respond(response) => response.status().as_u16(),
+            AdminRoute::Perform(_) => 200,
         }
     }
 

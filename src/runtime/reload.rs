@@ -33,7 +33,7 @@ pub struct ConfigSource {
 }
 
 /// Reads the configuration again and activates it.
-pub struct Reloader {
+pub(super) struct Reloader {
     generations: Arc<Generations>,
     /// `None` if the configuration was not read from a file.
     source: Option<Arc<ConfigSource>>,
@@ -45,7 +45,7 @@ pub struct Reloader {
 
 /// Why a reload failed. The messages contain no secrets.
 #[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
+pub(super) enum ReloadError {
     /// The configuration was not read from a file.
     #[error("the configuration was not read from a file; restart to change it")]
     NoFile,
@@ -62,7 +62,7 @@ pub enum ReloadError {
 
 /// What a reload reads again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReloadScope {
+pub(super) enum ReloadScope {
     /// The configuration file and all files that it names.
     Everything,
     /// Only the files that it names. The configuration file itself may be incomplete: a process may be writing it.
