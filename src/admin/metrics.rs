@@ -9,9 +9,9 @@ use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallResult, Outcome};
 use crate::telemetry::metrics::process::Process;
-use crate::telemetry::metrics::text::{Exposition, Kind};
+use crate::telemetry::metrics::text::{Exposition, MetricKind};
 use crate::telemetry::metrics::{AppTotals, SOURCES};
-use crate::telemetry::trace::Drops;
+use crate::telemetry::trace::DropCause;
 
 /// Everything there is to count, in Prometheus' text format.
 pub(super) fn render(state: &State) -> String {
@@ -32,7 +32,11 @@ pub(super) fn render(state: &State) -> String {
 
 fn requests(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     let name = "chatgate_requests_total";
-    text.begin(name, Kind::Counter, "Requests answered, by what became of them: ok, failed (Chat said so) or a slug.");
+    text.begin(
+        name,
+        MetricKind::Counter,
+        "Requests answered, by what became of them: ok, failed (Chat said so) or a slug.",
+    );
     for (app, totals) in apps {
         for (command, totals) in &totals.commands {
             for outcome in Outcome::all().filter(|outcome| totals.requests[outcome.index()] > 0) {
@@ -42,17 +46,17 @@ fn requests(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
         }
     }
     let name = "chatgate_request_duration_seconds";
-    text.begin(name, Kind::Histogram, "From a request's head to its answer, waits and calls included.");
+    text.begin(name, MetricKind::Histogram, "From a request's head to its answer, waits and calls included.");
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.request_time.count() > 0) {
-            text.spread(name, &[("app", app), ("command", &command.text())], &totals.request_time);
+            text.histogram(name, &[("app", app), ("command", &command.text())], &totals.request_time);
         }
     }
 }
 
 fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     let name = "chatgate_upstream_calls_total";
-    text.begin(name, Kind::Counter, "Calls sent to Chat, by ErrorCode (0 is success), or why none came.");
+    text.begin(name, MetricKind::Counter, "Calls sent to Chat, by ErrorCode (0 is success), or why none came.");
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.call_count() > 0) {
             for end in CallResult::all().filter(|end| totals.calls[end.index()] > 0) {
@@ -68,13 +72,17 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
         })
     };
     let name = "chatgate_upstream_duration_seconds";
-    text.begin(name, Kind::Histogram, "From sending a call to its whole answer.");
-    text.spread(name, &[], &together(|totals| &totals.call_time));
+    text.begin(name, MetricKind::Histogram, "From sending a call to its whole answer.");
+    text.histogram(name, &[], &together(|totals| &totals.call_time));
     let name = "chatgate_quota_wait_seconds";
-    text.begin(name, Kind::Histogram, "How long calls waited for their turn and their connection.");
-    text.spread(name, &[], &together(|totals| &totals.quota_wait));
+    text.begin(name, MetricKind::Histogram, "How long calls waited for their turn and their connection.");
+    text.histogram(name, &[], &together(|totals| &totals.quota_wait));
     let name = "chatgate_follow_pairs_total";
-    text.begin(name, Kind::Counter, "Pairs answered, by where they came from. Flipped ones are among the fetched.");
+    text.begin(
+        name,
+        MetricKind::Counter,
+        "Pairs answered, by where they came from. Flipped ones are among the fetched.",
+    );
     for (app, totals) in apps {
         for (source, count) in SOURCES.iter().zip(totals.pairs) {
             text.sample(name, &[("app", app), ("source", source)], count);
@@ -86,7 +94,7 @@ fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let now = clock::unix_now().as_secs_f64();
     let figures: Vec<_> = names.iter().enumerate().map(|(app, name)| (*name, gateway.stats(app))).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(usize) -> f64| {
-        text.begin(name, Kind::Gauge, help);
+        text.begin(name, MetricKind::Gauge, help);
         for (app, (label, _)) in figures.iter().enumerate() {
             text.sample(name, &[("app", label)], value(app));
         }
@@ -112,7 +120,7 @@ fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let Some(fleet) = &gateway.fleet else { return };
     let figures = fleet.stats();
     let together = u8::from(figures.mode == Mode::Connected);
-    text.single("chatgate_fleet_together", Kind::Gauge, "1 while Redis is there, 0 while alone.", together);
+    text.single("chatgate_fleet_together", MetricKind::Gauge, "1 while Redis is there, 0 while alone.", together);
     let counters = [
         ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.losses),
         ("chatgate_fleet_permits_total", "Permits that Redis has granted.", figures.permits),
@@ -122,20 +130,20 @@ fn fleet(text: &mut Exposition, gateway: &Gateway) {
         ("chatgate_fleet_evictions_heard_total", "Evictions told by other replicas.", figures.evictions_heard),
     ];
     for (name, help, value) in counters {
-        text.single(name, Kind::Counter, help, value);
+        text.single(name, MetricKind::Counter, help, value);
     }
 }
 
 /// What became of spans, if traces are taken.
 fn traces(text: &mut Exposition, gateway: &Gateway) {
     let Some(tracing) = &gateway.tracing else { return };
-    let figures = tracing.figures();
-    text.single("chatgate_trace_spans_queued", Kind::Gauge, "Spans that wait for the collector.", figures.queued);
+    let figures = tracing.stats();
+    text.single("chatgate_trace_spans_queued", MetricKind::Gauge, "Spans that wait for the collector.", figures.queued);
     let name = "chatgate_trace_spans_exported_total";
-    text.single(name, Kind::Counter, "Spans that the collector has taken.", figures.exported);
+    text.single(name, MetricKind::Counter, "Spans that the collector has taken.", figures.exported);
     let name = "chatgate_trace_spans_dropped_total";
-    text.begin(name, Kind::Counter, "Spans that are lost, by why.");
-    for (why, count) in Drops::ALL.iter().zip(figures.dropped) {
+    text.begin(name, MetricKind::Counter, "Spans that are lost, by why.");
+    for (why, count) in DropCause::ALL.iter().zip(figures.dropped) {
         text.sample(name, &[("cause", why.label())], count);
     }
 }
@@ -147,29 +155,29 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
         ("chatgate_buffered_bytes", "Bytes of bodies and answers held in memory.", gateway.buffered.in_use()),
     ];
     for (name, help, value) in budget {
-        text.single(name, Kind::Gauge, help, value);
+        text.single(name, MetricKind::Gauge, help, value);
     }
     if let (Some(tls), Some(connections)) = (&gateway.config.server.tls, state.connections.get()) {
         let left = tls.certificate.ends_at.as_secs_f64() - clock::unix_now().as_secs_f64();
         let help = "Seconds that the certificate of server.tls is still good.";
-        text.single("chatgate_tls_certificate_expires_seconds", Kind::Gauge, help, left);
+        text.single("chatgate_tls_certificate_expires_seconds", MetricKind::Gauge, help, left);
         let name = "chatgate_tls_handshakes_failed_total";
-        text.begin(name, Kind::Counter, "TLS handshakes of callers that came to nothing.");
+        text.begin(name, MetricKind::Counter, "TLS handshakes of callers that came to nothing.");
         for cause in HandshakeError::ALL {
             text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
         }
     }
     let help = "Lines of the log that found no room.";
-    text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, log::dropped_lines());
+    text.single("chatgate_log_lines_dropped_total", MetricKind::Counter, help, log::dropped_lines());
     let name = "chatgate_build_info";
-    text.begin(name, Kind::Gauge, "The version that runs.");
+    text.begin(name, MetricKind::Gauge, "The version that runs.");
     text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let process = Process::now();
     let seconds = "Processor time used, in seconds.";
     let start = "When the process started, in seconds since 1970.";
-    text.single("process_start_time_seconds", Kind::Gauge, start, state.started_at.as_secs_f64());
+    text.single("process_start_time_seconds", MetricKind::Gauge, start, state.started_at.as_secs_f64());
     if let Some(value) = process.cpu_secs {
-        text.single("process_cpu_seconds_total", Kind::Counter, seconds, value);
+        text.single("process_cpu_seconds_total", MetricKind::Counter, seconds, value);
     }
     let gauges = [
         ("process_resident_memory_bytes", "Memory in use, in bytes.", process.resident_bytes),
@@ -179,7 +187,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     ];
     for (name, help, value) in gauges {
         if let Some(value) = value {
-            text.single(name, Kind::Gauge, help, value);
+            text.single(name, MetricKind::Gauge, help, value);
         }
     }
 }

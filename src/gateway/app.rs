@@ -232,7 +232,7 @@ impl Gateway {
             tracing: self.tracing.clone(),
         };
         let before = |app: &config::App| self.by_sdkappid.get(&app.sdkappid).copied();
-        let metrics = self.metrics.successor(&config.apps.iter().map(before).collect::<Vec<_>>());
+        let metrics = self.metrics.reloaded(&config.apps.iter().map(before).collect::<Vec<_>>());
         Ok(Self::assemble(config, apps, access, metrics, common))
     }
 
