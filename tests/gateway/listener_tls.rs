@@ -227,7 +227,7 @@ async fn toggling_tls_or_client_certificates_requires_a_restart() {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
         let answer = admin.ask(&Ask::post("/reload")).await.text();
-        assert!(answer.contains("server.tls takes a restart"), "{answer}");
+        assert!(answer.contains("server.tls: change requires a restart"), "{answer}");
         let stream = ca.caller().connect(gateway.address()).await.expect("a handshake without a certificate");
         Conn::over(stream).ask(&Ask::command(CALL)).await.assert_relayed(200, OK);
     }

@@ -416,7 +416,7 @@ async fn changed_trace_settings_require_a_restart() {
     std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
     let answer = admin.ask(&Ask::post("/reload")).await.text();
-    assert!(answer.contains("trace takes a restart"), "{answer}");
+    assert!(answer.contains("trace: change requires a restart"), "{answer}");
     let status = gateway.admin_get("/status").await.json();
     let trace = &status["config"]["trace"];
     assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");
