@@ -4,40 +4,17 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{App, Config, LogFormat, show_duration, show_size};
+use crate::config::{App, Config, LogFormat, Server, show_duration, show_size};
 use crate::domain::chat::command::KNOWN_COMMANDS;
 
 /// Returns the effective configuration without keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
     let Config { server, apps, access, cache, follow_check, upstream, webhook, fleet, log, trace, .. } = config;
-    let texts = |items: &mut dyn Iterator<Item = String>| items.collect::<Vec<_>>();
     json!({
-        "server": {
-            "listen": texts(&mut server.listen.iter().map(ToString::to_string)),
-            "admin": server.admin.to_string(),
-            "unix_mode": format!("{:04o}", server.unix_mode),
-            "hosts": server.hosts,
-            "max_body": show_size(server.max_body),
-            "max_connections": server.max_connections,
-            "max_requests": server.max_requests,
-            "max_buffered": show_size(server.max_buffered),
-            "handshake_timeout": show_duration(server.handshake_timeout),
-            "head_timeout": show_duration(server.head_timeout),
-            "body_timeout": show_duration(server.body_timeout),
-            "write_timeout": show_duration(server.write_timeout),
-            "idle_timeout": show_duration(server.idle_timeout),
-            "drain_delay": show_duration(server.drain_delay),
-            "drain_timeout": show_duration(server.drain_timeout),
-            "explain": server.explain,
-            "tls": server.tls.as_ref().map(|tls| json!({
-                "certificate": tls.certificate.subject,
-                "ends_at": tls.certificate.ends_at_text(),
-                "callers_show_certificates": tls.asks_callers,
-            })),
-        },
-        "app": apps.iter().map(app).collect::<Vec<_>>(),
+        "server": server_section(server),
+        "app": apps.iter().map(app_section).collect::<Vec<_>>(),
         "access": {
-            "allow": texts(&mut access.allow.iter().map(ToString::to_string)),
+            "allow": texts(access.allow.iter()),
             "require_header": access.require_header,
             "open": access.open,
         },
@@ -58,7 +35,7 @@ pub(super) fn effective(config: &Config) -> Value {
         },
         "webhook": webhook.as_ref().map(|webhook| json!({
             "listen": webhook.listen.to_string(),
-            "apps": texts(&mut webhook.tokens.keys().map(ToString::to_string)),
+            "apps": texts(webhook.tokens.keys()),
             "window": show_duration(webhook.window),
         })),
         // The address may contain a password.
@@ -80,10 +57,36 @@ pub(super) fn effective(config: &Config) -> Value {
     })
 }
 
-fn app(app: &App) -> Value {
+fn server_section(server: &Server) -> Value {
+    json!({
+        "listen": texts(server.listen.iter()),
+        "admin": server.admin.to_string(),
+        "unix_mode": format!("{:04o}", server.unix_mode),
+        "hosts": server.hosts,
+        "max_body": show_size(server.max_body),
+        "max_connections": server.max_connections,
+        "max_requests": server.max_requests,
+        "max_buffered": show_size(server.max_buffered),
+        "handshake_timeout": show_duration(server.handshake_timeout),
+        "head_timeout": show_duration(server.head_timeout),
+        "body_timeout": show_duration(server.body_timeout),
+        "write_timeout": show_duration(server.write_timeout),
+        "idle_timeout": show_duration(server.idle_timeout),
+        "drain_delay": show_duration(server.drain_delay),
+        "drain_timeout": show_duration(server.drain_timeout),
+        "explain": server.explain,
+        "tls": server.tls.as_ref().map(|tls| json!({
+            "certificate": tls.certificate.subject,
+            "ends_at": tls.certificate.ends_at_text(),
+            "callers_show_certificates": tls.asks_callers,
+        })),
+    })
+}
+
+fn app_section(app: &App) -> Value {
     let rate = |limit: std::num::NonZeroU32| format!("{limit}/s");
-    let own = KNOWN_COMMANDS.iter().map(|known| (known.name, app.quota.limit(known.name)));
-    let other = own.filter(|(_, limit)| *limit != app.quota.per_command);
+    let limits = KNOWN_COMMANDS.iter().map(|known| (known.name, app.quota.limit(known.name)));
+    let exceptions = limits.filter(|(_, limit)| *limit != app.quota.per_command);
     json!({
         "name": app.name.as_str(),
         "sdkappid": app.sdkappid.get(),
@@ -95,8 +98,12 @@ fn app(app: &App) -> Value {
         "quota": {
             "per_command": rate(app.quota.per_command),
             "total": app.quota.total.map(rate),
-            "commands": other.map(|(name, limit)| (name.to_string(), rate(limit).into()))
+            "commands": exceptions.map(|(name, limit)| (name.to_string(), rate(limit).into()))
                 .collect::<serde_json::Map<String, Value>>(),
         },
     })
+}
+
+fn texts(items: impl IntoIterator<Item = impl ToString>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
 }

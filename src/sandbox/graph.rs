@@ -9,15 +9,15 @@ use serde::Deserialize;
 use crate::domain::chat::app::{NameError, check_user_id};
 
 /// Maximum number of users.
-pub const USERS_MAX: usize = 1_000_000;
+const USERS_MAX: usize = 1_000_000;
 /// Maximum number of follows, over all users.
-pub const EDGES_MAX: usize = 2_000_000;
+const EDGES_MAX: usize = 2_000_000;
 /// Maximum number of users that one user may follow (vendor's client guides 1047/66035 and 1047/64330).
-pub const FOLLOWING_MAX: usize = 5_000;
+const FOLLOWING_MAX: usize = 5_000;
 
 /// Initial users and follows: `{"users":["ann"],"edges":[["ann","bob"]]}`.
 ///
-/// The users of an edge need not be listed. [`FOLLOWING_MAX`] does not apply here.
+/// The users of an edge need not be listed. The limit of 5000 followed users does not apply here.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedGraph {

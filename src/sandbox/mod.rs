@@ -43,8 +43,9 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 pub use args::{SandboxArgs, SandboxArgsError};
-pub use graph::{EDGES_MAX, FOLLOWING_MAX, GraphHandle, SeedError, SeedGraph, USERS_MAX};
-pub use tls::{CA_FILE, CertificateError};
+pub use graph::{GraphHandle, SeedError, SeedGraph};
+use tls::CA_FILE;
+pub use tls::CertificateError;
 pub use webhook::{WebhookTarget, WebhookUrlError};
 
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};

@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Name of the CA's file in the TLS directory. The private keys stay in memory.
-pub const CA_FILE: &str = "ca.pem";
+pub(super) const CA_FILE: &str = "ca.pem";
 
 /// Why no certificate could be created.
 #[derive(Debug, thiserror::Error)]

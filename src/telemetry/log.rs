@@ -63,17 +63,17 @@ pub(crate) fn note_panic(panic: &PanicHookInfo<'_>) {
 }
 
 /// Returns the number of lines dropped so far; 0 without a log.
-pub fn dropped_lines() -> usize {
+pub(crate) fn dropped_lines() -> usize {
     LOG.get().map_or(0, |log| log.dropped.dropped_lines())
 }
 
 /// Returns the current level; `None` without a log.
-pub fn level() -> Option<Level> {
+pub(crate) fn level() -> Option<Level> {
     LOG.get().map(|log| *log.level.lock())
 }
 
 /// Changes the level. Returns `false` if there is no log or its filter cannot be replaced.
-pub fn set_level(level: Level) -> bool {
+pub(crate) fn set_level(level: Level) -> bool {
     let Some(log) = LOG.get() else { return false };
     // Locked across the reload, so that `level` returns the level of the last of two concurrent changes.
     let mut current = log.level.lock();

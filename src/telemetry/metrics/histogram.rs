@@ -23,7 +23,7 @@ const fn bounds() -> [u64; 37] {
 
 /// A histogram that several threads may add to. An addition costs two atomic additions.
 #[derive(Debug)]
-pub struct Histogram {
+pub(super) struct Histogram {
     counts: [AtomicU64; BUCKETS],
     sum_micros: AtomicU64,
 }
@@ -36,7 +36,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Counts a duration.
-    pub fn add(&self, took: Duration) {
+    pub(super) fn add(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
@@ -44,7 +44,7 @@ impl Histogram {
     }
 
     /// Adds the current counts to a sum.
-    pub fn add_to(&self, sum: &mut HistogramSnapshot) {
+    pub(super) fn add_to(&self, sum: &mut HistogramSnapshot) {
         for (sum, count) in sum.counts.iter_mut().zip(&self.counts) {
             *sum += count.load(Ordering::Relaxed);
         }

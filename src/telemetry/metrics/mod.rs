@@ -6,8 +6,8 @@
 
 pub mod histogram;
 pub mod labels;
-pub mod process;
-pub mod text;
+pub(crate) mod process;
+pub(crate) mod text;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -7,22 +7,22 @@ const TICKS_PER_SEC: f64 = 100.0;
 
 /// Resource usage of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Process {
+pub(crate) struct Process {
     /// Resident memory, in bytes.
-    pub resident_bytes: Option<u64>,
+    pub(crate) resident_bytes: Option<u64>,
     /// User and system CPU time, in seconds.
-    pub cpu_secs: Option<f64>,
+    pub(crate) cpu_secs: Option<f64>,
     /// Number of open file descriptors.
-    pub open_fds: Option<u64>,
+    pub(crate) open_fds: Option<u64>,
     /// Limit of open file descriptors.
-    pub max_fds: Option<u64>,
+    pub(crate) max_fds: Option<u64>,
     /// Number of threads.
-    pub threads: Option<u64>,
+    pub(crate) threads: Option<u64>,
 }
 
 impl Process {
     /// Reads the current values.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let read = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
         let status = read("status");
         Self {

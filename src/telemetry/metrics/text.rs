@@ -5,19 +5,18 @@ use std::fmt::{Display, Write as _};
 use super::histogram::HistogramSnapshot;
 
 /// The media type of the format.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Every second bound of a histogram is printed: 1, 2, and 5 of each decade.
 const BOUND_STEP: usize = 2;
 
 /// A writer of the text format. It escapes label values; names and help texts are constants that need no escaping.
 #[derive(Debug, Default)]
-pub struct Exposition(String);
+pub(crate) struct Exposition(String);
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "names of the format")]
-pub enum MetricKind {
+pub(crate) enum MetricKind {
     Counter,
     Gauge,
     Histogram,
@@ -25,7 +24,7 @@ pub enum MetricKind {
 
 impl Exposition {
     /// Begins a metric. Its samples must follow.
-    pub fn begin(&mut self, name: &str, kind: MetricKind, help: &str) {
+    pub(crate) fn begin(&mut self, name: &str, kind: MetricKind, help: &str) {
         let kind = match kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
@@ -35,19 +34,19 @@ impl Exposition {
     }
 
     /// Writes a sample.
-    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(crate) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.name_and_labels(name, labels, None);
         let _ = writeln!(self.0, " {value}");
     }
 
     /// Writes a metric that has one sample without labels.
-    pub fn single(&mut self, name: &str, kind: MetricKind, help: &str, value: impl Display) {
+    pub(crate) fn single(&mut self, name: &str, kind: MetricKind, help: &str, value: impl Display) {
         self.begin(name, kind, help);
         self.sample(name, &[], value);
     }
 
     /// Writes the samples of a histogram, in seconds.
-    pub fn histogram(&mut self, name: &str, labels: &[(&str, &str)], snapshot: &HistogramSnapshot) {
+    pub(crate) fn histogram(&mut self, name: &str, labels: &[(&str, &str)], snapshot: &HistogramSnapshot) {
         let bucket = format!("{name}_bucket");
         for (micros, count) in snapshot.cumulative().step_by(BOUND_STEP) {
             let bound = (micros as f64 / 1e6).to_string();
@@ -61,7 +60,7 @@ impl Exposition {
     }
 
     /// Returns the text.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         self.0
     }
 

@@ -20,7 +20,7 @@ use crate::config;
 use crate::error::display_chain;
 
 /// Capacity of the queue in spans, about 1 KiB each: the spans that a busy gateway ends in a second.
-pub const QUEUE_MAX: usize = 8192;
+pub(super) const QUEUE_MAX: usize = 8192;
 /// Maximum number of spans in a batch: OpenTelemetry's default.
 const BATCH_MAX: usize = 512;
 /// Interval between two exports. A queue that is half full is exported earlier.
@@ -38,7 +38,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why spans were dropped, in the order of [`ExportStats::dropped`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DropCause {
+pub(crate) enum DropCause {
     /// The queue was full.
     QueueFull,
     /// The export to the collector failed.
@@ -47,10 +47,10 @@ pub enum DropCause {
 
 impl DropCause {
     /// All causes.
-    pub const ALL: [DropCause; 2] = [DropCause::QueueFull, DropCause::ExportFailed];
+    pub(crate) const ALL: [DropCause; 2] = [DropCause::QueueFull, DropCause::ExportFailed];
 
     /// Returns the value of the label `cause`.
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             DropCause::QueueFull => "queue_full",
             DropCause::ExportFailed => "export_failed",
@@ -60,13 +60,13 @@ impl DropCause {
 
 /// Counts of spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExportStats {
+pub(crate) struct ExportStats {
     /// Spans in the queue.
-    pub queued: usize,
+    pub(crate) queued: usize,
     /// Spans accepted by the collector.
-    pub exported: u64,
+    pub(crate) exported: u64,
     /// Dropped spans, in the order of [`DropCause::ALL`].
-    pub dropped: [u64; DropCause::ALL.len()],
+    pub(crate) dropped: [u64; DropCause::ALL.len()],
 }
 
 /// Why spans cannot be exported. The messages contain no secrets.

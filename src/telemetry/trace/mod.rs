@@ -22,7 +22,8 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 pub use self::context::Context;
-pub use self::export::{DropCause, ExportStats, QUEUE_MAX, TraceError};
+pub use self::export::TraceError;
+pub(crate) use self::export::{DropCause, ExportStats};
 use self::export::{Exporter, SpanQueue};
 use crate::clock;
 use crate::config;
@@ -89,7 +90,7 @@ impl Tracing {
     }
 
     /// Returns counts of the spans so far.
-    pub fn stats(&self) -> ExportStats {
+    pub(crate) fn stats(&self) -> ExportStats {
         self.queue.stats()
     }
 
@@ -155,6 +156,7 @@ fn scope() -> InstrumentationScope {
 mod tests {
     use http::{HeaderMap, HeaderValue};
 
+    use super::export::QUEUE_MAX;
     use super::*;
     use crate::upstream::TRACEPARENT;
 
