@@ -1,4 +1,4 @@
-//! `POST /reload`: reads the configuration again.
+//! `POST /reload`: reloads the configuration.
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -8,16 +8,17 @@ use super::text;
 use crate::error::display_chain;
 use crate::runtime::reload::{ReloadScope, Reloader};
 
-/// Reloads and tells what came of it: 200 with the keys whose new values take a restart, a line each, or
-/// 400 with every problem, a line each; then nothing has changed.
+/// Reloads the configuration. The response is 200 with a line for each key whose change requires a restart, or 400
+/// with a line for each problem; in that case the configuration is unchanged.
 pub(super) async fn reload(reloader: &Reloader) -> Response<Full<Bytes>> {
     match reloader.reload(ReloadScope::Everything, "POST /reload").await {
         Ok(kept) => {
-            let kept = kept.iter().map(|key| format!("{key} takes a restart; its old value holds\n"));
+            let kept = kept.iter().map(|key| format!("{key}: change requires a restart; keeping the old value\n"));
             text(StatusCode::OK, format!("reloaded\n{}", kept.collect::<String>()))
         }
         Err(error) => {
-            text(StatusCode::BAD_REQUEST, format!("not reloaded, nothing has changed:\n{}\n", display_chain(&error)))
+            let problems = display_chain(&error);
+            text(StatusCode::BAD_REQUEST, format!("reload failed; keeping the current configuration:\n{problems}\n"))
         }
     }
 }

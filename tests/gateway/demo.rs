@@ -16,7 +16,7 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
     let first = first.and_then(|line| line.split(',').next()).map(str::to_owned);
     let admin = printed.lines().find_map(|line| line.strip_prefix("curl -s http://")?.strip_suffix("/readyz"));
     let others = printed.lines().filter_map(|line| {
-        let (data, admin) = line.strip_prefix("# Another replica: ")?.split_once(", for operators ")?;
+        let (data, admin) = line.strip_prefix("# Another replica: ")?.split_once(", admin listener ")?;
         Some((data.to_owned(), admin.to_owned()))
     });
     first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()

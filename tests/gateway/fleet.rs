@@ -179,7 +179,7 @@ async fn write_on_one_replica_refetches_lookups_on_another() {
     let mut lookup = two.connect().await;
     lookup.send(TestRequest::check("ann", &["bob"]).bytes()).await;
     chat.wait_for_calls(1).await;
-    let received = async || two.admin_get("/status").await.json()["fleet"]["evictions_heard"].as_u64();
+    let received = async || two.admin_get("/status").await.json()["fleet"]["invalidations_received"].as_u64();
     assert_eq!(received().await, Some(0));
     one.call("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#).await;
     eventually("the invalidation is received", async || (received().await == Some(1)).then_some(())).await;

@@ -43,7 +43,7 @@ fn unix_micros() -> u64 {
 }
 
 async fn disconnects(gateway: &Gateway) -> u64 {
-    gateway.admin_get("/status").await.json()["fleet"]["losses"].as_u64().expect("a number")
+    gateway.admin_get("/status").await.json()["fleet"]["disconnects"].as_u64().expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -223,5 +223,5 @@ async fn gateway_starts_without_redis_and_connects_later() {
     redis.restart().await;
     await_connected(&gateway).await;
     let metrics = gateway.admin_get("/metrics").await.text();
-    assert!(metrics.contains("\nchatgate_fleet_together 1\n"), "{metrics}");
+    assert!(metrics.contains("\nchatgate_fleet_connected 1\n"), "{metrics}");
 }

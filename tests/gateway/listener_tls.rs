@@ -232,7 +232,7 @@ async fn toggling_tls_or_client_certificates_requires_a_restart() {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
         let response = admin.request(&TestRequest::post("/reload")).await.text();
-        assert!(response.contains("server.tls takes a restart"), "{response}");
+        assert!(response.contains("server.tls: change requires a restart"), "{response}");
         let stream = ca.caller().connect(gateway.address()).await.expect("a handshake without a certificate");
         Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }

@@ -239,7 +239,10 @@ async fn restart_only_settings_are_named_and_not_applied() {
     let other = other.caller("feed", token, "allow = ['*']");
     rewrite(&gateway, &other.text());
     let text = reload(&gateway).await.text();
-    assert!(text.contains("server.listen takes a restart") && text.contains("cache.max_pairs takes"), "{text}");
+    assert!(
+        text.contains("server.listen: change requires a restart") && text.contains("cache.max_pairs: change requires"),
+        "{text}"
+    );
     assert_eq!(request(TestRequest::check("ann", &["bob"]).token(token)).await.status, 200);
 }
 

@@ -429,7 +429,7 @@ async fn changed_trace_settings_require_a_restart() {
     std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
     let response = admin.request(&TestRequest::post("/reload")).await.text();
-    assert!(response.contains("trace takes a restart"), "{response}");
+    assert!(response.contains("trace: change requires a restart"), "{response}");
     let status = gateway.admin_get("/status").await.json();
     let trace = &status["config"]["trace"];
     assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");

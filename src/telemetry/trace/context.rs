@@ -1,32 +1,32 @@
-//! Where a request or a call stands in a trace, and how that travels in a header (W3C Trace Context).
+//! The trace context of a request or a call, and its header `traceparent` (W3C Trace Context).
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::upstream::TRACEPARENT;
 
-/// Longest value that is read. Version 00 has 55 bytes; what later versions add is not read, but may stand there.
+/// Longest header that is parsed. Version 00 has 55 bytes; additions of later versions are accepted and ignored.
 const HEADER_LEN_MAX: usize = 128;
-/// The bits that are defined and handed on: sampled, and that the trace's number is random.
+/// The defined flags, which are propagated: the trace is sampled, and its ID is random.
 const FLAGS_KNOWN: u8 = SAMPLED | 0x02;
 const SAMPLED: u8 = 0x01;
 
-/// One span's place: its trace, its own number, and whether it is recorded.
+/// The context of a span: trace ID, span ID, and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
-    // As bytes, because whole numbers of this size would make everything that holds one larger.
+    // Byte arrays, because integers of this size would enlarge every type that contains a context.
     trace: [u8; 16],
     span: [u8; 8],
     flags: u8,
 }
 
 impl Context {
-    /// A place in a trace that begins with it. Neither number is 0.
+    /// Returns the context of the first span of a trace. Neither ID may be 0.
     pub(super) fn root(trace: u128, span: u64) -> Self {
         Self { trace: trace.to_be_bytes(), span: span.to_be_bytes(), flags: 0 }
     }
 
-    /// Another span of the same trace, recorded if this one is.
+    /// Returns the context of another span of the same trace, sampled if this one is.
     pub(super) fn with_span(self, span: u64) -> Self {
         Self { span: span.to_be_bytes(), ..self }
     }
@@ -35,7 +35,7 @@ impl Context {
         Self { flags: if sampled { self.flags | SAMPLED } else { self.flags & !SAMPLED }, ..self }
     }
 
-    /// What the caller's one `traceparent` says; `None` if there is none, or none that may be continued.
+    /// Returns the context of the caller's `traceparent`; `None` if there is not exactly one, or if it is invalid.
     pub fn of_caller(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
@@ -44,14 +44,15 @@ impl Context {
         }
     }
 
-    /// version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, sections 3.2 and 4.3).
+    /// Parses version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, sections 3.2 and 4.3).
     fn parse(value: &[u8]) -> Option<Self> {
-        let (known, further) = value.split_at_checked(55)?;
-        let shape = known[2] == b'-' && known[35] == b'-' && known[52] == b'-';
+        let (known, additions) = value.split_at_checked(55)?;
+        let has_hyphens = known[2] == b'-' && known[35] == b'-' && known[52] == b'-';
         let version = byte(&known[..2])?;
-        // Version 00 ends here; a later one goes on with a "-" if it goes on, and 255 is forbidden.
-        let end = further.is_empty() || (version != 0 && further[0] == b'-' && value.len() <= HEADER_LEN_MAX);
-        if !shape || version == 0xff || !end {
+        // Version 00 ends here. A later version may continue with a "-". Version 255 is forbidden.
+        let ends_validly =
+            additions.is_empty() || (version != 0 && additions[0] == b'-' && value.len() <= HEADER_LEN_MAX);
+        if !has_hyphens || version == 0xff || !ends_validly {
             return None;
         }
         let (mut trace, mut span) = ([0; 16], [0; 8]);
@@ -65,24 +66,24 @@ impl Context {
         (trace != [0; 16] && span != [0; 8]).then_some(Self { trace, span, flags })
     }
 
-    /// What the next one downstream reads.
+    /// Returns the header `traceparent`.
     pub fn header(&self) -> HeaderValue {
         let Self { span, flags, .. } = self;
         let text = format!("00-{}-{:016x}-{flags:02x}", self.trace_id(), u64::from_be_bytes(*span));
-        HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are fit for a header")
+        HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are valid in a header")
     }
 
-    /// The trace's number, as logs and headers write it.
+    /// Returns the trace ID as 32 hexadecimal digits, as in logs and headers.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.trace))
     }
 
-    /// Whether the span is recorded and sent to the collector.
+    /// Returns whether the span is recorded and sent to the collector.
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 
-    /// What samplers go by: the last 63 bits of the trace's number, as OpenTelemetry's own take them.
+    /// Returns the sampling key: the last 63 bits of the trace ID, as OpenTelemetry's samplers use them.
     pub(super) fn sample_key(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.trace;
         u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1
@@ -92,14 +93,14 @@ impl Context {
         SpanId::from_bytes(self.span)
     }
 
-    /// The same as exporters know it. What a caller may have written beside it into `tracestate` is not in it.
+    /// Returns the context for an exporter. It does not contain the caller's `tracestate`.
     pub(super) fn exported(&self) -> SpanContext {
         let flags = TraceFlags::new(self.flags);
         SpanContext::new(TraceId::from_bytes(self.trace), self.span_id(), flags, false, TraceState::NONE)
     }
 }
 
-/// Two hexadecimal digits; capitals are none, says the standard.
+/// Parses two hexadecimal digits. The standard forbids upper case.
 fn byte(digits: &[u8]) -> Option<u8> {
     let digit = |at: usize| match digits.get(at)? {
         digit @ b'0'..=b'9' => Some(digit - b'0'),
@@ -113,54 +114,54 @@ fn byte(digits: &[u8]) -> Option<u8> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
-    fn what_is_read_is_written_again() {
-        let context = Context::parse(GOOD.as_bytes()).expect("good");
-        assert_eq!(context.header(), GOOD);
+    fn header_contains_the_parsed_context() {
+        let context = Context::parse(VALID.as_bytes()).expect("a valid header");
+        assert_eq!(context.header(), VALID);
         assert!(context.is_sampled());
         assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(context.sample_key(), 0x8448_eb21_1c80_319c >> 1);
         let child = context.with_span(7).sampled(false);
         assert_eq!(child.header(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-00");
-        // Unknown flags are not handed on, the second known one is.
-        let flags = |flags: &str| Context::parse(GOOD.replace("-01", flags).as_bytes()).map(|context| context.flags);
+        // Unknown flags are dropped; both known ones are kept.
+        let flags = |flags: &str| Context::parse(VALID.replace("-01", flags).as_bytes()).map(|context| context.flags);
         assert_eq!((flags("-00"), flags("-03"), flags("-ff"), flags("-fe")), (Some(0), Some(3), Some(3), Some(2)));
         assert_eq!(child.exported().trace_id().to_string(), context.trace_id());
         assert!(context.exported().is_sampled() && !child.exported().is_sampled());
     }
 
     #[test]
-    fn later_versions_may_have_more_and_nothing_else_may() {
-        assert!(Context::parse(GOOD.replace("00-0", "01-0").as_bytes()).is_some());
-        assert!(Context::parse(format!("01{}-more", &GOOD[2..]).as_bytes()).is_some());
+    fn only_later_versions_may_have_additions() {
+        assert!(Context::parse(VALID.replace("00-0", "01-0").as_bytes()).is_some());
+        assert!(Context::parse(format!("01{}-more", &VALID[2..]).as_bytes()).is_some());
         for bad in [
             String::new(),
             "00".to_owned(),
-            GOOD[..54].to_owned(),
-            format!("{GOOD}-more"),
-            format!("01{}more", &GOOD[2..]),
-            format!("01{}-{}", &GOOD[2..], "x".repeat(100)),
-            GOOD.replace("00-0", "ff-0"),
-            GOOD.replace("0af", "0AF"),
-            GOOD.replace("0af", "0xf"),
-            GOOD.replace("-01", "-0g"),
-            GOOD.replace('-', "_"),
-            GOOD.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
-            GOOD.replace("b7ad6b7169203331", &"0".repeat(16)),
+            VALID[..54].to_owned(),
+            format!("{VALID}-more"),
+            format!("01{}more", &VALID[2..]),
+            format!("01{}-{}", &VALID[2..], "x".repeat(100)),
+            VALID.replace("00-0", "ff-0"),
+            VALID.replace("0af", "0AF"),
+            VALID.replace("0af", "0xf"),
+            VALID.replace("-01", "-0g"),
+            VALID.replace('-', "_"),
+            VALID.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
+            VALID.replace("b7ad6b7169203331", &"0".repeat(16)),
         ] {
             assert_eq!(Context::parse(bad.as_bytes()), None, "{bad}");
         }
     }
 
     #[test]
-    fn two_headers_are_none() {
+    fn repeated_headers_are_ignored() {
         let mut headers = HeaderMap::new();
         assert_eq!(Context::of_caller(&headers), None);
-        headers.append(TRACEPARENT, HeaderValue::from_static(GOOD));
+        headers.append(TRACEPARENT, HeaderValue::from_static(VALID));
         assert!(Context::of_caller(&headers).is_some());
-        headers.append(TRACEPARENT, HeaderValue::from_static(GOOD));
+        headers.append(TRACEPARENT, HeaderValue::from_static(VALID));
         assert_eq!(Context::of_caller(&headers), None);
     }
 }
