@@ -114,12 +114,12 @@ fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let together = u8::from(figures.mode == Mode::Connected);
     text.single("chatgate_fleet_together", Kind::Gauge, "1 while Redis is there, 0 while alone.", together);
     let counters = [
-        ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.losses),
+        ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.disconnects),
         ("chatgate_fleet_permits_total", "Permits that Redis has granted.", figures.permits),
-        ("chatgate_fleet_pairs_read_total", "Pairs looked for in Redis.", figures.pairs_read),
-        ("chatgate_fleet_pairs_found_total", "Pairs found in Redis.", figures.pairs_found),
-        ("chatgate_fleet_evictions_told_total", "Evictions told to other replicas.", figures.evictions_told),
-        ("chatgate_fleet_evictions_heard_total", "Evictions told by other replicas.", figures.evictions_heard),
+        ("chatgate_fleet_pairs_read_total", "Pairs looked for in Redis.", figures.cache_lookups),
+        ("chatgate_fleet_pairs_found_total", "Pairs found in Redis.", figures.cache_hits),
+        ("chatgate_fleet_evictions_told_total", "Evictions told to other replicas.", figures.invalidations_sent),
+        ("chatgate_fleet_evictions_heard_total", "Evictions told by other replicas.", figures.invalidations_received),
     ];
     for (name, help, value) in counters {
         text.single(name, Kind::Counter, help, value);

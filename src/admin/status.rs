@@ -47,14 +47,14 @@ pub(super) fn render(state: &State) -> Value {
         "fleet": gateway.fleet.as_ref().map(|fleet| {
             let figures = fleet.stats();
             json!({
-                "mode": figures.mode.word(),
+                "mode": figures.mode.as_str(),
                 "cause": fleet.cause().as_deref(),
-                "losses": figures.losses,
+                "losses": figures.disconnects,
                 "permits": figures.permits,
-                "pairs_read": figures.pairs_read,
-                "pairs_found": figures.pairs_found,
-                "evictions_told": figures.evictions_told,
-                "evictions_heard": figures.evictions_heard,
+                "pairs_read": figures.cache_lookups,
+                "pairs_found": figures.cache_hits,
+                "evictions_told": figures.invalidations_sent,
+                "evictions_heard": figures.invalidations_received,
             })
         }),
         "apps": apps,

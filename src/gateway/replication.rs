@@ -47,7 +47,7 @@ impl Gateway {
     pub(super) async fn publish_invalidation(&self, app: usize, scope: &Scope) {
         if let Some(FleetHandle { fleet, shared }) = self.apps[app].member.clone() {
             let scope = scope.clone();
-            let telling = self.tasks.spawn(async move { fleet.evict(&shared, &scope).await });
+            let telling = self.tasks.spawn(async move { fleet.invalidate(&shared, &scope).await });
             // It does not panic, and what could be done about it?
             let _ = telling.await;
         }

@@ -98,9 +98,9 @@ impl SharedQuota {
             // Others have what there is for the next while, so many that wait need not ask all at once.
             let most = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
             let random = f64::from(clock::random_u32()) / f64::from(u32::MAX);
-            return Some(granted.again + most.mul_f64(random));
+            return Some(granted.retry_after + most.mul_f64(random));
         }
-        self.leases().add(granted.asked, granted.heard, granted.moments);
+        self.leases().add(granted.sent_at, granted.received_at, granted.moments);
         None
     }
 
