@@ -183,7 +183,7 @@ impl Access {
     /// Gives back what was reserved for calls that were not made after all.
     pub(super) fn cancel(&self, listed: Option<CallerIndex>, reserved: Reservation) {
         if let Some(share) = listed.and_then(|listed| self.caller(listed).share.as_ref()) {
-            share.give_back(reserved);
+            share.cancel(reserved);
         }
     }
 
