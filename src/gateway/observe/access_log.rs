@@ -22,7 +22,7 @@ use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::telemetry::trace::{Context, SpanHandle};
 use crate::upstream::signer::{Signature, Signer};
-use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
+use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, LeasedConnection};
 
 /// Lines a second of requests that went well, and as many of those that did not, when they are sampled.
 const SAMPLES_PER_SECOND: u32 = 10;
@@ -162,7 +162,7 @@ impl Worker {
         }
         let end = CallResult::abandoned();
         let mut underway = CallGuard { worker, app, command, notes, begun, ended: None, end, span };
-        let sending = pin!(self.upstreams[app].send(lease, signer, signature, call, (begun, deadline)));
+        let sending = pin!(self.upstreams[app].send(lease, signer, signature, call, AttemptTime { begun, deadline }));
         let result = sending.await;
         let ended = *underway.ended.insert(clock::now());
         if let Some(span) = &mut underway.span {
