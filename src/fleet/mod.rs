@@ -1,7 +1,7 @@
 //! State that replicas of chatgate share through Redis or Valkey: quota, cached pairs, and invalidations.
 //!
 //! A replica is *connected* while Redis responds, and *disconnected* otherwise. It reconnects automatically and never
-//! waits for Redis longer than [`RESPONSE_TIMEOUT`]. One failed command, or a run of slow responses, ends the
+//! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the
 //! connection, because a half-working Redis is worse than none.
 //!
 //! * **One connection** for all, in RESP3. Responses and invalidations arrive on it in the order in which Redis made

@@ -6,7 +6,7 @@
 const PRELUDE: &str = "
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local function text(moment) return string.format('%.0f', moment) end
+local function text(time) return string.format('%.0f', time) end
 local function mark(value)
   if value and string.sub(value, 1, 1) == '!' then return tonumber(string.sub(value, 2)) or 0 end
   return 0
@@ -55,13 +55,13 @@ local next, step = {}, {}
 for i = 1, #KEYS - 1 do
   local credit = tonumber(ARGV[2 + 2 * i])
   step[i] = tonumber(ARGV[1 + 2 * i])
-  local kept = tonumber(redis.call('GET', KEYS[1 + i]) or '')
-  if not kept and now - since >= 2000000 then kept = 0 end
-  if kept and kept > 0 and kept < since then kept = since end
-  if not kept or kept > now + ahead + 3000000 then kept = now + step[i] end
-  next[i] = math.max(kept, now - credit)
+  local stored = tonumber(redis.call('GET', KEYS[1 + i]) or '')
+  if not stored and now - since >= 2000000 then stored = 0 end
+  if stored and stored > 0 and stored < since then stored = since end
+  if not stored or stored > now + ahead + 3000000 then stored = now + step[i] end
+  next[i] = math.max(stored, now - credit)
 end
-local answer = {now, 0}
+local reply = {now, 0}
 local hint = 0
 for n = 1, wanted do
   local at = next[1]
@@ -70,15 +70,15 @@ for n = 1, wanted do
     at = math.max(at, next[2])
   end
   if at > now + ahead then hint = at - now - ahead break end
-  answer[#answer + 1] = math.max(0, at - now)
+  reply[#reply + 1] = math.max(0, at - now)
   next[1] = at + step[1]
   if next[2] then next[2] = at + step[2] end
 end
-answer[2] = hint
-if #answer > 2 then
+reply[2] = hint
+if #reply > 2 then
   for i = 1, #KEYS - 1 do redis.call('SET', KEYS[1 + i], text(next[i]), 'PX', 600000) end
 end
-return answer
+return reply
 ";
 
 /// An invalidation: marks make earlier pairs void, and the message reaches the other replicas.
@@ -101,16 +101,16 @@ local since = tonumber(redis.call('GET', KEYS[1]) or '')
 local left = tonumber(ARGV[2]) - math.floor((now - sent) / 1000)
 if not since or since >= sent or mark(redis.call('GET', KEYS[2])) >= sent then return 0 end
 if left <= 0 or sent > now or now - sent > 30000000 then return 0 end
-local kept = 0
+local stored = 0
 for n = 1, #ARGV - 2 do
   local at = 3 * n
   local marks = redis.call('MGET', KEYS[at], KEYS[at + 1], KEYS[at + 2])
   if mark(marks[1]) < sent and mark(marks[2]) < sent and mark(marks[3]) < sent then
     redis.call('SET', KEYS[at + 2], ARGV[2 + n], 'PX', left)
-    kept = kept + 1
+    stored = stored + 1
   end
 end
-return kept
+return stored
 ";
 
 /// Returns the whole text of a script.

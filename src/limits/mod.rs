@@ -11,7 +11,7 @@
 //! In a [fleet](crate::fleet) Redis leases the permits, at the pace of all replicas together. A disconnected replica
 //! uses its own limiter with a share of the limit.
 //!
-//! In reading order: [`AppQuotas`] finds the quota of a command, `admission` is the path of one call, `command_quota`
+//! In reading order: `AppQuotas` finds the quota of a command, `admission` is the path of one call, `command_quota`
 //! grants permits, and `adaptive` lowers the limit if Chat accepts less.
 
 mod adaptive;
@@ -52,7 +52,7 @@ pub(crate) use self::adaptive::AdaptiveLimit;
 pub(crate) use self::rate_limiter::pace;
 
 /// The most commands outside the built-in table that have a quota of their own at the same time. Further commands share
-/// one. A quota takes some 700 bytes.
+/// one. A quota takes some 500 bytes.
 const UNLISTED_MAX: usize = 1024;
 /// The name in Redis of the quota that further commands share.
 const REST: &str = "rest";

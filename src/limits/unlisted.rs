@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::command_quota::CommandQuota;
 use crate::domain::tick::Tick;
 
-/// The shortest time between two sweeps of a full map. A sweep of 1024 entries takes some 20 µs.
+/// The shortest time between two sweeps of a full map. A sweep of 1024 quotas took 0.13 ms in a debug build.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The quotas of all unlisted commands of an app.
@@ -161,7 +161,7 @@ mod tests {
         fixture.advance(hold - Duration::from_secs(12));
         fixture.fill();
         assert_eq!(fixture.get("a/b").limit(), 1, "one second before the cap ends");
-        // The end of the cap resets the limiter, whose burst is whole again after an interval.
+        // The end of the cap resets the limiter. Its burst is whole again after an interval.
         (0..2).for_each(|_| {
             fixture.advance(Duration::from_secs(3));
             fixture.fill();
