@@ -1,8 +1,8 @@
 //! State that replicas of chatgate share through Redis or Valkey: quota, cached pairs, and invalidations.
 //!
 //! A replica is *connected* while Redis responds, and *disconnected* otherwise. It reconnects automatically and never
-//! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the
-//! connection, because a half-working Redis is worse than none.
+//! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the connection, because a
+//! half-working Redis is worse than none.
 //!
 //! * **One connection** for all, in RESP3. Responses and invalidations arrive on it in the order in which Redis made
 //!   them, so a replica with a connection has a subscription. A replica that loses the connection clears its cache. The
@@ -174,7 +174,7 @@ impl Fleet {
         self.share
     }
 
-    /// Returns how often the mode has changed. See [`mode_of`].
+    /// Returns how often the mode has changed: odd means connected.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -221,7 +221,7 @@ impl Fleet {
 }
 
 /// Returns the mode of an epoch: odd epochs are connected.
-pub fn mode_of(epoch: u64) -> Mode {
+pub(crate) fn mode_of(epoch: u64) -> Mode {
     if epoch % 2 == 1 { Mode::Connected } else { Mode::Disconnected }
 }
 

@@ -15,44 +15,44 @@ const BROKEN: &str = "connection closed before the complete response arrived";
 
 /// A call to send.
 #[derive(Debug, Clone)]
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// The command, which becomes the path.
-    pub name: CommandName<'a>,
+    pub(crate) name: CommandName<'a>,
     /// The body, sent byte for byte.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// The `traceparent` header, if the call belongs to a trace.
-    pub traceparent: Option<HeaderValue>,
+    pub(crate) traceparent: Option<HeaderValue>,
 }
 
 /// The time that an attempt may take.
 #[derive(Debug, Clone, Copy)]
-pub struct AttemptTime {
+pub(crate) struct AttemptTime {
     /// When it began. `upstream.attempt_timeout` counts from here.
-    pub begun: Instant,
+    pub(crate) begun: Instant,
     /// The deadline of the request that it belongs to.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
 }
 
 /// A complete response of Chat: a JSON object with an integer ErrorCode.
 #[derive(Debug)]
-pub struct ChatResponse {
+pub(crate) struct ChatResponse {
     /// The HTTP status. Chat always sends 200; a proxy in between may not.
-    pub status: StatusCode,
+    pub(crate) status: StatusCode,
     /// The HTTP version.
-    pub version: Version,
+    pub(crate) version: Version,
     /// The `Content-Type` header.
-    pub content_type: Option<HeaderValue>,
+    pub(crate) content_type: Option<HeaderValue>,
     /// The body, with our UserSig redacted.
-    pub body: Bytes,
+    pub(crate) body: Bytes,
     /// The ErrorCode; 0 means success.
-    pub error_code: i64,
+    pub(crate) error_code: i64,
     /// Counts the bytes of the body while it lives.
-    pub held: CapacityGuard,
+    pub(crate) held: CapacityGuard,
 }
 
 /// Why an attempt brought no response of Chat.
 #[derive(Debug, Clone)]
-pub enum AttemptError {
+pub(crate) enum AttemptError {
     /// No byte of the call was sent. With the cause.
     NotSent(String),
     /// The connection broke, so the call may have been executed. With the cause.
@@ -81,7 +81,7 @@ impl AttemptError {
     }
 
     /// Returns the outcome for [`classify`](crate::domain::policy::outcome::classify).
-    pub fn outcome(&self) -> AttemptOutcome {
+    pub(crate) fn outcome(&self) -> AttemptOutcome {
         match self {
             AttemptError::NotSent(_) => AttemptOutcome::NotSent,
             AttemptError::Broken(_) => AttemptOutcome::Broken,

@@ -34,7 +34,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`AttemptError`].
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         connection: LeasedConnection,
         signer: &Signer,

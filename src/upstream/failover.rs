@@ -14,16 +14,16 @@ use crate::domain::policy::failover::{Failover, Side};
 
 /// The failover state of an app, shared by all threads.
 #[derive(Debug)]
-pub struct SharedFailover(Mutex<Failover>);
+pub(crate) struct SharedFailover(Mutex<Failover>);
 
 impl SharedFailover {
     /// Returns a state in which calls go to the primary domain.
-    pub fn new(has_standby: bool) -> Arc<Self> {
+    pub(crate) fn new(has_standby: bool) -> Arc<Self> {
         Arc::new(Self(Mutex::new(Failover::new(has_standby))))
     }
 
     /// Returns the domain that calls go to.
-    pub fn side(&self) -> Side {
+    pub(crate) fn side(&self) -> Side {
         self.state().side()
     }
 
@@ -33,14 +33,14 @@ impl SharedFailover {
 }
 
 /// A connection that carries one call.
-pub struct LeasedConnection {
+pub(crate) struct LeasedConnection {
     pub(super) inner: PooledConnection,
     pub(super) side: Side,
 }
 
 impl LeasedConnection {
     /// Returns the domain that it leads to.
-    pub fn side(&self) -> Side {
+    pub(crate) fn side(&self) -> Side {
         self.side
     }
 }
@@ -52,7 +52,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`AttemptError::NotSent`] if neither domain is reachable.
-    pub async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
+    pub(crate) async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
         let now = clock::now();
         let (pause, side) = {
             let (mut failover, now) = (self.failover.state(), clock::tick_at(now));
@@ -115,7 +115,7 @@ impl Upstream {
     }
 
     /// Takes back a connection on which no call was sent.
-    pub fn release(&self, connection: LeasedConnection) {
+    pub(crate) fn release(&self, connection: LeasedConnection) {
         self.domain(connection.side).pool.release(connection.inner);
     }
 }

@@ -1,6 +1,6 @@
 //! One attempt of a call to Chat: connect first, sign last, and return a complete response or none.
 //!
-//! `failover` returns a connection, `exchange` sends a call on it and reads the response, and [`AttemptError`] says what
+//! `failover` returns a connection, `exchange` sends a call on it and reads the response, and `AttemptError` says what
 //! happened on the socket.
 
 mod attempt;
@@ -23,15 +23,15 @@ use self::pool::Pool;
 use crate::capacity::Capacity;
 use crate::config;
 
-pub use self::attempt::{AttemptError, AttemptTime, Call, ChatResponse};
-pub use self::failover::{LeasedConnection, SharedFailover};
+pub(crate) use self::attempt::{AttemptError, AttemptTime, Call, ChatResponse};
+pub(crate) use self::failover::{LeasedConnection, SharedFailover};
 
 /// The header with the IDs of the trace and of the parent span (W3C Trace Context).
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// One app's connections to Chat on one worker thread. Connections are shared neither between threads nor between apps.
-pub struct Upstream {
+pub(crate) struct Upstream {
     app: String,
     primary: Arc<Domain>,
     standby: Option<Arc<Domain>>,
@@ -69,7 +69,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`UpstreamError`].
-    pub fn new(
+    pub(crate) fn new(
         app: &config::App,
         settings: &config::Upstream,
         failover: Arc<SharedFailover>,
