@@ -115,12 +115,12 @@ fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let connected = u8::from(stats.mode == Mode::Connected);
     let help = "Whether this replica is connected to Redis (1) or not (0).";
     text.single("chatgate_fleet_connected", MetricKind::Gauge, help, connected);
-    let (sent, received) = (stats.evictions_told, stats.evictions_heard);
+    let (sent, received) = (stats.invalidations_sent, stats.invalidations_received);
     let counters = [
-        ("chatgate_fleet_disconnects_total", "Times the connection to Redis was lost.", stats.losses),
+        ("chatgate_fleet_disconnects_total", "Times the connection to Redis was lost.", stats.disconnects),
         ("chatgate_fleet_permits_total", "Permits granted by Redis.", stats.permits),
-        ("chatgate_fleet_cache_lookups_total", "Pairs looked up in Redis.", stats.pairs_read),
-        ("chatgate_fleet_cache_hits_total", "Pairs found in Redis.", stats.pairs_found),
+        ("chatgate_fleet_cache_lookups_total", "Pairs looked up in Redis.", stats.cache_lookups),
+        ("chatgate_fleet_cache_hits_total", "Pairs found in Redis.", stats.cache_hits),
         ("chatgate_fleet_invalidations_sent_total", "Invalidations sent to other replicas.", sent),
         ("chatgate_fleet_invalidations_received_total", "Invalidations received from other replicas.", received),
     ];

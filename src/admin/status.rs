@@ -48,14 +48,14 @@ pub(super) fn render(state: &State) -> Value {
         "fleet": gateway.fleet.as_ref().map(|fleet| {
             let stats = fleet.stats();
             json!({
-                "mode": stats.mode.word(),
+                "mode": stats.mode.as_str(),
                 "cause": fleet.cause().as_deref(),
-                "disconnects": stats.losses,
+                "disconnects": stats.disconnects,
                 "permits": stats.permits,
-                "cache_lookups": stats.pairs_read,
-                "cache_hits": stats.pairs_found,
-                "invalidations_sent": stats.evictions_told,
-                "invalidations_received": stats.evictions_heard,
+                "cache_lookups": stats.cache_lookups,
+                "cache_hits": stats.cache_hits,
+                "invalidations_sent": stats.invalidations_sent,
+                "invalidations_received": stats.invalidations_received,
             })
         }),
         "apps": apps,

@@ -43,7 +43,7 @@ async fn replicas_share_cached_pairs_and_stop_cleanly() {
     for (_, admin) in &gateways {
         eventually("the replica is connected", async || {
             let status = send(admin, TestRequest::new("GET", "/status")).await.json();
-            (status["fleet"]["mode"] == "together").then_some(())
+            (status["fleet"]["mode"] == "connected").then_some(())
         })
         .await;
     }

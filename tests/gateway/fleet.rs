@@ -34,7 +34,7 @@ pub(crate) async fn mode(gateway: &Gateway) -> String {
 }
 
 pub(crate) async fn await_connected(gateway: &Gateway) {
-    eventually("the replica is connected", async || (mode(gateway).await == "together").then_some(())).await;
+    eventually("the replica is connected", async || (mode(gateway).await == "connected").then_some(())).await;
 }
 
 /// Returns the reason in `/status` why the replica is disconnected.
@@ -228,7 +228,7 @@ async fn fleet_shares_one_quota_and_uses_idle_capacity() {
     println!("50/s, 2 of 3 replicas busy: {mean:.1} per second, peak second {most}");
     assert!(most <= 50, "{most} calls in one second");
     for replica in &replicas {
-        assert_eq!(mode(replica).await, "together", "{}", replica.log());
+        assert_eq!(mode(replica).await, "connected", "{}", replica.log());
     }
     assert!(mean >= min_rate(50.0, &waits) * 0.95, "only {mean:.1} per second");
 }

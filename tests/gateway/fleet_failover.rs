@@ -223,7 +223,7 @@ async fn redis_replica_is_never_used() {
         let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
         eventually("the reason", reason).await;
         assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
-        assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", 0));
+        assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("disconnected", 0));
         second.command("REPLICAOF NO ONE").await;
         await_connected(&gateway).await;
         second.replicate_from(primary.address()).await;
@@ -252,7 +252,7 @@ async fn demoted_primary_is_abandoned_until_promoted_again() {
     let started = attempts().await.expect("at least one connection");
     let more = async || (attempts().await? >= started + 3).then_some(());
     eventually("the gateway retries the connection", more).await;
-    assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", before + 1));
+    assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("disconnected", before + 1));
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     first.command("REPLICAOF NO ONE").await;
     await_connected(&gateway).await;

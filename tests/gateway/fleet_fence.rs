@@ -78,7 +78,7 @@ async fn store_sent_before_an_invalidation_is_rejected() {
         let (relation, looked_up) = eventually("the pair is stored", stored).await;
         assert_eq!(relation, follow_type(2), "the flipped relation");
         assert!(looked_up <= sent, "a pair is never newer than its lookup");
-        fleet.evict(&shared, scope).await;
+        fleet.invalidate(&shared, scope).await;
         assert_eq!(cached().await, None, "{scope:?}");
         fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);
         flush_stores(&fleet, &shared, &format!("after-{round}")).await;

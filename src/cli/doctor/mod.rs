@@ -26,7 +26,7 @@ use crate::domain::chat::envelope::Envelope;
 use crate::domain::policy::outcome::{AttemptOutcome, RetryClass, classify};
 use crate::error::display_chain;
 use crate::upstream::signer::Signer;
-use crate::upstream::{AttemptError, Call, ChatResponse, SharedFailover, Upstream};
+use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, SharedFailover, Upstream};
 
 /// The call that is made: it reads whether an account is imported, needs no edition and no feature, and has a
 /// quota of its own of 100 a second (vendor page 1047/34956), so it takes nothing from callers.
@@ -177,15 +177,22 @@ async fn call(
     let call = Call { name, body: Bytes::from(body), traceparent: None };
     let signature = signer.current(clock::unix_now());
     let deadline = clock::now() + settings.timeout;
-    let answer =
-        upstream.send(upstream.connect().await?, signer, &signature, call.clone(), (clock::now(), deadline)).await?;
+    let answer = upstream
+        .send(
+            upstream.connect().await?,
+            signer,
+            &signature,
+            call.clone(),
+            AttemptTime { begun: clock::now(), deadline },
+        )
+        .await?;
     if classify(AttemptOutcome::Answer(answer.error_code), CommandKind::Read).retry != RetryClass::FreshSignature {
         return Ok(answer);
     }
     let Some(fresh) = signer.after_rejection(&signature, clock::unix_now()) else { return Ok(answer) };
     drop(answer);
     let deadline = clock::now() + settings.timeout;
-    upstream.send(upstream.connect().await?, signer, &fresh, call, (clock::now(), deadline)).await
+    upstream.send(upstream.connect().await?, signer, &fresh, call, AttemptTime { begun: clock::now(), deadline }).await
 }
 
 fn cause_of(fault: &AttemptError) -> (Cause, String) {
