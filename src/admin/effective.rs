@@ -33,7 +33,7 @@ pub(super) fn effective(config: &Config) -> Value {
             "tls": server.tls.as_ref().map(|tls| json!({
                 "certificate": tls.certificate.subject,
                 "ends_at": tls.certificate.ends_at_text(),
-                "callers_show_certificates": tls.asks_callers,
+                "callers_show_certificates": tls.requires_client_cert,
             })),
         },
         "app": apps.iter().map(app).collect::<Vec<_>>(),

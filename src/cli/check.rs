@@ -17,13 +17,13 @@ fn write_report(out: &mut String, config: &Config) -> fmt::Result {
     let server = &config.server;
     for address in &server.listen {
         let tls = server.tls.as_ref().filter(|_| matches!(address, ListenAddr::Tcp(_)));
-        let asked = !config.callers.is_empty() || server.asks_for_certificates();
+        let asked = !config.callers.is_empty() || server.requires_client_cert();
         let over = if tls.is_some() { ", over TLS" } else { "" };
         writeln!(out, "data listener   {address}{}{over}", reach(address.is_local(), asked))?;
     }
-    if let Some(Tls { certificate, asks_callers, .. }) = &server.tls {
+    if let Some(Tls { certificate, requires_client_cert, .. }) = &server.tls {
         writeln!(out, "certificate     {}\n  ends          {}", certificate.subject, certificate.ends_at_text())?;
-        if *asks_callers {
+        if *requires_client_cert {
             writeln!(out, "  callers       must show one of server.tls.client_ca_file over TCP")?;
         }
     }
