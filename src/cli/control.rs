@@ -178,9 +178,7 @@ impl AdminClient {
             (Some(address), _) => address,
             (None, ListenAddr::Unix(path)) => AdminAddress::Unix(path),
             (None, ListenAddr::Tcp(address)) if address.port() == 0 => {
-                print_error(
-                    "server.admin has port 0, so the system chose a port; set --admin to the address in the gateway's log",
-                );
+                print_error("server.admin has port 0, so the system chose it; set --admin to the address in the log");
                 return Err(ExitCode::from(USAGE));
             }
             (None, ListenAddr::Tcp(address)) => AdminAddress::of_listener(address),

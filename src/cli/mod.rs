@@ -1,7 +1,7 @@
 //! The command line: subcommands, their output, and exit codes.
 //!
-//! stdout has the requested output, stderr the log and messages. Exit codes: 0 success, 1 failure at run time, [`USAGE`]
-//! wrong usage, [`BAD_CONFIG`] invalid configuration. `doctor` has one code per cause.
+//! stdout has the requested output, stderr the log and messages. Exit codes: 0 success, 1 failure at run time,
+//! [`USAGE`] wrong usage, [`BAD_CONFIG`] invalid configuration. `doctor` has one code per cause.
 
 mod check;
 mod control;

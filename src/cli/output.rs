@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Prints requested output on stdout. A pipe that the reader has closed, as with `| head -1`, counts as success. Any other
-/// error, such as a full disk, is a failure.
+/// Prints requested output on stdout. A pipe that the reader has closed, as with `| head -1`, counts as success. Any
+/// other error, such as a full disk, is a failure.
 pub(super) fn print(text: &str) -> ExitCode {
     match write_all(io::stdout().lock(), text) {
         Ok(()) => ExitCode::SUCCESS,

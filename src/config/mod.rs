@@ -4,8 +4,8 @@
 //! file ──> tree (values with their locations) ──> overrides of the environment ──> sections ──> Config
 //! ```
 //!
-//! One load finds all problems and reports each with file, line, and key. Unknown keys are problems too. The rest of the
-//! program receives only validated values: no unparsed strings, no numbers out of range, no unknown names.
+//! One load finds all problems and reports each with file, line, and key. Unknown keys are problems too. The rest of
+//! the program receives only validated values: no unparsed strings, no numbers out of range, no unknown names.
 //!
 //! Each section of the file has a module with its type, its defaults, and its parser. `config/chatgate.toml` explains
 //! every key.

@@ -1,8 +1,8 @@
 //! Environment variables that override the file: `CHATGATE__SERVER__LISTEN` sets `server.listen`.
 //!
 //! After the prefix, each `__` descends into a table. A number selects an item of an existing list, so
-//! `CHATGATE__APP__0__REGION` is the region of the first app. Values are written bare, or as TOML for a list or a table.
-//! Values of variables are validated like values of the file; problems name the variable.
+//! `CHATGATE__APP__0__REGION` is the region of the first app. Values are written bare, or as TOML for a list or a
+//! table. Values of variables are validated like values of the file; problems name the variable.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

@@ -66,7 +66,8 @@ pub enum SecretWarning {
     ByteOrderMark,
 }
 
-/// Reads a secret from a file: one line of text, without a final LF or CRLF. It is always text, even if it looks like another format.
+/// Reads a secret from a file: one line of text, without a final LF or CRLF. It is always text, even if it looks like
+/// another format.
 ///
 /// It also reads a pipe, so that a shell can pass a secret without a file.
 ///

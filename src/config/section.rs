@@ -57,6 +57,7 @@ impl<'a> LoadContext<'a> {
         self.problems.borrow_mut().push(self.at(location, key, message));
     }
 
+    /// Notes a warning.
     pub(super) fn warning(&self, location: &Location, key: &str, message: impl Display) {
         self.warnings.borrow_mut().push(self.at(location, key, message));
     }
@@ -86,6 +87,7 @@ pub(super) struct Section<'a> {
     path: String,
     location: Location,
     table: Option<&'a Table>,
+    /// Keys that were read, present or not.
     known: Vec<&'static str>,
     /// Invalid keys that already have a problem of their own.
     reported: Vec<&'static str>,
@@ -161,8 +163,8 @@ impl<'a> Section<'a> {
         self.optional(key, parse)
     }
 
-    /// Reads a list with a bounded number of items, each with its own location. With `single`, brackets are optional for
-    /// one item. Invalid items are noted and omitted.
+    /// Reads a list with a bounded number of items, each with its own location. With `single`, brackets are optional
+    /// for one item. Invalid items are noted and omitted.
     pub(super) fn list<T>(
         &mut self,
         key: &'static str,
@@ -261,7 +263,8 @@ impl<'a> Section<'a> {
             self.problem(
                 inline,
                 format_args!(
-                    "secrets are not allowed here; put the secret into a file and set {file}, or into a variable and set {env}"
+                    "secrets are not allowed here; put the secret into a file and set {file}, or into a variable and \
+                     set {env}"
                 ),
             );
         }
@@ -318,6 +321,7 @@ impl<'a> Section<'a> {
         self.table?.get(key)
     }
 
+    /// Returns the path of a key in this section, as messages show it.
     pub(super) fn path_of(&self, key: &str) -> String {
         let bare = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
         let shown = if bare { key.to_owned() } else { format!("{key:?}") };

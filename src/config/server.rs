@@ -32,8 +32,8 @@ pub struct Server {
     pub unix_uids: Vec<u32>,
     /// Token that admin actions must send. `None`: admin actions are accepted from this machine only.
     pub admin_token: Option<BearerToken>,
-    /// Names accepted in `Host` in addition to loopback names and the listen addresses: lower case, without a port, IPv6
-    /// in brackets. Up to 100.
+    /// Names accepted in `Host` in addition to loopback names and the listen addresses: lower case, without a port,
+    /// IPv6 in brackets. Up to 100.
     pub hosts: Vec<String>,
     /// Maximum size of a request body in bytes, 1 KiB to 64 MiB. Default 1 MiB.
     pub max_body: usize,

@@ -37,16 +37,15 @@ const SERVICE_NAME: &str = "service.name";
 /// Default of `service.name`.
 const SERVICE_DEFAULT: &str = "chatgate";
 
+/// Warning for an attribute that is not used.
+const INVALID_ATTRIBUTE: &str = "ignoring an attribute that is invalid or beyond the limit of 64; use NAME=VALUE";
+
 impl Trace {
     /// Returns `service.name`.
     pub fn service(&self) -> &str {
         self.resource.get(SERVICE_NAME).map_or(SERVICE_DEFAULT, String::as_str)
     }
-}
 
-const INVALID_ATTRIBUTE: &str = "ignoring an attribute that is invalid or beyond the limit of 64; use NAME=VALUE";
-
-impl Trace {
     /// Reads the section if it is present.
     pub(super) fn read(context: &LoadContext<'_>, root: &mut Section<'_>) -> Option<Self> {
         let is_present = root.has("trace");

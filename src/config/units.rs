@@ -61,7 +61,7 @@ const SIZE_UNITS: [(&str, usize); 8] = [
     ("GiB", 1 << 30),
 ];
 
-/// Parses `200/s`: a whole number of calls per second, from 1 to [`RATE_MAX`].
+/// Parses `200/s`: a whole number of calls per second, from 1 to 10,000,000.
 pub fn parse_rate(text: &str) -> Option<NonZeroU32> {
     let digits = text.strip_suffix("/s")?;
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -98,7 +98,8 @@ pub(super) fn size(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> ParseResu
             Some(size) if bounds.contains(&size) => Ok(size),
             Some(_) => Err(format!("out of range; use a size from \"{least}\" to \"{most}\"")),
             None => Err(format!(
-                "not a size; use a number with B, KB, MB, GB, KiB, MiB, or GiB in quotes, from \"{least}\" to \"{most}\""
+                "not a size; use a number with B, KB, MB, GB, KiB, MiB, or GiB in quotes, from \"{least}\" to \
+                 \"{most}\""
             )),
         }
     }

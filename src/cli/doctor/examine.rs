@@ -19,8 +19,8 @@ use crate::error::display_chain;
 use crate::upstream::signer::Signer;
 use crate::upstream::{AttemptError, Call, ChatResponse, SharedFailover, Upstream};
 
-/// The command of the call. It reads whether an account is imported, needs no paid edition and no feature, and has its own
-/// rate limit of 100 calls per second (vendor page 1047/34956), so it takes no quota from callers.
+/// The command of the call, which reads whether an account is imported. It needs no paid edition and no feature. It has
+/// its own rate limit of 100 calls per second (vendor page 1047/34956), so it takes no quota from callers.
 const COMMAND: &str = "im_open_login_svc/account_check";
 
 /// Smaller clock differences are harmless, because chatgate signs with the later of both clocks.
