@@ -78,7 +78,7 @@ fn server_section(server: &Server) -> Value {
         "tls": server.tls.as_ref().map(|tls| json!({
             "certificate": tls.certificate.subject,
             "ends_at": tls.certificate.ends_at_text(),
-            "callers_show_certificates": tls.asks_callers,
+            "callers_show_certificates": tls.requires_client_cert,
         })),
     })
 }

@@ -181,7 +181,7 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "trace": trace,
     );
     // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.
-    let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.asks_callers);
+    let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.requires_client_cert);
     if terms(&new.server.tls) != terms(&old.server.tls) {
         new.server.tls.clone_from(&old.server.tls);
         kept.push("server.tls");

@@ -141,10 +141,10 @@ async fn permits_stay_within_the_limit_during_a_failover() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                moments.extend(grant.moments.iter().map(|moment| grant.moment + moment.as_micros() as u64));
+                moments.extend(grant.moments.iter().map(|moment| grant.redis_time + moment.as_micros() as u64));
                 granted.fetch_add(grant.moments.len(), Ordering::Relaxed);
                 if grant.moments.is_empty() {
-                    tokio::time::sleep(grant.again).await;
+                    tokio::time::sleep(grant.retry_after).await;
                 }
             }
             moments

@@ -446,6 +446,6 @@ async fn check_prints_the_trace_destination() {
     let check = ["check", "--config", &file.to_string_lossy()];
     let outcome = within(PATIENCE, "check", Process::run(&check, setup.dir(), &[])).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    let line = "traces          to http://collector.test:4317, as chatgate, of 25% of the requests that begin one";
+    let line = "traces          to http://collector.test:4317 as chatgate, 25% of the requests without a trace";
     assert!(outcome.stdout.lines().any(|found| found == line), "{}", outcome.stdout);
 }
