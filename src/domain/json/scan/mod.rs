@@ -164,24 +164,27 @@ impl<'a> Scanner<'a> {
     /// Reads a value, or the beginning of a value that is a nonempty object or array. Returns whether it is the latter.
     #[inline(always)]
     fn opens(&mut self, open: &mut Open, member: &mut (&'a [u8], usize)) -> Option<bool> {
-        let first = self.next()?;
-        match first {
-            b'{' | b'[' => {
-                let is_object = first == b'{';
-                open.push(is_object)?;
+        match self.next()? {
+            b'{' => {
+                open.push(true)?;
                 self.skip_space();
-                if self.peek() == Some(if is_object { b'}' } else { b']' }) {
-                    self.at += 1;
-                    open.pop();
-                    return Some(false);
+                if self.peek() != Some(b'}') {
+                    return self.next_member(open, member).map(|()| true);
                 }
-                if is_object {
-                    self.next_member(open, member)?;
+                self.at += 1;
+                open.pop();
+            }
+            b'[' => {
+                open.push(false)?;
+                self.skip_space();
+                if self.peek() != Some(b']') {
+                    return Some(true);
                 }
-                return Some(true);
+                self.at += 1;
+                open.pop();
             }
             b'"' => self.string()?,
-            b'-' | b'0'..=b'9' => self.number(first)?,
+            first @ (b'-' | b'0'..=b'9') => self.number(first)?,
             b't' => self.literal(b"rue")?,
             b'f' => self.literal(b"alse")?,
             b'n' => self.literal(b"ull")?,
