@@ -1,55 +1,53 @@
-//! Counters with a limit: requests being worked on, bytes of bodies and answers, connections.
+//! Counters with a limit: requests in flight, bytes of bodies and responses, connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A number of things that may be held at once.
+/// A bounded counter. [`Capacity::try_acquire`] returns a guard that releases its part on drop.
 #[derive(Debug)]
 pub struct Capacity {
-    held: AtomicUsize,
+    in_use: AtomicUsize,
     max: usize,
 }
 
 impl Capacity {
-    /// At most `max` of them.
+    /// Allows at most `max` units at once.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { held: AtomicUsize::new(0), max })
+        Arc::new(Self { in_use: AtomicUsize::new(0), max })
     }
 
-    /// Takes `count`, or none if that would be too many. They are given back on drop.
+    /// Acquires `count` units; `None` if fewer are free.
     pub fn try_acquire(self: &Arc<Self>, count: usize) -> Option<CapacityGuard> {
-        let mut held = CapacityGuard { budget: Arc::clone(self), count: 0 };
-        held.grow(count).then_some(held)
+        let mut guard = CapacityGuard { capacity: Arc::clone(self), count: 0 };
+        guard.grow(count).then_some(guard)
     }
 
-    /// How many are held now.
+    /// Returns the number of units in use.
     pub fn in_use(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.in_use.load(Ordering::Relaxed)
     }
 }
 
-/// A part of a [`Capacity`].
+/// Units of a [`Capacity`] in use, until it is dropped.
 #[derive(Debug)]
 pub struct CapacityGuard {
-    budget: Arc<Capacity>,
+    capacity: Arc<Capacity>,
     count: usize,
 }
 
 impl CapacityGuard {
-    /// Takes `more`, or none if that would be too many.
+    /// Acquires `more` units. Returns whether that many were free; if not, nothing changes.
     pub fn grow(&mut self, more: usize) -> bool {
-        let max = self.budget.max;
-        let taken = self
-            .budget
-            .held
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| held.checked_add(more).filter(|sum| *sum <= max));
-        if taken.is_ok() {
+        let max = self.capacity.max;
+        let fits = |in_use: usize| in_use.checked_add(more).filter(|sum| *sum <= max);
+        let grown = self.capacity.in_use.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).is_ok();
+        if grown {
             self.count += more;
         }
-        taken.is_ok()
+        grown
     }
 
-    /// How many it holds.
+    /// Returns the number of units held.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -57,7 +55,7 @@ impl CapacityGuard {
 
 impl Drop for CapacityGuard {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.count, Ordering::AcqRel);
+        self.capacity.in_use.fetch_sub(self.count, Ordering::AcqRel);
     }
 }
 
@@ -66,16 +64,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_more_than_the_limit_is_held_and_all_comes_back() {
-        let budget = Capacity::new(10);
-        let mut first = budget.try_acquire(6).expect("room");
-        assert!(budget.try_acquire(5).is_none());
+    fn capacity_is_never_exceeded_and_is_released_on_drop() {
+        let capacity = Capacity::new(10);
+        let mut first = capacity.try_acquire(6).expect("room");
+        assert!(capacity.try_acquire(5).is_none());
         assert!(!first.grow(usize::MAX));
         assert!(first.grow(4));
-        assert!(budget.try_acquire(1).is_none());
-        assert_eq!((first.count(), budget.in_use()), (10, 10));
+        assert!(capacity.try_acquire(1).is_none());
+        assert_eq!((first.count(), capacity.in_use()), (10, 10));
         drop(first);
-        assert_eq!(budget.in_use(), 0);
-        assert!(budget.try_acquire(10).is_some());
+        assert_eq!(capacity.in_use(), 0);
+        assert!(capacity.try_acquire(10).is_some());
     }
 }

@@ -32,8 +32,8 @@
 //! | [`fleet`] | what replicas share through Redis |
 //! | [`limits`] | quotas, and the fair queues in front of them |
 //! | [`upstream`] | signed calls to Chat |
-//! | [`gateway`] | the path of a request |
 //! | [`server`] | connections of all listeners |
+//! | [`gateway`] | the path of a request |
 //! | [`webhook`], [`admin`] | the other two listeners |
 //! | [`runtime`] | the life of the program |
 //! | [`sandbox`] | a simulator of Chat |

@@ -1,8 +1,8 @@
-//! The program. What it can do stands in `chatgate::cli`.
+//! The program. `chatgate::cli` has its subcommands.
 
 use std::process::ExitCode;
 
-/// Faster than the allocators of glibc and musl when many threads work.
+/// Faster than the allocators of glibc and musl with many threads.
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,11 +1,11 @@
-//! The webhook listener: Chat says that something has happened, and chatgate forgets what it knew of it.
+//! The webhook listener: Chat reports changes, and chatgate invalidates the affected pairs.
 //!
-//! Anybody may reach this listener, so nothing is told here and nothing is believed: a request that the
-//! app's token signed, just now, makes chatgate forget or slow down, and that is all. What cannot be read
-//! with certainty makes it forget more. See [`crate::domain::chat::webhook`] for what the signature is worth.
+//! Anyone may reach this listener, so it reveals nothing and trusts nothing: a request that the app's token has signed
+//! within `webhook.window` can invalidate pairs or lower a rate limit, and nothing else. If a request cannot be read with
+//! certainty, it invalidates more. [`crate::domain::chat::webhook`] says what the signature is worth.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,10 +13,9 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
-use hyper::body::Incoming;
-use tokio_util::task::TaskTracker;
+use parking_lot::Mutex;
 
-use crate::capacity::Capacity;
+use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::replay_guard::ReplayGuard;
@@ -24,60 +23,76 @@ use crate::domain::chat::webhook::{Claims, Event, VerifyError};
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
-use crate::gateway::stack::Answers;
-use crate::gateway::{App, Gateway, route};
+use crate::gateway::stack::ResponseBody;
+use crate::gateway::{App, Gateway, route, stack};
 use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
-use crate::http::request_id::RequestId;
+use crate::server::{ConnectionHandler, ConnectionService};
 
-/// Largest body, in bytes. One of 20 targets, the most that one call changes, has under 2 KiB.
+/// Maximum size of a body, in bytes. A body with 20 targets, the most that one call changes, has less than 2 KiB.
 const BODY_LEN_MAX: usize = 64 * 1024;
-/// Bytes of all bodies at one time: apart from those of callers, who must not suffer from events.
+/// Maximum bytes of all bodies. It is separate from the limit of callers, which webhooks must not affect.
 const BUFFERED_MAX: usize = 16 * 1024 * 1024;
-/// Refusals are told to the log once in so long: anybody can cause them.
-const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
-/// What Chat wants to hear (vendor page "Webhook Overview", 1047/34354).
-const TAKEN: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
+/// Minimum time between log lines about rejected webhooks, which anyone can cause.
+const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The response that Chat expects (vendor page "Webhook Overview", 1047/34354).
+const ACCEPTED: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
 
-/// What answers webhooks, for all apps.
-pub struct Webhooks {
-    current: Arc<Generations>,
+/// The handler of the webhook listener, for all apps.
+#[derive(Clone)]
+pub struct Webhooks(Arc<Inner>);
+
+struct Inner {
+    generations: Arc<Generations>,
     buffered: Arc<Capacity>,
-    refusals: RejectionLog,
-    once: Mutex<ReplayGuard>,
+    rejections: RejectionLog,
+    replay_guard: Mutex<ReplayGuard>,
 }
 
 impl Webhooks {
-    /// For the apps of the gateway of now.
-    pub fn new(current: Arc<Generations>) -> Arc<Self> {
-        Arc::new(Self {
-            current,
+    /// Invalidates pairs of the current generation's apps.
+    pub fn new(generations: Arc<Generations>) -> Self {
+        Self(Arc::new(Inner {
+            generations,
             buffered: Capacity::new(BUFFERED_MAX),
-            refusals: RejectionLog::default(),
-            once: Mutex::default(),
-        })
+            rejections: RejectionLog::default(),
+            replay_guard: Mutex::default(),
+        }))
     }
+}
 
-    /// Answers a request. What it makes chatgate forget is forgotten before the answer is there.
-    async fn handle<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+impl ConnectionHandler for Webhooks {
+    type ResponseBody = ResponseBody;
+
+    // Without `tls`: server.tls is for callers. Webhooks are signed, and may arrive through a proxy that terminates TLS.
+    fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
+        let Self(inner) = self.clone();
+        stack::service(move |request, _| Arc::clone(&inner).handle(request))
+    }
+}
+
+impl Inner {
+    /// Answers a request. Its pairs are invalidated before the response is sent.
+    async fn handle<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        match self.take(request).await {
+        match self.receive(request).await {
             Ok(()) => {
-                let mut response = Response::new(Full::new(Bytes::from_static(TAKEN)));
+                let mut response = Response::new(Full::new(Bytes::from_static(ACCEPTED)));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }
             Err(error) => {
-                tracing::debug!(outcome = error.wire().slug.text(), "a webhook was refused: {error}");
+                tracing::debug!(outcome = error.wire().slug.text(), %error, "rejected a webhook");
                 error.into_response()
             }
         }
     }
 
-    async fn take<B>(&self, request: Request<B>) -> Result<(), GatewayError>
+    // Host and Origin are not checked: Chat uses a public name, and a response reveals nothing to a browser.
+    async fn receive<B>(&self, request: Request<B>) -> Result<(), GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
@@ -86,47 +101,46 @@ impl Webhooks {
         if head.method != Method::POST {
             return Err(GatewayError::MethodNotAllowed);
         }
-        let gateway = self.current.gateway();
-        let (app, claims) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|doubt| {
-            self.refusals.note(doubt);
-            // One sentence for all of them: the cause is for the operator.
-            GatewayError::Unauthenticated("this is no webhook of a configured app, or not signed just now by its token")
+        let gateway = self.generations.gateway();
+        let (app, claims) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|error| {
+            self.rejections.record(error);
+            // The same text for all causes: only the operator learns the cause.
+            GatewayError::Unauthenticated(
+                "webhook rejected: unknown app, invalid signature, or RequestTime outside webhook.window",
+            )
         })?;
         let is_first = self.is_first(&gateway, &claims);
-        let command = claims.command;
-        let timeout = gateway.config.server.body_timeout;
-        let reading = read_whole(body, BODY_LEN_MAX, &self.buffered);
-        let read = tokio::time::timeout(timeout, reading).await;
-        let read = read.map_err(|_| GatewayError::BodyTimeout(timeout)).and_then(|read| {
-            read.map_err(|error| match error {
-                BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
-                BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
-                BodyError::Broken(_) => GatewayError::BadRequest,
-            })
-        });
-        match read {
-            Ok((body, _held)) => {
-                heed(app, Event::read(&command, &body), is_first).await;
-                Ok(())
-            }
-            Err(error) => {
-                // Something has happened, and nobody will say again what: nothing is certain any more.
-                heed(app, Event::read(&command, b""), is_first).await;
-                Err(error)
-            }
-        }
+        let read = self.read_body(&gateway, body).await;
+        // A body that cannot be read means that something has changed and will not be reported again. It invalidates all
+        // that its command may have changed.
+        let body = read.as_ref().map_or(&b""[..], |(body, _)| body);
+        apply(app, Event::read(&claims.command, body), is_first).await;
+        read.map(drop)
     }
-}
 
-impl Webhooks {
+    async fn read_body<B>(&self, gateway: &Gateway, body: B) -> Result<(Bytes, CapacityGuard), GatewayError>
+    where
+        B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        let timeout = gateway.config.server.body_timeout;
+        let read = tokio::time::timeout(timeout, read_whole(body, BODY_LEN_MAX, &self.buffered)).await;
+        let read = read.map_err(|_| GatewayError::BodyTimeout(timeout))?;
+        read.map_err(|error| match error {
+            BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
+            BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
+            BodyError::Broken(_) => GatewayError::BadRequest,
+        })
+    }
+
+    /// Whether the signature has not been seen before.
     fn is_first(&self, gateway: &Gateway, claims: &Claims) -> bool {
         let (Some(at), Some(config)) = (claims.signed_at(), &gateway.config.webhook) else { return false };
-        let mut once = self.once.lock().unwrap_or_else(PoisonError::into_inner);
-        once.is_first(claims.sdkappid, at, clock::unix_now().as_secs(), config.window.as_secs())
+        let (now, window) = (clock::unix_now().as_secs(), config.window.as_secs());
+        self.replay_guard.lock().is_first(claims.sdkappid, at, now, window)
     }
 }
 
-/// The app and what has happened, if the app's token signed it just now.
+/// Returns the app and the claims of a webhook, if the app's token has signed it within `webhook.window`.
 fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<(&'a Arc<App>, Claims), VerifyError> {
     let claims = Claims::read(query)?;
     let app = gateway.apps.numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
@@ -136,61 +150,72 @@ fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<(&'a Arc<App>, Claims
     Ok((app, claims))
 }
 
-/// `is_first`: its signature was not seen before.
-async fn heed(app: &App, event: Event, is_first: bool) {
+/// Applies an event. `is_first`: its signature has not been seen before.
+async fn apply(app: &App, event: Event, is_first: bool) {
     let name = &app.name;
     match event {
         Event::Follow(scope) => {
             app.invalidate_everywhere(&scope).await;
-            tracing::debug!(app = %name, scope = scope.name(), "an event of Chat's evicted what it named");
+            tracing::debug!(app = %name, scope = scope.name(), "webhook invalidated cached pairs");
         }
         Event::OverLimit { command, .. } if !is_first => {
-            tracing::info!(app = %name, command, "an alarm shows a signature that was seen before and is passed over");
+            tracing::info!(app = %name, command, "ignoring a replayed rate-limit alert");
         }
         Event::OverLimit { command, limit } => {
             let Ok(known) = CommandName::parse(&command) else { return };
-            tracing::info!(app = %name, command, limit, "Chat says that a command comes close to its limit");
+            tracing::info!(app = %name, command, limit, "Chat reports that a command is close to its rate limit");
             app.apply_rate_alert(known, limit);
         }
         Event::Other => {}
     }
 }
 
-impl Answers for Arc<Webhooks> {
-    // Host and Origin are not asked: Chat calls by a public name, and there is nothing to be read here.
-    async fn answer(self, request: Request<Incoming>, _: RequestId, _: ConnectionInfo) -> Response<Full<Bytes>> {
-        self.handle(request).await
-    }
-
-    fn tasks(&self) -> TaskTracker {
-        self.current.gateway().tasks.clone()
-    }
-
-    // server.tls is for callers. What comes here is signed; Chat may be let in through a proxy that speaks TLS.
-    fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
-        None
-    }
-}
-
-/// Webhooks that were not believed, for the log.
+/// Logs rejected webhooks, but not each of them.
 #[derive(Default)]
 struct RejectionLog {
-    /// Since the log was told.
+    /// Number since the last line.
     count: AtomicU64,
-    /// When it was told, in ticks.
-    told: AtomicU64,
+    /// Time of the last line, in ticks.
+    logged_at: AtomicU64,
 }
 
 impl RejectionLog {
-    fn note(&self, doubt: VerifyError) {
+    fn record(&self, error: VerifyError) {
         self.count.fetch_add(1, Ordering::Relaxed);
-        let (now, told) = (clock::tick(), self.told.load(Ordering::Relaxed));
-        let silent =
-            Tick::from_micros(told) == Tick::NEVER || now.since(Tick::from_micros(told)) >= REFUSALS_TOLD_EVERY;
-        let mine = |told| self.told.compare_exchange(told, now.micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if silent && mine(told) {
-            let refused = self.count.swap(0, Ordering::Relaxed);
-            tracing::warn!(refused, "webhooks were not believed; the last one: {doubt}");
+        let (now, logged_at) = (clock::tick(), self.logged_at.load(Ordering::Relaxed));
+        let last = Tick::from_micros(logged_at);
+        let is_due = last == Tick::NEVER || now.since(last) >= REJECTION_LOG_INTERVAL;
+        let claim =
+            || self.logged_at.compare_exchange(logged_at, now.micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if is_due && claim() {
+            let count = self.count.swap(0, Ordering::Relaxed);
+            tracing::warn!(count, last_error = %error, "rejected webhooks");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::layer::Context;
+
+    use super::*;
+    use crate::gateway::stack::tests::{assert_panic_is_answered, generations};
+
+    /// Panics in the handler, when it logs a rejected webhook.
+    struct PanickingLayer;
+
+    impl<S: tracing::Subscriber> Layer<S> for PanickingLayer {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            let metadata = event.metadata();
+            assert!(*metadata.level() != Level::DEBUG || metadata.target() != "chatgate::webhook");
+        }
+    }
+
+    #[tokio::test]
+    async fn panic_in_the_handler_is_answered_with_500() {
+        let request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        assert_panic_is_answered(Webhooks::new(generations("")), request, PanickingLayer).await;
     }
 }

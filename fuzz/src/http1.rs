@@ -41,12 +41,12 @@ pub fn run(data: &[u8]) {
     let cut = follow(bytes, size);
     // The accepted part ends in the same line, regardless of the chunk size.
     let place = |stop: &FramingError| {
-        (bytes[..stop.sound].iter().filter(|byte| **byte == b'\n').count(), stop.fault, stop.in_head)
+        (bytes[..stop.valid_len].iter().filter(|byte| **byte == b'\n').count(), stop.error, stop.in_head)
     };
     assert_eq!(whole.as_ref().map_err(place).err(), cut.as_ref().map_err(place).err());
     let (sound, idle) = match &whole {
         Ok(follower) => (bytes.len(), follower.between_requests()),
-        Err(stop) => (stop.sound, false),
+        Err(stop) => (stop.valid_len, false),
     };
     let sound = &bytes[..sound];
     if sound.starts_with(b"PRI * HTTP/2.0\r\n") {
@@ -74,7 +74,7 @@ fn follow(bytes: &[u8], size: usize) -> Result<FramingTracker, FramingError> {
     let mut follower = FramingTracker::default();
     let mut at = 0;
     for piece in bytes.chunks(size) {
-        follower.follow(piece).map_err(|stop| FramingError { sound: at + stop.sound, ..stop })?;
+        follower.follow(piece).map_err(|stop| FramingError { valid_len: at + stop.valid_len, ..stop })?;
         at += piece.len();
     }
     Ok(follower)

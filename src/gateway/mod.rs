@@ -61,6 +61,7 @@ use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
+use crate::http::traceparent::traceparent;
 use crate::http::wakeups::FilteredBody;
 use crate::telemetry::metrics::labels::CommandLabel;
 
@@ -239,16 +240,6 @@ fn check_encoding(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     let encoding = &headers.content_encoding;
     let is_plain = !encoding.is_present() || encoding.single().is_some_and(is_identity);
     if is_plain { Ok(()) } else { Err(GatewayError::UnsupportedEncoding) }
-}
-
-/// Returns the caller's `traceparent`, if it has exactly one that is well formed.
-fn traceparent(headers: &RequestHeaders<'_>) -> Option<HeaderValue> {
-    // version "-" trace-id "-" parent-id "-" flags (W3C Trace Context, section 3.2).
-    let is_well_formed = |value: &&HeaderValue| {
-        (55..=128).contains(&value.len())
-            && value.as_bytes().iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'))
-    };
-    headers.traceparent.single().filter(is_well_formed).cloned()
 }
 
 /// Checks that a body is a JSON object in UTF-8, as Chat requires. Its members are Chat's business.

@@ -7,4 +7,5 @@ pub mod host;
 pub mod peer;
 pub mod request_id;
 pub mod small_writes;
+pub mod traceparent;
 pub mod wakeups;

@@ -2,4 +2,6 @@
 
 pub mod reload;
 pub mod serve;
-pub mod systemd;
+mod signals;
+mod systemd;
+mod workers;

@@ -1,6 +1,6 @@
-//! Reloading: on SIGHUP, by order, and when a file that the configuration names has changed.
+//! Reloads: on SIGHUP, by `POST /reload`, and when a file that the configuration names has changed.
 //!
-//! All or nothing: whatever is wrong with the new configuration, the old one serves on untouched.
+//! All or nothing: if anything is wrong with the new configuration, the current one keeps serving unchanged.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,150 +8,163 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::systemd::Notifier;
+use crate::admin::ReloadHandle;
 use crate::config::{self, Config, Env, Fleet, NamedFile, Problem, Problems, Tls};
 use crate::error::display_chain;
 use crate::gateway::GatewayBuildError;
 use crate::gateway::generation::Generations;
-use crate::runtime::systemd::Notifier;
 
-/// How often files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A file that has changed must then stay as it is for so long: it may just be being written.
-const SETTLES_FOR: Duration = Duration::from_millis(100);
+/// How often files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a changed file must stay unchanged before it is read: a process may still be writing it.
+const SETTLE_TIME: Duration = Duration::from_millis(100);
 
-/// Where a configuration is read again.
+/// Log message of every failed reload.
+const FAILED: &str = "reload failed; keeping the current configuration";
+
+/// Where the configuration comes from.
 #[derive(Debug)]
 pub struct ConfigSource {
-    /// The file.
+    /// The configuration file.
     pub path: PathBuf,
-    /// The environment as the program began.
+    /// The environment at the start of the program.
     pub env: Env,
 }
 
-/// Reads the configuration again and puts it in place.
+/// Reads the configuration again and activates it.
 pub struct Reloader {
-    current: Arc<Generations>,
-    /// `None`: the configuration came from no file.
-    origin: Option<Arc<ConfigSource>>,
-    /// One at a time.
-    turn: Mutex<()>,
-    /// Is told of each.
-    manager: Notifier,
+    generations: Arc<Generations>,
+    /// `None` if the configuration was not read from a file.
+    source: Option<Arc<ConfigSource>>,
+    /// Held by a reload: only one runs at a time.
+    running: Mutex<()>,
+    /// Notified of each reload.
+    notifier: Notifier,
 }
 
-/// Why nothing was reloaded. The messages hold no secret.
+/// Why a reload failed. The messages contain no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum ReloadError {
-    /// The configuration came from no file.
-    #[error("this configuration was not read from a file")]
+    /// The configuration was not read from a file.
+    #[error("the configuration was not read from a file; restart to change it")]
     NoFile,
-    /// What is wrong with it.
+    /// The configuration has problems.
     #[error("{0}")]
     Problems(Problems),
-    /// It is right, but no gateway comes of it.
+    /// The gateway cannot be built from a valid configuration.
     #[error(transparent)]
     Build(#[from] GatewayBuildError),
-    /// It could not be read for want of threads.
-    #[error("the configuration could not be read: {0}")]
-    Reading(tokio::task::JoinError),
+    /// No thread was available to read the configuration.
+    #[error("cannot read the configuration: {0}")]
+    Read(tokio::task::JoinError),
 }
 
-/// What is read again.
+/// What a reload reads again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReloadScope {
-    /// The configuration's file and all that it names.
+    /// The configuration file and all files that it names.
     Everything,
-    /// Only what it names. Its own text is that of the last time: it may just be being written.
+    /// Only the files that it names. The configuration file itself may be incomplete: a process may be writing it.
     NamedFiles,
 }
 
 impl Reloader {
-    /// For the gateway of now. The service manager is told of each reload.
-    pub fn new(current: Arc<Generations>, origin: Option<ConfigSource>, manager: Notifier) -> Arc<Self> {
-        Arc::new(Self { current, origin: origin.map(Arc::new), turn: Mutex::default(), manager })
+    /// Replaces generations from `source`, and notifies the service manager of each reload.
+    pub(super) fn new(generations: Arc<Generations>, source: Option<ConfigSource>, notifier: Notifier) -> Arc<Self> {
+        Arc::new(Self { generations, source: source.map(Arc::new), running: Mutex::default(), notifier })
     }
 
-    /// Reloads. Gives the keys whose new values take a restart, for which the old ones hold.
+    /// Returns a handle that reloads everything, for `cause`.
+    pub(super) fn handle(self: &Arc<Self>, cause: &'static str) -> ReloadHandle {
+        let reloader = Arc::clone(self);
+        Box::new(move || {
+            let reloader = Arc::clone(&reloader);
+            Box::pin(async move { reloader.reload(ReloadScope::Everything, cause).await.map_err(Into::into) })
+        })
+    }
+
+    /// Reloads. Returns the keys whose new values require a restart; their old values stay in effect.
     ///
     /// # Errors
     /// See [`ReloadError`]. Then nothing has changed.
-    pub async fn reload(&self, extent: ReloadScope, cause: &str) -> Result<Vec<&'static str>, ReloadError> {
-        let _turn = self.turn.lock().await;
-        self.manager.reloading();
-        let result = self.try_reload(extent).await;
+    pub(super) async fn reload(&self, scope: ReloadScope, cause: &str) -> Result<Vec<&'static str>, ReloadError> {
+        let _running = self.running.lock().await;
+        self.notifier.reloading();
+        let result = self.try_reload(scope).await;
         match &result {
             Ok(kept) => {
                 for key in kept {
-                    tracing::warn!(key, "its new value takes a restart; the old one holds");
+                    tracing::warn!(key, "change requires a restart; keeping the old value");
                 }
-                tracing::info!(cause, apps = self.current.gateway().config.apps.len(), "reloaded");
+                tracing::info!(cause, apps = self.generations.gateway().config.apps.len(), "reloaded");
             }
             Err(ReloadError::Problems(problems)) => {
                 for problem in problems.all() {
-                    tracing::warn!(cause, "not reloaded, nothing has changed: {problem}");
+                    tracing::warn!(cause, %problem, "{FAILED}");
                 }
             }
-            Err(error) => tracing::warn!(cause, "not reloaded, nothing has changed: {}", display_chain(error)),
+            Err(error) => tracing::warn!(cause, problem = display_chain(error), "{FAILED}"),
         }
-        self.manager.ready();
+        self.notifier.ready();
         result
     }
 
-    async fn try_reload(&self, extent: ReloadScope) -> Result<Vec<&'static str>, ReloadError> {
-        let origin = Arc::clone(self.origin.as_ref().ok_or(ReloadError::NoFile)?);
-        let before = self.current.gateway();
-        let text = (extent == ReloadScope::NamedFiles).then(|| before.config.source.text.clone());
+    async fn try_reload(&self, scope: ReloadScope) -> Result<Vec<&'static str>, ReloadError> {
+        let source = Arc::clone(self.source.as_ref().ok_or(ReloadError::NoFile)?);
+        let before = self.generations.gateway();
+        let text = (scope == ReloadScope::NamedFiles).then(|| before.config.source.text.clone());
         let reading = tokio::task::spawn_blocking(move || match text {
-            Some(text) => config::load_text(&origin.path, text, &origin.env),
-            None => config::load(&origin.path, &origin.env),
+            Some(text) => config::load_text(&source.path, text, &source.env),
+            None => config::load(&source.path, &source.env),
         });
-        let mut config = reading.await.map_err(ReloadError::Reading)?.map_err(ReloadError::Problems)?;
+        let mut config = reading.await.map_err(ReloadError::Read)?.map_err(ReloadError::Problems)?;
         for Problem { file, line, key, message, .. } in &config.warnings {
             tracing::warn!(file, line, "{key}: {message}");
         }
-        let kept = keep_what_cannot_change(&mut config, &before.config);
-        // The old listeners go on under the new rules, which were judged for others.
+        let kept = keep_restart_keys(&mut config, &before.config);
+        // The open listeners stay, but were not part of the check of the new access rules.
         config.refuse_open_listeners().map_err(ReloadError::Problems)?;
-        self.current.replace(config)?;
+        self.generations.replace(config)?;
         Ok(kept)
     }
 
-    /// Watches the files that the configuration names, as long as the program lives.
-    pub async fn watch(self: Arc<Self>) {
-        if self.origin.is_none() {
+    /// Reloads when a file that the configuration names changes. Returns only if the configuration has no file.
+    pub(super) async fn watch(self: Arc<Self>) {
+        if self.source.is_none() {
             return;
         }
-        // What was seen when it was last tried, well or ill.
-        let mut tried: Option<Vec<NamedFile>> = None;
+        // The files of the last failed reload.
+        let mut failed: Option<Vec<NamedFile>> = None;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let loaded = self.current.gateway().config.source.files.clone();
-            let Some(mut now) = look(&loaded).await else { continue };
-            if now == loaded || tried.as_ref() == Some(&now) {
+            tokio::time::sleep(CHECK_INTERVAL).await;
+            let loaded = self.generations.gateway().config.source.files.clone();
+            let Some(mut now) = fingerprints(&loaded).await else { continue };
+            if now == loaded || failed.as_ref() == Some(&now) {
                 continue;
             }
             loop {
-                tokio::time::sleep(SETTLES_FOR).await;
-                match look(&now).await {
+                tokio::time::sleep(SETTLE_TIME).await;
+                match fingerprints(&now).await {
                     Some(again) if again != now => now = again,
                     _ => break,
                 }
             }
-            // Why not, is in the log; it is tried again when something else is there.
-            let done = self.reload(ReloadScope::NamedFiles, "a file that the configuration names has changed").await;
-            tried = done.is_err().then_some(now);
+            // A failure is in the log. The next attempt follows when a file changes again.
+            let result = self.reload(ReloadScope::NamedFiles, "a file that the configuration names has changed").await;
+            failed = result.is_err().then_some(now);
         }
     }
 }
 
-/// The files as they are now.
-async fn look(files: &[NamedFile]) -> Option<Vec<NamedFile>> {
+/// Returns the files with their current fingerprints.
+async fn fingerprints(files: &[NamedFile]) -> Option<Vec<NamedFile>> {
     let files = files.to_vec();
     tokio::task::spawn_blocking(move || files.iter().map(NamedFile::refresh).collect()).await.ok()
 }
 
-/// Puts the running values in place of those that only a restart changes. Gives the keys that differ.
-fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> {
+/// Replaces new values of keys that require a restart by the old ones. Returns the keys that differ.
+fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
     let mut kept = Vec::new();
     macro_rules! keep {
         ($($name:literal: $($key:ident).+),+ $(,)?) => {
@@ -180,16 +193,16 @@ fn keep_what_cannot_change(new: &mut Config, old: &Config) -> Vec<&'static str> 
         "log": log,
         "trace": trace,
     );
-    // Whom a connection is let in for is decided when it begins. Those that are there would not be asked.
-    let terms = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.requires_client_cert);
-    if terms(&new.server.tls) != terms(&old.server.tls) {
+    // Whether callers need a certificate is decided when a connection begins; open ones would not be checked.
+    let requires_cert = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.requires_client_cert);
+    if requires_cert(&new.server.tls) != requires_cert(&old.server.tls) {
         new.server.tls.clone_from(&old.server.tls);
         kept.push("server.tls");
     }
-    // Certificates are taken up by the next connection.
-    let terms =
+    // New certificates apply to the next connection.
+    let settings =
         |fleet: &Option<Fleet>| fleet.as_ref().map(|fleet| (fleet.redis.clone(), fleet.prefix.clone(), fleet.share));
-    if terms(&new.fleet) != terms(&old.fleet) {
+    if settings(&new.fleet) != settings(&old.fleet) {
         new.fleet.clone_from(&old.fleet);
         kept.push("fleet");
     }

@@ -1,194 +1,219 @@
-//! The life of the program: bind, sign, serve on one thread a core, drain, end.
+//! `chatgate serve`: from binding the sockets to the exit code.
 
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hyper_util::service::TowerToHyperService;
-use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::reload::{ConfigSource, Reloader};
+use super::signals::{Signals, StopSignals, reload_on_hangup};
+use super::systemd::Notifier;
+use super::workers::{self, Workers, new_runtime};
 use crate::admin::Admin;
+use crate::capacity::Capacity;
 use crate::clock;
 use crate::config::Config;
-use crate::gateway::generation::{Generations, ThreadWorker};
+use crate::gateway::generation::Generations;
 use crate::gateway::{Gateway, GatewayBuildError, InvalidationSubscriber};
-use crate::runtime::reload::{ConfigSource, ReloadScope, Reloader};
-use crate::runtime::systemd::Notifier;
-use crate::server::listener::{Accept, Accepted, BindError, Listener, SocketFile};
+use crate::server::listener::{BindError, Listener, SocketFile};
 use crate::server::shutdown::Drain;
 use crate::server::socket_activation::{ActivatedSockets, ActivationError};
-use crate::server::timeouts::InFlight;
 use crate::server::{self, Connections};
 use crate::webhook::Webhooks;
 
-/// Admin connections at once; probes and people need few.
+/// Maximum number of admin connections. Probes and people need few.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
-/// See [`tick`].
-const TICK: Duration = Duration::from_millis(500);
-/// How long callers wait at the start for Redis to be found.
+/// How long the start waits for the first connection to Redis.
 const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
-/// How long the end waits for the last spans to be sent, at most; they are of less worth than a quick end.
+/// Maximum time that the end waits for the export of the last spans. A quick end is worth more than they are.
 const FLUSH_MAX: Duration = Duration::from_secs(3);
+/// Maximum time that the end waits for admin requests in flight.
+const ADMIN_CLOSE_MAX: Duration = Duration::from_millis(250);
 
-/// A gateway whose sockets are bound, not yet serving.
+/// A gateway whose sockets are bound, before it serves.
 pub struct Server {
-    current: Arc<Generations>,
-    reloader: Arc<Reloader>,
-    listeners: Vec<Listener>,
+    generations: Arc<Generations>,
+    listeners: Arc<Vec<Listener>>,
     admin_listener: Listener,
-    /// Where Chat posts, and who answers it.
-    webhook: Option<(Listener, Arc<Webhooks>)>,
+    webhook_listener: Option<Listener>,
     admin: Admin,
-    /// Stop after what is at work; also cancelled by `POST /quit`.
+    reloader: Arc<Reloader>,
+    /// Cancelled by `POST /quit`.
     quit: CancellationToken,
-    /// Who started us, if it wants to be told.
-    manager: Notifier,
+    notifier: Notifier,
 }
 
 /// Why the program cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A socket.
+    /// A socket cannot be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A socket that systemd has opened.
+    /// A socket from systemd cannot be used.
     #[error(transparent)]
-    Adopt(#[from] ActivationError),
-    /// The gateway.
+    Activation(#[from] ActivationError),
+    /// The gateway cannot be built.
     #[error(transparent)]
     Build(#[from] GatewayBuildError),
-    /// Threads or runtimes.
+    /// Threads or runtimes cannot be created.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
 
 impl Server {
-    /// Binds every socket and signs for the first time. Nothing is sent, so Chat need not be there.
-    /// Reloads read from `origin`, and only with one the environment is heeded: sockets of systemd and whom to
-    /// tell.
+    /// Builds the gateway, which signs for the first time, and binds every socket. Nothing is sent, so Chat need not be
+    /// reachable.
+    ///
+    /// Reloads read `source`. Without one, the environment is ignored too: the sockets that systemd passed, and the
+    /// service manager to notify.
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub fn bind(config: Config, origin: Option<ConfigSource>) -> Result<Self, ServeError> {
-        let current = Generations::new(config, worker_threads())?;
-        let gateway = current.gateway();
+    pub fn bind(config: Config, source: Option<ConfigSource>) -> Result<Self, ServeError> {
+        let generations = Generations::new(config, workers::thread_count())?;
+        let gateway = generations.gateway();
         let server = &gateway.config.server;
-        let webhook = gateway.config.webhook.as_ref();
-        let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook.map(|webhook| &webhook.listen));
-        let env = origin.as_ref().map(|origin| &origin.env);
-        let mut adopted = env.map_or_else(|| Ok(ActivatedSockets::default()), ActivatedSockets::of_process)?;
-        let mut bound = Listener::bind_all(addresses, server.unix_mode, &mut adopted)?.into_iter();
-        adopted.reject_unused()?;
-        let manager = env.map_or_else(Notifier::nobody, Notifier::new);
-        let admin_listener = bound.next().expect("as many as addresses");
+        let webhook = gateway.config.webhook.as_ref().map(|webhook| &webhook.listen);
+        let addresses = [&server.admin].into_iter().chain(&server.listen).chain(webhook);
+        let env = source.as_ref().map(|source| &source.env);
+        let mut activated = env.map_or_else(|| Ok(ActivatedSockets::default()), ActivatedSockets::of_process)?;
+        let mut bound = Listener::bind_all(addresses, server.unix_mode, &mut activated)?.into_iter();
+        activated.reject_unused()?;
+        let notifier = env.map_or_else(Notifier::disabled, Notifier::new);
+        let admin_listener = bound.next().expect("one listener for each address");
         let listeners = bound.by_ref().take(server.listen.len()).collect();
-        let webhook = bound.next().zip(webhook);
-        let webhook = webhook.map(|(listener, _)| (listener, Webhooks::new(Arc::clone(&current))));
+        let webhook_listener = bound.next();
         let quit = CancellationToken::new();
-        let reloader = Reloader::new(Arc::clone(&current), origin, manager.clone());
-        let admin = Admin::new(Arc::clone(&current), Arc::clone(&reloader), quit.clone());
-        Ok(Self { listeners, admin_listener, webhook, admin, quit, current, reloader, manager })
+        let reloader = Reloader::new(Arc::clone(&generations), source, notifier.clone());
+        let admin = Admin::new(Arc::clone(&generations), reloader.handle("POST /reload"), quit.clone());
+        let listeners = Arc::new(listeners);
+        Ok(Self { generations, listeners, admin_listener, webhook_listener, admin, reloader, quit, notifier })
     }
 
-    /// The data listeners, with the ports they have got.
+    /// Returns the addresses of the data listeners, with their actual ports.
     pub fn addresses(&self) -> Vec<String> {
         self.listeners.iter().map(|listener| listener.address().to_string()).collect()
     }
 
-    /// The admin listener.
+    /// Returns the address of the admin listener, with its actual port.
     pub fn admin_address(&self) -> String {
         self.admin_listener.address().to_string()
     }
 
-    /// Cancelled, it makes the server drain as SIGTERM does.
+    /// Returns a token whose cancellation drains the server as SIGTERM does.
     pub fn quit(&self) -> CancellationToken {
         self.quit.clone()
     }
 
-    /// Serves until SIGTERM, SIGINT or `POST /quit`, then drains. Blocks.
+    /// Serves until SIGTERM, SIGINT, or `POST /quit`, and then drains. Blocks.
     ///
-    /// Gives success after a clean drain, failure if `server.drain_timeout` cut it short or a second
-    /// signal came.
+    /// Returns success after a complete drain. Returns failure if `server.drain_timeout` or a second signal ended it.
     ///
     /// # Errors
-    /// If threads or runtimes cannot be made.
+    /// If threads or runtimes cannot be created.
     pub fn run(self) -> Result<ExitCode, ServeError> {
-        // Dropped last, whatever goes wrong below.
+        // Dropped last, also on errors.
         let _files = self.socket_files();
-        let runtime = runtime()?;
-        // Before anything says that we are here: who has read it may send one.
-        let signals = {
-            let _in = runtime.enter();
-            Signals::new()?
-        };
-        let drain = Drain::default();
-        let done = CancellationToken::new();
-        // Of this, what is used below is what no reload changes.
-        let first = self.current.gateway();
-        let connections = Connections::new(&first.config.server, drain.clone());
+        let main = new_runtime()?;
+        // Before anything announces this process: a reader of the announcement may send a signal.
+        let signals = main.block_on(async { Signals::handle() })?;
+        let (generations, drain) = (Arc::clone(&self.generations), Drain::default());
+        // Only settings that a reload keeps are read from this generation.
+        let gateway = generations.gateway();
+        let connections = Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone());
         self.admin.watch_connections(&connections);
-        let listeners = Arc::new(self.listeners);
-        runtime.block_on(find_fleet(&self.current));
-        let (mut threads, mut handles) = (Vec::new(), Vec::new());
-        for (number, worker) in self.current.threads().iter().enumerate() {
-            let (listeners, connections) = (Arc::clone(&listeners), connections.clone());
-            let runtime = self::runtime()?;
-            handles.push(runtime.handle().clone());
-            threads.push(spawn_worker((number, runtime), worker.clone(), listeners, connections, done.clone())?);
-        }
-        let outcome = runtime.block_on(async {
-            for listener in listeners.iter() {
-                tracing::info!(listener = "data", address = %listener.address(), "listening");
-            }
-            tracing::info!(listener = "admin", address = %self.admin_listener.address(), "listening");
-            let limits = connections.limits;
-            tokio::spawn(serve_admin(self.admin_listener.for_this_runtime()?, self.admin.clone(), limits));
-            tokio::spawn(self.admin.clone().watch());
-            if let Some(tracing) = first.tracing.clone() {
-                tokio::spawn(tracing.run());
-            }
-            let mut open = OpenListeners { data: listeners, webhook: None };
-            if let Some((listener, webhooks)) = self.webhook {
-                tracing::info!(listener = "webhook", address = %listener.address(), "listening");
-                // Places of its own: a flood from outside takes none from callers. And it is served on this
-                // thread, since forgetting is a matter of microseconds.
-                let connections = Connections::new(&first.config.server, drain.clone());
-                tokio::spawn(server::accept(listener.for_this_runtime()?, webhooks, connections));
-                open.webhook = Some(listener);
-            }
-            self.admin.set_ready(true);
-            self.manager.ready();
-            tokio::spawn(self.manager.clone().watch(handles));
-            let Signals { stops, hangups } = signals;
-            tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangups));
-            tokio::spawn(self.reloader.watch());
-            let orders = StopRequests { stops, quit: self.quit, drain };
-            supervise(&first, &self.admin, &self.manager, orders, open).await
-        });
-        first.stopped.store(true, Ordering::Release);
-        done.cancel();
-        for thread in threads {
-            // A worker that panicked has been logged; the others' work is what counts.
-            let _ = thread.join();
-        }
+
+        main.block_on(find_fleet(&generations));
+        let workers = Workers::start(generations.threads(), &self.listeners, &connections)?;
+        let outcome = main.block_on(self.serve(&gateway, drain, signals, workers.runtimes()));
+        gateway.stopped.store(true, Ordering::Release);
+        workers.stop();
         Ok(outcome?)
     }
 
+    /// Runs everything but the worker threads: the other two listeners, background tasks, and the drain.
+    async fn serve(
+        self,
+        gateway: &Gateway,
+        drain: Drain,
+        Signals { mut stop, hangup }: Signals,
+        worker_runtimes: Vec<Handle>,
+    ) -> io::Result<ExitCode> {
+        let admin_connections = self.serve_admin(gateway, &drain)?;
+        self.serve_webhooks(gateway, &drain)?;
+        tokio::spawn(self.admin.clone().record_history());
+        if let Some(tracing) = gateway.tracing.clone() {
+            tokio::spawn(tracing.run());
+        }
+        self.announce();
+        tokio::spawn(self.notifier.clone().watch(worker_runtimes));
+        tokio::spawn(reload_on_hangup(Arc::clone(&self.reloader), hangup));
+        tokio::spawn(Arc::clone(&self.reloader).watch());
+
+        wait_for_stop(&mut stop, &self.quit).await;
+        self.admin.set_ready(false);
+        self.notifier.stopping();
+        let open = OpenListeners { data: self.listeners, webhook: self.webhook_listener };
+        let outcome = tokio::select! {
+            outcome = drain_all(gateway, &drain, open) => outcome,
+            signal = stop.next() => {
+                tracing::warn!(signal, "second stop signal; closing the remaining connections");
+                ExitCode::FAILURE
+            }
+        };
+        close_admin(&admin_connections).await;
+        Ok(outcome)
+    }
+
+    /// Serves the admin listener until the very end, also while the others drain.
+    fn serve_admin(&self, gateway: &Gateway, drain: &Drain) -> io::Result<Connections> {
+        let connections = Connections {
+            capacity: Capacity::new(ADMIN_CONNECTIONS_MAX),
+            limit: "64 admin connections",
+            close: Drain::default(),
+            linger: Duration::ZERO,
+            ..Connections::new(&gateway.config.server, drain.clone(), TaskTracker::new())
+        };
+        tokio::spawn(server::serve(self.admin_listener.acceptor()?, self.admin.clone(), connections.clone()));
+        Ok(connections)
+    }
+
+    /// Serves the webhook listener, if there is one, on the main thread: an invalidation takes microseconds. It has its
+    /// own limit of connections, so a flood of webhooks takes none from callers.
+    fn serve_webhooks(&self, gateway: &Gateway, drain: &Drain) -> io::Result<()> {
+        if let Some(listener) = &self.webhook_listener {
+            let webhooks = Webhooks::new(Arc::clone(&self.generations));
+            let connections = Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone());
+            tokio::spawn(server::serve(listener.acceptor()?, webhooks, connections));
+        }
+        Ok(())
+    }
+
+    /// Announces that the gateway serves: in the log, at `/readyz`, and to the service manager.
+    fn announce(&self) {
+        let data = self.listeners.iter().map(|listener| ("data", listener));
+        let webhook = self.webhook_listener.iter().map(|listener| ("webhook", listener));
+        for (kind, listener) in data.chain([("admin", &self.admin_listener)]).chain(webhook) {
+            tracing::info!(listener = kind, address = %listener.address(), "listening");
+        }
+        self.admin.set_ready(true);
+        self.notifier.ready();
+    }
+
     fn socket_files(&self) -> SocketFiles {
-        let webhook = self.webhook.as_ref().map(|(listener, _)| listener);
-        let all = self.listeners.iter().chain([&self.admin_listener]).chain(webhook);
+        let all = self.listeners.iter().chain([&self.admin_listener]).chain(&self.webhook_listener);
         SocketFiles(all.filter_map(Listener::file).cloned().collect())
     }
 }
 
-/// The files of all Unix sockets, which go with this. A thread may still hold a socket when the program ends; then
-/// its file would stay.
+/// The files of all Unix sockets, which it removes on drop: a thread may still hold a clone of a socket when the program
+/// ends, and would leave its file.
 struct SocketFiles(Vec<Arc<SocketFile>>);
 
 impl Drop for SocketFiles {
@@ -197,196 +222,56 @@ impl Drop for SocketFiles {
     }
 }
 
-/// Looks for Redis, from now on for good. Callers are let in when the first attempt is over, or takes too
-/// long: who joins the others before it has learned anything has nothing to forget.
-async fn find_fleet(current: &Arc<Generations>) {
-    let Some(fleet) = current.gateway().fleet.clone() else { return };
-    let (tried, first) = oneshot::channel();
-    tokio::spawn(fleet.run(Arc::new(InvalidationSubscriber(Arc::clone(current))), tried));
-    let _ = tokio::time::timeout(FLEET_TIMEOUT, first).await;
+/// Starts connecting to Redis, and waits for the first attempt, but not for long. Callers are served only after it: a
+/// replica that joins before it has cached anything has nothing to invalidate.
+async fn find_fleet(generations: &Arc<Generations>) {
+    let Some(fleet) = generations.gateway().fleet.clone() else { return };
+    let (attempted, first_attempt) = oneshot::channel();
+    tokio::spawn(fleet.run(Arc::new(InvalidationSubscriber(Arc::clone(generations))), attempted));
+    let _ = tokio::time::timeout(FLEET_TIMEOUT, first_attempt).await;
 }
 
-/// The listeners that a drain closes.
+/// Waits for SIGTERM, SIGINT, or `POST /quit`.
+async fn wait_for_stop(stop: &mut StopSignals, quit: &CancellationToken) {
+    tokio::select! {
+        signal = stop.next() => tracing::info!(signal, "stopping on a signal"),
+        () = quit.cancelled() => tracing::info!("stopping on POST /quit"),
+    }
+}
+
+/// The listeners that the drain closes.
 struct OpenListeners {
     data: Arc<Vec<Listener>>,
     webhook: Option<Listener>,
 }
 
-/// Waits for the order to stop, then sees the drain through.
-async fn supervise(
-    gateway: &Gateway,
-    admin: &Admin,
-    manager: &Notifier,
-    StopRequests { mut stops, quit, drain }: StopRequests,
-    open: OpenListeners,
-) -> io::Result<ExitCode> {
-    tokio::select! {
-        name = stops.next() => tracing::info!(signal = name, "asked to stop"),
-        () = quit.cancelled() => tracing::info!("asked to stop by POST /quit"),
-    }
+/// Drains the data and webhook listeners: refuses new connections, and finishes requests in flight.
+async fn drain_all(gateway: &Gateway, drain: &Drain, OpenListeners { data, webhook }: OpenListeners) -> ExitCode {
     let server = &gateway.config.server;
-    admin.set_ready(false);
-    manager.stopping();
-    let draining = async {
-        tokio::time::sleep(server.drain_delay).await;
-        drain.begin();
-        // With the last of its clones a socket is closed, and who connects is refused instead of
-        // waiting for nobody.
-        open.data.iter().chain(&open.webhook).for_each(Listener::remove);
-        drop(open);
-        gateway.tasks.close();
-        tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
-        let begun = clock::now();
-        let clean = tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok();
-        if let Some(tracing) = &gateway.tracing {
-            let left = server.drain_timeout.saturating_sub(clock::now() - begun);
-            tracing.flush(left.min(FLUSH_MAX)).await;
-        }
-        clean
-    };
-    Ok(tokio::select! {
-        clean = draining => {
-            if clean {
-                tracing::info!("drained");
-                ExitCode::SUCCESS
-            } else {
-                tracing::warn!(left = gateway.tasks.len(), "server.drain_timeout is over; what was left is cut off");
-                ExitCode::FAILURE
-            }
-        }
-        name = stops.next() => {
-            tracing::warn!(signal = name, "asked again to stop; what was left is cut off");
-            ExitCode::FAILURE
-        }
-    })
-}
-
-/// SIGHUP reads everything again.
-async fn reload_on_hangup(reloader: Arc<Reloader>, mut hangups: Signal) {
-    while hangups.recv().await.is_some() {
-        // What comes of it is in the log.
-        let _ = reloader.reload(ReloadScope::Everything, "SIGHUP").await;
+    tokio::time::sleep(server.drain_delay).await;
+    drain.begin();
+    // A socket is closed with its last clone. Then new connections are refused, and do not wait in its queue.
+    data.iter().chain(&webhook).for_each(Listener::remove_file);
+    drop((data, webhook));
+    gateway.tasks.close();
+    tracing::info!(connections_and_calls = gateway.tasks.len(), "draining");
+    let begin = clock::now();
+    let is_complete = tokio::time::timeout(server.drain_timeout, gateway.tasks.wait()).await.is_ok();
+    if let Some(tracing) = &gateway.tracing {
+        let left = server.drain_timeout.saturating_sub(clock::now() - begin);
+        tracing.flush(left.min(FLUSH_MAX)).await;
     }
-}
-
-/// What ends it: the first order to stop, and then the second.
-struct StopRequests {
-    stops: Stops,
-    /// Cancelled by `POST /quit`.
-    quit: CancellationToken,
-    drain: Drain,
-}
-
-/// The signals that mean something to us.
-struct Signals {
-    stops: Stops,
-    /// SIGHUP.
-    hangups: Signal,
-}
-
-impl Signals {
-    /// Takes them over; until then each of them ends the program. Within a runtime.
-    fn new() -> io::Result<Self> {
-        let stops = Stops { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-        Ok(Self { stops, hangups: signal(SignalKind::hangup())? })
+    if is_complete {
+        tracing::info!("drained");
+        return ExitCode::SUCCESS;
     }
+    tracing::warn!(connections_and_calls = gateway.tasks.len(), "drain timed out; closing the remaining connections");
+    ExitCode::FAILURE
 }
 
-/// SIGTERM and SIGINT.
-struct Stops {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stops {
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-/// One thread for each core we may use: a request stays on its thread, and so do its connections to
-/// Chat, which spares wake-ups across threads.
-fn worker_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
-}
-
-fn spawn_worker(
-    (number, runtime): (usize, Runtime),
-    worker: ThreadWorker,
-    listeners: Arc<Vec<Listener>>,
-    connections: Connections,
-    done: CancellationToken,
-) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-        runtime.block_on(async {
-            for listener in listeners.iter() {
-                match listener.for_this_runtime() {
-                    Ok(accept) => {
-                        tokio::spawn(server::accept(accept, worker.clone(), connections.clone()));
-                    }
-                    Err(error) => tracing::error!(%error, "a listener is lost on this thread"),
-                }
-            }
-            drop(listeners);
-            tokio::spawn(tick());
-            // A lookup for one thread's caller may be in the hands of another thread, so all go on
-            // until everything is finished.
-            done.cancelled().await;
-        });
-        runtime.shutdown_background();
-    })
-}
-
-/// Keeps a timer that is near. Whoever sets one that is nearer than all others wakes its thread's event loop, by a
-/// system call, though it is the thread itself; most calls to Chat would do so for a timeout of seconds.
-async fn tick() {
-    loop {
-        tokio::time::sleep(TICK).await;
-    }
-}
-
-/// Serves the admin listener as long as the program lives, also while draining.
-async fn serve_admin(accept: Accept, admin: Admin, limits: server::timeouts::Limits) {
-    let places = crate::capacity::Capacity::new(ADMIN_CONNECTIONS_MAX);
-    loop {
-        let Ok((stream, peer)) = accept.next().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            continue;
-        };
-        let Some(place) = places.try_acquire(1) else { continue };
-        let admin = admin.clone();
-        tokio::spawn(async move {
-            let _place = place;
-            let at_work = InFlight::default();
-            let counted = at_work.clone();
-            let service = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let (admin, work) = (admin.clone(), counted.begin(request.version() >= http::Version::HTTP_2));
-                async move {
-                    let answer = admin.handle(request, peer).await;
-                    drop(work);
-                    answer
-                }
-            });
-            let service = TowerToHyperService::new(service);
-            let builder = server::builder();
-            let served = match stream {
-                Accepted::Tcp(stream) => {
-                    builder.serve_connection(server::wrap_stream(stream, limits, at_work), service).await
-                }
-                Accepted::Unix(stream) => {
-                    builder.serve_connection(server::wrap_stream(stream, limits, at_work), service).await
-                }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "an admin connection ended early");
-            }
-        });
-    }
+/// Closes the admin listener, once everything else has ended.
+async fn close_admin(connections: &Connections) {
+    connections.close.begin();
+    connections.tasks.close();
+    let _ = tokio::time::timeout(ADMIN_CLOSE_MAX, connections.tasks.wait()).await;
 }

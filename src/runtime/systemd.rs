@@ -1,6 +1,9 @@
-//! What systemd is told: that we are ready, that we stop, and that we are alive (sd_notify(3)).
+//! Notifications to the service manager: ready, reloading, stopping, and the watchdog (sd_notify(3)).
 //!
-//! Anything else that sets `NOTIFY_SOCKET` is told the same. Where nobody does, nobody is told.
+//! They go to systemd, or to any other program that sets `NOTIFY_SOCKET`.
+//!
+//! The crate sd-notify (0.5) is not used: it connects to no abstract socket, has no timeout for a manager that does not
+//! read, and reads the environment of the process, which tests can change only with unsafe code.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,87 +21,87 @@ use tokio::time::MissedTickBehavior;
 use crate::clock;
 use crate::config::Env;
 
-/// How long a message may wait for room at a manager that does not read. It holds up nothing but the admin
-/// listener's thread.
-const SEND_WITHIN: Duration = Duration::from_millis(100);
+/// How long a message may wait for a manager that does not read. It blocks only the main thread.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Tells the service manager. Copies tell the same one.
+/// Notifies the service manager, if there is one.
 #[derive(Debug, Clone)]
-pub struct Notifier(Option<Arc<Manager>>);
+pub(super) struct Notifier(Option<Arc<Manager>>);
 
 #[derive(Debug)]
 struct Manager {
     socket: UnixDatagram,
     address: SocketAddr,
-    /// After this it is told of no more reloads, which would take the stop back.
-    stopping: AtomicBool,
-    /// How often it wants to hear that we are alive, if at all.
+    /// After this, no reload is reported: its end would revoke the stop.
+    is_stopping: AtomicBool,
+    /// Maximum time between watchdog pings; `None` if it expects none.
     watchdog: Option<Duration>,
 }
 
 impl Notifier {
-    /// Whom the environment names: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
-    pub fn new(env: &Env) -> Self {
-        let Some(name) = env.get("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return Self::nobody() };
+    /// Reads `NOTIFY_SOCKET`, `WATCHDOG_USEC`, and `WATCHDOG_PID`.
+    pub(super) fn new(env: &Env) -> Self {
+        let Some(name) = env.get("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else { return Self::disabled() };
         let manager = connect(name).map(|(socket, address)| Manager {
             socket,
             address,
-            stopping: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
             watchdog: watchdog_period(env, std::process::id()),
         });
         match manager {
             Ok(manager) => Self(Some(Arc::new(manager))),
             Err(error) => {
-                tracing::warn!(%error, "the service manager is not told anything: NOTIFY_SOCKET cannot be used");
-                Self::nobody()
+                tracing::warn!(%error, "cannot notify systemd; NOTIFY_SOCKET is unusable");
+                Self::disabled()
             }
         }
     }
 
-    /// Tells nobody.
-    pub fn nobody() -> Self {
+    /// Notifies no service manager.
+    pub(super) fn disabled() -> Self {
         Self(None)
     }
 
-    /// Serving; also the end of a reload.
-    pub fn ready(&self) {
+    /// Reports that the gateway serves, at the start and after a reload.
+    pub(super) fn ready(&self) {
         self.unless_stopping(|| "READY=1".to_owned());
     }
 
-    /// A reload begins; [`Notifier::ready`] ends it, whatever comes of it.
-    pub fn reloading(&self) {
+    /// Reports the begin of a reload. [`Notifier::ready`] reports its end, also if it failed.
+    pub(super) fn reloading(&self) {
         self.unless_stopping(|| format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
-    /// The drain begins. Nothing but signs of life follow.
-    pub fn stopping(&self) {
+    /// Reports the begin of the drain. Only watchdog pings follow.
+    pub(super) fn stopping(&self) {
         if let Some(manager) = &self.0 {
-            manager.stopping.store(true, Ordering::Release);
+            manager.is_stopping.store(true, Ordering::Release);
             manager.send("STOPPING=1");
         }
     }
 
-    /// Gives signs of life, at half the time in which one is wanted, as long as all of these answer. Ends at once
-    /// if none are wanted, else never.
-    pub async fn watch(self, threads: Vec<Handle>) {
+    /// Sends a watchdog ping at half the expected period, while the runtimes of all worker threads respond. Returns at
+    /// once if no ping is expected.
+    pub(super) async fn watch(self, worker_runtimes: Vec<Handle>) {
         let Some((manager, period)) = self.0.and_then(|manager| Some((Arc::clone(&manager), manager.watchdog?))) else {
             return;
         };
-        let mut pulses: Vec<Heartbeat> = threads.into_iter().map(Heartbeat::new).collect();
+        let mut heartbeats: Vec<Heartbeat> = worker_runtimes.into_iter().map(Heartbeat::new).collect();
         let mut ticks = tokio::time::interval(period / 2);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if all_answer(&mut pulses, period / 4).await {
-                manager.send("WATCHDOG=1");
-            } else {
-                tracing::error!("a thread does not answer; the service manager gets no sign of life");
+            match find_unresponsive(&mut heartbeats, period / 4).await {
+                None => manager.send("WATCHDOG=1"),
+                Some(worker) => {
+                    tracing::error!(worker, "worker thread is unresponsive; skipping the systemd watchdog ping");
+                }
             }
         }
     }
 
     fn unless_stopping(&self, message: impl FnOnce() -> String) {
-        if let Some(manager) = self.0.as_ref().filter(|manager| !manager.stopping.load(Ordering::Acquire)) {
+        if let Some(manager) = self.0.as_ref().filter(|manager| !manager.is_stopping.load(Ordering::Acquire)) {
             manager.send(&message());
         }
     }
@@ -107,62 +110,61 @@ impl Notifier {
 impl Manager {
     fn send(&self, message: &str) {
         if let Err(error) = self.socket.send_to_addr(message.as_bytes(), &self.address) {
-            tracing::warn!(%error, message, "the service manager could not be told");
+            tracing::warn!(%error, message, "cannot notify systemd");
         }
     }
 }
 
-/// A socket and where to send: the path of a Unix socket, or a name after `@` that no file has (unix(7)).
+/// Returns a socket and the address to send to: the path of a Unix socket, or an abstract name after `@` (unix(7)).
 fn connect(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
     let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         [b'/', ..] => SocketAddr::from_pathname(name)?,
-        _ => return Err(io::Error::other("it is neither an absolute path nor a name after @")),
+        _ => return Err(io::Error::other("neither an absolute path nor an abstract name after @")),
     };
     let socket = UnixDatagram::unbound()?;
-    socket.set_write_timeout(Some(SEND_WITHIN))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok((socket, address))
 }
 
-/// sd_watchdog_enabled(3): in how much time a sign of life is wanted, if it is from us.
+/// Returns the maximum time between watchdog pings, if the process `pid` is to send them (sd_watchdog_enabled(3)).
 fn watchdog_period(env: &Env, pid: u32) -> Option<Duration> {
     let number = |name: &str| env.get(name).map(|value| value.to_str().and_then(|value| value.parse::<u64>().ok()));
-    if number("WATCHDOG_PID").is_some_and(|wanted| wanted != Some(pid.into())) {
+    if number("WATCHDOG_PID").is_some_and(|expected| expected != Some(pid.into())) {
         return None;
     }
     number("WATCHDOG_USEC").flatten().filter(|micros| *micros > 0).map(Duration::from_micros)
 }
 
-/// A runtime that is asked to do something, the least there is.
+/// Checks whether a runtime responds, by spawning an empty task.
 struct Heartbeat {
     runtime: Handle,
-    /// What it has not done yet: a runtime that hangs is not asked again and again.
-    asked: Option<JoinHandle<()>>,
+    /// The task, until it has run: an unresponsive runtime gets only one.
+    task: Option<JoinHandle<()>>,
 }
 
 impl Heartbeat {
     fn new(runtime: Handle) -> Self {
-        Self { runtime, asked: None }
+        Self { runtime, task: None }
     }
 
-    async fn answers(&mut self) -> bool {
-        let asked = self.asked.get_or_insert_with(|| self.runtime.spawn(async {}));
-        let done = asked.await.is_ok();
-        self.asked = None;
-        done
+    async fn responds(&mut self) -> bool {
+        let task = self.task.get_or_insert_with(|| self.runtime.spawn(async {}));
+        let has_run = task.await.is_ok();
+        self.task = None;
+        has_run
     }
 }
 
-async fn all_answer(pulses: &mut [Heartbeat], limit: Duration) -> bool {
-    let asking = async {
-        for pulse in pulses {
-            if !pulse.answers().await {
-                return false;
-            }
+/// Returns the index of the first runtime that does not respond within `timeout`, which is for all of them together.
+async fn find_unresponsive(heartbeats: &mut [Heartbeat], timeout: Duration) -> Option<usize> {
+    let deadline = clock::now() + timeout;
+    for (index, heartbeat) in heartbeats.iter_mut().enumerate() {
+        if tokio::time::timeout_at(deadline.into(), heartbeat.responds()).await != Ok(true) {
+            return Some(index);
         }
-        true
-    };
-    tokio::time::timeout(limit, asking).await.unwrap_or(false)
+    }
+    None
 }
 
 #[cfg(test)]
@@ -176,9 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn messages_go_to_a_path_or_to_an_abstract_name_and_reloads_end_with_the_stop() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("notify");
+    fn messages_reach_path_and_abstract_sockets_until_the_stop() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("notify");
         let name = format!("chatgate-test-{:x}", clock::request_number());
         let abstract_address = SocketAddr::from_abstract_name(&name).expect("a name");
         let receivers = [
@@ -193,7 +195,7 @@ mod tests {
             notifier.clone().stopping();
             notifier.reloading();
             notifier.ready();
-            receiver.set_nonblocking(true).expect("an own socket");
+            receiver.set_nonblocking(true).expect("a socket");
             let next = || {
                 let mut bytes = [0; 256];
                 let len = receiver.recv(&mut bytes).ok()?;
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_be_used_is_nobodys_and_a_manager_that_is_gone_harms_nobody() {
+    fn unusable_address_or_missing_manager_is_tolerated() {
         for address in ["", "relative", "vsock:2:1"] {
             assert!(Notifier::new(&env(&[("NOTIFY_SOCKET", address)])).0.is_none(), "{address}");
         }
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn signs_of_life_are_wanted_from_the_process_that_is_named() {
+    fn watchdog_pings_are_sent_by_the_named_process() {
         let period = |variables: &[(&str, &str)]| watchdog_period(&env(variables), 7);
         assert_eq!(period(&[("WATCHDOG_USEC", "3000000")]), Some(Duration::from_secs(3)));
         assert_eq!(period(&[("WATCHDOG_USEC", "3000000"), ("WATCHDOG_PID", "7")]), Some(Duration::from_secs(3)));
@@ -232,27 +234,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_thread_that_hangs_does_not_answer_until_it_goes_on() {
+    async fn hanging_thread_is_unresponsive_until_it_continues() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let handle = runtime.handle().clone();
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || runtime.block_on(ended));
-        let mut pulses = [Heartbeat::new(handle.clone()), Heartbeat::new(Handle::current())];
-        assert!(all_answer(&mut pulses, Duration::from_secs(20)).await);
-        let (go_on, held) = mpsc::channel::<()>();
-        let (hangs, hanging) = tokio::sync::oneshot::channel();
+        let mut heartbeats = [Heartbeat::new(handle.clone()), Heartbeat::new(Handle::current())];
+        assert_eq!(find_unresponsive(&mut heartbeats, Duration::from_secs(20)).await, None);
+        let (resume, held) = mpsc::channel::<()>();
+        let (hanging, hangs) = tokio::sync::oneshot::channel();
         handle.spawn(async move {
-            hangs.send(()).expect("the test waits");
-            held.recv().expect("told to go on");
+            hanging.send(()).expect("the test waits");
+            held.recv().expect("continues");
         });
-        hanging.await.expect("it hangs");
+        hangs.await.expect("it hangs");
         for _ in 0..2 {
-            assert!(!all_answer(&mut pulses, Duration::from_millis(20)).await);
+            assert_eq!(find_unresponsive(&mut heartbeats, Duration::from_millis(20)).await, Some(0));
         }
-        go_on.send(()).expect("it waits");
-        assert!(all_answer(&mut pulses, Duration::from_secs(20)).await);
+        resume.send(()).expect("it waits");
+        assert_eq!(find_unresponsive(&mut heartbeats, Duration::from_secs(20)).await, None);
         end.send(()).expect("it runs");
-        thread.join().expect("it ends well").expect("told to end");
-        assert!(!all_answer(&mut pulses, Duration::from_secs(20)).await, "a thread that has ended does not answer");
+        thread.join().expect("no panic").expect("the end was sent");
+        let ended = find_unresponsive(&mut heartbeats, Duration::from_secs(20)).await;
+        assert_eq!(ended, Some(0), "an ended thread is unresponsive");
     }
 }

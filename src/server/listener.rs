@@ -1,55 +1,57 @@
-//! Binding and accepting: TCP and Unix sockets.
+//! TCP and Unix sockets: binding and accepting.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::socket_activation::ActivatedSockets;
 use crate::config::ListenAddr;
-use crate::http::peer::Peer;
+use crate::domain::caller::QueueKey;
+use crate::http::peer::{ConnectionInfo, Peer};
 
-/// Connections that wait to be accepted; more than the kernel's usual 128, so that a burst fits.
+/// Connections waiting to be accepted; more than the usual 128, so that a burst fits.
 const BACKLOG: i32 = 1024;
 
-/// A listening socket, before it belongs to a runtime. Each thread takes a clone of it and all
-/// accept from one queue: whoever has time takes the next connection.
+/// A listening socket that belongs to no runtime. Each thread accepts through a clone of it, all from one queue, so an
+/// idle thread takes the next connection.
 #[derive(Debug)]
 pub enum Listener {
-    /// With the address it has got.
+    /// TCP, with its actual address.
     Tcp(std::net::TcpListener, SocketAddr),
-    /// With its file.
+    /// A Unix socket, with its file.
     Unix(StdUnixListener, Arc<SocketFile>),
 }
 
-/// The file of a Unix socket. It goes with the socket, unless others have made it.
+/// The file of a Unix socket. Dropping it removes the file, unless another process created it.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// It is ours and still there.
-    ours: AtomicBool,
+    /// This process created the file and has not removed it yet.
+    is_owned: AtomicBool,
 }
 
 impl SocketFile {
-    fn of_ours(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, ours: AtomicBool::new(true) })
+    fn owned(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { path, is_owned: AtomicBool::new(true) })
     }
 
-    /// One that stays when we go.
-    pub fn of_others(path: PathBuf) -> Arc<Self> {
-        Arc::new(Self { path, ours: AtomicBool::new(false) })
+    /// A file that another process created. It is never removed.
+    pub(super) fn foreign(path: PathBuf) -> Arc<Self> {
+        Arc::new(Self { path, is_owned: AtomicBool::new(false) })
     }
 
-    /// Removes it, once: a later process may have put another one into its place.
+    /// Removes the file, once: a later process may have created its own in the same place.
     pub fn remove(&self) {
-        if self.ours.swap(false, Ordering::AcqRel) {
-            // It may be gone already; then that is what was wanted.
+        if self.is_owned.swap(false, Ordering::AcqRel) {
+            // An error means that it is already gone.
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -61,43 +63,42 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket that cannot be listened on.
+/// An address that cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {what}")]
+#[error("cannot listen on {address}: {cause}")]
 pub struct BindError {
     address: ListenAddr,
-    what: String,
+    cause: String,
 }
 
 impl Listener {
-    /// Binds. A Unix socket gets `unix_mode`; one that nobody listens on any more is replaced, one in
-    /// use is an error, and any other kind of file is left alone.
+    /// Binds an address. A Unix socket gets `unix_mode` and replaces a stale socket.
     ///
     /// # Errors
-    /// With the address and the cause in words.
-    pub fn bind(address: &ListenAddr, unix_mode: u32) -> Result<Self, BindError> {
+    /// Among others, if another process listens there, or if the path of a Unix socket is another kind of file.
+    pub(super) fn bind(address: &ListenAddr, unix_mode: u32) -> Result<Self, BindError> {
         let bound = match address {
             ListenAddr::Tcp(address) => bind_tcp(*address),
             ListenAddr::Unix(path) => bind_unix(path, unix_mode),
         };
-        bound.map_err(|error| BindError { address: address.clone(), what: error.to_string() })
+        bound.map_err(|error| BindError { address: address.clone(), cause: error.to_string() })
     }
 
-    /// Binds all of them, in their order, or none: those that are bound already leave no file behind. One that
-    /// is among the adopted is taken from there.
+    /// Binds all addresses, in their order, or none: on an error, no file remains. An activated socket replaces its
+    /// address.
     ///
     /// # Errors
-    /// That of the first that cannot be bound.
+    /// The error of the first address that cannot be bound.
     pub fn bind_all<'a>(
         addresses: impl IntoIterator<Item = &'a ListenAddr>,
         unix_mode: u32,
-        adopted: &mut ActivatedSockets,
+        activated: &mut ActivatedSockets,
     ) -> Result<Vec<Self>, BindError> {
-        let place = |address| adopted.take(address).map_or_else(|| Self::bind(address, unix_mode), Ok);
-        addresses.into_iter().map(place).collect()
+        let bind = |address| activated.take(address).map_or_else(|| Self::bind(address, unix_mode), Ok);
+        addresses.into_iter().map(bind).collect()
     }
 
-    /// The address in the form of the configuration, with the port it has got.
+    /// Returns the address in the form of the configuration, with the actual port.
     pub fn address(&self) -> ListenAddr {
         match self {
             Listener::Tcp(_, address) => ListenAddr::Tcp(*address),
@@ -105,25 +106,25 @@ impl Listener {
         }
     }
 
-    /// A clone for this thread's runtime.
+    /// Clones the socket for the current runtime.
     ///
     /// # Errors
-    /// If there are no more file descriptors.
-    pub fn for_this_runtime(&self) -> io::Result<Accept> {
+    /// If no file descriptor is left.
+    pub fn acceptor(&self) -> io::Result<Acceptor> {
         Ok(match self {
-            Listener::Tcp(listener, _) => Accept::Tcp(TcpListener::from_std(listener.try_clone()?)?),
-            Listener::Unix(listener, _) => Accept::Unix(UnixListener::from_std(listener.try_clone()?)?),
+            Listener::Tcp(listener, _) => Acceptor::Tcp(TcpListener::from_std(listener.try_clone()?)?),
+            Listener::Unix(listener, _) => Acceptor::Unix(UnixListener::from_std(listener.try_clone()?)?),
         })
     }
 
-    /// Removes the file of a Unix socket, if it is ours: other copies of the socket may live a little longer.
-    pub fn remove(&self) {
+    /// Removes the file of a Unix socket that this process created: clones of the socket may live a little longer.
+    pub fn remove_file(&self) {
         if let Some(file) = self.file() {
             file.remove();
         }
     }
 
-    /// The file of a Unix socket.
+    /// Returns the file of a Unix socket.
     pub fn file(&self) -> Option<&Arc<SocketFile>> {
         match self {
             Listener::Tcp(..) => None,
@@ -134,7 +135,7 @@ impl Listener {
 
 fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of a process that has just ended must not keep the next one from starting.
+    // Connections of a process that has just exited must not prevent the next one from starting.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -147,36 +148,37 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Listener> {
 fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(io::Error::other("there is a file that is no socket; it is left alone"));
+            return Err(io::Error::other("the path is a file, not a socket; remove it or choose another path"));
         }
         Ok(_) => match StdUnixStream::connect(path) {
-            Ok(_) => return Err(io::Error::other("another process is listening there")),
+            Ok(_) => {
+                return Err(io::Error::other("another process is listening there; stop it or choose another path"));
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
             Err(error) => return Err(error),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // Bound under another name and moved into place once it has its mode, so that at no moment
-    // anybody can connect who may not.
-    let mut hidden = path.as_os_str().to_owned();
-    hidden.push(format!(".{}", std::process::id()));
-    let hidden = PathBuf::from(hidden);
-    let _ = std::fs::remove_file(&hidden);
-    let listener = StdUnixListener::bind(&hidden)?;
-    let placed = std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(mode))
-        .and_then(|()| std::fs::rename(&hidden, path))
+    // Bound under another name, and moved into place once it has its mode: until then, nothing can connect to it.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let _ = std::fs::remove_file(&temporary);
+    let listener = StdUnixListener::bind(&temporary)?;
+    let placed = std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))
+        .and_then(|()| std::fs::rename(&temporary, path))
         .and_then(|()| listener.set_nonblocking(true));
     if let Err(error) = placed {
-        let _ = std::fs::remove_file(&hidden);
+        let _ = std::fs::remove_file(&temporary);
         return Err(error);
     }
-    Ok(Listener::Unix(listener, SocketFile::of_ours(path.to_owned())))
+    Ok(Listener::Unix(listener, SocketFile::owned(path.to_owned())))
 }
 
-/// A listener that belongs to a runtime.
+/// A listening socket of one runtime.
 #[derive(Debug)]
-pub enum Accept {
+pub enum Acceptor {
     /// TCP.
     Tcp(TcpListener),
     /// A Unix socket.
@@ -185,33 +187,60 @@ pub enum Accept {
 
 /// An accepted connection.
 #[derive(Debug)]
-pub enum Accepted {
+pub(super) enum AcceptedStream {
     /// TCP, with Nagle's delay off.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
 }
 
-impl Accept {
-    /// The next connection and where it came in.
+impl Acceptor {
+    /// Waits for the next connection. Its TLS is decided later.
     ///
     /// # Errors
-    /// Those of accept(2); the listener can go on after each of them.
-    pub async fn next(&self) -> io::Result<(Accepted, Peer)> {
+    /// Those of accept(2). The listener remains usable after each of them.
+    pub(super) async fn accept(&self) -> io::Result<(AcceptedStream, ConnectionInfo)> {
         match self {
-            Accept::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+            Acceptor::Tcp(listener) => {
+                let (stream, remote) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                let local: IpAddr = stream.local_addr()?.ip().to_canonical();
-                Ok((Accepted::Tcp(stream), Peer::Tcp { local }))
+                let local = stream.local_addr()?;
+                let (peer, caller) = (Peer::Tcp { local: local.ip().to_canonical() }, key_of_address(remote.ip()));
+                Ok((AcceptedStream::Tcp(stream), ConnectionInfo { peer, caller, tls: false, port: local.port() }))
             }
-            Accept::Unix(listener) => {
+            Acceptor::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                Ok((Accepted::Unix(stream), Peer::Unix { uid }))
+                let credentials = stream.peer_cred().ok();
+                let peer = Peer::Unix { uid: credentials.map(|peer| peer.uid()) };
+                let caller = key_of_process(credentials.and_then(|peer| peer.pid()));
+                Ok((AcceptedStream::Unix(stream), ConnectionInfo { peer, caller, tls: false, port: 0 }))
             }
         }
     }
+}
+
+// Keys of callers without a token. Their lowest two bits keep the kinds apart; keys of named callers have 0 there.
+
+/// The key of a process of this machine, over a Unix socket.
+fn key_of_process(pid: Option<i32>) -> QueueKey {
+    pid.map_or_else(key_of_connection, |pid| QueueKey(u64::from(pid.unsigned_abs()) << 2 | 1))
+}
+
+/// The key of another machine, over TCP. Processes of this machine all have a loopback address, so each of their
+/// connections has its own key.
+fn key_of_address(remote: IpAddr) -> QueueKey {
+    let remote = remote.to_canonical();
+    if remote.is_loopback() {
+        return key_of_connection();
+    }
+    let mut hasher = DefaultHasher::new();
+    remote.hash(&mut hasher);
+    QueueKey(hasher.finish() << 2 | 2)
+}
+
+fn key_of_connection() -> QueueKey {
+    static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+    QueueKey(CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3)
 }
 
 #[cfg(test)]
@@ -223,28 +252,28 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_is_replaced_one_in_use_is_not_and_files_are_left_alone() {
+    fn only_a_stale_socket_file_is_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("gate.sock");
         let first = unix(&path).expect("free");
-        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
         assert!(unix(&path).expect_err("in use").to_string().contains("another process"));
         drop(first);
-        assert!(!path.exists(), "it goes with the socket");
+        assert!(!path.exists(), "the file is removed with the socket");
         drop(StdUnixListener::bind(&path).expect("free"));
-        assert!(path.exists(), "a process that was killed leaves it behind");
+        assert!(path.exists(), "a killed process leaves the file behind");
         let second = unix(&path).expect("stale");
-        second.remove();
+        second.remove_file();
         assert!(!path.exists());
         std::fs::write(&path, "precious").expect("written");
         drop(second);
-        assert!(unix(&path).expect_err("a file").to_string().contains("left alone"));
-        assert_eq!(std::fs::read_to_string(&path).expect("still there"), "precious");
-        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1, "nothing else is left");
+        assert!(unix(&path).expect_err("a file").to_string().contains("not a socket"));
+        assert_eq!(std::fs::read_to_string(&path).expect("exists"), "precious");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1, "no other file remains");
     }
 
     #[test]
-    fn all_are_bound_or_none() {
+    fn failed_bind_leaves_no_files() {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = |name: &str| ListenAddr::Unix(dir.path().join(name));
         let bind_all =
@@ -253,16 +282,16 @@ mod tests {
         assert_eq!(good.iter().map(Listener::address).collect::<Vec<_>>(), [socket("a"), socket("b")]);
         let again = bind_all([&socket("c"), &socket("a")]).expect_err("a is in use").to_string();
         assert!(again.contains("another process"), "{again}");
-        assert!(dir.path().join("a").exists() && !dir.path().join("c").exists(), "it takes back its own only");
+        assert!(dir.path().join("a").exists() && !dir.path().join("c").exists(), "only the new file is removed");
     }
 
     #[test]
-    fn port_0_becomes_a_real_one() {
+    fn port_0_becomes_an_actual_port() {
         let any = "127.0.0.1:0".parse().expect("an address");
         let listener = Listener::bind(&ListenAddr::Tcp(any), 0).expect("free");
-        let ListenAddr::Tcp(got) = listener.address() else { panic!("not TCP") };
-        assert_ne!(got.port(), 0);
-        let taken = Listener::bind(&ListenAddr::Tcp(got), 0).expect_err("taken").to_string();
-        assert!(taken.contains(&got.to_string()), "{taken}");
+        let ListenAddr::Tcp(actual) = listener.address() else { panic!("not TCP") };
+        assert_ne!(actual.port(), 0);
+        let taken = Listener::bind(&ListenAddr::Tcp(actual), 0).expect_err("taken").to_string();
+        assert!(taken.contains(&actual.to_string()), "{taken}");
     }
 }

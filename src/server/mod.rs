@@ -1,7 +1,11 @@
-//! Connections: accepted within a bound, served over HTTP/1.1 or HTTP/2, plain or TLS, drained at the end.
+//! Connections: accepted within a limit, served over HTTP/1.1 or HTTP/2, in plain text or over TLS, and drained.
+//!
+//! Every listener runs [`serve`]. What it serves is up to its [`ConnectionHandler`], which builds one
+//! [`tower::Service`] for each connection; this module knows nothing else about it.
 
+mod connection;
 pub mod http1;
-pub mod http2;
+mod http2;
 pub mod listener;
 pub mod shutdown;
 pub mod socket_activation;
@@ -10,230 +14,160 @@ pub mod tls;
 mod tracked_body;
 
 use std::convert::Infallible;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::error::Error;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use http::header::CONNECTION;
-use http::{HeaderValue, Request, Version};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
+use tower::Service;
 
-use self::http1::guard::Http1Guard;
-use self::listener::{Accept, Accepted};
+use self::listener::Acceptor;
 use self::shutdown::Drain;
-use self::timeouts::{InFlight, Limits, TimeoutStream};
+use self::timeouts::Timeouts;
 use self::tls::Handshakes;
-use self::tracked_body::TrackedBody;
-use crate::capacity::{Capacity, CapacityGuard};
+use crate::capacity::Capacity;
 use crate::config;
-use crate::domain::caller::QueueKey;
-use crate::gateway::stack;
-use crate::gateway::stack::Answers;
-use crate::http::headers::HEAD_LEN_MAX;
+use crate::error::GatewayError;
 use crate::http::peer::ConnectionInfo;
 use crate::http::wakeups::WakeFilter;
 
-/// Largest head that HTTP/2 takes in, in bytes as RFC 9113 section 6.5.2 counts them; beyond it the bare
-/// status 431 is answered. Twice ours, so that heads a little too large get an answer in our words.
-const H2_HEAD_LEN_MAX: u32 = 2 * HEAD_LEN_MAX as u32;
-/// Requests that one HTTP/2 connection may have at work.
-const STREAMS_MAX: u32 = 100;
-/// Streams that a peer may have opened and reset before it is taken for an attack (CVE-2023-44487).
-const RESET_STREAMS_MAX: usize = 20;
-/// How long an idle connection is kept when the drain begins, for a request that is on its way; at
-/// most a quarter of the time there is.
+/// Maximum time that an idle connection stays open after the drain began, for a request that is already on its way.
+/// At most a quarter of `server.drain_timeout`.
 const LINGER_MAX: Duration = Duration::from_secs(1);
-/// Pauses after a failed accept, so that a want of file descriptors does not make it spin.
-const ACCEPT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// Pauses after a failed accept, from the first to the longest: without file descriptors, accept fails at once.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What the connections of all threads share.
+/// The owner of a listener: builds the service of each connection.
+pub trait ConnectionHandler: Clone + Send + 'static {
+    /// The body of its responses.
+    type ResponseBody: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
+
+    /// Builds the service of a new connection.
+    fn service(&self, connection: ConnectionInfo) -> impl ConnectionService<Self::ResponseBody>;
+
+    /// Returns the TLS configuration of a new TCP connection; `None` serves it in plain text.
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        None
+    }
+
+    /// Records that a connection ended with bytes that were rejected before they became a request.
+    fn record_rejected(&self, _error: &GatewayError) {}
+}
+
+/// The service of one connection, which is cloned for each request.
+///
+/// It must always be ready: the server calls it without polling its readiness.
+pub trait ConnectionService<B>:
+    Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+{
+}
+
+impl<S, B> ConnectionService<B> for S where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// What the connections of a listener share, in all threads.
 #[derive(Debug, Clone)]
 pub struct Connections {
-    /// How many there may be.
-    pub budget: Arc<Capacity>,
-    /// Their time limits.
-    pub limits: Limits,
-    /// How those over TLS begin.
+    /// Limit of open connections.
+    pub capacity: Arc<Capacity>,
+    /// Name of that limit, for the log.
+    pub limit: &'static str,
+    /// Limits in time.
+    pub timeouts: Timeouts,
+    /// TLS handshakes and their failures.
     pub handshakes: Handshakes,
-    /// No new ones, and the present ones end after what they have at work.
+    /// Tasks of the connections, which a shutdown waits for.
+    pub tasks: TaskTracker,
+    /// Once begun, HTTP/1 responses carry `Connection: close`.
     pub drain: Drain,
-    linger: Duration,
+    /// Once begun, no connection is accepted, and open connections end after their requests in flight. The same as
+    /// `drain`, except on a listener that stays up while others drain.
+    pub close: Drain,
+    /// How long an idle connection stays open once `close` has begun.
+    pub linger: Duration,
 }
 
 impl Connections {
-    /// From the configuration.
-    pub fn new(server: &config::Server, drain: Drain) -> Self {
+    /// Applies the configuration. `tasks` are waited for by the shutdown, which begins with `drain`.
+    pub fn new(server: &config::Server, drain: Drain, tasks: TaskTracker) -> Self {
         Self {
-            budget: Capacity::new(server.max_connections),
-            limits: Limits { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
+            capacity: Capacity::new(server.max_connections),
+            limit: "server.max_connections",
+            timeouts: Timeouts { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
             handshakes: Handshakes::new(server.handshake_timeout),
+            tasks,
+            close: drain.clone(),
             drain,
             linger: LINGER_MAX.min(server.drain_timeout / 4),
         }
     }
 }
 
-/// Accepts until the drain begins; each connection is a task of the gateway's.
-pub async fn accept(accept: Accept, answers: impl Answers, connections: Connections) {
-    let mut pause = ACCEPT_PAUSES.0;
+/// Accepts connections until `connections.close` begins. Each connection is a task of `connections.tasks`.
+pub async fn serve(listener: Acceptor, handler: impl ConnectionHandler, connections: Connections) {
+    let mut pause = ACCEPT_PAUSE_MIN;
     loop {
-        let next = tokio::select! {
-            () = connections.drain.begun() => return,
-            next = accept.next() => next,
+        let accepted = tokio::select! {
+            () = connections.close.begun() => return,
+            accepted = listener.accept() => accepted,
         };
-        match next {
-            Ok((stream, peer)) => {
-                pause = ACCEPT_PAUSES.0;
-                // Over the bound it is closed unread: answering would take what there is too little of.
-                let Some(place) = connections.budget.try_acquire(1) else {
-                    tracing::warn!("a connection was closed: server.max_connections is reached");
-                    continue;
-                };
-                let port = match &stream {
-                    Accepted::Tcp(stream) => stream.local_addr().map_or(0, |local| local.port()),
-                    Accepted::Unix(_) => 0,
-                };
-                let mut downstream = ConnectionInfo { peer, caller: caller_of(&stream), tls: false, port };
-                let (answers, connections) = (answers.clone(), connections.clone());
-                let tasks = answers.tasks();
-                let serving = async move {
-                    match stream {
-                        Accepted::Tcp(stream) => match answers.tls() {
-                            None => serve(stream, downstream, answers, connections, place).await,
-                            // In a box, so that plain connections do not carry its size.
-                            Some(tls) => {
-                                downstream.tls = true;
-                                Box::pin(serve_tls(stream, tls, downstream, answers, connections, place)).await
-                            }
-                        },
-                        Accepted::Unix(stream) => serve(stream, downstream, answers, connections, place).await,
-                    }
-                };
-                tasks.spawn(WakeFilter::new(Box::pin(serving)));
-            }
+        let (stream, info) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSES.1);
+                pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+                continue;
             }
-        }
+        };
+        pause = ACCEPT_PAUSE_MIN;
+        // Closed unread beyond the limit: a response would take more of what has run out.
+        let Some(slot) = connections.capacity.try_acquire(1) else {
+            tracing::warn!(limit = connections.limit, "closed a new connection; limit of connections reached");
+            continue;
+        };
+        let serving = connection::serve(stream, info, handler.clone(), connections.clone(), slot);
+        connections.tasks.spawn(WakeFilter::new(Box::pin(serving)));
     }
 }
 
-/// Who is to have a turn of its own: behind a Unix socket a process, behind another machine's address
-/// that machine. Processes of this machine look alike over TCP, so there it is a connection.
-fn caller_of(stream: &Accepted) -> QueueKey {
-    static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-    // Three kinds of numbers, kept apart by their lowest bits, beside 0 of callers with a name.
-    let number = match stream {
-        Accepted::Unix(stream) => match stream.peer_cred().ok().and_then(|peer| peer.pid()) {
-            Some(pid) => u64::from(pid.unsigned_abs()) << 2 | 1,
-            None => CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3,
-        },
-        Accepted::Tcp(stream) => match stream.peer_addr() {
-            Ok(peer) if !peer.ip().to_canonical().is_loopback() => {
-                let mut hasher = DefaultHasher::new();
-                peer.ip().to_canonical().hash(&mut hasher);
-                hasher.finish() << 2 | 2
-            }
-            _ => CONNECTIONS.fetch_add(1, Ordering::Relaxed) << 2 | 3,
-        },
-    };
-    QueueKey(number)
-}
+#[cfg(test)]
+pub(crate) mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
 
-async fn serve_tls(
-    stream: TcpStream,
-    tls: Arc<ServerConfig>,
-    downstream: ConnectionInfo,
-    answers: impl Answers,
-    connections: Connections,
-    place: CapacityGuard,
-) {
-    let Connections { handshakes, drain, linger, .. } = &connections;
-    if let Some(stream) = handshakes.handshake(stream, tls, drain, *linger).await {
-        serve(stream, downstream, answers, connections, place).await;
+    use super::listener::Listener;
+    use super::*;
+    use crate::config::ListenAddr;
+
+    /// Serves one connection of a handler through the loop of all listeners. Sends `request` and returns everything
+    /// that comes back until the connection closes.
+    pub(crate) async fn exchange(handler: impl ConnectionHandler, request: &str) -> String {
+        let any = ListenAddr::Tcp("127.0.0.1:0".parse().expect("an address"));
+        let listener = Listener::bind(&any, 0).expect("a free port");
+        let ListenAddr::Tcp(address) = listener.address() else { panic!("not TCP") };
+        let connections = Connections::new(&config::Server::default(), Drain::default(), TaskTracker::new());
+        let (tasks, drain) = (connections.tasks.clone(), connections.drain.clone());
+        let serving = tokio::spawn(serve(listener.acceptor().expect("a descriptor"), handler, connections));
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(request.as_bytes()).await.expect("open");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.expect("text");
+        drain.begin();
+        serving.await.expect("no panic outside of a handler");
+        tasks.close();
+        tasks.wait().await;
+        response
     }
-}
-
-async fn serve<S>(
-    stream: S,
-    downstream: ConnectionInfo,
-    answers: impl Answers,
-    connections: Connections,
-    _place: CapacityGuard,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let at_work = InFlight::default();
-    let io = wrap_stream(stream, connections.limits, at_work.clone());
-    let refused = at_work.clone();
-    let (answering, drain) = (answers.clone(), connections.drain.clone());
-    let counted = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let keeps = request.version() >= Version::HTTP_2;
-        let work = at_work.begin(keeps);
-        let delivers = keeps.then(|| at_work.clone());
-        let answering = stack::answer(answering.clone(), downstream, request);
-        let drain = drain.clone();
-        async move {
-            let answer = answering.await;
-            let mut answer = answer.map(|body| TrackedBody::new(body, delivers.map(|at_work| at_work.deliver())));
-            if !keeps && drain.has_begun() {
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            drop(work);
-            Ok::<_, Infallible>(answer)
-        }
-    });
-    let builder = builder();
-    let connection = builder.serve_connection(io, counted);
-    tokio::pin!(connection);
-    let served = tokio::select! {
-        biased;
-        served = connection.as_mut() => served,
-        () = connections.drain.begun() => {
-            // A request may be on its way on a kept connection: it is served, told to come again on
-            // another, and only then the connection goes. One that stays idle goes a little later.
-            match tokio::time::timeout(connections.linger, connection.as_mut()).await {
-                Ok(served) => served,
-                Err(_) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        }
-    };
-    if let Some(outcome) = refused.refusal() {
-        answers.refused(outcome);
-    }
-    if let Err(error) = served {
-        // A peer that goes away or sends what is not HTTP. The text is hyper's and holds no bytes.
-        tracing::debug!(%error, "a connection ended early");
-    }
-}
-
-/// A connection as every listener serves it: within time limits, with one way to read each request.
-pub(crate) fn wrap_stream<S>(stream: S, limits: Limits, at_work: InFlight) -> TokioIo<Http1Guard<TimeoutStream<S>>> {
-    TokioIo::new(Http1Guard::new(TimeoutStream::new(stream, limits, at_work.clone()), at_work))
-}
-
-/// HTTP/1.1 and HTTP/2 with every bound set.
-pub(crate) fn builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Head and idle limits are those of TimedIo.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .max_local_error_reset_streams(RESET_STREAMS_MAX)
-        .max_header_list_size(H2_HEAD_LEN_MAX);
-    builder
 }

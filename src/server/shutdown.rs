@@ -1,4 +1,4 @@
-//! The order to drain, as every connection watches it.
+//! The begin of the drain, as every connection observes it.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -8,43 +8,43 @@ use std::task::{Poll, Waker};
 
 use tokio_util::sync::CancellationToken;
 
-/// Given once, and then to all who hold a clone.
+/// A signal that is given once. All clones observe it.
 #[derive(Debug, Clone, Default)]
 pub struct Drain(Arc<DrainState>);
 
 #[derive(Debug, Default)]
 struct DrainState {
-    /// The token tells the same, under a lock.
+    /// The same as the token's state, readable without a lock.
     has_begun: AtomicBool,
     token: CancellationToken,
 }
 
 impl Drain {
-    /// From now on there are no new connections, and the present ones end after what they have at work.
+    /// Begins the drain: no connection is accepted any more, and open ones end after their requests in flight.
     pub fn begin(&self) {
         self.0.has_begun.store(true, Ordering::Release);
         self.0.token.cancel();
     }
 
-    /// Whether it has been given.
+    /// Whether the drain has begun.
     pub fn has_begun(&self) -> bool {
         self.0.has_begun.load(Ordering::Acquire)
     }
 
-    /// Waits for it.
+    /// Waits until the drain begins.
     ///
-    /// To ask a token again takes its lock, and a connection is polled several times for each request. So it is asked
-    /// only to say whom to wake, and when the order has been given. (Asked once it remembers whom, as it takes no part in
-    /// tokio's budget for tasks that are busy.)
+    /// Polling a token takes its lock, and a connection is polled several times for each request. So the token is polled
+    /// only to register a new waker, and once the drain has begun. (One poll is enough to register a waker: the token
+    /// ignores tokio's budget for busy tasks.)
     pub async fn begun(&self) {
         let mut cancelled = pin!(self.0.token.cancelled());
-        let mut watching: Option<Waker> = None;
+        let mut registered: Option<Waker> = None;
         poll_fn(|cx| {
-            let is_watched = watching.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-            if is_watched && !self.has_begun() {
+            let is_registered = registered.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            if is_registered && !self.has_begun() {
                 return Poll::Pending;
             }
-            watching = Some(cx.waker().clone());
+            registered = Some(cx.waker().clone());
             cancelled.as_mut().poll(cx)
         })
         .await;
@@ -59,7 +59,7 @@ mod tests {
     use crate::http::wakeups::tests::Count;
 
     #[test]
-    fn the_order_wakes_who_polled_last_and_ends_the_wait() {
+    fn drain_wakes_the_last_waker_and_ends_the_wait() {
         let drain = Drain::default();
         let mut wait = pin!(drain.begun());
         let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_after_the_order_does_not_wait() {
+    async fn wait_after_the_begin_returns_at_once() {
         let drain = Drain::default();
         drain.begin();
         drain.begun().await;

@@ -1,7 +1,7 @@
-//! Sockets that systemd has opened for us (sd_listen_fds(3), systemd.socket(5)).
+//! Socket activation: sockets that systemd has opened for this process (sd_listen_fds(3), systemd.socket(5)).
 //!
-//! Each takes the place of the configured address that it has. They outlive this process: a restart loses no
-//! connection, and the file of a Unix socket is systemd's.
+//! Each replaces the configured address that it is bound to. It outlives this process, so a restart loses no
+//! connection. The file of a Unix socket belongs to systemd.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -13,40 +13,38 @@ use socket2::SockRef;
 use super::listener::{Listener, SocketFile};
 use crate::config::{Env, ListenAddr};
 
-/// Most sockets that are taken: more than there can be listeners.
+/// Maximum number of sockets; more than there can be listeners.
 const SOCKETS_MAX: usize = 32;
 
-/// Sockets that have no place yet.
+/// Sockets that replace no configured address yet.
 #[derive(Debug, Default)]
 pub struct ActivatedSockets(Vec<Listener>);
 
-/// A socket of systemd's that cannot be served.
+/// A socket from systemd that cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
+#[allow(missing_docs, reason = "each message says it")]
 pub enum ActivationError {
-    #[error(
-        "systemd has passed on {0} sockets, and there are at most {SOCKETS_MAX}; take some out of the .socket unit"
-    )]
+    #[error("systemd passed {0} sockets, more than the maximum of {SOCKETS_MAX}; remove some from the .socket unit")]
     TooMany(usize),
     #[error(
-        "systemd has passed on socket {fd}{name}, on which nobody can connect: it must be a listening TCP socket, or a \
-         listening Unix socket (ListenStream=, and Accept=no)"
+        "systemd passed socket {fd}{name}, which accepts no connections; use a TCP or Unix socket with ListenStream= and \
+         Accept=no"
     )]
     Kind { fd: usize, name: String },
     #[error(
-        "systemd has passed on a socket at {0}, which is no address of server.listen, server.admin or webhook.listen; \
-         write it there as it stands here, or take it out of the .socket unit"
+        "systemd passed a socket at {0}, which matches no address of server.listen, server.admin, or webhook.listen; \
+         add it there, or remove it from the .socket unit"
     )]
     NoEntry(ListenAddr),
-    #[error("the sockets of systemd cannot be taken over: {0}")]
+    #[error("cannot use the sockets passed by systemd: {0}")]
     Io(#[from] io::Error),
 }
 
 impl ActivatedSockets {
-    /// Those that were passed to this process, as the environment says. The first call takes them.
+    /// Takes the sockets that the environment says were passed to this process. Only the first call finds any.
     ///
     /// # Errors
-    /// If one of them is no socket that can be listened on.
+    /// If one of them is not a listening socket.
     pub fn of_process(env: &Env) -> Result<Self, ActivationError> {
         let count = count(env, std::process::id());
         if count > SOCKETS_MAX {
@@ -67,32 +65,32 @@ impl ActivatedSockets {
         (0..count).map(take).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The one that has this address.
-    pub fn take(&mut self, address: &ListenAddr) -> Option<Listener> {
+    /// Takes the socket that is bound to this address.
+    pub(super) fn take(&mut self, address: &ListenAddr) -> Option<Listener> {
         let at = self.0.iter().position(|listener| listener.address() == *address)?;
         Some(self.0.swap_remove(at))
     }
 
-    /// Refuses those that are left: somebody connects to them and would wait for ever.
+    /// Rejects sockets that match no configured address: connections to them would never be accepted.
     ///
     /// # Errors
-    /// If there are any.
+    /// If any socket is left.
     pub fn reject_unused(self) -> Result<(), ActivationError> {
         self.0.first().map_or(Ok(()), |listener| Err(ActivationError::NoEntry(listener.address())))
     }
 }
 
-/// Number of the first descriptor (SD_LISTEN_FDS_START).
+/// Number of the first passed descriptor (SD_LISTEN_FDS_START).
 const FIRST_FD: usize = 3;
 
-/// How many were passed to the process of this number.
+/// Returns how many sockets were passed to the process `pid`.
 fn count(env: &Env, pid: u32) -> usize {
     let number = |name: &str| env.get(name).and_then(|value| value.to_str()?.parse::<usize>().ok());
-    let ours = number("LISTEN_PID").is_some_and(|wanted| u32::try_from(wanted) == Ok(pid));
-    number("LISTEN_FDS").filter(|_| ours).unwrap_or(0)
+    let is_for_pid = number("LISTEN_PID").is_some_and(|expected| u32::try_from(expected) == Ok(pid));
+    number("LISTEN_FDS").filter(|_| is_for_pid).unwrap_or(0)
 }
 
-/// `None`: it is not what can be listened on.
+/// Takes a socket; `None` if it is not a listening TCP or Unix socket.
 fn take(sockets: &mut ListenFd, number: usize) -> io::Result<Option<Listener>> {
     if let Ok(Some(listener)) = sockets.take_tcp_listener(number) {
         let address = listener.local_addr()?;
@@ -118,7 +116,7 @@ fn unix(listener: UnixListener) -> io::Result<Option<Listener>> {
         return Ok(None);
     };
     listener.set_nonblocking(true)?;
-    Ok(Some(Listener::Unix(listener, SocketFile::of_others(path.to_owned()))))
+    Ok(Some(Listener::Unix(listener, SocketFile::foreign(path.to_owned()))))
 }
 
 #[cfg(test)]
@@ -126,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_of_another_process_are_not_ours() {
+    fn sockets_for_another_process_are_ignored() {
         let count = |variables: &[(&str, &str)]| count(&variables.iter().copied().collect(), 7);
         assert_eq!(count(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "2")]), 2);
         for pid in ["8", "", "x", "-7"] {
@@ -140,27 +138,27 @@ mod tests {
     }
 
     #[test]
-    fn each_takes_the_place_of_its_address_and_the_rest_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("gate.sock");
+    fn each_socket_replaces_its_address_and_the_rest_is_rejected() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("gate.sock");
         let file = unix(UnixListener::bind(&path).expect("free")).expect("a socket").expect("a listening one");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let port = tcp(listener, address).expect("a socket").expect("a listening one");
-        let mut adopted = ActivatedSockets(vec![file, port]);
-        assert!(adopted.take(&"127.0.0.1:1".parse().expect("an address")).is_none());
-        let file = adopted.take(&ListenAddr::Unix(path.clone())).expect("it is there");
-        assert!(adopted.take(&ListenAddr::Unix(path.clone())).is_none(), "taken once");
-        file.remove();
+        let mut activated = ActivatedSockets(vec![file, port]);
+        assert!(activated.take(&"127.0.0.1:1".parse().expect("an address")).is_none());
+        let file = activated.take(&ListenAddr::Unix(path.clone())).expect("it was passed");
+        assert!(activated.take(&ListenAddr::Unix(path.clone())).is_none(), "already taken");
+        file.remove_file();
         drop(file);
-        assert!(path.exists(), "its file is systemd's");
-        let error = adopted.reject_unused().expect_err("one is left").to_string();
+        assert!(path.exists(), "its file belongs to systemd");
+        let error = activated.reject_unused().expect_err("one socket is left").to_string();
         assert!(error.contains(&address.to_string()) && error.contains("server.listen"), "{error}");
         assert!(ActivatedSockets::default().reject_unused().is_ok());
     }
 
     #[test]
-    fn a_socket_that_nobody_can_connect_to_is_not_taken() {
+    fn socket_that_does_not_listen_is_rejected() {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         let address = "127.0.0.1:0".parse::<SocketAddr>().expect("an address");
         socket.bind(&address.into()).expect("a free port");

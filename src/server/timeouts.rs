@@ -1,15 +1,15 @@
-//! Time limits of a connection, below HTTP: hyper itself has none for idle connections, for slow
-//! heads together with them, or for peers that do not read.
+//! Timeouts of a connection, below HTTP. hyper has none for idle connections, for idle connections combined with slow
+//! headers, or for peers that do not read.
 //!
-//! - Until its first request is there, and from the first byte of a further head until that request
-//!   is there: `head`.
-//! - Between requests a connection may be idle for `idle`. Over HTTP/2 all bytes between requests count
-//!   as idleness, since most of them are PINGs and SETTINGS, except those of a head.
-//! - From the moment the peer stops taking an answer until it has taken all of it: `write`. Over HTTP/2,
-//!   where a peer may take others meanwhile, from each answer's beginning.
+//! - `head`: until the first request has arrived, and from the first byte of any later request headers until that
+//!   request has arrived.
+//! - `idle`: between requests. Over HTTP/2, bytes between requests do not end idleness, since most of them are PING and
+//!   SETTINGS frames; only the bytes of headers do.
+//! - `write`: from the moment the peer stops taking a response until it has taken all of it. Over HTTP/2, where a peer
+//!   may take other responses meanwhile, from the beginning of each response.
 //!
-//! While a request is being worked on reading has no limit here: its body and its answer have their
-//! own. One timer serves all three and is touched only when something would block.
+//! While a request is in flight, reading has no timeout here: the request body and the response have their own. One
+//! timer serves all three timeouts, and is touched only when something would block.
 
 use std::io;
 use std::pin::Pin;
@@ -26,59 +26,58 @@ use super::tracked_body::{PendingResponses, ResponseGuard};
 use crate::clock;
 use crate::error::GatewayError;
 use crate::http::small_writes;
-use crate::telemetry::metrics::labels::Outcome;
 
-/// The limits.
+/// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// For the whole head of a request.
+pub struct Timeouts {
+    /// For all headers of a request.
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// For the peer to take an answer.
+    /// For the peer to take a response.
     pub write: Duration,
 }
 
-/// The requests of a connection. Shared by its service and what it reads and writes through.
+/// The requests in flight on a connection. Shared by its service and its streams.
 #[derive(Debug, Clone, Default)]
-pub struct InFlight(Arc<Counts>);
+pub(super) struct InFlight(Arc<RequestCounts>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct RequestCounts {
     begun: AtomicUsize,
     ended: AtomicUsize,
-    http2: AtomicBool,
-    refused: OnceLock<Outcome>,
-    deliveries: Arc<PendingResponses>,
+    is_http2: AtomicBool,
+    rejection: OnceLock<GatewayError>,
+    responses: Arc<PendingResponses>,
 }
 
 impl InFlight {
-    /// Counts one more, until the guard is dropped. `http2`: it came over HTTP/2.
-    pub fn begin(&self, http2: bool) -> InFlightGuard {
-        if http2 {
-            self.0.http2.store(true, Ordering::Release);
+    /// Begins a request, which is in flight until the guard is dropped.
+    pub(super) fn begin(&self, is_http2: bool) -> InFlightGuard {
+        if is_http2 {
+            self.0.is_http2.store(true, Ordering::Release);
         }
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         InFlightGuard(Arc::clone(&self.0))
     }
 
-    /// What was to be a request was answered with this error before it became one. The connection ends with it.
-    pub fn refused(&self, error: &GatewayError) {
-        let _ = self.0.refused.set(Outcome::rejected(error));
+    /// Records that bytes were rejected before they became a request. The connection ends with that response.
+    pub(super) fn reject(&self, error: GatewayError) {
+        let _ = self.0.rejection.set(error);
     }
 
-    /// What [`InFlight::refused`] was told.
-    pub fn refusal(&self) -> Option<Outcome> {
-        self.0.refused.get().copied()
+    /// Returns the error of [`InFlight::reject`].
+    pub(super) fn rejection(&self) -> Option<&GatewayError> {
+        self.0.rejection.get()
     }
 
-    /// An answer over HTTP/2 sets out: the peer has the write limit to take it.
-    pub(super) fn deliver(&self) -> ResponseGuard {
-        self.0.deliveries.begin()
+    /// Begins a response over HTTP/2, which the peer must take within the write timeout.
+    pub(super) fn begin_response(&self) -> ResponseGuard {
+        self.0.responses.begin()
     }
 
-    fn http2(&self) -> bool {
-        self.0.http2.load(Ordering::Acquire)
+    fn is_http2(&self) -> bool {
+        self.0.is_http2.load(Ordering::Acquire)
     }
 
     fn begun(&self) -> usize {
@@ -90,9 +89,9 @@ impl InFlight {
     }
 }
 
-/// One request at work.
+/// A request in flight.
 #[derive(Debug)]
-pub struct InFlightGuard(Arc<Counts>);
+pub(super) struct InFlightGuard(Arc<RequestCounts>);
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
@@ -100,119 +99,123 @@ impl Drop for InFlightGuard {
     }
 }
 
-/// A connection with time limits.
+/// A connection with timeouts.
 #[derive(Debug)]
-pub struct TimeoutStream<S> {
+pub(super) struct TimeoutStream<S> {
     stream: S,
-    limits: Limits,
-    at_work: InFlight,
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// When the next request must have begun. Over HTTP/2 a head that becomes no request does not move it.
-    idle_until: Option<Instant>,
-    /// When the head that has begun must be whole.
-    head_until: Option<Instant>,
-    /// The one of the two that counts, if one does.
-    read_until: Option<Instant>,
-    /// When the peer must have taken what is being written.
-    write_until: Option<Instant>,
-    /// A head is awaited, or has begun, that no request has been made of yet.
-    head_begun: bool,
-    /// Reading waits without a limit, since a request was at work when that began.
-    unwatched: bool,
-    /// How many requests had begun when we last looked.
-    seen: usize,
+    timeouts: Timeouts,
+    in_flight: InFlight,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Deadline of the next request. Over HTTP/2, headers that become no request do not move it.
+    idle_deadline: Option<Instant>,
+    /// Deadline of the request headers that have begun.
+    head_deadline: Option<Instant>,
+    /// The deadline of reading that applies now.
+    read_deadline: Option<Instant>,
+    /// Deadline of the peer to take what is being written.
+    write_deadline: Option<Instant>,
+    /// Request headers are due, or incomplete.
+    awaits_headers: bool,
+    /// Reading blocked without a deadline, because a request was in flight.
+    reads_without_deadline: bool,
+    /// Number of requests begun at the last [`TimeoutStream::sync`].
+    begun: usize,
     frames: H2FrameTracker,
 }
 
 impl<S> TimeoutStream<S> {
-    /// Wraps a fresh connection.
-    pub fn new(stream: S, limits: Limits, at_work: InFlight) -> Self {
+    /// Wraps a new connection.
+    pub(super) fn new(stream: S, timeouts: Timeouts, in_flight: InFlight) -> Self {
         Self {
             stream,
-            limits,
-            at_work,
-            sleep: None,
-            idle_until: None,
-            head_until: None,
-            read_until: None,
-            write_until: None,
-            head_begun: true,
-            unwatched: false,
-            seen: 0,
+            timeouts,
+            in_flight,
+            timer: None,
+            idle_deadline: None,
+            head_deadline: None,
+            read_deadline: None,
+            write_deadline: None,
+            awaits_headers: true,
+            reads_without_deadline: false,
+            begun: 0,
             frames: H2FrameTracker::default(),
         }
     }
 
-    /// If a request has begun, the bytes so far have become that request, and waiting begins anew.
-    fn look(&mut self) {
-        let begun = self.at_work.begun();
-        if begun != self.seen {
-            self.seen = begun;
-            self.head_begun = false;
-            (self.idle_until, self.head_until, self.read_until) = (None, None, None);
+    /// Clears the deadlines of reading if a request has begun since the last call: the bytes so far belong to it.
+    fn sync(&mut self) {
+        let begun = self.in_flight.begun();
+        if begun != self.begun {
+            self.begun = begun;
+            self.awaits_headers = false;
+            (self.idle_deadline, self.head_deadline, self.read_deadline) = (None, None, None);
         }
     }
 
-    /// When reading must have got on, by what it waits for now.
-    fn read_until(&mut self, now: Instant) -> Option<Instant> {
-        let request = (!self.at_work.any()).then(|| self.request_until(now));
-        let oldest = if self.at_work.http2() { self.at_work.0.deliveries.oldest() } else { None };
-        let answer = oldest.map(|since| since + self.limits.write);
-        request.into_iter().chain(answer).min()
-    }
-
-    /// Reading waits: watches the limit that there is, if there is one.
-    fn watch_reading(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        self.look();
-        // Most often, that there is none is known without a look at the clock.
-        let is_limited = !self.at_work.any() || self.at_work.http2();
-        let now = is_limited.then(clock::now);
-        self.read_until = now.and_then(|now| self.read_until(now));
-        self.unwatched = self.read_until.is_none();
-        match (now, self.read_until) {
-            (Some(now), Some(until)) => self.watch(cx, now, until),
+    /// Applies the deadline of reading, which would block, if there is one. Fails once it has passed.
+    fn poll_read_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.sync();
+        // In most cases there is no deadline, which is known without reading the clock.
+        let has_deadline = !self.in_flight.any() || self.in_flight.is_http2();
+        let now = has_deadline.then(clock::now);
+        self.read_deadline = now.and_then(|now| self.read_deadline_at(now));
+        self.reads_without_deadline = self.read_deadline.is_none();
+        match (now, self.read_deadline) {
+            (Some(now), Some(deadline)) => self.poll_deadline(cx, now, deadline),
             _ => Poll::Pending,
         }
     }
 
-    /// When the next request must be there.
-    fn request_until(&mut self, now: Instant) -> Instant {
-        if self.head_begun {
-            *self.head_until.get_or_insert(now + self.limits.head)
+    /// The deadline of the next request, or of the oldest response over HTTP/2, whichever is earlier.
+    fn read_deadline_at(&mut self, now: Instant) -> Option<Instant> {
+        let request = (!self.in_flight.any()).then(|| self.request_deadline_at(now));
+        let oldest = if self.in_flight.is_http2() { self.in_flight.0.responses.oldest() } else { None };
+        let response = oldest.map(|start| start + self.timeouts.write);
+        request.into_iter().chain(response).min()
+    }
+
+    fn request_deadline_at(&mut self, now: Instant) -> Instant {
+        if self.awaits_headers {
+            *self.head_deadline.get_or_insert(now + self.timeouts.head)
         } else {
-            self.head_until = None;
-            *self.idle_until.get_or_insert(now + self.limits.idle)
+            self.head_deadline = None;
+            *self.idle_deadline.get_or_insert(now + self.timeouts.idle)
         }
     }
 
-    /// Something would block: wakes the task at the nearest limit, and fails if that has passed.
-    fn watch(&mut self, cx: &mut Context<'_>, now: Instant, until: Instant) -> Poll<io::Error> {
-        // Not left to the timer: a task that is busy without end may never see it fire.
-        if now >= until {
-            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
+    /// Fails once `deadline` has passed. Wakes the task at the nearest of all deadlines.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, now: Instant, deadline: Instant) -> Poll<io::Error> {
+        // Not left to the timer: a task that is always busy may never see it fire.
+        if now >= deadline {
+            return Poll::Ready(timed_out());
         }
-        let nearest = self.write_until.into_iter().chain(self.read_until).fold(until, Instant::min);
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(nearest.into())));
-        // A timer that fires early is set again; that is cheaper than setting it for every request.
-        while sleep.deadline() > nearest.into() || sleep.as_mut().poll(cx).is_ready() {
-            if sleep.deadline() > nearest.into() || sleep.is_elapsed() {
-                sleep.as_mut().reset(nearest.into());
+        let nearest = self.write_deadline.into_iter().chain(self.read_deadline).fold(deadline, Instant::min);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(nearest.into())));
+        // A timer that fires early is set again, which is cheaper than setting it for every request.
+        while timer.deadline() > nearest.into() || timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() > nearest.into() || timer.is_elapsed() {
+                timer.as_mut().reset(nearest.into());
             }
-            if clock::now() >= until {
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow"));
+            if clock::now() >= deadline {
+                return Poll::Ready(timed_out());
             }
         }
         Poll::Pending
     }
 
-    fn written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Applies the write timeout to the result of a write, if it would block.
+    fn poll_written<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             return result;
         }
         let now = clock::now();
-        let until = *self.write_until.get_or_insert(now + self.limits.write);
-        self.watch(cx, now, until).map(Err)
+        let deadline = *self.write_deadline.get_or_insert(now + self.timeouts.write);
+        self.poll_deadline(cx, now, deadline).map(Err)
     }
+}
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the peer was too slow")
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
@@ -220,15 +223,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(result) => {
-                self.unwatched = false;
-                self.look();
+                self.reads_without_deadline = false;
+                self.sync();
                 self.frames.follow(&buf.filled()[before..]);
-                if buf.filled().len() > before && !self.at_work.any() {
-                    self.head_begun = !self.at_work.http2() || self.frames.in_header_block();
+                if buf.filled().len() > before && !self.in_flight.any() {
+                    self.awaits_headers = !self.in_flight.is_http2() || self.frames.in_header_block();
                 }
                 Poll::Ready(result)
             }
-            Poll::Pending => self.watch_reading(cx).map(Err),
+            Poll::Pending => self.poll_read_deadline(cx).map(Err),
         }
     }
 }
@@ -236,7 +239,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimeoutStream<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.written(cx, result)
+        self.poll_written(cx, result)
     }
 
     fn poll_write_vectored(
@@ -247,7 +250,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
         let stream = &mut self.stream;
         let result = small_writes::write_merged(bufs, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
         let result = result.unwrap_or_else(|| Pin::new(stream).poll_write_vectored(cx, bufs));
-        self.written(cx, result)
+        self.poll_written(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -256,15 +259,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_flush(cx);
-        ready!(self.written(cx, result))?;
-        // Everything was taken. (hyper flushes when nothing of an answer is left with it.)
-        self.write_until = None;
-        // hyper may have begun to wait for the next request while this one was at work; its limit counts from here.
-        // If it has not, it will, and finds the limit then. (Over HTTP/2 an answer may have begun meanwhile.)
-        if !self.unwatched && !self.at_work.http2() {
+        ready!(self.poll_written(cx, result))?;
+        // The peer has taken everything: hyper flushes once it holds nothing more of a response.
+        self.write_deadline = None;
+        // hyper may have begun to wait for the next request while this one was in flight; its deadline counts from now.
+        // Otherwise hyper begins to wait later and finds the deadline then. (Over HTTP/2 a response may have begun
+        // meanwhile.)
+        if !self.reads_without_deadline && !self.in_flight.is_http2() {
             return Poll::Ready(Ok(()));
         }
-        match self.watch_reading(cx) {
+        match self.poll_read_deadline(cx) {
             Poll::Ready(error) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Ready(Ok(())),
         }
@@ -272,7 +276,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimeoutStream<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.written(cx, result)
+        self.poll_written(cx, result)
     }
 }
 
@@ -282,29 +286,29 @@ mod tests {
 
     use super::*;
 
-    fn limits() -> Limits {
+    fn timeouts() -> Timeouts {
         let ms = Duration::from_millis;
-        Limits { head: ms(40), idle: ms(120), write: ms(40) }
+        Timeouts { head: ms(40), idle: ms(120), write: ms(40) }
     }
 
     #[tokio::test]
-    async fn an_idle_connection_ends_after_the_idle_limit() {
+    async fn idle_connection_ends_after_the_idle_timeout() {
         let (_peer, stream) = duplex(64);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
-        drop(at_work.begin(false));
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
+        drop(in_flight.begin(false));
         let begun = clock::now();
-        let error = io.read_u8().await.expect_err("nobody writes");
+        let error = io.read_u8().await.expect_err("the peer is silent");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(clock::now() - begun >= limits().idle);
+        assert!(clock::now() - begun >= timeouts().idle);
     }
 
     #[tokio::test]
-    async fn over_http2_bytes_between_requests_neither_begin_a_head_nor_end_idleness() {
+    async fn http2_bytes_between_requests_do_not_end_idleness() {
         let (mut peer, stream) = duplex(64);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
-        drop(at_work.begin(true));
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
+        drop(in_flight.begin(true));
         let begun = clock::now();
         tokio::spawn(async move {
             while peer.write_u8(b'x').await.is_ok() {
@@ -312,20 +316,20 @@ mod tests {
             }
         });
         while io.read_u8().await.is_ok() {}
-        assert!(clock::now() - begun >= limits().idle, "closed by the head limit");
+        assert!(clock::now() - begun >= timeouts().idle, "closed by the head timeout");
     }
 
     #[tokio::test]
-    async fn over_http2_a_further_head_must_be_whole_within_the_head_limit() {
+    async fn http2_headers_have_the_head_timeout() {
         let (mut peer, stream) = duplex(1024);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
         peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("open");
         io.read_exact(&mut [0; 24]).await.expect("in time");
-        drop(at_work.begin(true));
+        drop(in_flight.begin(true));
         let begun = clock::now();
         tokio::spawn(async move {
-            // The beginning of a head, then pieces of it without an end.
+            // A header block without an end.
             let mut next: &[u8] = &[0, 0, 1, 1, 0, 0, 0, 0, 1, b'x'];
             while peer.write_all(next).await.is_ok() {
                 next = &[0, 0, 1, 9, 0, 0, 0, 0, 1, b'x'];
@@ -333,38 +337,38 @@ mod tests {
             }
         });
         while io.read_u8().await.is_ok() {}
-        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
+        assert!(clock::now() - begun >= timeouts().head && clock::now() - begun < timeouts().idle);
     }
 
     #[tokio::test]
-    async fn a_connection_that_says_nothing_ends_after_the_head_limit() {
+    async fn silent_connection_ends_after_the_head_timeout() {
         let (_peer, stream) = duplex(64);
         let begun = clock::now();
-        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
-        io.read_u8().await.expect_err("nobody writes");
-        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
+        let mut io = TimeoutStream::new(stream, timeouts(), InFlight::default());
+        io.read_u8().await.expect_err("the peer is silent");
+        assert!(clock::now() - begun >= timeouts().head && clock::now() - begun < timeouts().idle);
     }
 
     #[tokio::test]
-    async fn every_request_sets_the_limits_anew() {
+    async fn every_request_resets_the_deadlines() {
         let (mut peer, stream) = duplex(64);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
         let begun = clock::now();
-        // Each round takes less than any limit, all of them together more than every one.
-        while clock::now() - begun < limits().idle * 2 {
+        // Each round is shorter than every timeout. Together they are longer than every timeout.
+        while clock::now() - begun < timeouts().idle * 2 {
             peer.write_u8(b'x').await.expect("open");
             io.read_u8().await.expect("in time");
-            drop(at_work.begin(false));
-            let silent = tokio::time::timeout(limits().head / 2, io.read_u8()).await;
-            assert!(silent.is_err(), "closed while it was in use");
+            drop(in_flight.begin(false));
+            let read = tokio::time::timeout(timeouts().head / 2, io.read_u8()).await;
+            assert!(read.is_err(), "closed while in use");
         }
     }
 
     #[tokio::test]
-    async fn a_begun_head_must_be_whole_within_the_head_limit_however_it_drips() {
+    async fn dripping_headers_have_the_head_timeout() {
         let (mut peer, stream) = duplex(64);
-        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
+        let mut io = TimeoutStream::new(stream, timeouts(), InFlight::default());
         let begun = clock::now();
         tokio::spawn(async move {
             while peer.write_u8(b'x').await.is_ok() {
@@ -377,42 +381,42 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(clock::now() - begun >= limits().head && clock::now() - begun < limits().idle);
+        assert!(clock::now() - begun >= timeouts().head && clock::now() - begun < timeouts().idle);
     }
 
     #[tokio::test]
-    async fn while_a_request_is_at_work_reading_has_no_limit() {
+    async fn reading_has_no_timeout_while_a_request_is_in_flight() {
         let (mut peer, stream) = duplex(64);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
-        let work = at_work.begin(false);
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
+        let request = in_flight.begin(false);
         tokio::spawn(async move {
-            tokio::time::sleep(limits().idle * 2).await;
+            tokio::time::sleep(timeouts().idle * 2).await;
             peer.write_u8(b'x').await.expect("open");
-            drop(work);
+            drop(request);
             peer
         });
         assert_eq!(io.read_u8().await.expect("in the end"), b'x');
     }
 
     #[tokio::test]
-    async fn an_answer_over_http2_must_be_taken_within_the_write_limit_whatever_else_is_at_work() {
+    async fn http2_response_must_be_taken_within_the_write_timeout() {
         let (_peer, stream) = duplex(64);
-        let at_work = InFlight::default();
-        let mut io = TimeoutStream::new(stream, limits(), at_work.clone());
-        let _work = at_work.begin(true);
+        let in_flight = InFlight::default();
+        let mut io = TimeoutStream::new(stream, timeouts(), in_flight.clone());
+        let _request = in_flight.begin(true);
         let begun = clock::now();
-        let _delivery = at_work.deliver();
-        let error = io.read_u8().await.expect_err("nobody writes");
+        let _response = in_flight.begin_response();
+        let error = io.read_u8().await.expect_err("the peer is silent");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert!(clock::now() - begun >= limits().write);
+        assert!(clock::now() - begun >= timeouts().write);
     }
 
     #[tokio::test]
-    async fn a_peer_that_does_not_read_is_given_up() {
+    async fn connection_of_a_peer_that_does_not_read_ends() {
         let (_peer, stream) = duplex(8);
-        let mut io = TimeoutStream::new(stream, limits(), InFlight::default());
-        let error = io.write_all(&[0; 64]).await.expect_err("nobody reads");
+        let mut io = TimeoutStream::new(stream, timeouts(), InFlight::default());
+        let error = io.write_all(&[0; 64]).await.expect_err("the peer does not read");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -1,4 +1,4 @@
-//! TLS of callers' connections: the handshake, within its time.
+//! TLS handshakes of the data listener, within a time limit.
 
 use std::io;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use tokio_rustls::server::TlsStream;
 
 use super::shutdown::Drain;
 
-/// Why a handshake came to nothing.
+/// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeError {
-    /// `server.handshake_timeout` was over, or the drain had begun.
+    /// `server.handshake_timeout` passed, or the drain began.
     Timeout,
-    /// The peer spoke something else, most likely HTTP.
+    /// The peer does not speak TLS, but most likely HTTP.
     NotTls,
-    /// The peer showed no certificate, or one that no authority of `client_ca_file` stands for.
+    /// The peer presented no certificate, or one that no authority of `client_ca_file` issued.
     ClientCertificate,
-    /// The peer went away, did not like our certificate, or speaks a TLS that nobody should.
+    /// The peer disconnected, rejected chatgate's certificate, or speaks an outdated version of TLS.
     Other,
 }
 
 impl HandshakeError {
-    /// All of them.
+    /// Every variant.
     pub const ALL: [HandshakeError; 4] =
         [HandshakeError::Timeout, HandshakeError::NotTls, HandshakeError::ClientCertificate, HandshakeError::Other];
 
-    /// The value of the label `cause`.
+    /// Returns the value of the label `cause`.
     pub const fn label(self) -> &'static str {
         match self {
             HandshakeError::Timeout => "timeout",
@@ -51,64 +51,64 @@ impl HandshakeError {
     }
 }
 
-/// Handshakes that came to nothing, by cause.
+/// Numbers of failed handshakes, by cause.
 #[derive(Debug, Default)]
-pub struct Failures([AtomicU64; HandshakeError::ALL.len()]);
+pub struct HandshakeFailures([AtomicU64; HandshakeError::ALL.len()]);
 
-impl Failures {
+impl HandshakeFailures {
     fn add(&self, cause: HandshakeError) {
         self.0[cause as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// Returns the number since startup.
     pub fn count(&self, cause: HandshakeError) -> u64 {
         self.0[cause as usize].load(Ordering::Relaxed)
     }
 }
 
-/// What a handshake may take, and where it is counted if it fails.
+/// Accepts handshakes and counts those that fail.
 #[derive(Debug, Clone)]
 pub struct Handshakes {
-    limit: Duration,
-    failures: Arc<Failures>,
+    timeout: Duration,
+    failures: Arc<HandshakeFailures>,
 }
 
 impl Handshakes {
-    /// Each within `limit`.
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, failures: Arc::default() }
+    /// Each handshake may take `timeout`.
+    pub(super) fn new(timeout: Duration) -> Self {
+        Self { timeout, failures: Arc::default() }
     }
 
-    /// Those that came to nothing.
-    pub fn failures(&self) -> &Arc<Failures> {
+    /// Returns the counters of failed handshakes.
+    pub fn failures(&self) -> &HandshakeFailures {
         &self.failures
     }
 
-    /// Greets a peer. `None`: there is nobody to serve, which was logged and counted. Once `drain` begins it
-    /// has `linger` left.
-    pub(super) async fn handshake(
+    /// Accepts a handshake; `None` if it failed, which is logged and counted. Once `close` has begun, it has `linger`
+    /// left.
+    pub(super) async fn accept(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
-        drain: &Drain,
+        close: &Drain,
         linger: Duration,
     ) -> Option<TlsStream<TcpStream>> {
-        let draining = async {
-            drain.begun().await;
+        let closing = async {
+            close.begun().await;
             tokio::time::sleep(linger).await;
         };
         let (cause, error) = tokio::select! {
-            shaken = tokio::time::timeout(self.limit, TlsAcceptor::from(config).accept(stream)) => match shaken {
+            accepted = tokio::time::timeout(self.timeout, TlsAcceptor::from(config).accept(stream)) => match accepted {
                 Ok(Ok(stream)) => return Some(stream),
                 Ok(Err(error)) => (HandshakeError::of(&error), Some(error)),
                 Err(_) => (HandshakeError::Timeout, None),
             },
-            () = draining => (HandshakeError::Timeout, None),
+            () = closing => (HandshakeError::Timeout, None),
         };
         self.failures.add(cause);
-        // The text is that of rustls and holds no key.
+        // The text is rustls's and contains no key.
         let error = error.as_ref().map(tracing::field::display);
-        tracing::debug!(cause = cause.label(), error, "a TLS handshake came to nothing");
+        tracing::debug!(cause = cause.label(), error, "TLS handshake failed");
         None
     }
 }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_apart_and_counted_each() {
+    fn failures_are_classified_and_counted_by_cause() {
         let of = |error| HandshakeError::of(&io::Error::new(io::ErrorKind::InvalidData, error));
         assert_eq!(of(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)), HandshakeError::NotTls);
         assert_eq!(of(rustls::Error::NoCertificatesPresented), HandshakeError::ClientCertificate);
@@ -128,7 +128,7 @@ mod tests {
         );
         assert_eq!(of(rustls::Error::NoApplicationProtocol), HandshakeError::Other);
         assert_eq!(HandshakeError::of(&io::ErrorKind::UnexpectedEof.into()), HandshakeError::Other);
-        let failures = Failures::default();
+        let failures = HandshakeFailures::default();
         for (count, cause) in HandshakeError::ALL.into_iter().enumerate() {
             (0..=count).for_each(|_| failures.add(cause));
         }

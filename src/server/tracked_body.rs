@@ -1,75 +1,77 @@
-//! Answers over HTTP/2 until the peer has taken them: a peer that opens no window for them keeps them in
-//! memory though its connection can be written to, so nothing below HTTP/2 sees it as slow.
+//! Responses over HTTP/2 until the peer has taken them.
 //!
-//! (Over HTTP/1 an answer that is not taken blocks its connection, which is what `TimeoutStream` watches.)
+//! A peer that opens no window for a response keeps it in memory although its connection accepts writes, so no layer
+//! below HTTP/2 can tell that it is slow. (Over HTTP/1, a response that is not taken blocks its connection, which
+//! `TimeoutStream` detects.)
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 
 use crate::clock;
 
-/// The answers of one connection that are on their way: since when, by number. There are at most as many as
-/// there may be streams.
+/// The responses of one connection that the peer has not taken yet. At most as many as there may be streams.
 #[derive(Debug, Default)]
-pub(super) struct PendingResponses(Mutex<Pending>);
+pub(super) struct PendingResponses(Mutex<ResponseStarts>);
 
 #[derive(Debug, Default)]
-struct Pending {
-    last: u64,
-    since: BTreeMap<u64, Instant>,
+struct ResponseStarts {
+    last_id: u64,
+    /// When each response began. Later ones have higher IDs.
+    by_id: BTreeMap<u64, Instant>,
 }
 
 impl PendingResponses {
-    /// One more begins.
+    /// Begins a response, which is pending until the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> ResponseGuard {
-        let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.last += 1;
-        let number = pending.last;
-        pending.since.insert(number, clock::now());
-        ResponseGuard { of: Arc::clone(self), number }
+        let mut starts = self.0.lock();
+        starts.last_id += 1;
+        let id = starts.last_id;
+        starts.by_id.insert(id, clock::now());
+        ResponseGuard { pending: Arc::clone(self), id }
     }
 
-    /// Since when the oldest is on its way.
+    /// Returns when the oldest pending response began.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).since.first_key_value().map(|(_, since)| *since)
+        self.0.lock().by_id.first_key_value().map(|(_, start)| *start)
     }
 }
 
-/// An answer on its way. Dropped when it was taken whole, or is no longer wanted.
+/// A pending response. Dropped once the peer has taken all of it, or its stream has ended.
 #[derive(Debug)]
 pub(super) struct ResponseGuard {
-    of: Arc<PendingResponses>,
-    number: u64,
+    pending: Arc<PendingResponses>,
+    id: u64,
 }
 
 impl Drop for ResponseGuard {
     fn drop(&mut self) {
-        self.of.0.lock().unwrap_or_else(PoisonError::into_inner).since.remove(&self.number);
+        self.pending.0.lock().by_id.remove(&self.id);
     }
 }
 
-/// A body that is on its way as long as any byte of it is there.
+/// A response body. Its response is pending while any of its bytes is in memory.
 #[derive(Debug)]
 pub(super) struct TrackedBody<B> {
     body: B,
-    delivery: Option<Arc<ResponseGuard>>,
+    response: Option<Arc<ResponseGuard>>,
 }
 
 impl<B> TrackedBody<B> {
-    /// Watched by `delivery`, if there is one.
-    pub(super) fn new(body: B, delivery: Option<ResponseGuard>) -> Self {
-        Self { body, delivery: delivery.map(Arc::new) }
+    /// Without a guard, the body is not tracked.
+    pub(super) fn new(body: B, response: Option<ResponseGuard>) -> Self {
+        Self { body, response: response.map(Arc::new) }
     }
 }
 
-/// Bytes that keep a delivery pending.
-struct TrackedBytes(Bytes, #[allow(dead_code, reason = "it is there to be dropped")] Arc<ResponseGuard>);
+/// Bytes that keep their response pending.
+struct TrackedBytes(Bytes, #[allow(dead_code, reason = "dropped with the bytes")] Arc<ResponseGuard>);
 
 impl AsRef<[u8]> for TrackedBytes {
     fn as_ref(&self) -> &[u8] {
@@ -83,9 +85,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let Some(delivery) = &self.delivery else { return Poll::Ready(frame) };
-        let watch = |bytes| Bytes::from_owner(TrackedBytes(bytes, Arc::clone(delivery)));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(watch))))
+        let Some(response) = &self.response else { return Poll::Ready(frame) };
+        let track = |bytes| Bytes::from_owner(TrackedBytes(bytes, Arc::clone(response)));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(track))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -104,17 +106,17 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_is_on_its_way_until_its_last_byte_is_gone() {
-        let deliveries = Arc::new(PendingResponses::default());
-        let first = TrackedBody::new(Full::new(Bytes::from_static(b"one")), Some(deliveries.begin()));
-        let since = deliveries.oldest().expect("one");
-        let second = deliveries.begin();
+    async fn response_is_pending_until_its_last_byte_is_dropped() {
+        let pending = Arc::new(PendingResponses::default());
+        let first = TrackedBody::new(Full::new(Bytes::from_static(b"one")), Some(pending.begin()));
+        let start = pending.oldest().expect("one");
+        let second = pending.begin();
         assert_eq!(first.size_hint().exact(), Some(3));
         let bytes = first.collect().await.expect("infallible").to_bytes();
-        assert_eq!((&*bytes, deliveries.oldest()), (&b"one"[..], Some(since)));
+        assert_eq!((&*bytes, pending.oldest()), (&b"one"[..], Some(start)));
         drop(bytes);
-        assert!(deliveries.oldest().is_some_and(|oldest| oldest >= since));
+        assert!(pending.oldest().is_some_and(|oldest| oldest >= start));
         drop(second);
-        assert_eq!(deliveries.oldest(), None);
+        assert_eq!(pending.oldest(), None);
     }
 }

@@ -14,12 +14,13 @@ use super::attempt::{AttemptError, AttemptTime, Call, ChatResponse};
 use super::failover::LeasedConnection;
 use super::pool::PooledConnection;
 use super::signer::{Signature, Signer};
-use super::{TRACEPARENT, Upstream, redact};
+use super::{Upstream, redact};
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::envelope::Envelope;
 use crate::error::display_chain;
 use crate::http::body::{BodyError, read_whole};
+use crate::http::traceparent::TRACEPARENT;
 use crate::http::wakeups::FilteredBody;
 
 const COMPRESSED: &str = "it is compressed, which was not requested";

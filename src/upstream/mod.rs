@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 
 use self::connect::Connector;
 use self::pool::Pool;
@@ -26,8 +26,6 @@ use crate::config;
 pub(crate) use self::attempt::{AttemptError, AttemptTime, Call, ChatResponse};
 pub(crate) use self::failover::{LeasedConnection, SharedFailover};
 
-/// The header with the IDs of the trace and of the parent span (W3C Trace Context).
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// One app's connections to Chat on one worker thread. Connections are shared neither between threads nor between apps.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::TestRequest;
+use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::process::{Process, ProcessOutput};
@@ -94,6 +94,32 @@ async fn keep_alive_connection_closes_after_a_response_while_draining() {
     kept.assert_closed().await;
     gate.open();
     holding.read_response().await.assert_relayed(200, OK);
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
+}
+
+#[tokio::test]
+async fn admin_listener_answers_until_the_drain_has_ended() {
+    let chat = FakeChat::start().await;
+    let mut gateway = gateway(&chat).await;
+    let gate = Gate::closed();
+    chat.reply_always(Reply::from_graph().after(&gate));
+    let mut holding = gateway.connect().await;
+    holding.send(TestRequest::command(CALL).bytes()).await;
+    chat.wait_for_calls(1).await;
+    let mut kept = Conn::open(gateway.admin()).await.expect("accepted");
+    let response = kept.request(&TestRequest::new("GET", "/readyz")).await;
+    assert_eq!((response.status, response.header("connection")), (200, None));
+    let mut idle = Conn::open(gateway.admin()).await.expect("accepted");
+    assert_eq!(idle.request(&TestRequest::new("GET", "/livez")).await.status, 200);
+    gateway.signal("TERM");
+    eventually("no new connection is served", async || (!gateway.is_accepting().await).then_some(())).await;
+    let response = kept.request(&TestRequest::new("GET", "/livez")).await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    kept.assert_closed().await;
+    assert_eq!(gateway.admin_get("/readyz").await.status, 503);
+    gate.open();
+    holding.read_response().await.assert_relayed(200, OK);
+    idle.assert_closed().await;
     assert_eq!(gateway.exit_code_within(Duration::from_secs(5)).await, 0);
 }
 

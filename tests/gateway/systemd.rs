@@ -246,7 +246,7 @@ async fn watchdog_notifications_stop_while_one_thread_hangs() {
     };
     let gateway = setup.start_with_command(command).await;
     while manager.any().await != "WATCHDOG=1" {}
-    let warnings = || gateway.log().matches("a thread does not answer").count();
+    let warnings = || gateway.log().matches("worker thread is unresponsive").count();
     let last = std::thread::available_parallelism().map_or(1, usize::from) - 1;
     for thread in ["worker-0".to_owned(), format!("worker-{last}")] {
         let before = warnings();
@@ -342,7 +342,7 @@ async fn full_notify_socket_does_not_delay_a_stop() {
     let _manager = UnixDatagram::bind(&path).expect("free");
     let setup = setup.env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "20000");
     let mut gateway = setup.start().await;
-    let full = async || gateway.log().contains("the service manager could not be told").then_some(());
+    let full = async || gateway.log().contains("cannot notify systemd").then_some(());
     eventually("the notify socket is full", full).await;
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
     gateway.signal("TERM");

@@ -155,7 +155,7 @@ async fn unsigned_or_outdated_events_are_rejected_without_invalidation() {
         response.assert_error(401, "unauthenticated", 129_401);
         assert_eq!(cached(&gateway).await, [true, true, true], "{case}");
     }
-    let warnings = gateway.log().lines().filter(|line| line.contains("webhooks were not believed")).count();
+    let warnings = gateway.log().lines().filter(|line| line.contains("rejected webhooks")).count();
     assert!((1..=3).contains(&warnings), "rejections are logged, but not each one: {warnings}");
     // The same event with a valid signature, near both edges of the window and now.
     for at in [unix_now() - 20, unix_now() + 20, unix_now()] {
@@ -484,7 +484,7 @@ async fn trace_log_contains_neither_webhook_token_nor_signature() {
     }
     eventually("both outcomes are logged", async || {
         let log = gateway.log();
-        (log.contains("evicted what it named") && log.contains("a webhook was refused")).then_some(())
+        (log.contains("webhook invalidated cached pairs") && log.contains("rejected a webhook")).then_some(())
     })
     .await;
     // The output of the process is searched for every secret when it exits.

@@ -12,6 +12,7 @@ use crate::gateway::request::{RequestContext, RequestCost, RequestGuard};
 use crate::gateway::response::Reply;
 use crate::gateway::state::Worker;
 use crate::http::headers::RequestHeaders;
+use crate::http::traceparent::traceparent;
 use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
 
@@ -81,7 +82,7 @@ impl Worker {
             None => connection.caller.0.to_string(),
         };
         let request_id = &*id.text();
-        let traceparent = super::super::traceparent(&RequestHeaders::of(&head.headers));
+        let traceparent = traceparent(&RequestHeaders::of(&head.headers));
         let of_caller = || traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
         let own = context.trace().map(|context| context.trace_id());
         let trace_id = own.as_deref().or_else(of_caller);
@@ -143,9 +144,9 @@ mod tests {
         let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a worker");
         let (head, ()) = http::Request::new(()).into_parts();
         let connection = ConnectionInfo { peer: Peer::Unix { uid: None }, caller: QueueKey::SELF, tls: false, port: 0 };
-        drop(RequestGuard::new(&worker, &head, RequestId::Ours(0), connection));
+        drop(RequestGuard::new(&worker, &head, RequestId::Generated(0), connection));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _guard = RequestGuard::new(&worker, &head, RequestId::Ours(0), connection);
+            let _guard = RequestGuard::new(&worker, &head, RequestId::Generated(0), connection);
             panic!("on purpose");
         }));
         assert!(panicked.is_err());

@@ -1,11 +1,11 @@
-//! What never becomes a request: found on its way in, and answered in our words.
+//! Rejects bytes that never become a request, with chatgate's own responses.
 //!
-//! - In: [`FramingTracker`] reads along. A head that it refuses reaches hyper broken off by a NUL, which hyper
-//!   refuses when that head's turn comes, after everything that was asked before it. Broken chunks reach
-//!   hyper as a broken connection, so their request fails. Nothing after either is handed on.
-//! - Out: hyper answers what it refuses with a bare status. A caller is to get the same kind of answer
-//!   for everything, so such an answer is replaced. It is recognised by its status, by having no body,
-//!   which every refusal of ours has, and no `X-Request-Id`, which whatever went through our layers has.
+//! - Reading: [`FramingTracker`] checks the bytes. Headers that it rejects reach hyper cut off by a NUL, which hyper
+//!   rejects when their turn comes, after all earlier requests. Invalid chunks reach hyper as a broken connection, so
+//!   their request fails. Nothing after either is passed on.
+//! - Writing: hyper answers a request that it rejects with a bare status. Such a response is replaced, so that every
+//!   response of chatgate has an envelope. A bare response has one of three statuses, no body, and no `X-Request-Id`,
+//!   which every response of a service has (`gateway::stack`).
 
 use std::io;
 use std::pin::Pin;
@@ -15,67 +15,67 @@ use http::StatusCode;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::framing::FramingTracker;
+use super::framing::{FramingError, FramingTracker};
 use super::head::HeadError;
 use crate::clock;
 use crate::error::GatewayError;
 use crate::server::timeouts::InFlight;
 
-/// Breaks off a head: no NUL may stand anywhere in it, and the empty line makes hyper look at once.
-const BROKEN_OFF: &[u8] = b"\0\r\n\r\n";
+/// Cuts off headers: a NUL is invalid anywhere in them, and the empty line makes hyper parse at once.
+const CUT_OFF: &[u8] = b"\0\r\n\r\n";
 
-/// A connection that hands on only what can be read in one way, and whose bare refusals are put into
-/// our words.
+/// A connection that passes on only unambiguous requests, and replaces hyper's bare responses.
 #[derive(Debug)]
-pub(crate) struct Http1Guard<S> {
+pub(in crate::server) struct Http1Guard<S> {
     stream: S,
-    at_work: InFlight,
-    follower: FramingTracker,
-    /// Set once something was refused: nothing more is read.
+    in_flight: InFlight,
+    framing: FramingTracker,
+    /// Set once something was rejected: nothing more is read.
     ended: Option<ReadEnd>,
-    /// Nothing has been written since the last flush. Only then an answer can begin: hyper flushes
-    /// when an answer is out whole, and what it writes in several pieces may look like anything.
+    /// Nothing has been written since the last flush. Only then can a response begin: hyper flushes after each complete
+    /// response, and later pieces of a response may contain anything.
     at_boundary: bool,
-    replaced: Option<Replaced>,
+    replacement: Option<Replacement>,
 }
 
-/// What reading gives after a refusal.
+/// What reading returns after a rejection.
 #[derive(Debug, Clone, Copy)]
 enum ReadEnd {
-    /// The rest of [`BROKEN_OFF`], then the end; and why.
-    Head(&'static [u8], HeadError),
+    /// The rest of [`CUT_OFF`], and then the end.
+    Head { rest: &'static [u8], error: HeadError },
     /// An error.
     Chunks,
 }
 
-/// An answer that goes out instead of hyper's.
+/// A response that is written instead of hyper's.
 #[derive(Debug)]
-struct Replaced {
+struct Replacement {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl<S> Http1Guard<S> {
-    /// Wraps a connection. What is refused is told to `at_work`.
-    pub(crate) fn new(stream: S, at_work: InFlight) -> Self {
-        Self { stream, at_work, follower: FramingTracker::default(), ended: None, at_boundary: true, replaced: None }
+    /// Wraps a connection. It reports a rejection to `in_flight`.
+    pub(in crate::server) fn new(stream: S, in_flight: InFlight) -> Self {
+        let framing = FramingTracker::default();
+        Self { stream, in_flight, framing, ended: None, at_boundary: true, replacement: None }
     }
 
-    /// The fault of the head that was broken off.
-    fn fault(&self) -> Option<HeadError> {
+    /// Returns why headers were cut off.
+    fn head_error(&self) -> Option<HeadError> {
         match self.ended {
-            Some(ReadEnd::Head(_, fault)) => Some(fault),
+            Some(ReadEnd::Head { error, .. }) => Some(error),
             _ => None,
         }
     }
 }
 
-/// What a bare refusal is about; `None` for everything else. `fault` is what we found in the head
-/// ourselves; without it hyper found something.
-fn refusal(bytes: &[u8], fault: Option<HeadError>) -> Option<GatewayError> {
-    // The first test is all that an ordinary answer pays.
+/// Returns the error of a bare response; `None` for any other bytes. `error` is what the framing tracker found in the
+/// headers; without it, hyper found one.
+fn bare_response(bytes: &[u8], error: Option<HeadError>) -> Option<GatewayError> {
+    // Ordinary responses fail this first test.
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
-    let error = match (status.get(..2)?, fault) {
+    let error = match (status.get(..2)?, error) {
         (b"00", Some(HeadError::TooLarge)) | (b"31", _) => GatewayError::HeadTooLarge,
         (b"00", _) => GatewayError::BadRequest,
         (b"14", _) => GatewayError::UriTooLong,
@@ -86,8 +86,8 @@ fn refusal(bytes: &[u8], fault: Option<HeadError>) -> Option<GatewayError> {
     is_bare.then_some(error)
 }
 
-/// The answer in our words, whole.
-fn answer_of(error: &GatewayError) -> Vec<u8> {
+/// Encodes the complete response.
+fn encode_response(error: &GatewayError) -> Vec<u8> {
     let wire = error.wire();
     let body = error.envelope();
     let reason = StatusCode::canonical_reason(&wire.status).unwrap_or_default();
@@ -106,48 +106,50 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
         if self.ended.is_none() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            let Err(stop) = self.follower.follow(&buf.filled()[before..]) else { return Poll::Ready(Ok(())) };
-            self.ended = Some(if stop.in_head { ReadEnd::Head(BROKEN_OFF, stop.fault) } else { ReadEnd::Chunks });
-            buf.set_filled(before + stop.sound);
-            if stop.sound > 0 {
+            let Err(FramingError { valid_len, error, in_head }) = self.framing.follow(&buf.filled()[before..]) else {
+                return Poll::Ready(Ok(()));
+            };
+            self.ended = Some(if in_head { ReadEnd::Head { rest: CUT_OFF, error } } else { ReadEnd::Chunks });
+            buf.set_filled(before + valid_len);
+            if valid_len > 0 {
                 return Poll::Ready(Ok(()));
             }
         }
         Poll::Ready(match &mut self.ended {
-            Some(ReadEnd::Head(left, _)) => {
-                let (now, later) = left.split_at(left.len().min(buf.remaining()));
+            Some(ReadEnd::Head { rest, .. }) => {
+                let (now, later) = rest.split_at(rest.len().min(buf.remaining()));
                 buf.put_slice(now);
-                *left = later;
+                *rest = later;
                 Ok(())
             }
-            Some(ReadEnd::Chunks) | None => Err(io::Error::new(io::ErrorKind::InvalidData, "the chunks are not sound")),
+            Some(ReadEnd::Chunks) | None => Err(io::Error::new(io::ErrorKind::InvalidData, "invalid chunks")),
         })
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.replaced.is_none()
+        if self.replacement.is_none()
             && self.at_boundary
-            && let Some(error) = refusal(bytes, self.fault())
+            && let Some(error) = bare_response(bytes, self.head_error())
         {
-            self.at_work.refused(&error);
-            self.replaced = Some(Replaced { bytes: answer_of(&error), written: 0 });
+            self.replacement = Some(Replacement { bytes: encode_response(&error), written: 0 });
+            self.in_flight.reject(error);
         }
-        let Self { stream, at_boundary, replaced, .. } = &mut *self;
-        let Some(answer) = replaced else {
+        let Self { stream, at_boundary, replacement, .. } = &mut *self;
+        let Some(response) = replacement else {
             let written = Pin::new(stream).poll_write(cx, bytes);
             *at_boundary &= !matches!(written, Poll::Ready(Ok(1..)));
             return written;
         };
-        while answer.written < answer.bytes.len() {
-            match ready!(Pin::new(&mut *stream).poll_write(cx, &answer.bytes[answer.written..]))? {
+        while response.written < response.bytes.len() {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &response.bytes[response.written..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => answer.written += written,
+                written => response.written += written,
             }
         }
-        // To hyper its own bytes are written, all of them.
-        *replaced = None;
+        // For hyper, all of its own bytes are written.
+        *replacement = None;
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -156,9 +158,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // A refusal is one short piece; only the first piece can begin one.
+        // A bare response is one short piece, and the first of its write.
         match bufs.iter().find(|buf| !buf.is_empty()) {
-            Some(first) if self.replaced.is_some() || (self.at_boundary && refusal(first, None).is_some()) => {
+            Some(first) if self.replacement.is_some() || (self.at_boundary && bare_response(first, None).is_some()) => {
                 self.poll_write(cx, first)
             }
             _ => {
@@ -190,8 +192,8 @@ mod tests {
 
     use super::*;
 
-    /// What arrives when `bytes` are written, through a pipe of 16 bytes.
-    async fn through(bytes: &'static [u8]) -> String {
+    /// Writes `bytes` through a guard and a pipe of 16 bytes, and returns what arrives.
+    async fn written(bytes: &'static [u8]) -> String {
         let (mut peer, stream) = duplex(16);
         let writing = tokio::spawn(async move { Http1Guard::new(stream, InFlight::default()).write_all(bytes).await });
         let mut got = String::new();
@@ -201,9 +203,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bare_refusal_becomes_an_envelope() {
+    async fn bare_response_is_replaced_by_an_envelope() {
         let got =
-            through(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            written(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
                 .await;
         assert!(got.starts_with("HTTP/1.1 431 Request Header Fields Too Large\r\n"), "{got}");
         assert!(got.contains("\r\nchatgate-error: head_too_large\r\n"), "{got}");
@@ -213,14 +215,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_body_says_is_never_taken_for_a_refusal() {
-        // Sixteen bytes fit at a time, so the body is resumed at every such place, the bare head's too.
-        let answer = "HTTP/1.1 200 O\r\nHTTP/1.1 400 x\r\nHTTP/1.1 400 x\r\nHTTP/1.1 431 y\r\n\r\n";
-        assert_eq!(through(answer.as_bytes()).await, answer);
+    async fn body_bytes_are_never_taken_for_a_bare_response() {
+        // Sixteen bytes fit at a time, so writing resumes at each multiple, also where the body looks like a response.
+        let response = "HTTP/1.1 200 O\r\nHTTP/1.1 400 x\r\nHTTP/1.1 400 x\r\nHTTP/1.1 431 y\r\n\r\n";
+        assert_eq!(written(response.as_bytes()).await, response);
     }
 
     #[tokio::test]
-    async fn everything_else_passes_untouched() {
+    async fn other_responses_pass_unchanged() {
         for text in [
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 400 Bad Request\r\nx-request-id: 7\r\ncontent-length: 0\r\n\r\n",
@@ -228,7 +230,7 @@ mod tests {
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n{}",
             "a body that says HTTP/1.1 400 somewhere",
         ] {
-            assert_eq!(through(text.as_bytes()).await, text);
+            assert_eq!(written(text.as_bytes()).await, text);
         }
     }
 }

@@ -1,66 +1,66 @@
-//! The head of an HTTP/1 request, line by line, as strictly as it can be read: pure, bytes in and a
-//! verdict out.
+//! The headers of an HTTP/1 request, read line by line, as strictly as possible. Pure.
 //!
-//! hyper mends some heads, by dropping a `Content-Length` beside chunks, by merging two equal ones, by
-//! cutting a target at `#`. Whoever stands between a caller and us may mend otherwise, and then one
-//! request becomes two (RFC 9112 section 11.2). So a head passes only if there is one way to read it.
+//! hyper repairs some headers: it drops a `Content-Length` next to chunks, merges two equal ones, and cuts a target at
+//! `#`. A proxy between a caller and chatgate may repair them differently, and then one request becomes two (RFC 9112
+//! section 11.2). So headers pass only if there is exactly one way to read them.
 
 use crate::domain::json::ascii;
 use crate::http::headers::{HEAD_LEN_MAX, HEAD_LINES_MAX};
 
-/// Longest body that is believed to be meant. hyper keeps the numbers near 2^64 for itself.
+/// Maximum `Content-Length`. hyper uses values near 2^64 internally.
 const LENGTH_MAX: u64 = i64::MAX as u64;
 
-/// What follows a head.
+/// What follows the headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// So many bytes of body; 0 if no length is told.
+    /// A body of this many bytes; 0 without a length.
     Length(u64),
     /// Chunks.
     Chunked,
-    /// It was no head: the peer speaks HTTP/2 by prior knowledge.
+    /// HTTP/2 by prior knowledge, instead of headers.
     Http2,
 }
 
-/// Why a request is refused.
+/// Why a request is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadError {
-    /// There is no way, or more than one, to read it.
+    /// There is no way to read it, or more than one.
     Malformed,
-    /// A head over [`HEAD_LEN_MAX`] or [`HEAD_LINES_MAX`].
+    /// The headers exceed [`HEAD_LEN_MAX`] or [`HEAD_LINES_MAX`].
     TooLarge,
 }
 
-/// A head as far as it has come.
+/// Request headers, as far as they have been read.
 #[derive(Debug, Default)]
 pub struct Head {
     len: usize,
     lines: usize,
-    version: Option<Version>,
+    /// Known from the request line on.
+    version: Option<HttpVersion>,
     hosts: usize,
-    length: Option<u64>,
-    chunked: bool,
+    content_length: Option<u64>,
+    is_chunked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+enum HttpVersion {
     Http10,
     Http11,
 }
 
 impl Head {
-    /// Bytes so far.
+    /// Number of bytes read.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing has come yet.
+    /// Whether nothing has been read.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Takes the next line, its LF included. The empty line ends the head and gives what follows it;
-    /// empty lines before the request line are skipped (RFC 9112 section 2.2).
+    /// Reads the next line, LF included. The empty line ends the headers and returns what follows them. Empty lines
+    /// before the request line are skipped (RFC 9112 section 2.2).
     ///
     /// # Errors
     /// See [`HeadError`].
@@ -91,32 +91,32 @@ impl Head {
         Ok(None)
     }
 
-    fn header(&mut self, text: &[u8], version: Version) -> Result<(), HeadError> {
+    fn header(&mut self, text: &[u8], version: HttpVersion) -> Result<(), HeadError> {
         let (name, value) = field(text)?;
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            // Once, and digits only: a second one is refused even if it says the same.
-            if self.length.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+            // Once, and digits only: a second one is rejected even if it is equal.
+            if self.content_length.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
                 return Err(HeadError::Malformed);
             }
             let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
-            self.length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(HeadError::Malformed)?);
+            self.content_length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(HeadError::Malformed)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if self.chunked || version == Version::Http10 || !value.eq_ignore_ascii_case(b"chunked") {
+            if self.is_chunked || version == HttpVersion::Http10 || !value.eq_ignore_ascii_case(b"chunked") {
                 return Err(HeadError::Malformed);
             }
-            self.chunked = true;
+            self.is_chunked = true;
         }
         Ok(())
     }
 
-    fn end(&self, version: Version) -> Result<Framing, HeadError> {
+    fn end(&self, version: HttpVersion) -> Result<Framing, HeadError> {
         // RFC 9112 section 3.2: one Host, and in HTTP/1.1 no request without it.
-        if self.hosts > 1 || (self.hosts == 0 && version == Version::Http11) {
+        if self.hosts > 1 || (self.hosts == 0 && version == HttpVersion::Http11) {
             return Err(HeadError::Malformed);
         }
-        match (self.length, self.chunked) {
+        match (self.content_length, self.is_chunked) {
             (Some(_), true) => Err(HeadError::Malformed),
             (None, true) => Ok(Framing::Chunked),
             (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
@@ -124,32 +124,31 @@ impl Head {
     }
 }
 
-/// Method, target and version, one space between them (RFC 9112 section 3).
-fn request_line(text: &[u8]) -> Result<Version, HeadError> {
+/// Reads method, target, and version, separated by single spaces (RFC 9112 section 3).
+fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
     let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
     let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(HeadError::Malformed)?;
     let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
-    // Neither a space nor a fragment is part of a target (RFC 9112 section 3.2).
-    let is_plain = !target.is_empty() && ascii::is_all(target, b'!', [b'#']);
-    if method.is_empty() || !are_all(method, TOKEN) || !is_plain {
+    // A target contains neither a space nor a fragment (RFC 9112 section 3.2).
+    let is_target = !target.is_empty() && ascii::is_all(target, b'!', [b'#']);
+    if method.is_empty() || !are_all(method, TOKEN) || !is_target {
         return Err(HeadError::Malformed);
     }
     match version {
-        b"HTTP/1.1" => Ok(Version::Http11),
-        b"HTTP/1.0" => Ok(Version::Http10),
+        b"HTTP/1.1" => Ok(HttpVersion::Http11),
+        b"HTTP/1.0" => Ok(HttpVersion::Http10),
         _ => Err(HeadError::Malformed),
     }
 }
 
-/// Name and value of a field line, the spaces around the value not among it (RFC 9112 section 5).
-/// Folded lines, spaces before the colon and control characters are refused.
+/// Splits a field line into its name and its trimmed value (RFC 9112 section 5).
 ///
 /// # Errors
-/// [`HeadError::Malformed`].
+/// [`HeadError::Malformed`] for folded lines, spaces before the colon, and control characters.
 pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
     let colon = memchr::memchr(b':', text).ok_or(HeadError::Malformed)?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
-    // Hardly a value has more than printable ASCII in it.
+    // Nearly all values are printable ASCII, which is checked faster.
     let is_visible = ascii::is_all(value, b' ', []) || are_all(value, VISIBLE);
     if name.is_empty() || !are_all(name, TOKEN) || !is_visible {
         return Err(HeadError::Malformed);
@@ -157,17 +156,17 @@ pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
     Ok((name, value.trim_ascii()))
 }
 
-/// Whether all bytes are of a class. Without a way out before the end: nearly always they are.
+/// Whether all bytes are of a class. It does not stop at the first that is not: nearly always all are.
 fn are_all(text: &[u8], class: u8) -> bool {
     text.iter().fold(class, |so_far, byte| so_far & CLASSES[usize::from(*byte)]) == class
 }
 
 /// A `tchar` of RFC 9110 section 5.6.2.
 const TOKEN: u8 = 1;
-/// What may stand in a value: a `field-vchar` of RFC 9110 section 5.5, space or tab.
+/// A byte of a value: a `field-vchar` of RFC 9110 section 5.5, space, or tab.
 const VISIBLE: u8 = 2;
 
-/// The classes of each byte.
+/// Classes of each byte.
 const CLASSES: [u8; 256] = {
     let (mut classes, mut byte) = ([0; 256], 0u8);
     loop {
@@ -194,12 +193,12 @@ const CLASSES: [u8; 256] = {
 mod tests {
     use super::*;
 
-    /// The verdict about a whole head.
-    fn verdict(head: &str) -> Result<Option<Framing>, HeadError> {
-        let mut reading = Head::default();
+    /// Reads complete headers.
+    fn read(head: &str) -> Result<Option<Framing>, HeadError> {
+        let mut headers = Head::default();
         let mut last = Ok(None);
         for line in head.as_bytes().split_inclusive(|byte| *byte == b'\n') {
-            last = reading.line(line);
+            last = headers.line(line);
             if !matches!(last, Ok(None)) {
                 break;
             }
@@ -208,11 +207,11 @@ mod tests {
     }
 
     fn with(lines: &str) -> Result<Option<Framing>, HeadError> {
-        verdict(&format!("POST /v4/a/b HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
+        read(&format!("POST /v4/a/b HTTP/1.1\r\nHost: h\r\n{lines}\r\n"))
     }
 
     #[test]
-    fn one_way_to_tell_the_length_passes() {
+    fn unambiguous_framing_is_accepted() {
         for (lines, framing) in [
             ("", Framing::Length(0)),
             ("Content-Length: 0\r\n", Framing::Length(0)),
@@ -225,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn two_ways_or_none_do_not() {
+    fn ambiguous_or_malformed_headers_are_rejected() {
         for lines in [
             "Content-Length: 2\r\nContent-Length: 2\r\n",
             "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
@@ -248,13 +247,13 @@ mod tests {
         ] {
             assert_eq!(with(lines), Err(HeadError::Malformed), "{lines:?}");
         }
-        assert_eq!(verdict("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed), "no Host");
+        assert_eq!(read("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed), "no Host");
         let old = "POST /v4/a/b HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(verdict(old), Err(HeadError::Malformed));
+        assert_eq!(read(old), Err(HeadError::Malformed));
     }
 
     #[test]
-    fn every_byte_has_the_classes_that_the_grammar_gives_it() {
+    fn every_byte_has_the_classes_of_the_grammar() {
         for byte in 0..=u8::MAX {
             let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
             assert_eq!(are_all(&[byte], TOKEN), token, "{byte:#x}");
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_line_is_three_words_and_no_fragment() {
+    fn malformed_request_lines_are_rejected() {
         for line in [
             "POST /a#b HTTP/1.1",
             "POST  /a HTTP/1.1",
@@ -284,15 +283,15 @@ mod tests {
             "POST /\u{e9} HTTP/1.1",
             "POST\t/a HTTP/1.1",
         ] {
-            assert_eq!(verdict(&format!("{line}\r\nHost: h\r\n\r\n")), Err(HeadError::Malformed), "{line:?}");
+            assert_eq!(read(&format!("{line}\r\nHost: h\r\n\r\n")), Err(HeadError::Malformed), "{line:?}");
         }
-        assert_eq!(verdict("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
-        assert_eq!(verdict("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
-        assert_eq!(verdict("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
+        assert_eq!(read("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
+        assert_eq!(read("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
+        assert_eq!(read("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
     }
 
     #[test]
-    fn the_bounds_are_exact() {
+    fn limits_of_length_and_lines_are_exact() {
         assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX - 1)), Ok(Some(Framing::Length(0))));
         assert_eq!(with(&"a:b\r\n".repeat(HEAD_LINES_MAX)), Err(HeadError::TooLarge));
         let rest = "POST /v4/a/b HTTP/1.1\r\nHost: h\r\na:\r\n\r\n".len();

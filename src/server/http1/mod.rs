@@ -1,4 +1,4 @@
-//! Checks of HTTP/1 requests that hyper does not make: heads, framing, and early responses.
+//! Checks of HTTP/1 requests that hyper does not make: headers, framing, and early responses.
 
 pub mod framing;
 pub(crate) mod guard;

@@ -158,7 +158,7 @@ mod tests {
 
     use super::export::QUEUE_MAX;
     use super::*;
-    use crate::upstream::TRACEPARENT;
+    use crate::http::traceparent::TRACEPARENT;
 
     fn tracing(sample: f64) -> Arc<Tracing> {
         let otlp = "http://127.0.0.1:1".parse().expect("an endpoint");
