@@ -217,7 +217,7 @@ impl Redis {
         for gateway in &gateways {
             let is_connected = async || {
                 let text = metrics(gateway.admin).await.unwrap_or_default();
-                text.contains("\nchatgate_fleet_together 1\n")
+                text.contains("\nchatgate_fleet_connected 1\n")
             };
             until("replicas are connected", is_connected).await;
         }

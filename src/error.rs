@@ -1,7 +1,7 @@
 //! chatgate's own error responses: one table from the case to slug, HTTP status, ErrorCode, log level, and text.
 //!
-//! Three error types lead here. [`AttemptError`](crate::upstream::AttemptError) says what a socket did,
-//! [`AdmitError`](crate::limits::AdmitError) why a call was not made, and [`GatewayError`] what the caller gets.
+//! Three error types lead here. `upstream::AttemptError` says what a socket did,
+//! `limits::AdmitError` why a call was not made, and [`GatewayError`] what the caller gets.
 
 use std::time::Duration;
 

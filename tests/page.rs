@@ -35,7 +35,7 @@ fn admin_page_shows_live_status_without_console_errors() {
     };
     let app = &status()["apps"][0];
     assert_eq!(cell("apps", 0), app["name"]);
-    assert_eq!(cell("apps", 1), "on its own domain");
+    assert_eq!(cell("apps", 1), "primary domain");
     assert_eq!(cell("apps", 6), app["cache"]["pairs"].to_string());
     let hits = app["cache"]["hit_ratio"].as_f64().expect("some pairs") * 100.0;
     assert!(
@@ -136,25 +136,25 @@ fn admin_page_explains_the_state_of_each_app() {
 
     let browser = Browser::start();
     browser.open(&format!("http://{admin}/"));
-    let says = "return document.querySelector('#state').textContent.startsWith('Ready; not as usual')";
+    let says = "return document.querySelector('#state').textContent.startsWith('Ready, with problems')";
     browser.until("the page shows the degraded apps", says);
     let text = |selector: &str| {
         browser.run(&format!("return document.querySelector('{selector}').textContent")).as_str().map(str::to_owned)
     };
     let row = |app: usize, column: usize| text(&format!("#apps tbody tr:nth-child({}) :nth-child({column})", app + 1));
-    assert_eq!(text("#state").as_deref(), Some("Ready; not as usual: live-streams, shop, archive-of-the-old-games"));
+    assert_eq!(text("#state").as_deref(), Some("Ready, with problems: live-streams, shop, archive-of-the-old-games"));
     for (app, name) in apps.iter().enumerate() {
         assert_eq!(row(app, 1).as_deref(), Some(*name));
     }
     let state = |app: usize| row(app, 2).expect("a state");
-    assert_eq!(state(0), "on its own domain");
-    assert_eq!(state(1), "on the standby domain: the primary domain cannot be reached");
+    assert_eq!(state(0), "primary domain");
+    assert_eq!(state(1), "standby domain: the primary domain cannot be reached");
     let (_, parked) = state_of(2);
     assert!(parked.starts_with("Chat answers 60020: ") && parked.contains("plan"), "{parked}");
     assert_eq!(state(2), format!("parked: {parked}"));
     let (_, one_command) = state_of(3);
     assert!(one_command.starts_with("openim/sendmsg: Chat answers 60010"), "{one_command}");
-    assert_eq!(state(3), format!("on its own domain, but some commands are parked: {one_command}"));
+    assert_eq!(state(3), format!("primary domain, but some commands are parked: {one_command}"));
     // The texts above already distinguish the states; their colors differ too.
     let color = |app: usize| {
         browser.run(&format!(

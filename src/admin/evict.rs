@@ -1,4 +1,4 @@
-//! `POST /cache/evict`: an operator knows of a change that did not come through here.
+//! `POST /cache/evict`: evicts (invalidates) cached pairs after a change that bypassed chatgate.
 
 use serde::Deserialize;
 
@@ -8,49 +8,49 @@ use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 
-/// Largest body, in bytes: some 25,000 of the longest names.
+/// Largest body, in bytes: room for about 25,000 of the longest user names.
 pub(super) const BODY_LEN_MAX: usize = 1024 * 1024;
 
-/// What to forget. Every member may be left out, none may be `null`, and there are no others.
+/// The body. Every member is optional and may not be `null`; other members are rejected.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-struct Order {
-    /// The app's name; without it the app of calls that name none.
+struct EvictRequest {
+    /// Name of the app; the default is the app of requests that name none.
     #[serde(default, deserialize_with = "given")]
     app: Option<String>,
-    /// Without it, all of the app.
+    /// The user; the default is all pairs of the app.
     #[serde(default, rename = "From_Account", deserialize_with = "given")]
     from: Option<String>,
-    /// Without it, all of that user's.
+    /// The other users; the default is all pairs of the user.
     #[serde(default, rename = "To_Account", deserialize_with = "given")]
     to: Option<Vec<String>>,
 }
 
-/// Reads the order and carries it out: `pairs`, `user` or `all` were forgotten.
+/// Evicts the pairs that the body names, from this replica and the other ones. Returns `pairs`, `user`, or `all`.
 ///
 /// # Errors
-/// What is wrong with the order, of which then nothing was carried out.
+/// The problem of the body; the cache is unchanged.
 pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
-    let (app, scope) = read_order(body)?;
+    let (app, scope) = parse(body)?;
     let app = gateway.apps.named(app.as_deref()).ok_or_else(|| {
         GatewayError::UnknownApp(match &app {
-            Some(_) => "no app of that name is configured".to_owned(),
-            None => "several apps are configured and none is the default; name one with App".to_owned(),
+            Some(_) => "unknown app; App must be the name of an [[app]]".to_owned(),
+            None => "several apps are configured and none is the default; set App".to_owned(),
         })
     })?;
     app.invalidate_everywhere(&scope).await;
     let evicted = scope.name();
-    tracing::info!(app = %app.name, evicted, "evicted by an operator's order");
+    tracing::info!(app = %app.name, evicted, "cached pairs evicted by an admin action");
     Ok(evicted)
 }
 
-/// The app's name, if one is there, and what to forget of it.
-fn read_order(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
-    let bad = |what: String| GatewayError::BadParameter(what);
-    let read: Result<Object<Order>, _> = serde_json::from_slice(body);
-    let Object(Order { app, from, to }) = read.map_err(|error| {
-        let what = "the body is not an object of App, From_Account (strings) and To_Account (an array of strings)";
-        GatewayError::BadJson(format!("{what}: {error}"))
+/// Returns the name of the app, if the body has one, and the scope.
+fn parse(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
+    let bad = |problem: String| GatewayError::BadParameter(problem);
+    let request: Result<Object<EvictRequest>, _> = serde_json::from_slice(body);
+    let Object(EvictRequest { app, from, to }) = request.map_err(|error| {
+        let shape = "the body must be an object of App, From_Account (strings), and To_Account (an array of strings)";
+        GatewayError::BadJson(format!("{shape}: {error}"))
     })?;
     for name in from.iter().chain(to.iter().flatten()) {
         check_user_id(name).map_err(|error| bad(format!("a user name {error}")))?;
@@ -59,10 +59,10 @@ fn read_order(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
         (None, None) => Scope::All,
         (Some(from), None) => Scope::Users(vec![from]),
         (Some(_), Some(to)) if to.is_empty() => {
-            return Err(bad("To_Account is empty; leave it out for all".to_owned()));
+            return Err(bad("To_Account is empty; omit it to evict all pairs of From_Account".to_owned()));
         }
         (Some(from), Some(to)) => Scope::Pairs { from, to },
-        (None, Some(_)) => return Err(bad("To_Account needs a From_Account".to_owned())),
+        (None, Some(_)) => return Err(bad("To_Account without From_Account; add From_Account".to_owned())),
     };
     Ok((app, scope))
 }
@@ -72,18 +72,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_names_pairs_a_user_or_all_of_an_app() {
-        let read = |text: &str| read_order(text.as_bytes()).expect(text);
+    fn parse_returns_pairs_a_user_or_a_whole_app() {
+        let parse = |text: &str| parse(text.as_bytes()).expect(text);
         let pairs = Scope::Pairs { from: "ann".into(), to: vec!["bob".into()] };
         let text = r#"{"To_Account":["bob"],"App":"main","From_Account":"ann"}"#;
-        assert_eq!(read(text), (Some("main".into()), pairs));
-        assert_eq!(read(r#"{"From_Account":"ann"}"#), (None, Scope::Users(vec!["ann".into()])));
-        assert_eq!(read(" {} "), (None, Scope::All));
+        assert_eq!(parse(text), (Some("main".into()), pairs));
+        assert_eq!(parse(r#"{"From_Account":"ann"}"#), (None, Scope::Users(vec!["ann".into()])));
+        assert_eq!(parse(" {} "), (None, Scope::All));
     }
 
     #[test]
-    fn what_is_no_order_is_refused() {
-        let slug = |text: &str| read_order(text.as_bytes()).expect_err(text).wire().slug.text();
+    fn parse_rejects_malformed_bodies_and_scopes() {
+        let slug = |text: &str| parse(text.as_bytes()).expect_err(text).wire().slug.text();
         for text in [
             "",
             "[]",

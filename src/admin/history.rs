@@ -1,9 +1,9 @@
-//! The last two minutes of each app, a point a second: what `/status` calls the last second, and what the page
-//! plots.
+//! The last two minutes of each app, with one point per second. `/status` shows the latest point, and the page plots
+//! all of them.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::clock;
@@ -15,32 +15,34 @@ use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
 
-/// How many points are kept.
-pub(super) const POINTS_MAX: usize = 120;
-/// How many seconds the percentiles of a point look back: of one second alone they would jump about.
+/// Maximum number of points of an app.
+const POINTS_MAX: usize = 120;
+/// Window of the latency percentiles in seconds. Percentiles of a single second would fluctuate too much.
 const LATENCY_SECS: usize = 10;
 
-/// The points of all apps there are, by name.
+/// The history of all configured apps, by name.
 #[derive(Debug, Default)]
 pub(super) struct History(Mutex<Vec<(AppName, AppHistory)>>);
 
 #[derive(Debug, Default)]
 struct AppHistory {
     points: VecDeque<Point>,
-    /// What was counted at the last [`LATENCY_SECS`] + 1 points, the latest last.
-    seen: VecDeque<Seen>,
-    /// Calls a second of each command at the latest point.
+    /// Counters at the last [`LATENCY_SECS`] + 1 points, the latest last.
+    counters: VecDeque<CounterSnapshot>,
+    /// Calls per second of each command at the latest point.
     rates: Vec<(CommandLabel, f64)>,
 }
 
-/// One second of an app. Rates are a second's mean.
+/// One second of an app. Rates are per second.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub(super) struct Point {
     /// Seconds since 1970.
     pub at: u64,
-    /// Requests answered: well; Chat said no; chatgate said no.
+    /// Requests with a successful response.
     pub ok: f64,
+    /// Requests for which Chat returned an error.
     pub failed: f64,
+    /// Requests that chatgate rejected or could not complete.
     pub refused: f64,
     /// Pairs by source.
     pub hit: f64,
@@ -48,30 +50,39 @@ pub(super) struct Point {
     pub fetched: f64,
     pub flipped: f64,
     pub stale: f64,
-    /// Calls to Chat: answered with ErrorCode 0; others.
+    /// Calls to Chat with ErrorCode 0.
     pub calls_ok: f64,
+    /// All other calls to Chat.
     pub calls_failed: f64,
-    /// Percentiles of the last ten seconds' requests, in milliseconds; `None` if there were none.
+    /// Percentiles of the request durations of the last [`LATENCY_SECS`], in milliseconds; `None` without requests.
     pub p50_ms: Option<f64>,
     pub p90_ms: Option<f64>,
     pub p99_ms: Option<f64>,
-    /// Pairs and calls that wait.
+    /// Queued pairs and calls.
     pub queued: usize,
-    /// Calls against the limit, of the command that is nearest to it: 1 is all there is.
+    /// The largest fraction of a command's quota that is in use; 1 is the whole quota.
     pub quota_use: f64,
-    /// Which command that is.
+    /// The command of `quota_use`.
     pub quota_command: Option<String>,
 }
 
-/// What was counted up to a moment.
+/// The counters of an app at one instant.
 #[derive(Debug, Clone)]
-struct Seen {
+struct CounterSnapshot {
     at: Tick,
-    requests: [u64; 3],
+    requests: RequestCounts,
     pairs: PairCounts,
-    calls: [u64; 2],
-    calls_of: Vec<(CommandLabel, u64)>,
+    calls_ok: u64,
+    calls_failed: u64,
+    calls_by_command: Vec<(CommandLabel, u64)>,
     request_time: HistogramSnapshot,
+}
+
+#[derive(Debug, Clone, Default)]
+struct RequestCounts {
+    ok: u64,
+    failed: u64,
+    refused: u64,
 }
 
 impl History {
@@ -79,102 +90,98 @@ impl History {
     pub(super) fn add(&self, gateway: &Gateway) {
         let totals = gateway.metrics.totals();
         let (now, unix_now) = (clock::tick(), clock::unix_now().as_secs());
-        let mut apps = self.apps();
+        let mut apps = self.0.lock();
         apps.retain(|(name, _)| gateway.apps.iter().any(|app| app.name == *name));
         for (app, totals) in gateway.apps.iter().zip(&totals) {
-            let known = apps.iter().position(|(name, _)| *name == app.name).unwrap_or_else(|| {
+            let position = apps.iter().position(|(name, _)| *name == app.name).unwrap_or_else(|| {
                 apps.push((app.name.clone(), AppHistory::default()));
                 apps.len() - 1
             });
-            let history = &mut apps[known].1;
-            let seen = Seen::new(now, totals);
-            let Some(before) = history.seen.back() else {
-                history.seen.push_back(seen);
+            let history = &mut apps[position].1;
+            let counters = CounterSnapshot::new(now, totals);
+            let Some(previous) = history.counters.back() else {
+                history.counters.push_back(counters);
                 continue;
             };
-            let earliest = history.seen.front().unwrap_or(before);
-            let (mut point, rates) = seen.point_since(before, earliest);
+            let earliest = history.counters.front().unwrap_or(previous);
+            let (mut point, rates) = counters.point_since(previous, earliest);
             point.at = unix_now;
             point.queued = app.stats().pairs_queued;
             for (label, rate) in &rates {
                 let Some(name) = label.name() else { continue };
                 let quota = app.quota_stats(name);
                 point.queued += quota.waiting;
-                let part = rounded(rate / f64::from(quota.limit));
-                if part > point.quota_use {
-                    (point.quota_use, point.quota_command) = (part, Some(name.to_string()));
+                let fraction = rounded(rate / f64::from(quota.limit));
+                if fraction > point.quota_use {
+                    (point.quota_use, point.quota_command) = (fraction, Some(name.to_string()));
                 }
             }
             history.rates = rates;
-            push(&mut history.seen, seen, LATENCY_SECS + 1);
-            push(&mut history.points, point, POINTS_MAX);
+            push_bounded(&mut history.counters, counters, LATENCY_SECS + 1);
+            push_bounded(&mut history.points, point, POINTS_MAX);
         }
     }
 
-    /// The latest point of an app, and calls a second of each command at it.
+    /// Returns the latest point of an app, and the calls per second of each command at it.
     pub(super) fn latest(&self, app: &AppName) -> (Point, Vec<(CommandLabel, f64)>) {
-        let apps = self.apps();
+        let apps = self.0.lock();
         let history = apps.iter().find(|(name, _)| name == app).map(|(_, history)| history);
         history
             .map(|history| (history.points.back().cloned().unwrap_or_default(), history.rates.clone()))
             .unwrap_or_default()
     }
 
-    /// All points of an app, the latest last.
+    /// Returns the points of an app, the latest last.
     pub(super) fn points(&self, app: &AppName) -> Vec<Point> {
-        let apps = self.apps();
+        let apps = self.0.lock();
         let history = apps.iter().find(|(name, _)| name == app).map(|(_, history)| history);
         history.map(|history| history.points.iter().cloned().collect()).unwrap_or_default()
     }
-
-    fn apps(&self) -> MutexGuard<'_, Vec<(AppName, AppHistory)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Seen {
+impl CounterSnapshot {
     fn new(at: Tick, totals: &AppTotals) -> Self {
-        let (mut requests, mut calls, mut request_time) = ([0; 3], [0; 2], HistogramSnapshot::default());
-        let mut calls_of = Vec::new();
+        let mut requests = RequestCounts::default();
+        let (mut calls_ok, mut calls_failed, mut calls_by_command) = (0, 0, Vec::new());
+        let mut request_time = HistogramSnapshot::default();
         for (label, command) in &totals.commands {
             let [ok, failed] = [Outcome::OK, Outcome::FAILED].map(|outcome| command.requests[outcome.index()]);
-            let refused = command.requests.iter().sum::<u64>() - ok - failed;
-            for (sum, count) in requests.iter_mut().zip([ok, failed, refused]) {
-                *sum += count;
-            }
-            let (all, well) = (command.call_count(), command.calls.get(CallResult::OK.index()).copied().unwrap_or(0));
-            calls[0] += well;
-            calls[1] += all - well;
-            calls_of.push((*label, all));
+            requests.ok += ok;
+            requests.failed += failed;
+            requests.refused += command.requests.iter().sum::<u64>() - ok - failed;
+            let (all, ok) = (command.call_count(), command.calls.get(CallResult::OK.index()).copied().unwrap_or(0));
+            calls_ok += ok;
+            calls_failed += all - ok;
+            calls_by_command.push((*label, all));
             request_time.add(&command.request_time);
         }
-        Self { at, requests, pairs: totals.pairs, calls, calls_of, request_time }
+        Self { at, requests, pairs: totals.pairs, calls_ok, calls_failed, calls_by_command, request_time }
     }
 
-    /// What has come since `before`, and the calls a second of each command.
-    fn point_since(&self, before: &Seen, earliest: &Seen) -> (Point, Vec<(CommandLabel, f64)>) {
-        let secs = self.at.since(before.at).as_secs_f64().max(0.001);
+    /// Returns the point between `previous` and this snapshot, and the calls per second of each command. The latency
+    /// percentiles cover the time since `earliest`.
+    fn point_since(&self, previous: &CounterSnapshot, earliest: &CounterSnapshot) -> (Point, Vec<(CommandLabel, f64)>) {
+        let secs = self.at.since(previous.at).as_secs_f64().max(0.001);
         let rate = |now: u64, before: u64| rounded(now.saturating_sub(before) as f64 / secs);
-        let [ok, failed, refused] = [0, 1, 2].map(|at| rate(self.requests[at], before.requests[at]));
-        let [hit, joined, fetched, flipped, stale] = [0, 1, 2, 3, 4].map(|at| rate(self.pairs[at], before.pairs[at]));
-        let [calls_ok, calls_failed] = [0, 1].map(|at| rate(self.calls[at], before.calls[at]));
-        let spread = self.request_time.since(&earliest.request_time);
-        let [p50_ms, p90_ms, p99_ms] = [0.5, 0.9, 0.99].map(|share| millis(&spread, share));
-        let rates = self.calls_of.iter().map(|(label, calls)| {
-            let earlier = before.calls_of.iter().find(|(other, _)| other == label).map_or(0, |(_, calls)| *calls);
-            (*label, rate(*calls, earlier))
+        let [hit, joined, fetched, flipped, stale] =
+            std::array::from_fn(|source| rate(self.pairs[source], previous.pairs[source]));
+        let latency = self.request_time.since(&earliest.request_time);
+        let [p50_ms, p90_ms, p99_ms] = [0.5, 0.9, 0.99].map(|q| millis(&latency, q));
+        let rates = self.calls_by_command.iter().map(|(label, calls)| {
+            let earlier = previous.calls_by_command.iter().find(|(other, _)| other == label);
+            (*label, rate(*calls, earlier.map_or(0, |(_, calls)| *calls)))
         });
         let point = Point {
-            ok,
-            failed,
-            refused,
+            ok: rate(self.requests.ok, previous.requests.ok),
+            failed: rate(self.requests.failed, previous.requests.failed),
+            refused: rate(self.requests.refused, previous.requests.refused),
             hit,
             joined,
             fetched,
             flipped,
             stale,
-            calls_ok,
-            calls_failed,
+            calls_ok: rate(self.calls_ok, previous.calls_ok),
+            calls_failed: rate(self.calls_failed, previous.calls_failed),
             p50_ms,
             p90_ms,
             p99_ms,
@@ -184,17 +191,18 @@ impl Seen {
     }
 }
 
-/// A percentile in milliseconds.
-pub(super) fn millis(spread: &HistogramSnapshot, share: f64) -> Option<f64> {
-    spread.quantile(share).map(|secs| rounded(secs * 1000.0))
+/// Returns the `q`-quantile in milliseconds.
+pub(super) fn millis(durations: &HistogramSnapshot, q: f64) -> Option<f64> {
+    durations.quantile(q).map(|secs| rounded(secs * 1000.0))
 }
 
-/// To three places: more is noise and bytes.
+/// Rounds to three decimal places, which keeps the JSON short.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
 
-fn push<T>(queue: &mut VecDeque<T>, item: T, max: usize) {
+/// Appends an item and removes the oldest ones beyond `max`.
+fn push_bounded<T>(queue: &mut VecDeque<T>, item: T, max: usize) {
     queue.push_back(item);
     while queue.len() > max {
         queue.pop_front();
@@ -211,14 +219,14 @@ mod tests {
     use crate::telemetry::metrics::Metrics;
 
     #[test]
-    fn a_point_holds_what_came_since_the_one_before() {
+    fn point_covers_the_time_since_the_previous_snapshot() {
         let metrics = Metrics::new(1);
         let (recorder, check) = (Arc::clone(&metrics.recorder().apps()[0]), CommandLabel::of(FOLLOW_CHECK));
-        let seen = |secs: u64| Seen::new(Tick::from_micros(secs * 1_000_000), &metrics.totals()[0]);
+        let snapshot = |secs: u64| CounterSnapshot::new(Tick::from_micros(secs * 1_000_000), &metrics.totals()[0]);
         let count = |outcome, took| recorder.request(check, outcome, Duration::from_millis(took));
         count(Outcome::OK, 4000);
         recorder.call(check, CallResult::OK, Duration::ZERO);
-        let first = seen(10);
+        let first = snapshot(10);
         for outcome in [Outcome::OK, Outcome::OK, Outcome::FAILED] {
             count(outcome, 1);
         }
@@ -227,7 +235,7 @@ mod tests {
         for code in [0, 60007, 60007] {
             recorder.call(check, CallResult::answered(code), Duration::ZERO);
         }
-        let (point, rates) = seen(12).point_since(&first, &first);
+        let (point, rates) = snapshot(12).point_since(&first, &first);
         assert_eq!((point.ok, point.failed, point.refused), (1.0, 0.5, 0.5));
         assert_eq!((point.hit, point.joined, point.fetched, point.flipped), (3.0, 0.5, 1.5, 1.0));
         assert_eq!((point.calls_ok, point.calls_failed), (0.5, 1.0));
@@ -236,9 +244,9 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_forgets_its_oldest() {
+    fn push_bounded_removes_the_oldest_items() {
         let mut queue = VecDeque::new();
-        (0..10).for_each(|item| push(&mut queue, item, 3));
+        (0..10).for_each(|item| push_bounded(&mut queue, item, 3));
         assert_eq!(queue, [7, 8, 9]);
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /log`: another level, without a restart.
+//! `POST /log`: changes the log level without a restart.
 
 use serde::Deserialize;
 
@@ -13,26 +13,26 @@ pub(super) const BODY_LEN_MAX: usize = 1024;
 /// `{"level":"debug"}`
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Order {
+struct LevelRequest {
     level: String,
 }
 
-/// Reads the order and carries it out. Gives the level's word.
+/// Sets the level that the body names, and returns it as a word.
 ///
 /// # Errors
-/// `bad_json` or `bad_parameter`; nothing was changed.
+/// `bad_json` or `bad_parameter`; the level is unchanged.
 pub(super) fn set(body: &[u8]) -> Result<&'static str, GatewayError> {
-    let Object(order): Object<Order> = serde_json::from_slice(body)
-        .map_err(|error| GatewayError::BadJson(format!("the body is not {{\"level\":\"debug\"}}: {error}")))?;
-    let level = parse_level(&order.level).ok_or_else(|| {
-        GatewayError::BadParameter("level must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"".to_owned())
+    let Object(request): Object<LevelRequest> = serde_json::from_slice(body)
+        .map_err(|error| GatewayError::BadJson(format!("the body must be {{\"level\":\"debug\"}}: {error}")))?;
+    let level = parse_level(&request.level).ok_or_else(|| {
+        GatewayError::BadParameter("level must be \"error\", \"warn\", \"info\", \"debug\", or \"trace\"".to_owned())
     })?;
     if !log::set_level(level) {
         return Err(GatewayError::Internal);
     }
     let word = word(level);
-    // At the level error this line would not show, but then there is nothing to explain either.
-    tracing::warn!(level = word, "the log's level was changed by an operator's order");
+    // WARN, so that every level but error shows the line.
+    tracing::warn!(level = word, "log level changed by an admin action");
     Ok(word)
 }
 

@@ -1,4 +1,4 @@
-//! `GET /metrics`.
+//! `GET /metrics`: the counters and gauges of the gateway.
 
 use super::State;
 use crate::clock;
@@ -9,17 +9,17 @@ use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallResult, Outcome};
 use crate::telemetry::metrics::process::Process;
-use crate::telemetry::metrics::text::{Exposition, Kind};
+use crate::telemetry::metrics::text::{Exposition, MetricKind};
 use crate::telemetry::metrics::{AppTotals, SOURCES};
-use crate::telemetry::trace::Drops;
+use crate::telemetry::trace::DropCause;
 
-/// Everything there is to count, in Prometheus' text format.
+/// Returns all metrics in Prometheus' text format.
 pub(super) fn render(state: &State) -> String {
     let gateway = &state.current.gateway();
     let names: Vec<&str> = gateway.config.apps.iter().map(|app| app.name.as_str()).collect();
     let totals = gateway.metrics.totals();
     let mut text = Exposition::default();
-    // What came to no app has an empty name, which Prometheus treats like none.
+    // Requests without an app have an empty label, which Prometheus treats like a missing one.
     let apps: Vec<(&str, &AppTotals)> = names.iter().copied().chain([""]).zip(&totals).collect();
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
@@ -27,12 +27,15 @@ pub(super) fn render(state: &State) -> String {
     fleet(&mut text, gateway);
     traces(&mut text, gateway);
     program(&mut text, gateway, state);
+    process(&mut text, state);
     text.finish()
 }
 
 fn requests(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     let name = "chatgate_requests_total";
-    text.begin(name, Kind::Counter, "Requests answered, by what became of them: ok, failed (Chat said so) or a slug.");
+    let help = "Requests answered, by outcome: ok, failed (error returned by Chat), abandoned (caller disconnected), \
+                or a Chatgate-Error slug.";
+    text.begin(name, MetricKind::Counter, help);
     for (app, totals) in apps {
         for (command, totals) in &totals.commands {
             for outcome in Outcome::all().filter(|outcome| totals.requests[outcome.index()] > 0) {
@@ -42,39 +45,43 @@ fn requests(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
         }
     }
     let name = "chatgate_request_duration_seconds";
-    text.begin(name, Kind::Histogram, "From a request's head to its answer, waits and calls included.");
+    let help = "Time from the headers of a request to its response in seconds, including waits and calls.";
+    text.begin(name, MetricKind::Histogram, help);
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.request_time.count() > 0) {
-            text.spread(name, &[("app", app), ("command", &command.text())], &totals.request_time);
+            text.histogram(name, &[("app", app), ("command", &command.text())], &totals.request_time);
         }
     }
 }
 
 fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     let name = "chatgate_upstream_calls_total";
-    text.begin(name, Kind::Counter, "Calls sent to Chat, by ErrorCode (0 is success), or why none came.");
+    let help = "Calls to Chat, by ErrorCode (0 means success) or transport failure.";
+    text.begin(name, MetricKind::Counter, help);
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.call_count() > 0) {
-            for end in CallResult::all().filter(|end| totals.calls[end.index()] > 0) {
-                let labels = [("app", *app), ("command", &command.text()), ("error_code", &end.text())];
-                text.sample(name, &labels, totals.calls[end.index()]);
+            for result in CallResult::all().filter(|result| totals.calls[result.index()] > 0) {
+                let labels = [("app", *app), ("command", &command.text()), ("error_code", &result.text())];
+                text.sample(name, &labels, totals.calls[result.index()]);
             }
         }
     }
-    let together = |part: fn(&AppTotals) -> &HistogramSnapshot| {
+    let sum_of = |histogram: fn(&AppTotals) -> &HistogramSnapshot| {
         apps.iter().fold(HistogramSnapshot::default(), |mut sum, (_, totals)| {
-            sum.add(part(totals));
+            sum.add(histogram(totals));
             sum
         })
     };
     let name = "chatgate_upstream_duration_seconds";
-    text.begin(name, Kind::Histogram, "From sending a call to its whole answer.");
-    text.spread(name, &[], &together(|totals| &totals.call_time));
+    let help = "Time from sending a call to its complete response, in seconds.";
+    text.begin(name, MetricKind::Histogram, help);
+    text.histogram(name, &[], &sum_of(|totals| &totals.call_time));
     let name = "chatgate_quota_wait_seconds";
-    text.begin(name, Kind::Histogram, "How long calls waited for their turn and their connection.");
-    text.spread(name, &[], &together(|totals| &totals.quota_wait));
+    text.begin(name, MetricKind::Histogram, "Time that calls waited for quota and a connection, in seconds.");
+    text.histogram(name, &[], &sum_of(|totals| &totals.quota_wait));
     let name = "chatgate_follow_pairs_total";
-    text.begin(name, Kind::Counter, "Pairs answered, by where they came from. Flipped ones are among the fetched.");
+    let help = "Pairs answered, by source: hit, joined, fetched, flipped (included in fetched), stale.";
+    text.begin(name, MetricKind::Counter, help);
     for (app, totals) in apps {
         for (source, count) in SOURCES.iter().zip(totals.pairs) {
             text.sample(name, &[("app", app), ("source", source)], count);
@@ -86,97 +93,103 @@ fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let now = clock::unix_now().as_secs_f64();
     let stats: Vec<_> = gateway.apps.iter().zip(names).map(|(app, name)| (*name, app.stats(), app)).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&AppStats, &App) -> f64| {
-        text.begin(name, Kind::Gauge, help);
+        text.begin(name, MetricKind::Gauge, help);
         for (label, stats, app) in &stats {
             text.sample(name, &[("app", label)], value(stats, app));
         }
     };
-    gauge("chatgate_cache_pairs", "Pairs in the cache, those past their ttl too.", &|stats, _| {
-        stats.cache_pairs as f64
-    });
-    gauge("chatgate_pairs_queued", "Pairs that wait for a call.", &|stats, _| stats.pairs_queued as f64);
-    gauge("chatgate_upstream_calls_in_flight", "Calls on their way to Chat.", &|stats, _| stats.calls_in_flight as f64);
-    gauge("chatgate_usersig_expires_seconds", "Seconds that the present signature is still good.", &|stats, _| {
+    gauge("chatgate_cache_pairs", "Pairs in the cache, including expired ones.", &|stats, _| stats.cache_pairs as f64);
+    gauge("chatgate_pairs_queued", "Pairs queued for a call.", &|stats, _| stats.pairs_queued as f64);
+    gauge("chatgate_upstream_calls_in_flight", "Calls to Chat in flight.", &|stats, _| stats.calls_in_flight as f64);
+    gauge("chatgate_usersig_expires_seconds", "Time until the current signature expires, in seconds.", &|stats, _| {
         (stats.signature_issued_at + stats.signature_lifetime) as f64 - now
     });
-    gauge("chatgate_upstream_state", "Where calls go: 0 primary domain, 1 standby, 2 parked.", &|_, app| {
-        f64::from(app.upstream_state().0 as u8)
-    });
+    let help = "Destination of calls: 0 primary domain, 1 standby domain, 2 none (parked).";
+    gauge("chatgate_upstream_state", help, &|_, app| f64::from(app.upstream_state().0 as u8));
 }
 
-/// What is shared with other replicas, if anything is.
+/// Writes the metrics of the fleet, if it is configured.
 fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let Some(fleet) = &gateway.fleet else { return };
-    let figures = fleet.stats();
-    let together = u8::from(figures.mode == Mode::Connected);
-    text.single("chatgate_fleet_together", Kind::Gauge, "1 while Redis is there, 0 while alone.", together);
+    let stats = fleet.stats();
+    let connected = u8::from(stats.mode == Mode::Connected);
+    let help = "Whether this replica is connected to Redis (1) or not (0).";
+    text.single("chatgate_fleet_connected", MetricKind::Gauge, help, connected);
+    let (sent, received) = (stats.invalidations_sent, stats.invalidations_received);
     let counters = [
-        ("chatgate_fleet_losses_total", "How often Redis was lost.", figures.losses),
-        ("chatgate_fleet_permits_total", "Permits that Redis has granted.", figures.permits),
-        ("chatgate_fleet_pairs_read_total", "Pairs looked for in Redis.", figures.pairs_read),
-        ("chatgate_fleet_pairs_found_total", "Pairs found in Redis.", figures.pairs_found),
-        ("chatgate_fleet_evictions_told_total", "Evictions told to other replicas.", figures.evictions_told),
-        ("chatgate_fleet_evictions_heard_total", "Evictions told by other replicas.", figures.evictions_heard),
+        ("chatgate_fleet_disconnects_total", "Times the connection to Redis was lost.", stats.disconnects),
+        ("chatgate_fleet_permits_total", "Permits granted by Redis.", stats.permits),
+        ("chatgate_fleet_cache_lookups_total", "Pairs looked up in Redis.", stats.cache_lookups),
+        ("chatgate_fleet_cache_hits_total", "Pairs found in Redis.", stats.cache_hits),
+        ("chatgate_fleet_invalidations_sent_total", "Invalidations sent to other replicas.", sent),
+        ("chatgate_fleet_invalidations_received_total", "Invalidations received from other replicas.", received),
     ];
     for (name, help, value) in counters {
-        text.single(name, Kind::Counter, help, value);
+        text.single(name, MetricKind::Counter, help, value);
     }
 }
 
-/// What became of spans, if traces are taken.
+/// Writes the metrics of the trace export, if it is configured.
 fn traces(text: &mut Exposition, gateway: &Gateway) {
     let Some(tracing) = &gateway.tracing else { return };
-    let figures = tracing.figures();
-    text.single("chatgate_trace_spans_queued", Kind::Gauge, "Spans that wait for the collector.", figures.queued);
-    let name = "chatgate_trace_spans_exported_total";
-    text.single(name, Kind::Counter, "Spans that the collector has taken.", figures.exported);
+    let stats = tracing.stats();
+    let help = "Trace spans in the queue for the collector.";
+    text.single("chatgate_trace_spans_queued", MetricKind::Gauge, help, stats.queued);
+    let help = "Trace spans accepted by the collector.";
+    text.single("chatgate_trace_spans_exported_total", MetricKind::Counter, help, stats.exported);
     let name = "chatgate_trace_spans_dropped_total";
-    text.begin(name, Kind::Counter, "Spans that are lost, by why.");
-    for (why, count) in Drops::ALL.iter().zip(figures.dropped) {
-        text.sample(name, &[("cause", why.label())], count);
+    text.begin(name, MetricKind::Counter, "Trace spans dropped, by cause (queue_full, export_failed).");
+    for (cause, count) in DropCause::ALL.iter().zip(stats.dropped) {
+        text.sample(name, &[("cause", cause.label())], count);
     }
 }
 
 fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
-    let budget = [
-        ("chatgate_connections", "Connections to the data listeners.", state.connections()),
-        ("chatgate_requests_in_flight", "Requests being worked on.", gateway.requests.in_use()),
-        ("chatgate_buffered_bytes", "Bytes of bodies and answers held in memory.", gateway.buffered.in_use()),
+    let buffered = gateway.buffered.in_use();
+    let gauges = [
+        ("chatgate_connections", "Open connections to the data listeners.", state.connections()),
+        ("chatgate_requests_in_flight", "Requests in flight.", gateway.requests.in_use()),
+        ("chatgate_buffered_bytes", "Request and response bodies held in memory, in bytes.", buffered),
     ];
-    for (name, help, value) in budget {
-        text.single(name, Kind::Gauge, help, value);
+    for (name, help, value) in gauges {
+        text.single(name, MetricKind::Gauge, help, value);
     }
     if let (Some(tls), Some(connections)) = (&gateway.config.server.tls, state.connections.get()) {
         let left = tls.certificate.ends_at.as_secs_f64() - clock::unix_now().as_secs_f64();
-        let help = "Seconds that the certificate of server.tls is still good.";
-        text.single("chatgate_tls_certificate_expires_seconds", Kind::Gauge, help, left);
+        let help = "Time until the certificate of server.tls expires, in seconds.";
+        text.single("chatgate_tls_certificate_expires_seconds", MetricKind::Gauge, help, left);
         let name = "chatgate_tls_handshakes_failed_total";
-        text.begin(name, Kind::Counter, "TLS handshakes of callers that came to nothing.");
+        let help = "Failed TLS handshakes of callers, by cause (timeout, not_tls, client_certificate, other).";
+        text.begin(name, MetricKind::Counter, help);
         for cause in HandshakeError::ALL {
             text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
         }
     }
-    let help = "Lines of the log that found no room.";
-    text.single("chatgate_log_lines_dropped_total", Kind::Counter, help, log::dropped_lines());
+    let help = "Log lines dropped because the log buffer was full.";
+    text.single("chatgate_log_lines_dropped_total", MetricKind::Counter, help, log::dropped_lines());
     let name = "chatgate_build_info";
-    text.begin(name, Kind::Gauge, "The version that runs.");
+    text.begin(name, MetricKind::Gauge, "Version of chatgate as a label; the value is 1.");
     text.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
+}
+
+/// Writes the resource usage of the process, under the names that Prometheus' client libraries use.
+fn process(text: &mut Exposition, state: &State) {
     let process = Process::now();
-    let seconds = "Processor time used, in seconds.";
-    let start = "When the process started, in seconds since 1970.";
-    text.single("process_start_time_seconds", Kind::Gauge, start, state.started_at.as_secs_f64());
+    let help = "Start time of the process, in seconds since 1970.";
+    text.single("process_start_time_seconds", MetricKind::Gauge, help, state.started_at.as_secs_f64());
     if let Some(value) = process.cpu_secs {
-        text.single("process_cpu_seconds_total", Kind::Counter, seconds, value);
+        let help = "User and system CPU time, in seconds.";
+        text.single("process_cpu_seconds_total", MetricKind::Counter, help, value);
     }
     let gauges = [
-        ("process_resident_memory_bytes", "Memory in use, in bytes.", process.resident_bytes),
-        ("process_open_fds", "File descriptors open.", process.open_fds),
-        ("process_max_fds", "File descriptors that may be open.", process.max_fds),
-        ("process_threads", "Threads.", process.threads),
+        ("process_resident_memory_bytes", "Resident memory, in bytes.", process.resident_bytes),
+        ("process_open_fds", "Open file descriptors.", process.open_fds),
+        ("process_max_fds", "Limit of open file descriptors.", process.max_fds),
+        ("process_threads", "Number of threads.", process.threads),
     ];
     for (name, help, value) in gauges {
         if let Some(value) = value {
-            text.single(name, Kind::Gauge, help, value);
+            text.single(name, MetricKind::Gauge, help, value);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::error::display_chain;
 pub(super) fn response(result: Result<Vec<&'static str>, Box<dyn Error + Send + Sync>>) -> Response<Full<Bytes>> {
     match result {
         Ok(kept) => {
-            let kept = kept.iter().map(|key| format!("{key} requires a restart; keeping the old value\n"));
+            let kept = kept.iter().map(|key| format!("{key}: change requires a restart; keeping the old value\n"));
             text(StatusCode::OK, format!("reloaded\n{}", kept.collect::<String>()))
         }
         Err(error) => text(

@@ -1,4 +1,4 @@
-//! `GET /status`: everything an operator may want to see at one moment, as JSON.
+//! `GET /status`: the state of the gateway and of each app, as JSON.
 
 use std::sync::atomic::Ordering;
 
@@ -17,28 +17,23 @@ use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::telemetry::metrics::process::Process;
 use crate::telemetry::metrics::{AppTotals, SOURCES};
 
-/// The whole document.
+/// Returns the document.
 pub(super) fn render(state: &State) -> Value {
     let gateway = &state.current.gateway();
     let config = &gateway.config;
     let totals = gateway.metrics.totals();
     let (now, process) = (clock::unix_now(), Process::now());
-    let budget = |held: usize, max: usize| json!({ "now": held, "max": max });
-    let apps: Vec<Value> = gateway
-        .apps
-        .iter()
-        .zip(&config.apps)
-        .zip(&totals)
-        .map(|((app, config), totals)| app_status(state, gateway, config, app, totals))
-        .collect();
+    let capacity = |in_use: usize, max: usize| json!({ "now": in_use, "max": max });
+    let apps: Vec<Value> =
+        gateway.apps.iter().zip(&totals).map(|(app, totals)| app_status(state, gateway, app, totals)).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": rounded(now.as_secs_f64()),
         "uptime_seconds": rounded(now.saturating_sub(state.started_at).as_secs_f64()),
         "ready": state.ready.load(Ordering::Acquire),
-        "connections": budget(state.connections(), config.server.max_connections),
-        "requests_in_flight": budget(gateway.requests.in_use(), config.server.max_requests),
-        "buffered_bytes": budget(gateway.buffered.in_use(), config.server.max_buffered),
+        "connections": capacity(state.connections(), config.server.max_connections),
+        "requests_in_flight": capacity(gateway.requests.in_use(), config.server.max_requests),
+        "buffered_bytes": capacity(gateway.buffered.in_use(), config.server.max_buffered),
         "log": {
             "level": log::level().map(|level| level.as_str().to_ascii_lowercase()),
             "lines_dropped": log::dropped_lines(),
@@ -51,16 +46,16 @@ pub(super) fn render(state: &State) -> Value {
             "threads": process.threads,
         },
         "fleet": gateway.fleet.as_ref().map(|fleet| {
-            let figures = fleet.stats();
+            let stats = fleet.stats();
             json!({
-                "mode": figures.mode.word(),
+                "mode": stats.mode.as_str(),
                 "cause": fleet.cause().as_deref(),
-                "losses": figures.losses,
-                "permits": figures.permits,
-                "pairs_read": figures.pairs_read,
-                "pairs_found": figures.pairs_found,
-                "evictions_told": figures.evictions_told,
-                "evictions_heard": figures.evictions_heard,
+                "disconnects": stats.disconnects,
+                "permits": stats.permits,
+                "cache_lookups": stats.cache_lookups,
+                "cache_hits": stats.cache_hits,
+                "invalidations_sent": stats.invalidations_sent,
+                "invalidations_received": stats.invalidations_received,
             })
         }),
         "apps": apps,
@@ -69,11 +64,12 @@ pub(super) fn render(state: &State) -> Value {
     })
 }
 
-fn app_status(state: &State, gateway: &Gateway, config: &crate::config::App, app: &App, totals: &AppTotals) -> Value {
-    let figures = app.stats();
+fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -> Value {
+    let stats = app.stats();
+    let config = gateway.config.apps.iter().find(|config| config.name == app.name).expect("its configuration");
     let (point, rates) = state.history.latest(&config.name);
-    let (place, cause) = app.upstream_state();
-    let age = clock::unix_now().as_secs_f64() - figures.signature_issued_at as f64;
+    let (upstream_state, cause) = app.upstream_state();
+    let age = clock::unix_now().as_secs_f64() - stats.signature_issued_at as f64;
     let mut request_time = HistogramSnapshot::default();
     totals.commands.iter().for_each(|(_, command)| request_time.add(&command.request_time));
     json!({
@@ -82,20 +78,20 @@ fn app_status(state: &State, gateway: &Gateway, config: &crate::config::App, app
         "region": region(config),
         "endpoint": config.endpoint.to_string(),
         "default": gateway.config.default_app().is_some_and(|default| default.name == config.name),
-        "state": { "is": place.word(), "cause": cause },
+        "state": { "is": upstream_state.word(), "cause": cause },
         "clock_skew_seconds": app.clock_skew(),
         "signature": {
             "age_seconds": rounded(age),
-            "expires_in_seconds": rounded(figures.signature_lifetime as f64 - age),
-            "lifetime_seconds": figures.signature_lifetime,
+            "expires_in_seconds": rounded(stats.signature_lifetime as f64 - age),
+            "lifetime_seconds": stats.signature_lifetime,
         },
         "cache": {
-            "pairs": figures.cache_pairs,
+            "pairs": stats.cache_pairs,
             "max_pairs": gateway.config.cache.max_pairs,
             "hit_ratio": hit_ratio(totals),
         },
-        "queue": { "pairs_queued": figures.pairs_queued, "pairs_waited_for": figures.pairs_waiting },
-        "calls_in_flight": { "now": figures.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
+        "queue": { "pairs_queued": stats.pairs_queued, "pairs_waited_for": stats.pairs_waiting },
+        "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
         "last_second": point,
         "since_start": {
@@ -110,30 +106,30 @@ fn app_status(state: &State, gateway: &Gateway, config: &crate::config::App, app
     })
 }
 
-/// The region, unless the calls go to an endpoint of the operator's own.
+/// Returns the region; `None` if the configuration sets another endpoint.
 fn region(config: &crate::config::App) -> Option<&'static str> {
     (config.endpoint == Endpoint::https(config.region.host())).then(|| config.region.name())
 }
 
-/// The share of pairs that needed no call of their own. `None` if there were none.
+/// Returns the fraction of pairs that were cached; `None` without pairs.
 fn hit_ratio(totals: &AppTotals) -> Option<f64> {
     let [hit, joined, fetched, _, stale] = totals.pairs;
     let all = hit + joined + fetched + stale;
     (all > 0).then(|| rounded((hit + stale) as f64 / all as f64))
 }
 
-/// The quotas of the commands that were called, `follow_check` or not.
+/// Returns the quotas of the commands that were called.
 fn quotas(app: &App, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
     let quota = |name: CommandName<'_>, rate: f64| {
-        let figures = app.quota_stats(name);
+        let stats = app.quota_stats(name);
         json!({
             "command": name.to_string(),
-            "limit": figures.limit,
-            "configured": figures.configured,
-            "lowered": figures.limit < figures.configured,
+            "limit": stats.limit,
+            "configured": stats.configured,
+            "lowered": stats.limit < stats.configured,
             "calls_per_second": rate,
-            "next_permit_seconds": rounded(figures.next_permit.as_secs_f64()),
-            "calls_waiting": figures.waiting,
+            "next_permit_seconds": rounded(stats.next_permit.as_secs_f64()),
+            "calls_waiting": stats.waiting,
         })
     };
     rates.iter().filter_map(|(label, rate)| Some(quota(label.name()?, *rate))).collect()
@@ -144,24 +140,27 @@ fn requests(totals: &AppTotals) -> Map<String, Value> {
         totals.commands.iter().map(|(_, command)| command.requests[outcome.index()]).sum()
     };
     let counts = Outcome::all().map(|outcome| (outcome, count(outcome)));
-    let there = counts.filter(|(outcome, count)| *count > 0 || *outcome == Outcome::OK);
-    there.map(|(outcome, count)| (outcome.text().to_owned(), count.into())).collect()
+    let shown = counts.filter(|(outcome, count)| *count > 0 || *outcome == Outcome::OK);
+    shown.map(|(outcome, count)| (outcome.text().to_owned(), count.into())).collect()
 }
 
-/// Calls by what became of them, with what the codes mean.
+/// Returns the calls by result, with the meaning of each code.
 fn calls(totals: &AppTotals) -> Vec<Value> {
-    let count = |end: CallResult| -> u64 {
-        totals.commands.iter().filter_map(|(_, command)| command.calls.get(end.index())).sum()
+    let count = |result: CallResult| -> u64 {
+        totals.commands.iter().filter_map(|(_, command)| command.calls.get(result.index())).sum()
     };
-    let counts = CallResult::all().map(|end| (end, count(end))).filter(|(_, count)| *count > 0);
-    counts.map(|(end, count)| json!({ "code": end.text(), "count": count, "meaning": end.meaning() })).collect()
+    let counts = CallResult::all().map(|result| (result, count(result))).filter(|(_, count)| *count > 0);
+    counts
+        .map(|(result, count)| json!({ "code": result.text(), "count": count, "meaning": result.meaning() }))
+        .collect()
 }
 
-fn percentiles(spread: &HistogramSnapshot) -> Value {
-    json!({ "p50": millis(spread, 0.5), "p90": millis(spread, 0.9), "p99": millis(spread, 0.99) })
+fn percentiles(durations: &HistogramSnapshot) -> Value {
+    json!({ "p50": millis(durations, 0.5), "p90": millis(durations, 0.9), "p99": millis(durations, 0.99) })
 }
 
-/// `GET /status/history/NAME`: the points of one app, the latest last.
+/// Returns the document of `GET /status/history/NAME`: the points of one app, the latest last. `None` for an unknown
+/// app.
 pub(super) fn history(state: &State, name: &str) -> Option<Value> {
     let gateway = state.current.gateway();
     let app = gateway.config.apps.iter().find(|app| app.name.as_str() == name)?;

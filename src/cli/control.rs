@@ -1,5 +1,6 @@
-//! `chatgate healthcheck`, `wait` and `stop`: one question to the admin listener of a gateway that runs
-//! elsewhere. They are for images without a shell or curl: probes, start-up orders, and preStop hooks.
+//! `chatgate healthcheck`, `wait`, and `stop`: clients of the admin listener of a gateway in another process.
+//!
+//! They serve images without a shell or curl: for probes, for start-up sequences, and for preStop hooks.
 
 use std::fmt;
 use std::io;
@@ -17,32 +18,32 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::output::{complain, print};
+use super::output::{print, print_error};
 use super::{USAGE, config_path, load};
 use crate::clock;
-use crate::config::{Env, ListenAddr, parse_duration};
+use crate::config::{Env, ListenAddr, parse_duration, show_duration};
 use crate::domain::caller::BearerToken;
 
-/// How long `healthcheck` waits for its answer. A listener that is well answers in milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Between two looks at a listener.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Longest wait that may be asked for.
+/// Timeout of one response. A healthy listener answers within milliseconds.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two checks of a listener.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Maximum value of `--timeout`.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
-/// Most of an answer that is read. The admin listener's have a line.
-const ANSWER_LEN_MAX: usize = 64 * 1024;
-/// Most characters of it that are shown.
+/// Maximum size of a response body in bytes. The admin listener sends one line.
+const RESPONSE_LEN_MAX: usize = 64 * 1024;
+/// Maximum number of characters of a response that are shown.
 const SHOWN_MAX: usize = 200;
 
-/// Where the admin listener is.
+/// Options that locate the admin listener.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct AdminArgs {
-    /// Configuration that names the admin listener [default: $CHATGATE_CONFIG, or /etc/chatgate/chatgate.toml]
+    /// Configuration file with the admin listener [default: $CHATGATE_CONFIG, else /etc/chatgate/chatgate.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The admin listener itself, HOST:PORT or unix:/path; no configuration is then read unless --config names one
-    #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    admin: Option<Address>,
+    /// Admin listener, HOST:PORT or unix:/path; the configuration is then read only if --config is given
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    admin: Option<AdminAddress>,
 }
 
 /// Options of `chatgate wait`.
@@ -50,8 +51,8 @@ pub(super) struct AdminArgs {
 pub(super) struct WaitArgs {
     #[command(flatten)]
     admin: AdminArgs,
-    /// How long to wait, up to 1h
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = timeout)]
+    /// Timeout, up to 1h
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_timeout)]
     timeout: Duration,
 }
 
@@ -60,118 +61,114 @@ pub(super) struct WaitArgs {
 pub(super) struct StopArgs {
     #[command(flatten)]
     admin: AdminArgs,
-    /// How long to wait for the end, up to 1h; drain_delay and drain_timeout should fit into it
-    #[arg(long, value_name = "DURATION", default_value = "40s", value_parser = timeout)]
+    /// Timeout, up to 1h; it should be longer than drain_delay and drain_timeout together
+    #[arg(long, value_name = "DURATION", default_value = "40s", value_parser = parse_timeout)]
     timeout: Duration,
 }
 
-/// `chatgate healthcheck`: whether the gateway is ready now.
+/// `chatgate healthcheck`: succeeds if the gateway is ready.
 pub(super) fn healthcheck(args: AdminArgs) -> ExitCode {
     run(args, |admin| async move {
-        let answer = admin.ask(Method::GET, "/readyz", clock::now() + ANSWER_TIMEOUT).await;
-        judge_ready(answer).map_err(|why| format!("{}: {why}", admin.address))?;
+        admin
+            .check_ready(clock::now() + RESPONSE_TIMEOUT)
+            .await
+            .map_err(|cause| format!("{}: {cause}", admin.address))?;
         Ok("ready\n")
     })
 }
 
-/// `chatgate wait`: until the gateway is ready.
+/// `chatgate wait`: waits until the gateway is ready.
 pub(super) fn wait(args: WaitArgs) -> ExitCode {
-    let until = clock::now() + args.timeout;
+    let deadline = clock::now() + args.timeout;
     run(args.admin, move |admin| async move {
         loop {
-            // One that takes a connection and never answers may be another process, soon to be gone.
-            let answer = admin.ask(Method::GET, "/readyz", until.min(clock::now() + ANSWER_TIMEOUT)).await;
-            match judge_ready(answer) {
+            // A process that accepts the connection and never responds may be another one that exits soon.
+            match admin.check_ready(deadline.min(clock::now() + RESPONSE_TIMEOUT)).await {
                 Ok(()) => return Ok("ready\n"),
-                Err(why) if clock::now() + PAUSE >= until => {
-                    return Err(format!("{}: waited in vain: {why}", admin.address));
+                Err(cause) if clock::now() + POLL_INTERVAL >= deadline => {
+                    let timeout = show_duration(args.timeout);
+                    return Err(format!("{}: not ready after {timeout}: {cause}", admin.address));
                 }
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
     })
 }
 
-/// `chatgate stop`: tells the gateway to drain, and waits until nobody listens any more.
+/// `chatgate stop`: makes the gateway drain, and waits until it no longer listens.
 pub(super) fn stop(args: StopArgs) -> ExitCode {
-    let until = clock::now() + args.timeout;
+    let deadline = clock::now() + args.timeout;
     run(args.admin, move |admin| async move {
-        match admin.ask(Method::POST, "/quit", until).await {
+        match admin.send(Method::POST, "/quit", deadline).await {
             Ok((StatusCode::OK, _)) => {}
-            Ok((status, text)) => return Err(format!("{}: answered {status}: {text}", admin.address)),
-            // It may have ended before its answer was out; whether it has is seen below.
+            Ok((status, text)) => return Err(format!("{}: response {status}: {text}", admin.address)),
+            // The gateway may have exited before it sent the response; the loop below finds out.
             Err(AdminError::Broken(_)) => {}
             Err(error) => return Err(format!("{}: {error}", admin.address)),
         }
         loop {
-            let connecting = tokio::time::timeout_at(until.into(), admin.address.connect());
-            if matches!(&connecting.await, Ok(Err(error)) if nobody_listens(error)) {
+            let connecting = tokio::time::timeout_at(deadline.into(), admin.address.connect());
+            if matches!(&connecting.await, Ok(Err(error)) if is_not_listening(error)) {
                 return Ok("stopped\n");
             }
-            if clock::now() + PAUSE >= until {
-                return Err(format!("{}: was told to stop and still listens", admin.address));
+            if clock::now() + POLL_INTERVAL >= deadline {
+                let timeout = show_duration(args.timeout);
+                return Err(format!("{}: still listens after {timeout}; raise --timeout", admin.address));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     })
 }
 
-/// Finds the listener and does the work: says on stdout what came of it, or on stderr why nothing did.
-fn run<F>(args: AdminArgs, work: impl FnOnce(Admin) -> F) -> ExitCode
+/// Locates the admin listener and runs the task. Prints its result on stdout, or its error on stderr.
+fn run<F>(args: AdminArgs, task: impl FnOnce(AdminClient) -> F) -> ExitCode
 where
     F: Future<Output = Result<&'static str, String>>,
 {
-    let admin = match Admin::find(args) {
+    let admin = match AdminClient::locate(args) {
         Ok(admin) => admin,
         Err(code) => return code,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(format_args!("cannot start: {error}"));
+            print_error(format_args!("cannot start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(work(admin));
-    // A name that is still being looked up must not hold up the end.
+    let outcome = runtime.block_on(task(admin));
+    // A pending DNS lookup must not delay the exit.
     runtime.shutdown_background();
     match outcome {
-        Ok(done) => print(done),
-        Err(why) => {
-            complain(why);
+        Ok(text) => print(text),
+        Err(message) => {
+            print_error(message);
             ExitCode::FAILURE
         }
     }
 }
 
-fn judge_ready(answer: Result<(StatusCode, String), AdminError>) -> Result<(), String> {
-    match answer {
-        Ok((StatusCode::OK, _)) => Ok(()),
-        Ok((status, text)) => Err(format!("answered {status}: {text}")),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// The admin listener, and what it wants to see with an order.
-struct Admin {
-    address: Address,
+/// A client of the admin listener.
+struct AdminClient {
+    address: AdminAddress,
+    /// Token for admin actions.
     token: Option<BearerToken>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no response.
 #[derive(Debug, thiserror::Error)]
 enum AdminError {
     #[error("cannot connect: {0}")]
     Connect(io::Error),
-    #[error("the connection broke before the answer: {0}")]
+    #[error("connection closed before the complete response arrived: {0}")]
     Broken(Box<dyn std::error::Error + Send + Sync>),
-    #[error("no answer in time")]
+    #[error("no response in time")]
     Timeout,
 }
 
-impl Admin {
-    /// By the flags; the exit code if that comes to nothing.
-    fn find(args: AdminArgs) -> Result<Self, ExitCode> {
+impl AdminClient {
+    /// Locates the admin listener. On failure, prints a message and returns the exit code.
+    fn locate(args: AdminArgs) -> Result<Self, ExitCode> {
         let AdminArgs { config, admin } = args;
         if let (None, Some(address)) = (&config, &admin) {
             return Ok(Self { address: address.clone(), token: None });
@@ -179,31 +176,40 @@ impl Admin {
         let server = load(&config_path(config), &Env::of_process())?.server;
         let address = match (admin, server.admin) {
             (Some(address), _) => address,
-            (None, ListenAddr::Unix(path)) => Address::Unix(path),
+            (None, ListenAddr::Unix(path)) => AdminAddress::Unix(path),
             (None, ListenAddr::Tcp(address)) if address.port() == 0 => {
-                complain("server.admin has port 0, so the system chose one; name it with --admin (the log has it)");
+                print_error("server.admin has port 0, so the system chose it; set --admin to the address in the log");
                 return Err(ExitCode::from(USAGE));
             }
-            (None, ListenAddr::Tcp(address)) => Address::of_listener(address),
+            (None, ListenAddr::Tcp(address)) => AdminAddress::of_listener(address),
         };
         Ok(Self { address, token: server.admin_token })
     }
 
-    /// Asks once. Gives the status and what may be shown of the answer.
-    async fn ask(
+    /// Checks once whether the gateway is ready.
+    async fn check_ready(&self, deadline: Instant) -> Result<(), String> {
+        match self.send(Method::GET, "/readyz", deadline).await {
+            Ok((StatusCode::OK, _)) => Ok(()),
+            Ok((status, text)) => Err(format!("response {status}: {text}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Sends a request. Returns the status and the first line of the response.
+    async fn send(
         &self,
         method: Method,
         path: &'static str,
-        until: Instant,
+        deadline: Instant,
     ) -> Result<(StatusCode, String), AdminError> {
-        let asking = async {
+        let exchange = async {
             let stream = self.address.connect().await.map_err(AdminError::Connect)?;
-            exchange(stream, self.request(method, path)).await.map_err(AdminError::Broken)
+            send_request(stream, self.request(method, path)).await.map_err(AdminError::Broken)
         };
-        tokio::time::timeout_at(until.into(), asking).await.unwrap_or(Err(AdminError::Timeout))
+        tokio::time::timeout_at(deadline.into(), exchange).await.unwrap_or(Err(AdminError::Timeout))
     }
 
-    /// A request. Only an order carries the token, and every gateway answers to the name `localhost`.
+    /// Builds a request. Only admin actions have the token. Every gateway accepts the host name `localhost`.
     fn request(&self, method: Method, path: &'static str) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = http::Uri::from_static(path);
@@ -219,7 +225,8 @@ impl Admin {
     }
 }
 
-async fn exchange<S>(
+/// Sends one request over its own connection.
+async fn send_request<S>(
     stream: S,
     request: Request<Empty<Bytes>>,
 ) -> Result<(StatusCode, String), Box<dyn std::error::Error + Send + Sync>>
@@ -230,7 +237,7 @@ where
     let connection = tokio::spawn(connection);
     let outcome = async {
         let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, ANSWER_LEN_MAX).collect().await?.to_bytes();
+        let body = Limited::new(body, RESPONSE_LEN_MAX).collect().await?.to_bytes();
         Ok((head.status, first_line(&body)))
     };
     let outcome = outcome.await;
@@ -238,86 +245,86 @@ where
     outcome
 }
 
-/// What of an answer can be shown on a terminal, whoever sent it.
+/// Returns the first line of a response, shortened and without control characters, so that it is safe for a terminal.
 fn first_line(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     text.lines().next().unwrap_or_default().chars().filter(|char| !char.is_control()).take(SHOWN_MAX).collect()
 }
 
-/// Whether the error of a connect says that there is no listener.
-fn nobody_listens(error: &io::Error) -> bool {
+/// Returns whether a connection error means that nothing listens at the address.
+fn is_not_listening(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
-/// Where to connect to.
+/// The address of an admin listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Address {
-    /// A name or an IP address (IPv6 without brackets), and a port.
+enum AdminAddress {
+    /// Name or IP address (IPv6 without brackets), and port.
     Tcp(String, u16),
     Unix(PathBuf),
 }
 
-/// A byte stream, whatever carries it.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+/// A connection over TCP or a Unix socket.
+trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 
-impl Address {
-    /// How to reach who listens here: who listens on every address is met on this machine's own.
+impl AdminAddress {
+    /// Returns the address of a listener on this machine. For a listener on all addresses, this is loopback.
     fn of_listener(address: SocketAddr) -> Self {
         let ip = match address.ip() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        Address::Tcp(ip.to_string(), address.port())
+        AdminAddress::Tcp(ip.to_string(), address.port())
     }
 
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+    async fn connect(&self) -> io::Result<Box<dyn ByteStream>> {
         Ok(match self {
-            Address::Tcp(host, port) => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
-            Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            AdminAddress::Tcp(host, port) => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
+            AdminAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
         })
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Address::Tcp(host, port) => write!(f, "{host}:{port}"),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            AdminAddress::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            AdminAddress::Tcp(host, port) => write!(f, "{host}:{port}"),
+            AdminAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-/// Reads `--admin`.
-fn address(text: &str) -> Result<Address, String> {
+/// Parses `--admin`.
+fn parse_address(text: &str) -> Result<AdminAddress, String> {
     if text.starts_with("unix:") {
         return match text.parse() {
-            Ok(ListenAddr::Unix(path)) => Ok(Address::Unix(path)),
-            Ok(ListenAddr::Tcp(address)) => Ok(Address::of_listener(address)),
+            Ok(ListenAddr::Unix(path)) => Ok(AdminAddress::Unix(path)),
+            Ok(ListenAddr::Tcp(address)) => Ok(AdminAddress::of_listener(address)),
             Err(error) => Err(error.to_string()),
         };
     }
     if let Ok(address) = text.parse::<SocketAddr>()
         && address.port() != 0
     {
-        return Ok(Address::of_listener(address));
+        return Ok(AdminAddress::of_listener(address));
     }
-    let name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     match text.split_once(':') {
-        Some((host, port)) if !host.is_empty() && host.bytes().all(name) => match port.parse() {
-            Ok(port @ 1..) => Ok(Address::Tcp(host.to_owned(), port)),
-            _ => Err("has no port; write HOST:PORT".to_owned()),
+        Some((host, port)) if !host.is_empty() && host.bytes().all(is_name_byte) => match port.parse() {
+            Ok(port @ 1..) => Ok(AdminAddress::Tcp(host.to_owned(), port)),
+            _ => Err("no valid port; use HOST:PORT".to_owned()),
         },
-        _ => Err("is not an address; write HOST:PORT as in 127.0.0.1:8701, or unix:/path".to_owned()),
+        _ => Err("not an address; use HOST:PORT as in 127.0.0.1:8701, or unix:/path".to_owned()),
     }
 }
 
-/// Reads `--timeout`.
-fn timeout(text: &str) -> Result<Duration, String> {
-    let timeout = parse_duration(text).ok_or("is not a duration; write \"30s\"")?;
-    if timeout <= TIMEOUT_MAX { Ok(timeout) } else { Err("is more than 1h".to_owned()) }
+/// Parses `--timeout`.
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse_duration(text).ok_or("not a duration; use for example 30s")?;
+    if timeout <= TIMEOUT_MAX { Ok(timeout) } else { Err("exceeds 1h; use at most 1h".to_owned()) }
 }
 
 #[cfg(test)]
@@ -325,7 +332,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_names_numbers_or_sockets() {
+    fn addresses_are_names_ips_or_unix_sockets() {
         for (text, shown) in [
             ("127.0.0.1:8701", "127.0.0.1:8701"),
             ("0.0.0.0:8701", "127.0.0.1:8701"),
@@ -334,26 +341,26 @@ mod tests {
             ("gate-1.internal:1", "gate-1.internal:1"),
             ("unix:/run/x.sock", "unix:/run/x.sock"),
         ] {
-            assert_eq!(address(text).expect(text).to_string(), shown);
+            assert_eq!(parse_address(text).expect(text).to_string(), shown);
         }
         for text in
             ["", "8701", ":8701", "localhost", "localhost:0", "127.0.0.1:0", "a:b", "a/b:1", "http://a:1", "unix:x"]
         {
-            assert!(address(text).is_err(), "{text}");
+            assert!(parse_address(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn the_token_goes_with_orders_only() {
+    fn only_admin_actions_have_the_token() {
         let token = BearerToken::new("the-token-of-operators").expect("good");
-        let admin = Admin { address: Address::Unix("/x".into()), token: Some(token) };
+        let admin = AdminClient { address: AdminAddress::Unix("/x".into()), token: Some(token) };
         let sent = |method| admin.request(method, "/x").headers().get(AUTHORIZATION).cloned();
         assert_eq!(sent(Method::GET), None);
         assert_eq!(sent(Method::POST).expect("sent"), "Bearer the-token-of-operators");
     }
 
     #[test]
-    fn what_is_shown_of_an_answer_cannot_play_with_the_terminal() {
+    fn shown_response_has_no_terminal_escapes() {
         assert_eq!(first_line(b"not ready\x1b[2J: starting\nmore"), "not ready[2J: starting");
         assert_eq!(first_line(&[b'x'; 1000]).len(), SHOWN_MAX);
         assert_eq!(first_line(b""), "");

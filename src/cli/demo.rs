@@ -1,4 +1,4 @@
-//! A gateway and a Chat to talk to, in one process: no credentials, no file, no network.
+//! `chatgate demo`: a gateway and the Chat simulator in one process, without credentials, files, or network.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,50 +22,52 @@ use crate::runtime::serve;
 use crate::runtime::serve::ServeError;
 use crate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
 
-/// Where the demo listens if nobody says otherwise and the ports are free: as `serve` does.
+/// Default addresses, the same as those of `serve`. If one of them is in use, the demo takes free ports.
 const DATA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8700);
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8701);
-/// Calls a second of each command, the vendor's usual number.
+/// A free port on loopback.
+const ANY: SocketAddr = SocketAddr::new(DATA.ip(), 0);
+/// Rate limit in calls per second and command: the vendor's usual value.
 const PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
 
-/// `chatgate demo`
+/// Options of `chatgate demo`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DemoArgs {
-    /// Where the gateway listens [default: 127.0.0.1:8700, or any free port if that is taken]
+    /// Address of the data listener [default: 127.0.0.1:8700, or a free port if that is in use]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Where its admin listener is [default: 127.0.0.1:8701, or any free port if that is taken]
+    /// Address of the admin listener [default: 127.0.0.1:8701, or a free port if that is in use]
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
-    /// So many gateways that share what they know, 1 to 16
+    /// Number of replicas, 1 to 16; more than one requires --redis
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub replicas: u8,
-    /// The Redis or Valkey that they share it through, as redis://HOST:PORT
+    /// Redis or Valkey that the replicas share, as redis://HOST:PORT
     #[arg(long, value_name = "URL")]
     pub redis: Option<RedisUrl>,
 }
 
-/// Why there is no demo.
+/// Why the demo cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// The gateway.
+    /// A gateway failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// The stand-in for Chat.
-    #[error("the stand-in for Chat cannot start: {0}")]
+    /// The Chat simulator failed to start.
+    #[error("cannot start the Chat simulator: {0}")]
     Sandbox(String),
-    /// An address that others could reach.
-    #[error("the demo lets everybody in, so it listens on loopback only; {0} is not")]
+    /// Other machines could reach the address.
+    #[error("{0} is not a loopback address, and the demo has no authentication; use a loopback address")]
     NotLoopback(SocketAddr),
-    /// Replicas that would not know of each other.
-    #[error("replicas share what they know through Redis; say where it is with --redis redis://HOST:PORT")]
+    /// Several replicas have no Redis to share.
+    #[error("several replicas need a Redis to share; add --redis redis://HOST:PORT")]
     NoRedis,
-    /// A thread.
-    #[error("a replica cannot start: {0}")]
+    /// The thread of a replica failed to start.
+    #[error("cannot start a replica: {0}")]
     Thread(io::Error),
 }
 
-/// Runs both until SIGTERM or SIGINT. `print` gets the lines for the user once everything listens.
+/// Runs gateway and simulator until SIGTERM or SIGINT. Once everything listens, `print` gets the commands to try.
 ///
 /// # Errors
 /// See [`DemoError`].
@@ -78,97 +80,102 @@ pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoEr
     if args.replicas > 1 && args.redis.is_none() {
         return Err(DemoError::NoRedis);
     }
-    let fleet = args.redis.clone().map(|redis| Fleet::new(redis, &demo_prefix(), 1.0 / f64::from(args.replicas)));
-    let mut chat = Chat::start()?;
-    chat.fleet = fleet;
-    let config = chat.gateway(args.listen.unwrap_or(DATA), args.admin.unwrap_or(ADMIN));
-    let server = match serve::Server::bind(config, None) {
-        // A demo is not to fail because another one is running.
-        Err(ServeError::Bind(_)) if args.listen.is_none() || args.admin.is_none() => {
-            let any = SocketAddr::new(DATA.ip(), 0);
-            serve::Server::bind(chat.gateway(args.listen.unwrap_or(any), args.admin.unwrap_or(any)), None)
-        }
-        other => other,
-    }?;
-    let any = SocketAddr::new(DATA.ip(), 0);
-    let others = (1..args.replicas).map(|_| serve::Server::bind(chat.gateway(any, any), None));
+    let mut simulator = DemoSimulator::start()?;
+    let share = 1.0 / f64::from(args.replicas);
+    simulator.fleet = args.redis.clone().map(|redis| Fleet::new(redis, &fleet_prefix(), share));
+    let first = bind_first(args, &simulator)?;
+    let others = (1..args.replicas).map(|_| serve::Server::bind(simulator.gateway_config(ANY, ANY), None));
     let others = others.collect::<Result<Vec<_>, _>>()?;
-    let mut text = guide(&server.addresses()[0], &server.admin_address());
+    let mut text = guide(&first.addresses()[0], &first.admin_address());
     for other in &others {
-        text += &format!("# Another replica: {}, for operators {}\n", other.addresses()[0], other.admin_address());
+        text += &format!("# Another replica: {}, admin listener {}\n", other.addresses()[0], other.admin_address());
     }
     print(&text);
     let quits: Vec<_> = others.iter().map(serve::Server::quit).collect();
     let start = |other: serve::Server| thread::Builder::new().name("replica".to_owned()).spawn(move || other.run());
     let threads = others.into_iter().map(start).collect::<Result<Vec<_>, _>>().map_err(DemoError::Thread)?;
-    let outcome = server.run();
+    let result = first.run();
     quits.iter().for_each(CancellationToken::cancel);
     for thread in threads {
-        // The first one's outcome is the demo's.
+        // The demo returns the result of the first replica.
         let _ = thread.join();
     }
-    chat.stop();
-    Ok(outcome?)
+    simulator.stop();
+    Ok(result?)
 }
 
-/// Names of its own: each demo has another key, and what another one left in Redis is none of its business.
-fn demo_prefix() -> String {
+/// Binds the first replica: to its addresses, or to free ports if a default address is in use by another demo.
+fn bind_first(args: &DemoArgs, simulator: &DemoSimulator) -> Result<serve::Server, ServeError> {
+    let config = simulator.gateway_config(args.listen.unwrap_or(DATA), args.admin.unwrap_or(ADMIN));
+    match serve::Server::bind(config, None) {
+        Err(ServeError::Bind(_)) if args.listen.is_none() || args.admin.is_none() => {
+            let config = simulator.gateway_config(args.listen.unwrap_or(ANY), args.admin.unwrap_or(ANY));
+            serve::Server::bind(config, None)
+        }
+        result => result,
+    }
+}
+
+/// Returns a random prefix for keys in Redis: each demo has another secret key, so it must not use the entries of an
+/// earlier one.
+fn fleet_prefix() -> String {
     format!("chatgate-demo-{:08x}", clock::random_u32())
 }
 
-/// What to do with it.
+/// Returns the introduction and the commands to try.
 fn guide(data: &str, admin: &str) -> String {
-    let check = |body: &str, more: &str| format!("curl -s -D- http://{data}/v4/follow/follow_check{more} -d '{body}'");
+    let check =
+        |body: &str, options: &str| format!("curl -s -D- http://{data}/v4/follow/follow_check{options} -d '{body}'");
     let first = check(r#"{"From_Account":"alice","To_Account":["bob","carol","dave"]}"#, "");
-    let turned = check(r#"{"From_Account":"carol","To_Account":["alice"]}"#, "");
+    let flipped = check(r#"{"From_Account":"carol","To_Account":["alice"]}"#, "");
     let write = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     let after = check(r#"{"From_Account":"alice","To_Account":["bob","carol"]}"#, "");
     let cached = check(r#"{"From_Account":"bob","To_Account":["dave"]}"#, " -H 'Cache-Control: only-if-cached'");
     format!(
-        "chatgate is listening on {data}, in front of a stand-in for Chat where\n\
+        "chatgate is listening on {data}, in front of a Chat simulator in which\n\
          alice and bob follow each other, alice follows carol, and dave follows alice.\n\
-         Paste these into another shell; Ctrl-C ends the demo.\n\
+         Run these commands in a second terminal. Ctrl-C ends the demo.\n\
          \n\
-         # Whom does alice follow, who follows her? Fetched from Chat, signed, over TLS:\n\
+         # Which accounts does alice follow, and which follow her? One signed call to Chat, over TLS:\n\
          {first}\n\
-         # The same again: a hit, Chat is not asked:\n\
+         # The same request again is a hit; chatgate does not call Chat:\n\
          {first}\n\
-         # The other side of a known pair is known too:\n\
-         {turned}\n\
-         # Any other command is relayed; a write forgets its pairs:\n\
+         # A cached pair answers in both directions:\n\
+         {flipped}\n\
+         # chatgate relays every other command. After a write, it fetches only the affected pairs again:\n\
          curl -s http://{data}/v4/follow/follow_delete -d '{write}'\n\
          {after}\n\
-         # Answers of chatgate's own have the vendor's form:\n\
+         # Errors of chatgate have the form of Chat's errors:\n\
          {cached}\n\
-         # For operators:\n\
+         # The admin listener reports whether the gateway is ready:\n\
          curl -s http://{admin}/readyz\n"
     )
 }
 
-/// The running stand-in for Chat.
-struct Chat {
+/// The running Chat simulator.
+struct DemoSimulator {
     sdkappid: SdkAppId,
     identifier: Identifier,
     key: SecretKey,
     ca: CertificateDer<'static>,
     address: SocketAddr,
-    /// What gateways in front of it share.
+    /// The fleet that its gateways form.
     fleet: Option<Fleet>,
     stop: CancellationToken,
     thread: thread::JoinHandle<()>,
 }
 
-impl Chat {
+impl DemoSimulator {
     fn start() -> Result<Self, DemoError> {
         let fail = |error: &dyn std::fmt::Display| DemoError::Sandbox(error.to_string());
         let sdkappid = SdkAppId::new(1_400_000_001).expect("not 0");
-        let identifier: Identifier = "administrator".parse().expect("a name");
+        let identifier: Identifier = "administrator".parse().expect("a valid name");
         let random = clock::os_random().map_err(|error| fail(&error))?;
         let key = random.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let key = SecretKey::new(&key).expect("not empty");
         let edge = |from: &str, to: &str| (from.to_owned(), to.to_owned());
         let config = SandboxConfig {
-            listen: SocketAddr::new(DATA.ip(), 0),
+            listen: ANY,
             sdkappid,
             identifier: identifier.clone(),
             secret_key: key.clone(),
@@ -197,10 +204,10 @@ impl Chat {
         Ok(Self { sdkappid, identifier, key, ca, address, fleet: None, stop, thread })
     }
 
-    /// The configuration of a gateway in front of it.
-    fn gateway(&self, listen: SocketAddr, admin: SocketAddr) -> Config {
+    /// Returns the configuration of a gateway in front of the simulator.
+    fn gateway_config(&self, listen: SocketAddr, admin: SocketAddr) -> Config {
         let app = crate::config::App {
-            name: "demo".parse().expect("a name"),
+            name: "demo".parse().expect("a valid name"),
             sdkappid: self.sdkappid,
             region: Region::Singapore,
             endpoint: Endpoint { tls: true, host: self.address.ip().to_string(), port: self.address.port() },
@@ -236,7 +243,7 @@ impl Chat {
 
     fn stop(self) {
         self.stop.cancel();
-        // It has nothing to say that the user needs.
+        // The result of this thread is of no interest: the demo ends.
         let _ = self.thread.join();
     }
 }

@@ -1,19 +1,19 @@
-//! `chatgate init`: a starter to fill in.
+//! `chatgate init`: writes a starter configuration.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::output::complain;
+use super::output::print_error;
 
-/// The file with every key explained.
+/// The commented configuration with every key.
 const STARTER: &str = include_str!("../../config/chatgate.toml");
 
 /// Options of `chatgate init`.
 #[derive(Debug, clap::Args)]
 pub(super) struct InitArgs {
-    /// The file to write; one that is there is never overwritten
+    /// File to write; an existing file is never overwritten
     #[arg(value_name = "FILE", default_value = "chatgate.toml")]
     file: PathBuf,
 }
@@ -22,30 +22,28 @@ pub(super) fn run(args: &InitArgs) -> ExitCode {
     let file = args.file.display();
     match write(&args.file) {
         Ok(()) => {
-            complain(format_args!(
-                "wrote {file}; now set sdkappid and region in it, put the app's key into a file and name that with \
-                 secret_key_file, then run `chatgate check --config {file}`"
+            print_error(format_args!(
+                "wrote {file}; next, set sdkappid, region, and secret_key_file in it, then run `chatgate check --config \
+                 {file}`"
             ));
             ExitCode::SUCCESS
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            complain(format_args!(
-                "{file} is there already and is left as it is; name another file, or move that one away"
-            ));
+            print_error(format_args!("{file} already exists; choose another name, or move the existing file"));
             ExitCode::FAILURE
         }
         Err(error) => {
-            complain(format_args!("cannot write {file}: {error}; nothing was changed"));
+            print_error(format_args!("cannot write {file}: {error}; check the path, its permissions, and free space"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Makes the file, which must not be there, and writes it whole or not at all.
+/// Creates the file, which must not exist. Removes it again if it cannot be written completely.
 fn write(path: &Path) -> std::io::Result<()> {
     let mut file = File::create_new(path)?;
     file.write_all(STARTER.as_bytes()).and_then(|()| file.sync_all()).inspect_err(|_| {
-        // It is ours, and half a file would be in the way of the next try.
+        // A partial file would block the next attempt.
         let _ = std::fs::remove_file(path);
     })
 }
@@ -55,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_writes_once_and_never_over_anything() {
+    fn existing_files_and_links_are_never_overwritten() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("x.toml");
         write(&path).expect("a new file");

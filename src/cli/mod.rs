@@ -1,12 +1,12 @@
-//! The command line: what may be typed, and what each command prints and returns.
+//! The command line: subcommands, their output, and exit codes.
 //!
-//! stdout carries what was asked for, stderr the log and words to people. Exit codes: 0 fine, 1 failed
-//! at run time, [`USAGE`] wrong usage, [`BAD_CONFIG`] bad configuration; `doctor` has one for each cause.
+//! stdout has the requested output, stderr the log and messages. Exit codes: 0 success, 1 failure at run time,
+//! [`USAGE`] wrong usage, [`BAD_CONFIG`] invalid configuration. `doctor` has one code per cause.
 
 mod check;
 mod control;
 pub mod demo;
-pub mod doctor;
+mod doctor;
 mod init;
 mod output;
 mod pages;
@@ -19,19 +19,19 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use self::output::{complain, print};
+use self::output::{print, print_error};
 use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Env, PATH_DEFAULT};
 use crate::runtime::reload::ConfigSource;
 use crate::sandbox::SandboxArgs;
 
-/// Exit code for wrong usage, as clap has it.
+/// Exit code for wrong usage, as in clap.
 pub const USAGE: u8 = 2;
 
-/// Exit code for a configuration that is refused: `EX_CONFIG` of sysexits(3).
+/// Exit code for an invalid configuration: `EX_CONFIG` of sysexits(3).
 pub const BAD_CONFIG: u8 = 78;
 
-/// Names the configuration if `--config` does not.
+/// Variable with the path of the configuration, unless `--config` is given.
 const CONFIG_VARIABLE: &str = "CHATGATE_CONFIG";
 
 /// Authenticating sidecar gateway for the Tencent Cloud Chat server REST API
@@ -44,49 +44,49 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the gateway
+    /// Run the gateway
     Serve(ConfigArgs),
-    /// Runs a gateway and a stand-in for Chat in one process, without credentials
+    /// Run a gateway and a Chat simulator in one process, without credentials
     Demo(DemoArgs),
-    /// Runs a stand-in for Chat, for trials and tests without an account
+    /// Run a Chat simulator, for tests without an account
     Sandbox(SandboxArgs),
-    /// Reads the configuration and every file it names, and says what it comes to
+    /// Validate the configuration and print the effective settings
     Check(ConfigArgs),
-    /// Finds out what is wrong with a key, an app or a network: one harmless call for each app
-    Doctor(doctor::args::DoctorArgs),
-    /// Writes a configuration to fill in, with every key explained
+    /// Diagnose key, app, DNS, TLS, and network problems with one read-only call per app
+    Doctor(doctor::DoctorArgs),
+    /// Write a commented starter configuration
     Init(init::InitArgs),
-    /// Asks a running gateway whether it is ready
+    /// Check whether a running gateway is ready
     Healthcheck(control::AdminArgs),
-    /// Waits until a gateway is ready
+    /// Wait until a gateway is ready
     Wait(control::WaitArgs),
-    /// Tells a running gateway to finish what it has and end, and waits for that
+    /// Drain and stop a running gateway, and wait for it to exit
     Stop(control::StopArgs),
-    /// Makes signatures and takes them apart
+    /// Create and inspect UserSigs
     #[command(subcommand)]
     Usersig(usersig::UsersigCommand),
-    /// Prints a script that makes a shell complete this program's command line
+    /// Print a shell completion script
     Completions(pages::CompletionsArgs),
-    /// Prints a manual page, in roff
+    /// Print a manual page in roff format
     Man(pages::ManArgs),
-    /// Prints the version
-    #[command(hide = true)] // beside --version, for those who type it like a command
+    /// Print the version
+    #[command(hide = true)] // an alias of --version
     Version,
 }
 
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
-    /// Configuration [default: $CHATGATE_CONFIG, or /etc/chatgate/chatgate.toml]
+    /// Configuration file [default: $CHATGATE_CONFIG, else /etc/chatgate/chatgate.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// Runs the program with these arguments, the program's name first.
+/// Runs the program with these arguments; the first is the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are such errors too, with code 0. A closed pipe is no news to anybody.
+            // clap also returns help and version as errors, with code 0. A closed pipe is not an error here.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
@@ -94,8 +94,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Serve(args) => {
             start::hide_memory();
-            let origin = ConfigSource { path: config_path(args.config), env: Env::of_process() };
-            load(&origin.path, &origin.env).map_or_else(|code| code, |config| start::serve(config, origin))
+            let source = ConfigSource { path: config_path(args.config), env: Env::of_process() };
+            load(&source.path, &source.env).map_or_else(|code| code, |config| start::serve(config, source))
         }
         Command::Demo(args) => {
             start::hide_memory();
@@ -105,7 +105,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => {
             load(&config_path(args.config), &Env::of_process()).map_or_else(|code| code, |config| check(&config))
         }
-        Command::Doctor(args) => doctor::args::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Init(args) => init::run(&args),
         Command::Healthcheck(args) => control::healthcheck(args),
         Command::Wait(args) => control::wait(args),
@@ -117,25 +117,26 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// `chatgate check`.
 fn check(config: &Config) -> ExitCode {
     for warning in &config.warnings {
-        complain(format_args!("warning: {warning}"));
+        print_error(format_args!("warning: {warning}"));
     }
     print(&check::report(config))
 }
 
-/// The configuration, or the exit code after all its problems were told.
+/// Loads the configuration. On failure, prints all problems and returns the exit code.
 fn load(path: &Path, env: &Env) -> Result<Config, ExitCode> {
     crate::config::load(path, env).map_err(|problems| {
-        complain(problems);
+        print_error(problems);
         ExitCode::from(BAD_CONFIG)
     })
 }
 
-/// `--config`, else `CHATGATE_CONFIG`, else the usual place.
-fn config_path(given: Option<PathBuf>) -> PathBuf {
+/// Returns the path from `--config`, else from `CHATGATE_CONFIG`, else the default.
+fn config_path(flag: Option<PathBuf>) -> PathBuf {
     let from_variable = || std::env::var_os(CONFIG_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
-    given.or_else(from_variable).unwrap_or_else(|| PathBuf::from(PATH_DEFAULT))
+    flag.or_else(from_variable).unwrap_or_else(|| PathBuf::from(PATH_DEFAULT))
 }
 
 #[cfg(test)]
@@ -145,12 +146,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_definitions_hold_together() {
+    fn argument_definitions_are_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn wrong_usage_has_code_2_and_help_has_0() {
+    fn wrong_usage_exits_2_and_help_exits_0() {
         let code = |line: &[&str]| Cli::try_parse_from(line).map(|_| ()).map_err(|error| error.exit_code());
         for line in [
             &["chatgate", "nonsense"][..],
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_goes_first() {
+    fn config_flag_overrides_the_environment() {
         assert_eq!(config_path(Some("x".into())), PathBuf::from("x"));
     }
 }

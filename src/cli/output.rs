@@ -1,23 +1,23 @@
-//! Printing that survives a reader who has gone. `println!` would panic on a closed pipe.
+//! Output that ignores a closed pipe, on which `println!` would panic.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-/// Prints what was asked for on stdout. A reader who closes the pipe has seen enough, as with
-/// `| head -1`; any other failure, such as a full disk, is one.
+/// Prints requested output on stdout. A pipe that the reader has closed, as with `| head -1`, counts as success. Any
+/// other error, such as a full disk, is a failure.
 pub(super) fn print(text: &str) -> ExitCode {
     match write_all(io::stdout().lock(), text) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(format_args!("cannot write to stdout: {error}"));
+            print_error(format_args!("cannot write to stdout: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Tells people something on stderr, on lines of its own. If nobody can be told, so be it.
-pub(super) fn complain(message: impl Display) {
+/// Prints a message on stderr, followed by a line end. Errors are ignored.
+pub(super) fn print_error(message: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{message}");
 }
 
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_no_failure_and_a_full_disk_is() {
+    fn closed_pipe_is_success_and_full_disk_is_failure() {
         let mut written = Vec::new();
         assert!(write_all(&mut written, "text").is_ok());
         assert_eq!(written, b"text");

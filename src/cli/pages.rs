@@ -1,4 +1,4 @@
-//! `chatgate completions` and `chatgate man`: what the command line can do, for shells and for man(1).
+//! `chatgate completions` and `chatgate man`: shell completion scripts and manual pages.
 
 use std::process::ExitCode;
 
@@ -7,14 +7,14 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use super::output::{complain, print};
+use super::output::{print, print_error};
 use super::{Cli, USAGE};
 use crate::cli::doctor::Cause;
 
 /// Options of `chatgate completions`.
 #[derive(Debug, clap::Args)]
 pub(super) struct CompletionsArgs {
-    /// The shell that is to complete
+    /// Shell that the script is for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
@@ -22,7 +22,7 @@ pub(super) struct CompletionsArgs {
 /// Options of `chatgate man`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ManArgs {
-    /// The command whose page is wanted, `usersig mint` as two words [default: that of the whole program]
+    /// Subcommand, for example `usersig mint` [default: the page of the whole program]
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -37,22 +37,22 @@ pub(super) fn man(args: &ManArgs) -> ExitCode {
     match page(&args.command) {
         Some(Ok(page)) => print(&page),
         Some(Err(error)) => {
-            complain(format_args!("the page could not be made: {error}"));
+            print_error(format_args!("cannot create the manual page: {error}"));
             ExitCode::FAILURE
         }
         None => {
-            complain(format_args!("there is no command `{}`; see chatgate --help", args.command.join(" ")));
+            print_error(format_args!("unknown subcommand `{}`; see chatgate --help", args.command.join(" ")));
             ExitCode::from(USAGE)
         }
     }
 }
 
-/// The page of a command in roff; `None` if there is no such command.
+/// Returns the page of a subcommand in roff format, or `None` if the subcommand does not exist.
 fn page(names: &[String]) -> Option<std::io::Result<String>> {
-    let mut whole = Cli::command();
-    // Gives each command its full name and usage.
-    whole.build();
-    let mut command: &Command = &whole;
+    let mut program = Cli::command();
+    // Sets the full name and usage of each subcommand.
+    program.build();
+    let mut command: &Command = &program;
     for name in names {
         command = command.get_subcommands().find(|sub| sub.get_name() == name)?;
     }
@@ -67,24 +67,21 @@ fn page(names: &[String]) -> Option<std::io::Result<String>> {
         if !names.is_empty() {
             return Ok(());
         }
-        exit_status().to_writer(&mut out)
+        exit_status_and_files().to_writer(&mut out)
     });
     Some(rendered.map(|()| String::from_utf8_lossy(&out).into_owned()))
 }
 
-/// What the whole program adds: its exit codes, those of `doctor` among them, and where it looks.
-fn exit_status() -> Roff {
+/// Returns the sections that only the page of the program has: exit codes, including those of `doctor`, and files.
+fn exit_status_and_files() -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["EXIT STATUS"]);
-    let common = [
-        (0, "All is well; after SIGTERM also everything that was there is finished."),
-        (1, "Failed."),
-        (2, "Wrong usage."),
-    ];
+    let common =
+        [(0, "Success, also after SIGTERM if the drain completed."), (1, "Failure at run time."), (2, "Wrong usage.")];
     let causes = Cause::ALL.into_iter().filter(|cause| cause.exit_code() != 1);
     let causes = causes.map(|cause| (cause.exit_code(), format!("Only doctor: {}.", cause.what())));
     let rows = common.into_iter().map(|(code, text)| (code, text.to_owned()));
-    for (code, text) in rows.chain(causes).chain([(78, "The configuration is refused.".to_owned())]) {
+    for (code, text) in rows.chain(causes).chain([(78, "The configuration is invalid.".to_owned())]) {
         roff.control("TP", []);
         roff.text([bold(code.to_string())]);
         roff.text([roman(text)]);
@@ -92,7 +89,7 @@ fn exit_status() -> Roff {
     roff.control("SH", ["FILES"]);
     roff.control("TP", []);
     roff.text([bold(crate::config::PATH_DEFAULT)]);
-    roff.text([roman("The configuration, if neither --config nor CHATGATE_CONFIG names another.")]);
+    roff.text([roman("The configuration, unless --config or CHATGATE_CONFIG is set.")]);
     roff
 }
 
@@ -101,25 +98,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_has_a_page_and_nothing_else_has() {
-        fn each(command: &Command, names: &mut Vec<String>, seen: &mut usize) {
+    fn every_subcommand_has_a_page() {
+        fn visit(command: &Command, names: &mut Vec<String>, pages: &mut usize) {
             let text = page(names).expect("a command").expect("rendered");
             assert!(text.contains(".TH") && text.contains(".SH SYNOPSIS"), "{names:?}\n{text}");
-            *seen += 1;
+            *pages += 1;
             for sub in command.get_subcommands() {
                 names.push(sub.get_name().to_owned());
-                each(sub, names, seen);
+                visit(sub, names, pages);
                 names.pop();
             }
         }
-        let mut seen = 0;
-        each(&Cli::command(), &mut Vec::new(), &mut seen);
-        assert!(seen > 10, "{seen}");
+        let mut pages = 0;
+        visit(&Cli::command(), &mut Vec::new(), &mut pages);
+        assert!(pages > 10, "{pages}");
         assert!(page(&["nonsense".to_owned()]).is_none());
     }
 
     #[test]
-    fn the_page_of_the_program_lists_every_exit_code() {
+    fn page_of_the_program_lists_every_exit_code() {
         let text = page(&[]).expect("the program").expect("rendered");
         for code in Cause::ALL.map(Cause::exit_code).into_iter().chain([0, 2, 78]) {
             assert!(text.contains(&format!(".TP\n\\fB{code}\\fR\n")), "{code}\n{text}");

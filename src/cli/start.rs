@@ -1,4 +1,4 @@
-//! The commands that run until they are told to stop.
+//! Subcommands that run until a signal stops them.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::USAGE;
-use super::output::{complain, print};
+use super::output::{print, print_error};
 use crate::cli::demo;
 use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Log};
@@ -17,25 +17,26 @@ use crate::runtime::serve::Server;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::telemetry::log::Telemetry;
 
-/// Keeps this process's memory, which holds the key, out of core dumps and from other processes of the same user:
-/// PR_SET_DUMPABLE of prctl(2) keeps debuggers and /proc/PID/mem away too, RLIMIT_CORE stands where a core would be
-/// written to a file. Before the first secret is read.
+/// Protects the memory of this process, which contains secret keys. It must run before the first secret is read.
+///
+/// PR_SET_DUMPABLE of prctl(2) excludes debuggers and /proc/PID/mem of other processes of the same user. RLIMIT_CORE
+/// prevents core files.
 pub(super) fn hide_memory() {
-    let done = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+    let result = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    if let Err(error) = done {
-        // Some sandboxes refuse these calls. Serving goes on: the key is as safe as in other programs.
-        complain(format_args!("warning: core dumps cannot be turned off: {error}"));
+    if let Err(error) = result {
+        // Some sandboxes forbid these calls. The program continues; the key is then as safe as in other programs.
+        print_error(format_args!("warning: cannot turn off core dumps: {error}; allow setrlimit and prctl"));
     }
 }
 
-/// `chatgate serve`: what the configuration leaves doubtful goes to the log first.
-pub(super) fn serve(config: Config, origin: ConfigSource) -> ExitCode {
+/// `chatgate serve`. Logs the warnings of the configuration first.
+pub(super) fn serve(config: Config, source: ConfigSource) -> ExitCode {
     let _log = Telemetry::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!(file = warning.file, line = warning.line, "{}: {}", warning.key, warning.message);
     }
-    match Server::bind(config, Some(origin)).and_then(Server::run) {
+    match Server::bind(config, Some(source)).and_then(Server::run) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{}", display_chain(&error));
@@ -48,11 +49,11 @@ pub(super) fn serve(config: Config, origin: ConfigSource) -> ExitCode {
 pub(super) fn demo(args: &DemoArgs) -> ExitCode {
     let _log = Telemetry::start(&Log::default());
     let outcome = demo::run(args, |guide| {
-        // A reader that has gone away is no reason to stop.
+        // A closed pipe does not stop the demo.
         let _ = print(guide);
     });
     outcome.unwrap_or_else(|error| {
-        complain(display_chain(&error));
+        print_error(display_chain(&error));
         ExitCode::FAILURE
     })
 }
@@ -62,7 +63,7 @@ pub(super) fn sandbox(args: SandboxArgs) -> ExitCode {
     let config = match SandboxConfig::try_from(args) {
         Ok(config) => config,
         Err(error) => {
-            complain(error);
+            print_error(error);
             return ExitCode::from(USAGE);
         }
     };
@@ -83,14 +84,14 @@ fn run_sandbox(config: SandboxConfig) -> Result<(), Box<dyn std::error::Error>> 
         let mut interrupt = signal(SignalKind::interrupt())?;
         let sandbox = Sandbox::bind(config).await?;
         let stop = CancellationToken::new();
-        let stopping = async {
+        let on_signal = async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
             stop.cancel();
         };
-        tokio::join!(sandbox.run(stop.clone()), stopping);
+        tokio::join!(sandbox.run(stop.clone()), on_signal);
         Ok(())
     })
 }
@@ -102,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_in_no_core_dump_and_no_debugger() {
+    fn memory_is_hidden_from_core_dumps_and_debuggers() {
         hide_memory();
         assert_eq!(dumpable_behavior().expect("readable"), DumpableBehavior::NotDumpable);
         let core = getrlimit(Resource::Core);

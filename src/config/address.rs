@@ -1,4 +1,4 @@
-//! Addresses: where chatgate listens, and where it calls.
+//! Addresses: of listeners, and of the servers that chatgate calls.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -7,10 +7,10 @@ use std::str::FromStr;
 
 use rustls::pki_types::ServerName;
 
-/// Longest path of a Unix socket in bytes: 108 with the closing NUL on Linux (unix(7)).
-pub const UNIX_PATH_LEN_MAX: usize = 107;
+/// Maximum length of a Unix socket path in bytes: 108 with the final NUL on Linux (unix(7)).
+const UNIX_PATH_LEN_MAX: usize = 107;
 
-/// Where a listener waits: `127.0.0.1:8700`, or `unix:/run/chatgate/chatgate.sock`.
+/// The address of a listener: `127.0.0.1:8700`, or `unix:/run/chatgate/chatgate.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ListenAddr {
     /// An IP address and a port; port 0 means any free one.
@@ -20,7 +20,7 @@ pub enum ListenAddr {
 }
 
 impl ListenAddr {
-    /// Whether only this machine can reach it: loopback or a Unix socket.
+    /// Returns whether only this machine can reach it: loopback or a Unix socket.
     pub fn is_local(&self) -> bool {
         match self {
             ListenAddr::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -28,7 +28,7 @@ impl ListenAddr {
         }
     }
 
-    /// Whether both would take the same place. Two of port 0 never do.
+    /// Returns whether two listeners cannot have these addresses at once. Addresses with port 0 never collide.
     pub fn collides_with(&self, other: &ListenAddr) -> bool {
         match self {
             ListenAddr::Tcp(address) if address.port() == 0 => false,
@@ -46,19 +46,19 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// The text is not an address to listen on.
+/// The reason why a string is not the address of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum ListenError {
-    #[error("is not an address; write IP:PORT as in \"127.0.0.1:8700\" or \"[::1]:8700\", or \"unix:/path\"")]
+    #[error("not an address; use IP:PORT as in \"127.0.0.1:8700\" or \"[::1]:8700\", or \"unix:/path\"")]
     Form,
-    #[error("has a name instead of an IP address; write \"127.0.0.1:PORT\" for this machine")]
+    #[error("host names are not supported; use an IP address, \"127.0.0.1:PORT\" for this machine")]
     Name,
-    #[error("must be an absolute path: \"unix:/run/chatgate/chatgate.sock\"")]
+    #[error("the path must be absolute; use \"unix:/run/chatgate/chatgate.sock\"")]
     Relative,
-    #[error("has a path over 107 bytes, which the system does not take for a socket")]
+    #[error("the path of a Unix socket must not exceed 107 bytes; use a shorter path")]
     TooLong,
-    #[error("has a control character")]
+    #[error("contains a control character; remove it")]
     Control,
 }
 
@@ -69,7 +69,7 @@ impl FromStr for ListenAddr {
         let Some(path) = text.strip_prefix("unix:") else {
             return match text.parse() {
                 Ok(address) => Ok(ListenAddr::Tcp(address)),
-                Err(_) if starts_with_a_name(text) => Err(ListenError::Name),
+                Err(_) if starts_with_name(text) => Err(ListenError::Name),
                 Err(_) => Err(ListenError::Form),
             };
         };
@@ -87,28 +87,28 @@ impl FromStr for ListenAddr {
     }
 }
 
-fn starts_with_a_name(text: &str) -> bool {
+fn starts_with_name(text: &str) -> bool {
     text.split_once(':').is_some_and(|(host, _)| host.starts_with(|first: char| first.is_ascii_alphabetic()))
 }
 
-/// Where calls go: `https://host[:port]`, or `http://`, for an app's calls to this machine only.
+/// The address of a server: `https://host[:port]`, or `http://`, which an app may use for this machine only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Whether the connection is TLS. If not, the host of an app's endpoint is loopback.
+    /// Whether the connection uses TLS. Without TLS, the host of an app's endpoint is loopback.
     pub tls: bool,
-    /// A name in lower case or an IP address; IPv6 in brackets, as in a `Host` header.
+    /// Name in lower case, or IP address; IPv6 in brackets, as in a `Host` header.
     pub host: String,
-    /// The port, 443 (TLS) or 80 if none was written.
+    /// Port. Default 443 with TLS, else 80.
     pub port: u16,
 }
 
 impl Endpoint {
-    /// The TLS endpoint of a domain at the usual port.
+    /// Returns the TLS endpoint of a domain at the default port.
     pub fn https(host: &str) -> Self {
         Self { tls: true, host: host.to_owned(), port: 443 }
     }
 
-    /// What a URI or a `Host` header says: the host, with its port unless that is the usual one.
+    /// Returns the authority for a URI or a `Host` header: the host, and the port unless it is the default.
     pub fn authority(&self) -> String {
         if self.port == default_port(self.tls) { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
@@ -120,15 +120,15 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The text is not an endpoint.
+/// The reason why a string is not an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum EndpointError {
-    #[error("is not an endpoint; write \"https://host\" or \"https://host:port\"")]
+    #[error("not an endpoint; use \"https://host\" or \"https://host:port\"")]
     Form,
-    #[error("has more than scheme, host and port; write only \"https://host:port\"")]
+    #[error("must have only scheme, host, and port; use \"https://host:port\"")]
     Extra,
-    #[error("would send the signature in clear text; write \"https://\" (\"http://\" is for loopback only)")]
+    #[error("plain HTTP would expose the signature; use \"https://\" (\"http://\" is allowed for loopback only)")]
     ClearText,
 }
 
@@ -137,13 +137,13 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, EndpointError> {
         let endpoint = Self::parse_any(text)?;
-        let (_, loopback) = check_host(&endpoint.host).ok_or(EndpointError::Form)?;
+        let (_, loopback) = normalize_host(&endpoint.host).ok_or(EndpointError::Form)?;
         if endpoint.tls || loopback { Ok(endpoint) } else { Err(EndpointError::ClearText) }
     }
 }
 
 impl Endpoint {
-    /// An endpoint that may be `http://` to any machine, since nothing secret goes there.
+    /// Parses an endpoint that may use `http://` for any machine, because it receives no secrets.
     pub(super) fn parse_any(text: &str) -> Result<Self, EndpointError> {
         let (tls, rest) = match text.split_once("://") {
             Some(("https", rest)) => (true, rest),
@@ -155,7 +155,7 @@ impl Endpoint {
             return Err(EndpointError::Extra);
         }
         let (host, port) = split_port(authority).ok_or(EndpointError::Form)?;
-        let (host, _) = check_host(host).ok_or(EndpointError::Form)?;
+        let (host, _) = normalize_host(host).ok_or(EndpointError::Form)?;
         Ok(Self { tls, host, port: port.unwrap_or(default_port(tls)) })
     }
 }
@@ -164,7 +164,7 @@ const fn default_port(tls: bool) -> u16 {
     if tls { 443 } else { 80 }
 }
 
-/// Host and port. A colon inside brackets belongs to the IPv6 address.
+/// Splits host and port. A colon inside brackets belongs to an IPv6 address.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let name_end = authority.rfind(']').map_or(0, |at| at + 1);
     let Some(colon) = authority[name_end..].find(':') else {
@@ -177,9 +177,8 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     Some((host, Some(port)))
 }
 
-/// The host in the form that is kept, and whether it is this machine. RFC 6761, section 6.3, keeps
-/// `localhost` for loopback.
-fn check_host(host: &str) -> Option<(String, bool)> {
+/// Normalizes a host. Also returns whether it is loopback; RFC 6761, section 6.3, reserves `localhost` for that.
+fn normalize_host(host: &str) -> Option<(String, bool)> {
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let name = inner.unwrap_or(host);
     match (ServerName::try_from(name).ok()?, name.parse::<IpAddr>()) {
@@ -196,19 +195,18 @@ fn check_host(host: &str) -> Option<(String, bool)> {
     }
 }
 
-/// Checks one entry of `server.hosts` and gives the form that is compared: lower case, no port, IPv6
-/// in brackets.
+/// Parses an entry of `server.hosts` into the form that is compared: lower case, no port, IPv6 in brackets.
 pub(super) fn host_name(text: &str) -> Result<String, &'static str> {
     if text.contains("://") {
-        return Err("must be a bare name, without a scheme");
+        return Err("must be a name without a scheme; remove \"https://\"");
     }
     let bracketed = if text.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{text}]") } else { text.to_owned() };
     match split_port(&bracketed) {
-        Some((host, None)) => check_host(host)
+        Some((host, None)) => normalize_host(host)
             .map(|(host, _)| host)
-            .ok_or("is not a host name; write one as in \"chatgate.internal\" (there are no patterns)"),
-        Some((_, Some(_))) => Err("must be a bare name, without a port: ports are not compared"),
-        None => Err("is not a host name; write one as in \"chatgate.internal\""),
+            .ok_or("not a host name; use a name such as \"chatgate.internal\" (patterns are not supported)"),
+        Some((_, Some(_))) => Err("must be a name without a port; remove the port, which is not compared"),
+        None => Err("not a host name; use a name such as \"chatgate.internal\""),
     }
 }
 
@@ -217,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_are_read_and_written_alike() {
+    fn listener_addresses_round_trip_and_errors_are_distinct() {
         for text in ["127.0.0.1:8700", "[::1]:0", "0.0.0.0:1", "unix:/run/chatgate/chatgate.sock"] {
             assert_eq!(text.parse::<ListenAddr>().expect(text).to_string(), text);
         }
@@ -242,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn local_is_what_only_this_machine_reaches() {
+    fn only_loopback_and_unix_sockets_are_local() {
         let local = |text: &str| text.parse::<ListenAddr>().expect(text).is_local();
         for text in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "unix:/x"] {
             assert!(local(text), "{text}");
@@ -253,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_collide_unless_the_system_chooses_the_port() {
+    fn equal_addresses_collide_unless_the_port_is_0() {
         let collide =
             |a: &str, b: &str| a.parse::<ListenAddr>().expect(a).collides_with(&b.parse::<ListenAddr>().expect(b));
         assert!(collide("127.0.0.1:1", "127.0.0.1:1") && collide("unix:/a", "unix:/a"));
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_have_a_scheme_a_host_and_perhaps_a_port() {
+    fn endpoints_have_scheme_host_and_optional_port() {
         for (text, shown, authority) in [
             ("https://Example.COM", "https://example.com", "example.com"),
             ("https://example.com:443/", "https://example.com", "example.com"),
@@ -290,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn host_names_are_bare() {
+    fn host_names_have_no_scheme_port_or_path() {
         assert_eq!(host_name("Chatgate.Internal").as_deref(), Ok("chatgate.internal"));
         assert_eq!(host_name("10.0.0.7").as_deref(), Ok("10.0.0.7"));
         assert_eq!(host_name("::1").as_deref(), Ok("[::1]"));

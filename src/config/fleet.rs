@@ -1,4 +1,4 @@
-//! `[fleet]`: what replicas share.
+//! `[fleet]`: state that replicas share through Redis.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,34 +7,35 @@ use redis::IntoConnectionInfo as _;
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
-use super::secret::read_ca_file;
+use super::pem::{certified, read_cas, read_chain, read_key, read_named};
 use super::section::{SecretNames, Section};
-use super::tls::{certificate, certified, client_config, file, read_chain, read_key};
-use super::units::{fraction, parsed, text};
+use super::tls::{client_config, read_certificate};
+use super::tree::Node;
+use super::units::{ParseResult, fraction, parsed, text};
 
-/// `[fleet]`: where replicas share quota, facts and evictions, and what one does alone.
+/// `[fleet]`: the Redis through which replicas share quota, cached pairs, and invalidations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fleet {
-    /// Redis or Valkey.
+    /// URL of Redis or Valkey.
     pub redis: RedisUrl,
-    /// How it is spoken to; `None`: in the clear.
+    /// TLS of the connection; `None`: plain TCP.
     pub tls: Option<FleetTls>,
-    /// What the names of all keys and of the channel begin with. Default `chatgate`.
+    /// Prefix of all keys and of the channel. Default `chatgate`.
     pub prefix: String,
-    /// The part of each quota that a replica uses while Redis is away, 0.01 to 1. Default 0.25.
+    /// Fraction of each quota that a disconnected replica uses, 0.01 to 1. Default 0.25.
     pub share: f64,
 }
 
 impl Fleet {
-    /// With the public roots, if the address has TLS.
+    /// Creates a fleet that trusts the public roots, if the URL has TLS.
     pub fn new(redis: RedisUrl, prefix: &str, share: f64) -> Self {
-        let public = || client_config(&[], None).expect("nothing is added to the public roots");
+        let public = || client_config(&[], None).expect("the public roots are valid");
         let tls = redis.has_tls().then(|| FleetTls(Arc::new(public())));
         Self { redis, tls, prefix: prefix.to_owned(), share }
     }
 }
 
-/// Whom TLS to Redis trusts, and the certificate that it shows if it is asked for one. `Debug` shows no key.
+/// TLS of the connection to Redis: trusted roots and the client certificate. `Debug` shows no key.
 #[derive(Clone)]
 pub struct FleetTls(pub Arc<ClientConfig>);
 
@@ -50,26 +51,25 @@ impl PartialEq for FleetTls {
     }
 }
 
-/// An address of Redis, which may hold a password: it has no `Display`, `Debug` shows nothing of it, and
-/// its memory is wiped when it goes.
+/// A URL of Redis, which may contain a password. It has no `Display`, `Debug` hides it, and it is wiped on drop.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisUrl(Zeroizing<String>);
 
 impl RedisUrl {
-    /// The address, for the code that connects and for nothing else.
+    /// Returns the URL, only for the code that connects.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Where it is and who we are there, without whether over TLS.
+    /// Returns address and credentials, without TLS.
     ///
     /// # Errors
-    /// If the client cannot read it.
+    /// If the client library cannot parse the URL.
     pub fn connection_info(&self) -> redis::RedisResult<redis::ConnectionInfo> {
         connection_info(&self.0)
     }
 
-    /// Whether it is spoken to over TLS.
+    /// Returns whether the connection uses TLS.
     pub fn has_tls(&self) -> bool {
         self.0.starts_with("rediss://")
     }
@@ -86,99 +86,106 @@ impl std::str::FromStr for RedisUrl {
 
     fn from_str(url: &str) -> Result<Self, Self::Err> {
         let host = url.strip_prefix("redis://").or_else(|| url.strip_prefix("rediss://"));
-        let long_enough = host.is_some_and(|rest| !rest.is_empty() && rest.len() <= 4096);
-        // What the client cannot read is found here, and not when it is too late.
-        if !long_enough || connection_info(url).is_err() {
-            return Err("is not an address of Redis; write \"redis://HOST:PORT\" or \"rediss://HOST:PORT\"");
+        let has_host = host.is_some_and(|rest| !rest.is_empty() && rest.len() <= URL_LEN_MAX);
+        // The client library parses it here already, so that an invalid URL is a configuration problem.
+        if !has_host || connection_info(url).is_err() {
+            return Err("not a Redis URL; use \"redis://HOST:PORT\" or \"rediss://HOST:PORT\"");
         }
         if url.contains('#') {
-            return Err("has a # in it; there is no TLS without looking at certificates here");
+            return Err("must not contain '#'; certificate verification cannot be turned off");
         }
         Ok(Self(Zeroizing::new(url.to_owned())))
     }
 }
 
-/// TLS is not the client's business, so it is not told of it.
+/// Parses a URL as if it had no TLS, because chatgate makes the TLS connection and not the client library.
 fn connection_info(url: &str) -> redis::RedisResult<redis::ConnectionInfo> {
     let plain = Zeroizing::new(url.replacen("rediss://", "redis://", 1));
     plain.as_str().into_connection_info()
 }
 
-/// The default of `fleet.prefix`.
+/// Default of `fleet.prefix`.
 pub const PREFIX_DEFAULT: &str = "chatgate";
-/// The default of `fleet.share`.
+/// Default of `fleet.share`.
 pub const SHARE_DEFAULT: f64 = 0.25;
+/// Maximum length of the URL in bytes.
+const URL_LEN_MAX: usize = 4096;
+/// Maximum length of the prefix in bytes.
+const PREFIX_LEN_MAX: usize = 64;
 const CA: &str = "ca_file";
 const CERT: &str = "cert_file";
 const KEY: &str = "key_file";
 const URL: SecretNames = SecretNames { inline: "url", file: "url_file", env: "url_env" };
 
-/// The section, if it was written.
-pub(super) fn fleet(root: &mut Section<'_>) -> Option<Fleet> {
-    let written = root.has("fleet");
-    let mut section = root.section("fleet");
-    let plain = section.optional("redis", |node| {
-        let url = text(node)?;
-        if url.contains('@') {
-            return Err(
-                "must not hold a password; put the whole URL into a file and name that with url_file".to_owned()
-            );
+impl Fleet {
+    /// Reads the section if it is present.
+    pub(super) fn read(root: &mut Section<'_>) -> Option<Self> {
+        let is_present = root.has("fleet");
+        let mut section = root.section("fleet");
+        let redis = read_url(&mut section, is_present);
+        let (mut prefix, mut share) = (PREFIX_DEFAULT.to_owned(), SHARE_DEFAULT);
+        section.read("prefix", &mut prefix, parse_prefix);
+        section.read("share", &mut share, fraction(0.01..=1.0));
+        let tls = read_tls(&mut section, redis.as_ref());
+        section.finish();
+        Some(Self { tls, redis: redis?, prefix, share })
+    }
+}
+
+/// Reads the URL from `redis`, or from the file or variable that holds a URL with a password.
+fn read_url(section: &mut Section<'_>, is_present: bool) -> Option<RedisUrl> {
+    let inline = section.optional("redis", |node| {
+        if text(node)?.contains('@') {
+            return Err("must not contain a password; put the whole URL into a file and set url_file".to_owned());
         }
         parsed::<RedisUrl>(node)
     });
-    let hidden = section.secret(&URL, false).and_then(|secret| {
+    let secret = section.secret(&URL, false).and_then(|secret| {
         let url = secret.expose().parse::<RedisUrl>();
-        url.map_err(|problem| section.problem("url_file", format_args!("what it names {problem}"))).ok()
+        url.map_err(|message| section.problem(URL.present_in(section), message)).ok()
     });
-    let of_file = section.has(URL.file) || section.has(URL.env);
-    if section.has("redis") && of_file {
-        section.problem("redis", "stands beside url_file or url_env; write only one of them");
-    } else if written && !section.has("redis") && !of_file && !section.has(URL.inline) {
-        section
-            .problem("redis", "is missing; write redis = \"redis://HOST:PORT\", or url_file for one with a password");
+    let has_secret = section.has(URL.file) || section.has(URL.env);
+    if section.has("redis") && has_secret {
+        section.problem("redis", "conflicts with url_file or url_env; set only one of them");
+    } else if is_present && !section.has("redis") && !has_secret && !section.has(URL.inline) {
+        section.problem("redis", "missing; set redis = \"redis://HOST:PORT\", or url_file for a URL with a password");
     }
-    let (mut prefix, mut share) = (PREFIX_DEFAULT.to_owned(), SHARE_DEFAULT);
-    section.read("prefix", &mut prefix, |node| {
-        let prefix = text(node)?;
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        let good = (1..=64).contains(&prefix.len()) && prefix.bytes().all(known);
-        if good { Ok(prefix) } else { Err("must be 1 to 64 of a-z, A-Z, 0-9 and \"-_.:\"".to_owned()) }
-    });
-    section.read("share", &mut share, fraction(0.01..=1.0));
-    let redis = plain.or(hidden);
-    let tls = tls(&mut section, redis.as_ref());
-    section.finish();
-    Some(Fleet { tls, redis: redis?, prefix, share })
+    inline.or(secret)
 }
 
-/// What TLS trusts and shows. Files that are no good are noted, also if the address is.
-fn tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<FleetTls> {
-    let shows = section.has(CERT) || section.has(KEY);
-    let extra = file(section, CA, false, read_ca_file);
-    let chain = file(section, CERT, shows, read_chain);
-    let key = file(section, KEY, shows, read_key);
-    if let Some((_, Some(remark))) = &key {
-        section.warning(KEY, remark);
+fn parse_prefix(node: &Node) -> ParseResult<String> {
+    let prefix = text(node)?;
+    let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+    if prefix.len() <= PREFIX_LEN_MAX && prefix.bytes().all(is_valid) {
+        Ok(prefix)
+    } else {
+        Err("must be 1 to 64 characters from a-z, A-Z, 0-9, and \"-_.:\"".to_owned())
+    }
+}
+
+/// Reads trusted roots and client certificate. Problems of the files are noted even if the URL is invalid.
+fn read_tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<FleetTls> {
+    let has_client_cert = section.has(CERT) || section.has(KEY);
+    let extra_roots = read_named(section, CA, false, read_cas);
+    let chain = read_named(section, CERT, has_client_cert, read_chain);
+    let key = read_named(section, KEY, has_client_cert, read_key);
+    if let Some((_, Some(warning))) = &key {
+        section.warning(KEY, warning);
     }
     if let Some(first) = chain.as_ref().and_then(|chain| chain.first()) {
-        let _ = certificate(section, first, "Redis refuses it");
+        let _ = read_certificate(section, first, "Redis rejects it");
     }
-    let redis = redis?;
-    if !redis.has_tls() {
+    if !redis?.has_tls() {
         if let Some(key) = [CA, CERT, KEY].into_iter().find(|key| section.has(key)) {
-            section.problem(key, "is for TLS, and the address begins with redis://; write rediss://, or leave it out");
+            section.problem(key, "requires TLS, but the URL begins with redis://; use rediss://, or remove this key");
         }
         return None;
     }
-    let shown = match chain.zip(key).map(|(chain, (key, _))| certified(chain, &key)).transpose() {
-        Ok(shown) => shown,
-        Err((key, message)) => {
-            section.problem(key, message);
-            None
-        }
-    };
-    let config = client_config(&extra.unwrap_or_default(), shown);
-    let config =
-        config.map_err(|error| section.problem(CA, format_args!("has a certificate that is no good: {error}")));
+    let client_cert = chain.zip(key).and_then(|(chain, (key, _))| {
+        certified(chain, &key).map_err(|error| section.problem(error.key, error.message)).ok()
+    });
+    let config = client_config(&extra_roots.unwrap_or_default(), client_cert).map_err(|error| {
+        section.problem(CA, format_args!("cannot use a certificate in the file: {error}; replace it"))
+    });
     Some(FleetTls(Arc::new(config.ok()?)))
 }

@@ -1,25 +1,27 @@
-//! What is wrong with a configuration, and where.
+//! Problems of a configuration, each with its place.
 
 use std::fmt;
 
-/// Most problems that are printed; a file with more is not the file that was meant.
+/// Maximum number of problems that are printed. A file with more is probably not a chatgate configuration.
 const SHOWN_MAX: usize = 100;
 
-/// One thing that is wrong, or doubtful if it stands among the warnings.
+/// Message for a file or variable that is not UTF-8 text.
+pub(super) const NOT_UTF8: &str = "not valid UTF-8; encode it as UTF-8";
+
+/// One problem, or one warning.
 ///
-/// The message says what to write instead and never quotes a value: a value in the wrong place could
-/// be a secret.
+/// The message names the remedy and never quotes a value, because a value in the wrong place could be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The file as it was named, or the environment variable that set the value.
+    /// File as named by the operator, or the environment variable that set the value.
     pub file: String,
     /// Line in the file, from 1.
     pub line: Option<usize>,
-    /// Column in characters, from 1. Only problems of syntax have one: elsewhere the key says more.
+    /// Column in characters, from 1. Only syntax errors have one; elsewhere the key is more precise.
     pub column: Option<usize>,
-    /// Path of the key, as in `app[0].quota.per_command`; empty if it is about the file itself.
+    /// Path of the key, as in `app[0].quota.per_command`; empty if the problem concerns the whole file.
     pub key: String,
-    /// What is wrong and what to write instead.
+    /// Cause and remedy.
     pub message: String,
 }
 
@@ -36,14 +38,14 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a configuration: one problem or more, in the order of the file.
+/// All problems of a configuration, at least one, in the order of the file.
 ///
-/// Printed, each stands on a line of its own.
+/// `Display` prints one problem per line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// The problems themselves, at least one.
+    /// Returns the problems, at least one.
     pub fn all(&self) -> &[Problem] {
         &self.0
     }
@@ -52,15 +54,15 @@ impl Problems {
         Self(vec![problem])
     }
 
-    /// `None` if there is none.
+    /// Returns `None` if the list is empty.
     pub(super) fn of(mut problems: Vec<Problem>) -> Option<Self> {
-        in_order(&mut problems);
+        sort_by_place(&mut problems);
         (!problems.is_empty()).then_some(Self(problems))
     }
 }
 
-/// By line; what has none, such as a variable of the environment, comes after.
-pub(super) fn in_order(problems: &mut [Problem]) {
+/// Sorts by line. Problems without a line, such as problems of environment variables, come last.
+pub(super) fn sort_by_place(problems: &mut [Problem]) {
     problems.sort_by(|a, b| {
         let place = |problem: &Problem| (problem.line.unwrap_or(usize::MAX), problem.column);
         place(a).cmp(&place(b)).then_with(|| a.file.cmp(&b.file))
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn each_stands_on_its_line_in_the_order_of_the_file() {
+    fn problems_are_printed_one_per_line_in_file_order() {
         let problems = vec![
             problem("VARIABLE", None, "three"),
             problem("x.toml", Some(12), "two"),
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_has_an_end() {
+    fn output_is_limited_to_a_hundred_problems() {
         let many = (0..SHOWN_MAX + 5).map(|line| problem("x", Some(line), "m")).collect();
         let text = Problems::of(many).expect("many").to_string();
         assert_eq!(text.lines().count(), SHOWN_MAX + 1);

@@ -1,18 +1,21 @@
-//! How many calls a second an app may make.
+//! `[app.quota]`: calls per second of an app.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 
+use super::access::unknown_command;
+use super::section::{NamedEntry, Section};
+use super::units::rate;
 use crate::domain::chat::command::{CommandName, VENDOR_QPS_DEFAULT};
 
-/// Rates of one app, in calls a second, as Chat counts them: for each app and command.
+/// `[app.quota]`: rates of one app in calls per second, as Chat counts them, per app and command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quota {
-    /// For each command that nothing below says otherwise about. Default: 200, the vendor's own.
+    /// Rate of each command without an entry in `commands`. Default 200, Chat's usual limit.
     pub per_command: NonZeroU32,
-    /// For all commands of the app together; `None` for no such bound.
+    /// Rate of all commands of the app together; `None`: unlimited.
     pub total: Option<NonZeroU32>,
-    /// For single commands, by `service/command`.
+    /// Rates of single commands, by `service/command`.
     pub commands: HashMap<String, NonZeroU32>,
 }
 
@@ -23,14 +26,13 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// The rate of a command.
+    /// Returns the rate of a command.
     ///
-    /// An entry of its own is the operator's word and holds as it is, also above the number the vendor
-    /// states, for limits can be raised for money (the configuration warns of it). Without an entry it is
-    /// `per_command`, or the vendor's number where that is below the usual 200. A `per_command` above 200
-    /// lifts the ordinary commands, but not those that the vendor holds lower.
+    /// An entry in `commands` applies unchanged, even above Chat's documented limit, because Tencent can raise limits
+    /// (the configuration warns in this case). Without an entry the rate is `per_command`, or Chat's limit if that is
+    /// below 200. A `per_command` above 200 raises only the commands with the usual limit.
     pub fn limit(&self, name: CommandName<'_>) -> NonZeroU32 {
-        // Nearly always empty, and then the name need not be written out to look it up.
+        // The map is usually empty; then the name need not be formatted for the lookup.
         if !self.commands.is_empty()
             && let Some(own) = self.commands.get(&name.to_string())
         {
@@ -43,7 +45,51 @@ impl Quota {
     }
 }
 
-/// The vendor's number for a command, where it is below the usual one.
+impl Quota {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let mut quota = Self::default();
+        section.read("per_command", &mut quota.per_command, rate);
+        if quota.per_command > VENDOR_QPS_DEFAULT {
+            section.warning("per_command", above_vendor_limit(VENDOR_QPS_DEFAULT));
+        }
+        quota.total = section.optional("total", rate);
+        for entry in section.named_entries("commands") {
+            if let Some(per_second) = read_command_rate(&section, &entry) {
+                quota.commands.insert(entry.name.to_owned(), per_second);
+            }
+        }
+        section.finish();
+        quota
+    }
+}
+
+/// Reads the rate of one command.
+fn read_command_rate(section: &Section<'_>, entry: &NamedEntry<'_>) -> Option<NonZeroU32> {
+    let Ok(name) = CommandName::parse(entry.name) else {
+        section.problem_at(entry.key_location, &entry.path, "not a command; use \"service/command\"");
+        return None;
+    };
+    let per_second = match rate(entry.node) {
+        Ok(per_second) => per_second,
+        Err(message) => {
+            section.problem_at(&entry.node.location, &entry.path, message);
+            return None;
+        }
+    };
+    let vendor_limit = lower_limit(name).unwrap_or(VENDOR_QPS_DEFAULT);
+    if name.known().is_none() {
+        section.warning_at(entry.key_location, &entry.path, unknown_command(entry.name));
+    } else if per_second > vendor_limit {
+        section.warning_at(&entry.node.location, &entry.path, above_vendor_limit(vendor_limit));
+    }
+    Some(per_second)
+}
+
+fn above_vendor_limit(limit: NonZeroU32) -> String {
+    format!("exceeds Chat's limit of {limit}/s; lower it, unless Tencent raised the limit of this app")
+}
+
+/// Returns Chat's limit for a command if it is below the usual limit.
 pub fn lower_limit(name: CommandName<'_>) -> Option<NonZeroU32> {
     name.known().and_then(|known| known.vendor_qps).filter(|qps| *qps < VENDOR_QPS_DEFAULT)
 }
@@ -61,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vendors_lower_limits_are_built_in() {
+    fn lower_vendor_limits_are_built_in() {
         let quota = Quota::default();
         assert_eq!(limit(&quota, "follow/follow_check"), 200);
         assert_eq!(limit(&quota, "im_open_login_svc/account_delete"), 100);
@@ -71,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn per_command_lowers_all_and_lifts_only_ordinary_ones() {
+    fn per_command_lowers_all_and_raises_only_usual_limits() {
         let low = Quota { per_command: rate(50), ..Quota::default() };
         assert_eq!(limit(&low, "follow/follow_check"), 50);
         assert_eq!(limit(&low, "im_open_login_svc/account_delete"), 50);
@@ -82,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_the_operators_word() {
+    fn entry_overrides_per_command_and_vendor_limit() {
         let commands = HashMap::from([
             ("im_open_login_svc/account_delete".to_owned(), rate(300)),
             ("follow/follow_check".to_owned(), rate(7)),

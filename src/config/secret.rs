@@ -1,4 +1,4 @@
-//! Secrets by reference: what a file or a variable holds.
+//! Secrets by reference: reads a secret from a file or an environment variable.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -6,22 +6,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
-/// Largest secret file. A key has 64 bytes; what is larger than this was not meant.
-pub const SECRET_LEN_MAX: usize = 64 * 1024;
+use super::problem::NOT_UTF8;
 
-/// Largest file of certificates. The public roots of a browser take 230 KiB.
-pub const CA_LEN_MAX: usize = 1024 * 1024;
+/// Maximum size of a secret in bytes. A secret key has 64.
+pub(super) const SECRET_LEN_MAX: usize = 64 * 1024;
 
-/// A line of text that nobody may see. No `Display`, `Debug` shows nothing, wiped on drop.
+/// A secret line of text. It has no `Display`, `Debug` hides it, and it is wiped on drop.
 pub struct SecretText(Zeroizing<String>);
 
 impl SecretText {
-    /// The text, for the code that uses it and for nothing else.
+    /// Returns the text, only for the code that uses the secret.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -33,159 +29,116 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Why there is no secret to be had. The messages never name the file: who writes the secret itself
-/// where its file should be named must not find it in the log.
+/// The reason why a secret cannot be read.
+///
+/// The messages never name the file: an operator may have written the secret itself where the name of its file belongs,
+/// and then the name must not reach the log.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum SecretError {
-    #[error("the file it names cannot be read ({})", kind(.0))]
+    #[error("cannot read the file ({}); check its path and permissions", cause(.0))]
     Unreadable(io::Error),
-    #[error("what it names is not a file")]
+    #[error("not a regular file; set the path of a file")]
     NotAFile,
-    #[error("there is no variable of that name in the environment")]
+    #[error("the environment variable is not set; set it, or name another one")]
     NoVariable,
-    #[error("it is longer than 64 KiB, so it is not what was meant")]
+    #[error("the secret is longer than 64 KiB; check that this is the right file or variable")]
     TooLarge,
-    #[error("it is not UTF-8 text")]
+    #[error("{NOT_UTF8}")]
     NotText,
-    #[error("it is empty; it must hold the secret as its one line")]
+    #[error("the secret is empty; it must be one line of text")]
     Empty,
-    #[error("it has more than one line; it must hold the secret as its one line")]
+    #[error("the secret has more than one line; it must be one line of text")]
     ManyLines,
-    #[error(
-        "it is a key in PEM, which is of the first generation of signatures; take the secret key that the console \
-         shows for HMAC-SHA256, one line of 64 hex digits"
-    )]
+    #[error("a PEM key of the first-generation signatures; use the secret key that the console shows, 64 hex digits")]
     Pem,
 }
 
-/// What is doubtful about a secret that was read.
+/// A suspicious property of a secret that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
-pub enum Remark {
-    #[error("every user of this machine can read the file it names; take the right from others (chmod o-r)")]
+pub enum SecretWarning {
+    #[error("the file is world-readable; run chmod o-r on it")]
     WorldReadable,
-    #[error("the secret begins or ends with a blank, which is taken as a part of it; is that meant?")]
-    Blanks,
-    #[error("the secret begins with a byte order mark, which is taken as a part of it; save the file without one")]
+    #[error("the secret begins or ends with whitespace, which is part of it; remove it unless it is intended")]
+    Whitespace,
+    #[error("the secret begins with a byte order mark, which is part of it; save the file without one")]
     ByteOrderMark,
 }
 
-/// Reads a secret from a file: one line of text, whose LF or CRLF at the end is not part of it. It is
-/// text whatever it looks like.
+/// Reads a secret from a file: one line of text, without a final LF or CRLF. It is always text, even if it looks like
+/// another format.
 ///
-/// A pipe is read too, so that a shell can hand a secret over without a file.
+/// It also reads a pipe, so that a shell can pass a secret without a file.
 ///
 /// # Errors
-/// If there is no such line.
-pub fn read_secret_file(path: &Path) -> Result<(SecretText, Vec<Remark>), SecretError> {
+/// If the file does not contain exactly one line.
+pub fn read_secret_file(path: &Path) -> Result<(SecretText, Vec<SecretWarning>), SecretError> {
     let mut file = File::open(path).map_err(SecretError::Unreadable)?;
     let metadata = file.metadata().map_err(SecretError::Unreadable)?;
     if metadata.is_dir() {
         return Err(SecretError::NotAFile);
     }
-    // Room for all of it from the start: a buffer that grows leaves unwiped copies behind.
+    // Full capacity from the start: a growing buffer leaves copies that are not wiped.
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_LEN_MAX + 1));
     (&mut file).take(SECRET_LEN_MAX as u64 + 1).read_to_end(&mut bytes).map_err(SecretError::Unreadable)?;
     if bytes.len() > SECRET_LEN_MAX {
         return Err(SecretError::TooLarge);
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| SecretError::NotText)?;
-    let (secret, mut remarks) = one_line(text)?;
-    if world_readable(&metadata) {
-        remarks.push(Remark::WorldReadable);
+    let (secret, mut warnings) = parse_secret(text)?;
+    if is_world_readable(&metadata) {
+        warnings.push(SecretWarning::WorldReadable);
     }
-    Ok((secret, remarks))
+    Ok((secret, warnings))
 }
 
-/// The same of a text that is there already, as from a variable of the environment.
+/// Reads a secret from a file of the configuration. It rejects pipes, because a reload would block on them.
+pub(super) fn read_regular_secret_file(path: &Path) -> Result<(SecretText, Vec<SecretWarning>), SecretError> {
+    require_regular(path)?;
+    read_secret_file(path)
+}
+
+/// Parses a secret from the content of a file or an environment variable.
 ///
 /// # Errors
-/// If it is not one line.
-pub(super) fn one_line(text: &str) -> Result<(SecretText, Vec<Remark>), SecretError> {
+/// If the text is not exactly one line.
+pub(super) fn parse_secret(text: &str) -> Result<(SecretText, Vec<SecretWarning>), SecretError> {
     if text.len() > SECRET_LEN_MAX {
         return Err(SecretError::TooLarge);
     }
     let line = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
     if line.contains(['\n', '\r']) {
-        let pem = line.trim_start().starts_with("-----BEGIN");
-        return Err(if pem { SecretError::Pem } else { SecretError::ManyLines });
+        let is_pem = line.trim_start().starts_with("-----BEGIN");
+        return Err(if is_pem { SecretError::Pem } else { SecretError::ManyLines });
     }
     if line.is_empty() {
         return Err(SecretError::Empty);
     }
-    let mut remarks = Vec::new();
+    let mut warnings = Vec::new();
     if line.starts_with('\u{feff}') {
-        remarks.push(Remark::ByteOrderMark);
+        warnings.push(SecretWarning::ByteOrderMark);
     }
     if line.trim() != line {
-        remarks.push(Remark::Blanks);
+        warnings.push(SecretWarning::Whitespace);
     }
-    Ok((SecretText(Zeroizing::new(line.to_owned())), remarks))
+    Ok((SecretText(Zeroizing::new(line.to_owned())), warnings))
 }
 
-/// Reads a file for a configuration, which is read again at each reload: a pipe would block it.
-pub(super) fn read_regular_secret_file(path: &Path) -> Result<(SecretText, Vec<Remark>), SecretError> {
-    require_regular(path)?;
-    read_secret_file(path)
-}
-
-/// Reads certificates in PEM that are trusted in addition.
-///
-/// # Errors
-/// A sentence that says what is wrong with the file.
-pub(super) fn read_ca_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let (pem, _) = read_pem_file(path)?;
-    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|_| "the file it names is not PEM (text with -----BEGIN CERTIFICATE-----)".to_owned())?;
-    if certificates.is_empty() {
-        return Err("the file it names has no certificate in PEM (-----BEGIN CERTIFICATE-----)".to_owned());
-    }
-    for (certificate, number) in certificates.iter().zip(1..) {
-        RootCertStore::empty()
-            .add(certificate.clone())
-            .map_err(|_| format!("certificate {number} of the file it names cannot be used as a root of trust"))?;
-    }
-    Ok(certificates)
-}
-
-/// Reads a file of certificates or of a key, which is wiped on drop, with a remark if it is one that all
-/// users of this machine can read.
-///
-/// # Errors
-/// A sentence that says what is wrong with the file.
-pub(super) fn read_pem_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<Remark>), String> {
-    let read = || {
-        require_regular(path)?;
-        let file = File::open(path).map_err(SecretError::Unreadable)?;
-        let metadata = file.metadata().map_err(SecretError::Unreadable)?;
-        // Room for all of it from the start: a buffer that grows leaves unwiped copies behind.
-        let len = usize::try_from(metadata.len()).unwrap_or(CA_LEN_MAX).min(CA_LEN_MAX);
-        let mut bytes = Zeroizing::new(Vec::with_capacity(len + 2));
-        file.take(CA_LEN_MAX as u64 + 1).read_to_end(&mut bytes).map_err(SecretError::Unreadable)?;
-        Ok((bytes, world_readable(&metadata).then_some(Remark::WorldReadable)))
-    };
-    let (pem, remark) = read().map_err(|error: SecretError| error.to_string())?;
-    if pem.len() > CA_LEN_MAX {
-        return Err("the file it names is larger than 1 MiB".to_owned());
-    }
-    Ok((pem, remark))
-}
-
-fn require_regular(path: &Path) -> Result<(), SecretError> {
+/// Rejects a path that is not a regular file.
+pub(super) fn require_regular(path: &Path) -> Result<(), SecretError> {
     let metadata = std::fs::metadata(path).map_err(SecretError::Unreadable)?;
     if metadata.is_file() { Ok(()) } else { Err(SecretError::NotAFile) }
 }
 
-fn world_readable(metadata: &Metadata) -> bool {
+pub(super) fn is_world_readable(metadata: &Metadata) -> bool {
     metadata.is_file() && metadata.permissions().mode() & 0o004 != 0
 }
 
-/// The system's word for an error, without anything of ours in it.
-fn kind(error: &io::Error) -> String {
+/// Describes an I/O error without any data of the operator.
+fn cause(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        io::ErrorKind::NotFound => "no such file".to_owned(),
         io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         other => other.to_string(),
     }
@@ -196,11 +149,11 @@ mod tests {
     use super::*;
 
     fn line(text: &str) -> Result<String, SecretError> {
-        one_line(text).map(|(secret, _)| secret.expose().to_owned())
+        parse_secret(text).map(|(secret, _)| secret.expose().to_owned())
     }
 
     #[test]
-    fn the_last_line_end_is_not_part_of_the_secret() {
+    fn final_line_end_is_not_part_of_the_secret() {
         for text in ["key", "key\n", "key\r\n"] {
             assert_eq!(line(text).expect("a line"), "key", "{text:?}");
         }
@@ -208,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_line_is_refused() {
+    fn text_other_than_one_line_is_rejected() {
         for text in ["", "\n", "\r\n"] {
             assert!(matches!(line(text), Err(SecretError::Empty)), "{text:?}");
         }
@@ -222,16 +175,16 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_secrets_are_taken_with_a_remark() {
-        let remarks = |text| one_line(text).expect("a line").1;
-        assert_eq!(remarks("key "), [Remark::Blanks]);
-        assert_eq!(remarks("\tkey"), [Remark::Blanks]);
-        assert_eq!(remarks("\u{feff}key"), [Remark::ByteOrderMark]);
-        assert_eq!(remarks("a key"), []);
+    fn suspicious_secrets_are_accepted_with_a_warning() {
+        let warnings = |text| parse_secret(text).expect("a line").1;
+        assert_eq!(warnings("key "), [SecretWarning::Whitespace]);
+        assert_eq!(warnings("\tkey"), [SecretWarning::Whitespace]);
+        assert_eq!(warnings("\u{feff}key"), [SecretWarning::ByteOrderMark]);
+        assert_eq!(warnings("a key"), []);
     }
 
     #[test]
-    fn files_are_read_whole_or_refused() {
+    fn secret_files_are_read_whole_or_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("key");
         let write = |bytes: &[u8], mode| {
@@ -239,11 +192,11 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("its mode set");
         };
         write(b"key\n", 0o600);
-        let (secret, remarks) = read_secret_file(&path).expect("a secret");
-        assert_eq!((secret.expose(), remarks), ("key", Vec::new()));
+        let (secret, warnings) = read_secret_file(&path).expect("a secret");
+        assert_eq!((secret.expose(), warnings), ("key", Vec::new()));
         assert_eq!(format!("{secret:?}"), "SecretText(hidden)");
         write(b"key\n", 0o644);
-        assert_eq!(read_secret_file(&path).expect("a secret").1, [Remark::WorldReadable]);
+        assert_eq!(read_secret_file(&path).expect("a secret").1, [SecretWarning::WorldReadable]);
         write(b"k\xffy\n", 0o600);
         assert!(matches!(read_secret_file(&path), Err(SecretError::NotText)));
         write(&vec![b'k'; SECRET_LEN_MAX + 1], 0o600);
@@ -252,28 +205,5 @@ mod tests {
         assert!(matches!(read_regular_secret_file("/dev/null".as_ref()), Err(SecretError::NotAFile)));
         let missing = read_secret_file(&folder.path().join("none")).expect_err("nothing there").to_string();
         assert!(missing.contains("no such file") && !missing.contains("none"), "{missing}");
-    }
-
-    #[test]
-    fn certificates_must_be_usable_as_roots() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("ca.pem");
-        let read = |text: &str| {
-            std::fs::write(&path, text).expect("written");
-            read_ca_file(&path)
-        };
-        let one = || rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert.pem();
-        assert_eq!(read(&format!("words\n{}{}", one(), one())).expect("two").len(), 2);
-        for (text, message) in [
-            ("", "has no certificate"),
-            ("-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n", "is not PEM"),
-            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "certificate 1 of"),
-            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "is not PEM"),
-        ] {
-            let error = read(text).expect_err(text);
-            assert!(error.contains(message), "{error}");
-        }
-        assert!(read(&"#".repeat(CA_LEN_MAX + 1)).expect_err("large").contains("1 MiB"));
-        assert!(read_ca_file(folder.path()).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What a configuration was read from, so that changes are seen.
+//! The files that a configuration was read from, to detect changes.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -7,39 +7,39 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use zeroize::Zeroizing;
 
-use super::secret::CA_LEN_MAX;
+use super::pem::PEM_LEN_MAX;
 
-/// The text of the file, and what the files that it names held. Both are empty for a configuration
+/// The text of the configuration file, and fingerprints of the files that it names. Both are empty for a configuration
 /// that was not read from a file.
 #[derive(Debug, Clone, Default)]
 pub struct Source {
-    /// Without anything that the environment has laid over it. It holds no secret, for those are refused.
+    /// Text without overrides of the environment. It contains no secret, because inline secrets are rejected.
     pub text: String,
-    /// The files of secrets and certificates that it names.
+    /// Named files: secrets, keys, and certificates.
     pub files: Vec<NamedFile>,
 }
 
-/// A file that the configuration names, and what is in it.
+/// A file that the configuration names, with a fingerprint of its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedFile {
     path: PathBuf,
-    seen: Fingerprint,
+    fingerprint: Fingerprint,
 }
 
 impl NamedFile {
-    /// Looks at it now.
-    pub(super) fn fingerprint(path: &Path) -> Self {
-        Self { path: path.to_owned(), seen: Fingerprint::of(path) }
+    /// Reads the file and takes its fingerprint.
+    pub(super) fn read(path: &Path) -> Self {
+        Self { path: path.to_owned(), fingerprint: Fingerprint::of(path) }
     }
 
-    /// The same file as it is now. Blocks.
+    /// Returns the same file with its current fingerprint. Blocks.
     pub fn refresh(&self) -> Self {
-        Self::fingerprint(&self.path)
+        Self::read(&self.path)
     }
 }
 
-/// Tells contents apart without keeping them: whatever way a file was replaced, by writing, by rename or
-/// by turning a link above it, it is what is read that counts.
+/// A hash of a file's content. It detects a change no matter how the file was replaced: by writing, by a rename, or by
+/// a changed symbolic link in its path.
 #[derive(Clone, PartialEq, Eq)]
 struct Fingerprint(Option<Zeroizing<[u8; SHA256_OUTPUT_LEN]>>);
 
@@ -50,17 +50,17 @@ impl std::fmt::Debug for Fingerprint {
 }
 
 impl Fingerprint {
-    /// `None` inside for what cannot be read. What is no regular file is not opened: a pipe would block.
+    /// Contains `None` if the file cannot be read. Only regular files are opened, because a pipe would block.
     fn of(path: &Path) -> Self {
         let read = || {
             let len = std::fs::metadata(path).ok().filter(|file| file.is_file())?.len();
-            // Room for all of it from the start: a buffer that grows leaves unwiped copies behind.
-            let room = usize::try_from(len).unwrap_or(CA_LEN_MAX).min(CA_LEN_MAX) + 2;
-            let mut bytes = Zeroizing::new(Vec::with_capacity(room));
-            File::open(path).ok()?.take(room as u64 - 1).read_to_end(&mut bytes).ok()?;
-            let mut print = Zeroizing::new([0; SHA256_OUTPUT_LEN]);
-            print.copy_from_slice(digest(&SHA256, &bytes).as_ref());
-            Some(print)
+            // Full capacity from the start: a growing buffer leaves copies that are not wiped.
+            let capacity = usize::try_from(len).unwrap_or(PEM_LEN_MAX).min(PEM_LEN_MAX) + 2;
+            let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+            File::open(path).ok()?.take(capacity as u64 - 1).read_to_end(&mut bytes).ok()?;
+            let mut hash = Zeroizing::new([0; SHA256_OUTPUT_LEN]);
+            hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+            Some(hash)
         };
         Self(read())
     }
@@ -71,11 +71,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_in_a_file_counts() {
+    fn fingerprint_depends_on_the_content_only() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("key");
         let write = |text: &str| std::fs::write(&path, text).expect("own folder");
-        let absent = NamedFile::fingerprint(&path);
+        let absent = NamedFile::read(&path);
         assert_eq!(absent, absent.refresh());
         write("one");
         let one = absent.refresh();
@@ -86,6 +86,6 @@ mod tests {
         write("one");
         assert_eq!(one, one.refresh());
         assert!(!format!("{one:?}").contains("one\""));
-        assert_eq!(NamedFile::fingerprint(folder.path()).seen, absent.seen, "a folder is not read");
+        assert_eq!(NamedFile::read(folder.path()).fingerprint, absent.fingerprint, "a folder is not read");
     }
 }

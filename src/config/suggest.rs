@@ -1,36 +1,22 @@
-//! "Did you mean": the known word that is closest to a mistyped one.
+//! Suggestions for mistyped words: "did you mean ...?".
 
-/// The candidate that is few enough letters away, if there is one.
+use strsim::osa_distance;
+
+/// Maximum length in bytes of a word that gets a suggestion. Every known word is far shorter, and the cost of a
+/// comparison grows with the length.
+const WORD_LEN_MAX: usize = 200;
+
+/// Returns the candidate with the smallest edit distance, if it is close enough to be a typo.
+///
+/// The distance counts inserted, deleted, and replaced characters and swaps of neighbors (optimal string alignment).
+/// The limit is a third of the word's length, from 1 to 4.
 pub(super) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // Far longer than any word there is: the table below would only cost time.
-    if word.len() > 200 {
+    if word.len() > WORD_LEN_MAX {
         return None;
     }
-    let bound = (word.chars().count() / 3).clamp(1, 4);
-    let judged = candidates.into_iter().map(|candidate| (distance(word, candidate), candidate));
-    judged.filter(|(distance, _)| *distance <= bound).min().map(|(_, candidate)| candidate)
-}
-
-/// Letters to insert, delete, replace or swap with their neighbour to get from one to the other
-/// (optimal string alignment).
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut rows = vec![vec![0; to.len() + 1]; from.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    rows[0] = (0..=to.len()).collect();
-    for i in 1..=from.len() {
-        for j in 1..=to.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(from[i - 1] != to[j - 1]);
-            let mut best = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = best;
-        }
-    }
-    rows[from.len()][to.len()]
+    let limit = (word.chars().count() / 3).clamp(1, 4);
+    let distances = candidates.into_iter().map(|candidate| (osa_distance(word, candidate), candidate));
+    distances.filter(|(distance, _)| *distance <= limit).min().map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]
@@ -38,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_are_recognised_and_other_words_are_not() {
+    fn typos_get_a_suggestion_and_unrelated_words_do_not() {
         let keys = ["listen", "admin", "max_body", "max_requests"];
         assert_eq!(closest("lisetn", keys), Some("listen"));
         assert_eq!(closest("listens", keys), Some("listen"));
@@ -50,12 +36,12 @@ mod tests {
     }
 
     #[test]
-    fn distances_are_counted_in_letters() {
+    fn distances_are_counted_in_characters() {
         for (from, to, expected) in
             [("", "", 0), ("", "ab", 2), ("ab", "ba", 1), ("kitten", "sitting", 3), ("ö", "o", 1)]
         {
-            assert_eq!(distance(from, to), expected, "{from} {to}");
-            assert_eq!(distance(to, from), expected, "{to} {from}");
+            assert_eq!(osa_distance(from, to), expected, "{from} {to}");
+            assert_eq!(osa_distance(to, from), expected, "{to} {from}");
         }
     }
 }

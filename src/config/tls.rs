@@ -1,13 +1,11 @@
-//! `server.tls`: the certificate that callers see, and whom it lets in.
+//! `[server.tls]`: the certificate of the data listener, and client certificates.
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -15,43 +13,44 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_cert::der::Decode as _;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
-use zeroize::Zeroizing;
 
-use super::secret::{Remark, read_ca_file, read_pem_file};
+use super::pem::{KeyPairError, certified, read_cas, read_chain, read_key, read_named};
 use super::section::Section;
-use super::{ListenAddr, Server};
 use crate::clock;
 
-/// A certificate that ends sooner than this is warned of.
+/// A certificate that expires within this time causes a warning.
 const ENDS_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Most names of a certificate that are shown.
+/// Maximum number of names of a certificate that are shown.
 const NAMES_SHOWN_MAX: usize = 5;
 
-/// How the TCP listeners of callers serve TLS. `Debug` shows no key.
+/// TLS of the data listener over TCP. `Debug` shows no key.
 #[derive(Clone)]
 pub struct Tls {
-    /// What serves: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
+    /// Configuration of rustls: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
     pub serving: Arc<ServerConfig>,
-    /// What callers see.
+    /// The certificate that callers see.
     pub certificate: Certificate,
-    /// Whether callers must show a certificate of `client_ca_file`.
-    pub asks_callers: bool,
+    /// Whether callers need a certificate that a CA in `client_ca_file` has signed.
+    pub requires_client_cert: bool,
 }
 
-/// What a certificate says.
+/// Subject and expiry of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// Whose it is: its distinguished name, in one line, and the names that it is good for.
+    /// Distinguished name and alternative names, on one line.
     pub subject: String,
-    /// When it ends, since 1970.
+    /// Expiry, since the Unix epoch.
     pub ends_at: Duration,
 }
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { certificate, asks_callers, .. } = self;
-        f.debug_struct("Tls").field("certificate", certificate).field("asks_callers", asks_callers).finish()
+        let Self { certificate, requires_client_cert, .. } = self;
+        f.debug_struct("Tls")
+            .field("certificate", certificate)
+            .field("requires_client_cert", requires_client_cert)
+            .finish()
     }
 }
 
@@ -64,64 +63,71 @@ impl PartialEq for Tls {
 impl Eq for Tls {}
 
 impl Certificate {
-    /// When it ends, as RFC 3339 writes it.
+    /// Returns the expiry in the format of RFC 3339.
     pub fn ends_at_text(&self) -> String {
-        humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + self.ends_at).to_string()
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + self.ends_at).to_string()
     }
 }
 
-/// Reads `server.tls`. Gives whether callers are to show a certificate, also if what is written is no good.
-pub(super) fn tls(section: &mut Section<'_>, server: &mut Server) -> bool {
-    if section.has("tls") && !server.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_))) {
-        section.warning("tls", "is for TCP, and listen has only Unix sockets");
+impl Tls {
+    /// Reads `tls` of the server section. Also returns whether callers need a client certificate, even if the settings
+    /// are invalid.
+    pub(super) fn read(server: &mut Section<'_>, has_tcp_listener: bool) -> (Option<Self>, bool) {
+        let is_present = server.has("tls");
+        if is_present && !has_tcp_listener {
+            server.warning("tls", "has no effect, because listen has only Unix sockets; remove it or add an IP:PORT");
+        }
+        let mut section = server.section("tls");
+        let chain = read_named(&mut section, "cert_file", is_present, read_chain);
+        let key = read_named(&mut section, "key_file", is_present, read_key);
+        let cas = read_named(&mut section, "client_ca_file", false, read_cas);
+        let requires_client_cert = section.has("client_ca_file");
+        if let Some((_, Some(warning))) = &key {
+            section.warning("key_file", warning);
+        }
+        let certificate =
+            chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, "callers reject it"));
+        let serving = chain.zip(key).and_then(|(chain, (key, _))| {
+            let cas = if requires_client_cert { Some(cas?) } else { None };
+            server_config(chain, &key, cas).map_err(|error| section.problem(error.key, error.message)).ok()
+        });
+        section.finish();
+        let tls = serving.zip(certificate);
+        (tls.map(|(serving, certificate)| Self { serving, certificate, requires_client_cert }), requires_client_cert)
     }
-    let (required, mut section) = (section.has("tls"), section.section("tls"));
-    let chain = file(&mut section, "cert_file", required, read_chain);
-    let key = file(&mut section, "key_file", required, read_key);
-    let authorities = file(&mut section, "client_ca_file", false, read_ca_file);
-    let asks_callers = section.has("client_ca_file");
-    if let Some((_, Some(remark))) = &key {
-        section.warning("key_file", remark);
-    }
-    let certificate = chain.as_ref().and_then(|chain| certificate(&section, chain.first()?, "callers refuse it"));
-    let serving = chain.zip(key).and_then(|(chain, (key, _))| {
-        let roots = if asks_callers { Some(authorities?) } else { None };
-        serve_with(chain, &key, roots).map_err(|(key, message)| section.problem(key, message)).ok()
-    });
-    section.finish();
-    server.tls = serving.zip(certificate).map(|(serving, certificate)| Tls { serving, certificate, asks_callers });
-    asks_callers
 }
 
-/// How TLS is spoken to others: it trusts the public roots and `extra`, and shows `shown` to who asks for it.
+/// Returns the TLS configuration of outgoing connections. It trusts the public roots and `extra_roots`, and presents
+/// `client_cert` on request.
 ///
 /// # Errors
-/// If one of `extra` is no certificate that can be trusted.
+/// If one of `extra_roots` cannot be a trust anchor.
 pub fn client_config(
-    extra: &[CertificateDer<'static>],
-    shown: Option<CertifiedKey>,
+    extra_roots: &[CertificateDer<'static>],
+    client_cert: Option<CertifiedKey>,
 ) -> Result<ClientConfig, rustls::Error> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for certificate in extra {
+    for certificate in extra_roots {
         roots.add(certificate.clone())?;
     }
-    // The provider is named: the process-wide default may be anybody's. No key log either, whatever
-    // the environment says.
+    // Explicit provider, because the process-wide default could be another one. rustls writes no key log unless it is
+    // configured to, so SSLKEYLOGFILE has no effect.
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots);
-    Ok(match shown {
-        Some(shown) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown))),
+    Ok(match client_cert {
+        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
         None => builder.with_no_client_auth(),
     })
 }
 
-/// What others are shown. What is wrong with it or doubtful is noted, with what comes of it.
-pub(super) fn certificate(section: &Section<'_>, der: &CertificateDer<'_>, then: &str) -> Option<Certificate> {
+/// Reads a certificate that chatgate presents. Notes its problems, and a warning with the `effect` if it is not valid
+/// now.
+pub(super) fn read_certificate(section: &Section<'_>, der: &CertificateDer<'_>, effect: &str) -> Option<Certificate> {
     match Certificate::read(der) {
         Ok((certificate, begins_at)) => {
-            if let Some(doubt) = certificate.doubt(begins_at, then) {
-                section.warning("cert_file", doubt);
+            if let Some(warning) = certificate.validity_warning(begins_at, effect) {
+                section.warning("cert_file", warning);
             }
             Some(certificate)
         }
@@ -132,138 +138,78 @@ pub(super) fn certificate(section: &Section<'_>, der: &CertificateDer<'_>, then:
     }
 }
 
-/// What the file that a key names holds. What is wrong with it is noted.
-pub(super) fn file<T>(
-    section: &mut Section<'_>,
-    key: &'static str,
-    required: bool,
-    read: impl FnOnce(&Path) -> Result<T, String>,
-) -> Option<T> {
-    if required && !section.has(key) {
-        section.problem(key, format_args!("is missing; write {key} = \"FILE\""));
-    }
-    let path = section.named_file(key)?;
-    read(&path).map_err(|message| section.problem(key, message)).ok()
-}
-
-/// The certificate, then those that lead to its authority.
-pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let (pem, _) = read_pem_file(path)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(format!("the file it names has no certificate (-----BEGIN CERTIFICATE-----){}", instead(&pem))),
-        Err(_) => Err("the file it names is not sound PEM; was it cut off?".to_owned()),
-    }
-}
-
-/// The key, and whether others can read it.
-pub(super) fn read_key(path: &Path) -> Result<(Zeroizing<PrivateKeyDer<'static>>, Option<Remark>), String> {
-    let (pem, remark) = read_pem_file(path)?;
-    match PrivateKeyDer::from_pem_slice(&pem) {
-        Ok(key) => Ok((Zeroizing::new(key), remark)),
-        Err(pem::Error::NoItemsFound) => {
-            Err(format!("the file it names has no private key (-----BEGIN PRIVATE KEY-----){}", instead(&pem)))
-        }
-        Err(_) => Err("the file it names is not sound PEM; was it cut off?".to_owned()),
-    }
-}
-
-/// What a file without the thing that was wanted holds instead, as the end of a sentence.
-fn instead(pem: &[u8]) -> &'static str {
-    let has = |label: &[u8]| memchr::memmem::find(pem, label).is_some();
-    match () {
-        () if pem.iter().all(u8::is_ascii_whitespace) => ": it is empty",
-        () if has(b"ENCRYPTED") => ": the key in it is encrypted, and there is nobody to ask for its password",
-        () if has(b"PRIVATE KEY-----") => ": it has a private key; were the files mixed up?",
-        () if has(b"-----BEGIN CERTIFICATE-----") => ": it has a certificate; were the files mixed up?",
-        () if has(b"-----BEGIN ") => ": it has PEM of another kind",
-        () => ": it is no PEM at all",
-    }
-}
-
-/// A certificate with its key; else the key at fault and what is wrong.
-pub(super) fn certified(
+/// Returns the TLS configuration of the data listener. With `cas`, callers need a certificate from one of them.
+fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: &PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, (&'static str, String)> {
-    let signing = aws_lc_rs::sign::any_supported_type(key)
-        .map_err(|_| ("key_file", "the key in the file it names is of a kind that TLS cannot use".to_owned()))?;
-    let certified = CertifiedKey::new(chain, signing);
-    certified.keys_match().map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
-            ("key_file", "the key does not belong to the certificate of cert_file".to_owned())
-        }
-        _ => ("cert_file", "the first certificate of the file it names cannot be used".to_owned()),
-    })?;
-    Ok(certified)
-}
-
-/// Puts it together; else the key at fault and what is wrong.
-fn serve_with(
-    chain: Vec<CertificateDer<'static>>,
-    key: &PrivateKeyDer<'static>,
-    authorities: Option<Vec<CertificateDer<'static>>>,
-) -> Result<Arc<ServerConfig>, (&'static str, String)> {
+    cas: Option<Vec<CertificateDer<'static>>>,
+) -> Result<Arc<ServerConfig>, KeyPairError> {
     let certified = certified(chain, key)?;
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let of_callers = match authorities {
+    let client_verifier = match cas {
         None => Arc::new(NoClientAuth) as _,
-        Some(authorities) => {
+        Some(cas) => {
             let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(authorities);
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|_| ("client_ca_file", "the certificates of the file it names cannot be used".to_owned()))?
+            roots.add_parsable_certificates(cas);
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().map_err(
+                |_| KeyPairError {
+                    key: "client_ca_file",
+                    message: "TLS cannot use the certificates in the file; replace them",
+                },
+            )?
         }
     };
-    // No key log, whatever the environment says: rustls keeps none unless it is told to.
+    // rustls writes no key log unless it is configured to, so SSLKEYLOGFILE has no effect.
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|_| ("cert_file", "TLS cannot be served".to_owned()))?
-        .with_client_cert_verifier(of_callers)
+        .map_err(|_| KeyPairError { key: "cert_file", message: "cannot configure TLS; check the certificate" })?
+        .with_client_cert_verifier(client_verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
 impl Certificate {
-    /// What it says, and when it begins.
+    /// Reads subject and validity. Returns the start of the validity separately.
     fn read(der: &CertificateDer<'_>) -> Result<(Self, Duration), String> {
-        let read = x509_cert::Certificate::from_der(der)
-            .map_err(|_| "the first certificate of the file it names cannot be read".to_owned())?;
-        let read = read.tbs_certificate();
-        let names = read.get_extension::<SubjectAltName>().ok().flatten();
-        let names: Vec<String> = names.iter().flat_map(|(_, names)| &names.0).filter_map(name).collect();
+        let parsed = x509_cert::Certificate::from_der(der)
+            .map_err(|_| "cannot parse the first certificate in the file; replace it".to_owned())?;
+        let parsed = parsed.tbs_certificate();
+        let names = parsed.get_extension::<SubjectAltName>().ok().flatten();
+        let names: Vec<String> = names.iter().flat_map(|(_, names)| &names.0).filter_map(alternative_name).collect();
         let more = if names.len() > NAMES_SHOWN_MAX { ", ..." } else { "" };
         let shown = names.iter().take(NAMES_SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
-        let subject = read.subject().to_string();
+        let subject = parsed.subject().to_string();
         let subject = match (subject.is_empty(), shown.is_empty()) {
             (_, true) => subject,
             (true, false) => format!("for {shown}{more}"),
             (false, false) => format!("{subject}, for {shown}{more}"),
         };
-        // Text of others: one line, whatever it holds.
+        // Text from outside: keep it on one line.
         let subject = subject.chars().map(|char| if char.is_control() { '?' } else { char }).collect();
-        let validity = read.validity();
+        let validity = parsed.validity();
         let ends_at = validity.not_after.to_unix_duration();
         Ok((Self { subject, ends_at }, validity.not_before.to_unix_duration()))
     }
 
-    /// What is doubtful about it now.
-    fn doubt(&self, begins_at: Duration, then: &str) -> Option<String> {
+    /// Returns a warning if the certificate is not valid now or expires soon.
+    fn validity_warning(&self, begins_at: Duration, effect: &str) -> Option<String> {
         let (now, ends) = (clock::unix_now(), self.ends_at_text());
         let days = self.ends_at.saturating_sub(now).as_secs() / (24 * 3600);
-        match () {
-            () if self.ends_at <= now => Some(format!("the certificate ended at {ends}; {then}")),
-            () if begins_at > now => Some(format!("the certificate is not good yet; {then}")),
-            () if self.ends_at - now < ENDS_SOON => Some(format!("the certificate ends in {days} days, at {ends}")),
-            () => None,
+        if self.ends_at <= now {
+            Some(format!("the certificate expired at {ends}, so {effect}; renew it"))
+        } else if begins_at > now {
+            Some(format!("the certificate is not yet valid, so {effect}; check it and the clock of this machine"))
+        } else if self.ends_at - now < ENDS_SOON {
+            Some(format!("the certificate expires in {days} days, at {ends}; renew it"))
+        } else {
+            None
         }
     }
 }
 
-fn name(name: &GeneralName) -> Option<String> {
+/// Returns a DNS name or an IP address as text.
+fn alternative_name(name: &GeneralName) -> Option<String> {
     match name {
         GeneralName::DnsName(name) => Some(name.to_string()),
         GeneralName::IpAddress(address) => {

@@ -1,4 +1,4 @@
-//! Durations, sizes, rates and counts: how they are written, and their bounds.
+//! Parsers of values: durations, sizes, rates, counts, and their bounds.
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use super::tree::Node;
 
-/// Highest rate that may be configured, in calls a second. Chat's limits are in the hundreds; a stand-in
-/// that is measured may need more.
-pub const RATE_MAX: u32 = 10_000_000;
+/// Maximum rate in calls per second. Chat's limits are in the hundreds; benchmarks with a simulator need more.
+const RATE_MAX: u32 = 10_000_000;
 
-/// Longest text that is read as a duration. humantime adds its parts up and would overflow on parts
-/// near 2^64 seconds, which take more digits than this leaves room for.
+/// Maximum length of a duration in bytes. humantime adds the parts and would overflow on parts near 2^64 seconds, which
+/// have more digits.
 const DURATION_LEN_MAX: usize = 16;
 
-/// Reads `250ms`, `30s`, `5m`, `24h` and sums of them such as `1m 30s`.
+/// Parses `250ms`, `30s`, `5m`, `24h` and sums such as `1m 30s`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     if text.len() > DURATION_LEN_MAX {
         return None;
@@ -22,7 +21,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text).ok()
 }
 
-/// Writes a duration in the largest unit that gives a whole number: `24h`, `90s`, `3500ms`.
+/// Formats a duration in the largest unit that gives a whole number: `24h`, `90s`, `3500ms`.
 pub fn show_duration(duration: Duration) -> String {
     const UNITS: [(u128, &str); 5] =
         [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms"), (1, "us")];
@@ -34,8 +33,8 @@ pub fn show_duration(duration: Duration) -> String {
     format!("{}{unit}", micros / size)
 }
 
-/// Reads a size in bytes: a whole number with `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB`
-/// (powers of 1024), or bare for bytes.
+/// Parses a size in bytes: a whole number with `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB` (powers of
+/// 1024), or no unit for bytes.
 pub fn parse_size(text: &str) -> Option<usize> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -43,13 +42,14 @@ pub fn parse_size(text: &str) -> Option<usize> {
     number.parse::<usize>().ok()?.checked_mul(factor)
 }
 
-/// Writes a size in the largest binary unit that gives a whole number.
+/// Formats a size in the largest binary unit that gives a whole number.
 pub fn show_size(bytes: usize) -> String {
     const SHOWN: [(usize, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     let fits = SHOWN.into_iter().find(|(size, _)| bytes >= *size && bytes.is_multiple_of(*size));
     fits.map_or_else(|| format!("{bytes}B"), |(size, unit)| format!("{}{unit}", bytes / size))
 }
 
+/// Units of a size, in bytes.
 const SIZE_UNITS: [(&str, usize); 8] = [
     ("", 1),
     ("B", 1),
@@ -61,45 +61,52 @@ const SIZE_UNITS: [(&str, usize); 8] = [
     ("GiB", 1 << 30),
 ];
 
-/// Reads `200/s`: a whole number of calls a second, from 1 to [`RATE_MAX`].
+/// Parses `200/s`: a whole number of calls per second, from 1 to 10,000,000.
 pub fn parse_rate(text: &str) -> Option<NonZeroU32> {
     let digits = text.strip_suffix("/s")?;
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|rate: &NonZeroU32| plain && rate.get() <= RATE_MAX)
 }
 
-/// What a key takes: reads a value, or says what should stand there instead.
-pub(super) type Reading<T> = Result<T, String>;
+/// Message for a value that is not a string.
+pub(super) const NOT_A_STRING: &str = "must be a string in quotes";
 
-pub(super) fn duration(bounds: RangeInclusive<Duration>) -> impl Fn(&Node) -> Reading<Duration> {
+/// A parsed value, or the message that describes what is wrong with it.
+pub(super) type ParseResult<T> = Result<T, String>;
+
+/// Parses a duration within bounds.
+pub(super) fn duration(bounds: RangeInclusive<Duration>) -> impl Fn(&Node) -> ParseResult<Duration> {
     move |node| {
         let (least, most) = (show_duration(*bounds.start()), show_duration(*bounds.end()));
         match node.text().and_then(parse_duration) {
             Some(duration) if bounds.contains(&duration) => Ok(duration),
-            Some(_) => Err(format!("is out of bounds; write a duration from \"{least}\" to \"{most}\"")),
+            Some(_) => Err(format!("out of range; use a duration from \"{least}\" to \"{most}\"")),
             None => Err(format!(
-                "is not a duration; write a number with ms, s, m or h in quotes, from \"{least}\" to \"{most}\""
+                "not a duration; use a number with ms, s, m, or h in quotes, from \"{least}\" to \"{most}\""
             )),
         }
     }
 }
 
-pub(super) fn size(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> Reading<usize> {
+/// Parses a size within bounds.
+pub(super) fn size(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> ParseResult<usize> {
     move |node| {
         let (least, most) = (show_size(*bounds.start()), show_size(*bounds.end()));
-        // A bare number can only be meant in bytes.
+        // A number without quotes is in bytes.
         let bytes = node.integer().and_then(|number| usize::try_from(number).ok());
         match bytes.or_else(|| node.text().and_then(parse_size)) {
             Some(size) if bounds.contains(&size) => Ok(size),
-            Some(_) => Err(format!("is out of bounds; write a size from \"{least}\" to \"{most}\"")),
+            Some(_) => Err(format!("out of range; use a size from \"{least}\" to \"{most}\"")),
             None => Err(format!(
-                "is not a size; write a number with B, KB, MB, GB, KiB, MiB or GiB in quotes, from \"{least}\" to \"{most}\""
+                "not a size; use a number with B, KB, MB, GB, KiB, MiB, or GiB in quotes, from \"{least}\" to \
+                 \"{most}\""
             )),
         }
     }
 }
 
-pub(super) fn count(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> Reading<usize> {
+/// Parses an integer within bounds.
+pub(super) fn count(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> ParseResult<usize> {
     move |node| {
         let number = node.integer().and_then(|number| usize::try_from(number).ok());
         number.filter(|number| bounds.contains(number)).ok_or_else(|| {
@@ -108,45 +115,55 @@ pub(super) fn count(bounds: RangeInclusive<usize>) -> impl Fn(&Node) -> Reading<
     }
 }
 
-pub(super) fn rate(node: &Node) -> Reading<NonZeroU32> {
-    node.text().and_then(parse_rate).ok_or_else(|| {
-        format!("is not a rate; write calls a second as a whole number, from \"1/s\" to \"{RATE_MAX}/s\"")
-    })
+pub(super) fn rate(node: &Node) -> ParseResult<NonZeroU32> {
+    node.text()
+        .and_then(parse_rate)
+        .ok_or_else(|| format!("not a rate; use whole calls per second in quotes, from \"1/s\" to \"{RATE_MAX}/s\""))
 }
 
-pub(super) fn fraction(bounds: RangeInclusive<f64>) -> impl Fn(&Node) -> Reading<f64> {
+/// Parses a number within bounds.
+pub(super) fn fraction(bounds: RangeInclusive<f64>) -> impl Fn(&Node) -> ParseResult<f64> {
     move |node| {
         let number = node.number().filter(|number| bounds.contains(number));
         number.ok_or_else(|| format!("must be a number from {} to {}, without quotes", bounds.start(), bounds.end()))
     }
 }
 
-pub(super) fn boolean(node: &Node) -> Reading<bool> {
+pub(super) fn boolean(node: &Node) -> ParseResult<bool> {
     node.boolean().ok_or_else(|| "must be true or false, without quotes".to_owned())
 }
 
-pub(super) fn text(node: &Node) -> Reading<String> {
-    let text = node.text().ok_or_else(|| "must be a text in quotes".to_owned())?;
-    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+/// Parses a string that is not empty.
+pub(super) fn text(node: &Node) -> ParseResult<String> {
+    let text = node.text().ok_or_else(|| NOT_A_STRING.to_owned())?;
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-/// A value that reads itself from a text and says by itself what is wrong with one.
-pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(node: &Node) -> Reading<T> {
-    let text = node.text().ok_or_else(|| "must be a text in quotes".to_owned())?;
+/// Parses a string with `FromStr`; its error is the message.
+pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(node: &Node) -> ParseResult<T> {
+    let text = node.text().ok_or_else(|| NOT_A_STRING.to_owned())?;
     text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+pub(super) const fn millis(number: u64) -> Duration {
+    Duration::from_millis(number)
+}
+
+pub(super) const fn hours(number: u64) -> Duration {
+    Duration::from_secs(number * 3600)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tree::plain;
+    use crate::config::tree::parse_variable;
 
     fn node(raw: &str) -> Node {
-        plain(&"V".into(), raw.to_owned())
+        parse_variable(&"V".into(), raw.to_owned())
     }
 
     #[test]
-    fn durations_are_read_and_written() {
+    fn durations_are_parsed_and_formatted() {
         for (text, millis) in
             [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("24h", 86_400_000), ("1m 30s", 90_000), ("0s", 0)]
         {
@@ -163,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_written() {
+    fn sizes_are_parsed_and_formatted() {
         for (text, bytes) in [
             ("1MiB", 1 << 20),
             ("256 KiB", 256 << 10),
@@ -184,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_whole_and_never_zero() {
+    fn rates_are_whole_and_positive() {
         assert_eq!(parse_rate("200/s"), NonZeroU32::new(200));
         assert_eq!(parse_rate("1/s"), NonZeroU32::new(1));
         assert_eq!(parse_rate("10000000/s"), NonZeroU32::new(RATE_MAX));
@@ -194,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_hold_at_both_edges() {
+    fn bounds_are_inclusive() {
         let read = duration(Duration::from_millis(10)..=Duration::from_secs(60));
         assert!(read(&node("10ms")).is_ok() && read(&node("60s")).is_ok());
         for bad in ["9ms", "61s", "60001ms"] {

@@ -1,74 +1,73 @@
-//! `[webhook]`: events from Chat.
+//! `[webhook]`: the listener for webhooks from Chat.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::section::{Reader, SecretNames, Section};
+use super::caller::UNKNOWN_APP;
+use super::section::{SecretNames, Section};
 use super::units::{duration, parsed};
 use super::{ListenAddr, Server};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::webhook::Token;
 
-/// `[webhook]`: where events from Chat come, and who may say so.
+/// `[webhook]`: the listener for webhooks from Chat.
 #[derive(Debug, Clone)]
 pub struct Webhook {
-    /// Where Chat posts. It has no default: that others can reach it must be meant.
+    /// Address of the listener. It has no default, because it is usually open to other machines.
     pub listen: ListenAddr,
-    /// The token of each app whose events are taken; at least one.
+    /// Token per app; at least one. Webhooks of other apps are rejected.
     pub tokens: HashMap<AppName, Token>,
-    /// How far the time of an event may be from ours, before and after, 1 s to 1 h. Default 60 s.
+    /// Maximum difference between the time of a webhook and the current time, in both directions, 1 s to 1 h. Default
+    /// 60 s.
     pub window: Duration,
 }
 
 const WINDOW_DEFAULT: Duration = Duration::from_secs(60);
 const APP_TOKEN: SecretNames = SecretNames { inline: "token", file: "file", env: "env" };
 
-/// The section, if it was written. `apps` are the names of all apps.
-pub(super) fn webhook(
-    reader: &Reader<'_>,
-    root: &mut Section<'_>,
-    apps: &HashSet<AppName>,
-    server: &Server,
-) -> Option<Webhook> {
-    let written = root.has("webhook");
-    let mut section = root.section("webhook");
-    if !written {
+impl Webhook {
+    /// Reads the section if it is present. `apps` are the names of all apps.
+    pub(super) fn read(root: &mut Section<'_>, apps: &HashSet<AppName>, server: &Server) -> Option<Self> {
+        let is_present = root.has("webhook");
+        let mut section = root.section("webhook");
+        if !is_present {
+            section.finish();
+            return None;
+        }
+        let listen = section.required("listen", "listen = \"0.0.0.0:8702\"", parsed::<ListenAddr>);
+        if let Some(listen) = &listen
+            && server.listen.iter().chain([&server.admin]).any(|other| other.collides_with(listen))
+        {
+            section.problem("listen", "another listener has this address; give webhooks their own address");
+        }
+        let tokens = read_tokens(&mut section, apps);
+        let mut window = WINDOW_DEFAULT;
+        section.read("window", &mut window, duration(Duration::from_secs(1)..=Duration::from_secs(3600)));
         section.finish();
-        return None;
+        Some(Self { listen: listen?, tokens, window })
     }
-    let listen = section.required("listen", "listen = \"0.0.0.0:8702\"", parsed::<ListenAddr>);
-    if let Some(listen) = &listen
-        && server.listen.iter().chain([&server.admin]).any(|other| other.collides_with(listen))
-    {
-        section.problem("listen", "is the address of another listener; give webhooks one of their own");
-    }
-    let tokens = tokens(reader, &mut section, apps);
-    let mut window = WINDOW_DEFAULT;
-    section.read("window", &mut window, duration(Duration::from_secs(1)..=Duration::from_secs(3600)));
-    section.finish();
-    Some(Webhook { listen: listen?, tokens, window })
 }
 
-fn tokens(reader: &Reader<'_>, section: &mut Section<'_>, apps: &HashSet<AppName>) -> HashMap<AppName, Token> {
-    let entries = section.entries("app_tokens");
+fn read_tokens(section: &mut Section<'_>, apps: &HashSet<AppName>) -> HashMap<AppName, Token> {
+    let entries = section.named_entries("app_tokens");
     if entries.is_empty() {
-        let what = if section.has("app_tokens") { "names no app" } else { "is missing" };
-        section.problem("app_tokens", format_args!("{what}; write app_tokens = {{ main = {{ file = \"FILE\" }} }}"));
+        let cause = if section.has("app_tokens") { "empty" } else { "missing" };
+        section.problem("app_tokens", format_args!("{cause}; set app_tokens = {{ main = {{ file = \"FILE\" }} }}"));
     }
     let mut tokens = HashMap::new();
     for entry in entries {
         let name = entry.name.parse::<AppName>().ok().filter(|name| apps.contains(name));
         if name.is_none() {
-            reader.problem(entry.key_place, &entry.path, "names no app that is configured");
+            section.problem_at(entry.key_location, &entry.path, UNKNOWN_APP);
         }
         let Some(table) = entry.node.table() else {
-            let message = "must name where the token is, which must not stand here itself; write { file = \"FILE\" }";
-            reader.problem(&entry.node.place, &entry.path, message);
+            let message = "must be a table that names the token, not the token itself; use { file = \"FILE\" }";
+            section.problem_at(&entry.node.location, &entry.path, message);
             continue;
         };
-        let mut token = Section::below(reader, entry.path, entry.node.place.clone(), table);
-        let secret = token.secret(&APP_TOKEN, true).and_then(|secret| Token::new(secret.expose()));
-        token.finish();
+        let mut reference = section.below(entry.path, entry.node.location.clone(), table);
+        let secret = reference.secret(&APP_TOKEN, true).and_then(|secret| Token::new(secret.expose()));
+        reference.finish();
         tokens.extend(name.zip(secret));
     }
     tokens

@@ -56,7 +56,7 @@ impl FromStr for CallerName {
 }
 
 /// Minimum length of a token, in bytes. 16 random characters of base64 are 96 bits.
-pub const TOKEN_LEN_MIN: usize = 16;
+const TOKEN_LEN_MIN: usize = 16;
 /// Maximum length of a token, in bytes.
 pub const TOKEN_LEN_MAX: usize = 1024;
 

@@ -1,282 +1,281 @@
-//! The connection to Redis: found, kept, lost, and found again.
+//! The connection to Redis: connect, supervise, lose, and reconnect.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, Pipeline, PushInfo, PushKind};
+use redis::{AsyncConnectionConfig, FromRedisValue, InfoDict, Pipeline, PushInfo, PushKind};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::reach::{LinkError, words};
-use super::{Fleet, PATIENCE, scripts};
+use super::reach::{LinkError, describe};
+use super::{Fleet, RESPONSE_TIMEOUT, scripts};
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::health::{Health, pause};
+use crate::domain::fleet::health::{Health, SLOW, pause};
 use crate::domain::fleet::watermarks::Watermarks;
 use crate::domain::tick::Tick;
 
-/// A thread that was held up itself finds its answer within this, when its patience is over.
+/// After [`RESPONSE_TIMEOUT`], the extra time for a thread that was itself delayed to find a response that is already
+/// there.
 const GRACE: Duration = Duration::from_millis(10);
-/// For a connection with all that belongs to it.
+/// The timeout for a connection with its subscription, scripts, and probes.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
-/// How often Redis is asked for the time: whoever lost it without a word knows within this and [`PATIENCE`].
-const BEAT_EVERY: Duration = Duration::from_millis(250);
-/// A connection that held for so long was a good one: the next is looked for soon.
-const HELD: Duration = Duration::from_secs(10);
-/// So many quick answers show that Redis is well.
+/// The time between two heartbeats. A lost Redis is noticed within this time and [`RESPONSE_TIMEOUT`].
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
+/// After a connection that lasted this long, the pauses between attempts start from the shortest one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// How many fast responses in a row a new connection must give.
 const PROBES: usize = 3;
-/// Commands under way at one time, and those that wait to be written.
+/// The most commands in flight, and the most that wait to be written.
 const IN_FLIGHT_MAX: usize = 512;
 
-/// Who is told what others have evicted. Called on the thread of the connection, so it must be quick.
+/// Receives the invalidations of other replicas. Called on the thread of the connection, so it must be fast.
 pub trait OnInvalidation: Send + Sync + 'static {
-    /// Another replica evicted something of an app, which is sealed with the app's keys.
+    /// Another replica invalidated pairs of an app. The scope is sealed with the app's keys.
     fn invalidated(&self, app: SdkAppId, sealed: &[u8]);
-    /// Something may have been missed: nothing that is known holds any more.
+    /// Invalidations may have been missed, so no cached pair is valid any more.
     fn missed(&self);
 }
 
 /// One connection.
 pub(super) struct Link {
     connection: MultiplexedConnection,
-    /// The epoch that it makes.
-    pub(super) number: u64,
-    /// Names of the scripts in Redis.
-    pub(super) lease: String,
-    pub(super) evict: String,
-    pub(super) store: String,
-    beat: Pipeline,
+    /// The epoch that this connection starts.
+    epoch: u64,
+    pub(super) scripts: Scripts,
+    heartbeat: Pipeline,
     health: Mutex<Health>,
-    stamps: Mutex<Watermarks>,
-    /// Carries the bytes, as long as there is the link.
+    pub(super) watermarks: Mutex<Watermarks>,
+    /// The task that reads and writes the socket.
     _driver: AbortOnDropHandle<()>,
 }
 
-/// When something was asked and heard.
-pub(super) struct Times {
-    pub(super) asked: Tick,
-    pub(super) heard: Tick,
+/// The names of the scripts in Redis.
+pub(super) struct Scripts {
+    pub(super) lease: String,
+    pub(super) invalidate: String,
+    pub(super) store: String,
 }
 
+/// When a command was sent and its response was received.
+pub(super) struct QueryTimes {
+    pub(super) sent_at: Tick,
+    pub(super) received_at: Tick,
+}
+
+/// The replies to the commands that prepare a connection: names of scripts, then sections of `INFO`.
+type SetupReplies = (String, String, String, String, InfoDict, InfoDict);
+
 impl Fleet {
-    /// Looks for Redis, and again whenever it is lost, as long as the program lives. `tried` hears when the
-    /// first attempt is over; who no longer waits for that lets callers in.
-    pub async fn run(self: Arc<Self>, hears: Arc<dyn OnInvalidation>, tried: oneshot::Sender<()>) {
-        let (mut first, mut failures, mut missed) = (Some(tried), 0, false);
+    /// Connects to Redis, and reconnects whenever the connection is lost. Never returns.
+    ///
+    /// `tried` is sent after the first attempt. Its receiver is dropped if requests are served before that.
+    pub async fn run(self: Arc<Self>, subscriber: Arc<dyn OnInvalidation>, tried: oneshot::Sender<()>) {
+        // Failed attempts and short-lived connections in a row.
+        let (mut first, mut failures, mut may_have_missed) = (Some(tried), 0, false);
         loop {
-            match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&hears)).await {
-                Ok(Ok(link)) => {
-                    // From here on every eviction is heard of. What was learned before may be void, also if this
-                    // is the first attempt, but callers were let in before it was over.
-                    if missed || first.as_ref().is_some_and(oneshot::Sender::is_closed) {
-                        hears.missed();
+            let attempt = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(&subscriber)).await;
+            match attempt.unwrap_or(Err(LinkError::TimedOut)) {
+                Ok(link) => {
+                    // From here on every invalidation is received. Earlier pairs may be invalid, even at the first
+                    // attempt if requests were served before it ended.
+                    if may_have_missed || first.as_ref().is_some_and(oneshot::Sender::is_closed) {
+                        subscriber.missed();
                     }
                     let begun = clock::now();
-                    self.join(link).await;
+                    self.on_connected(link).await;
                     let _ = first.take().map(|first| first.send(()));
-                    self.attend().await;
-                    hears.missed();
-                    failures = if clock::now() - begun >= HELD { 0 } else { failures + 1 };
+                    self.supervise().await;
+                    subscriber.missed();
+                    failures = if clock::now() - begun >= STABLE_AFTER { 0 } else { failures + 1 };
                 }
-                Ok(Err(trouble)) => {
-                    self.note_failure(failures, &trouble.to_string());
+                Err(error) => {
                     failures += 1;
-                }
-                Err(_) => {
-                    self.note_failure(failures, "it does not answer in time");
-                    failures += 1;
+                    self.log_failure(failures, &error.to_string());
                 }
             }
-            missed = true;
+            may_have_missed = true;
             let _ = first.take().map(|first| first.send(()));
             tokio::time::sleep(pause(failures, clock::random_u32())).await;
         }
     }
 
-    /// A connection that hears, answers quickly and has the scripts.
-    async fn connect(self: &Arc<Self>, hears: &Arc<dyn OnInvalidation>) -> Result<Link, LinkError> {
-        // Only this task makes it odd, so the next number is known.
-        let number = self.epoch.load(Ordering::Acquire) + 1;
-        let (fleet, hears) = (Arc::downgrade(self), Arc::clone(hears));
+    /// Opens a connection that is subscribed, fast, and has the scripts.
+    async fn connect(self: &Arc<Self>, subscriber: &Arc<dyn OnInvalidation>) -> Result<Link, LinkError> {
+        // Only this task makes the epoch odd, so the next one is known.
+        let epoch = self.epoch.load(Ordering::Acquire) + 1;
+        let (fleet, subscriber) = (Arc::downgrade(self), Arc::clone(subscriber));
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_pipeline_buffer_size(IN_FLIGHT_MAX)
             .set_concurrency_limit(IN_FLIGHT_MAX)
             .set_push_sender(move |push| {
-                hear(&fleet, &*hears, number, push);
+                on_push(&fleet, &*subscriber, epoch, push);
                 Ok::<(), redis::aio::SendError>(())
             });
-        let tls = self.tls.load_full();
-        let (mut connection, driver) = self.address.connect(tls, config).await?;
+        let (mut connection, driver) = self.address.connect(self.tls.load_full(), config).await?;
         connection.subscribe(self.channel()).await?;
-        let mut load = redis::pipe();
-        for body in [scripts::BEAT, scripts::LEASE, scripts::EVICT, scripts::STORE] {
-            load.cmd("SCRIPT").arg("LOAD").arg(scripts::whole(body));
+        let mut setup = redis::pipe();
+        for body in [scripts::HEARTBEAT, scripts::LEASE, scripts::INVALIDATE, scripts::STORE] {
+            setup.cmd("SCRIPT").arg("LOAD").arg(scripts::with_prelude(body));
         }
-        load.cmd("INFO").arg("server").cmd("INFO").arg("replication");
-        let (beat, lease, evict, store, server, replication): (String, String, String, String, String, String) =
-            load.query_async(&mut connection).await?;
-        // One that takes writes all the same loses them: what it holds is another's.
-        if value_of(&replication, "role") == Some("slave") {
+        setup.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let replies: SetupReplies = setup.query_async(&mut connection).await?;
+        let (heartbeat, lease, invalidate, store, server, replication) = replies;
+        // A replica of another Redis may take writes, but it loses them.
+        if replication.get::<String>("role").as_deref() == Some("slave") {
             return Err(LinkError::Replica);
         }
-        let run = value_of(&server, "run_id").unwrap_or_default();
-        let mut pipeline = redis::pipe();
-        let name = |what| format!("{}:{what}", self.prefix);
-        pipeline.cmd("EVALSHA").arg(beat).arg(3).arg(self.since()).arg(name("run")).arg(name("beat")).arg(run);
+        let run_id = server.get::<String>("run_id").unwrap_or_default();
         let link = Link {
             connection,
-            number,
-            lease,
-            evict,
-            store,
-            beat: pipeline,
+            epoch,
+            scripts: Scripts { lease, invalidate, store },
+            heartbeat: self.heartbeat_command(&heartbeat, &run_id),
             health: Mutex::default(),
-            stamps: Mutex::default(),
+            watermarks: Mutex::default(),
             _driver: driver,
         };
-        for _ in 0..PROBES {
-            let begun = clock::tick();
-            let (moment,): (u64,) = link.beat.query_async(&mut link.connection.clone()).await?;
-            let heard = clock::tick();
-            if heard.since(begun) >= crate::domain::fleet::health::SLOW {
-                return Err(LinkError::Slow);
-            }
-            link.stamps().note(heard, moment);
-        }
+        link.probe().await?;
         Ok(link)
     }
 
-    async fn join(&self, link: Link) {
-        let number = link.number;
+    fn heartbeat_command(&self, script: &str, run_id: &str) -> Pipeline {
+        let key = |name| format!("{}:{name}", self.prefix);
+        let mut command = redis::pipe();
+        command.cmd("EVALSHA").arg(script).arg(3);
+        command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(run_id);
+        command
+    }
+
+    async fn on_connected(&self, link: Link) {
+        let epoch = link.epoch;
         self.link.store(Some(Arc::new(link)));
         self.cause.store(None);
-        self.epoch.store(number, Ordering::Release);
-        tracing::info!("Redis is there: quota, facts and evictions are shared");
+        self.epoch.store(epoch, Ordering::Release);
+        tracing::info!("connected to Redis; sharing quota, cache, and invalidations");
         self.flush_unsent().await;
     }
 
-    /// Keeps an eye on the connection until it is lost.
-    async fn attend(&self) {
+    /// Sends heartbeats until the connection is lost.
+    async fn supervise(&self) {
         while let Some(link) = self.link.load_full() {
-            let beat: Option<((u64,), Times)> = self.ask(&link, &link.beat).await;
-            if let Some(((moment,), times)) = beat {
-                link.stamps().note(times.heard, moment);
+            let reply: Option<((u64,), QueryTimes)> = self.query(&link, &link.heartbeat).await;
+            if let Some(((redis_time,), times)) = reply {
+                link.watermarks.lock().note(times.received_at, redis_time);
             }
-            // A loss that was noticed before this waits leaves its note.
-            let _ = tokio::time::timeout(BEAT_EVERY, self.trouble.notified()).await;
+            // A notification from before this wait is kept.
+            let _ = tokio::time::timeout(HEARTBEAT_INTERVAL, self.disconnected.notified()).await;
         }
     }
 
-    /// Asks Redis. `None`: it gave no proper answer, and from now on this replica is alone.
-    pub(super) async fn ask<T: FromRedisValue>(&self, link: &Link, what: &Pipeline) -> Option<(T, Times)> {
-        let asked = clock::tick();
+    /// Sends a command. Returns `None`, and disconnects, if there is no valid response in time.
+    pub(super) async fn query<T: FromRedisValue>(&self, link: &Link, command: &Pipeline) -> Option<(T, QueryTimes)> {
+        let sent_at = clock::tick();
         let mut connection = link.connection.clone();
-        let asking = what.query_async::<T>(&mut connection);
-        tokio::pin!(asking);
-        let answer = match tokio::time::timeout(PATIENCE, asking.as_mut()).await {
-            Ok(answer) => Ok(answer),
-            Err(_) => tokio::time::timeout(GRACE, asking).await,
+        let querying = command.query_async::<T>(&mut connection);
+        tokio::pin!(querying);
+        let result = match tokio::time::timeout(RESPONSE_TIMEOUT, querying.as_mut()).await {
+            Ok(result) => Ok(result),
+            Err(_) => tokio::time::timeout(GRACE, querying).await,
         };
-        let heard = clock::tick();
-        match answer {
-            Ok(Ok(answer)) => {
-                if !link.health().answered(heard.since(asked), heard) {
-                    self.lose(link.number, "it answers too slowly");
+        let received_at = clock::tick();
+        match result {
+            Ok(Ok(response)) => {
+                if !link.health.lock().answered(received_at.since(sent_at), received_at) {
+                    self.disconnect(link.epoch, &LinkError::Slow.to_string());
                 }
-                Some((answer, Times { asked, heard }))
+                Some((response, QueryTimes { sent_at, received_at }))
             }
             Ok(Err(error)) => {
-                self.lose(link.number, &words(&error));
+                self.disconnect(link.epoch, &describe(&error));
                 None
             }
             Err(_) => {
-                self.lose(link.number, "it does not answer in time");
+                self.disconnect(link.epoch, &LinkError::TimedOut.to_string());
                 None
             }
         }
     }
 
-    /// A command was given up before its answer came, for it was not worth the wait.
+    /// Notes that a command was abandoned before its response came.
     pub(super) fn note_slow(&self, link: &Link) {
-        if !link.health().answered(PATIENCE, clock::tick()) {
-            self.lose(link.number, "it answers too slowly");
+        if !link.health.lock().answered(RESPONSE_TIMEOUT, clock::tick()) {
+            self.disconnect(link.epoch, &LinkError::Slow.to_string());
         }
     }
 
-    fn lose(&self, number: u64, cause: &str) {
-        if self.epoch.compare_exchange(number, number + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+    fn disconnect(&self, epoch: u64, cause: &str) {
+        if self.epoch.compare_exchange(epoch, epoch + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.link.store(None);
             self.cause.store(Some(Arc::new(cause.to_owned())));
-            self.figures.losses.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(cause, share = self.share, "Redis is away; this replica goes on alone");
+            count(&self.counters.disconnects);
+            let share = self.share;
+            tracing::warn!(cause, share, "lost connection to Redis; falling back to the local quota and cache");
         }
-        self.trouble.notify_one();
+        self.disconnected.notify_one();
     }
 
-    /// Told ever more rarely, for it may be away for long; a new cause at once.
-    fn note_failure(&self, failures: u32, cause: &str) {
+    /// Logs failed attempts 1, 2, 4, 8, and so on, and every new cause.
+    fn log_failure(&self, failures: u32, cause: &str) {
         let before = self.cause.swap(Some(Arc::new(cause.to_owned())));
-        if failures == 0 || failures.is_power_of_two() || before.is_none_or(|before| *before != cause) {
-            tracing::warn!(cause, failures, "Redis is not to be had; this replica is alone");
+        if failures.is_power_of_two() || before.is_none_or(|before| *before != cause) {
+            tracing::warn!(cause, failures, "cannot reach Redis; using the local quota and cache");
         }
-    }
-
-    /// The channel of evictions.
-    pub(super) fn channel(&self) -> String {
-        format!("{}:evictions", self.prefix)
-    }
-
-    /// Since when what is kept counts.
-    pub(super) fn since(&self) -> String {
-        format!("{}:since", self.prefix)
     }
 }
 
 impl Link {
-    pub(super) fn stamps(&self) -> MutexGuard<'_, Watermarks> {
-        self.stamps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Checks that Redis responds fast.
+    async fn probe(&self) -> Result<(), LinkError> {
+        for _ in 0..PROBES {
+            let sent_at = clock::tick();
+            let (redis_time,): (u64,) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
+            let received_at = clock::tick();
+            if received_at.since(sent_at) >= SLOW {
+                return Err(LinkError::Slow);
+            }
+            self.watermarks.lock().note(received_at, redis_time);
+        }
+        Ok(())
     }
 }
 
-/// What Redis says unasked.
-fn hear(fleet: &Weak<Fleet>, hears: &dyn OnInvalidation, number: u64, push: PushInfo) {
+/// Handles a push message of Redis.
+fn on_push(fleet: &Weak<Fleet>, subscriber: &dyn OnInvalidation, epoch: u64, push: PushInfo) {
     let Some(fleet) = fleet.upgrade() else { return };
     match push.kind {
         PushKind::Message => {
             let payload = push.data.get(1).and_then(|payload| Vec::<u8>::from_redis_value_ref(payload).ok());
-            let Some(payload) = payload else { return };
-            let Some((sender, rest)) = payload.split_first_chunk::<8>() else { return hears.missed() };
-            if *sender == fleet.me {
-                return;
-            }
-            count(&fleet.figures.heard);
-            match rest
-                .split_first_chunk::<4>()
-                .and_then(|(app, sealed)| SdkAppId::new(u32::from_be_bytes(*app)).map(|app| (app, sealed)))
-            {
-                Some((app, sealed)) => hears.invalidated(app, sealed),
-                None => hears.missed(),
+            if let Some(payload) = payload {
+                on_message(&fleet, subscriber, &payload);
             }
         }
-        // Who is subscribed no more hears no more.
-        PushKind::Disconnection | PushKind::Unsubscribe => fleet.lose(number, "the connection is closed"),
+        PushKind::Disconnection | PushKind::Unsubscribe => fleet.disconnect(epoch, "connection closed"),
         _ => {}
+    }
+}
+
+/// Handles an invalidation: the sender's ID, the SDKAppID, and the sealed scope.
+fn on_message(fleet: &Fleet, subscriber: &dyn OnInvalidation, payload: &[u8]) {
+    let Some((sender_id, rest)) = payload.split_first_chunk::<8>() else { return subscriber.missed() };
+    if *sender_id == fleet.sender_id {
+        return;
+    }
+    count(&fleet.counters.invalidations_received);
+    let parsed = rest
+        .split_first_chunk::<4>()
+        .and_then(|(app, sealed)| SdkAppId::new(u32::from_be_bytes(*app)).map(|app| (app, sealed)));
+    match parsed {
+        Some((app, sealed)) => subscriber.invalidated(app, sealed),
+        None => subscriber.missed(),
     }
 }
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-/// One of the values that `INFO` has.
-fn value_of<'a>(info: &'a str, key: &str) -> Option<&'a str> {
-    info.lines().find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix(':'))
 }

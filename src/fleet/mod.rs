@@ -1,35 +1,38 @@
-//! What replicas of chatgate share through Redis or Valkey: quota, facts and evictions.
+//! State that replicas of chatgate share through Redis or Valkey: quota, cached pairs, and invalidations.
 //!
-//! A replica is *together* with the others while Redis answers, and *alone* otherwise; it changes from one to
-//! the other by itself and never waits for Redis longer than [`PATIENCE`]. Any failure of one command, or none
-//! but slow answers for a while, end the connection: a Redis that is half there is worse than none.
+//! A replica is *connected* while Redis responds, and *disconnected* otherwise. It reconnects automatically and never
+//! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the connection, because a
+//! half-working Redis is worse than none.
 //!
-//! * **One connection** for all, in RESP3: answers and evictions come over it in the order in which Redis made
-//!   them. So where there is a connection there is a subscription, and a replica that loses one loses both and
-//!   forgets what it had. It lives on the main thread; workers hand it commands through a bounded queue.
-//! * **Quota**: [`lease`](Fleet::lease) gets moments at which calls may go; see [`crate::domain::fleet::lease`]
-//!   for why their sum over all replicas keeps the limit in every second.
-//! * **Facts**: [`read`](Fleet::read) what others have learned and [`store`](Fleet::store) what we have. A fact
-//!   carries a moment of Redis' clock before its lookup was sent, and an eviction leaves a mark with its own
-//!   moment, so that a store which is late is refused by the script and an old fact by its reader.
-//! * **Evictions**: [`evict`](Fleet::evict) marks and publishes in one step. The marks protect what is in Redis,
-//!   the message what the other replicas have. One that could not be told is owed: when Redis is back, all of
-//!   the app is evicted.
+//! * **One connection** for all, in RESP3. Responses and invalidations arrive on it in the order in which Redis made
+//!   them, so a replica with a connection has a subscription. A replica that loses the connection clears its cache. The
+//!   connection lives on the main thread; worker threads send commands through a bounded queue.
+//! * **Quota**: [`lease`](Fleet::lease) returns moments at which calls may go. See [`crate::domain::fleet::lease`] for
+//!   why all replicas together keep the limit in every second.
+//! * **Cached pairs**: [`read`](Fleet::read) returns pairs of other replicas, [`store`](Fleet::store) shares ours. An
+//!   entry carries a time of Redis' clock before its lookup was sent. An invalidation leaves a mark with its own time.
+//!   The script rejects a late store, and the reader ignores an entry older than a mark.
+//! * **Invalidations**: [`invalidate`](Fleet::invalidate) writes the marks and publishes a message in one step. The
+//!   marks protect the pairs in Redis, the message the caches of the other replicas. If that fails, the whole app is
+//!   invalidated when the replica is connected again.
 //!
-//! A replica alone uses `fleet.share` of each quota, from nothing at first, so that what it had leased and
-//! what it now allows itself do not add up.
+//! A disconnected replica uses `fleet.share` of each quota. It starts without a burst, because it may just have used
+//! leased permits.
 
-mod commands;
+mod invalidation;
+mod lease;
 mod link;
+mod pairs;
 mod reach;
 mod scripts;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::Notify;
 
@@ -41,105 +44,115 @@ use crate::config;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 
-pub use self::commands::{FleetApp, Granted, LeaseRequest, Pace};
+pub use self::lease::{Granted, LeaseRequest, Pace};
 pub use self::link::OnInvalidation;
 
-/// How long an answer of Redis is waited for. The one that asked then goes on without it, and so does all of
-/// the replica.
-pub const PATIENCE: Duration = Duration::from_millis(70);
-/// Stores at one time; further ones are left out.
+/// How long a command waits for Redis. Then the replica is disconnected.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(70);
+/// The most stores in flight; further ones are dropped.
 const STORES_MAX: usize = 64;
 
-/// The fleet as one replica sees it.
+/// The connection of this replica to the fleet.
 pub struct Fleet {
     address: Address,
-    /// How the next connection is made; none: in the clear.
+    /// The TLS configuration of the next connection; `None` means plain TCP.
     tls: ArcSwapOption<ClientConfig>,
-    /// What every name begins with.
+    /// The prefix of every key.
     prefix: String,
-    /// The part of a quota that is used alone.
+    /// The fraction of each quota that a disconnected replica uses.
     share: f64,
-    /// Counts how often it has changed: odd is together.
+    /// How often the mode has changed: odd means connected.
     epoch: AtomicU64,
-    /// There while together.
+    /// The connection, while connected.
     link: ArcSwapOption<Link>,
-    /// Tells our own messages from those of others.
-    me: [u8; 8],
-    /// Apps some eviction of which was not told.
-    owed: Mutex<BTreeMap<SdkAppId, Arc<FleetKeys>>>,
-    /// The connection was lost.
-    trouble: Notify,
-    /// Why it is alone; none: it is not, or does not know yet.
+    /// Distinguishes our own invalidations from those of other replicas.
+    sender_id: [u8; 8],
+    /// Apps with an invalidation that could not be sent.
+    unsent: Mutex<BTreeMap<SdkAppId, Arc<FleetKeys>>>,
+    /// Notified when the connection is lost.
+    disconnected: Notify,
+    /// Why the replica is disconnected, if it is and the reason is known.
     cause: ArcSwapOption<String>,
     stores: Arc<Capacity>,
-    figures: Counts,
+    counters: Counters,
 }
 
 impl std::fmt::Debug for Fleet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The address knows a password.
+        // The address contains a password.
         f.debug_struct("Fleet").field("prefix", &self.prefix).field("mode", &self.mode()).finish_non_exhaustive()
     }
 }
 
-/// Whether a replica shares with others at the moment.
+/// Whether a replica is connected to Redis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Redis is away: it has its share of each quota.
+    /// The replica uses its local cache and its share of each quota.
     Disconnected,
-    /// Redis grants permits.
+    /// Redis grants the permits.
     Connected,
 }
 
 impl Mode {
-    /// Its word in the status.
-    pub const fn word(self) -> &'static str {
+    /// Returns the value of `fleet.mode` in `/status`.
+    pub const fn as_str(self) -> &'static str {
         match self {
-            Mode::Disconnected => "alone",
-            Mode::Connected => "together",
+            Mode::Disconnected => "disconnected",
+            Mode::Connected => "connected",
         }
     }
 }
 
-/// What is counted, since the start.
-#[derive(Debug, Default)]
-struct Counts {
-    losses: AtomicU64,
-    permits: AtomicU64,
-    pairs_read: AtomicU64,
-    pairs_found: AtomicU64,
-    told: AtomicU64,
-    heard: AtomicU64,
+/// One app of the fleet.
+#[derive(Debug)]
+pub struct FleetApp {
+    /// Its SDKAppID.
+    pub app: SdkAppId,
+    /// The keys that hide and authenticate its data in Redis.
+    pub keys: Arc<FleetKeys>,
+    /// How long pairs are cached.
+    pub ttl: Duration,
 }
 
-/// How it stands, and what was done since the start.
+/// Counters since the start.
+#[derive(Debug, Default)]
+struct Counters {
+    disconnects: AtomicU64,
+    permits: AtomicU64,
+    cache_lookups: AtomicU64,
+    cache_hits: AtomicU64,
+    invalidations_sent: AtomicU64,
+    invalidations_received: AtomicU64,
+}
+
+/// A snapshot of the fleet. Counters count since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FleetStats {
-    /// Now.
+    /// The current mode.
     pub mode: Mode,
-    /// How often Redis was lost.
-    pub losses: u64,
+    /// How often the connection was lost.
+    pub disconnects: u64,
     /// Permits that Redis has granted.
     pub permits: u64,
-    /// Pairs that were looked for in Redis.
-    pub pairs_read: u64,
-    /// Those that were there.
-    pub pairs_found: u64,
-    /// Evictions told to others.
-    pub evictions_told: u64,
-    /// Evictions that others told.
-    pub evictions_heard: u64,
+    /// Pairs looked up in Redis.
+    pub cache_lookups: u64,
+    /// Pairs found in Redis.
+    pub cache_hits: u64,
+    /// Invalidations sent to other replicas.
+    pub invalidations_sent: u64,
+    /// Invalidations received from other replicas.
+    pub invalidations_received: u64,
 }
 
 impl Fleet {
-    /// Connects to nothing yet: it is alone until [`Fleet::run`] has found Redis.
+    /// Returns a disconnected replica. [`Fleet::run`] connects it.
     ///
     /// # Errors
-    /// If the operating system has no random numbers, or the address cannot be understood.
+    /// [`FleetError`].
     pub fn new(config: &config::Fleet) -> Result<Arc<Self>, FleetError> {
         let random = clock::os_random().map_err(FleetError::Random)?;
-        let mut me = [0; 8];
-        me.copy_from_slice(&random[..8]);
+        let mut sender_id = [0; 8];
+        sender_id.copy_from_slice(&random[..8]);
         Ok(Arc::new(Self {
             address: Address::new(&config.redis)?,
             tls: ArcSwapOption::new(config.tls.as_ref().map(|tls| Arc::clone(&tls.0))),
@@ -147,72 +160,78 @@ impl Fleet {
             share: config.share,
             epoch: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
-            me,
-            owed: Mutex::default(),
-            trouble: Notify::new(),
+            sender_id,
+            unsent: Mutex::default(),
+            disconnected: Notify::new(),
             cause: ArcSwapOption::empty(),
             stores: Capacity::new(STORES_MAX),
-            figures: Counts::default(),
+            counters: Counters::default(),
         }))
     }
 
-    /// The part of a quota that is used alone, up to 1.
+    /// Returns the fraction of each quota that a disconnected replica uses, above 0 and up to 1.
     pub fn share(&self) -> f64 {
         self.share
     }
 
-    /// How often it has changed between alone and together; odd is together.
+    /// Returns how often the mode has changed: odd means connected.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Alone or together.
+    /// Returns the current mode.
     pub fn mode(&self) -> Mode {
         mode_of(self.epoch())
     }
 
-    /// Why it is alone, in words without secrets. `None` while together.
+    /// Returns why the replica is disconnected, without secrets. `None` if it is connected or has not tried yet.
     pub fn cause(&self) -> Option<Arc<String>> {
         self.cause.load_full()
     }
 
-    /// From now on connections are made with these certificates. The one that is there goes on.
+    /// Applies the certificates of a new configuration to later connections. The current connection stays.
     pub fn reconfigure(&self, config: &config::Fleet) {
         self.tls.store(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)));
     }
 
-    /// How it stands.
+    /// Returns a snapshot.
     pub fn stats(&self) -> FleetStats {
-        let Counts { losses, permits, pairs_read, pairs_found, told, heard } = &self.figures;
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
         FleetStats {
             mode: self.mode(),
-            losses: read(losses),
-            permits: read(permits),
-            pairs_read: read(pairs_read),
-            pairs_found: read(pairs_found),
-            evictions_told: read(told),
-            evictions_heard: read(heard),
+            disconnects: read(&counters.disconnects),
+            permits: read(&counters.permits),
+            cache_lookups: read(&counters.cache_lookups),
+            cache_hits: read(&counters.cache_hits),
+            invalidations_sent: read(&counters.invalidations_sent),
+            invalidations_received: read(&counters.invalidations_received),
         }
     }
 
-    fn owed(&self) -> MutexGuard<'_, BTreeMap<SdkAppId, Arc<FleetKeys>>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the channel of invalidations.
+    fn channel(&self) -> String {
+        format!("{}:evictions", self.prefix)
+    }
+
+    /// Returns the key of the time before which everything in Redis is void.
+    fn since_key(&self) -> String {
+        format!("{}:since", self.prefix)
     }
 }
 
-/// What an epoch stands for.
-pub fn mode_of(epoch: u64) -> Mode {
+/// Returns the mode of an epoch: odd epochs are connected.
+pub(crate) fn mode_of(epoch: u64) -> Mode {
     if epoch % 2 == 1 { Mode::Connected } else { Mode::Disconnected }
 }
 
-/// Why there is no fleet. The messages hold no password.
+/// Why a fleet cannot be created. The messages contain no password.
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
-    /// No random numbers.
-    #[error("the operating system gives no random numbers: {0}")]
+    /// The operating system has no random numbers.
+    #[error("cannot read random numbers from the operating system: {0}")]
     Random(getrandom::Error),
-    /// The address.
-    #[error("the address of Redis cannot be used")]
+    /// The address of Redis is not usable.
+    #[error("fleet.redis is not a usable address")]
     Address,
 }

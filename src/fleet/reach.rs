@@ -1,5 +1,6 @@
-//! The way to Redis: TCP, with TLS that is verified before the first byte, and why there is none in words that
-//! hold nothing of the address or of keys.
+//! Opening a connection to Redis: DNS, TCP, and TLS that is verified before the first byte.
+//!
+//! Error messages contain neither the address nor keys.
 
 use std::error::Error as _;
 use std::io;
@@ -18,40 +19,42 @@ use tokio_util::task::AbortOnDropHandle;
 use super::FleetError;
 use crate::config::RedisUrl;
 
-/// Addresses of one name that are tried, all at once.
+/// The most addresses of a name that are tried, all at the same time.
 const ADDRESSES_MAX: usize = 8;
 
-/// Where Redis is, and who we say we are there.
+/// The address of Redis, and the user and database to select.
 pub(super) struct Address {
     host: String,
     port: u16,
     settings: RedisConnectionInfo,
 }
 
-/// Why there is no connection.
+/// Why there is no connection, or none any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("its name cannot be resolved")]
-    Name,
-    #[error("it cannot be reached: {}", .0.kind())]
-    Reach(io::Error),
+    #[error("DNS lookup failed")]
+    Dns,
+    #[error("cannot connect: {}", .0.kind())]
+    Connect(io::Error),
     #[error("{0}")]
     Tls(&'static str),
-    #[error("{}", words(.0))]
+    #[error("{}", describe(.0))]
     Redis(#[from] redis::RedisError),
-    #[error("it answers too slowly")]
+    #[error("responses are too slow")]
     Slow,
-    #[error("it is a replica of another Redis, and takes no writes")]
+    #[error("no response in time")]
+    TimedOut,
+    #[error("it is a replica of another Redis; set fleet.redis to the primary")]
     Replica,
 }
 
-/// What bytes go over.
+/// TCP, or TLS over TCP.
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Address {
-    /// Speaks RESP3, since evictions come over the same connection as answers.
+    /// Selects RESP3, in which invalidations arrive on the same connection as responses.
     pub(super) fn new(url: &RedisUrl) -> Result<Self, FleetError> {
         let info = url.connection_info().map_err(|_| FleetError::Address)?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
@@ -61,7 +64,7 @@ impl Address {
         }
     }
 
-    /// Connects and says who we are. The task that carries the bytes ends with its handle.
+    /// Connects and authenticates. The task that reads and writes the socket ends with its handle.
     pub(super) async fn connect(
         &self,
         tls: Option<Arc<ClientConfig>>,
@@ -72,46 +75,48 @@ impl Address {
             None => Box::new(tcp),
             Some(tls) => {
                 let name = ServerName::try_from(self.host.clone());
-                let name = name.map_err(|_| LinkError::Tls("no certificate can be for a name like its"))?;
-                let shaken = TlsConnector::from(tls).connect(name, tcp).await;
-                Box::new(shaken.map_err(|error| tls_words(&error).map_or(LinkError::Reach(error), LinkError::Tls))?)
+                let name = name.map_err(|_| LinkError::Tls("no certificate can be valid for a host name like this"))?;
+                let stream = TlsConnector::from(tls).connect(name, tcp).await;
+                Box::new(
+                    stream.map_err(|error| describe_tls(&error).map_or(LinkError::Connect(error), LinkError::Tls))?,
+                )
             }
         };
         let (connection, driver) = MultiplexedConnection::new_with_config(&self.settings, stream, config).await?;
         Ok((connection, AbortOnDropHandle::new(tokio::spawn(driver))))
     }
 
-    /// The first of its addresses that answers.
+    /// Returns a connection to the first address that accepts one.
     async fn tcp(&self) -> Result<TcpStream, LinkError> {
-        let mut tries = JoinSet::new();
-        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|_| LinkError::Name)?;
-        addresses.take(ADDRESSES_MAX).for_each(|address| drop(tries.spawn(TcpStream::connect(address))));
-        let mut trouble = LinkError::Name;
-        while let Some(tried) = tries.join_next().await {
-            match tried {
+        let mut attempts = JoinSet::new();
+        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|_| LinkError::Dns)?;
+        addresses.take(ADDRESSES_MAX).for_each(|address| drop(attempts.spawn(TcpStream::connect(address))));
+        let mut last_error = LinkError::Dns;
+        while let Some(attempt) = attempts.join_next().await {
+            match attempt {
                 Ok(Ok(stream)) => {
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
                 }
-                Ok(Err(error)) => trouble = LinkError::Reach(error),
+                Ok(Err(error)) => last_error = LinkError::Connect(error),
                 Err(_) => {}
             }
         }
-        Err(trouble)
+        Err(last_error)
     }
 }
 
-/// What went wrong with an answer.
-pub(super) fn words(error: &redis::RedisError) -> String {
-    // What a peer has against our certificate it says only after the handshake.
+/// Describes an error without the address, keys, or data.
+pub(super) fn describe(error: &redis::RedisError) -> String {
+    // A server that rejects our certificate says so only after the handshake, in place of a response.
     let inner = error.source().and_then(|source| source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
     let io = inner.and_then(|inner| inner.downcast_ref::<io::Error>());
-    let tls = io.and_then(tls_words).map(str::to_owned);
+    let tls = io.and_then(describe_tls).map(str::to_owned);
     tls.or_else(|| error.code().map(str::to_owned)).unwrap_or_else(|| error.category().to_owned())
 }
 
-/// What TLS has against it; `None` if it is nothing of TLS.
-fn tls_words(error: &io::Error) -> Option<&'static str> {
+/// Describes an error of TLS; `None` if it is another error.
+fn describe_tls(error: &io::Error) -> Option<&'static str> {
     Some(match error.get_ref()?.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
@@ -119,13 +124,13 @@ fn tls_words(error: &io::Error) -> Option<&'static str> {
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired",
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not good yet"
+                "its certificate is not yet valid; check the clocks"
             }
-            // An authority of another key may go by the name of one that is trusted.
+            // A CA with another key may have the name of a trusted one.
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is of an authority that nobody trusts here; fleet.ca_file can name one"
+                "its certificate is from an untrusted CA; name the CA in fleet.ca_file"
             }
-            _ => "its certificate is not sound",
+            _ => "its certificate is invalid",
         },
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired
@@ -134,12 +139,12 @@ fn tls_words(error: &io::Error) -> Option<&'static str> {
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::UnknownCA
-            // An authority of another key that goes by the same name.
+            // Sent for a CA with another key and the name of a trusted one.
             | AlertDescription::DecryptError
-            // What OpenSSL says in TLS 1.2 if there is none.
+            // Sent by OpenSSL in TLS 1.2 if there is no certificate.
             | AlertDescription::HandshakeFailure,
-        ) => "it does not take our certificate, or wants one; see fleet.cert_file",
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS at this port",
+        ) => "it rejects our client certificate, or requires one; set fleet.cert_file",
+        rustls::Error::InvalidMessage(_) => "the port does not speak TLS",
         _ => "TLS failed",
     })
 }
@@ -149,34 +154,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_apart_also_where_they_come_with_an_answer() {
+    fn tls_errors_are_described_even_inside_a_response() {
         let io = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-        let of = |error: rustls::Error| words(&io(error).into());
+        let of = |error: rustls::Error| describe(&io(error).into());
         let alert = rustls::Error::AlertReceived(AlertDescription::CertificateRequired);
         assert!(of(alert).contains("fleet.cert_file"));
         for (error, part) in [
             (CertificateError::UnknownIssuer, "fleet.ca_file"),
             (CertificateError::NotValidForName, "another name"),
             (CertificateError::Expired, "expired"),
-            (CertificateError::NotValidYet, "not good yet"),
+            (CertificateError::NotValidYet, "not yet valid"),
             (CertificateError::BadSignature, "fleet.ca_file"),
-            (CertificateError::BadEncoding, "not sound"),
+            (CertificateError::BadEncoding, "is invalid"),
         ] {
-            let said = of(rustls::Error::InvalidCertificate(error));
-            assert!(said.contains(part), "{said}");
+            let text = of(rustls::Error::InvalidCertificate(error));
+            assert!(text.contains(part), "{text}");
         }
-        assert_eq!(words(&io::Error::from(io::ErrorKind::BrokenPipe).into()), "I/O error");
+        assert_eq!(describe(&io::Error::from(io::ErrorKind::BrokenPipe).into()), "I/O error");
     }
 
     #[test]
-    fn an_address_is_a_host_and_a_port_with_and_without_tls() {
+    fn address_has_host_and_port_with_and_without_tls() {
         for (url, host, port) in [
             ("redis://h", "h", 6379),
             ("rediss://h:6380/2", "h", 6380),
             ("rediss://u:p@[::1]", "::1", 6379),
             ("redis://10.0.0.1:1", "10.0.0.1", 1),
         ] {
-            let address = Address::new(&url.parse().expect("an address")).expect("one that can be used");
+            let address = Address::new(&url.parse().expect("an address")).expect("a usable address");
             assert_eq!((&*address.host, address.port), (host, port), "{url}");
         }
     }

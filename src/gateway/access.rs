@@ -181,7 +181,7 @@ impl Access {
     /// Cancels a reservation for calls that were not made.
     pub(super) fn cancel(&self, caller: Option<CallerIndex>, reserved: Reservation) {
         if let Some(quota) = caller.and_then(|caller| self.caller(caller).quota.as_ref()) {
-            quota.give_back(reserved);
+            quota.cancel(reserved);
         }
     }
 

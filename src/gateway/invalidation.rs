@@ -27,7 +27,7 @@ impl App {
     pub(super) async fn publish_invalidation(&self, scope: &Scope) {
         if let Some(FleetHandle { fleet, shared }) = self.fleet.clone() {
             let scope = scope.clone();
-            let publish = self.tasks.spawn(async move { fleet.evict(&shared, &scope).await });
+            let publish = self.tasks.spawn(async move { fleet.invalidate(&shared, &scope).await });
             // The task does not panic, and there is nothing to do if it did.
             let _ = publish.await;
         }

@@ -7,7 +7,7 @@
 //! 3. *read the body*: whole, in time, within bounds.
 //! 4. *admit*: a slot among the requests in flight, and a deadline.
 //! 5. *answer*: a `follow_check` from the cache and from lookups (`pairs`), every other command by a call (`relay`).
-//! 6. *respond* (`response`), and record what happened ([`observe`]).
+//! 6. *respond* (`response`), and record what happened (`observe`).
 //!
 //! Lookups and relayed calls both end in `call`: permit, signature, [`crate::upstream`].
 

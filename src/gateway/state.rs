@@ -103,7 +103,7 @@ impl Gateway {
             hosts: Hosts::new(&config.server.hosts),
             access: Access::new(&config, Some(&self.access)),
             apps,
-            metrics: self.metrics.successor(&before),
+            metrics: self.metrics.reloaded(&before),
             samples: LogSampler::default(),
             requests: Arc::clone(&self.requests),
             buffered: Arc::clone(&self.buffered),

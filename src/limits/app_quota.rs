@@ -1,76 +1,84 @@
-//! The pace of all commands of an app together.
+//! The quota of an app: calls per second of all commands together (`quota.total`).
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 use governor::clock::Clock;
+use parking_lot::Mutex;
 
 use super::rate_limiter::{CommandLimiter, LimitShare};
-use super::shared_quota::part_of;
+use super::shared_quota::share_in;
 use crate::fleet::Fleet;
 
-/// The pace, if the app has one.
+/// The total quota of an app, if it has one.
 #[derive(Debug)]
 pub(super) struct AppQuota<C: Clock> {
-    pacer: ArcSwapOption<CommandLimiter<C>>,
-    /// Calls a second; 0: no bound.
+    limiter: ArcSwapOption<CommandLimiter<C>>,
+    /// Calls per second; 0 means unlimited.
     per_second: AtomicU32,
     fleet: Option<Arc<Fleet>>,
-    /// That the pacer was made for.
+    /// The epoch of the fleet that the limiter was made for.
     epoch: AtomicU64,
-    changing: Mutex<()>,
+    replacing: Mutex<()>,
     clock: C,
+}
+
+/// Whether [`AppQuota::replace_limiter`] has anything to do.
+#[derive(Clone, Copy, PartialEq)]
+enum Replace {
+    Always,
+    IfEpochChanged,
 }
 
 impl<C: Clock + Clone> AppQuota<C> {
     pub(super) fn new(per_second: Option<NonZeroU32>, fleet: Option<Arc<Fleet>>, clock: C) -> Self {
         let epoch = fleet.as_ref().map_or(0, |fleet| fleet.epoch());
-        let pacer = per_second.map(|per_second| match &fleet {
+        let limiter = per_second.map(|per_second| match &fleet {
             None => CommandLimiter::new(per_second, clock.clone()),
-            Some(fleet) => CommandLimiter::part(per_second, part_of(fleet, epoch), clock.clone()),
+            Some(fleet) => CommandLimiter::exhausted(per_second, share_in(fleet, epoch), clock.clone()),
         });
         Self {
-            pacer: ArcSwapOption::new(pacer.map(Arc::new)),
+            limiter: ArcSwapOption::new(limiter.map(Arc::new)),
             per_second: AtomicU32::new(per_second.map_or(0, NonZeroU32::get)),
             fleet,
             epoch: AtomicU64::new(epoch),
-            changing: Mutex::new(()),
+            replacing: Mutex::new(()),
             clock,
         }
     }
 
-    /// Calls a second.
+    /// Returns the configured calls per second; `None` if unlimited.
     pub(super) fn per_second(&self) -> Option<NonZeroU32> {
         NonZeroU32::new(self.per_second.load(Ordering::Acquire))
     }
 
-    /// The pacer that holds alone, as things are.
-    pub(super) fn pacer(&self) -> Guard<Option<Arc<CommandLimiter<C>>>> {
+    /// Returns the limiter of this replica for the current epoch of the fleet.
+    pub(super) fn limiter(&self) -> Guard<Option<Arc<CommandLimiter<C>>>> {
         if let Some(fleet) = &self.fleet
             && fleet.epoch() != self.epoch.load(Ordering::Acquire)
         {
-            self.begin_anew(self.per_second(), false);
+            self.replace_limiter(self.per_second(), Replace::IfEpochChanged);
         }
-        self.pacer.load()
+        self.limiter.load()
     }
 
-    /// Another number. What takes a pacer's place has nothing to spend.
+    /// Sets another rate. The new limiter starts without a burst.
     pub(super) fn configure(&self, per_second: Option<NonZeroU32>) {
-        self.begin_anew(per_second, true);
+        self.replace_limiter(per_second, Replace::Always);
     }
 
-    fn begin_anew(&self, per_second: Option<NonZeroU32>, always: bool) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn replace_limiter(&self, per_second: Option<NonZeroU32>, when: Replace) {
+        let _replacing = self.replacing.lock();
         let epoch = self.fleet.as_ref().map_or(0, |fleet| fleet.epoch());
-        if !always && epoch == self.epoch.load(Ordering::Acquire) {
+        if when == Replace::IfEpochChanged && epoch == self.epoch.load(Ordering::Acquire) {
             return;
         }
-        let part = self.fleet.as_ref().map_or(LimitShare::Whole, |fleet| part_of(fleet, epoch));
+        let share = self.fleet.as_ref().map_or(LimitShare::Whole, |fleet| share_in(fleet, epoch));
         self.per_second.store(per_second.map_or(0, NonZeroU32::get), Ordering::Release);
-        let pacer = per_second.map(|per_second| Arc::new(CommandLimiter::part(per_second, part, self.clock.clone())));
-        self.pacer.store(pacer);
+        let limiter = per_second.map(|per_second| CommandLimiter::exhausted(per_second, share, self.clock.clone()));
+        self.limiter.store(limiter.map(Arc::new));
         self.epoch.store(epoch, Ordering::Release);
     }
 }

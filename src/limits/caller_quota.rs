@@ -1,4 +1,4 @@
-//! A caller's share: calls to Chat that it may cause in a second.
+//! The quota of a caller: calls to Chat that it may cause per second.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,25 +7,24 @@ use std::time::Duration;
 use super::rate_limiter::pace;
 use crate::domain::tick::Tick;
 
-/// One caller's share, at the pace of a command's quota: in no second does it grant more.
+/// The quota of one caller, at the same pace as the quota of a command: no second exceeds it.
 ///
-/// Who wants a call reserves the next free moment and waits for it by himself, so there is no line to
-/// keep and the longest wait is known at once. (GCRA, granted ahead of its time.) A moment that is
-/// reserved and not used is lost.
+/// A request reserves the next free time slots and waits for them itself. There is no queue, and the wait is known in
+/// advance. This is GCRA, granted ahead of time. A reserved slot that is not used is lost.
 #[derive(Debug)]
-pub struct CallerQuota {
+pub(crate) struct CallerQuota {
     per_second: NonZeroU32,
-    /// In nanoseconds.
+    /// Nanoseconds between two calls.
     interval: u64,
-    /// How much may be granted at once after a rest, less one, in nanoseconds of interval.
+    /// The burst less one, in nanoseconds of interval.
     credit: u64,
-    /// The next free moment, or one that has passed: nanoseconds on the clock of [`Tick`].
+    /// The next free time slot, possibly in the past: nanoseconds on the clock of [`Tick`].
     next: AtomicU64,
 }
 
 impl CallerQuota {
-    /// With its burst to spend.
-    pub fn new(per_second: NonZeroU32) -> Self {
+    /// Returns a quota with its whole burst available.
+    pub(crate) fn new(per_second: NonZeroU32) -> Self {
         let (burst, interval) = pace(per_second);
         let interval = nanos(interval);
         Self {
@@ -36,25 +35,24 @@ impl CallerQuota {
         }
     }
 
-    /// With nothing to spend at `now`, to take the place of another share.
-    pub fn spent(per_second: NonZeroU32, now: Tick) -> Self {
-        let mut share = Self::new(per_second);
-        let first = now.micros().saturating_mul(1000).saturating_add(share.interval);
-        *share.next.get_mut() = first;
-        share
+    /// Returns a quota without a burst at `now`, to replace another one.
+    pub(crate) fn spent(per_second: NonZeroU32, now: Tick) -> Self {
+        let mut quota = Self::new(per_second);
+        let first = now.micros().saturating_mul(1000).saturating_add(quota.interval);
+        *quota.next.get_mut() = first;
+        quota
     }
 
-    /// Calls a second.
-    pub fn per_second(&self) -> NonZeroU32 {
+    /// Returns the configured calls per second.
+    pub(crate) fn per_second(&self) -> NonZeroU32 {
         self.per_second
     }
 
-    /// Reserves so many calls.
+    /// Reserves `calls` calls.
     ///
     /// # Errors
-    /// How long to wait from `now` until the last of them could go, if that is longer than `patience`. Then
-    /// nothing is reserved.
-    pub fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Reservation, Duration> {
+    /// The time from `now` until the last call could go, if it exceeds `patience`. Then nothing is reserved.
+    pub(crate) fn reserve(&self, calls: u32, now: Tick, patience: Duration) -> Result<Reservation, Duration> {
         let Some(further) = calls.checked_sub(1) else { return Ok(Reservation::default()) };
         let now = now.micros().saturating_mul(1000);
         let last = |next: u64| {
@@ -71,28 +69,28 @@ impl CallerQuota {
         Ok(Reservation { wait: wait(reserved), first, next })
     }
 
-    /// Takes back what will not be used, unless more was reserved since: who reserved behind it keeps the moment
-    /// that was promised, and granting the one before it twice would break the pace.
-    pub fn give_back(&self, reserved: Reservation) {
-        let Reservation { first, next, .. } = reserved;
+    /// Cancels a reservation, unless a later one exists. The later reservation keeps the slot that it was promised,
+    /// and granting the canceled slots again would exceed the pace.
+    pub(crate) fn cancel(&self, reservation: Reservation) {
+        let Reservation { first, next, .. } = reservation;
         if next > 0 {
             let _ = self.next.compare_exchange(next, first, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
-    /// Whether so many calls could be had within `patience` after a rest.
-    pub fn can_ever(&self, calls: u32, patience: Duration) -> bool {
+    /// Whether an idle quota could grant `calls` calls within `patience`.
+    pub(crate) fn can_ever(&self, calls: u32, patience: Duration) -> bool {
         let needed = self.interval.saturating_mul(u64::from(calls.saturating_sub(1)));
         needed.saturating_sub(self.credit) <= nanos(patience)
     }
 }
 
-/// Calls that were reserved.
+/// Reserved calls of a caller.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reservation {
-    /// How long to wait until the last of them may go.
-    pub wait: Duration,
-    /// The moment of the first of them, and the first free one behind them; 0 if there are none.
+pub(crate) struct Reservation {
+    /// The time until the last reserved call may go.
+    pub(crate) wait: Duration,
+    /// The slot of the first call, and the next free slot after the last one; 0 if nothing is reserved.
     first: u64,
     next: u64,
 }
@@ -107,7 +105,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn share(per_second: u32) -> CallerQuota {
+    fn quota(per_second: u32) -> CallerQuota {
         CallerQuota::new(NonZeroU32::new(per_second).expect("not 0"))
     }
 
@@ -116,11 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn no_second_sees_more_than_the_share_and_most_of_it_is_used() {
+    fn every_second_stays_within_the_quota_and_most_is_used() {
         for per_second in [1, 2, 10, 50, 100, 1000] {
-            let share = share(per_second);
+            let quota = quota(per_second);
             let waits: Vec<Duration> =
-                (0..per_second * 5).map(|_| share.reserve(1, at(0), LONG).expect("a long patience").wait).collect();
+                (0..per_second * 5).map(|_| quota.reserve(1, at(0), LONG).expect("a long patience").wait).collect();
             for (first, wait) in waits.iter().enumerate() {
                 let in_a_second = waits[first..].iter().take_while(|other| **other - *wait <= Duration::from_secs(1));
                 assert!(in_a_second.count() <= per_second as usize, "{per_second} from the {first}th on");
@@ -131,67 +129,67 @@ mod tests {
     }
 
     #[test]
-    fn after_a_rest_a_burst_may_go_at_once_and_no_more() {
-        let share = share(150);
-        assert_eq!(share.reserve(3, at(0), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
-        let wait = share.reserve(1, at(0), LONG).expect("a long patience").wait;
+    fn idle_quota_grants_one_burst_at_once() {
+        let quota = quota(150);
+        assert_eq!(quota.reserve(3, at(0), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
+        let wait = quota.reserve(1, at(0), LONG).expect("a long patience").wait;
         assert!(wait > Duration::ZERO && wait < Duration::from_millis(10), "{wait:?}");
-        assert_eq!(share.reserve(3, at(60_000), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
-        assert!(share.reserve(1, at(60_000), LONG).is_ok_and(|reserved| !reserved.wait.is_zero()));
+        assert_eq!(quota.reserve(3, at(60_000), LONG).map(|reserved| reserved.wait), Ok(Duration::ZERO));
+        assert!(quota.reserve(1, at(60_000), LONG).is_ok_and(|reserved| !reserved.wait.is_zero()));
     }
 
     #[test]
-    fn what_comes_too_late_is_refused_at_once_and_reserves_nothing() {
-        let share = share(1);
-        assert_eq!(share.reserve(1, at(0), Duration::ZERO).map(|reserved| reserved.wait), Ok(Duration::ZERO));
-        let wait = share.reserve(1, at(0), Duration::from_millis(500)).expect_err("a second");
+    fn reservation_beyond_patience_is_rejected_and_takes_nothing() {
+        let quota = quota(1);
+        assert_eq!(quota.reserve(1, at(0), Duration::ZERO).map(|reserved| reserved.wait), Ok(Duration::ZERO));
+        let wait = quota.reserve(1, at(0), Duration::from_millis(500)).expect_err("a second");
         assert!(wait > Duration::from_secs(1) && wait < Duration::from_millis(1100), "{wait:?}");
         for _ in 0..1000 {
-            assert_eq!(share.reserve(1, at(0), Duration::from_millis(500)), Err(wait));
+            assert_eq!(quota.reserve(1, at(0), Duration::from_millis(500)), Err(wait));
         }
-        assert!(share.reserve(5, at(0), LONG).expect("a long patience").wait > Duration::from_secs(5));
+        assert!(quota.reserve(5, at(0), LONG).expect("a long patience").wait > Duration::from_secs(5));
     }
 
     #[test]
-    fn what_is_given_back_can_be_had_again_unless_somebody_reserved_behind_it() {
-        let share = share(1);
-        let first = share.reserve(1, at(0), LONG).expect("it is free");
-        share.give_back(first);
-        assert_eq!(share.reserve(1, at(0), Duration::ZERO), Ok(first));
-        let second = share.reserve(3, at(0), LONG).expect("a long patience");
-        share.give_back(second);
-        assert_eq!(share.reserve(3, at(0), LONG), Ok(second));
-        let third = share.reserve(1, at(0), LONG).expect("a long patience");
-        share.give_back(second);
-        assert!(share.reserve(1, at(0), LONG).is_ok_and(|fourth| fourth.wait > third.wait));
-        share.give_back(Reservation::default());
-        assert!(share.reserve(1, at(0), Duration::ZERO).is_err());
+    fn canceled_reservation_is_free_again_unless_a_later_one_exists() {
+        let quota = quota(1);
+        let first = quota.reserve(1, at(0), LONG).expect("a free slot");
+        quota.cancel(first);
+        assert_eq!(quota.reserve(1, at(0), Duration::ZERO), Ok(first));
+        let second = quota.reserve(3, at(0), LONG).expect("a long patience");
+        quota.cancel(second);
+        assert_eq!(quota.reserve(3, at(0), LONG), Ok(second));
+        let third = quota.reserve(1, at(0), LONG).expect("a long patience");
+        quota.cancel(second);
+        assert!(quota.reserve(1, at(0), LONG).is_ok_and(|fourth| fourth.wait > third.wait));
+        quota.cancel(Reservation::default());
+        assert!(quota.reserve(1, at(0), Duration::ZERO).is_err());
     }
 
     #[test]
-    fn it_is_known_what_no_patience_of_that_length_can_ever_get() {
-        let share = share(2);
+    fn can_ever_agrees_with_an_idle_quota() {
+        let quota = quota(2);
         let patience = Duration::from_secs(2);
         for calls in 0..10 {
-            let fresh = super::tests::share(2);
-            assert_eq!(share.can_ever(calls, patience), fresh.reserve(calls, at(0), patience).is_ok(), "{calls}");
+            let idle = super::tests::quota(2);
+            assert_eq!(quota.can_ever(calls, patience), idle.reserve(calls, at(0), patience).is_ok(), "{calls}");
         }
     }
 
     #[test]
-    fn nothing_costs_nothing() {
-        let share = share(1);
-        share.reserve(100, at(0), LONG).expect("a long patience");
-        assert_eq!(share.reserve(0, at(0), Duration::ZERO), Ok(Reservation::default()));
+    fn zero_calls_need_no_reservation() {
+        let quota = quota(1);
+        quota.reserve(100, at(0), LONG).expect("a long patience");
+        assert_eq!(quota.reserve(0, at(0), Duration::ZERO), Ok(Reservation::default()));
     }
 
     #[test]
-    fn no_rate_and_no_moment_overflows() {
+    fn extreme_rates_and_times_do_not_overflow() {
         for per_second in [1, u32::MAX] {
-            let share = share(per_second);
+            let quota = quota(per_second);
             let end = Tick::from_micros(u64::MAX);
-            assert!(share.reserve(u32::MAX, end, LONG).is_ok() || share.reserve(1, end, LONG).is_ok());
-            assert!(share.reserve(1, Tick::NEVER, Duration::ZERO).is_err());
+            assert!(quota.reserve(u32::MAX, end, LONG).is_ok() || quota.reserve(1, end, LONG).is_ok());
+            assert!(quota.reserve(1, Tick::NEVER, Duration::ZERO).is_err());
         }
     }
 }

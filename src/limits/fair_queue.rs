@@ -1,158 +1,159 @@
-//! A line in which callers take turns, so that one who sends much keeps nobody else from a turn.
+//! A fair queue: callers are served round-robin, so a busy caller cannot starve the others.
 //!
-//! So many may be past the line at once; the others wait, each caller's in the order of coming, and
-//! whenever a place is free the next caller gets it for its first in line. (Deficit round robin
-//! whose items all cost the same.)
+//! A fixed number of entries hold a turn at the same time. The other entries wait, those of one caller in the order of
+//! arrival. When a turn ends, the next caller gets it for its first entry. This is deficit round-robin with items of
+//! equal cost.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::domain::caller::QueueKey;
 
-/// The line.
+/// A fair queue.
 #[derive(Debug)]
-pub struct FairQueue(Mutex<State>);
+pub(super) struct FairQueue(Mutex<Turns>);
 
 #[derive(Debug)]
-struct State {
+struct Turns {
     free: usize,
-    places: usize,
-    /// Those who wait, by caller; none is empty.
-    queues: HashMap<QueueKey, VecDeque<(u64, oneshot::Sender<TurnGuard>)>>,
-    /// Each caller of `queues` once, the next in turn first.
-    turns: VecDeque<QueueKey>,
-    /// Numbers those who wait.
-    next: u64,
+    max: usize,
+    /// Waiting entries by caller. No queue is empty.
+    waiting: HashMap<QueueKey, VecDeque<Waiting>>,
+    /// Each caller of `waiting` once; the next one to be served is first.
+    order: VecDeque<QueueKey>,
+    /// The number of the last entry that had to wait.
+    last_number: u64,
 }
 
-/// A place past the line; the next one gets it when it is dropped.
 #[derive(Debug)]
-pub struct TurnGuard(Option<Arc<FairQueue>>);
+struct Waiting {
+    number: u64,
+    tx: oneshot::Sender<TurnGuard>,
+}
+
+/// A turn. The next entry gets it when the guard is dropped.
+#[derive(Debug)]
+pub(super) struct TurnGuard(Option<Arc<FairQueue>>);
 
 impl FairQueue {
-    /// A line past which there are so many places.
-    pub fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State {
-            free: places,
-            places,
-            queues: HashMap::new(),
-            turns: VecDeque::new(),
-            next: 0,
-        })))
+    /// Returns a queue in which up to `max` entries have a turn at the same time.
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        let (waiting, order) = (HashMap::new(), VecDeque::new());
+        Arc::new(Self(Mutex::new(Turns { free: max, max, waiting, order, last_number: 0 })))
     }
 
-    /// Joins the line. Says how many are to be served before, those past the line included; that and
-    /// the joining are one step, so that of two who come together one is behind the other.
-    pub fn join(self: &Arc<Self>, caller: QueueKey) -> QueueEntry<'_> {
-        let mut state = self.state();
-        let ahead = state.ahead_of(caller);
-        if state.free > 0 {
-            state.free -= 1;
-            return QueueEntry { ahead, place: Some(TurnGuard(Some(Arc::clone(self)))), waiting: None };
+    /// Joins the queue. Counting the entries ahead and joining are one step, so of two entries that join at the same
+    /// time one is behind the other.
+    pub(super) fn join(self: &Arc<Self>, caller: QueueKey) -> QueueEntry<'_> {
+        let mut turns = self.0.lock();
+        let ahead = turns.ahead_of(caller);
+        if turns.free > 0 {
+            turns.free -= 1;
+            return QueueEntry { ahead, state: EntryState::Served(TurnGuard(Some(Arc::clone(self)))) };
         }
-        let (give, given) = oneshot::channel();
-        let State { queues, turns, next, .. } = &mut *state;
-        let queue = queues.entry(caller).or_default();
+        let (tx, rx) = oneshot::channel();
+        let Turns { waiting, order, last_number, .. } = &mut *turns;
+        let queue = waiting.entry(caller).or_default();
         if queue.is_empty() {
-            turns.push_back(caller);
+            order.push_back(caller);
         }
-        *next += 1;
-        queue.push_back((*next, give));
-        let leaving = EntryGuard { line: self, caller, number: *next };
-        QueueEntry { ahead, place: None, waiting: Some((given, leaving)) }
+        *last_number += 1;
+        let number = *last_number;
+        queue.push_back(Waiting { number, tx });
+        QueueEntry { ahead, state: EntryState::Waits(rx, LeaveGuard { queue: self, caller, number }) }
     }
 
-    /// How many wait in it, those past it not included.
-    pub fn waiting(&self) -> usize {
-        self.state().queues.values().map(VecDeque::len).sum()
+    /// Returns how many entries wait for a turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.lock().waiting.values().map(VecDeque::len).sum()
     }
 
     #[cfg(test)]
-    pub(crate) fn ahead_of(&self, caller: QueueKey) -> usize {
-        self.state().ahead_of(caller)
+    pub(super) fn ahead_of(&self, caller: QueueKey) -> usize {
+        self.0.lock().ahead_of(caller)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next in turn, who leaves the line.
-    fn next(&self) -> Option<oneshot::Sender<TurnGuard>> {
-        let mut state = self.state();
-        let Some(caller) = state.turns.pop_front() else {
-            state.free += 1;
+    /// Removes the entry that is next in order; without one, frees a turn.
+    fn pop_next(&self) -> Option<oneshot::Sender<TurnGuard>> {
+        let mut turns = self.0.lock();
+        let Some(caller) = turns.order.pop_front() else {
+            turns.free += 1;
             return None;
         };
-        let queue = state.queues.get_mut(&caller)?;
-        let next = queue.pop_front().map(|(_, give)| give);
+        let queue = turns.waiting.get_mut(&caller)?;
+        let next = queue.pop_front().map(|entry| entry.tx);
         if queue.is_empty() {
-            state.queues.remove(&caller);
+            turns.waiting.remove(&caller);
         } else {
-            state.turns.push_back(caller);
+            turns.order.push_back(caller);
         }
         next
     }
 }
 
-impl State {
-    /// How many would be served before one who came now.
+impl Turns {
+    /// Returns how many entries are served before a new one of this caller, including those that have their turn.
     fn ahead_of(&self, caller: QueueKey) -> usize {
-        let own = self.queues.get(&caller).map_or(0, VecDeque::len);
-        let others = self.queues.iter().filter(|(other, _)| **other != caller);
-        let in_line: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
-        self.places - self.free + in_line
+        let own = self.waiting.get(&caller).map_or(0, VecDeque::len);
+        let others = self.waiting.iter().filter(|(other, _)| **other != caller);
+        let queued: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
+        self.max - self.free + queued
     }
 }
 
-/// One who has joined. Dropped, it has left again.
-pub struct QueueEntry<'a> {
-    /// How many are served before it, if nobody leaves.
-    pub ahead: usize,
-    place: Option<TurnGuard>,
-    waiting: Option<(oneshot::Receiver<TurnGuard>, EntryGuard<'a>)>,
+/// An entry in the queue. It leaves when it is dropped.
+pub(super) struct QueueEntry<'a> {
+    /// How many entries were ahead when it joined.
+    pub(super) ahead: usize,
+    state: EntryState<'a>,
+}
+
+enum EntryState<'a> {
+    Served(TurnGuard),
+    Waits(oneshot::Receiver<TurnGuard>, LeaveGuard<'a>),
 }
 
 impl QueueEntry<'_> {
-    /// Waits for its place. Dropping the future gives it up.
-    pub async fn turn(self) -> TurnGuard {
-        match (self.place, self.waiting) {
-            (Some(place), _) => place,
-            (None, Some((given, _leaving))) => given.await.expect("a place is given to everybody who waits"),
-            (None, None) => unreachable!("it has the one or waits for the other"),
+    /// Waits for the entry's turn. Dropping the future leaves the queue.
+    pub(super) async fn turn(self) -> TurnGuard {
+        match self.state {
+            EntryState::Served(turn) => turn,
+            EntryState::Waits(rx, _leave) => rx.await.expect("each waiting entry gets a turn"),
         }
     }
 }
 
-/// Takes one out of the line who no longer waits, if it is still there.
-struct EntryGuard<'a> {
-    line: &'a FairQueue,
+/// Removes an entry that no longer waits, if it is still queued.
+struct LeaveGuard<'a> {
+    queue: &'a FairQueue,
     caller: QueueKey,
     number: u64,
 }
 
-impl Drop for EntryGuard<'_> {
+impl Drop for LeaveGuard<'_> {
     fn drop(&mut self) {
-        let mut state = self.line.state();
-        let State { queues, turns, .. } = &mut *state;
-        let Some(queue) = queues.get_mut(&self.caller) else { return };
-        queue.retain(|(number, _)| *number != self.number);
+        let mut turns = self.queue.0.lock();
+        let Turns { waiting, order, .. } = &mut *turns;
+        let Some(queue) = waiting.get_mut(&self.caller) else { return };
+        queue.retain(|entry| entry.number != self.number);
         if queue.is_empty() {
-            queues.remove(&self.caller);
-            turns.retain(|caller| *caller != self.caller);
+            waiting.remove(&self.caller);
+            order.retain(|caller| *caller != self.caller);
         }
     }
 }
 
 impl Drop for TurnGuard {
     fn drop(&mut self) {
-        let mut line = self.0.take();
-        while let Some(next) = line.as_ref().and_then(|line| line.next()) {
-            match next.send(TurnGuard(line.take())) {
+        let mut queue = self.0.take();
+        while let Some(next) = queue.as_ref().and_then(|queue| queue.pop_next()) {
+            match next.send(TurnGuard(queue.take())) {
                 Ok(()) => return,
-                // It has left: to the next one.
-                Err(mut place) => line = place.0.take(),
+                // The entry has left; the turn passes to the next one.
+                Err(mut turn) => queue = turn.0.take(),
             }
         }
     }
@@ -162,17 +163,17 @@ impl Drop for TurnGuard {
 mod tests {
     use super::*;
 
-    const MANY: QueueKey = QueueKey(1);
-    const FEW: QueueKey = QueueKey(2);
+    const BUSY: QueueKey = QueueKey(1);
+    const OTHER: QueueKey = QueueKey(2);
 
-    /// Polls a future that is not to be ready yet.
-    macro_rules! waits {
+    /// Polls a future and asserts that it is pending.
+    macro_rules! assert_waits {
         ($future:expr) => {
-            assert!(futures_are_pending(&mut $future).await)
+            assert!(is_pending(&mut $future).await)
         };
     }
 
-    async fn futures_are_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
         tokio::select! {
             biased;
             _ = future => false,
@@ -181,42 +182,43 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_asks_now_and_then_does_not_wait_behind_a_flood() {
-        let line = FairQueue::new(1);
-        let first = line.join(MANY).turn().await;
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(line.join(MANY).turn())).collect();
-        for waiting in &mut flood {
-            waits!(*waiting);
+    async fn busy_caller_does_not_delay_another_caller() {
+        let queue = FairQueue::new(1);
+        let first = queue.join(BUSY).turn().await;
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(queue.join(BUSY).turn())).collect();
+        for entry in &mut flood {
+            assert_waits!(*entry);
         }
-        assert_eq!((line.ahead_of(MANY), line.ahead_of(FEW)), (101, 2));
-        let mut few = Box::pin(line.join(FEW).turn());
-        waits!(few);
+        assert_eq!((queue.ahead_of(BUSY), queue.ahead_of(OTHER)), (101, 2));
+        let mut other = Box::pin(queue.join(OTHER).turn());
+        assert_waits!(other);
         drop(first);
         let second = flood.remove(0).await;
-        waits!(few);
+        assert_waits!(other);
         drop(second);
-        let _few = few.await;
-        waits!(flood[0]);
+        let _other = other.await;
+        assert_waits!(flood[0]);
     }
 
     #[tokio::test]
-    async fn who_leaves_costs_no_place() {
-        let line = FairQueue::new(1);
-        let first = line.join(MANY).turn().await;
-        let mut leaving = Box::pin(line.join(MANY).turn());
-        let mut given = Box::pin(line.join(MANY).turn());
-        waits!(leaving);
-        waits!(given);
-        assert_eq!(line.ahead_of(MANY), 3);
+    async fn entry_that_leaves_loses_no_turn() {
+        let queue = FairQueue::new(1);
+        let first = queue.join(BUSY).turn().await;
+        let mut leaving = Box::pin(queue.join(BUSY).turn());
+        let mut served = Box::pin(queue.join(BUSY).turn());
+        assert_waits!(leaving);
+        assert_waits!(served);
+        assert_eq!(queue.ahead_of(BUSY), 3);
         drop(leaving);
-        assert_eq!(line.ahead_of(MANY), 2);
+        assert_eq!(queue.ahead_of(BUSY), 2);
         drop(first);
-        // It has its place by now, and leaves without having looked.
-        drop(given);
-        let again = line.join(FEW).turn().await;
-        assert_eq!(line.ahead_of(FEW), 1);
+        // It has its turn by now, and leaves before it polls.
+        drop(served);
+        let again = queue.join(OTHER).turn().await;
+        assert_eq!(queue.ahead_of(OTHER), 1);
         drop(again);
-        assert_eq!(line.ahead_of(FEW), 0);
-        assert!(line.state().queues.is_empty() && line.state().turns.is_empty());
+        assert_eq!(queue.ahead_of(OTHER), 0);
+        let turns = queue.0.lock();
+        assert!(turns.waiting.is_empty() && turns.order.is_empty());
     }
 }

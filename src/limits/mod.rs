@@ -1,25 +1,28 @@
-//! Calls a second, as Chat counts them: for each app and command, and for an app in all.
+//! Calls per second, as Chat counts them: for each command of an app, and for an app in total.
 //!
-//! Chat does not say how its window is cut, so the promise is the strictest one: in *no* window of
-//! one second do more than N calls leave. GCRA lets a burst of b pass at once and then one call each
-//! interval, so a window of length W sees at most b + W / interval calls. Choosing
-//! `interval = W / (N - b + 1)`, a hair longer, keeps that at N. W is one second and
-//! some milliseconds, because the time between permit and socket varies.
+//! Chat does not document where its windows begin, so chatgate keeps the strictest promise: *no* window of one second
+//! has more than N calls. GCRA lets a burst of b calls pass at once, and then one call per interval. A window of length
+//! W thus has at most b + W / interval calls. With `interval = W / (N - b + 1)`, rounded up, that is at most N. W is one
+//! second plus 50 ms, because the time between permit and socket varies.
 //!
-//! Whoever waits does so in turn, caller by caller, and only if its turn comes before the deadline.
-//! The permit is the last thing that a call takes: its connection is there already, so that calls reach
-//! the wire as they were let go.
+//! Calls wait in a fair queue, and only if their turn comes before the deadline. A call takes its permit last, when it
+//! already has a connection, so that calls reach the wire at the pace of their permits.
 //!
-//! With a [fleet](crate::fleet) the permits are leased from Redis, at the pace of all replicas together; while
-//! Redis is away a pacer of our own gives a share of the limit.
+//! In a [fleet](crate::fleet) Redis leases the permits, at the pace of all replicas together. A disconnected replica
+//! uses its own limiter with a share of the limit.
+//!
+//! In reading order: `AppQuotas` finds the quota of a command, `admission` is the path of one call, `command_quota`
+//! grants permits, and `adaptive` lowers the limit if Chat accepts less.
 
 mod adaptive;
+mod admission;
 mod app_quota;
 mod caller_quota;
-mod command;
-pub mod fair_queue;
+mod command_quota;
+mod fair_queue;
 mod rate_limiter;
 mod shared_quota;
+mod unlisted;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -30,72 +33,76 @@ use governor::clock::MonotonicClock;
 
 use self::app_quota::AppQuota;
 use self::shared_quota::SharedQuota;
+use self::unlisted::{QuotaOf, UnlistedQuotas};
 use crate::clock;
 use crate::config;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::chat::command::{CommandName, KNOWN_COMMANDS, row_number};
+use crate::domain::tick::Tick;
 use crate::fleet::Fleet;
 
-pub use self::caller_quota::{CallerQuota, Reservation};
-pub use self::command::{Admission, AdmitError, AdmitRequest, CommandQuota, Permit, QuotaStats};
+pub(crate) use self::admission::{Admission, AdmitError, AdmitRequest, Permit};
+pub(crate) use self::caller_quota::{CallerQuota, Reservation};
+pub(crate) use self::command_quota::CommandQuota;
+pub use self::command_quota::QuotaStats;
 
 #[cfg(test)]
 pub(crate) use self::adaptive::AdaptiveLimit;
 #[cfg(test)]
 pub(crate) use self::rate_limiter::pace;
 
-/// Most commands outside the built-in table that have a quota of their own at one time; further
-/// ones share one. Each takes some 500 bytes.
-const OTHERS_MAX: u64 = 1024;
-/// After so long without a call a quota is full again and may be forgotten.
-const OTHERS_IDLE: Duration = Duration::from_secs(10);
-/// How long an alarm of Chat's holds.
-pub const ALERT_HOLDS: Duration = Duration::from_secs(600);
+/// The most commands outside the built-in table that have a quota of their own at the same time. Further commands share
+/// one. A quota takes some 500 bytes.
+const UNLISTED_MAX: usize = 1024;
+/// The name in Redis of the quota that further commands share.
+const REST: &str = "rest";
+/// How long a rate-limit alert of Chat caps a command.
+pub(crate) const ALERT_HOLDS: Duration = Duration::from_secs(600);
 
-/// The quotas of one app.
+/// All quotas of one app.
 #[derive(Debug)]
-pub struct AppQuotas {
+pub(crate) struct AppQuotas {
     config: ArcSwap<config::Quota>,
     total: Arc<AppQuota<MonotonicClock>>,
-    /// Who shares them, as which app.
+    /// The fleet that shares the quotas, and the app as which it does.
     fleet: Option<(Arc<Fleet>, SdkAppId)>,
-    /// Those of the built-in table, in its order.
+    /// The commands of the built-in table, in its order.
     known: Vec<Arc<CommandQuota>>,
-    /// Commands nobody listed, by name. Those not called for a while leave by themselves.
-    others: moka::sync::Cache<String, Arc<CommandQuota>>,
-    /// Shared by commands that find no place among `others`.
-    rest: Arc<CommandQuota>,
+    /// All other commands.
+    unlisted: UnlistedQuotas,
 }
 
 impl AppQuotas {
-    /// From the configured numbers and the vendor's own lower ones.
-    pub fn new(config: config::Quota, fleet: Option<(Arc<Fleet>, SdkAppId)>) -> Self {
+    /// Creates the quotas from the configured limits and the lower ones of Chat.
+    pub(crate) fn new(config: config::Quota, fleet: Option<(Arc<Fleet>, SdkAppId)>) -> Self {
         let shared = fleet.as_ref().map(|(fleet, _)| Arc::clone(fleet));
-        let total = Arc::new(AppQuota::new(config.total, shared, MonotonicClock));
-        let quota = |name: &str, limit| {
-            let together = together(fleet.as_ref(), name);
-            Arc::new(CommandQuota::new(limit, Arc::clone(&total), together, MonotonicClock))
-        };
-        let known = |name: CommandName<'_>| quota(&name.to_string(), config.limit(name));
-        Self {
-            known: KNOWN_COMMANDS.iter().map(|row| known(row.name)).collect(),
-            others: moka::sync::Cache::builder().max_capacity(OTHERS_MAX).time_to_idle(OTHERS_IDLE).build(),
-            rest: quota("rest", config.per_command),
+        let mut quotas = Self {
+            total: Arc::new(AppQuota::new(config.total, shared, MonotonicClock)),
+            known: Vec::with_capacity(KNOWN_COMMANDS.len()),
+            unlisted: UnlistedQuotas::new(UNLISTED_MAX),
             config: ArcSwap::from_pointee(config),
-            total,
             fleet,
+        };
+        for row in KNOWN_COMMANDS.iter() {
+            let limit = quotas.config.load().limit(row.name);
+            quotas.known.push(Arc::new(quotas.create(&row.name.to_string(), limit)));
         }
+        quotas
     }
 
-    /// Chat says what it holds a command to (webhook `Alert.RequestOverLimit`, vendor page 1047/60256):
-    /// for [`ALERT_HOLDS`] no more than that is sent, and never more than is configured.
-    pub fn alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
-        self.of(name).cap_until(limit, clock::tick().after(ALERT_HOLDS));
+    /// Caps a command at the limit that Chat reported, for [`ALERT_HOLDS`] (webhook `Alert.RequestOverLimit`, vendor
+    /// page 1047/60256). A cap above the configured limit has no effect.
+    pub(crate) fn alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
+        self.alert_at(name, limit, clock::tick());
     }
 
-    /// Other numbers, as after a reload. What has gone out keeps its weight: a rate that stays goes on
-    /// where it is, one that changes begins with nothing to spend.
-    pub fn configure(&self, config: config::Quota) {
+    fn alert_at(&self, name: CommandName<'_>, limit: NonZeroU32, now: Tick) {
+        self.of_at(name, now).cap_until(limit, now.after(ALERT_HOLDS));
+    }
+
+    /// Applies other limits after a reload. A quota with an unchanged limit keeps its state; one with another limit
+    /// starts without a burst, because earlier calls still count.
+    pub(crate) fn configure(&self, config: config::Quota) {
         let before = self.config.load_full();
         if *before == config {
             return;
@@ -103,37 +110,49 @@ impl AppQuotas {
         if before.total != config.total {
             self.total.configure(config.total);
         }
+        let config = Arc::new(config);
+        // Before the quotas change: a quota that is created meanwhile has the new limit or is visited below.
+        self.config.store(Arc::clone(&config));
         for (row, quota) in KNOWN_COMMANDS.iter().zip(&self.known) {
             quota.configure(config.limit(row.name));
         }
-        self.rest.configure(config.per_command);
-        self.config.store(Arc::new(config));
+        self.unlisted.for_each(|of, quota| quota.configure(limit_of(&config, of)));
     }
 
-    /// The quota of a command.
-    pub fn of(&self, name: CommandName<'_>) -> Arc<CommandQuota> {
+    /// Returns the quota of a command.
+    pub(crate) fn of(&self, name: CommandName<'_>) -> Arc<CommandQuota> {
+        match row_number(name) {
+            Some(row) => Arc::clone(&self.known[row]),
+            None => self.of_at(name, clock::tick()),
+        }
+    }
+
+    fn of_at(&self, name: CommandName<'_>, now: Tick) -> Arc<CommandQuota> {
         if let Some(row) = row_number(name) {
             return Arc::clone(&self.known[row]);
         }
-        let (key, limit) = (name.to_string(), self.config.load().limit(name));
-        if let Some(other) = self.others.get(&key) {
-            // It may be from before a reload.
-            other.configure(limit);
-            return other;
-        }
-        // A place must never be given up while its quota counts, so a full house takes nobody in.
-        if self.others.entry_count() >= OTHERS_MAX / 2 {
-            return Arc::clone(&self.rest);
-        }
-        let total = Arc::clone(&self.total);
-        let together = together(self.fleet.as_ref(), &key);
-        self.others.get_with(key, || Arc::new(CommandQuota::new(limit, total, together, MonotonicClock)))
+        self.unlisted.get(&name.to_string(), now, |of| {
+            let limit = limit_of(&self.config.load(), of);
+            match of {
+                QuotaOf::Command(name) => self.create(name, limit),
+                QuotaOf::Rest => self.create(REST, limit),
+            }
+        })
+    }
+
+    fn create(&self, name: &str, limit: NonZeroU32) -> CommandQuota {
+        let shared = self.fleet.as_ref().map(|(fleet, app)| SharedQuota::new(Arc::clone(fleet), *app, name));
+        CommandQuota::new(limit, Arc::clone(&self.total), shared, MonotonicClock)
     }
 }
 
-/// A command's part in what is shared.
-fn together(fleet: Option<&(Arc<Fleet>, SdkAppId)>, name: &str) -> Option<SharedQuota> {
-    fleet.map(|(fleet, app)| SharedQuota::new(Arc::clone(fleet), *app, name))
+/// Returns the configured limit of an unlisted command, or of all those without a quota of their own.
+fn limit_of(config: &config::Quota, of: QuotaOf<'_>) -> NonZeroU32 {
+    let name = match of {
+        QuotaOf::Command(name) => CommandName::parse(name).ok(),
+        QuotaOf::Rest => None,
+    };
+    name.map_or(config.per_command, |name| config.limit(name))
 }
 
 #[cfg(test)]
@@ -146,20 +165,50 @@ mod tests {
         NonZeroU32::new(n).expect("not 0")
     }
 
-    #[tokio::test]
-    async fn commands_outside_the_table_have_quotas_of_their_own_up_to_a_bound() {
-        let config = config::Quota { per_command: number(5), total: None, commands: HashMap::new() };
-        let quotas = AppQuotas::new(config, None);
-        let name = |n: usize| format!("future/command_{n}");
-        for n in 0..5000 {
-            let text = name(n);
-            let _ = quotas.of(CommandName::parse(&text).expect("a name"));
-            quotas.others.run_pending_tasks();
+    fn config(per_command: u32) -> config::Quota {
+        config::Quota { per_command: number(per_command), total: None, commands: HashMap::new() }
+    }
+
+    fn name(text: &str) -> CommandName<'_> {
+        CommandName::parse(text).expect("a name")
+    }
+
+    #[test]
+    fn unlisted_commands_have_separate_quotas_up_to_a_bound() {
+        let quotas = AppQuotas::new(config(5), None);
+        let names: Vec<_> = (0..5000).map(|n| format!("future/command_{n}")).collect();
+        let of = |n: usize| quotas.of(name(&names[n]));
+        let all: Vec<_> = (0..names.len()).map(of).collect();
+        let different: std::collections::HashSet<_> = all.iter().map(Arc::as_ptr).collect();
+        assert_eq!(different.len(), UNLISTED_MAX + 1);
+        assert!(Arc::ptr_eq(&of(1), &of(1)));
+        assert!(!Arc::ptr_eq(&of(1), &of(2)));
+        assert!(Arc::ptr_eq(&of(4000), &of(4999)), "both share the rest");
+    }
+
+    #[test]
+    fn alert_for_an_unlisted_command_outlives_idle_time() {
+        let quotas = AppQuotas::new(config(5), None);
+        let now = clock::tick();
+        let others: Vec<_> = (0..UNLISTED_MAX).map(|n| format!("future/other_{n}")).collect();
+        quotas.alert_at(name("future/command"), number(2), now);
+        for secs in [1, 11, 300, 599] {
+            let later = now.after(Duration::from_secs(secs));
+            others.iter().for_each(|other| drop(quotas.of_at(name(other), later)));
+            assert_eq!(quotas.of_at(name("future/command"), later).limit(), 2, "{secs} s later");
         }
-        assert!(quotas.others.entry_count() <= OTHERS_MAX);
-        let (a, b) = (name(1), name(2));
-        let (a, b) = (CommandName::parse(&a).expect("a name"), CommandName::parse(&b).expect("a name"));
-        assert!(Arc::ptr_eq(&quotas.of(a), &quotas.of(a)));
-        assert!(!Arc::ptr_eq(&quotas.of(a), &quotas.of(b)));
+    }
+
+    #[test]
+    fn reload_changes_known_and_unlisted_quotas() {
+        let quotas = AppQuotas::new(config(5), None);
+        let names = ["follow/follow_check", "future/command"];
+        let before = names.map(|text| quotas.of(name(text)));
+        quotas.configure(config(7));
+        for (text, before) in names.iter().zip(before) {
+            let after = quotas.of(name(text));
+            assert!(Arc::ptr_eq(&before, &after) && after.limit() == 7, "{text}");
+        }
+        assert_eq!(quotas.of(name("future/another")).limit(), 7);
     }
 }

@@ -1,4 +1,4 @@
-//! The pace of calls under one limit.
+//! The rate limiter under every quota: GCRA with a burst and an interval that keep each second within the limit.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,42 +12,42 @@ use crate::domain::fleet::lease;
 use crate::domain::tick::Tick;
 use crate::fleet::Pace;
 
-/// How much later than another a call may reach the wire after its permit.
+/// The most by which the times from permit to socket of two calls differ.
 const JITTER: Duration = Duration::from_millis(50);
-/// One part in so many of a second's calls may go at once.
-const BURST_PART: u32 = 50;
+/// The burst is this fraction of the calls of a second: one fiftieth, and at least 1.
+const BURST_DIVISOR: u32 = 50;
 
-/// Burst and interval that keep every second at `per_second` calls or fewer.
+/// Returns the burst and the interval that keep every second at `per_second` calls or fewer.
 pub(crate) fn pace(per_second: NonZeroU32) -> (NonZeroU32, Duration) {
-    pace_within(per_second, JITTER)
+    pace_with(per_second, JITTER)
 }
 
-/// The pace that a whole fleet keeps: its permits are used within a life after their moment.
+/// Returns the pace of a whole fleet, where a permit may be used up to a lease's lifetime after its instant.
 pub(super) fn fleet_pace(per_second: NonZeroU32) -> Pace {
-    let (burst, interval) = pace_within(per_second, JITTER + lease::LIFE);
+    let (burst, interval) = pace_with(per_second, JITTER + lease::LIFE);
     Pace { interval, burst: burst.get() }
 }
 
-/// The same where calls may leave up to `late` after their moment.
-fn pace_within(per_second: NonZeroU32, late: Duration) -> (NonZeroU32, Duration) {
-    let burst = NonZeroU32::new(per_second.get() / BURST_PART).unwrap_or(NonZeroU32::MIN);
-    let window = (Duration::from_secs(1) + late).as_nanos() as u64;
+/// Returns burst and interval if calls may leave up to `delay` after their instant.
+fn pace_with(per_second: NonZeroU32, delay: Duration) -> (NonZeroU32, Duration) {
+    let burst = NonZeroU32::new(per_second.get() / BURST_DIVISOR).unwrap_or(NonZeroU32::MIN);
+    let window = (Duration::from_secs(1) + delay).as_nanos() as u64;
     let intervals = u64::from(per_second.get() - burst.get()) + 1;
     (burst, Duration::from_nanos(window / intervals + 1))
 }
 
-/// How much of a limit a pacer gives.
+/// The part of a limit that a limiter of this replica grants.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum LimitShare {
-    /// All of it.
+    /// The whole limit: there is no fleet.
     Whole,
-    /// What a replica has alone, above 0 and up to 1.
+    /// The fraction for a disconnected replica, above 0 and up to 1.
     Share(f64),
-    /// The pace of the fleet, whose permits it does not give itself: it only foretells.
+    /// The pace of the fleet. Redis grants the permits; the limiter only predicts waits.
     Fleet,
 }
 
-/// GCRA for one rate.
+/// GCRA with one rate.
 #[derive(Debug)]
 pub(super) struct CommandLimiter<C: Clock> {
     limiter: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
@@ -57,62 +57,59 @@ pub(super) struct CommandLimiter<C: Clock> {
 }
 
 impl<C: Clock + Clone> CommandLimiter<C> {
-    /// With its burst to spend.
+    /// Returns a limiter with its whole burst available.
     pub(super) fn new(per_second: NonZeroU32, clock: C) -> Self {
-        Self::at(pace(per_second), clock)
-    }
-
-    /// With its burst spent, for a part of the limit. A share below one call a second makes its intervals
-    /// longer: many replicas alone must not add up to more.
-    pub(super) fn part(per_second: NonZeroU32, part: LimitShare, clock: C) -> Self {
         let (burst, interval) = pace(per_second);
-        Self::at_rest(
-            match part {
-                LimitShare::Whole => (burst, interval),
-                LimitShare::Share(share) => {
-                    let burst = (f64::from(burst.get()) * share) as u32;
-                    (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval.div_f64(share))
-                }
-                LimitShare::Fleet => {
-                    let pace = fleet_pace(per_second);
-                    (NonZeroU32::new(pace.burst).unwrap_or(NonZeroU32::MIN), pace.interval)
-                }
-            },
-            clock,
-        )
+        Self::with_pace(burst, interval, clock)
     }
 
-    fn at((burst, interval): (NonZeroU32, Duration), clock: C) -> Self {
+    /// Returns a limiter without a burst, so that it can replace another one within a second. A share below one call
+    /// per second has longer intervals, so that many disconnected replicas never add up to more than the limit.
+    pub(super) fn exhausted(per_second: NonZeroU32, share: LimitShare, clock: C) -> Self {
+        let (burst, interval) = pace(per_second);
+        let (burst, interval) = match share {
+            LimitShare::Whole => (burst, interval),
+            LimitShare::Share(share) => {
+                let burst = (f64::from(burst.get()) * share) as u32;
+                (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval.div_f64(share))
+            }
+            LimitShare::Fleet => {
+                let pace = fleet_pace(per_second);
+                (NonZeroU32::new(pace.burst).unwrap_or(NonZeroU32::MIN), pace.interval)
+            }
+        };
+        let limiter = Self::with_pace(burst, interval, clock);
+        let was_full = limiter.take_burst();
+        debug_assert!(was_full, "a new limiter has its whole burst");
+        limiter
+    }
+
+    fn with_pace(burst: NonZeroU32, interval: Duration, clock: C) -> Self {
         let quota = Quota::with_period(interval).expect("an interval is at least a nanosecond").allow_burst(burst);
         Self { limiter: RateLimiter::direct_with_clock(quota, clock.clone()), clock, burst, interval }
     }
 
-    /// With its burst spent, to take the place of another pacer in the middle of a second.
-    #[cfg(test)]
-    fn spent(per_second: NonZeroU32, clock: C) -> Self {
-        Self::part(per_second, LimitShare::Whole, clock)
+    /// Takes the whole burst at once. Returns `false`, and takes nothing, unless all of it is available.
+    pub(super) fn take_burst(&self) -> bool {
+        matches!(self.limiter.check_n(self.burst), Ok(Ok(())))
     }
 
-    fn at_rest(pace: (NonZeroU32, Duration), clock: C) -> Self {
-        let pacer = Self::at(pace, clock);
-        let all = pacer.limiter.check_n(pacer.burst);
-        debug_assert!(matches!(all, Ok(Ok(()))), "a new pacer has its whole burst");
-        pacer
-    }
-
-    /// Takes a permit, or says how long there will be none.
+    /// Takes a permit.
+    ///
+    /// # Errors
+    /// The time until the next permit.
     pub(super) fn take(&self) -> Result<(), Duration> {
         self.limiter.check().map_err(|not_until| not_until.wait_time_from(self.clock.now()))
     }
 
-    /// When the next permit is to be had if one was to be had at `next` and one is taken `now`.
+    /// Returns when the next permit is available if one was available at `next` and one is taken at `now`.
     pub(super) fn next_after(&self, next: Tick, now: Tick) -> Tick {
         let burst = self.interval.saturating_mul(self.burst.get() - 1);
         let earliest = Tick::from_micros(now.micros().saturating_sub(Tick::NEVER.after(burst).micros()));
         next.max(earliest).after(self.interval)
     }
 
-    /// The time from one permit to the next once the burst is used up.
+    /// Returns the time between two permits once the burst is used up.
     pub(super) fn interval(&self) -> Duration {
         self.interval
     }
@@ -128,13 +125,15 @@ mod tests {
         NonZeroU32::new(n).expect("not 0")
     }
 
-    /// When a caller that always wants more gets its permits, in a time of `span`.
-    fn greedy(per_second: u32, span: Duration) -> Vec<Duration> {
-        let clock = FakeRelativeClock::default();
-        let pacer = CommandLimiter::new(number(per_second), clock.clone());
+    /// Takes every permit as soon as it is available, for a time of `span`. Returns the times of the permits.
+    fn take_all(
+        limiter: &CommandLimiter<FakeRelativeClock>,
+        clock: &FakeRelativeClock,
+        span: Duration,
+    ) -> Vec<Duration> {
         let (mut now, mut permits) = (Duration::ZERO, Vec::new());
         while now < span {
-            match pacer.take() {
+            match limiter.take() {
                 Ok(()) => permits.push(now),
                 Err(wait) => {
                     let wait = wait.max(Duration::from_nanos(1));
@@ -147,10 +146,10 @@ mod tests {
     }
 
     #[test]
-    fn no_second_sees_more_than_the_limit_not_even_the_first_and_most_of_it_is_used() {
+    fn every_second_stays_within_the_limit_and_most_is_used() {
         for per_second in [1, 2, 3, 5, 10, 19, 20, 39, 40, 50, 100, 200, 1000, 5000] {
-            let span = Duration::from_secs(20);
-            let permits = greedy(per_second, span);
+            let (clock, span) = (FakeRelativeClock::default(), Duration::from_secs(20));
+            let permits = take_all(&CommandLimiter::new(number(per_second), clock.clone()), &clock, span);
             let window = Duration::from_secs(1) + JITTER;
             let mut first = 0;
             for (last, at) in permits.iter().enumerate() {
@@ -169,31 +168,20 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_a_share_of_any_limit_and_begins_with_nothing() {
+    fn share_applies_to_any_limit_and_starts_without_burst() {
         for (per_second, share) in [(200, 0.25), (200, 1.0), (3, 0.1), (1, 0.25), (10_000, 0.01)] {
-            let clock = FakeRelativeClock::default();
-            let pacer = CommandLimiter::part(number(per_second), LimitShare::Share(share), clock.clone());
-            assert!(pacer.take().is_err(), "{per_second}");
-            let (mut permits, span) = (0, Duration::from_secs(40));
-            let mut now = Duration::ZERO;
-            while now < span {
-                match pacer.take() {
-                    Ok(()) => permits += 1,
-                    Err(wait) => {
-                        let wait = wait.max(Duration::from_nanos(1));
-                        clock.advance(wait);
-                        now += wait;
-                    }
-                }
-            }
+            let (clock, span) = (FakeRelativeClock::default(), Duration::from_secs(40));
+            let limiter = CommandLimiter::exhausted(number(per_second), LimitShare::Share(share), clock.clone());
+            assert!(limiter.take().is_err(), "{per_second}");
+            let permits = take_all(&limiter, &clock, span).len() as f64;
             let most = f64::from(per_second) * share * span.as_secs_f64();
-            assert!(f64::from(permits) <= most + 1.0, "{permits} of {per_second} at {share}");
-            assert!(f64::from(permits) >= 0.9 * most - 1.0, "{permits} of {per_second} at {share}");
+            assert!(permits <= most + 1.0, "{permits} of {per_second} at {share}");
+            assert!(permits >= 0.9 * most - 1.0, "{permits} of {per_second} at {share}");
         }
     }
 
     #[test]
-    fn any_rate_that_can_be_configured_has_a_pace() {
+    fn every_configurable_rate_has_a_pace() {
         for per_second in [1, 7, 1_000_000, 10_000_000, u32::MAX] {
             let (burst, interval) = pace(number(per_second));
             assert!(burst.get() <= per_second && interval > Duration::ZERO);
@@ -202,25 +190,36 @@ mod tests {
     }
 
     #[test]
-    fn the_next_permit_is_foretold() {
-        let pacer = CommandLimiter::new(number(150), FakeRelativeClock::default());
-        assert_eq!(pacer.burst.get(), 3);
+    fn next_permit_is_predicted() {
+        let limiter = CommandLimiter::new(number(150), FakeRelativeClock::default());
+        assert_eq!(limiter.burst.get(), 3);
         let (now, mut next) = (Tick::from_micros(5_000_000), Tick::NEVER);
         for taken in 1..=5 {
-            next = pacer.next_after(next, now);
+            next = limiter.next_after(next, now);
             let wait = next.since(now);
             assert_eq!(wait.is_zero(), taken < 3, "{wait:?} after {taken}");
         }
-        assert!(next.since(now) > pacer.interval * 2 && next.since(now) < pacer.interval * 4);
+        assert!(next.since(now) > limiter.interval * 2 && next.since(now) < limiter.interval * 4);
     }
 
     #[test]
-    fn one_that_takes_another_s_place_has_no_burst_left() {
+    fn replacement_limiter_starts_without_burst() {
         let clock = FakeRelativeClock::default();
-        let pacer = CommandLimiter::spent(number(200), clock.clone());
-        let wait = pacer.take().expect_err("nothing is left");
+        let limiter = CommandLimiter::exhausted(number(200), LimitShare::Whole, clock.clone());
+        let wait = limiter.take().expect_err("the burst is taken");
         clock.advance(wait);
-        assert!(pacer.take().is_ok());
-        assert!(pacer.take().is_err());
+        assert!(limiter.take().is_ok());
+        assert!(limiter.take().is_err());
+    }
+
+    #[test]
+    fn burst_is_taken_only_as_a_whole() {
+        let clock = FakeRelativeClock::default();
+        let limiter = CommandLimiter::new(number(200), clock.clone());
+        assert!(limiter.take().is_ok());
+        assert!(!limiter.take_burst(), "one permit is missing");
+        clock.advance(limiter.interval());
+        assert!(limiter.take_burst());
+        assert!(limiter.take().is_err());
     }
 }

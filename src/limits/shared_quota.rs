@@ -1,9 +1,11 @@
-//! A command's part in the quota of the fleet.
+//! The quota of a command in a fleet: permits leased from Redis.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::rate_limiter::{LimitShare, fleet_pace};
 use crate::clock;
@@ -12,37 +14,38 @@ use crate::domain::fleet::lease::{Drawn, LEASE_MAX, Leases};
 use crate::domain::tick::Tick;
 use crate::fleet::{Fleet, LeaseRequest, Mode, mode_of};
 
-/// Who was granted nothing asks again up to so much later than it could: less than what is granted ahead.
+/// After an empty lease, the most that is added to the wait at random, so that not all replicas ask at once. It is
+/// shorter than the time that Redis grants ahead.
 const SPREAD: Duration = Duration::from_millis(200);
-/// The same under a total, which is not granted ahead.
+/// The same if the app has a total quota, which Redis does not grant ahead.
 const SPREAD_WITH_TOTAL: Duration = Duration::from_millis(20);
 
-/// Of one command.
+/// The shared quota of one command.
 #[derive(Debug)]
 pub(super) struct SharedQuota {
     fleet: Arc<Fleet>,
     app: SdkAppId,
-    /// What its quota is called in Redis.
+    /// The name of the quota in Redis.
     name: Box<str>,
     leases: Mutex<Leases>,
-    /// Which epoch the leases and the command's pacer belong to.
+    /// The epoch of the fleet that the leases and the command's own limiter belong to.
     epoch: AtomicU64,
 }
 
-/// What there is for one call.
+/// The result of drawing a permit for one call.
 pub(super) enum Leased {
-    /// A permit, which is taken.
+    /// A permit, now taken.
     Permit,
-    /// One at that moment.
+    /// A leased permit becomes usable at this instant.
     From(Tick),
-    /// None at hand.
-    Nothing,
-    /// Redis is away: the command's own pacer counts.
-    Alone,
+    /// No leased permit is left.
+    Empty,
+    /// The replica is disconnected: the command's own limiter decides.
+    Disconnected,
 }
 
-/// How much of a limit a pacer of this epoch gives.
-pub(super) fn part_of(fleet: &Fleet, epoch: u64) -> LimitShare {
+/// Returns the part of a limit that a limiter of this epoch grants.
+pub(super) fn share_in(fleet: &Fleet, epoch: u64) -> LimitShare {
     match mode_of(epoch) {
         Mode::Disconnected => LimitShare::Share(fleet.share()),
         Mode::Connected => LimitShare::Fleet,
@@ -55,56 +58,55 @@ impl SharedQuota {
         Self { fleet, app, name: name.into(), leases: Mutex::default(), epoch }
     }
 
-    /// How much the command's own pacer gives.
+    /// Returns the part of the limit that the command's own limiter grants.
     pub(super) fn limit_share(&self) -> LimitShare {
-        part_of(&self.fleet, self.epoch.load(Ordering::Acquire))
+        share_in(&self.fleet, self.epoch.load(Ordering::Acquire))
     }
 
-    /// Whether the replica has gone from alone to together, or back, since [`SharedQuota::heed_change`].
+    /// Whether the replica has connected or disconnected since the last [`SharedQuota::sync_epoch`].
     pub(super) fn epoch_changed(&self) -> bool {
         self.epoch.load(Ordering::Acquire) != self.fleet.epoch()
     }
 
-    /// Gives up what was leased before a change. Whether there was one; not for two at one time.
+    /// Discards all leases and adopts the current epoch. Returns whether it differs from the last one. Must not run
+    /// twice at the same time.
     pub(super) fn sync_epoch(&self) -> bool {
-        let (mut leases, epoch) = (self.leases(), self.fleet.epoch());
+        let (mut leases, epoch) = (self.leases.lock(), self.fleet.epoch());
         leases.clear();
         self.epoch.swap(epoch, Ordering::AcqRel) != epoch
     }
 
+    /// Takes a leased permit, if one is usable.
     pub(super) fn draw(&self, now: Tick) -> Leased {
         if mode_of(self.epoch.load(Ordering::Acquire)) == Mode::Disconnected {
-            return Leased::Alone;
+            return Leased::Disconnected;
         }
-        match self.leases().draw(now) {
+        match self.leases.lock().draw(now) {
             Drawn::Permit => Leased::Permit,
             Drawn::From(at) => Leased::From(at),
-            Drawn::Nothing => Leased::Nothing,
+            Drawn::Nothing => Leased::Empty,
         }
     }
 
-    /// Leases so many permits, within a lease's bound. `None`: look again, there are some or Redis is away. Else
-    /// how long there are none.
+    /// Leases up to `wanted` permits, at most [`LEASE_MAX`].
+    ///
+    /// Returns `None` if permits were leased or the replica is disconnected; then draw again. Otherwise returns how
+    /// long to wait before the next attempt.
     pub(super) async fn lease(&self, limit: NonZeroU32, total: Option<NonZeroU32>, wanted: usize) -> Option<Duration> {
-        let order = LeaseRequest {
+        let request = LeaseRequest {
             app: self.app,
             name: &self.name,
             wanted: wanted.clamp(1, LEASE_MAX),
             pace: fleet_pace(limit),
             total: total.map(fleet_pace),
         };
-        let granted = self.fleet.lease(order).await?;
+        let granted = self.fleet.lease(request).await?;
         if granted.moments.is_empty() {
-            // Others have what there is for the next while, so many that wait need not ask all at once.
-            let most = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
+            let spread = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
             let random = f64::from(clock::random_u32()) / f64::from(u32::MAX);
-            return Some(granted.again + most.mul_f64(random));
+            return Some(granted.retry_after + spread.mul_f64(random));
         }
-        self.leases().add(granted.asked, granted.heard, granted.moments);
+        self.leases.lock().add(granted.sent_at, granted.received_at, granted.moments);
         None
-    }
-
-    fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

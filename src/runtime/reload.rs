@@ -194,8 +194,8 @@ fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
         "trace": trace,
     );
     // Whether callers need a certificate is decided when a connection begins; open ones would not be checked.
-    let asks_callers = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.asks_callers);
-    if asks_callers(&new.server.tls) != asks_callers(&old.server.tls) {
+    let requires_cert = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.requires_client_cert);
+    if requires_cert(&new.server.tls) != requires_cert(&old.server.tls) {
         new.server.tls.clone_from(&old.server.tls);
         kept.push("server.tls");
     }

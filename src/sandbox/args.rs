@@ -11,34 +11,34 @@ use super::webhook::WebhookTarget;
 use super::{SandboxConfig, SandboxTls};
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 
-/// Options of the stand-in for Chat.
+/// Options of the Chat simulator.
 #[derive(Debug, clap::Args)]
 pub struct SandboxArgs {
-    /// Address to listen on; port 0 takes any free one and the log names it
+    /// Address to listen on; port 0 selects a free port, which the log names
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9700")]
     pub listen: SocketAddr,
 
-    /// The app it plays
+    /// SDKAppID of the simulated app
     #[arg(long, value_name = "N", default_value = "1400000001", value_parser = sdkappid)]
     pub sdkappid: SdkAppId,
 
-    /// The app's administrator
+    /// Administrator of the app
     #[arg(long, value_name = "NAME", default_value = "administrator")]
     pub identifier: Identifier,
 
-    /// The app's secret key; not a real one, since it stands in the process list
+    /// Secret key of the app; not a real one, because the process list shows it
     #[arg(long, value_name = "KEY", env = "CHATGATE_SANDBOX_KEY", hide_env_values = true, value_parser = secret)]
     pub secret_key: SecretKey,
 
-    /// Serve HTTPS with a certificate of its own and write its CA to DIR/ca.pem
+    /// Serve HTTPS with a generated certificate and write its CA to DIR/ca.pem
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
 
-    /// Calls that a command may get in any second, beyond which it answers 60007
+    /// Rate limit in calls per second and command; calls over the limit get 60007
     #[arg(long, value_name = "N", default_value = "200")]
     pub qps: NonZeroU32,
 
-    /// Milliseconds before each answer
+    /// Delay before each response, in milliseconds
     #[arg(long, value_name = "MS", default_value = "0", value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub latency: u64,
 
@@ -46,22 +46,20 @@ pub struct SandboxArgs {
     #[arg(long, value_name = "URL", requires = "webhook_token", value_parser = WebhookTarget::parse_url)]
     pub webhook: Option<Uri>,
 
-    /// The token that signs webhooks
+    /// Token that signs webhooks
     #[arg(long, value_name = "TOKEN", requires = "webhook", value_parser = secret)]
     pub webhook_token: Option<SecretKey>,
 
-    /// Allow an address beyond loopback, where anyone can give it orders
+    /// Allow an address beyond loopback, where any client can use the control API
     #[arg(long)]
     pub open: bool,
 }
 
-/// Options that do not go together; a matter of wrong usage.
+/// Options that conflict: a usage error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SandboxArgsError {
-    /// The address is reachable from elsewhere.
-    #[error(
-        "{0} is not a loopback address, and anyone who reaches the sandbox can give it orders; add --open to allow it"
-    )]
+    /// Other machines can reach the address.
+    #[error("{0} is not a loopback address, and the control API has no authentication; add --open to accept this")]
     NotLoopback(SocketAddr),
 }
 
@@ -87,11 +85,11 @@ impl TryFrom<SandboxArgs> for SandboxConfig {
 }
 
 fn sdkappid(text: &str) -> Result<SdkAppId, &'static str> {
-    text.parse().ok().and_then(SdkAppId::new).ok_or("is not a number from 1 to 4294967295")
+    text.parse().ok().and_then(SdkAppId::new).ok_or("must be a number from 1 to 4294967295")
 }
 
 fn secret(text: &str) -> Result<SecretKey, &'static str> {
-    SecretKey::new(text).ok_or("is empty")
+    SecretKey::new(text).ok_or("must not be empty")
 }
 
 #[cfg(test)]
@@ -113,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_contract() {
+    fn defaults_match_the_documentation() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:9700");
         assert_eq!((config.sdkappid.get(), config.identifier.as_str()), (1400000001, "administrator"));
@@ -122,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn only_open_listens_beyond_loopback() {
+    fn addresses_beyond_loopback_require_open() {
         assert!(config(&["--listen", "0.0.0.0:0"]).unwrap_err().contains("--open"));
         assert!(config(&["--listen", "0.0.0.0:0", "--open"]).is_ok());
         assert!(config(&["--listen", "[::1]:0"]).is_ok());
     }
 
     #[test]
-    fn wrong_values_are_refused() {
+    fn invalid_values_are_rejected() {
         for options in [
             ["--sdkappid", "0"],
             ["--sdkappid", "4294967296"],
@@ -142,7 +140,7 @@ mod tests {
             assert!(config(&options).is_err(), "{options:?}");
         }
         assert!(config(&["--webhook", "https://h/", "--webhook-token", "t"]).is_err());
-        let with = config(&["--webhook", "http://127.0.0.1:1/", "--webhook-token", "secret-token"]).unwrap();
-        assert!(with.webhook.is_some() && !format!("{with:?}").contains("secret-token"));
+        let config = config(&["--webhook", "http://127.0.0.1:1/", "--webhook-token", "secret-token"]).unwrap();
+        assert!(config.webhook.is_some() && !format!("{config:?}").contains("secret-token"));
     }
 }

@@ -1,88 +1,88 @@
-//! The five parameters in the URL, and whether they entitle the caller.
+//! Authentication of a call: the five parameters in its URL.
 
 use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
-use super::refusal::Refusal;
+use super::chat_error::ChatError;
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::usersig;
 
-/// sdkappid, identifier, usersig or contenttype is wrong (vendor page "Error Codes", 1047/34348). The
-/// vendor names no code for a bad `random`, a repeated or a further parameter: they get this one too.
+/// A wrong sdkappid, identifier, usersig, or contenttype (vendor page "Error Codes", 1047/34348). The
+/// vendor names no code for an invalid `random` or for a repeated or unknown parameter; they get this one too.
 const BAD_PARAMETER: i64 = 60025;
-/// No sdkappid at all.
+/// The sdkappid is missing.
 const NO_SDKAPPID: i64 = 60012;
 /// The identifier is a user of the app but not its administrator.
 const NOT_ADMINISTRATOR: i64 = 60010;
-/// No such app here.
+/// The app does not exist.
 const NO_SUCH_APP: i64 = 70020;
 
-/// The app that the sandbox plays.
-pub(super) struct Account {
+/// The simulated app.
+pub(super) struct AppAccount {
     pub(super) app: SdkAppId,
     pub(super) identifier: Identifier,
     pub(super) key: SecretKey,
 }
 
-/// The query of a call, values percent-decoded. Names are taken as they stand: the vendor's are
-/// case-sensitive, and nothing says that they may be encoded.
+/// The query of a call, with values percent-decoded. Names are not decoded: the vendor's names are
+/// case-sensitive, and its documentation does not mention encoded names.
 #[derive(Default)]
-pub(super) struct Query {
-    pub(super) sdkappid: Given,
-    pub(super) identifier: Given,
-    pub(super) random: Given,
-    contenttype: Given,
-    usersig: Given,
-    /// A parameter that the vendor does not name.
-    further: Option<String>,
+pub(super) struct CallQuery {
+    pub(super) sdkappid: QueryValue,
+    pub(super) identifier: QueryValue,
+    pub(super) random: QueryValue,
+    contenttype: QueryValue,
+    usersig: QueryValue,
+    /// The first parameter that the vendor does not define.
+    unknown: Option<String>,
     undecodable: bool,
 }
 
-/// A parameter's value, and whether it came more than once.
+/// The value of a parameter, and its repetition if the query has one.
 #[derive(Default)]
-pub(super) struct Given {
-    /// The first one. Wiped on drop, since one of the five is a signature.
+pub(super) struct QueryValue {
+    /// The first value. Wiped on drop, because one of the five parameters is a signature.
     pub(super) value: Option<Zeroizing<String>>,
-    repeated: Option<Zeroizing<String>>,
+    repetition: Option<Zeroizing<String>>,
 }
 
-impl Query {
+impl CallQuery {
     pub(super) fn read(query: &str) -> Self {
-        let mut read = Query::default();
+        let mut parsed = CallQuery::default();
         for part in query.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             let Ok(value) = percent_decode_str(value).decode_utf8().map(Cow::into_owned) else {
-                read.undecodable = true;
+                parsed.undecodable = true;
                 continue;
             };
             let value = Zeroizing::new(value);
-            let given = match name {
-                "sdkappid" => &mut read.sdkappid,
-                "identifier" => &mut read.identifier,
-                "random" => &mut read.random,
-                "contenttype" => &mut read.contenttype,
-                "usersig" => &mut read.usersig,
+            let slot = match name {
+                "sdkappid" => &mut parsed.sdkappid,
+                "identifier" => &mut parsed.identifier,
+                "random" => &mut parsed.random,
+                "contenttype" => &mut parsed.contenttype,
+                "usersig" => &mut parsed.usersig,
                 _ => {
-                    read.further.get_or_insert_with(|| name.chars().take(40).collect());
+                    parsed.unknown.get_or_insert_with(|| name.chars().take(40).collect());
                     continue;
                 }
             };
-            if given.value.is_none() {
-                given.value = Some(value);
+            if slot.value.is_none() {
+                slot.value = Some(value);
             } else {
-                given.repeated = Some(value);
+                slot.repetition = Some(value);
             }
         }
-        read
+        parsed
     }
 
-    /// Replaces every signature of this query in a text that is going to be shown.
-    pub(super) fn mask(&self, text: &str) -> String {
+    /// Replaces every signature of this query in a text that the journal shows.
+    pub(super) fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for sig in [&self.usersig.value, &self.usersig.repeated].into_iter().flatten() {
-            // Nothing that short is a signature, and "" would match everywhere.
+        for sig in [&self.usersig.value, &self.usersig.repetition].into_iter().flatten() {
+            // A shorter text is no signature, and "" would match everywhere.
             if sig.len() >= 8 && text.contains(sig.as_str()) {
                 text = text.replace(sig.as_str(), "(usersig)");
             }
@@ -90,62 +90,62 @@ impl Query {
         text
     }
 
-    /// Judges the parameters at a moment in Unix seconds.
+    /// Checks the parameters at the time `now`, in Unix seconds.
     ///
-    /// The vendor does not document an order. Shape comes first, then what the signature says:
+    /// The vendor does not document an order. Here the shape comes first, then the signature:
     /// empty, malformed, app, identifier, expiry, key.
-    pub(super) fn check(&self, account: &Account, now: u64) -> Result<(), Refusal> {
+    pub(super) fn check(&self, account: &AppAccount, now: u64) -> Result<(), ChatError> {
         if self.undecodable {
-            return Err(Refusal::new(BAD_PARAMETER, "a parameter is not percent-encoded UTF-8"));
+            return Err(ChatError::new(BAD_PARAMETER, "a parameter is not percent-encoded UTF-8"));
         }
         let sdkappid = match self.sdkappid.once("sdkappid")? {
-            Some(text) => number(text).ok_or(Refusal::new(BAD_PARAMETER, "sdkappid is not a number"))?,
-            None => return Err(Refusal::new(NO_SDKAPPID, "sdkappid is missing")),
+            Some(text) => number(text).ok_or(ChatError::new(BAD_PARAMETER, "sdkappid is not a number"))?,
+            None => return Err(ChatError::new(NO_SDKAPPID, "sdkappid is missing")),
         };
         if self.contenttype.once("contenttype")? != Some("json") {
-            return Err(Refusal::new(BAD_PARAMETER, "contenttype is not json"));
+            return Err(ChatError::new(BAD_PARAMETER, "contenttype is not json"));
         }
         let identifier = self.identifier.once("identifier")?.unwrap_or_default();
         if identifier.is_empty() {
-            return Err(Refusal::new(BAD_PARAMETER, "identifier is missing"));
+            return Err(ChatError::new(BAD_PARAMETER, "identifier is missing"));
         }
         if self.random.once("random")?.and_then(number).is_none() {
-            return Err(Refusal::new(BAD_PARAMETER, "random is not an unsigned integer of 32 bits"));
+            return Err(ChatError::new(BAD_PARAMETER, "random is not an unsigned integer of 32 bits"));
         }
         let Some(sig) = self.usersig.once("usersig")? else {
-            return Err(Refusal::new(BAD_PARAMETER, "usersig is missing"));
+            return Err(ChatError::new(BAD_PARAMETER, "usersig is missing"));
         };
-        if let Some(name) = &self.further {
-            return Err(Refusal::new(BAD_PARAMETER, format!("there is no parameter {name:?}")));
+        if let Some(name) = &self.unknown {
+            return Err(ChatError::new(BAD_PARAMETER, format!("unknown parameter {name:?}")));
         }
         let document = usersig::parse(sig).map_err(signature)?;
         if sdkappid != account.app.get() {
-            return Err(Refusal::new(NO_SUCH_APP, "no such sdkappid here"));
+            return Err(ChatError::new(NO_SUCH_APP, "unknown sdkappid"));
         }
         document.verify(&account.key, account.app, identifier, now).map_err(signature)?;
         if identifier != account.identifier.as_str() {
-            return Err(Refusal::new(NOT_ADMINISTRATOR, "identifier is not an administrator of the app"));
+            return Err(ChatError::new(NOT_ADMINISTRATOR, "identifier is not an administrator of the app"));
         }
         Ok(())
     }
 }
 
-impl Given {
-    fn once(&self, name: &str) -> Result<Option<&str>, Refusal> {
-        if self.repeated.is_some() {
-            return Err(Refusal::new(BAD_PARAMETER, format!("{name} is given more than once")));
+impl QueryValue {
+    fn once(&self, name: &str) -> Result<Option<&str>, ChatError> {
+        if self.repetition.is_some() {
+            return Err(ChatError::new(BAD_PARAMETER, format!("{name} is given more than once")));
         }
         Ok(self.value.as_ref().map(|value| value.as_str()))
     }
 }
 
-/// Digits only: Rust's reader would also take a sign.
+/// Parses digits only: Rust's parser would accept a sign too.
 fn number(text: &str) -> Option<u32> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-fn signature(error: usersig::UserSigError) -> Refusal {
-    Refusal::new(error.code(), error.to_string())
+fn signature(error: usersig::UserSigError) -> ChatError {
+    ChatError::new(error.code(), error.to_string())
 }
 
 #[cfg(test)]
@@ -154,20 +154,20 @@ mod tests {
 
     const NOW: u64 = 1_700_000_000;
 
-    fn account() -> Account {
-        Account {
+    fn account() -> AppAccount {
+        AppAccount {
             app: SdkAppId::new(1400000001).unwrap(),
             identifier: "administrator".parse().unwrap(),
             key: SecretKey::new("sandbox-key").unwrap(),
         }
     }
 
-    fn sig(key: &str, app: u32, who: &str) -> String {
+    fn sig(key: &str, app: u32, identifier: &str) -> String {
         let (key, app) = (SecretKey::new(key).unwrap(), SdkAppId::new(app).unwrap());
-        usersig::mint(&key, app, &who.parse().unwrap(), NOW, 100).expose().to_owned()
+        usersig::mint(&key, app, &identifier.parse().unwrap(), NOW, 100).expose().to_owned()
     }
 
-    fn good() -> Vec<(&'static str, String)> {
+    fn valid() -> Vec<(&'static str, String)> {
         vec![
             ("sdkappid", "1400000001".into()),
             ("identifier", "administrator".into()),
@@ -177,44 +177,45 @@ mod tests {
         ]
     }
 
-    fn judge(parameters: &[(&str, String)], now: u64) -> i64 {
+    /// Returns the error code of the check, 0 for a success.
+    fn check(parameters: &[(&str, String)], now: u64) -> i64 {
         let query: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        Query::read(&query.join("&")).check(&account(), now).map_or_else(|refusal| refusal.code, |()| 0)
+        CallQuery::read(&query.join("&")).check(&account(), now).map_or_else(|error| error.code, |()| 0)
     }
 
-    /// The good call with one value replaced.
+    /// Checks the valid call with one value replaced.
     fn with(name: &str, value: &str) -> i64 {
-        let mut parameters = good();
+        let mut parameters = valid();
         parameters.iter_mut().find(|parameter| parameter.0 == name).unwrap().1 = value.into();
-        judge(&parameters, NOW)
+        check(&parameters, NOW)
     }
 
     fn without(name: &str) -> i64 {
-        let mut parameters = good();
+        let mut parameters = valid();
         parameters.retain(|parameter| parameter.0 != name);
-        judge(&parameters, NOW)
+        check(&parameters, NOW)
     }
 
     #[test]
-    fn a_good_call_passes_in_any_order_and_encoding() {
-        assert_eq!(judge(&good(), NOW), 0);
-        let mut turned = good();
-        turned.reverse();
-        assert_eq!(judge(&turned, NOW), 0);
+    fn valid_call_passes_in_any_order_and_encoding() {
+        assert_eq!(check(&valid(), NOW), 0);
+        let mut reversed = valid();
+        reversed.reverse();
+        assert_eq!(check(&reversed, NOW), 0);
         assert_eq!(with("identifier", "%61dministrator"), 0);
         assert_eq!(with("random", "0"), 0);
     }
 
     #[test]
-    fn each_parameter_is_required_once_and_well_formed() {
+    fn each_parameter_is_required_exactly_once() {
         assert_eq!(without("sdkappid"), 60012);
         for name in ["identifier", "usersig", "random", "contenttype"] {
             assert_eq!(without(name), 60025, "{name}");
         }
-        for (name, value) in good() {
-            let mut parameters = good();
+        for (name, value) in valid() {
+            let mut parameters = valid();
             parameters.push((name, value));
-            assert_eq!(judge(&parameters, NOW), 60025, "{name} twice");
+            assert_eq!(check(&parameters, NOW), 60025, "{name} twice");
         }
         for (name, value) in [
             ("sdkappid", "x"),
@@ -232,34 +233,34 @@ mod tests {
         ] {
             assert_eq!(with(name, value), 60025, "{name}={value}");
         }
-        let mut parameters = good();
+        let mut parameters = valid();
         parameters.push(("servicename", "x".into()));
-        assert_eq!(judge(&parameters, NOW), 60025);
+        assert_eq!(check(&parameters, NOW), 60025);
         parameters.last_mut().unwrap().0 = "Sdkappid";
-        assert_eq!(judge(&parameters, NOW), 60025);
+        assert_eq!(check(&parameters, NOW), 60025);
     }
 
     #[test]
-    fn each_signature_fault_has_its_code() {
+    fn each_signature_error_has_its_code() {
         assert_eq!(with("usersig", ""), 70002);
         assert_eq!(with("usersig", "eJxx"), 70003);
         assert_eq!(with("sdkappid", "1400000002"), 70020);
         assert_eq!(with("usersig", &sig("sandbox-key", 1400000002, "administrator")), 70014);
         assert_eq!(with("usersig", &sig("sandbox-key", 1400000001, "bob")), 70013);
         assert_eq!(with("identifier", "bob"), 70013);
-        assert_eq!(judge(&good(), NOW + 100), 0);
-        assert_eq!(judge(&good(), NOW + 101), 70001);
+        assert_eq!(check(&valid(), NOW + 100), 0);
+        assert_eq!(check(&valid(), NOW + 101), 70001);
         assert_eq!(with("usersig", &sig("another-key", 1400000001, "administrator")), 70009);
-        let mut parameters = good();
+        let mut parameters = valid();
         parameters[1].1 = "bob".into();
         parameters[2].1 = sig("sandbox-key", 1400000001, "bob");
-        assert_eq!(judge(&parameters, NOW), 60010);
+        assert_eq!(check(&parameters, NOW), 60010);
     }
 
     #[test]
-    fn signatures_are_masked() {
-        let query = Query::read("usersig=secret-one&usersig=secret-two");
-        assert_eq!(query.mask("a secret-one b secret-two"), "a (usersig) b (usersig)");
-        assert_eq!(Query::read("usersig=").mask("abc"), "abc");
+    fn redact_replaces_every_signature() {
+        let query = CallQuery::read("usersig=secret-one&usersig=secret-two");
+        assert_eq!(query.redact("a secret-one b secret-two"), "a (usersig) b (usersig)");
+        assert_eq!(CallQuery::read("usersig=").redact("abc"), "abc");
     }
 }

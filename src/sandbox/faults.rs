@@ -1,18 +1,18 @@
-//! Faults on order: what goes wrong, how often, and for which command.
+//! Injected faults: their kind, their frequency, and their commands.
 //!
-//! | member | what the caller sees | is the command carried out? |
+//! | member | effect | command executed |
 //! | --- | --- | --- |
 //! | `"error_code":N` | an envelope with that code | no |
-//! | `"status":N` | that HTTP status with an HTML body, as from a proxy in between | no |
-//! | `"latency_ms":N` | the answer, that much later; it is from before the wait | yes |
-//! | `"reset":true` | the connection reset (TCP RST) instead of an answer | yes |
-//! | `"truncate":true` | the answer's whole head and half of its body, then the end | yes |
-//! | `"drop":true` | the connection closed instead of an answer | yes |
+//! | `"status":N` | that HTTP status with an HTML body, like the error page of a proxy | no |
+//! | `"latency_ms":N` | the response is delayed; its content is from before the delay | yes |
+//! | `"reset":true` | the connection is reset (TCP RST) instead of a response | yes |
+//! | `"truncate":true` | the headers and half of the body, then the connection closes | yes |
+//! | `"drop":true` | the connection closes instead of a response | yes |
 //!
-//! Beside one of them `latency_ms` may stand too. `"next":K` is for the next K calls, `"share":0.1` for
-//! a tenth of them until `reset`; `"command"` is a command or a pattern, and any command without it.
-//! The oldest fault that fits a call is the one it meets. A call that Chat refuses anyway (signature,
-//! rate, body) keeps its own refusal and uses up no `error_code` or `status`; the other faults hit it too.
+//! `latency_ms` can be combined with one of the others. `"next":K` applies to the next K calls, `"share":0.1` to
+//! a tenth of the calls until `reset`. `"command"` is a command or a pattern; the default is every command.
+//! A call gets the oldest fault that matches it. A call with an error of its own (signature, rate, body) keeps that
+//! error and uses up no `error_code` or `status`; it can get the other faults.
 
 use std::time::Duration;
 
@@ -21,27 +21,27 @@ use serde::Deserialize;
 
 use crate::domain::chat::command::{CommandName, CommandPattern};
 
-/// Most faults that are waiting at once.
+/// Maximum number of faults at once.
 pub(super) const FAULTS_MAX: usize = 64;
-/// Longest delay that can be ordered.
+/// Longest delay of a fault.
 pub(super) const LATENCY_MAX: Duration = Duration::from_secs(60);
 
-/// Faults in the order they were given.
+/// The active faults, oldest first.
 #[derive(Default)]
 pub(super) struct Faults(Vec<Fault>);
 
-/// An order for faults.
+/// A fault with its frequency and its commands.
 #[derive(Debug, PartialEq)]
 pub(super) struct Fault {
-    kind: Option<Kind>,
+    kind: Option<FaultKind>,
     latency: Duration,
-    when: When,
+    frequency: FaultFrequency,
     pattern: CommandPattern,
 }
 
-/// What goes wrong.
+/// The effect of a fault, apart from a delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FaultKind {
     ErrorCode(i64),
     Status(StatusCode),
     Reset,
@@ -50,26 +50,26 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, PartialEq)]
-enum When {
+enum FaultFrequency {
     Next(u64),
     Share(f64),
 }
 
-/// The fault that a call meets.
+/// The effect of a fault on one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hit {
-    pub(super) kind: Option<Kind>,
+pub(super) struct AppliedFault {
+    pub(super) kind: Option<FaultKind>,
     pub(super) latency: Duration,
 }
 
 impl Faults {
-    /// `false` if there are too many already.
+    /// Adds a fault. Returns `false` if there are [`FAULTS_MAX`] already.
     pub(super) fn add(&mut self, fault: Fault) -> bool {
-        let room = self.0.len() < FAULTS_MAX;
-        if room {
+        let has_room = self.0.len() < FAULTS_MAX;
+        if has_room {
             self.0.push(fault);
         }
-        room
+        has_room
     }
 
     pub(super) fn clear(&mut self) {
@@ -80,33 +80,35 @@ impl Faults {
         self.0.len()
     }
 
-    /// The fault for a call, used up by it. `roll` is drawn from [0, 1).
-    pub(super) fn take(&mut self, name: CommandName<'_>, refused: bool, roll: f64) -> Option<Hit> {
+    /// Returns the fault for a call and counts it down. `has_error` says whether the call has an error of its own,
+    /// and `roll` is a random number in [0, 1).
+    pub(super) fn take(&mut self, name: CommandName<'_>, has_error: bool, roll: f64) -> Option<AppliedFault> {
         let at = self.0.iter().position(|fault| {
-            let fits = fault.pattern.matches(name) && !(refused && fault.replaces_answer());
-            fits && match fault.when {
-                When::Next(_) => true,
-                When::Share(share) => roll < share,
-            }
+            let is_match = fault.pattern.matches(name) && !(has_error && fault.replaces_response());
+            is_match
+                && match fault.frequency {
+                    FaultFrequency::Next(_) => true,
+                    FaultFrequency::Share(share) => roll < share,
+                }
         })?;
         let fault = &mut self.0[at];
-        let hit = Hit { kind: fault.kind, latency: fault.latency };
-        if let When::Next(left) = &mut fault.when {
+        let applied = AppliedFault { kind: fault.kind, latency: fault.latency };
+        if let FaultFrequency::Next(left) = &mut fault.frequency {
             *left -= 1;
             if *left == 0 {
                 self.0.remove(at);
             }
         }
-        Some(hit)
+        Some(applied)
     }
 }
 
 impl Fault {
-    /// Reads an order; the error is a sentence for who gave it.
+    /// Parses the body of a control request. The error is text for the client.
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
-        struct Order {
+        struct FaultRequest {
             error_code: Option<i64>,
             status: Option<u16>,
             latency_ms: Option<u64>,
@@ -120,49 +122,49 @@ impl Fault {
             share: Option<f64>,
             command: Option<String>,
         }
-        let order: Order = serde_json::from_slice(body).map_err(|error| format!("not an order for faults: {error}"))?;
+        let request: FaultRequest = serde_json::from_slice(body).map_err(|error| format!("invalid fault: {error}"))?;
         let mut kinds = Vec::new();
-        kinds.extend(order.error_code.map(Kind::ErrorCode));
-        if let Some(status) = order.status {
+        kinds.extend(request.error_code.map(FaultKind::ErrorCode));
+        if let Some(status) = request.status {
             let status = StatusCode::from_u16(status).ok().filter(|status| (200..600).contains(&status.as_u16()));
-            kinds.push(Kind::Status(status.ok_or("status must be from 200 to 599")?));
+            kinds.push(FaultKind::Status(status.ok_or("status must be from 200 to 599")?));
         }
-        kinds.extend(order.reset.then_some(Kind::Reset));
-        kinds.extend(order.truncate.then_some(Kind::Truncate));
-        kinds.extend(order.drop.then_some(Kind::Drop));
-        if kinds.len() > 1 || kinds.is_empty() && order.latency_ms.is_none() {
-            return Err("name one of error_code, status, latency_ms, reset, truncate, drop".into());
+        kinds.extend(request.reset.then_some(FaultKind::Reset));
+        kinds.extend(request.truncate.then_some(FaultKind::Truncate));
+        kinds.extend(request.drop.then_some(FaultKind::Drop));
+        if kinds.len() > 1 || kinds.is_empty() && request.latency_ms.is_none() {
+            return Err("no single kind; set one of error_code, status, latency_ms, reset, truncate, drop".into());
         }
-        let latency = Duration::from_millis(order.latency_ms.unwrap_or(0));
+        let latency = Duration::from_millis(request.latency_ms.unwrap_or(0));
         if latency > LATENCY_MAX {
             return Err(format!("latency_ms must be at most {}", LATENCY_MAX.as_millis()));
         }
-        let when = match (order.next, order.share) {
-            (Some(next @ 1..), None) => When::Next(next),
-            (None, Some(share)) if share > 0.0 && share <= 1.0 => When::Share(share),
-            _ => return Err("say how often: \"next\" (1 or more) or \"share\" (above 0, at most 1)".into()),
+        let frequency = match (request.next, request.share) {
+            (Some(next @ 1..), None) => FaultFrequency::Next(next),
+            (None, Some(share)) if share > 0.0 && share <= 1.0 => FaultFrequency::Share(share),
+            _ => return Err("no frequency; set either \"next\" (1 or more) or \"share\" (above 0, at most 1)".into()),
         };
-        let pattern = match order.command {
+        let pattern = match request.command {
             Some(text) => text.parse().map_err(|error| format!("command {error}"))?,
             None => CommandPattern::Any,
         };
-        Ok(Fault { kind: kinds.pop(), latency, when, pattern })
+        Ok(Fault { kind: kinds.pop(), latency, frequency, pattern })
     }
 
-    fn replaces_answer(&self) -> bool {
-        matches!(self.kind, Some(Kind::ErrorCode(_) | Kind::Status(_)))
+    fn replaces_response(&self) -> bool {
+        matches!(self.kind, Some(FaultKind::ErrorCode(_) | FaultKind::Status(_)))
     }
 }
 
-impl Kind {
-    /// How the journal calls it.
+impl FaultKind {
+    /// Returns the name that the journal shows.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Kind::ErrorCode(_) => "error_code",
-            Kind::Status(_) => "status",
-            Kind::Reset => "reset",
-            Kind::Truncate => "truncate",
-            Kind::Drop => "drop",
+            FaultKind::ErrorCode(_) => "error_code",
+            FaultKind::Status(_) => "status",
+            FaultKind::Reset => "reset",
+            FaultKind::Truncate => "truncate",
+            FaultKind::Drop => "drop",
         }
     }
 }
@@ -185,46 +187,49 @@ mod tests {
     }
 
     #[test]
-    fn next_is_used_up_and_the_oldest_goes_first() {
+    fn oldest_fault_applies_first_until_used_up() {
         let mut faults = faults(&[r#"{"error_code":70001,"next":2}"#, r#"{"drop":true,"next":1}"#]);
-        let mut kind = || faults.take(FOLLOW_CHECK, false, 0.5).map(|hit| hit.kind);
-        assert_eq!(kind(), Some(Some(Kind::ErrorCode(70001))));
-        assert_eq!(kind(), Some(Some(Kind::ErrorCode(70001))));
-        assert_eq!(kind(), Some(Some(Kind::Drop)));
+        let mut kind = || faults.take(FOLLOW_CHECK, false, 0.5).map(|applied| applied.kind);
+        assert_eq!(kind(), Some(Some(FaultKind::ErrorCode(70001))));
+        assert_eq!(kind(), Some(Some(FaultKind::ErrorCode(70001))));
+        assert_eq!(kind(), Some(Some(FaultKind::Drop)));
         assert_eq!(kind(), None);
         assert_eq!(faults.len(), 0);
     }
 
     #[test]
-    fn a_share_hits_by_the_roll_and_stays() {
+    fn share_depends_on_the_roll_and_is_not_used_up() {
         let mut faults = faults(&[r#"{"latency_ms":40,"share":0.25}"#]);
         assert_eq!(faults.take(FOLLOW_CHECK, false, 0.25), None);
-        let hit = Hit { kind: None, latency: Duration::from_millis(40) };
+        let applied = AppliedFault { kind: None, latency: Duration::from_millis(40) };
         for _ in 0..3 {
-            assert_eq!(faults.take(FOLLOW_CHECK, false, 0.2499), Some(hit));
+            assert_eq!(faults.take(FOLLOW_CHECK, false, 0.2499), Some(applied));
         }
         faults.clear();
         assert_eq!(faults.take(FOLLOW_CHECK, false, 0.0), None);
     }
 
     #[test]
-    fn commands_and_refused_calls_are_told_apart() {
+    fn faults_match_by_command_and_spare_calls_with_errors() {
         let mut faults = faults(&[
             r#"{"status":502,"latency_ms":5,"next":1,"command":"follow/follow_add"}"#,
             r#"{"reset":true,"next":1}"#,
         ]);
         assert_eq!(
             faults.take(FOLLOW_ADD, true, 0.0).unwrap().kind,
-            Some(Kind::Reset),
-            "a refused call has its answer"
+            Some(FaultKind::Reset),
+            "a call with an error keeps it"
         );
         assert_eq!(faults.take(FOLLOW_CHECK, false, 0.0), None);
-        let hit = faults.take(FOLLOW_ADD, false, 0.0).unwrap();
-        assert_eq!((hit.kind, hit.latency), (Some(Kind::Status(StatusCode::BAD_GATEWAY)), Duration::from_millis(5)));
+        let applied = faults.take(FOLLOW_ADD, false, 0.0).unwrap();
+        assert_eq!(
+            (applied.kind, applied.latency),
+            (Some(FaultKind::Status(StatusCode::BAD_GATEWAY)), Duration::from_millis(5))
+        );
     }
 
     #[test]
-    fn orders_that_make_no_sense_are_refused() {
+    fn invalid_faults_are_rejected() {
         for text in [
             "",
             "[]",

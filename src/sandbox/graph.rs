@@ -1,79 +1,80 @@
-//! Who exists and who follows whom.
+//! The follow graph: the users of the simulated app, and their follows.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Deserialize;
 
 use crate::domain::chat::app::{NameError, check_user_id};
 
-/// Most users that are kept.
-pub const USERS_MAX: usize = 1_000_000;
-/// Most follows that are kept, over all users.
-pub const EDGES_MAX: usize = 2_000_000;
-/// Most users that one may follow (vendor's client guides 1047/66035 and 1047/64330).
-pub const FOLLOWING_MAX: usize = 5_000;
+/// Maximum number of users.
+const USERS_MAX: usize = 1_000_000;
+/// Maximum number of follows, over all users.
+const EDGES_MAX: usize = 2_000_000;
+/// Maximum number of users that one user may follow (vendor's client guides 1047/66035 and 1047/64330).
+const FOLLOWING_MAX: usize = 5_000;
 
-/// Users and follows to begin with: `{"users":["ann"],"edges":[["ann","bob"]]}`.
+/// Initial users and follows: `{"users":["ann"],"edges":[["ann","bob"]]}`.
 ///
-/// The users of an edge need not be listed. The bound of [`FOLLOWING_MAX`] does not apply here.
+/// The users of an edge need not be listed. The limit of 5000 followed users does not apply here.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeedGraph {
-    /// Users that exist.
+    /// Existing users.
     #[serde(default)]
     pub users: Vec<String>,
-    /// Follows: from, to.
+    /// Follows, as (from, to).
     #[serde(default)]
     pub edges: Vec<(String, String)>,
 }
 
-/// Why a seed was refused; nothing of it was taken.
+/// Why a seed was rejected. The graph is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SeedError {
-    /// A name that Chat would not take.
+    /// Chat does not accept the user name.
     #[error("the user name {name:?} {error}")]
     Name {
-        /// The name, cut to its first characters.
+        /// The first characters of the name.
         name: String,
-        /// What is wrong with it.
+        /// Its problem.
         error: NameError,
     },
     /// An edge from a user to itself.
     #[error("{0:?} cannot follow itself")]
-    Itself(String),
-    /// One of the bounds would be passed.
-    #[error("the sandbox keeps at most {USERS_MAX} users and {EDGES_MAX} follows")]
-    Full,
+    SelfFollow(String),
+    /// The graph would exceed one of its limits.
+    #[error("the simulator holds at most {USERS_MAX} users and {EDGES_MAX} follows")]
+    LimitExceeded,
 }
 
-/// The graph of a sandbox, to seed and to look at while it runs.
+/// A handle to the graph of a running sandbox, to seed and to inspect it.
 #[derive(Clone, Default)]
 pub struct GraphHandle(Arc<Mutex<Graph>>);
 
 impl GraphHandle {
-    /// Adds users and follows; those that exist already stay as they are.
+    /// Adds users and follows, and leaves existing ones unchanged. `at_secs` is the time of the new follows.
     pub fn seed(&self, seed: &SeedGraph, at_secs: u64) -> Result<(), SeedError> {
         self.lock().seed(seed, at_secs)
     }
 
-    /// Number of users and of follows.
+    /// Returns the number of users and the number of follows.
     pub fn size(&self) -> (usize, usize) {
         let graph = self.lock();
         (graph.users.len(), graph.edges)
     }
 
-    /// Whether `from` follows `to`.
+    /// Returns whether `from` follows `to`.
     pub fn follows(&self, from: &str, to: &str) -> bool {
         self.lock().follows(from, to)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Graph> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
-/// The graph itself. Both ends of a follow know of it, so either list is read without a search.
+/// The graph itself. Both users of a follow store it, so neither list needs a search.
 #[derive(Clone, Default)]
 pub(super) struct Graph {
     users: HashMap<Arc<str>, User>,
@@ -83,64 +84,64 @@ pub(super) struct Graph {
 #[derive(Clone, Default)]
 struct User {
     nick: Option<Box<str>>,
-    /// The other user, and when the follow began (Unix seconds).
+    /// Followed users, with the start of the follow in Unix seconds.
     following: BTreeMap<Arc<str>, u64>,
     followers: BTreeMap<Arc<str>, u64>,
 }
 
 /// One of a user's three lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum List {
+pub(super) enum FollowList {
     Followers,
     Following,
     Mutual,
 }
 
-/// How many stand in each of a user's lists.
+/// The lengths of a user's lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct FollowCounts {
     pub(super) followers: usize,
     pub(super) following: usize,
     pub(super) mutual: usize,
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Page {
-    pub(super) rows: Vec<Row>,
-    /// Whether something follows.
-    pub(super) more: bool,
+pub(super) struct ListPage {
+    pub(super) entries: Vec<ListEntry>,
+    /// Whether the list continues.
+    pub(super) has_more: bool,
 }
 
 /// One user of a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct ListEntry {
     pub(super) user: Arc<str>,
     pub(super) since_secs: u64,
     pub(super) nick: Option<Box<str>>,
 }
 
-/// Why someone does not follow someone.
+/// Why a follow was neither added nor removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoFollow {
-    Unknown,
-    Itself,
-    TooMany,
+pub(super) enum FollowError {
+    UnknownUser,
+    SelfFollow,
+    LimitReached,
 }
 
-/// No room for another user.
+/// The graph has [`USERS_MAX`] users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct GraphFull;
 
 impl Graph {
     pub(super) fn exists(&self, name: &str) -> bool {
         self.users.contains_key(name)
     }
 
-    /// Makes a user, or gives one that exists a new nick.
-    pub(super) fn import(&mut self, name: &str, nick: Option<&str>) -> Result<(), Full> {
+    /// Adds a user, or changes the nick of an existing one.
+    pub(super) fn import(&mut self, name: &str, nick: Option<&str>) -> Result<(), GraphFull> {
         if !self.exists(name) && self.users.len() >= USERS_MAX {
-            return Err(Full);
+            return Err(GraphFull);
         }
         let user = self.users.entry(name.into()).or_default();
         if let Some(nick) = nick {
@@ -149,7 +150,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Removes a user and every follow from and to it. `false` if there was none.
+    /// Removes a user and all its follows in both directions. Returns `false` if the user does not exist.
     pub(super) fn delete(&mut self, name: &str) -> bool {
         let Some(user) = self.users.remove(name) else { return false };
         self.edges -= user.following.len() + user.followers.len();
@@ -162,26 +163,26 @@ impl Graph {
         true
     }
 
-    /// `from` exists; following someone twice changes nothing.
-    pub(super) fn follow(&mut self, from: &str, to: &str, at_secs: u64) -> Result<(), NoFollow> {
+    /// Adds a follow. An existing follow keeps its time.
+    pub(super) fn follow(&mut self, from: &str, to: &str, at_secs: u64) -> Result<(), FollowError> {
         if from == to {
-            return Err(NoFollow::Itself);
+            return Err(FollowError::SelfFollow);
         }
-        let (Some(user), true) = (self.users.get(from), self.exists(to)) else { return Err(NoFollow::Unknown) };
+        let (Some(user), true) = (self.users.get(from), self.exists(to)) else { return Err(FollowError::UnknownUser) };
         if user.following.contains_key(to) {
             return Ok(());
         }
         if user.following.len() >= FOLLOWING_MAX || self.edges >= EDGES_MAX {
-            return Err(NoFollow::TooMany);
+            return Err(FollowError::LimitReached);
         }
         self.connect(from, to, at_secs);
         Ok(())
     }
 
-    /// Ending what was not there changes nothing.
-    pub(super) fn unfollow(&mut self, from: &str, to: &str) -> Result<(), NoFollow> {
+    /// Removes a follow, if it exists.
+    pub(super) fn unfollow(&mut self, from: &str, to: &str) -> Result<(), FollowError> {
         if !self.exists(from) || !self.exists(to) {
-            return Err(NoFollow::Unknown);
+            return Err(FollowError::UnknownUser);
         }
         if self.user_mut(from).following.remove(to).is_some() {
             self.user_mut(to).followers.remove(from);
@@ -194,48 +195,48 @@ impl Graph {
         self.users.get(from).is_some_and(|user| user.following.contains_key(to))
     }
 
-    /// 2 if `from` follows `to`, plus 1 if `to` follows `from` (vendor page 1047/70349).
+    /// Returns the FollowType: 2 if `from` follows `to`, plus 1 if `to` follows `from` (vendor page 1047/70349).
     pub(super) fn follow_type(&self, from: &str, to: &str) -> u8 {
         2 * u8::from(self.follows(from, to)) + u8::from(self.follows(to, from))
     }
 
-    pub(super) fn counts(&self, name: &str) -> Option<Counts> {
+    pub(super) fn counts(&self, name: &str) -> Option<FollowCounts> {
         let user = self.users.get(name)?;
         let mutual = user.following.keys().filter(|other| user.followers.contains_key(*other)).count();
-        Some(Counts { followers: user.followers.len(), following: user.following.len(), mutual })
+        Some(FollowCounts { followers: user.followers.len(), following: user.following.len(), mutual })
     }
 
-    /// Up to `want` users of a list, in the order of their names, behind the name `after`.
-    pub(super) fn page(&self, name: &str, list: List, after: &str, want: usize) -> Option<Page> {
+    /// Returns up to `want` users of a list, sorted by name, that come after the name `after`.
+    pub(super) fn page(&self, name: &str, list: FollowList, after: &str, want: usize) -> Option<ListPage> {
         use std::ops::Bound::{Excluded, Unbounded};
         let user = self.users.get(name)?;
-        let all = if list == List::Followers { &user.followers } else { &user.following };
+        let all = if list == FollowList::Followers { &user.followers } else { &user.following };
         let mut rest = all
             .range::<str, _>((Excluded(after), Unbounded))
-            .filter(|(other, _)| list != List::Mutual || user.followers.contains_key(*other));
-        let rows = rest
+            .filter(|(other, _)| list != FollowList::Mutual || user.followers.contains_key(*other));
+        let entries = rest
             .by_ref()
             .take(want)
-            .map(|(other, since)| Row {
+            .map(|(other, since)| ListEntry {
                 user: Arc::clone(other),
                 since_secs: *since,
                 nick: self.users.get(other).and_then(|user| user.nick.clone()),
             })
             .collect();
-        Some(Page { rows, more: rest.next().is_some() })
+        Some(ListPage { entries, has_more: rest.next().is_some() })
     }
 
-    /// All or nothing.
+    /// Adds the whole seed, or nothing of it.
     pub(super) fn seed(&mut self, seed: &SeedGraph, at_secs: u64) -> Result<(), SeedError> {
         let ends = seed.edges.iter().flat_map(|(from, to)| [from, to]);
         for name in seed.users.iter().chain(ends) {
             check_user_id(name).map_err(|error| SeedError::Name { name: name.chars().take(40).collect(), error })?;
         }
         if let Some((name, _)) = seed.edges.iter().find(|(from, to)| from == to) {
-            return Err(SeedError::Itself(name.clone()));
+            return Err(SeedError::SelfFollow(name.clone()));
         }
         if self.users.len() + self.new_users(seed) > USERS_MAX || self.edges + seed.edges.len() > EDGES_MAX {
-            return Err(SeedError::Full);
+            return Err(SeedError::LimitExceeded);
         }
         for name in &seed.users {
             self.users.entry(name.as_str().into()).or_default();
@@ -260,7 +261,7 @@ impl Graph {
         names.len()
     }
 
-    /// Both exist, and the follow does not.
+    /// Adds a follow that does not exist, between users that do.
     fn connect(&mut self, from: &str, to: &str, at_secs: u64) {
         let name = |users: &HashMap<Arc<str>, User>, name| {
             let (name, _) = users.get_key_value(name).expect("both users exist");
@@ -273,7 +274,7 @@ impl Graph {
     }
 
     fn user_mut(&mut self, name: &str) -> &mut User {
-        self.users.get_mut(name).expect("a follow joins two users that exist")
+        self.users.get_mut(name).expect("both users of a follow exist")
     }
 }
 
@@ -291,12 +292,12 @@ mod tests {
         graph
     }
 
-    fn names(page: &Page) -> Vec<&str> {
-        page.rows.iter().map(|row| &*row.user).collect()
+    fn names(page: &ListPage) -> Vec<&str> {
+        page.entries.iter().map(|entry| &*entry.user).collect()
     }
 
     #[test]
-    fn follow_type_has_the_two_bits_of_the_vendors_page() {
+    fn follow_type_has_one_bit_per_direction() {
         let mut graph = graph(&["ann", "bob"]);
         assert_eq!(graph.follow_type("ann", "bob"), 0);
         graph.follow("ann", "bob", 7).unwrap();
@@ -308,22 +309,22 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_followed() {
+    fn follow_rejects_self_unknown_users_and_full_lists() {
         let mut graph = graph(&["ann", "bob"]);
-        assert_eq!(graph.follow("ann", "ann", 0), Err(NoFollow::Itself));
-        assert_eq!(graph.follow("ann", "cyd", 0), Err(NoFollow::Unknown));
-        assert_eq!(graph.unfollow("ann", "cyd"), Err(NoFollow::Unknown));
+        assert_eq!(graph.follow("ann", "ann", 0), Err(FollowError::SelfFollow));
+        assert_eq!(graph.follow("ann", "cyd", 0), Err(FollowError::UnknownUser));
+        assert_eq!(graph.unfollow("ann", "cyd"), Err(FollowError::UnknownUser));
         for number in 0..FOLLOWING_MAX {
             let other = format!("u{number}");
             graph.import(&other, None).unwrap();
             graph.follow("ann", &other, 0).unwrap();
         }
-        assert_eq!(graph.follow("ann", "bob", 0), Err(NoFollow::TooMany));
-        assert_eq!(graph.follow("ann", "u0", 0), Ok(()), "what is followed stays followed");
+        assert_eq!(graph.follow("ann", "bob", 0), Err(FollowError::LimitReached));
+        assert_eq!(graph.follow("ann", "u0", 0), Ok(()), "an existing follow is no error");
     }
 
     #[test]
-    fn a_deleted_user_leaves_no_follow_behind() {
+    fn delete_removes_all_follows_of_the_user() {
         let mut graph = graph(&["ann", "bob", "cyd"]);
         graph.follow("ann", "bob", 0).unwrap();
         graph.follow("bob", "ann", 0).unwrap();
@@ -334,30 +335,30 @@ mod tests {
         assert_eq!(graph.edges, 1);
         graph.import("ann", None).unwrap();
         assert_eq!(graph.follow_type("ann", "bob"), 0);
-        assert_eq!(graph.counts("cyd"), Some(Counts { followers: 0, following: 1, mutual: 0 }));
+        assert_eq!(graph.counts("cyd"), Some(FollowCounts { followers: 0, following: 1, mutual: 0 }));
     }
 
     #[test]
-    fn lists_are_read_page_by_page() {
+    fn page_continues_after_the_given_name() {
         let mut graph = graph(&["ann", "b", "c", "d", "e"]);
         for other in ["e", "c", "b", "d"] {
             graph.follow("ann", other, 5).unwrap();
         }
         graph.follow("c", "ann", 6).unwrap();
         graph.import("c", Some("Cyd")).unwrap();
-        let page = graph.page("ann", List::Following, "", 3).unwrap();
-        assert_eq!((names(&page), page.more), (vec!["b", "c", "d"], true));
-        assert_eq!((page.rows[1].nick.as_deref(), page.rows[1].since_secs), (Some("Cyd"), 5));
-        let page = graph.page("ann", List::Following, "d", 3).unwrap();
-        assert_eq!((names(&page), page.more), (vec!["e"], false));
-        assert_eq!(names(&graph.page("ann", List::Mutual, "", 9).unwrap()), ["c"]);
-        let page = graph.page("ann", List::Followers, "", 9).unwrap();
-        assert_eq!((names(&page), page.rows[0].since_secs), (vec!["c"], 6));
-        assert_eq!(graph.page("nobody", List::Mutual, "", 9), None);
+        let page = graph.page("ann", FollowList::Following, "", 3).unwrap();
+        assert_eq!((names(&page), page.has_more), (vec!["b", "c", "d"], true));
+        assert_eq!((page.entries[1].nick.as_deref(), page.entries[1].since_secs), (Some("Cyd"), 5));
+        let page = graph.page("ann", FollowList::Following, "d", 3).unwrap();
+        assert_eq!((names(&page), page.has_more), (vec!["e"], false));
+        assert_eq!(names(&graph.page("ann", FollowList::Mutual, "", 9).unwrap()), ["c"]);
+        let page = graph.page("ann", FollowList::Followers, "", 9).unwrap();
+        assert_eq!((names(&page), page.entries[0].since_secs), (vec!["c"], 6));
+        assert_eq!(graph.page("unknown", FollowList::Mutual, "", 9), None);
     }
 
     #[test]
-    fn a_seed_is_taken_whole_or_not_at_all() {
+    fn seed_is_added_whole_or_not_at_all() {
         let handle = GraphHandle::default();
         let seed: SeedGraph =
             serde_json::from_str(r#"{"users":["ann"],"edges":[["ann","bob"],["ann","bob"]]}"#).unwrap();
@@ -367,19 +368,19 @@ mod tests {
         let bad = SeedGraph { users: vec!["cyd".into(), String::new()], edges: Vec::new() };
         assert!(matches!(handle.seed(&bad, 1), Err(SeedError::Name { .. })));
         let bad = SeedGraph { users: vec!["cyd".into()], edges: vec![("dan".into(), "dan".into())] };
-        assert_eq!(handle.seed(&bad, 1), Err(SeedError::Itself("dan".into())));
+        assert_eq!(handle.seed(&bad, 1), Err(SeedError::SelfFollow("dan".into())));
         assert_eq!(handle.size(), (2, 1));
     }
 
     proptest! {
-        /// Any series of changes, against a plain set of pairs.
+        /// Compares the graph with a plain set of pairs after any series of changes.
         #[test]
-        fn it_is_a_set_of_pairs(steps in prop::collection::vec((0u8..3, 0usize..5, 0usize..5), 0..60)) {
+        fn graph_matches_a_plain_set_of_pairs(steps in prop::collection::vec((0u8..3, 0usize..5, 0usize..5), 0..60)) {
             const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
             let mut graph = graph(&NAMES);
             let mut set = std::collections::BTreeSet::new();
-            for (what, from, to) in steps {
-                match what {
+            for (change, from, to) in steps {
+                match change {
                     0 => if graph.follow(NAMES[from], NAMES[to], 0).is_ok() { set.insert((from, to)); },
                     1 => { graph.unfollow(NAMES[from], NAMES[to]).unwrap(); set.remove(&(from, to)); }
                     _ => {
@@ -391,7 +392,7 @@ mod tests {
             }
             prop_assert_eq!(graph.edges, set.len());
             for (from, name) in NAMES.iter().enumerate() {
-                let page = graph.page(name, List::Following, "", 9).unwrap();
+                let page = graph.page(name, FollowList::Following, "", 9).unwrap();
                 let expected: Vec<&str> = set.iter().filter(|pair| pair.0 == from).map(|pair| NAMES[pair.1]).collect();
                 prop_assert_eq!(names(&page), expected);
                 for (to, other) in NAMES.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What calls came, for tests to look at. Signatures are masked before anything gets here.
+//! The journal: the calls received so far, for tests to inspect. Its entries are redacted already.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,56 +8,57 @@ use aws_lc_rs::digest;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::rate::Peak;
+use super::rate_limit::PeakRate;
 use crate::domain::chat::command::CommandName;
 
-/// Most calls that are kept; older ones are forgotten.
+/// Maximum number of recorded calls; a new call replaces the oldest one.
 pub(super) const CALLS_MAX: usize = 10_000;
-/// Most of a body that is kept, in bytes.
+/// Maximum recorded length of a body, in bytes.
 pub(super) const BODY_LEN_MAX: usize = 64 * 1024;
-/// Most memory for all calls together, in bytes.
+/// Maximum memory for all recorded calls, in bytes.
 const BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// The last calls, and counts of all of them.
+/// The most recent calls, and counts of all calls.
 #[derive(Default)]
 pub(super) struct Journal {
-    calls: VecDeque<Arc<Call>>,
+    calls: VecDeque<Arc<RecordedCall>>,
     bytes: usize,
     total: u64,
-    peaks: HashMap<CommandName<'static>, Peak>,
+    peaks: HashMap<CommandName<'static>, PeakRate>,
 }
 
 /// One call.
 #[derive(Serialize)]
-pub(super) struct Call {
-    /// The path's two segments; `null` if the path is not of that form.
+pub(super) struct RecordedCall {
+    /// The two segments of the path; `null` if the path has another form.
     pub(super) service: Option<String>,
     pub(super) command: Option<String>,
     pub(super) method: String,
-    /// Without the query.
+    /// The path without the query.
     pub(super) path: String,
-    /// Of the answer; `null` if it had no envelope.
+    /// ErrorCode of the response; `null` if the response had no envelope.
     pub(super) error_code: Option<i64>,
-    /// The fault that the call met.
+    /// The injected fault.
     pub(super) fault: Option<&'static str>,
-    /// The parameters as they came, numbers as numbers.
+    /// The parameters as received, with numbers as numbers.
     pub(super) sdkappid: Option<Parameter>,
     pub(super) identifier: Option<String>,
     pub(super) random: Option<Parameter>,
-    pub(super) body: Body,
-    /// Of the whole body as it came.
+    pub(super) body: RecordedBody,
+    /// Length of the whole body as received.
     pub(super) body_bytes: usize,
+    /// SHA-256 of the whole body as received.
     pub(super) body_sha256: String,
     pub(super) headers: BTreeMap<String, String>,
     /// `HTTP/1.1` or `HTTP/2.0`.
     pub(super) protocol: String,
-    /// Calls of one connection share this number.
+    /// Number of the connection.
     pub(super) connection: u64,
-    /// When its head had come, in Unix milliseconds of the machine's own clock.
+    /// Arrival of the headers, in Unix milliseconds of the machine's clock.
     pub(super) at_ms: u64,
 }
 
-/// A parameter's value.
+/// The value of a query parameter.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum Parameter {
@@ -71,43 +72,43 @@ impl Parameter {
     }
 }
 
-/// A body: as JSON if it is that and not too long, else its beginning as text.
+/// A body: as JSON if it is JSON of at most [`BODY_LEN_MAX`] bytes, otherwise its beginning as text.
 #[derive(Serialize)]
 #[serde(untagged)]
-pub(super) enum Body {
+pub(super) enum RecordedBody {
     Json(Box<RawValue>),
     Text(String),
 }
 
-impl Body {
+impl RecordedBody {
     pub(super) fn read(text: String) -> Self {
         if text.len() > BODY_LEN_MAX {
             let end = (0..=BODY_LEN_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            return Body::Text(text[..end].to_owned());
+            return RecordedBody::Text(text[..end].to_owned());
         }
-        RawValue::from_string(text.clone()).map_or(Body::Text(text), Body::Json)
+        RawValue::from_string(text.clone()).map_or(RecordedBody::Text(text), RecordedBody::Json)
     }
 
     fn len(&self) -> usize {
         match self {
-            Body::Json(json) => json.get().len(),
-            Body::Text(text) => text.len(),
+            RecordedBody::Json(json) => json.get().len(),
+            RecordedBody::Text(text) => text.len(),
         }
     }
 }
 
-/// Lower-case hex SHA-256, so that a test can tell whether a body came through byte for byte.
+/// Returns the SHA-256 in lower-case hexadecimal, so that a test can compare bodies byte for byte.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     digest::digest(&digest::SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Journal {
-    /// Counts a call of a known command as it comes. `now` never goes back.
+    /// Counts a call of a known command on arrival. `now` never decreases.
     pub(super) fn count(&mut self, name: CommandName<'static>, now: Instant) {
         self.peaks.entry(name).or_default().count(now);
     }
 
-    pub(super) fn push(&mut self, call: Call) {
+    pub(super) fn push(&mut self, call: RecordedCall) {
         self.total += 1;
         self.bytes += call.size();
         self.calls.push_back(Arc::new(call));
@@ -117,9 +118,9 @@ impl Journal {
         }
     }
 
-    /// The whole as it is now, to be written out without holding calls up.
-    pub(super) fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    /// Returns a copy, which can be serialized without blocking calls.
+    pub(super) fn snapshot(&self) -> JournalSnapshot {
+        JournalSnapshot {
             calls: self.calls.iter().cloned().collect(),
             total: self.total,
             max_in_one_second: self.peaks.iter().map(|(name, peak)| (name.to_string(), peak.max())).collect(),
@@ -131,29 +132,29 @@ impl Journal {
     }
 }
 
-/// A journal at one moment.
-pub(super) struct Snapshot {
-    calls: Vec<Arc<Call>>,
+/// A copy of the journal.
+pub(super) struct JournalSnapshot {
+    calls: Vec<Arc<RecordedCall>>,
     total: u64,
     max_in_one_second: BTreeMap<String, usize>,
 }
 
-impl Snapshot {
+impl JournalSnapshot {
     pub(super) fn to_json(&self) -> Vec<u8> {
         #[derive(Serialize)]
-        struct Out<'a> {
-            calls: Vec<&'a Call>,
+        struct Document<'a> {
+            calls: Vec<&'a RecordedCall>,
             total: u64,
             max_in_one_second: &'a BTreeMap<String, usize>,
         }
         let calls = self.calls.iter().map(Arc::as_ref).collect();
-        let out = Out { calls, total: self.total, max_in_one_second: &self.max_in_one_second };
-        serde_json::to_vec(&out).expect("texts and numbers always become JSON")
+        let document = Document { calls, total: self.total, max_in_one_second: &self.max_in_one_second };
+        serde_json::to_vec(&document).expect("strings and numbers serialize to JSON")
     }
 }
 
-impl Call {
-    /// Roughly its memory, in bytes.
+impl RecordedCall {
+    /// Returns the approximate memory of this call, in bytes.
     fn size(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
         size_of::<Self>() + self.path.len() + self.body.len() + headers + 256
@@ -168,8 +169,8 @@ mod tests {
     use crate::clock;
     use crate::domain::chat::command::FOLLOW_CHECK;
 
-    fn call(body: String) -> Call {
-        Call {
+    fn call(body: String) -> RecordedCall {
+        RecordedCall {
             service: Some("follow".into()),
             command: Some("follow_check".into()),
             method: "POST".into(),
@@ -181,7 +182,7 @@ mod tests {
             random: Some(Parameter::read("x")),
             body_bytes: body.len(),
             body_sha256: sha256(body.as_bytes()),
-            body: Body::read(body),
+            body: RecordedBody::read(body),
             headers: BTreeMap::new(),
             protocol: "HTTP/1.1".into(),
             connection: 1,
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_shown_as_it_came() {
+    fn calls_are_shown_as_received() {
         let mut journal = Journal::default();
         journal.count(FOLLOW_CHECK, clock::now());
         journal.push(call(r#"{"From_Account":"ann"}"#.into()));
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn it_forgets_by_number_and_by_bytes_but_counts_all() {
+    fn calls_and_bytes_are_bounded_and_all_calls_counted() {
         let mut journal = Journal::default();
         for _ in 0..CALLS_MAX + 5 {
             journal.push(call(String::new()));

@@ -1,30 +1,27 @@
-//! A stand-in for Chat that says no.
+//! The Chat simulator (`chatgate sandbox`).
 //!
-//! It checks every signature and parameter, keeps a real follow graph, holds to the call limit,
-//! posts signed webhooks and takes orders, so that a gateway and its callers can be tried without an
-//! account. A call passes these steps:
+//! It verifies every signature and parameter, stores a follow graph, enforces the rate limit, and posts signed
+//! webhooks, so that a gateway and its callers can be tested without an account. A call passes these steps:
 //!
-//! 1. `server`: connections, TLS (`tls`), bounds; `link` is what a call may do to its connection;
-//! 2. `chat`: method, path, parameters and signature (`auth`), limit (`rate`), body;
-//! 3. `faults`: whether something is to go wrong;
-//! 4. `commands`: the follow family and accounts, on the `graph`; the others answer OK;
-//! 5. `journal`: what came, without signatures; `webhook`: what others are told.
+//! 1. `server`: connections, TLS (`tls`), and their bounds; `connection` is the part of a connection that calls use.
+//! 2. `chat`: method, path, parameters and signature (`auth`), rate limit (`rate_limit`), and body.
+//! 3. `faults`: the injected fault, if one matches.
+//! 4. `commands`: the follow and account commands, which use the `graph`; all other commands answer OK.
+//! 5. `journal`: the record of the call, without signatures. `webhook`: the event it causes.
 //!
-//! Orders come on `/__sandbox/` (`orders`). The clock (`skew`) can be set wrong.
-//! What goes wrong on order and what that does to the command stands in `faults`.
+//! The control API under `/__sandbox/` (`control`) injects faults, seeds the graph, and sets the clock (`skew`).
 
 mod args;
 mod auth;
 mod chat;
+mod chat_error;
 mod commands;
-mod date;
+mod connection;
+mod control;
 mod faults;
 mod graph;
 mod journal;
-mod link;
-mod orders;
-mod rate;
-mod refusal;
+mod rate_limit;
 mod server;
 mod skew;
 mod tls;
@@ -46,91 +43,95 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 pub use args::{SandboxArgs, SandboxArgsError};
-pub use graph::{EDGES_MAX, FOLLOWING_MAX, GraphHandle, SeedError, SeedGraph, USERS_MAX};
-pub use tls::{CA_FILE, MakeError};
+pub use graph::{GraphHandle, SeedError, SeedGraph};
+use tls::CA_FILE;
+pub use tls::CertificateError;
 pub use webhook::{WebhookTarget, WebhookUrlError};
 
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 
-/// What a sandbox is made of.
+/// The settings of a sandbox.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
-    /// Where it listens. Whoever reaches it can give it orders.
+    /// Address to listen on. Any client that can connect can use the control API.
     pub listen: SocketAddr,
-    /// The one app it knows.
+    /// The only app.
     pub sdkappid: SdkAppId,
-    /// The app's one administrator, who also exists as a user.
+    /// The only administrator of the app, which exists as a user too.
     pub identifier: Identifier,
-    /// The key that signatures are checked with.
+    /// Key that verifies signatures.
     pub secret_key: SecretKey,
-    /// Whether it serves HTTPS.
+    /// HTTP or HTTPS.
     pub tls: SandboxTls,
-    /// Calls of a command in any second, beyond which it answers 60007.
+    /// Rate limit in calls per second and command; calls over the limit get 60007.
     pub qps: NonZeroU32,
-    /// Wait before each answer. The answer is from before the wait.
+    /// Delay before each response. The content of the response is from before the delay.
     pub latency: Duration,
-    /// Where webhooks go, if anywhere.
+    /// Target of webhooks; `None` sends none.
     pub webhook: Option<WebhookTarget>,
-    /// Users and follows to begin with, and to go back to on the order `reset`.
+    /// Initial users and follows, which `reset` restores.
     pub seed_graph: Option<SeedGraph>,
 }
 
-/// Whether a sandbox serves HTTPS, with a certificate for localhost, 127.0.0.1 and ::1.
+/// HTTP, or HTTPS with a certificate for localhost, 127.0.0.1, and ::1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SandboxTls {
     /// Plain HTTP.
     Off,
-    /// HTTPS; the CA is had from [`Sandbox::ca_pem`].
+    /// HTTPS; [`Sandbox::ca_pem`] returns the CA.
     Memory,
-    /// HTTPS; the CA is also written into the directory, as `ca.pem`.
+    /// HTTPS; the CA is also written into this directory, as `ca.pem`.
     Dir(PathBuf),
 }
 
 /// Why a sandbox cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The address cannot be listened on.
-    #[error("the sandbox cannot listen on {address}")]
+    /// The address cannot be bound.
+    #[error("the simulator cannot listen on {address}")]
     Listen {
-        /// That address.
+        /// The address of `listen`.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// No certificate.
-    #[error("the sandbox has no certificate")]
-    Tls(#[from] MakeError),
+    /// Creating the certificate failed.
+    #[error("the simulator cannot create its certificate")]
+    Tls(#[from] CertificateError),
     /// The CA cannot be written.
-    #[error("the sandbox cannot write {CA_FILE} into {}", .dir.display())]
+    #[error("the simulator cannot write {CA_FILE} into {}", .dir.display())]
     CaFile {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The graph to begin with is not right.
-    #[error("the sandbox's first users and follows are not right")]
+    /// The initial graph is invalid.
+    #[error("the initial users and follows of the simulator are invalid")]
     Seed(#[from] SeedError),
 }
 
-/// A sandbox that holds its address and waits to be run.
+/// A sandbox that has bound its address and is ready to run.
 pub struct Sandbox {
     listener: TcpListener,
     address: SocketAddr,
-    chat: Arc<chat::Chat>,
+    chat: Arc<chat::SimulatedChat>,
     tls: Option<(TlsAcceptor, String)>,
-    worker: Option<webhook::Worker>,
+    webhook_sender: Option<webhook::WebhookSender>,
 }
 
 impl Sandbox {
-    /// Takes the address and makes the certificate. Connections wait until [`Sandbox::run`].
+    /// Binds the address and creates the certificate. Connections wait until [`Sandbox::run`].
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
     pub async fn bind(config: SandboxConfig) -> Result<Sandbox, SandboxError> {
         let seed = config.seed_graph.unwrap_or_default();
-        // Checked here, so that it can be taken again at every reset.
+        // Validated here, so that every reset can add it again.
         GraphHandle::default().seed(&seed, 0)?;
         let tls = match config.tls {
             SandboxTls::Off => None,
-            SandboxTls::Memory | SandboxTls::Dir(_) => Some(tls::make()?),
+            SandboxTls::Memory | SandboxTls::Dir(_) => Some(tls::generate()?),
         };
         if let (SandboxTls::Dir(dir), Some((_, pem))) = (&config.tls, &tls) {
             tls::write_ca(dir, pem).map_err(|source| SandboxError::CaFile { dir: dir.clone(), source })?;
@@ -139,34 +140,36 @@ impl Sandbox {
         let listener = TcpListener::bind(config.listen).await.map_err(at_address)?;
         let address = listener.local_addr().map_err(at_address)?;
         let clock = skew::SkewedClock::default();
-        let (webhooks, worker) =
-            config.webhook.map(|target| webhook::Webhooks::new(target, config.sdkappid, clock.clone())).unzip();
-        let account = auth::Account { app: config.sdkappid, identifier: config.identifier, key: config.secret_key };
-        let chat = Arc::new(chat::Chat::new(account, config.qps, config.latency, seed, clock, webhooks));
-        Ok(Sandbox { listener, address, chat, tls, worker })
+        let (webhooks, webhook_sender) =
+            config.webhook.map(|target| webhook::WebhookQueue::new(target, config.sdkappid, clock.clone())).unzip();
+        let account = auth::AppAccount { app: config.sdkappid, identifier: config.identifier, key: config.secret_key };
+        let (qps, latency) = (config.qps, config.latency);
+        let parts = chat::SimulatedChatParts { account, qps, latency, seed, clock, webhooks };
+        let chat = Arc::new(chat::SimulatedChat::new(parts));
+        Ok(Sandbox { listener, address, chat, tls, webhook_sender })
     }
 
-    /// Where it listens; the real port if port 0 was asked for.
+    /// Returns the bound address, with the actual port if the configured port is 0.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The CA of its certificate, in PEM; `None` without TLS.
+    /// Returns the CA of the certificate in PEM; `None` without TLS.
     pub fn ca_pem(&self) -> Option<&str> {
         self.tls.as_ref().map(|(_, pem)| pem.as_str())
     }
 
-    /// The users and follows, to seed and to look at. The order `reset` forgets what was seeded here.
+    /// Returns a handle to the graph. `POST reset` removes what was seeded through it.
     pub fn graph(&self) -> GraphHandle {
         self.chat.graph.clone()
     }
 
-    /// Serves until the token is cancelled, then finishes what is under way, for at most two seconds.
+    /// Serves until the token is cancelled, then finishes the requests in flight, for at most two seconds.
     pub async fn run(self, shutdown: CancellationToken) {
         info!(listener = "sandbox", address = %self.address, "listening");
         let tracker = TaskTracker::new();
-        if let Some(worker) = self.worker {
-            tracker.spawn(worker.run(shutdown.clone()));
+        if let Some(sender) = self.webhook_sender {
+            tracker.spawn(sender.run(shutdown.clone()));
         }
         let tls = self.tls.map(|(acceptor, _)| acceptor);
         server::serve(self.listener, self.chat, tls, shutdown, tracker).await;

@@ -1,10 +1,10 @@
-//! Connections: accepted, bounded, served over HTTP/1.1 or HTTP/2, ended.
+//! Connections of the simulator: HTTP/1.1 or HTTP/2, with bounds and timeouts.
 
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -22,70 +22,70 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::chat::Chat;
-use super::date::http_date;
-use super::faults::Kind;
-use super::link::{Body, Link};
-use super::orders;
+use super::chat::SimulatedChat;
+use super::connection::{Connection, ResponseBody};
+use super::control;
+use super::control::ControlResponse;
+use super::faults::FaultKind;
 
-/// Most connections at once; further ones wait to be accepted.
+/// Maximum number of connections; further ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
-/// Most requests whose body is in memory at once; further ones wait.
+/// Maximum number of request bodies in memory; further requests wait.
 const BODIES_MAX: usize = 256;
 /// Longest body, in bytes.
 const BODY_LEN_MAX: usize = 2 * 1024 * 1024;
-/// How long a body may take.
+/// Timeout for receiving a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a TLS handshake may take.
+/// Timeout for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection may go without a (further) request's head.
+/// Timeout for receiving the headers of the next request on a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// Requests at once on one HTTP/2 connection.
+/// Maximum number of concurrent requests on an HTTP/2 connection.
 const STREAMS_MAX: u32 = 250;
-/// Longest head, in bytes.
+/// Largest request headers, in bytes.
 const HEAD_LEN_MAX: usize = 64 * 1024;
-/// How long calls under way may go on after the shutdown.
+/// Timeout for calls in flight after the shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause after an accept that failed, for instance because no more files can be opened.
+/// Pause after a failed accept, for example because the limit of open files is reached.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What every connection shares.
-struct Server {
-    chat: Arc<Chat>,
+/// The state that all connections share.
+struct SimulatorServer {
+    chat: Arc<SimulatedChat>,
     tls: Option<TlsAcceptor>,
     bodies: Semaphore,
-    /// Finish what is under way.
+    /// Cancelled to finish the requests in flight and accept no more.
     shutdown: CancellationToken,
-    /// Stop at once.
+    /// Cancelled to close all connections at once.
     abort: CancellationToken,
 }
 
-/// The connection ends without an answer.
+/// The connection ends without a response.
 #[derive(Debug, thiserror::Error)]
-#[error("ended without an answer")]
-struct Ended;
+#[error("connection ended without a response")]
+struct ConnectionEnded;
 
-/// Serves until the shutdown, then until what is under way is done or its time is over.
+/// Serves until the shutdown, then until the requests in flight have ended or [`DRAIN_TIMEOUT`] has passed.
 pub(super) async fn serve(
     listener: TcpListener,
-    chat: Arc<Chat>,
+    chat: Arc<SimulatedChat>,
     tls: Option<TlsAcceptor>,
     shutdown: CancellationToken,
     tracker: TaskTracker,
 ) {
     let abort = CancellationToken::new();
-    let server = Arc::new(Server {
+    let server = Arc::new(SimulatorServer {
         chat,
         tls,
         bodies: Semaphore::new(BODIES_MAX),
         shutdown: shutdown.clone(),
         abort: abort.clone(),
     });
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut id = 0;
     loop {
         let next = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
+            let permit = Arc::clone(&connections).acquire_owned().await;
             (listener.accept().await, permit.expect("the semaphore is never closed"))
         };
         let Some((accepted, permit)) = shutdown.run_until_cancelled(next).await else { break };
@@ -93,8 +93,8 @@ pub(super) async fn serve(
             Ok((stream, peer)) => {
                 id += 1;
                 let socket = stream.as_fd().try_clone_to_owned().ok().map(Socket::from);
-                let link = Arc::new(Link::new(id, peer, socket));
-                tracker.spawn(Arc::clone(&server).connection(stream, link, permit));
+                let connection = Arc::new(Connection::new(id, peer, socket));
+                tracker.spawn(Arc::clone(&server).handle_connection(stream, connection, permit));
             }
             Err(error) => {
                 warn!(%error, "cannot accept a connection");
@@ -110,25 +110,34 @@ pub(super) async fn serve(
     }
 }
 
-impl Server {
-    async fn connection(self: Arc<Self>, stream: TcpStream, link: Arc<Link>, _room: OwnedSemaphorePermit) {
-        // Answers are small and whole; a failure only costs speed.
+impl SimulatorServer {
+    async fn handle_connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        connection: Arc<Connection>,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        // Responses are small and written at once. If this fails, they are only slower.
         let _ = stream.set_nodelay(true);
         match &self.tls {
-            None => self.drive(stream, &link).await,
+            None => self.serve_http(stream, &connection).await,
             Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                Ok(Ok(stream)) => self.drive(stream, &link).await,
+                Ok(Ok(stream)) => self.serve_http(stream, &connection).await,
                 Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
-                Err(_) => debug!("TLS handshake took too long"),
+                Err(_) => debug!("TLS handshake timed out"),
             },
         }
-        link.end();
+        connection.end();
     }
 
-    async fn drive(self: &Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, link: &Arc<Link>) {
+    async fn serve_http(
+        self: &Arc<Self>,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        connection: &Arc<Connection>,
+    ) {
         let service = service_fn(|request| {
-            let (server, link) = (Arc::clone(self), Arc::clone(link));
-            async move { server.request(request, &link).await }
+            let (server, connection) = (Arc::clone(self), Arc::clone(connection));
+            async move { server.handle_request(request, &connection).await }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -142,27 +151,27 @@ impl Server {
             .max_header_list_size(HEAD_LEN_MAX as u32)
             .keep_alive_interval(IDLE_TIMEOUT)
             .keep_alive_timeout(HANDSHAKE_TIMEOUT);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
-        // The library waits without end for the bytes that tell HTTP/1 from HTTP/2.
+        let mut http = pin!(builder.serve_connection(TokioIo::new(io), service));
+        // hyper has no timeout for the first bytes, which distinguish HTTP/1 from HTTP/2.
         let mut first_request = pin!(tokio::time::sleep(IDLE_TIMEOUT));
         let (mut waiting, mut draining) = (true, false);
         loop {
             tokio::select! {
-                ended = connection.as_mut() => {
-                    if let Err(error) = ended {
+                result = http.as_mut() => {
+                    if let Err(error) = result {
                         debug!(%error, "connection ended");
                     }
                     return;
                 }
-                () = link.ended.cancelled() => return,
+                () = connection.ended.cancelled() => return,
                 () = self.abort.cancelled() => return,
                 () = self.shutdown.cancelled(), if !draining => {
                     draining = true;
-                    connection.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown();
                 }
                 () = first_request.as_mut(), if waiting => {
                     waiting = false;
-                    if !link.used.load(Ordering::Relaxed) {
+                    if !connection.used.load(Ordering::Relaxed) {
                         return;
                     }
                 }
@@ -170,89 +179,94 @@ impl Server {
         }
     }
 
-    async fn request(&self, request: Request<Incoming>, link: &Arc<Link>) -> Result<Response<Body>, Ended> {
-        link.mark_used();
+    async fn handle_request(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<Connection>,
+    ) -> Result<Response<ResponseBody>, ConnectionEnded> {
+        connection.mark_used();
         let (head, body) = request.into_parts();
-        if let Some(order) = head.uri.path().strip_prefix(orders::PREFIX) {
-            let _room = self.bodies.acquire().await.map_err(|_| Ended)?;
+        if let Some(name) = head.uri.path().strip_prefix(control::PREFIX) {
+            let _permit = self.bodies.acquire().await.map_err(|_| ConnectionEnded)?;
             let body = match read(body).await {
                 Ok(body) => body,
-                Err(failed) => return self.unread(failed),
+                Err(error) => return self.body_error(error),
             };
-            let (status, content_type, body) = orders::carry_out(&self.chat, &head.method, order, &body);
-            return Ok(self.respond(status, content_type, Body::whole(body)));
+            let ControlResponse { status, content_type, body } = control::handle(&self.chat, &head.method, name, &body);
+            return Ok(self.respond(status, content_type, ResponseBody::whole(body)));
         }
-        // The vendor's page offers this as a probe (1047/34620).
+        // The vendor documents this request as a probe (1047/34620).
         if head.method == Method::HEAD && head.uri.path() == "/" {
-            return Ok(self.respond(StatusCode::OK, "text/html", Body::whole(Bytes::new())));
+            return Ok(self.respond(StatusCode::OK, "text/html", ResponseBody::whole(Bytes::new())));
         }
         let arrival = self.chat.arrive(&head);
-        let outcome = {
-            let _room = self.bodies.acquire().await.map_err(|_| Ended)?;
+        let response = {
+            let _permit = self.bodies.acquire().await.map_err(|_| ConnectionEnded)?;
             match read(body).await {
-                Ok(body) => self.chat.answer(&head, &body, arrival, link),
-                Err(failed) => return self.unread(failed),
+                Ok(body) => self.chat.answer(&head, &body, arrival, connection),
+                Err(error) => return self.body_error(error),
             }
         };
-        if !outcome.latency.is_zero() {
-            tokio::time::sleep(outcome.latency).await;
+        if !response.latency.is_zero() {
+            tokio::time::sleep(response.latency).await;
         }
-        let body = match outcome.fault {
-            Some(Kind::Reset) => {
-                link.reset();
-                return Err(Ended);
+        let body = match response.fault {
+            Some(FaultKind::Reset) => {
+                connection.reset();
+                return Err(ConnectionEnded);
             }
-            Some(Kind::Drop) => {
-                link.end();
-                return Err(Ended);
+            Some(FaultKind::Drop) => {
+                connection.end();
+                return Err(ConnectionEnded);
             }
-            Some(Kind::Truncate) => Body::half(outcome.body, Arc::clone(link)),
-            _ => Body::whole(outcome.body),
+            Some(FaultKind::Truncate) => ResponseBody::half(response.body, Arc::clone(connection)),
+            _ => ResponseBody::whole(response.body),
         };
-        Ok(self.respond(outcome.status, outcome.content_type, body))
+        Ok(self.respond(response.status, response.content_type, body))
     }
 
-    fn unread(&self, failed: Unread) -> Result<Response<Body>, Ended> {
-        let (status, sentence) = match failed {
-            Unread::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 2 MiB\n"),
-            Unread::TooSlow => (StatusCode::REQUEST_TIMEOUT, "the body took too long\n"),
-            Unread::Broken => return Err(Ended),
+    fn body_error(&self, error: BodyReadError) -> Result<Response<ResponseBody>, ConnectionEnded> {
+        let (status, text) = match error {
+            BodyReadError::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "the body exceeds 2 MiB\n"),
+            BodyReadError::TooSlow => (StatusCode::REQUEST_TIMEOUT, "the body did not arrive within 30 s\n"),
+            BodyReadError::Broken => return Err(ConnectionEnded),
         };
-        let mut answer = self.respond(status, "text/plain; charset=utf-8", Body::whole(sentence));
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        Ok(answer)
+        let mut response = self.respond(status, "text/plain; charset=utf-8", ResponseBody::whole(text));
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
     }
 
-    fn respond(&self, status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    fn respond(&self, status: StatusCode, content_type: &'static str, body: ResponseBody) -> Response<ResponseBody> {
         let length = http_body::Body::size_hint(&body).exact();
-        let mut answer = Response::new(body);
-        *answer.status_mut() = status;
-        let headers = answer.headers_mut();
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
         headers.insert(header::SERVER, HeaderValue::from_static("chatgate-sandbox"));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(length) = length {
             headers.insert(header::CONTENT_LENGTH, length.into());
         }
-        // The library would put the machine's own time.
-        if let Ok(date) = HeaderValue::from_str(&http_date(self.chat.clock.unix_now())) {
+        // hyper would add the machine's time. The skew is at most ten years, so the year has four digits.
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + self.chat.clock.unix_now());
+        if let Ok(date) = HeaderValue::from_str(&date) {
             headers.insert(header::DATE, date);
         }
-        answer
+        response
     }
 }
 
-/// Why there is no body.
-enum Unread {
+/// Why a body could not be read.
+enum BodyReadError {
     TooLong,
     TooSlow,
     Broken,
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Unread> {
+async fn read(body: Incoming) -> Result<Bytes, BodyReadError> {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_LEN_MAX).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Unread::TooLong),
-        Ok(Err(_)) => Err(Unread::Broken),
-        Err(_) => Err(Unread::TooSlow),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyReadError::TooLong),
+        Ok(Err(_)) => Err(BodyReadError::Broken),
+        Err(_) => Err(BodyReadError::TooSlow),
     }
 }

@@ -1,4 +1,4 @@
-//! The sandbox's clock, which can be made wrong.
+//! The clock of the simulator, which can be set wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::clock;
 
-/// Furthest that the clock can be set apart, in seconds: ten years.
+/// Largest skew in either direction, in seconds: ten years.
 pub(super) const SKEW_MAX_SECS: i64 = 10 * 365 * 86_400;
 
-/// What the sandbox takes as now, for signatures, its `Date`, follow times and webhooks.
+/// The simulator's clock for signatures, its `Date`, follow times, and webhooks.
 #[derive(Clone, Default)]
 pub(super) struct SkewedClock(Arc<AtomicI64>);
 
@@ -20,13 +20,14 @@ impl SkewedClock {
         if skew < 0 { now.saturating_sub(span) } else { now.saturating_add(span) }
     }
 
-    /// Seconds ahead of the machine's clock, or behind it if negative. `false` if that is too far.
+    /// Sets the seconds ahead of the machine's clock; negative values are behind it. Returns `false` and changes
+    /// nothing if they exceed [`SKEW_MAX_SECS`].
     pub(super) fn set(&self, skew_secs: i64) -> bool {
-        let fits = (-SKEW_MAX_SECS..=SKEW_MAX_SECS).contains(&skew_secs);
-        if fits {
+        let is_valid = (-SKEW_MAX_SECS..=SKEW_MAX_SECS).contains(&skew_secs);
+        if is_valid {
             self.0.store(skew_secs, Ordering::Relaxed);
         }
-        fits
+        is_valid
     }
 }
 
@@ -35,15 +36,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_runs_ahead_and_behind() {
+    fn skew_moves_the_clock_ahead_and_behind() {
         let (skewed, hour) = (SkewedClock::default(), 3600);
-        let apart = || skewed.unix_now().as_secs() as i64 - clock::unix_now().as_secs() as i64;
-        assert!((0..=1).contains(&apart()));
+        let skew = || skewed.unix_now().as_secs() as i64 - clock::unix_now().as_secs() as i64;
+        assert!((0..=1).contains(&skew()));
         assert!(skewed.set(hour));
-        assert!((hour..=hour + 1).contains(&apart()));
+        assert!((hour..=hour + 1).contains(&skew()));
         assert!(skewed.set(-hour));
-        assert!((-hour..=1 - hour).contains(&apart()));
+        assert!((-hour..=1 - hour).contains(&skew()));
         assert!(!skewed.set(i64::MIN) && !skewed.set(i64::MAX));
-        assert!((-hour..=1 - hour).contains(&apart()));
+        assert!((-hour..=1 - hour).contains(&skew()));
     }
 }

@@ -1,4 +1,4 @@
-//! The sandbox over real sockets.
+//! Tests of the simulator over real sockets.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -34,8 +34,8 @@ fn config() -> SandboxConfig {
     }
 }
 
-/// A running sandbox; it ends with the test's runtime.
-struct Running {
+/// A running simulator; it ends with the test's runtime.
+struct RunningSandbox {
     address: SocketAddr,
     ca: Option<String>,
     graph: GraphHandle,
@@ -43,12 +43,12 @@ struct Running {
     task: JoinHandle<()>,
 }
 
-async fn start(config: SandboxConfig) -> Running {
+async fn start(config: SandboxConfig) -> RunningSandbox {
     let sandbox = Sandbox::bind(config).await.unwrap();
     let (address, ca, graph) = (sandbox.address(), sandbox.ca_pem().map(str::to_owned), sandbox.graph());
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(sandbox.run(shutdown.clone()));
-    Running { address, ca, graph, shutdown, task }
+    RunningSandbox { address, ca, graph, shutdown, task }
 }
 
 fn sig() -> String {
@@ -62,7 +62,7 @@ fn target(command: &str) -> String {
     format!("/v4/{command}?sdkappid=1400000001&identifier=administrator&usersig={sig}&random=7&contenttype=json")
 }
 
-impl Running {
+impl RunningSandbox {
     async fn send(&self, method: Method, target: &str, body: &str) -> Response<Bytes> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -74,22 +74,22 @@ impl Running {
     }
 
     async fn call(&self, command: &str, body: Value) -> Value {
-        let answer = self.send(Method::POST, &target(command), &body.to_string()).await;
-        assert_eq!(answer.status(), StatusCode::OK);
-        serde_json::from_slice(answer.body()).unwrap()
+        let response = self.send(Method::POST, &target(command), &body.to_string()).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        serde_json::from_slice(response.body()).unwrap()
     }
 
-    async fn order(&self, name: &str, body: Value) -> Value {
-        let answer = self.send(Method::POST, &format!("/__sandbox/{name}"), &body.to_string()).await;
-        assert_eq!(answer.status(), StatusCode::OK, "{:?}", answer.body());
-        serde_json::from_slice(answer.body()).unwrap()
+    async fn control(&self, name: &str, body: Value) -> Value {
+        let response = self.send(Method::POST, &format!("/__sandbox/{name}"), &body.to_string()).await;
+        assert_eq!(response.status(), StatusCode::OK, "{:?}", response.body());
+        serde_json::from_slice(response.body()).unwrap()
     }
 
     async fn journal(&self) -> Value {
         serde_json::from_slice(self.send(Method::GET, "/__sandbox/journal", "").await.body()).unwrap()
     }
 
-    /// Sends a call by hand and reads to the end of the connection, or to its error.
+    /// Sends a call without an HTTP client, and reads until the connection ends or fails.
     async fn raw(&self, command: &str, body: &str) -> (Vec<u8>, std::io::Result<()>) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let target = target(command);
@@ -115,17 +115,17 @@ fn check(from: &str, to: &str) -> Value {
 }
 
 #[tokio::test]
-async fn calls_are_answered_and_written_down_without_their_signature() {
+async fn calls_are_answered_and_recorded_without_their_signature() {
     let sandbox = start(config()).await;
     assert_eq!(sandbox.call("im_open_login_svc/account_import", json!({"UserID":"dan"})).await["ErrorCode"], 0);
     assert_eq!(sandbox.call("follow/follow_add", add("ann", "dan")).await["ResultItem"][0]["ResultCode"], 0);
     assert_eq!(sandbox.call(CHECK, check("dan", "ann")).await["ResultItem"][0]["FollowType"], 1);
     assert!(sandbox.graph.follows("ann", "dan"));
     let used = sig();
-    let answer = sandbox
+    let response = sandbox
         .send(Method::POST, &format!("/v4/{CHECK}?usersig={used}&sdkappid=1"), &format!("{{\"leak\":\"{used}\"}}"))
         .await;
-    assert_eq!(serde_json::from_slice::<Value>(answer.body()).unwrap()["ErrorCode"], 60025);
+    assert_eq!(serde_json::from_slice::<Value>(response.body()).unwrap()["ErrorCode"], 60025);
     let journal = sandbox.journal().await;
     assert_eq!(journal["total"], 4);
     assert_eq!(journal["max_in_one_second"][CHECK], 2);
@@ -137,11 +137,11 @@ async fn calls_are_answered_and_written_down_without_their_signature() {
     assert_eq!(second["headers"]["host"], "sandbox");
     assert!(second["at_ms"].as_u64().unwrap() > 1_700_000_000_000);
     assert_eq!(journal["calls"][3]["body"]["leak"], "(usersig)");
-    assert!(!journal.to_string().contains("eJ"), "nothing that looks like a signature");
+    assert!(!journal.to_string().contains("eJ"), "the journal contains a signature");
 }
 
 #[tokio::test]
-async fn what_is_not_a_call_is_refused_in_an_envelope() {
+async fn invalid_calls_get_an_error_envelope() {
     let sandbox = start(config()).await;
     for (method, target, body, code) in [
         (Method::GET, target(CHECK), "{}", 60002),
@@ -156,9 +156,9 @@ async fn what_is_not_a_call_is_refused_in_an_envelope() {
         (Method::POST, target(CHECK), "{}", 30001),
         (Method::POST, target("openim/sendmsg"), "{}", 0),
     ] {
-        let answer = sandbox.send(method, &target, body).await;
-        assert_eq!(answer.status(), StatusCode::OK);
-        let json: Value = serde_json::from_slice(answer.body()).unwrap();
+        let response = sandbox.send(method, &target, body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let json: Value = serde_json::from_slice(response.body()).unwrap();
         assert_eq!(json["ErrorCode"], code, "{json}");
         assert_eq!(json["ActionStatus"], if code == 0 { "OK" } else { "FAIL" });
     }
@@ -168,32 +168,36 @@ async fn what_is_not_a_call_is_refused_in_an_envelope() {
 }
 
 #[tokio::test]
-async fn over_the_limit_is_60007() {
+async fn calls_over_the_limit_get_60007() {
     let sandbox = start(SandboxConfig { qps: NonZeroU32::MIN, ..config() }).await;
     let start = clock::now();
-    let (mut admitted, mut refused) = (0, 0);
-    while refused == 0 && admitted < 100 {
+    let (mut admitted, mut rejected) = (0, 0);
+    while rejected == 0 && admitted < 100 {
         match sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"].as_i64() {
             Some(0) => admitted += 1,
-            Some(60007) => refused += 1,
+            Some(60007) => rejected += 1,
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(refused, 1);
+    assert_eq!(rejected, 1);
     assert!(admitted as u64 <= 1 + start.elapsed().as_secs());
-    assert_eq!(sandbox.call("follow/follow_get_info", check("ann", "bob")).await["ErrorCode"], 0, "its own limit");
+    assert_eq!(
+        sandbox.call("follow/follow_get_info", check("ann", "bob")).await["ErrorCode"],
+        0,
+        "another command has its own limit"
+    );
 }
 
 #[tokio::test]
-async fn faults_that_replace_the_answer_leave_the_command_undone() {
+async fn faults_that_replace_the_response_skip_the_command() {
     let sandbox = start(config()).await;
-    sandbox.order("faults", json!({"error_code":60008,"next":1})).await;
+    sandbox.control("faults", json!({"error_code":60008,"next":1})).await;
     assert_eq!(sandbox.call("follow/follow_add", add("ann", "bob")).await["ErrorCode"], 60008);
-    sandbox.order("faults", json!({"status":502,"next":1,"command":"follow/follow_add"})).await;
+    sandbox.control("faults", json!({"status":502,"next":1,"command":"follow/follow_add"})).await;
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ResultItem"][0]["FollowType"], 0);
-    let answer = sandbox.send(Method::POST, &target("follow/follow_add"), &add("ann", "bob").to_string()).await;
+    let response = sandbox.send(Method::POST, &target("follow/follow_add"), &add("ann", "bob").to_string()).await;
     assert_eq!(
-        (answer.status(), &answer.headers()["content-type"]),
+        (response.status(), &response.headers()["content-type"]),
         (StatusCode::BAD_GATEWAY, &"text/html".parse().unwrap())
     );
     assert!(!sandbox.graph.follows("ann", "bob"));
@@ -206,20 +210,20 @@ async fn faults_that_replace_the_answer_leave_the_command_undone() {
 }
 
 #[tokio::test]
-async fn faults_of_the_connection_come_after_the_command_was_done() {
+async fn connection_faults_hit_after_the_command_is_executed() {
     let sandbox = start(config()).await;
-    sandbox.order("faults", json!({"reset":true,"next":1})).await;
+    sandbox.control("faults", json!({"reset":true,"next":1})).await;
     let (read, end) = sandbox.raw("follow/follow_add", &add("ann", "bob").to_string()).await;
     assert!(read.is_empty());
     assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset));
     assert!(sandbox.graph.follows("ann", "bob"));
 
-    sandbox.order("faults", json!({"drop":true,"next":1})).await;
+    sandbox.control("faults", json!({"drop":true,"next":1})).await;
     let (read, end) = sandbox.raw("follow/follow_add", &add("bob", "ann").to_string()).await;
     assert!(read.is_empty() && end.is_ok(), "{end:?}");
     assert!(sandbox.graph.follows("bob", "ann"));
 
-    sandbox.order("faults", json!({"truncate":true,"next":1})).await;
+    sandbox.control("faults", json!({"truncate":true,"next":1})).await;
     let (read, end) = sandbox.raw(CHECK, &check("ann", "bob").to_string()).await;
     assert!(end.is_ok(), "{end:?}");
     let text = String::from_utf8(read).unwrap();
@@ -235,14 +239,14 @@ async fn faults_of_the_connection_come_after_the_command_was_done() {
 }
 
 #[tokio::test]
-async fn a_late_answer_is_from_before_the_wait() {
+async fn delayed_response_is_from_before_the_delay() {
     let sandbox = start(SandboxConfig { latency: Duration::from_millis(20), ..config() }).await;
-    sandbox.order("faults", json!({"latency_ms":1000,"next":1,"command":CHECK})).await;
+    sandbox.control("faults", json!({"latency_ms":1000,"next":1,"command":CHECK})).await;
     let begin = clock::now();
     let (before, change) = (check("ann", "bob"), add("ann", "bob"));
     let late = sandbox.call(CHECK, before);
     let change = async {
-        // The lookup was carried out as soon as it stands in the journal.
+        // The lookup was executed once it is in the journal.
         while sandbox.journal().await["total"] == 0 {}
         sandbox.call("follow/follow_add", change).await;
         assert!(begin.elapsed() < Duration::from_millis(1000), "the machine is too slow for this test");
@@ -254,28 +258,28 @@ async fn a_late_answer_is_from_before_the_wait() {
 }
 
 #[tokio::test]
-async fn a_wrong_clock_makes_signatures_expire_and_shows_in_the_date() {
+async fn skewed_clock_affects_signatures_and_the_date_header() {
     let sandbox = start(config()).await;
-    let answer = sandbox.order("clock", json!({"skew":601})).await;
-    assert!(answer["now"].as_u64().unwrap() >= clock::unix_now().as_secs() + 600);
+    let response = sandbox.control("clock", json!({"skew":601})).await;
+    assert!(response["now"].as_u64().unwrap() >= clock::unix_now().as_secs() + 600);
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"], 70001);
-    sandbox.order("clock", json!({"skew":-86_400 * 365})).await;
+    sandbox.control("clock", json!({"skew":-86_400 * 365})).await;
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"], 0);
-    sandbox.order("clock", json!({"skew":-315_360_000})).await;
-    let answer = sandbox.send(Method::POST, &target(CHECK), "{}").await;
-    let year: u64 = answer.headers()["date"].to_str().unwrap()[12..16].parse().unwrap();
-    let today: u64 = date::http_date(clock::unix_now())[12..16].parse().unwrap();
+    sandbox.control("clock", json!({"skew":-315_360_000})).await;
+    let response = sandbox.send(Method::POST, &target(CHECK), "{}").await;
+    let year: u64 = response.headers()["date"].to_str().unwrap()[12..16].parse().unwrap();
+    let today: u64 = httpdate::fmt_http_date(std::time::UNIX_EPOCH + clock::unix_now())[12..16].parse().unwrap();
     assert!(today - year == 10 || today - year == 9, "{year}");
 }
 
 #[tokio::test]
-async fn orders_are_carried_out_or_refused_with_a_sentence() {
+async fn control_requests_succeed_or_return_an_error_text() {
     let sandbox = start(config()).await;
-    let sizes = sandbox.order("graph", json!({"users":["eve"],"edges":[["eve","ann"],["ann","eve"]]})).await;
+    let sizes = sandbox.control("graph", json!({"users":["eve"],"edges":[["eve","ann"],["ann","eve"]]})).await;
     assert_eq!(sizes, json!({"users":5,"edges":2}));
-    sandbox.order("faults", json!({"drop":true,"share":1.0})).await;
-    sandbox.order("clock", json!({"skew":5000})).await;
-    assert_eq!(sandbox.order("reset", json!({})).await, json!({}));
+    sandbox.control("faults", json!({"drop":true,"share":1.0})).await;
+    sandbox.control("clock", json!({"skew":5000})).await;
+    assert_eq!(sandbox.control("reset", json!({})).await, json!({}));
     assert_eq!(sandbox.graph.size(), (4, 0));
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"], 0);
     assert_eq!(sandbox.journal().await["total"], 1);
@@ -290,17 +294,17 @@ async fn orders_are_carried_out_or_refused_with_a_sentence() {
         (Method::POST, "graph", "{\"edges\":[[\"ann\"]]}"),
         (Method::POST, "graph", "{\"users\":[\"\"]}"),
     ] {
-        let answer = sandbox.send(method, &format!("/__sandbox/{name}"), body).await;
-        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{name} {body}");
-        assert!(answer.body().ends_with(b"\n") && answer.body().len() > 10, "{name} {body}");
+        let response = sandbox.send(method, &format!("/__sandbox/{name}"), body).await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{name} {body}");
+        assert!(response.body().ends_with(b"\n") && response.body().len() > 10, "{name} {body}");
     }
-    sandbox.order("faults", json!({"drop":true,"share":1})).await;
+    sandbox.control("faults", json!({"drop":true,"share":1})).await;
     assert_eq!(sandbox.send(Method::DELETE, "/__sandbox/faults", "").await.status(), StatusCode::OK);
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"], 0);
 }
 
 #[tokio::test]
-async fn https_speaks_both_versions_to_who_trusts_the_ca() {
+async fn https_serves_both_http_versions_under_its_ca() {
     let dir = tempfile::tempdir().unwrap();
     let sandbox = start(SandboxConfig { tls: SandboxTls::Dir(dir.path().into()), ..config() }).await;
     let pem = std::fs::read_to_string(dir.path().join(CA_FILE)).unwrap();
@@ -332,29 +336,29 @@ async fn https_speaks_both_versions_to_who_trusts_the_ca() {
     let (mut sender, connection) = conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post(target(CHECK)).header("host", "x").body(body()).unwrap();
-    let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap()["ErrorCode"], 0);
+    let response = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&response).unwrap()["ErrorCode"], 0);
 
     let stream = connect(true, b"h2", "localhost").await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post(format!("https://localhost{}", target(CHECK))).body(body()).unwrap();
-    let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap()["ErrorCode"], 0);
+    let response = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(serde_json::from_slice::<Value>(&response).unwrap()["ErrorCode"], 0);
 
-    // A fault of the connection ends the whole of it, over HTTP/2 too.
-    let control = |json: &'static str| {
+    // A reset ends the whole connection, over HTTP/2 too.
+    let inject = |json: &'static str| {
         Request::post("https://localhost/__sandbox/faults").body(Full::new(Bytes::from(json))).unwrap()
     };
-    sender.send_request(control(r#"{"reset":true,"next":1}"#)).await.unwrap();
+    sender.send_request(inject(r#"{"reset":true,"next":1}"#)).await.unwrap();
     let request = Request::post(format!("https://localhost{}", target(CHECK))).body(body()).unwrap();
     assert!(sender.send_request(request).await.is_err());
     assert!(sender.ready().await.is_err());
 }
 
 #[tokio::test]
-async fn webhooks_are_signed_and_tell_of_changes_in_their_order() {
+async fn webhooks_are_signed_and_sent_in_the_order_of_changes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = WebhookTarget::parse_url(&format!("http://{}/hook", listener.local_addr().unwrap())).unwrap();
     let webhook = Some(WebhookTarget { url, token: SecretKey::new("xxxxyyyy").unwrap() });
@@ -373,8 +377,8 @@ async fn webhooks_are_signed_and_tell_of_changes_in_their_order() {
             {
                 events.push((head.lines().next().unwrap().to_owned(), serde_json::from_str::<Value>(body).unwrap()));
                 read.clear();
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 51\r\n\r\n{\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\"} ";
-                stream.write_all(answer).await.unwrap();
+                let response = b"HTTP/1.1 200 OK\r\ncontent-length: 51\r\n\r\n{\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\"} ";
+                stream.write_all(response).await.unwrap();
             }
         }
         events
@@ -397,10 +401,10 @@ async fn webhooks_are_signed_and_tell_of_changes_in_their_order() {
 }
 
 #[tokio::test]
-async fn it_stops_in_time_whatever_is_connected() {
+async fn shutdown_ends_silent_and_stuck_connections() {
     let sandbox = start(config()).await;
     let _silent = TcpStream::connect(sandbox.address).await.unwrap();
-    sandbox.order("faults", json!({"latency_ms":60000,"next":1})).await;
+    sandbox.control("faults", json!({"latency_ms":60000,"next":1})).await;
     let mut stuck = TcpStream::connect(sandbox.address).await.unwrap();
     let call = format!("POST {} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{{}}", target(CHECK));
     stuck.write_all(call.as_bytes()).await.unwrap();
@@ -411,7 +415,7 @@ async fn it_stops_in_time_whatever_is_connected() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_or_a_bad_seed_is_an_error() {
+async fn bind_fails_for_used_address_or_invalid_seed() {
     let sandbox = start(config()).await;
     let taken = Sandbox::bind(SandboxConfig { listen: sandbox.address, ..config() }).await;
     assert!(matches!(taken, Err(SandboxError::Listen { .. })));

@@ -1,4 +1,4 @@
-//! A CA and a certificate of the sandbox's own, made at every start.
+//! The CA and the certificate of the simulator, generated at every start.
 
 use std::fs;
 use std::io::Write;
@@ -14,25 +14,25 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// Whom the certificate is for.
+/// Subject alternative names of the certificate.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// The file in the TLS directory that holds the CA. The private keys stay in memory.
-pub const CA_FILE: &str = "ca.pem";
+/// Name of the CA's file in the TLS directory. The private keys stay in memory.
+pub(super) const CA_FILE: &str = "ca.pem";
 
-/// Why there is no certificate.
+/// Why no certificate could be created.
 #[derive(Debug, thiserror::Error)]
-pub enum MakeError {
-    /// Making keys or certificates failed.
-    #[error("the certificate could not be made")]
-    Certificate(#[from] rcgen::Error),
-    /// The TLS library does not take what was made.
-    #[error("the certificate could not be used")]
+pub enum CertificateError {
+    /// Generating a key or a certificate failed.
+    #[error("cannot generate the certificate")]
+    Generate(#[from] rcgen::Error),
+    /// The TLS library rejects the certificate.
+    #[error("cannot use the generated certificate")]
     Config(#[from] rustls::Error),
 }
 
-/// What serves TLS, and the CA (PEM) that clients need to trust.
-pub(super) fn make() -> Result<(TlsAcceptor, String), MakeError> {
+/// Generates the TLS configuration. Returns it with the CA (PEM) that clients must trust.
+pub(super) fn generate() -> Result<(TlsAcceptor, String), CertificateError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -55,12 +55,12 @@ pub(super) fn make() -> Result<(TlsAcceptor, String), MakeError> {
     Ok((TlsAcceptor::from(Arc::new(config)), ca.pem()))
 }
 
-/// Writes the CA into a directory, which is made if it is missing. Whoever reads the file sees the
-/// old CA or the new one, never a part.
+/// Writes the CA into a directory, which is created if it is missing. The file changes atomically: a reader gets
+/// the old CA or the new one.
 pub(super) fn write_ca(dir: &Path, pem: &str) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
     let (partial, whole) = (dir.join(".ca.pem.partial"), dir.join(CA_FILE));
-    // One that an earlier start left behind would keep its own mode.
+    // A file left by an earlier start would keep its mode.
     match fs::remove_file(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -78,10 +78,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ca_is_written_whole_and_readable_and_replaced() {
+    fn write_ca_replaces_the_file_and_makes_it_readable() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("tls");
-        let (_, pem) = make().unwrap();
+        let (_, pem) = generate().unwrap();
         assert!(pem.starts_with("-----BEGIN CERTIFICATE-----") && !pem.contains("PRIVATE"));
         write_ca(&inner, "old").unwrap();
         write_ca(&inner, &pem).unwrap();

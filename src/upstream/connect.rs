@@ -1,4 +1,4 @@
-//! Connections to Chat: TLS that is verified before the first byte, and an age.
+//! New connections to Chat: TLS that is verified before the first byte, and a maximum age.
 
 use std::io;
 use std::pin::Pin;
@@ -10,8 +10,9 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::ClientConfig;
-use tower::Service;
+use tower::{Service, ServiceExt as _};
 
+use super::attempt::AttemptError;
 use super::resolve::Resolver;
 use crate::clock;
 use crate::http::small_writes;
@@ -24,10 +25,13 @@ pub(super) struct Connector {
     max_age: Duration,
 }
 
+type Stream = <HttpsConnector<HttpConnector<Resolver>> as Service<Uri>>::Response;
+
 impl Connector {
-    /// `timeout` bounds name lookup, TCP and TLS together; several addresses of a name share it.
-    /// A connection is retired after `max_age`, less up to a tenth so that they do not all go at
-    /// once, and the next one follows what DNS says then.
+    /// `timeout` covers DNS, TCP, and TLS together, for all addresses of a name.
+    ///
+    /// A connection retires after `max_age`, less a random part of up to 10 %, so that connections do not all retire at
+    /// the same time. The next connection follows DNS again.
     pub(super) fn new(tls: ClientConfig, timeout: Duration, max_age: Duration) -> Self {
         let mut tcp = HttpConnector::new_with_resolver(Resolver::default());
         tcp.enforce_http(false);
@@ -38,42 +42,30 @@ impl Connector {
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         Self { inner, timeout, max_age }
     }
-}
 
-/// Why there is no connection.
-pub(super) type ConnectError = Box<dyn std::error::Error + Send + Sync>;
-type Stream = <HttpsConnector<HttpConnector<Resolver>> as Service<Uri>>::Response;
-
-impl Service<Uri> for Connector {
-    type Response = ExpiringStream;
-    type Error = ConnectError;
-    type Future = Pin<Box<dyn Future<Output = Result<ExpiringStream, ConnectError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.inner.call(uri);
-        let timeout = self.timeout;
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// [`AttemptError::NotSent`].
+    pub(super) async fn connect(&self, endpoint: Uri) -> Result<ExpiringStream, AttemptError> {
+        let connecting = tokio::time::timeout(self.timeout, self.inner.clone().oneshot(endpoint));
+        let Ok(connected) = connecting.await else {
+            return Err(AttemptError::NotSent("upstream.connect_timeout exceeded".to_owned()));
+        };
+        let stream = connected.map_err(|error| AttemptError::not_sent(&*error))?;
         let max_age = self.max_age.mul_f64(1.0 - 0.1 * f64::from(clock::random_u32()) / f64::from(u32::MAX));
-        Box::pin(async move {
-            let stream = tokio::time::timeout(timeout, connecting)
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "connecting took longer than allowed"))??;
-            Ok(ExpiringStream { stream, retire_at: clock::now() + max_age })
-        })
+        Ok(ExpiringStream { stream, retire_at: clock::now() + max_age })
     }
 }
 
-/// A connection with an age.
+/// A connection with a maximum age.
 pub(super) struct ExpiringStream {
     stream: Stream,
     retire_at: Instant,
 }
 
 impl ExpiringStream {
-    /// When it should carry no more calls.
+    /// Returns when it should carry no more calls.
     pub(super) fn retire_at(&self) -> Instant {
         self.retire_at
     }

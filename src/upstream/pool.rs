@@ -1,18 +1,17 @@
-//! Connections that are kept: taken before a call has its permit and its signature, given back after
-//! its answer.
+//! A pool of connections: acquired before a call takes its permit and its signature, released after its response.
 //!
-//! The order is why this is not hyper-util's pooled client: that one connects inside of sending, so a
-//! new connection's round trips would lie between permit and socket, and calls let go one by one
-//! would reach Chat in a bunch.
+//! That order is why this is not hyper-util's pooled client. That client connects while it sends, so the round trips of
+//! a new connection would lie between permit and socket, and calls with evenly spaced permits would reach Chat in
+//! bursts.
 //!
-//! A connection has no task of its own. The call that has it drives it, which spares each call four switches
-//! between tasks; whoever takes one that was idle drives it once first and so learns whether Chat has closed it,
-//! and a sweep does the same for those that nobody takes.
+//! A connection has no task of its own. The call that holds it drives it, which saves four task switches per call. A
+//! call that takes an idle connection drives it once first, to notice whether Chat has closed it. A sweep does the same
+//! for idle connections.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -21,32 +20,39 @@ use http::{Request, Response, Uri};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
-use tower::{Service, ServiceExt as _};
+use parking_lot::Mutex;
 
-use super::connect::{ConnectError, Connector, ExpiringStream};
+use super::attempt::AttemptError;
+use super::connect::{Connector, ExpiringStream};
 use crate::clock;
 
-/// Largest head of an answer, in bytes.
+/// The most bytes of the head of a response.
 const HEAD_LEN_MAX: usize = 64 * 1024;
-/// How long at most a connection that Chat has closed stays unnoticed if nobody wants it.
-const SWEPT_EVERY_MAX: Duration = Duration::from_secs(1);
+/// The longest time until the sweep notices that Chat has closed an idle connection.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// The cause if Chat closes a connection before it can carry a call.
+const CLOSED_AT_ONCE: &str = "the new connection was closed at once";
+
+/// A call as hyper sends it.
+type HttpCall = Request<Full<Bytes>>;
 
 /// The connections of one thread to one endpoint.
 pub(super) struct Pool {
     connector: Connector,
     endpoint: Uri,
-    kept: Arc<IdleSet>,
+    idle: Arc<IdleSet>,
     idle_timeout: Duration,
     idle_max: usize,
 }
 
 #[derive(Default)]
 struct IdleSet {
-    /// Those not in use, the one used last at the end.
-    idle: Mutex<Vec<Idle>>,
-    /// Somebody looks after those that nobody wants any more.
-    swept: AtomicBool,
+    /// The idle connections; the one used last is at the end.
+    connections: Mutex<Vec<Idle>>,
+    /// Whether the sweep is running.
+    is_swept: AtomicBool,
 }
 
 struct Idle {
@@ -61,78 +67,93 @@ struct Connection {
     retire_at: Instant,
 }
 
-/// A connection that one call has to itself.
+/// A connection that carries one call.
 pub(super) struct PooledConnection {
     connection: Connection,
-    /// It has carried calls before, so Chat may have closed it meanwhile.
+    /// Whether it has carried a call before. Chat may have closed it since.
     pub(super) reused: bool,
 }
 
-/// A call that brought no head of an answer.
-pub(super) enum SendError {
-    /// Not a byte of it left; here it is again.
-    NotSent(Box<Request<Full<Bytes>>>),
-    /// Some of it may have left.
-    MaybeSent(hyper::Error),
-}
-
 impl Pool {
-    /// Keeps at most `idle_max` connections, each for `idle_timeout` after its last call.
+    /// Returns a pool of at most `idle_max` idle connections, each kept for `idle_timeout` after its last call.
     pub(super) fn new(connector: Connector, endpoint: Uri, idle_timeout: Duration, idle_max: usize) -> Self {
-        Self { connector, endpoint, kept: Arc::default(), idle_timeout, idle_max }
+        Self { connector, endpoint, idle: Arc::default(), idle_timeout, idle_max }
     }
 
-    /// A connection that is kept at this moment, or a new one.
+    /// Returns an idle connection, or a new one.
     ///
     /// # Errors
-    /// Name lookup, TCP or TLS; nothing was sent.
-    pub(super) async fn acquire(&self, now: Instant) -> Result<PooledConnection, ConnectError> {
+    /// [`AttemptError::NotSent`].
+    pub(super) async fn acquire(&self, now: Instant) -> Result<PooledConnection, AttemptError> {
         while let Some(mut connection) = self.pop(now) {
-            // One for which the last call is not over, as after an answer that came early, would keep this one waiting.
+            // A connection that is still busy, as after an early response, would delay this call.
             if connection.is_ready_now() {
                 return Ok(PooledConnection { connection, reused: true });
             }
         }
-        // Boxed, as everywhere a connection is opened: most calls find one that is kept, and theirs must not
-        // be futures of thousands of bytes.
+        // Boxed wherever a connection is opened: most calls find an idle one, and their futures must not be thousands
+        // of bytes large.
         Box::pin(self.connect()).await
     }
 
-    /// A new connection.
+    /// Opens a new connection.
     ///
     /// # Errors
-    /// As [`Pool::take`].
-    pub(super) async fn connect(&self) -> Result<PooledConnection, ConnectError> {
-        let mut connector = self.connector.clone();
-        let stream = connector.ready().await?.call(self.endpoint.clone()).await?;
+    /// [`AttemptError::NotSent`].
+    pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
+        let stream = self.connector.connect(self.endpoint.clone()).await?;
         let retire_at = stream.retire_at();
-        let (sender, driver) =
-            http1::Builder::new().max_buf_size(HEAD_LEN_MAX).handshake::<_, Full<Bytes>>(stream).await?;
+        let handshake = http1::Builder::new().max_buf_size(HEAD_LEN_MAX).handshake::<_, Full<Bytes>>(stream).await;
+        let (sender, driver) = handshake.map_err(|error| AttemptError::not_sent(&error))?;
         let mut connection = Connection { sender, driver: Some(Box::new(driver)), retire_at };
         match connection.ready().await {
             true => Ok(PooledConnection { connection, reused: false }),
-            false => Err("it was closed at once".into()),
+            false => Err(AttemptError::NotSent(CLOSED_AT_ONCE.to_owned())),
         }
     }
 
-    /// Takes a connection back whose answer has been read whole. One that is too old, or that Chat
-    /// wants closed, goes.
-    pub(super) fn release(&self, lease: PooledConnection) {
+    /// Sends a call and reads the head of its response. If Chat had closed an idle connection before a byte of the call
+    /// was sent, a new connection replaces it.
+    ///
+    /// # Errors
+    /// [`AttemptError`].
+    pub(super) async fn send(
+        &self,
+        connection: &mut PooledConnection,
+        mut call: HttpCall,
+    ) -> Result<Response<Incoming>, AttemptError> {
+        loop {
+            let mut error = match connection.try_send(call).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            call = match error.take_message() {
+                Some(unsent) if connection.reused => unsent,
+                Some(_) => return Err(AttemptError::NotSent(CLOSED_AT_ONCE.to_owned())),
+                None => return Err(AttemptError::broken(&error.into_error())),
+            };
+            *connection = Box::pin(self.connect()).await?;
+        }
+    }
+
+    /// Takes back a connection after a complete response. It is closed if it has reached its maximum age or if Chat
+    /// closes it.
+    pub(super) fn release(&self, pooled: PooledConnection) {
         let now = clock::now();
-        let mut idle = self.kept.idle();
-        let connection = lease.connection;
+        let mut idle = self.idle.connections.lock();
+        let connection = pooled.connection;
         if connection.driver.is_none() || now >= connection.retire_at || idle.len() >= self.idle_max {
             return;
         }
         let until = (now + self.idle_timeout).min(connection.retire_at);
         idle.push(Idle { connection, until });
-        if !self.kept.swept.swap(true, Ordering::AcqRel) {
-            tokio::spawn(sweep(Arc::downgrade(&self.kept), self.idle_timeout.min(SWEPT_EVERY_MAX)));
+        if !self.idle.is_swept.swap(true, Ordering::AcqRel) {
+            tokio::spawn(sweep(Arc::downgrade(&self.idle), self.idle_timeout.min(SWEEP_INTERVAL_MAX)));
         }
     }
 
     fn pop(&self, now: Instant) -> Option<Connection> {
-        let mut idle = self.kept.idle();
+        let mut idle = self.idle.connections.lock();
         while let Some(last) = idle.pop() {
             if last.until > now {
                 return Some(last.connection);
@@ -142,47 +163,41 @@ impl Pool {
     }
 }
 
-impl IdleSet {
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Closes connections that nobody has wanted for a while, or that Chat has closed, until there are none or the pool
-/// is gone.
-async fn sweep(kept: Weak<IdleSet>, every: Duration) {
+/// Closes connections that have been idle for too long or that Chat has closed, until none is left or the pool is
+/// dropped.
+async fn sweep(idle: Weak<IdleSet>, interval: Duration) {
     loop {
-        tokio::time::sleep(every).await;
-        let Some(kept) = kept.upgrade() else { return };
-        let mut idle = kept.idle();
+        tokio::time::sleep(interval).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let mut connections = idle.connections.lock();
         let now = clock::now();
-        idle.retain_mut(|idle| idle.until > now && idle.connection.is_ready_now());
-        if idle.is_empty() {
-            kept.swept.store(false, Ordering::Release);
+        connections.retain_mut(|idle| idle.until > now && idle.connection.is_ready_now());
+        if connections.is_empty() {
+            idle.is_swept.store(false, Ordering::Release);
             return;
         }
     }
 }
 
 impl Connection {
-    /// Reads and writes what can be, and has the task woken when there is more to do.
+    /// Reads and writes without waiting, and registers the task to be woken.
     fn drive(&mut self, cx: &mut Context<'_>) {
         if let Some(driver) = &mut self.driver
             && Pin::new(driver).poll(cx).is_ready()
         {
-            // What has ended it is told to the call that it carries. A call that it has not begun comes back whole.
+            // The call on the connection gets the error. A call that was not begun comes back unsent.
             self.driver = None;
         }
     }
 
     /// Whether it can carry a call, as far as is known without waiting.
     fn is_ready_now(&mut self) -> bool {
-        // Whoever polls it next says again whom to wake.
+        // The next poll registers a task again.
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// Waits until it can carry a call; `false` if it has ended.
+    /// Waits until it can carry a call. Returns `false` if it has ended.
     async fn ready(&mut self) -> bool {
         poll_fn(|cx| {
             self.drive(cx);
@@ -197,40 +212,36 @@ impl Connection {
 }
 
 impl PooledConnection {
-    /// Sends a call and reads the head of its answer. The call is handed to the connection here and now, and leaves when
-    /// the future is polled.
+    /// Hands a call to the connection at once, and returns a future that sends it and reads the head of its response.
     ///
     /// # Errors
-    /// See [`SendError`].
-    pub(super) fn send(
+    /// hyper's error, with the call if no byte of it was sent.
+    fn try_send(
         &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> {
+        call: HttpCall,
+    ) -> impl Future<Output = Result<Response<Incoming>, Box<TrySendError<HttpCall>>>> {
         let connection = &mut self.connection;
-        // Handed over before anything waits, so that no future carries it about.
-        let answer = connection.sender.try_send_request(request);
+        // Handed over before the future exists, so that no future contains the call.
+        let response = connection.sender.try_send_request(call);
         async move {
-            // It is brought by driving and by nothing else, so that nobody need be woken for it. (Unconstrained, as
-            // tokio makes futures pause in a task that has been busy, and wakes them: here, nobody.)
-            let mut answer = pin!(tokio::task::unconstrained(answer));
-            let answered = poll_fn(|cx| {
+            // Only driving brings the response, so nothing needs a waker for it. Unconstrained, because tokio makes the
+            // futures of a busy task pause and then wakes them, which would reach no task here.
+            let mut response = pin!(tokio::task::unconstrained(response));
+            let received = poll_fn(|cx| {
                 connection.drive(cx);
-                answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+                response.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             });
-            answered.await.map_err(|mut error| match error.take_message() {
-                Some(request) => SendError::NotSent(Box::new(request)),
-                None => SendError::MaybeSent(error.into_error()),
-            })
+            received.await.map_err(Box::new)
         }
     }
 
-    /// The body of that answer, which comes as it is read.
+    /// Returns the body of the response, which arrives as it is read.
     pub(super) fn body(&mut self, body: Incoming) -> DrivenBody<'_> {
         DrivenBody { body, connection: &mut self.connection }
     }
 }
 
-/// A body that drives the connection that it comes over.
+/// A body that drives the connection that it arrives on.
 pub(super) struct DrivenBody<'a> {
     body: Incoming,
     connection: &'a mut Connection,
@@ -241,13 +252,13 @@ impl Body for DrivenBody<'_> {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let mut nobody = Context::from_waker(Waker::noop());
-        // A small one has come with its head.
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(&mut nobody) {
+        let mut no_waker = Context::from_waker(Waker::noop());
+        // A small body has arrived with the head.
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(&mut no_waker) {
             return Poll::Ready(frame);
         }
         self.connection.drive(cx);
-        Pin::new(&mut self.body).poll_frame(&mut nobody)
+        Pin::new(&mut self.body).poll_frame(&mut no_waker)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -267,7 +278,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Something that can be waited for.
+    /// Waits until a condition holds.
     async fn until(mut reached: impl FnMut() -> bool) {
         let waiting = async {
             while !reached() {
@@ -277,39 +288,40 @@ mod tests {
         tokio::time::timeout(LONG, waiting).await.expect("in time");
     }
 
-    /// A pool with a connection that has been given back, and its other end.
+    /// Returns a pool with one idle connection, and its peer.
     async fn pool() -> (Pool, TcpListener, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}/", listener.local_addr().expect("it is bound"));
         let tls = crate::config::client_config(&[], None).expect("no further roots");
         let pool = Pool::new(Connector::new(tls, LONG, LONG), endpoint.parse().expect("a URI"), LONG, 8);
-        let lease = pool.acquire(clock::now()).await.expect("it listens");
-        let (peer, _) = listener.accept().await.expect("it has connected");
-        assert!(!lease.reused);
-        pool.release(lease);
+        let connection = pool.acquire(clock::now()).await.expect("a listening peer");
+        let (peer, _) = listener.accept().await.expect("a connection");
+        assert!(!connection.reused);
+        pool.release(connection);
         (pool, listener, peer)
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_kept_is_taken_again() {
+    async fn idle_connection_is_reused() {
         let (pool, _listener, _peer) = pool().await;
-        assert!(pool.acquire(clock::now()).await.expect("it is open").reused);
-        assert!(pool.kept.idle().is_empty());
+        assert!(pool.acquire(clock::now()).await.expect("an open connection").reused);
+        assert!(pool.idle.connections.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn one_that_the_other_end_has_closed_goes_though_nobody_wants_it() {
+    async fn connection_closed_by_the_peer_is_swept() {
         let (pool, _listener, peer) = pool().await;
         drop(peer);
-        until(|| pool.kept.idle().is_empty()).await;
+        until(|| pool.idle.connections.lock().is_empty()).await;
     }
 
     #[tokio::test]
-    async fn one_that_the_other_end_has_closed_is_not_handed_out() {
+    async fn connection_closed_by_the_peer_is_not_reused() {
         let (pool, _listener, peer) = pool().await;
         drop(peer);
-        // Closing takes its way, too.
-        until(|| !pool.kept.idle().last_mut().is_some_and(|idle| idle.connection.is_ready_now())).await;
-        assert!(!pool.acquire(clock::now()).await.expect("it listens").reused);
+        // The close takes time to arrive.
+        let is_ready = || pool.idle.connections.lock().last_mut().is_some_and(|idle| idle.connection.is_ready_now());
+        until(|| !is_ready()).await;
+        assert!(!pool.acquire(clock::now()).await.expect("a listening peer").reused);
     }
 }

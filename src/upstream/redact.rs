@@ -1,23 +1,24 @@
-//! Nothing of ours comes back: a usersig that Chat echoes is masked in the answer.
+//! Redaction of responses: a UserSig that Chat echoes never reaches the caller.
 
 use bytes::Bytes;
 use http::HeaderValue;
 use memchr::{memchr, memchr3, memmem};
 
-/// Bytes of a usersig's beginning that are searched for first.
-const BEGINNING_MAX: usize = 16;
+/// How many first bytes of a UserSig are searched for.
+const PREFIX_LEN_MAX: usize = 16;
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// The body, with `usersig` covered by asterisks wherever it stands, however its characters are
-/// escaped: as they are, percent-encoded, or as JSON escapes. Length and everything else stay.
+/// Returns the body with every occurrence of `usersig` replaced by asterisks. The length stays.
+///
+/// Each character may be plain, percent-encoded, or a JSON escape.
 pub(super) fn redact(body: Bytes, usersig: &str) -> Bytes {
     let wanted = usersig.as_bytes();
-    let Some(&first) = wanted.first().filter(|_| !is_clean(&body, wanted)) else { return body };
+    let Some(&first) = wanted.first().filter(|_| !cannot_contain(&body, wanted)) else { return body };
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(next) = memchr3(first, b'%', b'\\', &body[at..]) {
         at += next;
-        match spelled(&body[at..], wanted) {
+        match match_encoded(&body[at..], wanted) {
             Some(len) => {
                 found.push(at..at + len);
                 at += len;
@@ -28,37 +29,36 @@ pub(super) fn redact(body: Bytes, usersig: &str) -> Bytes {
     if found.is_empty() {
         return body;
     }
-    let mut masked = body.to_vec();
-    found.into_iter().for_each(|place| masked[place].fill(b'*'));
-    Bytes::from(masked)
+    let mut redacted = body.to_vec();
+    found.into_iter().for_each(|range| redacted[range].fill(b'*'));
+    Bytes::from(redacted)
 }
 
-/// Whether nothing in it can be a spelling of `wanted`: true of nearly every answer.
+/// Whether `text` certainly does not contain `wanted` in any encoding. This holds for nearly every response.
 ///
-/// No encoding need touch letters and digits, so every spelling begins the same, unless somebody escapes what
-/// needs no escape. A short beginning is enough, and to prepare the search for a long one would take longer than
-/// the search.
-fn is_clean(text: &[u8], wanted: &[u8]) -> bool {
-    // No spelling is shorter than what it spells.
+/// No encoding needs to change letters and digits. Unless a response escapes them all the same, every occurrence thus
+/// has the same first bytes. A short prefix is enough: preparing the search for a long one takes longer than the search.
+fn cannot_contain(text: &[u8], wanted: &[u8]) -> bool {
+    // No encoding is shorter than the text.
     if text.len() < wanted.len() {
         return true;
     }
-    let plain = wanted.iter().take(BEGINNING_MAX).take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let plain = wanted.iter().take(PREFIX_LEN_MAX).take_while(|byte| byte.is_ascii_alphanumeric()).count();
     let has = |needle: &[u8]| memmem::find(text, needle).is_some();
     !has(&wanted[..plain.max(1).min(wanted.len())]) && memchr(b'%', text).is_none() && !has(b"\\u00")
 }
 
-/// The same for a header's value.
+/// Redacts the value of a header.
 pub(super) fn redact_header(value: &HeaderValue, usersig: &str) -> HeaderValue {
-    if is_clean(value.as_bytes(), usersig.as_bytes()) {
+    if cannot_contain(value.as_bytes(), usersig.as_bytes()) {
         return value.clone();
     }
-    let masked = redact(Bytes::copy_from_slice(value.as_bytes()), usersig);
-    HeaderValue::from_maybe_shared(masked).unwrap_or_else(|_| HeaderValue::from_static("application/json"))
+    let redacted = redact(Bytes::copy_from_slice(value.as_bytes()), usersig);
+    HeaderValue::from_maybe_shared(redacted).unwrap_or_else(|_| HeaderValue::from_static("application/json"))
 }
 
-/// How many bytes at the start of `text` spell `wanted`, if they do.
-fn spelled(text: &[u8], wanted: &[u8]) -> Option<usize> {
+/// Returns how many bytes at the start of `text` encode `wanted`, if they do.
+fn match_encoded(text: &[u8], wanted: &[u8]) -> Option<usize> {
     let mut at = 0;
     for character in wanted {
         let rest = text.get(at..)?;
@@ -78,26 +78,26 @@ fn spelled(text: &[u8], wanted: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn masked(text: &'static str) -> String {
+    fn redacted(text: &'static str) -> String {
         let body = redact(Bytes::from_static(text.as_bytes()), "eJw*a-b_");
         String::from_utf8(body.to_vec()).expect("UTF-8")
     }
 
     #[test]
-    fn every_spelling_of_it_is_covered_and_the_rest_stays() {
-        assert_eq!(masked("x eJw*a-b_ y eJw*a-b_"), "x ******** y ********");
-        assert_eq!(masked("x eJw%2Aa%2db%5F y"), "x ************** y");
-        assert_eq!(masked(r"x eJw\u002aa-b_ y"), "x ************* y");
-        assert_eq!(masked(r"x \u0065Jw*a-\u0062_ y"), "x ****************** y", "letters, without need");
-        assert_eq!(masked("x %65%4a%77%2a%61%2d%62%5f y"), "x ************************ y");
-        assert_eq!(masked(r"100 % \u00e4 eJw*a-b_"), r"100 % \u00e4 ********");
+    fn every_encoding_is_redacted_and_the_rest_stays() {
+        assert_eq!(redacted("x eJw*a-b_ y eJw*a-b_"), "x ******** y ********");
+        assert_eq!(redacted("x eJw%2Aa%2db%5F y"), "x ************** y");
+        assert_eq!(redacted(r"x eJw\u002aa-b_ y"), "x ************* y");
+        assert_eq!(redacted(r"x \u0065Jw*a-\u0062_ y"), "x ****************** y", "letters that need no escape");
+        assert_eq!(redacted("x %65%4a%77%2a%61%2d%62%5f y"), "x ************************ y");
+        assert_eq!(redacted(r"100 % \u00e4 eJw*a-b_"), r"100 % \u00e4 ********");
         for clean in ["", "nothing here", "eJw", "eJw*a-b", "eJw*a-bx", "eJw%2", r"\u0065Jw", "%65%4", "\\"] {
-            assert_eq!(masked(clean), clean);
+            assert_eq!(redacted(clean), clean);
         }
     }
 
     #[test]
-    fn one_right_behind_the_beginning_of_another_is_found() {
-        assert_eq!(masked("eJw*eJw*a-b_"), "eJw*********");
+    fn usersig_after_a_prefix_of_itself_is_redacted() {
+        assert_eq!(redacted("eJw*eJw*a-b_"), "eJw*********");
     }
 }

@@ -1,26 +1,27 @@
-//! Name lookups that remember: if the resolver fails, the last good addresses serve on.
+//! DNS lookups with a fallback: if the resolver fails, the last known addresses are used.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use parking_lot::Mutex;
 use tower::Service;
 
-/// Most addresses of a name that are kept and tried.
+/// The most addresses of a name that are kept and tried.
 const ADDRESSES_MAX: usize = 16;
-/// Most names whose addresses are kept: an app has two.
+/// The most names with known addresses. An app has two.
 const NAMES_MAX: usize = 4;
 
-type Known = Vec<(Name, Vec<SocketAddr>)>;
+type KnownAddresses = Vec<(Name, Vec<SocketAddr>)>;
 
-/// The system's resolver with a memory.
+/// The system's resolver, with the last known addresses.
 #[derive(Clone)]
 pub(super) struct Resolver<R = GaiResolver> {
     inner: R,
-    last: Arc<Mutex<Known>>,
+    last: Arc<Mutex<KnownAddresses>>,
 }
 
 impl Default for Resolver {
@@ -53,7 +54,7 @@ where
         let (looking_up, last) = (self.inner.call(name.clone()), Arc::clone(&self.last));
         Box::pin(async move {
             let found = looking_up.await.map(|addresses| addresses.take(ADDRESSES_MAX).collect::<Vec<_>>());
-            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = last.lock();
             let known = last.iter().position(|(other, _)| *other == name);
             match (found, known) {
                 (Ok(addresses), known) if !addresses.is_empty() => {
@@ -66,11 +67,7 @@ where
                 }
                 (found, Some(known)) => {
                     let error = found.err().map(|error| error.to_string());
-                    tracing::warn!(
-                        name = name.as_str(),
-                        error,
-                        "a name lookup failed, the last good addresses serve on"
-                    );
+                    tracing::warn!(name = name.as_str(), error, "DNS lookup failed; using the last known addresses");
                     Ok(last[known].1.clone().into_iter())
                 }
                 (found, None) => found.map(Vec::into_iter),
@@ -86,19 +83,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn after_a_failed_lookup_the_last_good_addresses_serve() {
-        let answers = Arc::new(Mutex::new(vec![
-            Err("away"),
+    async fn failed_lookup_returns_the_last_known_addresses() {
+        let results = Arc::new(Mutex::new(vec![
+            Err("no server"),
             Ok(vec![]),
             Ok(vec![1, 2]),
-            Err("away"),
+            Err("no server"),
             Ok(vec![]),
             Ok(vec![3]),
-            Err("away"),
+            Err("no server"),
         ]));
         let mut resolver = Resolver::new(service_fn(move |_: Name| {
-            let answer = answers.lock().expect("free").remove(0);
-            let addresses = answer.map(|ports| ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
+            let result = results.lock().remove(0);
+            let addresses = result.map(|ports| ports.into_iter().map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
             std::future::ready(addresses.map_err(io::Error::other))
         }));
         let mut look_up = async || {

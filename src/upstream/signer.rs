@@ -1,38 +1,36 @@
-//! Signing: one signature serves many calls, is renewed ahead of time and checked at every use.
+//! Signing: one signature serves many calls. It is checked at every use and renewed before it expires.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::CommandName;
-use crate::domain::chat::usersig;
-use crate::domain::chat::usersig::UserSig;
+use crate::domain::chat::usersig::{self, UserSig};
 
-/// A signature is renewed when one part in so many of its life is left.
-const RENEWED_PART: u64 = 5;
-
-/// Refused signatures are replaced no more often than this: if the fresh one is refused too, then time
-/// is not what it lacks.
-const REPLACED_EVERY_SECS: u64 = 5;
-/// A clock that differs from Chat's by this much is worth a warning. `Date` counts whole seconds and is as
-/// old as the answer took.
+/// A signature is renewed when this fraction of its lifetime is left: one fifth.
+const RENEWAL_DIVISOR: u64 = 5;
+/// The shortest time between two replacements of rejected signatures, in seconds. If the new signature is rejected too,
+/// its age is not the reason.
+const REPLACE_INTERVAL_SECS: u64 = 5;
+/// The smallest clock difference that counts, in seconds. `Date` has whole seconds and is as old as its response.
 const SKEW_SECS_MIN: i64 = 3;
-/// Chat's clock is followed no further than this.
+/// The largest clock difference that is followed, in seconds.
 const SKEW_SECS_MAX: i64 = 24 * 3600;
 
-/// How many signatures were made.
-static NUMBERS: AtomicU64 = AtomicU64::new(0);
+/// The number of the next signature.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
-/// Everything but RFC 3986's unreserved characters is escaped in a query value.
+/// The characters that are escaped in a query value: all but the unreserved ones of RFC 3986.
 const QUERY_VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Signs the calls of one app.
@@ -43,20 +41,26 @@ pub struct Signer {
     key: SecretKey,
     lifetime_secs: u64,
     current: ArcSwap<Signature>,
-    /// Held by the one that renews: when a refused signature was replaced, in seconds since 1970.
-    renewing: Mutex<Option<u64>>,
-    /// By how many seconds Chat's clock is ahead of ours, as far as it matters; else 0.
+    /// Held while a signature is renewed.
+    renewal: Mutex<Renewal>,
+    /// By how many seconds Chat's clock is ahead of ours; 0 below [`SKEW_SECS_MIN`].
     skew: AtomicI64,
 }
 
-/// One signature and the query made of it. Neither can be printed.
+#[derive(Debug, Default)]
+struct Renewal {
+    /// When a rejected signature was last replaced, in seconds since 1970.
+    replaced_at: Option<u64>,
+}
+
+/// One signature, and the query made of it. Neither is ever printed.
 pub struct Signature {
     usersig: UserSig,
     /// `sdkappid=..&identifier=..&usersig=..&contenttype=json&random=`, to be followed by a number.
     query: Zeroizing<String>,
     issued_at: u64,
     lifetime_secs: u64,
-    /// No two of this process have one number, so that a refused one is known after a reload too.
+    /// Unique in this process, so that a rejected signature is recognized after a reload, too.
     number: u64,
 }
 
@@ -67,7 +71,7 @@ impl std::fmt::Debug for Signature {
 }
 
 impl Signer {
-    /// Signs for the first time. `lifetime` counts in whole seconds, at least one.
+    /// Returns a signer with its first signature. `lifetime` is rounded down to seconds, and is at least one.
     pub fn new(app: SdkAppId, identifier: Identifier, key: SecretKey, lifetime: Duration, unix_now: Duration) -> Self {
         let lifetime_secs = lifetime.as_secs().max(1);
         let first = Signature::new(&key, app, &identifier, unix_now.as_secs(), lifetime_secs);
@@ -77,19 +81,19 @@ impl Signer {
             key,
             lifetime_secs,
             current: ArcSwap::from_pointee(first),
-            renewing: Mutex::default(),
+            renewal: Mutex::default(),
             skew: AtomicI64::new(0),
         }
     }
 
-    /// When the present signature was issued, in seconds since 1970, and how many seconds it is good.
+    /// Returns when the current signature was issued, in seconds since 1970, and its lifetime in seconds.
     pub fn validity(&self) -> (u64, u64) {
         let signature = self.current.load();
         (signature.issued_at, signature.lifetime_secs)
     }
 
-    /// The signer that takes this one's place at a reload; `None` if it would sign alike. It knows Chat's
-    /// clock already.
+    /// Returns the signer that replaces this one at a reload, with the same knowledge of Chat's clock. `None` if it
+    /// would sign alike.
     pub fn renewed_for(
         &self,
         identifier: &Identifier,
@@ -107,85 +111,82 @@ impl Signer {
         Some(next)
     }
 
-    /// A signature that is good at this moment.
+    /// Returns a signature that is valid now.
     ///
-    /// One that is near its end is renewed by the first who sees it; the others go on with the old
-    /// one meanwhile. One that has ended, or is from a future that the clock has taken back, serves
-    /// nobody: then all wait for the new one (some 20 µs).
+    /// One thread renews a signature that is about to expire; the other threads use the old one meanwhile. If the old
+    /// one has expired, or was issued in the future because the clock was set back, all threads wait for the new one,
+    /// which takes some 20 µs.
     pub fn current(&self, unix_now: Duration) -> Arc<Signature> {
         let now = self.signing_time(unix_now);
         let signature = self.current.load();
         if !signature.is_due(now) {
             return Arc::clone(&signature);
         }
-        let turn = match self.renewing.try_lock() {
-            Ok(turn) => turn,
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(std::sync::TryLockError::WouldBlock) if signature.is_good(now) => return Arc::clone(&signature),
-            Err(std::sync::TryLockError::WouldBlock) => self.renewing.lock().unwrap_or_else(PoisonError::into_inner),
+        let renewal = match self.renewal.try_lock() {
+            Some(renewal) => renewal,
+            None if signature.is_valid(now) => return Arc::clone(&signature),
+            None => self.renewal.lock(),
         };
-        // Somebody may have renewed it in the meantime.
+        // Another thread may have renewed it meanwhile.
         let signature = self.current.load_full();
-        if !signature.is_due(now) {
-            return signature;
-        }
-        let fresh = self.renew(now);
-        drop(turn);
-        fresh
+        if signature.is_due(now) { self.renew(&renewal, now) } else { signature }
     }
 
-    /// Chat refused a signature. Gives another one for one more attempt, if there is one that may fare
-    /// better: the first who comes with a refused signature retires it for all.
-    pub fn after_rejection(&self, refused: &Signature, unix_now: Duration) -> Option<Arc<Signature>> {
+    /// Returns a signature for one more attempt after Chat rejected one; `None` if no other signature may succeed. The
+    /// first rejection replaces the signature for all callers.
+    pub fn after_rejection(&self, rejected: &Signature, unix_now: Duration) -> Option<Arc<Signature>> {
         let now = self.signing_time(unix_now);
-        let mut replaced_at = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewal = self.renewal.lock();
         let current = self.current.load_full();
-        if current.number != refused.number {
+        if current.number != rejected.number {
             return Some(current);
         }
-        // One that has ended by what is known of Chat's clock by now was refused for that, as its successor is not.
-        let has_ended = !refused.is_good(now);
-        if !has_ended && replaced_at.is_some_and(|at| now.abs_diff(at) < REPLACED_EVERY_SECS) {
+        // A signature that has expired on Chat's clock was rejected for that reason, so a new one succeeds.
+        let has_expired = !rejected.is_valid(now);
+        if !has_expired && renewal.replaced_at.is_some_and(|at| now.abs_diff(at) < REPLACE_INTERVAL_SECS) {
             return None;
         }
-        *replaced_at = Some(now);
-        // One of the same second would be the same text.
-        let issued_at = if now == refused.issued_at { now.saturating_sub(1) } else { now };
-        Some(self.renew(issued_at))
+        renewal.replaced_at = Some(now);
+        // A signature of the same second would have the same text.
+        let issued_at = if now == rejected.issued_at { now.saturating_sub(1) } else { now };
+        Some(self.renew(&renewal, issued_at))
     }
 
-    /// Only for the one who has `renewing`.
-    fn renew(&self, issued_at: u64) -> Arc<Signature> {
+    /// Replaces the current signature. Access to `_renewal` proves that no other thread does so.
+    fn renew(&self, _renewal: &Renewal, issued_at: u64) -> Arc<Signature> {
         let fresh = Arc::new(Signature::new(&self.key, self.app, &self.identifier, issued_at, self.lifetime_secs));
         self.current.store(Arc::clone(&fresh));
-        tracing::debug!(sdkappid = self.app.get(), "usersig renewed");
+        tracing::debug!(sdkappid = self.app.get(), "UserSig renewed");
         fresh
     }
 
-    /// Takes in Chat's clock, as an answer's `Date` shows it, in seconds since 1970.
+    /// Adopts Chat's clock, as the `Date` of a response shows it, in seconds since 1970.
     ///
-    /// If it is ahead of ours, signatures end sooner than we think, so time is taken from it. If it is
-    /// behind, nothing is lost: they only end later.
+    /// If it is ahead of ours, signatures expire earlier than we think, so signing follows it. If it is behind, they
+    /// expire later, which does no harm.
     pub fn observe(&self, chat_now: u64, unix_now: Duration) {
         let ahead = i64::try_from(i128::from(chat_now) - i128::from(unix_now.as_secs())).unwrap_or(i64::MAX);
         let skew = if ahead.abs() < SKEW_SECS_MIN { 0 } else { ahead.clamp(-SKEW_SECS_MAX, SKEW_SECS_MAX) };
         let before = self.skew.load(Ordering::Relaxed);
         if (skew - before).abs() >= SKEW_SECS_MIN || (skew == 0 && before != 0) {
             self.skew.store(skew, Ordering::Relaxed);
-            let (sdkappid, seconds) = (self.app.get(), skew);
-            if skew == 0 {
-                tracing::info!(sdkappid, "this machine's clock and Chat's agree again");
-            } else {
-                tracing::warn!(
-                    sdkappid,
-                    seconds,
-                    "Chat's clock differs from this machine's; check time synchronisation"
-                );
-            }
+            self.log_skew(skew);
         }
     }
 
-    /// By how many seconds Chat's clock is ahead of ours, if it is at least three either way; else 0.
+    fn log_skew(&self, seconds: i64) {
+        let sdkappid = self.app.get();
+        match seconds {
+            0 => tracing::info!(sdkappid, "this machine's clock and Chat's clock agree again"),
+            _ => tracing::warn!(
+                sdkappid,
+                seconds,
+                "this machine's clock and Chat's clock differ; check time synchronization"
+            ),
+        }
+    }
+
+    /// Returns by how many seconds Chat's clock is ahead of ours, negative if it is behind; 0 for less than three.
     pub fn skew(&self) -> i64 {
         self.skew.load(Ordering::Relaxed)
     }
@@ -194,7 +195,7 @@ impl Signer {
         unix_now.as_secs().saturating_add(u64::try_from(self.skew()).unwrap_or(0))
     }
 
-    /// Seconds until the present signature ends; negative if it has.
+    /// Returns the seconds until the current signature expires, negative if it has.
     pub fn expires_in(&self, unix_now: Duration) -> i64 {
         let end = self.current.load().issued_at.saturating_add(self.lifetime_secs);
         i64::try_from(i128::from(end) - i128::from(self.signing_time(unix_now))).unwrap_or(i64::MAX)
@@ -205,26 +206,26 @@ impl Signature {
     fn new(key: &SecretKey, app: SdkAppId, identifier: &Identifier, issued_at: u64, lifetime_secs: u64) -> Self {
         let usersig = usersig::mint(key, app, identifier, issued_at, lifetime_secs);
         let identifier = utf8_percent_encode(identifier.as_str(), QUERY_VALUE);
-        // Made in one piece: a string that grows would leave unwiped copies behind.
+        // Allocated once: a string that grows leaves copies behind, which are not wiped.
         let mut query = Zeroizing::new(String::with_capacity(256 + usersig.expose().len()));
         let usersig_text = usersig.expose();
         write!(query, "sdkappid={app}&identifier={identifier}&usersig={usersig_text}&contenttype=json&random=")
-            .expect("text into memory");
-        Self { usersig, query, issued_at, lifetime_secs, number: NUMBERS.fetch_add(1, Ordering::Relaxed) }
+            .expect("writing to a string cannot fail");
+        Self { usersig, query, issued_at, lifetime_secs, number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// The target of a call, signed: the one place where a signature becomes part of a URI. It goes
-    /// to the socket and nowhere else.
+    /// Returns the signed target of a call. Only here does a signature become part of a URI, which goes to the socket
+    /// and nowhere else.
     pub fn target(&self, name: CommandName<'_>, random: u32) -> PathAndQuery {
         let mut target = String::with_capacity(self.query.len() + 160);
         for part in ["/v4/", name.service(), "/", name.command(), "?", &self.query] {
             target.push_str(part);
         }
-        write!(target, "{random}").expect("text into memory");
-        PathAndQuery::from_maybe_shared(Bytes::from(target)).expect("made of characters that a target may have")
+        write!(target, "{random}").expect("writing to a string cannot fail");
+        PathAndQuery::from_maybe_shared(Bytes::from(target)).expect("only characters that a target may have")
     }
 
-    /// The signature's text, to be found and masked in what comes back.
+    /// Returns the text of the signature, for redacting responses.
     pub fn usersig(&self) -> &str {
         self.usersig.expose()
     }
@@ -233,12 +234,12 @@ impl Signature {
         now.checked_sub(self.issued_at)
     }
 
-    fn is_good(&self, now: u64) -> bool {
+    fn is_valid(&self, now: u64) -> bool {
         self.age(now).is_some_and(|age| age < self.lifetime_secs)
     }
 
     fn is_due(&self, now: u64) -> bool {
-        self.age(now).is_none_or(|age| age >= self.lifetime_secs - self.lifetime_secs / RENEWED_PART)
+        self.age(now).is_none_or(|age| age >= self.lifetime_secs - self.lifetime_secs / RENEWAL_DIVISOR)
     }
 }
 
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn one_signature_serves_until_a_fifth_of_its_life_is_left() {
+    fn signature_is_renewed_when_a_fifth_of_its_lifetime_is_left() {
         let signer = signer("administrator");
         let first = signer.current(at(1000));
         assert_eq!(signer.current(at(1079)).issued_at, first.issued_at);
@@ -267,66 +268,66 @@ mod tests {
     }
 
     #[test]
-    fn another_key_means_another_signer_that_replaces_what_the_old_one_signed() {
-        let (old, day) = (signer("administrator"), Duration::from_secs(100));
+    fn changed_key_replaces_the_signer_and_old_signatures() {
+        let (old, lifetime) = (signer("administrator"), Duration::from_secs(100));
         let key = |text: &str| SecretKey::new(text).expect("not empty");
         let successor =
             |name: &str, text: &str, life| old.renewed_for(&name.parse().expect("a name"), &key(text), life, at(1001));
-        assert!(successor("administrator", "a key", day).is_none());
-        assert!(successor("another", "a key", day).is_some());
-        assert!(successor("administrator", "a key", day * 2).is_some());
+        assert!(successor("administrator", "a key", lifetime).is_none());
+        assert!(successor("another", "a key", lifetime).is_some());
+        assert!(successor("administrator", "a key", lifetime * 2).is_some());
         old.observe(1501, at(1001));
-        let new = successor("administrator", "b key", day).expect("another key");
+        let new = successor("administrator", "b key", lifetime).expect("another key");
         assert_eq!((new.skew(), new.current(at(1001)).issued_at), (500, 1501), "Chat's clock is known");
-        let refused = old.current(at(1001));
-        let fresh = new.after_rejection(&refused, at(1001)).expect("the new signer's");
-        assert_eq!(fresh.number, new.current(at(1001)).number, "which was not refused and stays");
+        let rejected = old.current(at(1001));
+        let fresh = new.after_rejection(&rejected, at(1001)).expect("the signature of the new signer");
+        assert_eq!(fresh.number, new.current(at(1001)).number, "it was not rejected and stays");
     }
 
     #[test]
-    fn a_clock_that_was_set_back_means_a_new_signature() {
+    fn clock_set_back_renews_the_signature() {
         let signer = signer("administrator");
         assert_eq!(signer.current(at(999)).issued_at, 999);
     }
 
     #[test]
-    fn while_one_renews_others_use_the_old_signature_only_if_it_is_still_good() {
+    fn old_signature_serves_during_a_renewal_while_it_is_valid() {
         let signer = signer("administrator");
-        let turn = signer.renewing.lock().expect("free");
+        let renewal = signer.renewal.lock();
         assert_eq!(signer.current(at(1090)).issued_at, 1000);
-        drop(turn);
+        drop(renewal);
         assert_eq!(signer.current(at(1100)).issued_at, 1100);
     }
 
     #[test]
-    fn the_first_refusal_retires_a_signature_for_all_and_the_next_one_only_after_a_while() {
+    fn first_rejection_replaces_a_signature_once_per_interval() {
         let signer = signer("administrator");
         let first = signer.current(at(1000));
         let fresh: Vec<_> =
-            (0..200).map(|_| signer.after_rejection(&first, at(1000)).expect("another one").number).collect();
-        assert_eq!(fresh, [fresh[0]; 200], "one for all");
+            (0..200).map(|_| signer.after_rejection(&first, at(1000)).expect("another signature").number).collect();
+        assert_eq!(fresh, [fresh[0]; 200], "the same for all callers");
         assert_ne!(fresh[0], first.number);
         let second = signer.current(at(1001));
-        assert_ne!(second.usersig(), first.usersig(), "though it is of the same second");
+        assert_ne!(second.usersig(), first.usersig(), "within the same second");
         assert!(signer.after_rejection(&second, at(1003)).is_none());
         let third = signer.after_rejection(&second, at(1006)).expect("a third");
         assert!(third.number != second.number && third.number != first.number);
     }
 
     #[test]
-    fn a_signature_that_has_ended_for_chat_is_replaced_however_soon() {
+    fn signature_expired_on_chats_clock_is_replaced_at_once() {
         let signer = signer("administrator");
         signer.after_rejection(&signer.current(at(5000)), at(5000)).expect("the first");
-        // The clock is set back, and the answer that refuses tells what time it is for Chat.
+        // The clock is set back, and the rejecting response shows Chat's time.
         let back = signer.current(at(1000));
         signer.observe(5001, at(1000));
-        let fresh = signer.after_rejection(&back, at(1000)).expect("one of Chat's time");
+        let fresh = signer.after_rejection(&back, at(1000)).expect("a signature of Chat's time");
         assert_eq!(fresh.issued_at, 5001);
-        assert!(signer.after_rejection(&fresh, at(1000)).is_none(), "time is not what it lacks");
+        assert!(signer.after_rejection(&fresh, at(1000)).is_none(), "its age is not the reason");
     }
 
     #[test]
-    fn if_chat_s_clock_is_ahead_signatures_are_renewed_by_it() {
+    fn signing_follows_chats_clock_only_if_it_is_ahead() {
         let signer = signer("administrator");
         signer.observe(1002, at(1000));
         assert_eq!((signer.skew(), signer.current(at(1000)).issued_at), (0, 1000));
@@ -334,7 +335,7 @@ mod tests {
         assert_eq!((signer.skew(), signer.current(at(1001)).issued_at), (500, 1501));
         assert_eq!(signer.expires_in(at(1001)), 100);
         signer.observe(900, at(1100));
-        assert_eq!((signer.skew(), signer.current(at(1200)).issued_at), (-200, 1200), "its own clock");
+        assert_eq!((signer.skew(), signer.current(at(1200)).issued_at), (-200, 1200), "our own clock");
         signer.observe(u64::MAX, at(1200));
         assert_eq!(signer.skew(), SKEW_SECS_MAX);
         signer.observe(1200, at(1200));
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn the_target_has_the_five_parameters_and_escapes_the_identifier() {
+    fn target_has_five_parameters_and_an_escaped_identifier() {
         let signer = signer("ad min&x=1#%ä");
         let signature = signer.current(at(1000));
         let target = signature.target(FOLLOW_CHECK, u32::MAX);
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_of_it_holds_no_signature() {
+    fn debug_output_contains_no_signature() {
         let signer = signer("administrator");
         let printed = format!("{signer:?}");
         assert!(!printed.contains(signer.current(at(1000)).usersig()));

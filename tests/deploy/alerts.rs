@@ -29,7 +29,7 @@ fn each_alert_fires_only_for_its_condition() {
         ("== 2", "== 3"),
         ("> 0.01", "> 0.001"),
         ("< 14 *", "< 1 *"),
-        ("together == 0", "together == 1"),
+        ("connected == 0", "connected == 1"),
     ] {
         assert!(rules.contains(from), "{from}");
         assert!(!run_rule_tests(&rules.replace(from, to)).status.success(), "{to} passed");

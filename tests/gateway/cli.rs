@@ -167,7 +167,7 @@ async fn init_writes_a_starter_file_and_never_overwrites() {
     std::fs::write(setup.dir().join("new.toml"), "mine").expect("a writable directory");
     let outcome = run(&setup, &["init", "new.toml"]).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
-    assert!(outcome.stderr.contains("is there already") && !outcome.stderr.contains("os error"), "{outcome:?}");
+    assert!(outcome.stderr.contains("already exists") && !outcome.stderr.contains("os error"), "{outcome:?}");
     assert_eq!(std::fs::read_to_string(setup.dir().join("new.toml")).expect("still there"), "mine");
     let outcome = run(&setup, &["init", "no/such/directory.toml"]).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");

@@ -104,7 +104,7 @@ async fn wait_succeeds_when_the_gateway_starts_later() {
     let dir = setup.dir().to_owned();
     let file = setup.write().to_string_lossy().into_owned();
     let mut waiting = Process::start(&["wait", "--config", &file], &dir, &[]);
-    assert_fails(&run(&dir, &["wait", "--config", &file, "--timeout", "200ms"]).await, "waited in vain");
+    assert_fails(&run(&dir, &["wait", "--config", &file, "--timeout", "200ms"]).await, "not ready after 200ms");
     assert_eq!(waiting.try_exit(), None, "{}", waiting.stderr());
     let gateway = setup.start().await;
     assert_eq!(waiting.exit_code_within(Duration::from_secs(10)).await, 0, "{}", waiting.stderr());
@@ -117,12 +117,12 @@ async fn control_commands_time_out_when_admin_listener_is_silent() {
     let admin = silent.local_addr().expect("bound").to_string();
     let setup = Setup::without_apps();
     let started = now();
-    assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "no answer in time");
-    assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "no answer in time");
+    assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "no response in time");
+    assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "no response in time");
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     // A listener that closes every connection is not ready either, and does not count as stopped.
     let closing = tokio::spawn(async move { while silent.accept().await.is_ok() {} });
-    assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "broke");
+    assert_fails(&run(setup.dir(), &["healthcheck", "--admin", &admin]).await, "connection closed");
     assert_fails(&run(setup.dir(), &["stop", "--admin", &admin, "--timeout", "200ms"]).await, "still listens");
     closing.abort();
 }

@@ -16,7 +16,7 @@ fn addresses(printed: &str) -> Vec<(String, String)> {
     let first = first.and_then(|line| line.split(',').next()).map(str::to_owned);
     let admin = printed.lines().find_map(|line| line.strip_prefix("curl -s http://")?.strip_suffix("/readyz"));
     let others = printed.lines().filter_map(|line| {
-        let (data, admin) = line.strip_prefix("# Another replica: ")?.split_once(", for operators ")?;
+        let (data, admin) = line.strip_prefix("# Another replica: ")?.split_once(", admin listener ")?;
         Some((data.to_owned(), admin.to_owned()))
     });
     first.zip(admin.map(str::to_owned)).into_iter().chain(others).collect()
@@ -43,7 +43,7 @@ async fn replicas_share_cached_pairs_and_stop_cleanly() {
     for (_, admin) in &gateways {
         eventually("the replica is connected", async || {
             let status = send(admin, TestRequest::new("GET", "/status")).await.json();
-            (status["fleet"]["mode"] == "together").then_some(())
+            (status["fleet"]["mode"] == "connected").then_some(())
         })
         .await;
     }

@@ -105,7 +105,7 @@ async fn failed_dns_lookup_keeps_the_last_known_addresses() {
         (old.accepted_connections() > opened + 1).then_some(())
     })
     .await;
-    assert!(gateway.log().contains("the last good addresses serve on"));
+    assert!(gateway.log().contains("using the last known addresses"));
     let new = site.chat(3).await;
     drop(old);
     hosts.set(&lines(&[3]));

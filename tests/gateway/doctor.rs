@@ -156,7 +156,7 @@ async fn errors_of_chat_map_to_causes_and_exit_codes() {
         let (code, json) = doctor_json(&setup).await;
         assert_eq!((code, causes(&json)), (exit_code, vec![word]), "{error_code}: {json:#}");
         let detail = json["apps"][0]["causes"][0]["detail"].as_str().unwrap_or_default();
-        assert!(detail.contains(&error_code.to_string()) && detail.contains("a fault on order"), "{json:#}");
+        assert!(detail.contains(&error_code.to_string()) && detail.contains("injected fault"), "{json:#}");
     }
 }
 

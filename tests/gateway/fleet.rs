@@ -34,7 +34,7 @@ pub(crate) async fn mode(gateway: &Gateway) -> String {
 }
 
 pub(crate) async fn await_connected(gateway: &Gateway) {
-    eventually("the replica is connected", async || (mode(gateway).await == "together").then_some(())).await;
+    eventually("the replica is connected", async || (mode(gateway).await == "connected").then_some(())).await;
 }
 
 /// Returns the reason in `/status` why the replica is disconnected.
@@ -179,7 +179,7 @@ async fn write_on_one_replica_refetches_lookups_on_another() {
     let mut lookup = two.connect().await;
     lookup.send(TestRequest::check("ann", &["bob"]).bytes()).await;
     chat.wait_for_calls(1).await;
-    let received = async || two.admin_get("/status").await.json()["fleet"]["evictions_heard"].as_u64();
+    let received = async || two.admin_get("/status").await.json()["fleet"]["invalidations_received"].as_u64();
     assert_eq!(received().await, Some(0));
     one.call("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#).await;
     eventually("the invalidation is received", async || (received().await == Some(1)).then_some(())).await;
@@ -228,7 +228,7 @@ async fn fleet_shares_one_quota_and_uses_idle_capacity() {
     println!("50/s, 2 of 3 replicas busy: {mean:.1} per second, peak second {most}");
     assert!(most <= 50, "{most} calls in one second");
     for replica in &replicas {
-        assert_eq!(mode(replica).await, "together", "{}", replica.log());
+        assert_eq!(mode(replica).await, "connected", "{}", replica.log());
     }
     assert!(mean >= min_rate(50.0, &waits) * 0.95, "only {mean:.1} per second");
 }

@@ -43,7 +43,7 @@ fn unix_micros() -> u64 {
 }
 
 async fn disconnects(gateway: &Gateway) -> u64 {
-    gateway.admin_get("/status").await.json()["fleet"]["losses"].as_u64().expect("a number")
+    gateway.admin_get("/status").await.json()["fleet"]["disconnects"].as_u64().expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,10 +141,10 @@ async fn permits_stay_within_the_limit_during_a_failover() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                moments.extend(grant.moments.iter().map(|moment| grant.moment + moment.as_micros() as u64));
+                moments.extend(grant.moments.iter().map(|moment| grant.redis_time + moment.as_micros() as u64));
                 granted.fetch_add(grant.moments.len(), Ordering::Relaxed);
                 if grant.moments.is_empty() {
-                    tokio::time::sleep(grant.again).await;
+                    tokio::time::sleep(grant.retry_after).await;
                 }
             }
             moments
@@ -223,7 +223,7 @@ async fn redis_replica_is_never_used() {
         let reason = async || cause(&gateway).await.contains("replica of another").then_some(());
         eventually("the reason", reason).await;
         assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
-        assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", 0));
+        assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("disconnected", 0));
         second.command("REPLICAOF NO ONE").await;
         await_connected(&gateway).await;
         second.replicate_from(primary.address()).await;
@@ -252,7 +252,7 @@ async fn demoted_primary_is_abandoned_until_promoted_again() {
     let started = attempts().await.expect("at least one connection");
     let more = async || (attempts().await? >= started + 3).then_some(());
     eventually("the gateway retries the connection", more).await;
-    assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("alone", before + 1));
+    assert_eq!((mode(&gateway).await.as_str(), disconnects(&gateway).await), ("disconnected", before + 1));
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     first.command("REPLICAOF NO ONE").await;
     await_connected(&gateway).await;

@@ -78,7 +78,7 @@ impl Traffic {
 }
 
 pub(crate) async fn await_disconnected(gateway: &Gateway) {
-    eventually("the replica is disconnected", async || (mode(gateway).await == "alone").then_some(())).await;
+    eventually("the replica is disconnected", async || (mode(gateway).await == "disconnected").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,9 +219,9 @@ async fn gateway_starts_without_redis_and_connects_later() {
     redis.kill();
     let gateway = setup(&chat, redis.address()).start().await;
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
-    assert_eq!(mode(&gateway).await, "alone");
+    assert_eq!(mode(&gateway).await, "disconnected");
     redis.restart().await;
     await_connected(&gateway).await;
     let metrics = gateway.admin_get("/metrics").await.text();
-    assert!(metrics.contains("\nchatgate_fleet_together 1\n"), "{metrics}");
+    assert!(metrics.contains("\nchatgate_fleet_connected 1\n"), "{metrics}");
 }

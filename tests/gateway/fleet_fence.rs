@@ -78,7 +78,7 @@ async fn store_sent_before_an_invalidation_is_rejected() {
         let (relation, looked_up) = eventually("the pair is stored", stored).await;
         assert_eq!(relation, follow_type(2), "the flipped relation");
         assert!(looked_up <= sent, "a pair is never newer than its lookup");
-        fleet.evict(&shared, scope).await;
+        fleet.invalidate(&shared, scope).await;
         assert_eq!(cached().await, None, "{scope:?}");
         fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);
         flush_stores(&fleet, &shared, &format!("after-{round}")).await;
@@ -117,7 +117,7 @@ async fn emptied_redis_grants_no_burst() {
     for _ in 0..2 {
         let granted = fleet.lease(other_request).await.expect("a connection to Redis");
         assert!(granted.moments.is_empty(), "{granted:?}");
-        assert!(granted.again >= Duration::from_millis(1));
+        assert!(granted.retry_after >= Duration::from_millis(1));
     }
 }
 
@@ -129,18 +129,18 @@ async fn new_redis_run_grants_no_burst_from_older_state() {
     let pace = Pace { interval: Duration::from_millis(20), burst: 4 };
     let request = LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 4, pace, total: None };
     let granted = fleet.lease(request).await.expect("a connection to Redis");
-    let rest_end = granted.moment + 1_000_000;
+    let rest_end = granted.redis_time + 1_000_000;
     let granted = eventually("one second has passed", async || {
         let request = LeaseRequest { name: "c/d", ..request };
-        fleet.lease(request).await.filter(|granted| granted.moment > rest_end)
+        fleet.lease(request).await.filter(|granted| granted.redis_time > rest_end)
     })
     .await;
     redis.command("SET test:run another").await;
     let since = async || redis.command("GET test:since").await.lines().nth(1)?.trim().parse::<u64>().ok();
     let since =
-        eventually("the new run is noticed", async || since().await.filter(|since| *since > granted.moment)).await;
+        eventually("the new run is noticed", async || since().await.filter(|since| *since > granted.redis_time)).await;
     let granted = fleet.lease(request).await.expect("a connection to Redis");
-    let since = Duration::from_micros(granted.moment - since);
+    let since = Duration::from_micros(granted.redis_time - since);
     assert_eq!(granted.moments.len(), 4);
     assert!(granted.moments[3] + since >= pace.interval * 3, "{granted:?}, {since:?} after the new run began");
 }
@@ -168,13 +168,13 @@ async fn concurrent_leases_stay_within_and_near_the_limit() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                let at = |moment: &Duration| granted.moment + moment.as_micros() as u64;
+                let at = |moment: &Duration| granted.redis_time + moment.as_micros() as u64;
                 moments.extend(granted.moments.iter().map(at));
-                if granted.moment - *first.get_or_insert(granted.moment) > 3_000_000 {
+                if granted.redis_time - *first.get_or_insert(granted.redis_time) > 3_000_000 {
                     return moments;
                 }
                 if granted.moments.is_empty() {
-                    tokio::time::sleep(granted.again).await;
+                    tokio::time::sleep(granted.retry_after).await;
                 }
             }
         };

@@ -232,7 +232,7 @@ async fn toggling_tls_or_client_certificates_requires_a_restart() {
         std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
         let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
         let response = admin.request(&TestRequest::post("/reload")).await.text();
-        assert!(response.contains("server.tls requires a restart"), "{response}");
+        assert!(response.contains("server.tls: change requires a restart"), "{response}");
         let stream = ca.caller().connect(gateway.address()).await.expect("a handshake without a certificate");
         Conn::from_stream(stream).request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     }
@@ -279,10 +279,10 @@ async fn check_prints_the_certificate_subject_and_expiry() {
     let check = ["check", "--config", &file.to_string_lossy()];
     let outcome = within(PATIENCE, "check", Process::run(&check, setup.dir(), &[])).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    for part in ["over TLS", "certificate     ", "gate.test", "ends          20", "client_ca_file"] {
+    for part in ["with TLS", "certificate     ", "gate.test", "expires       20", "client_ca_file"] {
         assert!(outcome.stdout.contains(part), "{part}\n{}", outcome.stdout);
     }
-    assert!(outcome.stderr.contains("ends in 10 days"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("expires in 10 days"), "{}", outcome.stderr);
     // A key that does not match exits 78 with the configuration key and the cause.
     setup.file("key.pem", &ca.issue("gate.test", YEAR).key);
     for command in ["check", "serve"] {

@@ -429,7 +429,7 @@ async fn changed_trace_settings_require_a_restart() {
     std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
     let mut admin = Conn::open(gateway.admin()).await.expect("accepted");
     let response = admin.request(&TestRequest::post("/reload")).await.text();
-    assert!(response.contains("trace requires a restart"), "{response}");
+    assert!(response.contains("trace: change requires a restart"), "{response}");
     let status = gateway.admin_get("/status").await.json();
     let trace = &status["config"]["trace"];
     assert_eq!((&trace["sample"], &trace["service"]), (&1.0.into(), &"chatgate".into()), "{status}");
@@ -446,6 +446,6 @@ async fn check_prints_the_trace_destination() {
     let check = ["check", "--config", &file.to_string_lossy()];
     let outcome = within(PATIENCE, "check", Process::run(&check, setup.dir(), &[])).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    let line = "traces          to http://collector.test:4317, as chatgate, of 25% of the requests that begin one";
+    let line = "traces          to http://collector.test:4317 as chatgate, 25% of the requests without a trace";
     assert!(outcome.stdout.lines().any(|found| found == line), "{}", outcome.stdout);
 }

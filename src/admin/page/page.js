@@ -1,4 +1,4 @@
-// Asks /status once a second and shows it. Text goes in as text, never as markup.
+// Fetches /status once a second and shows it. Values are inserted as text, never as markup.
 "use strict";
 
 const POINTS_MAX = 120;
@@ -16,35 +16,35 @@ const percent = (value) => (value === null || value === undefined ? "–" : `${n
 const millis = (value) => (value === null || value === undefined ? "–" : `${number(value)} ms`);
 const bytes = (value) => (value === null || value === undefined ? "–" : `${number(value / 1048576)} MiB`);
 
-function span(seconds) {
+function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds));
-  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
-  const first = parts.findIndex(([size]) => whole >= size);
-  if (first < 0) return "0 s";
-  const [size, unit] = parts[first];
-  const rest = parts[first + 1];
-  const further = rest ? Math.floor((whole % size) / rest[0]) : 0;
-  return `${Math.floor(whole / size)} ${unit}${further ? ` ${further} ${rest[1]}` : ""}`;
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const largest = units.findIndex(([size]) => whole >= size);
+  if (largest < 0) return "0 s";
+  const [size, unit] = units[largest];
+  const next = units[largest + 1];
+  const rest = next ? Math.floor((whole % size) / next[0]) : 0;
+  return `${Math.floor(whole / size)} ${unit}${rest ? ` ${rest} ${next[1]}` : ""}`;
 }
 
-// Each plot: its curves, how to write a value, and a line that must not be crossed.
-const shareOf = (part) => (point) => {
+const percentOfPairs = (source) => (point) => {
   const all = point.hit + point.stale + point.joined + point.fetched;
-  return all > 0 ? (100 * part(point)) / all : null;
+  return all > 0 ? (100 * source(point)) / all : null;
 };
+// Each plot has curves, a format for values, and optionally a top of the scale and a limit to draw.
 const PLOTS = [
-  { id: "requests", title: "Requests a second", write: number,
-    curves: [["ok", (p) => p.ok], ["failed", (p) => p.failed], ["refused", (p) => p.refused]] },
-  { id: "latency", title: "Latency of the last 10 s", write: millis,
+  { id: "requests", title: "Requests per second", format: number,
+    curves: [["ok", (p) => p.ok], ["failed", (p) => p.failed], ["rejected", (p) => p.refused]] },
+  { id: "latency", title: "Latency over 10 s", format: millis,
     curves: [["p50", (p) => p.p50_ms], ["p90", (p) => p.p90_ms], ["p99", (p) => p.p99_ms]] },
-  { id: "pairs", title: "Pairs by source", write: (value) => percent(value === null ? null : value / 100), top: 100,
-    curves: [["hit", shareOf((p) => p.hit)], ["fetched", shareOf((p) => p.fetched)],
-      ["joined", shareOf((p) => p.joined)], ["stale", shareOf((p) => p.stale)]] },
-  { id: "calls", title: "Calls to Chat a second", write: number,
+  { id: "pairs", title: "Pairs by source", format: (value) => percent(value === null ? null : value / 100), top: 100,
+    curves: [["hit", percentOfPairs((p) => p.hit)], ["fetched", percentOfPairs((p) => p.fetched)],
+      ["joined", percentOfPairs((p) => p.joined)], ["stale", percentOfPairs((p) => p.stale)]] },
+  { id: "calls", title: "Calls to Chat per second", format: number,
     curves: [["ok", (p) => p.calls_ok], ["failed", (p) => p.calls_failed]] },
-  { id: "quota-use", title: "Quota in use", write: (value) => percent(value / 100), top: 110, limit: 100,
+  { id: "quota-use", title: "Quota in use", format: (value) => percent(value / 100), top: 110, limit: 100,
     curves: [["of the limit", (p) => 100 * p.quota_use]] },
-  { id: "queue", title: "Pairs and calls that wait", write: number, curves: [["waiting", (p) => p.queued]] },
+  { id: "queue", title: "Queued pairs and calls", format: number, curves: [["queued", (p) => p.queued]] },
 ];
 
 function make(name, attributes = {}, ...children) {
@@ -78,7 +78,7 @@ function makePlot(plot) {
   return make("figure", { id: `plot-${plot.id}` }, make("figcaption", {}, plot.title), svg, legend);
 }
 
-// The next of 1, 2, 5, 10, ... that is not below.
+// Returns the smallest of 1, 2, 5, 10, ... that is not less than the value.
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
@@ -90,34 +90,34 @@ function drawPlot(plot, points) {
   const last = points.at(-1);
   const x = (point) => WIDTH - ((last.at - point.at) * (WIDTH - LEFT)) / (POINTS_MAX - 1);
   const y = (value) => BOTTOM - (value / top) * (BOTTOM - 10);
-  // Where there is a limit, the scale is that of the limit and not of the little that is left above it.
-  const mark = plot.limit && top === plot.top ? plot.limit : top;
+  // With a limit, the scale is labeled up to the limit; the space above it has no label.
+  const labeledTop = plot.limit && top === plot.top ? plot.limit : top;
   for (const { part, line, label } of plot.scale) {
-    const at = y(part * mark);
+    const at = y(part * labeledTop);
     for (const end of ["y1", "y2"]) line.setAttribute(end, at.toFixed(1));
     label.setAttribute("y", (at + 4).toFixed(1));
-    label.textContent = plot.write(part * mark);
+    label.textContent = plot.format(part * labeledTop);
   }
   if (plot.limit) {
     plot.limitLine.setAttribute("visibility", "visible");
     for (const end of ["y1", "y2"]) plot.limitLine.setAttribute(end, y(plot.limit).toFixed(1));
   }
-  const told = plot.curves.map(([name, value], at) => {
+  const descriptions = plot.curves.map(([name, value], at) => {
     let drawing = "";
     let pen = "M";
     for (const point of points) {
       const now = value(point);
       if (now === null || now === undefined || x(point) < LEFT) { pen = "M"; continue; }
-      // A point with no neighbours shows as a dot.
+      // A point without neighbors is drawn as a dot.
       drawing += `${pen}${x(point).toFixed(1)} ${y(now).toFixed(1)}${pen === "M" ? "h0" : ""}`;
       pen = "L";
     }
     plot.paths[at].setAttribute("d", drawing);
-    const text = last ? plot.write(value(last)) : "–";
+    const text = last ? plot.format(value(last)) : "–";
     plot.values[at].textContent = text;
     return `${name} ${text}`;
   });
-  plot.desc.textContent = `Now: ${told.join(", ")}. Largest in two minutes: ${plot.write(largest)}.`;
+  plot.desc.textContent = `Now: ${descriptions.join(", ")}. Maximum in two minutes: ${plot.format(largest)}.`;
 }
 
 function fillRows(table, rows) {
@@ -135,19 +135,19 @@ function fillRows(table, rows) {
   });
 }
 
-function fillFacts(list, facts) {
-  list.replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+function fillValues(list, values) {
+  list.replaceChildren(...values.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 }
 
 const STATES = {
-  primary: ["on its own domain", "good"],
-  standby: ["on the standby domain", "warn"],
+  primary: ["primary domain", "good"],
+  standby: ["standby domain", "warn"],
   parked: ["parked", "bad"],
 };
 
 function stateOf(app) {
   const [words, style] = STATES[app.state.is] ?? [app.state.is, "warn"];
-  // Its domain serves, only not for every command.
+  // The primary domain responds, but some commands are parked.
   if (app.state.is === "primary" && app.state.cause) return [`${words}, but some commands are parked: ${app.state.cause}`, "text warn"];
   return [app.state.cause ? `${words}: ${app.state.cause}` : words, `text ${style}`];
 }
@@ -156,7 +156,7 @@ function appRow(app) {
   const { age_seconds: age, expires_in_seconds: left } = app.signature;
   const now = app.last_second;
   return [[app.name], stateOf(app), [app.region ?? app.endpoint],
-    [`${span(age)} old, good for ${span(left)}`, left > 0 ? "" : "bad"],
+    [`${duration(age)} old, valid for ${duration(left)}`, left > 0 ? "" : "bad"],
     [number(now.ok + now.failed + now.refused), "number"], [percent(app.cache.hit_ratio), "number"],
     [number(app.cache.pairs), "number"]];
 }
@@ -165,11 +165,11 @@ function quotaRow(quota) {
   const used = quota.calls_per_second / quota.limit;
   const meter = make("meter", { min: 0, max: 1, high: 0.9, value: Math.min(1, used),
     "aria-label": `${quota.command}: ${percent(used)} of the limit` });
-  const remarks = [];
-  if (quota.lowered) remarks.push(`lowered from ${number(quota.configured)}`);
-  if (quota.next_permit_seconds >= 0.1) remarks.push(`next call in ${span(quota.next_permit_seconds)}`);
+  const notes = [];
+  if (quota.lowered) notes.push(`lowered from ${number(quota.configured)}`);
+  if (quota.next_permit_seconds >= 0.1) notes.push(`next call in ${duration(quota.next_permit_seconds)}`);
   return [[quota.command], [number(quota.calls_per_second), "number"], [number(quota.limit), "number"], [meter],
-    [number(quota.calls_waiting), "number"], [remarks.join(", "), "text"]];
+    [number(quota.calls_waiting), "number"], [notes.join(", "), "text"]];
 }
 
 function codeRow({ code, count, meaning }) {
@@ -180,27 +180,27 @@ function codeRow({ code, count, meaning }) {
 let points = [];
 let shownApp = null;
 
-function say(text, style) {
+function showState(text, style) {
   const state = byId("state");
-  // Screen readers tell every change of it, so it changes only with its text.
+  // Screen readers announce every change of this element, so it changes only with its text.
   if (state.textContent !== text) state.textContent = text;
   state.className = style;
 }
 
 function showProgram(status) {
   byId("version").textContent = status.version;
-  const troubled = status.apps.filter((app) => app.state.is !== "primary" || app.state.cause);
-  if (!status.ready) say("Not ready: starting or draining", "bad");
-  else if (troubled.length) say(`Ready; not as usual: ${troubled.map((app) => app.name).join(", ")}`, "warn");
-  else say("Ready", "good");
-  const { connections, requests_in_flight: flight, process } = status;
-  fillFacts(byId("program"), [["up", span(status.uptime_seconds)],
+  const degraded = status.apps.filter((app) => app.state.is !== "primary" || app.state.cause);
+  if (!status.ready) showState("Not ready: starting or draining", "bad");
+  else if (degraded.length) showState(`Ready, with problems: ${degraded.map((app) => app.name).join(", ")}`, "warn");
+  else showState("Ready", "good");
+  const { connections, requests_in_flight: requests, process } = status;
+  fillValues(byId("program"), [["up", duration(status.uptime_seconds)],
     ["connections", `${number(connections.now)} of ${number(connections.max)}`],
-    ["requests in flight", `${number(flight.now)} of ${number(flight.max)}`],
+    ["requests in flight", `${number(requests.now)} of ${number(requests.max)}`],
     ["buffered", `${bytes(status.buffered_bytes.now)} of ${bytes(status.buffered_bytes.max)}`],
     ["memory", bytes(process.resident_bytes)], ["log level", status.log.level ?? "–"],
     ["log lines dropped", number(status.log.lines_dropped)],
-    ...(status.fleet ? [["replicas", status.fleet.mode]] : [])]);
+    ...(status.fleet ? [["fleet", status.fleet.mode]] : [])]);
 }
 
 function showChoice(apps) {
@@ -218,7 +218,7 @@ async function show(status) {
   fillRows(byId("apps"), status.apps.map(appRow));
   const app = showChoice(status.apps);
   if (app.name !== shownApp) {
-    points = (await ask(`/status/history/${app.name}`)).points;
+    points = (await get(`/status/history/${app.name}`)).points;
     shownApp = app.name;
   }
   const now = app.last_second;
@@ -229,23 +229,23 @@ async function show(status) {
   document.body.dataset.shown = String(now.at);
 }
 
-async function ask(path) {
-  const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
-  if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
-  return answer.json();
+async function get(path) {
+  const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(5000) });
+  if (!response.ok) throw new Error(`${path} returned ${response.status}`);
+  return response.json();
 }
 
-let asking = false;
+let refreshing = false;
 
 async function refresh() {
-  if (asking || document.hidden) return;
-  asking = true;
+  if (refreshing || document.hidden) return;
+  refreshing = true;
   try {
-    await show(await ask("/status"));
+    await show(await get("/status"));
   } catch {
-    say("No answer from chatgate; these figures are old", "bad");
+    showState("chatgate is not responding; showing old data", "bad");
   }
-  asking = false;
+  refreshing = false;
 }
 
 byId("plots").append(...PLOTS.map(makePlot));

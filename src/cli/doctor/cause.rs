@@ -1,12 +1,12 @@
-//! What can be wrong, in plain words: one row for each cause, with its exit code and what to do.
+//! Causes of problems: one row per cause, with its exit code, description, and advice.
 
 use crate::domain::chat::error_code;
 use crate::domain::chat::error_code::ErrorClass;
 
-/// A cause that `chatgate doctor` tells apart.
+/// A cause that `chatgate doctor` distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the table says it")]
-pub enum Cause {
+#[allow(missing_docs, reason = "the table describes them")]
+pub(in crate::cli) enum Cause {
     KeyIsPem,
     KeyHasBlanks,
     KeyIsUnusual,
@@ -36,8 +36,8 @@ pub enum Cause {
     Refused,
 }
 
-/// What is said of a cause.
-struct Row {
+/// The properties of a cause.
+struct CauseRow {
     exit_code: u8,
     slug: &'static str,
     what: &'static str,
@@ -45,8 +45,8 @@ struct Row {
 }
 
 impl Cause {
-    /// Every cause, in the order of their exit codes; the one without a code of its own is the last.
-    pub const ALL: [Cause; 27] = [
+    /// All causes in the order of their exit codes. The cause without a code of its own is the last.
+    pub(in crate::cli) const ALL: [Cause; 27] = [
         Cause::KeyIsPem,
         Cause::KeyHasBlanks,
         Cause::KeyIsUnusual,
@@ -76,28 +76,28 @@ impl Cause {
         Cause::Refused,
     ];
 
-    /// Exit code of `chatgate doctor`: 10 to 39, or 1 for a refusal that has no row of its own.
-    pub const fn exit_code(self) -> u8 {
+    /// Returns the exit code of `chatgate doctor`: 10 to 39, or 1 for an error of Chat without a cause of its own.
+    pub(in crate::cli) const fn exit_code(self) -> u8 {
         self.row().exit_code
     }
 
-    /// Its word for machines.
-    pub const fn slug(self) -> &'static str {
+    /// Returns the identifier for programs.
+    pub(in crate::cli) const fn slug(self) -> &'static str {
         self.row().slug
     }
 
-    /// What is wrong, in a few words.
-    pub const fn what(self) -> &'static str {
+    /// Returns the description.
+    pub(in crate::cli) const fn what(self) -> &'static str {
         self.row().what
     }
 
-    /// What to do about it.
-    pub const fn advice(self) -> &'static str {
+    /// Returns the advice.
+    pub(in crate::cli) const fn advice(self) -> &'static str {
         self.row().advice
     }
 
-    /// Whether it means that the domain cannot be reached, so that calls go to the other one.
-    pub const fn is_unreachable(self) -> bool {
+    /// Returns whether the domain is unreachable, so that calls go to the other domain.
+    pub(in crate::cli) const fn is_unreachable(self) -> bool {
         matches!(
             self,
             Cause::Dns
@@ -109,12 +109,12 @@ impl Cause {
         )
     }
 
-    /// What Chat's code says; `None` for 0. Source: vendor page "Error Codes" (1047/34348) and its UserSig page
-    /// (1047/34385); codes of one meaning share a cause.
-    pub fn of_code(code: i64) -> Option<Cause> {
+    /// Returns the cause of an ErrorCode; `None` for 0. Source: vendor pages "Error Codes" (1047/34348) and UserSig
+    /// (1047/34385). Codes with the same meaning share a cause.
+    pub(super) fn of_code(code: i64) -> Option<Cause> {
         Some(match code {
             0 => return None,
-            // 70003 and 70005 are what a key of another kind or app gives on some pages, a cut signature on others.
+            // The vendor's pages disagree on 70003 and 70005: a key of another type or app, or a truncated signature.
             70003 | 70005 | 70009 => Cause::WrongKey,
             70001 | 70002 | 70052 | 60004 | 60005 | 20002 => Cause::SignatureRefused,
             60026 | 70016 | 70020 => Cause::WrongRegion,
@@ -133,177 +133,180 @@ impl Cause {
         })
     }
 
-    const fn row(self) -> Row {
+    const fn row(self) -> CauseRow {
         let (exit_code, slug, what, advice) = match self {
             Cause::KeyIsPem => (
                 10,
                 "key_is_pem",
-                "the key is a PEM key of the first generation of signatures, not the app's secret key",
-                "In the console open the app's basic information and copy the secret key, one line of 64 hex digits. If \
-                 only a PEM key is offered there, upgrade the app to HMAC-SHA256 first.",
+                "the key is a PEM key of the first-generation signatures, not the app's secret key",
+                "In the console, open the app's basic information and copy the secret key, one line of 64 hex digits. If \
+                 the console offers only a PEM key, upgrade the app to HMAC-SHA256 first.",
             ),
             Cause::KeyHasBlanks => (
                 11,
                 "key_has_blanks",
-                "Chat refuses the key, and it begins or ends with a blank or a byte order mark, which counts as a part \
-                 of it",
+                "Chat rejects the key, which begins or ends with whitespace or a byte order mark",
                 "Write the file again with nothing but the key, for example: printf %s 'KEY' > FILE",
             ),
             Cause::KeyIsUnusual => (
                 12,
                 "key_is_unusual",
-                "Chat refuses the key, and it does not look like one: the console shows 64 hex digits",
-                "Copy the whole secret key from the console again; a part of it was lost, or another secret was taken.",
+                "Chat rejects the key, which is not in the console's format of 64 hex digits",
+                "Copy the whole secret key from the console again. It is incomplete, or it is another secret.",
             ),
             Cause::WrongKey => (
                 13,
                 "wrong_key",
-                "Chat refuses the key: it is that of another app, or was changed in the console",
-                "Compare app.sdkappid and the key with the console, where they stand side by side.",
+                "Chat rejects the key: it belongs to another app, or it was changed in the console",
+                "Compare app.sdkappid and the key with the console, which shows them next to each other.",
             ),
             Cause::SignatureRefused => (
                 14,
                 "signature_refused",
-                "Chat refuses the signature, also one that was made a moment ago",
-                "Check app.identifier and app.usersig_lifetime, and whether the app's administrator was deleted or its \
-                 logins were revoked.",
+                "Chat rejects the signature, even a fresh one",
+                "Check app.identifier and app.usersig_lifetime. Check whether the administrator account was deleted or \
+                 its logins were revoked.",
             ),
             Cause::Clock => (
                 15,
                 "clock",
-                "this machine's clock differs from Chat's",
-                "Set up time synchronisation (chrony, systemd-timesyncd, or that of the virtual machine's host).",
+                "this machine's clock differs from Chat's by a minute or more",
+                "Set up time synchronization (chrony, systemd-timesyncd, or the host of the virtual machine).",
             ),
             Cause::Dns => (
                 20,
                 "dns",
                 "the name cannot be resolved",
-                "Check /etc/resolv.conf, the network policy for port 53, and app.endpoint if you wrote one. Vendor's \
-                 advice: a private DNS server should leave the network where the callers are.",
+                "Check /etc/resolv.conf, network policies for port 53, and app.endpoint if you set it. If you run a \
+                 private DNS server, its queries should leave from the same region and carrier as this machine \
+                 (Tencent's advice).",
             ),
             Cause::Connect => (
                 21,
                 "connect",
-                "no connection to the address",
-                "Let this machine reach the domain at port 443 (firewall, security group, egress policy, routes). \
-                 chatgate takes no proxy from the environment.",
+                "cannot connect to the address",
+                "Allow this machine to reach the domain on port 443 (firewall, security group, egress policy, routes). \
+                 chatgate ignores proxy settings of the environment.",
             ),
             Cause::Certificate => (
                 22,
                 "certificate",
-                "the certificate is not signed by anybody trusted here",
-                "Somebody between here and Chat may be opening TLS. If that is your own proxy, take it out of the way, \
-                 or name its CA with app.ca_file.",
+                "the certificate is not signed by a trusted CA",
+                "A proxy between this machine and Chat may intercept TLS. If it is your own proxy, exclude Chat's \
+                 domains from it, or set app.ca_file to its CA.",
             ),
             Cause::CertificateName => (
                 23,
                 "certificate_name",
                 "the certificate is for another name",
-                "The address is not Chat's: check app.endpoint, /etc/hosts, DNS, and proxies in between.",
+                "The address does not belong to Chat. Check app.endpoint, /etc/hosts, DNS, and proxies on the path.",
             ),
             Cause::CertificateTime => (
                 24,
                 "certificate_time",
                 "the certificate has expired or is not yet valid",
-                "Check this machine's date first. If it is right, what answers there is not Chat or is out of care.",
+                "Check this machine's date. If it is correct, the server is not Chat, or its certificate was not renewed.",
             ),
             Cause::Tls => (
                 25,
                 "tls",
-                "a connection, but no TLS",
-                "Something answers or cuts the connection that is not Chat: check the port of app.endpoint, firewalls \
+                "the connection works, but the TLS handshake fails",
+                "The server is not Chat, or a firewall cuts the connection. Check the port of app.endpoint, firewalls \
                  that inspect traffic, and proxies.",
             ),
             Cause::NotChat => (
                 26,
                 "not_chat",
-                "what answers is not Chat, perhaps a proxy or a login page",
-                "Check app.endpoint, and take proxies out of the way: chatgate has to reach Chat itself.",
+                "the server is not Chat, but perhaps a proxy or a login page",
+                "Check app.endpoint, and remove proxies from the path: chatgate must reach Chat directly.",
             ),
             Cause::NoAnswer => (
                 27,
                 "no_answer",
-                "the call was sent, and no answer came",
-                "Try again. If it stays so, look at upstream.attempt_timeout and at the network in between.",
+                "the call was sent, and no response arrived",
+                "Try again. If the problem remains, check upstream.attempt_timeout and the network path.",
             ),
             Cause::PrimaryDown => (
                 28,
                 "primary_down",
-                "the first domain cannot be reached; the standby can, so calls go there",
-                "The gateway works, without a second way.",
+                "the primary domain is unreachable, so calls go to the standby domain",
+                "chatgate works, but without a fallback.",
             ),
             Cause::StandbyDown => (
                 29,
                 "standby_down",
-                "the standby domain does not serve; the first one does",
-                "The gateway works, without a second way.",
+                "the standby domain does not work, but the primary domain does",
+                "chatgate works, but without a fallback.",
             ),
             Cause::WrongRegion => (
                 30,
                 "wrong_region",
-                "Chat does not know this app here",
-                "Check app.region against the data centre that the console shows, and app.sdkappid digit by digit.",
+                "Chat does not know this app in this region",
+                "Compare app.region with the data center in the console, and app.sdkappid digit by digit.",
             ),
             Cause::UnknownIdentifier => (
                 31,
                 "unknown_identifier",
                 "Chat does not know the account that signs",
-                "Check the spelling of app.identifier, capitals included; the console makes `administrator`.",
+                "Check the spelling of app.identifier, including capitals. The console creates `administrator`.",
             ),
             Cause::NotAdministrator => (
                 32,
                 "not_administrator",
-                "the account that signs is no administrator of the app",
-                "Make it one in the console, or set app.identifier to one that is.",
+                "the account that signs is not an administrator of the app",
+                "Make it an administrator in the console, or set app.identifier to an administrator.",
             ),
             Cause::Altered => (
                 33,
                 "altered",
-                "Chat does not read the URL that was sent",
-                "Something in between changes URLs, such as a proxy that decodes or cuts them: take it out of the way.",
+                "Chat cannot parse the URL of the call, so an intermediary probably changes it",
+                "Remove the proxy or firewall that decodes or shortens URLs from the path.",
             ),
             Cause::IpRefused => (
                 34,
                 "ip_refused",
-                "Chat does not take calls from this machine's IP address",
-                "Let the app's list of addresses take in the one that this machine is seen with from outside (that of \
-                 the NAT gateway), or ask the vendor's support.",
+                "Chat rejects calls from this machine's IP address",
+                "Add the public address of this machine (or of its NAT gateway) to the app's IP allow list, or ask \
+                 Tencent's support.",
             ),
             Cause::Plan => (
                 35,
                 "plan",
-                "the app's plan does not cover the call: expired, in arrears, used up, or for another product",
-                "Look at the plan in the console; after a payment it takes about five minutes.",
+                "the app's plan does not cover the call: expired, unpaid, used up, or for another product",
+                "Check the plan in the console. A payment takes effect after about five minutes.",
             ),
             Cause::Disabled => (
                 36,
                 "disabled",
-                "the app, the account or the command has been disabled",
-                "Look at the app's state in the console, and ask the vendor's support why.",
+                "the app, the account, or the command is disabled",
+                "Check the app's state in the console, and ask Tencent's support for the reason.",
             ),
             Cause::Throttled => (
                 37,
                 "throttled",
-                "too many calls are being made for this app",
-                "Find who else calls as this app, and divide the limit with [app.quota].",
+                "too many calls are made for this app",
+                "Find the other clients of this app, and divide the rate limit among them with [app.quota].",
             ),
             Cause::LockedOut => (
                 38,
                 "locked_out",
-                "Chat has seen too many refused signatures of this app",
-                "Stop whatever signs with a wrong key, wait a minute, and try again.",
+                "Chat has received too many invalid signatures of this app",
+                "Stop the client that signs with a wrong key, wait a minute, and try again.",
             ),
-            Cause::ChatFault => {
-                (39, "chat_fault", "Chat itself fails", "Try again in a minute; then look at the vendor's status page.")
-            }
+            Cause::ChatFault => (
+                39,
+                "chat_fault",
+                "an error inside Chat",
+                "Try again in a minute. If the error remains, check Tencent's status page.",
+            ),
             Cause::Refused => (
                 1,
                 "refused",
-                "Chat refuses the call",
-                "Look its code up on the vendor's page on error codes (1047/34348).",
+                "Chat rejects the call",
+                "Look up the code on Tencent's page of error codes (1047/34348).",
             ),
         };
-        Row { exit_code, slug, what, advice }
+        CauseRow { exit_code, slug, what, advice }
     }
 }
 
@@ -315,19 +318,20 @@ mod tests {
     use crate::domain::policy::outcome::{hint, is_accepted};
 
     #[test]
-    fn every_cause_has_an_exit_code_a_word_and_an_advice_of_its_own() {
+    fn causes_have_distinct_exit_codes_slugs_and_descriptions() {
         let own: Vec<Cause> = Cause::ALL.into_iter().filter(|cause| cause.exit_code() != 1).collect();
-        assert_eq!(own.len(), Cause::ALL.len() - 1, "only one has the common code");
+        assert_eq!(own.len(), Cause::ALL.len() - 1, "only one cause has code 1");
         assert!(own.iter().all(|cause| (10..=40).contains(&cause.exit_code())));
         assert!(own.is_sorted_by_key(|cause| cause.exit_code()));
-        let distinct = |word: fn(Cause) -> &'static str| Cause::ALL.map(word).into_iter().collect::<HashSet<_>>().len();
+        let distinct =
+            |property: fn(Cause) -> &'static str| Cause::ALL.map(property).into_iter().collect::<HashSet<_>>().len();
         assert_eq!(own.iter().map(|cause| cause.exit_code()).collect::<HashSet<_>>().len(), own.len());
         assert_eq!(distinct(Cause::slug), Cause::ALL.len());
         assert_eq!(distinct(Cause::what), Cause::ALL.len());
     }
 
     #[test]
-    fn operators_find_every_cause_with_its_exit_code() {
+    fn operations_page_lists_every_cause() {
         let operations = include_str!("../../../docs/operations.md");
         for cause in Cause::ALL.into_iter().filter(|cause| cause.exit_code() != 1) {
             let row = format!("| {} | `{}` |", cause.exit_code(), cause.slug());
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_for_which_the_gateway_gives_up_has_a_cause_of_its_own() {
+    fn every_parking_code_has_a_specific_cause() {
         for row in error_code::table() {
             let code = *row.codes.start();
             let cause = Cause::of_code(code).expect("not 0");

@@ -1,289 +1,113 @@
-//! `chatgate doctor`: what is wrong between here and Chat, found step by step and named in plain words.
+//! `chatgate doctor`: diagnoses problems between this machine and Chat, step by step.
 //!
-//! For each app: what its key looks like; then for the first domain and the standby name, connection and TLS;
-//! then one harmless signed call by the same code that serves callers; then Chat's clock, as that answer
-//! shows it. A call that Chat refuses is not repeated at the standby: the answer would be the same, and refused
-//! signatures are counted (70050).
+//! For each app it checks the format of the key. For the primary and the standby domain it checks DNS, connection, and
+//! TLS. Then it makes one read-only call with the same code that serves callers, and compares the clock with the `Date`
+//! of the response. After an error from the primary domain it makes no call to the standby domain: the result would be
+//! the same, and Chat counts rejected signatures (70050).
+//!
+//! [`cause`] lists what can be wrong, with exit codes and advice.
 
-pub(crate) mod args;
 mod cause;
+mod examine;
 mod reach;
 mod report;
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-use bytes::Bytes;
+pub(super) use self::cause::Cause;
+use self::examine::examine;
+use self::report::Report;
+use super::output::{print, print_error};
+use super::start::hide_memory;
+use super::{BAD_CONFIG, USAGE, config_path};
+use crate::config::{self, App, Config, Env, Problems, SecretError};
+use crate::domain::chat::app::AppName;
 
-pub use self::cause::Cause;
-use self::reach::{millis, reach};
-pub use self::report::{AppReport, Check, Finding, Report, Status};
-use crate::capacity::Capacity;
-use crate::clock;
-use crate::config::{App, Config, Endpoint, Upstream as Settings, client_config};
-use crate::domain::chat::app::KeyShape;
-use crate::domain::chat::command::{CommandKind, CommandName};
-use crate::domain::chat::envelope::Envelope;
-use crate::domain::policy::outcome::{AttemptOutcome, RetryClass, classify};
-use crate::error::display_chain;
-use crate::upstream::signer::Signer;
-use crate::upstream::{AttemptError, Call, ChatResponse, SharedFailover, Upstream};
-
-/// The call that is made: it reads whether an account is imported, needs no edition and no feature, and has a
-/// quota of its own of 100 a second (vendor page 1047/34956), so it takes nothing from callers.
-const COMMAND: &str = "im_open_login_svc/account_check";
-
-/// A clock that differs by less does no harm: signatures are made by the later of both.
-const SKEW_SECS_MAX: i64 = 60;
-
-/// Examines these apps one after the other. It takes at most some ten seconds for each address of each domain.
-pub async fn examine(config: &Config, apps: &[&App]) -> Report {
-    let mut reports = Vec::with_capacity(apps.len());
-    for app in apps {
-        reports.push(examine_app(app, &config.upstream).await);
-    }
-    Report { apps: reports }
+/// Options of `chatgate doctor`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = exit_codes())]
+pub(super) struct DoctorArgs {
+    /// Configuration file [default: $CHATGATE_CONFIG, else /etc/chatgate/chatgate.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Diagnose only this app [default: all apps]
+    #[arg(long, value_name = "NAME")]
+    app: Option<AppName>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
-/// How it went with one domain.
-enum Visit {
-    /// Chat answered: its code.
-    Answered { code: i64, info: String },
-    /// No answer of Chat.
-    Failed(Cause, String),
-    /// Reached; no call was made.
-    Reached,
-}
-
-async fn examine_app(app: &App, settings: &Settings) -> AppReport {
-    let mut report = AppReport {
-        app: app.name.to_string(),
-        sdkappid: app.sdkappid.get(),
-        identifier: app.identifier.as_str().to_owned(),
-        checks: Vec::new(),
-        causes: Vec::new(),
+/// `chatgate doctor`: prints the report; exits with the code of the first problem.
+pub(super) fn run(args: DoctorArgs) -> ExitCode {
+    hide_memory();
+    let config = match config::load(&config_path(args.config), &Env::of_process()) {
+        Ok(config) => config,
+        Err(problems) => return report_bad_config(&problems, args.json),
     };
-    let shape = app.secret_key.shape();
-    report.checks.push(key_check(shape));
-    let lifetime = app.usersig_lifetime;
-    let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, clock::unix_now());
-    let mut signing = if shape == KeyShape::Pem { Err("a PEM key signs nothing here") } else { Ok(&signer) };
-    let first = visit(app, &app.endpoint, settings, signing, &mut report.checks).await;
-    if matches!(first, Visit::Answered { code, .. } if code != 0) {
-        signing = signing.and(Err("the refusal would only be repeated"));
+    for warning in &config.warnings {
+        print_error(format_args!("warning: {warning}"));
     }
-    let standby = match &app.standby {
-        Some(standby) => Some(visit(app, standby, settings, signing, &mut report.checks).await),
-        None => None,
+    let apps = match select_apps(&config, args.app.as_ref()) {
+        Ok(apps) => apps,
+        Err(code) => return code,
     };
-    let answered = [Some(&first), standby.as_ref()].into_iter().flatten().any(|v| matches!(v, Visit::Answered { .. }));
-    if answered {
-        report.checks.push(clock_check(signer.skew()));
-    }
-    report.causes = conclude(shape, signer.skew(), &first, standby.as_ref());
-    report
-}
-
-fn key_check(shape: KeyShape) -> Check {
-    let (status, detail) = match shape {
-        KeyShape::Usual => (Status::Fine, "64 hex digits, as the console shows keys".to_owned()),
-        KeyShape::Pem => (Status::Failed, "PEM, which is no secret key".to_owned()),
-        KeyShape::Blanks => (Status::Remark, "begins or ends with a blank or a byte order mark".to_owned()),
-        KeyShape::Unusual(len) => (Status::Remark, format!("{len} bytes that are not 64 hex digits")),
-    };
-    Check::new("key", status, detail)
-}
-
-fn clock_check(skew: i64) -> Check {
-    match skew {
-        0 => Check::new("clock", Status::Fine, "within 3 s of Chat's"),
-        _ if skew.abs() < SKEW_SECS_MAX => Check::new("clock", Status::Remark, apart(skew)),
-        _ => Check::new("clock", Status::Failed, apart(skew)),
-    }
-}
-
-fn apart(skew: i64) -> String {
-    let side = if skew > 0 { "behind" } else { "ahead of" };
-    format!("{} s {side} Chat's", skew.unsigned_abs())
-}
-
-/// Goes to one domain: steps, then the call if there is somebody to sign it.
-async fn visit(
-    app: &App,
-    endpoint: &Endpoint,
-    settings: &Settings,
-    signer: Result<&Signer, &'static str>,
-    checks: &mut Vec<Check>,
-) -> Visit {
-    let from = checks.len();
-    let visit = go(app, endpoint, settings, signer, checks).await;
-    for check in &mut checks[from..] {
-        check.host = endpoint.to_string();
-    }
-    visit
-}
-
-async fn go(
-    app: &App,
-    endpoint: &Endpoint,
-    settings: &Settings,
-    signer: Result<&Signer, &'static str>,
-    checks: &mut Vec<Check>,
-) -> Visit {
-    let tls = match client_config(&app.extra_roots, None) {
-        Ok(tls) => Arc::new(tls),
-        Err(error) => return Visit::Failed(Cause::Certificate, display_chain(&error)),
-    };
-    if let Err((cause, detail)) = reach(endpoint, tls, settings.connect_timeout, checks).await {
-        return Visit::Failed(cause, detail);
-    }
-    let signer = match signer {
-        Ok(signer) => signer,
-        Err(why) => {
-            checks.push(Check::new("call", Status::Skipped, why));
-            return Visit::Reached;
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            print_error(format_args!("cannot start the runtime: {error}"));
+            return ExitCode::FAILURE;
         }
     };
-    let begun = clock::now();
-    match call(app, endpoint, settings, signer).await {
-        Ok(answer) => {
-            let envelope = Envelope::parse(&answer.body).ok();
-            let info = envelope.and_then(|envelope| envelope.error_info).unwrap_or_default().into_owned();
-            let code = answer.error_code;
-            let status = if code == 0 { Status::Fine } else { Status::Failed };
-            let took = millis(clock::now() - begun);
-            checks.push(Check::new("call", status, format!("{COMMAND}: ErrorCode {code} {info} in {took}")));
-            Visit::Answered { code, info }
-        }
-        Err(fault) => {
-            let (cause, detail) = cause_of(&fault);
-            checks.push(Check::new("call", Status::Failed, &detail));
-            Visit::Failed(cause, detail)
-        }
+    let report = runtime.block_on(examine(&config, &apps));
+    // A pending DNS lookup must not delay the exit.
+    runtime.shutdown_background();
+    let printed = print(&if args.json { report.json() } else { report.to_string() });
+    match report.exit_code() {
+        0 => printed,
+        code => ExitCode::from(code),
     }
 }
 
-/// The one signed call, by the way that callers' calls go. As there, a refused signature is made anew once.
-async fn call(
-    app: &App,
-    endpoint: &Endpoint,
-    settings: &Settings,
-    signer: &Signer,
-) -> Result<ChatResponse, AttemptError> {
-    let way = App { endpoint: endpoint.clone(), standby: None, ..app.clone() };
-    let upstream = Upstream::new(&way, settings, SharedFailover::new(false), Capacity::new(2 * settings.max_answer))
-        .map_err(|error| AttemptError::NotSent(display_chain(&error)))?;
-    let body = serde_json::json!({"CheckItem": [{"UserID": app.identifier.as_str()}]}).to_string();
-    let name = CommandName::parse(COMMAND).expect("a command of the built-in table");
-    let call = Call { name, body: Bytes::from(body), traceparent: None };
-    let signature = signer.current(clock::unix_now());
-    let deadline = clock::now() + settings.timeout;
-    let answer =
-        upstream.send(upstream.connect().await?, signer, &signature, call.clone(), (clock::now(), deadline)).await?;
-    if classify(AttemptOutcome::Answer(answer.error_code), CommandKind::Read).retry != RetryClass::FreshSignature {
-        return Ok(answer);
+/// Returns all apps, or the app with this name. If it does not exist, prints a message and returns the exit code.
+fn select_apps<'a>(config: &'a Config, name: Option<&AppName>) -> Result<Vec<&'a App>, ExitCode> {
+    let apps: Vec<_> = config.apps.iter().filter(|app| name.is_none_or(|name| app.name == *name)).collect();
+    if apps.is_empty() {
+        let names: Vec<&str> = config.apps.iter().map(|app| app.name.as_str()).collect();
+        print_error(format_args!("--app: unknown app; configured apps: {}", names.join(", ")));
+        return Err(ExitCode::from(USAGE));
     }
-    let Some(fresh) = signer.after_rejection(&signature, clock::unix_now()) else { return Ok(answer) };
-    drop(answer);
-    let deadline = clock::now() + settings.timeout;
-    upstream.send(upstream.connect().await?, signer, &fresh, call, (clock::now(), deadline)).await
+    Ok(apps)
 }
 
-fn cause_of(fault: &AttemptError) -> (Cause, String) {
-    match fault {
-        AttemptError::NotSent(why) => (Cause::Connect, format!("the gateway's own way fails: {why}")),
-        AttemptError::Broken(why) => (Cause::NoAnswer, format!("the connection broke: {why}")),
-        AttemptError::TimedOut => (Cause::NoAnswer, "no answer within upstream.attempt_timeout".to_owned()),
-        AttemptError::Invalid(what, status) => (Cause::NotChat, format!("HTTP status {status}; {what}")),
-        AttemptError::OverCapacity => (Cause::NotChat, "an answer larger than upstream.max_answer".to_owned()),
+/// Prints the problems of an invalid configuration. A PEM file instead of the secret key has its own cause.
+fn report_bad_config(problems: &Problems, json: bool) -> ExitCode {
+    print_error(problems);
+    let pem = SecretError::Pem.to_string();
+    let is_pem = problems.all().iter().any(|problem| problem.key.starts_with("app[") && problem.message == pem);
+    let code = if is_pem { Cause::KeyIsPem.exit_code() } else { BAD_CONFIG };
+    if json {
+        let report = serde_json::to_value(Report { apps: Vec::new() }).expect("strings and numbers serialize to JSON");
+        let cause = if is_pem { Cause::KeyIsPem.slug() } else { "bad_config" };
+        let problems: Vec<String> = problems.all().iter().map(ToString::to_string).collect();
+        let output =
+            serde_json::json!({"exit_code": code, "apps": report["apps"], "cause": cause, "problems": problems});
+        let _ = print(&format!("{output}\n"));
+    } else if is_pem {
+        print_error(format_args!("{}: {}", Cause::KeyIsPem.slug(), Cause::KeyIsPem.advice()));
     }
+    ExitCode::from(code)
 }
 
-/// What is wrong, the most important first: what Chat refuses, then ways that do not lead there, then the clock.
-fn conclude(shape: KeyShape, skew: i64, first: &Visit, standby: Option<&Visit>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if shape == KeyShape::Pem {
-        findings.push(Finding::new(Cause::KeyIsPem, "", None));
+/// Returns the end of `chatgate doctor --help`.
+fn exit_codes() -> String {
+    let mut text =
+        "Exit codes (of the first app with a problem):\n   0  no problem\n   1  an error without a code of its \
+                    own\n   2  wrong usage\n"
+            .to_owned();
+    for cause in Cause::ALL.into_iter().filter(|cause| cause.exit_code() != 1) {
+        text += &format!("  {}  {}: {}\n", cause.exit_code(), cause.slug(), cause.what());
     }
-    let skewed = skew.abs() >= SKEW_SECS_MAX;
-    for visit in [Some(first), standby].into_iter().flatten() {
-        let Visit::Answered { code, info } = visit else { continue };
-        let Some(cause) = refusal(*code, shape, skewed) else { continue };
-        if cause != Cause::Clock {
-            findings.push(Finding::new(cause, &format!("ErrorCode {code} {info}"), None));
-            break;
-        }
-    }
-    let serves = |visit: &Visit| !matches!(visit, Visit::Failed(..));
-    if let Visit::Failed(cause, detail) = first {
-        // Calls go to the standby only if the first domain cannot be reached, not if something answers there.
-        if cause.is_unreachable() && standby.is_some_and(serves) {
-            findings.push(Finding::new(Cause::PrimaryDown, &format!("{}: {detail}", cause.slug()), Some(*cause)));
-        } else {
-            findings.push(Finding::new(*cause, detail, None));
-        }
-    } else if let Some(Visit::Failed(cause, detail)) = standby {
-        findings.push(Finding::new(Cause::StandbyDown, &format!("{}: {detail}", cause.slug()), Some(*cause)));
-    }
-    if skewed {
-        findings.push(Finding::new(Cause::Clock, &apart(skew), None));
-    }
-    findings
-}
-
-/// The cause of a refusal, which what is known of key and clock may explain better than Chat's code.
-fn refusal(code: i64, shape: KeyShape, skewed: bool) -> Option<Cause> {
-    Some(match (Cause::of_code(code)?, shape) {
-        (Cause::WrongKey, KeyShape::Blanks) => Cause::KeyHasBlanks,
-        (Cause::WrongKey, KeyShape::Unusual(_)) => Cause::KeyIsUnusual,
-        (Cause::SignatureRefused, _) if skewed => Cause::Clock,
-        (cause, _) => cause,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answered(code: i64) -> Visit {
-        Visit::Answered { code, info: "said so".to_owned() }
-    }
-
-    fn slugs(shape: KeyShape, skew: i64, first: &Visit, standby: Option<&Visit>) -> Vec<&'static str> {
-        conclude(shape, skew, first, standby).iter().map(|finding| finding.cause).collect()
-    }
-
-    #[test]
-    fn a_refused_key_is_explained_by_its_looks() {
-        let refused = answered(70009);
-        for (shape, slug) in [
-            (KeyShape::Usual, "wrong_key"),
-            (KeyShape::Blanks, "key_has_blanks"),
-            (KeyShape::Unusual(63), "key_is_unusual"),
-        ] {
-            assert_eq!(slugs(shape, 0, &refused, None), [slug]);
-            assert!(slugs(shape, 0, &answered(0), None).is_empty(), "a key that works is good, whatever it looks like");
-        }
-        assert_eq!(slugs(KeyShape::Pem, 0, &Visit::Reached, None), ["key_is_pem"]);
-    }
-
-    #[test]
-    fn a_refused_signature_is_explained_by_the_clock() {
-        assert_eq!(slugs(KeyShape::Usual, 0, &answered(70001), None), ["signature_refused"]);
-        assert_eq!(slugs(KeyShape::Usual, 3600, &answered(70001), None), ["clock"]);
-        assert_eq!(slugs(KeyShape::Usual, -3600, &answered(0), None), ["clock"]);
-        assert!(slugs(KeyShape::Usual, 59, &answered(0), None).is_empty(), "the gateway makes up for it");
-    }
-
-    #[test]
-    fn one_dead_domain_is_told_from_two() {
-        let dead = |cause| Visit::Failed(cause, "so it is".to_owned());
-        let (fine, dns, proxy) = (answered(0), dead(Cause::Dns), dead(Cause::NotChat));
-        let slugs = |first: &Visit, standby: Option<&Visit>| slugs(KeyShape::Usual, 0, first, standby);
-        assert_eq!(slugs(&dns, Some(&fine)), ["primary_down"]);
-        assert_eq!(slugs(&dns, None), ["dns"]);
-        assert_eq!(slugs(&dns, Some(&dead(Cause::Connect))), ["dns"]);
-        assert_eq!(slugs(&fine, Some(&dns)), ["standby_down"]);
-        assert_eq!(slugs(&proxy, Some(&fine)), ["not_chat"], "calls do not go to the standby for it");
-        assert_eq!(slugs(&dns, Some(&answered(60021))), ["ip_refused", "primary_down"]);
-    }
+    text + "  78  invalid configuration"
 }

@@ -1,7 +1,7 @@
-//! Name, connection and TLS, one after the other, so that what fails can be told.
+//! DNS, connection, and TLS handshake with a domain, as separate steps.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,80 +17,98 @@ use crate::clock;
 use crate::config::Endpoint;
 use crate::error::display_chain;
 
-/// For each step and address. Longer than the gateway waits, so that slow can be told from dead.
+/// Timeout per step and address. It is longer than the gateway's, to distinguish slow from unreachable.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most addresses of a name that are tried, as in the gateway.
+/// Maximum number of addresses that are tried per name, as in the gateway.
 const ADDRESSES_MAX: usize = 16;
 
-/// Why the endpoint cannot be reached.
-pub(super) type Failure = (Cause, String);
+/// The reason why a step failed.
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    /// Observed error.
+    pub(super) detail: String,
+}
 
-/// Knocks at an endpoint as the gateway would, and writes down each step. No request is sent.
+/// Connects to an endpoint like the gateway, without sending a request. Adds a check per step.
 ///
 /// # Errors
-/// The step that failed.
+/// The failure of the first step that failed.
 pub(super) async fn reach(
     endpoint: &Endpoint,
     tls: Arc<ClientConfig>,
-    allowed: Duration,
+    connect_timeout: Duration,
     checks: &mut Vec<Check>,
 ) -> Result<(), Failure> {
-    let begun = clock::now();
+    let started = clock::now();
     let addresses = resolve(endpoint, checks).await?;
     let stream = connect(&addresses, checks).await?;
     if endpoint.tls {
         handshake(endpoint, tls, stream, checks).await?;
     } else {
-        checks.push(Check::new("tls", Status::Skipped, "plain HTTP, which is for loopback only"));
+        checks.push(Check::new("tls", Status::Skipped, "plain HTTP, which is allowed for loopback only"));
     }
-    let took = clock::now() - begun;
-    if took > allowed {
-        let text = format!("took {}, longer than upstream.connect_timeout allows", millis(took));
+    let took = clock::now() - started;
+    if took > connect_timeout {
+        let text = format!("took {}, which exceeds upstream.connect_timeout", millis(took));
         checks.push(Check::new("speed", Status::Remark, text));
     }
     Ok(())
 }
 
+/// Resolves the name of the endpoint.
 async fn resolve(endpoint: &Endpoint, checks: &mut Vec<Check>) -> Result<Vec<SocketAddr>, Failure> {
     let host = endpoint.host.trim_start_matches('[').trim_end_matches(']');
     let found = match timeout(STEP_TIMEOUT, lookup_host((host, endpoint.port))).await {
         Ok(Ok(addresses)) => Ok(addresses.take(ADDRESSES_MAX).collect::<Vec<_>>()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {}", millis(STEP_TIMEOUT))),
+        Err(_) => Err(format!("no response within {}", millis(STEP_TIMEOUT))),
     };
     match found {
         Ok(addresses) if !addresses.is_empty() => {
-            let shown: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
-            checks.push(Check::new("name", Status::Fine, format!("{host} is {}", shown.join(", "))));
+            checks.push(Check::new("name", Status::Ok, describe_name(host, &addresses)));
             Ok(addresses)
         }
         Ok(_) => fail(checks, "name", Cause::Dns, format!("{host} has no address")),
-        Err(why) => fail(checks, "name", Cause::Dns, format!("{host}: {why}")),
+        Err(cause) => fail(checks, "name", Cause::Dns, format!("{host}: {cause}")),
     }
 }
 
-/// The first connection that comes about. Every address is tried: a dead one among them costs callers time.
+/// Describes the addresses of a name. A literal IP address has no others.
+fn describe_name(host: &str, addresses: &[SocketAddr]) -> String {
+    if host.parse::<IpAddr>().is_ok() {
+        return format!("{host} is an IP address");
+    }
+    let ips: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    format!("{host} resolves to {}", ips.join(", "))
+}
+
+/// Returns the first successful connection. It tries every address, because an unreachable one delays callers.
 async fn connect(addresses: &[SocketAddr], checks: &mut Vec<Check>) -> Result<TcpStream, Failure> {
-    let (mut first, mut dead) = (None, Vec::new());
+    let (mut first, mut unreachable) = (None, Vec::new());
     for address in addresses {
-        let begun = clock::now();
+        let started = clock::now();
         match timeout(STEP_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) if first.is_none() => first = Some((stream, *address, clock::now() - begun)),
+            Ok(Ok(stream)) if first.is_none() => first = Some((stream, *address, clock::now() - started)),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => dead.push(format!("{address}: {error}")),
-            Err(_) => dead.push(format!("{address}: no answer within {}", millis(STEP_TIMEOUT))),
+            Ok(Err(error)) => unreachable.push(format!("{address}: {error}")),
+            Err(_) => unreachable.push(format!("{address}: no response within {}", millis(STEP_TIMEOUT))),
         }
     }
     let Some((stream, address, took)) = first else {
-        return fail(checks, "connection", Cause::Connect, dead.join("; "));
+        return fail(checks, "connection", Cause::Connect, unreachable.join("; "));
     };
-    checks.push(Check::new("connection", Status::Fine, format!("{address} in {}", millis(took))));
-    if !dead.is_empty() {
-        checks.push(Check::new("connection", Status::Remark, format!("not to all addresses: {}", dead.join("; "))));
+    checks.push(Check::new("connection", Status::Ok, format!("{address} in {}", millis(took))));
+    if !unreachable.is_empty() {
+        checks.push(Check::new(
+            "connection",
+            Status::Remark,
+            format!("some addresses are unreachable: {}", unreachable.join("; ")),
+        ));
     }
     Ok(stream)
 }
 
+/// Makes the TLS handshake.
 async fn handshake(
     endpoint: &Endpoint,
     tls: Arc<ClientConfig>,
@@ -109,15 +127,16 @@ async fn handshake(
                 Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
                 _ => "TLS",
             };
-            checks.push(Check::new("tls", Status::Fine, format!("{version}, a trusted certificate for {host}")));
+            checks.push(Check::new("tls", Status::Ok, format!("{version}, trusted certificate for {host}")));
             Ok(())
         }
-        Ok(Err(error)) => fail(checks, "tls", cause_of(&error), display_chain(&error)),
-        Err(_) => fail(checks, "tls", Cause::Tls, format!("no handshake within {}", millis(STEP_TIMEOUT))),
+        Ok(Err(error)) => fail(checks, "tls", cause_of_tls_error(&error), display_chain(&error)),
+        Err(_) => fail(checks, "tls", Cause::Tls, format!("handshake not completed within {}", millis(STEP_TIMEOUT))),
     }
 }
 
-fn cause_of(error: &io::Error) -> Cause {
+/// Classifies an error of the TLS handshake.
+fn cause_of_tls_error(error: &io::Error) -> Cause {
     let Some(TlsError::InvalidCertificate(certificate)) =
         error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>())
     else {
@@ -133,11 +152,13 @@ fn cause_of(error: &io::Error) -> Cause {
     }
 }
 
+/// Adds a failed check and returns the failure.
 fn fail<T>(checks: &mut Vec<Check>, name: &'static str, cause: Cause, detail: String) -> Result<T, Failure> {
     checks.push(Check::new(name, Status::Failed, detail.clone()));
-    Err((cause, detail))
+    Err(Failure { cause, detail })
 }
 
-pub(super) fn millis(span: Duration) -> String {
-    format!("{} ms", span.as_millis())
+/// Formats a duration in milliseconds.
+pub(super) fn millis(duration: Duration) -> String {
+    format!("{} ms", duration.as_millis())
 }

@@ -1,4 +1,4 @@
-//! What was found: for people, and for machines.
+//! The report: as readable text and as JSON.
 
 use std::fmt::{self, Write as _};
 
@@ -6,112 +6,111 @@ use serde::Serialize;
 
 use super::cause::Cause;
 
-/// Longest text of a check, in characters. Errors of others may be longer, and need not be shown whole.
+/// Maximum length of a detail in characters. Error messages from outside may be longer.
 const DETAIL_LEN_MAX: usize = 400;
 
-/// Everything that was found.
+/// The report of all examined apps.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// Each app, in the order of the configuration.
-    pub apps: Vec<AppReport>,
+pub(super) struct Report {
+    /// Apps in the order of the configuration.
+    pub(super) apps: Vec<AppReport>,
 }
 
-/// What was found about one app.
+/// The report of one app.
 #[derive(Debug, Clone, Serialize)]
-pub struct AppReport {
-    /// Its name in the configuration.
-    pub app: String,
-    /// Its number.
-    pub sdkappid: u32,
-    /// The administrator that signs.
-    pub identifier: String,
-    /// Each step, in its order.
-    pub checks: Vec<Check>,
-    /// What is wrong, the most important first; empty if all is well.
-    pub causes: Vec<Finding>,
+pub(super) struct AppReport {
+    /// Name in the configuration.
+    pub(super) app: String,
+    /// SDKAppID.
+    pub(super) sdkappid: u32,
+    /// Administrator account that signs.
+    pub(super) identifier: String,
+    /// Checks in the order in which they were made.
+    pub(super) checks: Vec<Check>,
+    /// Problems, most important first; empty if there are none.
+    pub(super) causes: Vec<Finding>,
 }
 
-/// One step.
+/// The result of one step.
 #[derive(Debug, Clone, Serialize)]
-pub struct Check {
-    /// The domain it is about, `""` if it is about none.
-    pub host: String,
+pub(super) struct Check {
+    /// Domain; empty if the check does not concern a domain.
+    pub(super) host: String,
     /// `key`, `name`, `connection`, `tls`, `speed`, `call` or `clock`.
-    pub check: &'static str,
-    /// How it went.
-    pub status: Status,
-    /// In words, without control characters.
-    pub detail: String,
+    pub(super) check: &'static str,
+    /// Outcome.
+    pub(super) status: Status,
+    /// Description without control characters.
+    pub(super) detail: String,
 }
 
-/// How a step went.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// As it should be.
-    #[serde(rename = "ok")]
-    Fine,
-    /// Doubtful; no reason to fail.
+pub(super) enum Status {
+    /// Successful.
+    Ok,
+    /// Suspicious, but not an error.
     Remark,
-    /// Wrong.
+    /// An error.
     Failed,
-    /// Not done, and why.
+    /// Not made; the detail has the reason.
     Skipped,
 }
 
-/// Something that is wrong.
+/// A problem with its cause and advice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// Its word, `wrong_region` and so on.
-    pub cause: &'static str,
-    /// Exit code that stands for it.
-    pub exit_code: u8,
-    /// In plain words.
-    pub what: &'static str,
-    /// What was seen.
-    pub detail: String,
-    /// What to do.
-    pub advice: String,
+pub(super) struct Finding {
+    /// Slug of the cause, for example `wrong_region`.
+    pub(super) cause: &'static str,
+    /// Exit code of the cause.
+    pub(super) exit_code: u8,
+    /// Description of the cause.
+    pub(super) what: &'static str,
+    /// Observed error.
+    pub(super) detail: String,
+    /// Advice.
+    pub(super) advice: String,
 }
 
 impl Finding {
-    /// `detail` is cleaned; `more` is further advice, such as that of the cause behind it.
-    pub(super) fn new(cause: Cause, detail: &str, more: Option<Cause>) -> Self {
-        let advice = match more {
-            Some(more) => format!("{} {}", cause.advice(), more.advice()),
+    /// Creates a finding with a sanitized detail. The advice of `root_cause` is added to the advice of `cause`.
+    pub(super) fn new(cause: Cause, detail: &str, root_cause: Option<Cause>) -> Self {
+        let advice = match root_cause {
+            Some(root_cause) => format!("{} {}", cause.advice(), root_cause.advice()),
             None => cause.advice().to_owned(),
         };
         let (exit_code, what) = (cause.exit_code(), cause.what());
-        Self { cause: cause.slug(), exit_code, what, detail: clean(detail), advice }
+        Self { cause: cause.slug(), exit_code, what, detail: sanitize(detail), advice }
     }
 }
 
 impl Check {
     pub(super) fn new(check: &'static str, status: Status, detail: impl AsRef<str>) -> Self {
-        Self { host: String::new(), check, status, detail: clean(detail.as_ref()) }
+        Self { host: String::new(), check, status, detail: sanitize(detail.as_ref()) }
     }
 }
 
 impl Report {
-    /// 0 if all is well, else the code of what is wrong with the first app that has something wrong.
-    pub fn exit_code(&self) -> u8 {
+    /// Returns the exit code of the first app with a problem, or 0.
+    pub(super) fn exit_code(&self) -> u8 {
         self.apps.iter().find_map(|app| app.causes.first()).map_or(0, |finding| finding.exit_code)
     }
 
-    /// One JSON object on one line.
-    pub fn json(&self) -> String {
+    /// Returns one JSON object on one line.
+    pub(super) fn json(&self) -> String {
         #[derive(Serialize)]
-        struct Whole<'a> {
+        struct Output<'a> {
             exit_code: u8,
             #[serde(flatten)]
             report: &'a Report,
         }
-        let whole = Whole { exit_code: self.exit_code(), report: self };
-        format!("{}\n", serde_json::to_string(&whole).expect("texts and numbers always become JSON"))
+        let output = Output { exit_code: self.exit_code(), report: self };
+        format!("{}\n", serde_json::to_string(&output).expect("strings and numbers serialize to JSON"))
     }
 }
 
-/// For people.
+/// Formats the report as readable text.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (app, number) in self.apps.iter().zip(0..) {
@@ -135,33 +134,33 @@ impl fmt::Display for AppReport {
                     writeln!(f, "  {host}")?;
                 }
             }
-            let word = match check.status {
-                Status::Fine => "ok",
+            let status = match check.status {
+                Status::Ok => "ok",
                 Status::Remark => "remark",
                 Status::Failed => "FAILED",
                 Status::Skipped => "skipped",
             };
             let indent = if host.is_empty() { "  " } else { "    " };
-            writeln!(f, "{indent}{word:<8}{:<11} {}", check.check, check.detail)?;
+            writeln!(f, "{indent}{status:<8}{:<11} {}", check.check, check.detail)?;
         }
         if self.causes.is_empty() {
-            return writeln!(f, "  all is well");
+            return writeln!(f, "  no problems found");
         }
         for finding in &self.causes {
             writeln!(f, "\n  {} ({}): {}", finding.cause, finding.exit_code, finding.what)?;
             if !finding.detail.is_empty() {
-                writeln!(f, "    seen    {}", finding.detail)?;
+                writeln!(f, "    error   {}", finding.detail)?;
             }
-            writeln!(f, "    to do   {}", finding.advice)?;
+            writeln!(f, "    advice  {}", finding.advice)?;
         }
         Ok(())
     }
 }
 
-/// One line of bounded length: what others said may hold anything.
-fn clean(text: &str) -> String {
-    let cleaned: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(DETAIL_LEN_MAX).collect();
-    if text.chars().nth(DETAIL_LEN_MAX).is_some() { format!("{cleaned}…") } else { cleaned }
+/// Sanitizes a text from outside: one line of limited length.
+fn sanitize(text: &str) -> String {
+    let sanitized: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(DETAIL_LEN_MAX).collect();
+    if text.chars().nth(DETAIL_LEN_MAX).is_some() { format!("{sanitized}…") } else { sanitized }
 }
 
 #[cfg(test)]
@@ -169,15 +168,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_others_take_one_line_of_bounded_length() {
+    fn details_are_one_line_of_limited_length() {
         let check = Check::new("call", Status::Failed, "a\nb\x1b[31m");
         assert_eq!(check.detail, "a b [31m");
-        assert_eq!(clean(&"ä".repeat(DETAIL_LEN_MAX + 1)).chars().count(), DETAIL_LEN_MAX + 1);
-        assert_eq!(clean(&"ä".repeat(DETAIL_LEN_MAX)).chars().count(), DETAIL_LEN_MAX);
+        assert_eq!(sanitize(&"ä".repeat(DETAIL_LEN_MAX + 1)).chars().count(), DETAIL_LEN_MAX + 1);
+        assert_eq!(sanitize(&"ä".repeat(DETAIL_LEN_MAX)).chars().count(), DETAIL_LEN_MAX);
     }
 
     #[test]
-    fn the_first_app_that_fails_decides() {
+    fn exit_code_is_that_of_the_first_app_with_a_problem() {
         let app = |causes: &[Cause]| AppReport {
             app: "a".to_owned(),
             sdkappid: 7,

@@ -1,100 +1,102 @@
-//! Each key that a file may have, with a value other than its default.
+//! A file with every key, each with a value other than its default.
+
+use rustls::pki_types::CertificateDer;
 
 use super::*;
 
-#[test]
-fn every_key_is_read() {
-    let folder = Folder::with(
-        r#"
-        [server]
-        listen = ["127.0.0.1:1", "unix:/run/x.sock"]
-        admin = "[::1]:2"
-        unix_mode = "0600"
-        unix_uids = [0, 1000]
-        admin_token_file = "admin-token"
-        hosts = ["Chatgate.Internal", "::1"]
-        max_body = "2MiB"
-        max_connections = 3
-        max_requests = 4
-        max_buffered = "5MB"
-        handshake_timeout = "6s"
-        head_timeout = "7s"
-        body_timeout = "8s"
-        write_timeout = "9s"
-        idle_timeout = "10s"
-        drain_delay = "11s"
-        drain_timeout = "12s"
-        explain = true
+const EVERY_KEY: &str = r#"
+[server]
+listen = ["127.0.0.1:1", "unix:/run/x.sock"]
+admin = "[::1]:2"
+unix_mode = "0600"
+unix_uids = [0, 1000]
+admin_token_file = "admin-token"
+hosts = ["Chatgate.Internal", "::1"]
+max_body = "2MiB"
+max_connections = 3
+max_requests = 4
+max_buffered = "5MB"
+handshake_timeout = "6s"
+head_timeout = "7s"
+body_timeout = "8s"
+write_timeout = "9s"
+idle_timeout = "10s"
+drain_delay = "11s"
+drain_timeout = "12s"
+explain = true
 
-        [[app]]
-        name = "one"
-        sdkappid = 1
-        endpoint = "http://127.0.0.1:9700"
-        identifier = "boss"
-        secret_key_env = "KEY"
-        usersig_lifetime = "10s"
-        quota.per_command = "20/s"
-        quota.total = "30/s"
-        quota.commands = { "follow/follow_add" = "7/s" }
+[[app]]
+name = "one"
+sdkappid = 1
+endpoint = "http://127.0.0.1:9700"
+identifier = "boss"
+secret_key_env = "KEY"
+usersig_lifetime = "10s"
+quota.per_command = "20/s"
+quota.total = "30/s"
+quota.commands = { "follow/follow_add" = "7/s" }
 
-        [[app]]
-        name = "two"
-        sdkappid = 4294967295
-        region = "tokyo"
-        ca_file = "ca.pem"
-        secret_key_file = "chat-key"
-        default = true
+[[app]]
+name = "two"
+sdkappid = 4294967295
+region = "tokyo"
+ca_file = "ca.pem"
+secret_key_file = "chat-key"
+default = true
 
-        [access]
-        allow = ["follow/*", "profile/portrait_get"]
-        report_only = true
-        require_header = true
-        open = true
+[access]
+allow = ["follow/*", "profile/portrait_get"]
+report_only = true
+require_header = true
+open = true
 
-        [[caller]]
-        name = "feed"
-        token_file = "feed-token"
-        apps = ["two", "one"]
-        allow = ["*"]
-        report_only = false
-        quota = "50/s"
+[[caller]]
+name = "feed"
+token_file = "feed-token"
+apps = ["two", "one"]
+allow = ["*"]
+report_only = false
+quota = "50/s"
 
-        [[caller]]
-        name = "chat-2"
-        token_env = "CHAT_TOKEN"
+[[caller]]
+name = "chat-2"
+token_env = "CHAT_TOKEN"
 
-        [cache]
-        ttl = "13s"
-        max_pairs = 14
-        write_settle = "15ms"
-        stale_if_error = "21s"
+[cache]
+ttl = "13s"
+max_pairs = 14
+write_settle = "15ms"
+stale_if_error = "21s"
 
-        [follow_check]
-        max_to = 16
-        flip = false
+[follow_check]
+max_to = 16
+flip = false
 
-        [upstream]
-        timeout = "17s"
-        attempt_timeout = "16s"
-        connect_timeout = "15s"
-        attempts = 2
-        retry_budget = 0.3
-        max_answer = "1KiB"
-        max_in_flight = 18
-        connection_max_age = "19s"
-        idle_timeout = "20s"
+[upstream]
+timeout = "17s"
+attempt_timeout = "16s"
+connect_timeout = "15s"
+attempts = 2
+retry_budget = 0.3
+max_answer = "1KiB"
+max_in_flight = 18
+connection_max_age = "19s"
+idle_timeout = "20s"
 
-        [webhook]
-        listen = "0.0.0.0:8702"
-        app_tokens = { one = { env = "KEY" }, two = { file = "chat-key" } }
-        window = "21s"
+[webhook]
+listen = "0.0.0.0:8702"
+app_tokens = { one = { env = "KEY" }, two = { file = "chat-key" } }
+window = "21s"
 
-        [log]
-        format = "text"
-        level = "debug"
-        requests = "all"
-        "#,
-    );
+[log]
+format = "text"
+level = "debug"
+requests = "all"
+"#;
+
+/// Loads [`EVERY_KEY`]. Also returns the certificate in the CA file.
+fn load_every_key() -> (Config, CertificateDer<'static>) {
+    let folder = Folder::with(EVERY_KEY);
     let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
     folder.secret("ca.pem", &certificate.pem());
     folder.secret("admin-token", &format!("{ADMIN_TOKEN}\n"));
@@ -102,8 +104,20 @@ fn every_key_is_read() {
     let config = folder
         .load(&[("KEY", MARKED), ("CHAT_TOKEN", "token-of-the-chat")])
         .unwrap_or_else(|problems| panic!("{problems}"));
-    let secs = Duration::from_secs;
-    let address = |text: &str| text.parse::<ListenAddr>().expect(text);
+    (config, certificate.der().clone())
+}
+
+fn address(text: &str) -> ListenAddr {
+    text.parse().expect(text)
+}
+
+const fn secs(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+#[test]
+fn every_key_of_the_server_is_read() {
+    let (config, _) = load_every_key();
     let server = Server {
         listen: vec![address("127.0.0.1:1"), address("unix:/run/x.sock")],
         admin: address("[::1]:2"),
@@ -126,6 +140,11 @@ fn every_key_is_read() {
         tls: None,
     };
     assert_eq!(config.server, server);
+}
+
+#[test]
+fn every_key_of_access_and_callers_is_read() {
+    let (config, _) = load_every_key();
     let allow: Vec<String> = config.access.allow.iter().map(ToString::to_string).collect();
     assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
     assert!(config.access.report_only && config.access.require_header && config.access.open);
@@ -139,6 +158,11 @@ fn every_key_is_read() {
     assert_eq!(feed.quota.map(|quota| quota.get()), Some(50));
     assert_eq!((chat.name.as_str(), &chat.apps, chat.quota), ("chat-2", &None, None));
     assert_eq!((&chat.allow, chat.report_only), (&Access::default().allow, true));
+}
+
+#[test]
+fn every_key_of_the_other_sections_is_read() {
+    let (config, _) = load_every_key();
     assert_eq!(
         config.cache,
         Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }
@@ -160,6 +184,11 @@ fn every_key_is_read() {
     assert_eq!((&webhook.listen, webhook.window, webhook.tokens.len()), (&address("0.0.0.0:8702"), secs(21), 2));
     let (format, level) = (LogFormat::Text, tracing::Level::DEBUG);
     assert_eq!(config.log, Log { format, level, requests: LogRequests::All });
+}
+
+#[test]
+fn every_key_of_an_app_is_read() {
+    let (config, ca) = load_every_key();
     assert_eq!(config.default_app().map(|app| app.name.as_str()), Some("two"));
     let [one, two] = config.apps.as_slice() else { panic!("{:?}", config.apps) };
     assert_eq!((one.endpoint.to_string().as_str(), &one.standby), ("http://127.0.0.1:9700", &None));
@@ -168,5 +197,5 @@ fn every_key_is_read() {
     assert_eq!((one.quota.per_command.get(), one.quota.total.map(|total| total.get())), (20, Some(30)));
     assert_eq!(one.quota.commands.get("follow/follow_add").map(|rate| rate.get()), Some(7));
     assert_eq!((two.sdkappid.get(), two.region), (u32::MAX, Region::Tokyo));
-    assert_eq!(two.extra_roots, [certificate.der().clone()]);
+    assert_eq!(two.extra_roots, [ca]);
 }

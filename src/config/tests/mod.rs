@@ -1,20 +1,24 @@
-//! Whole files: what is read from them, and what is refused with which words.
+//! Whole files: values, problems, and warnings.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::domain::caller::TokenDigest;
+use crate::domain::caller::{BearerToken, TokenDigest};
+use crate::domain::chat::app::AppName;
+use crate::domain::chat::command::CommandPattern;
+use crate::domain::chat::region::Region;
 
 mod every_key;
-mod refusals;
+mod problems;
 mod tls;
 
-/// A key that must never be seen, in the form the console shows keys in.
+/// A key in the format of the console that must never be printed.
 const MARKED: &str = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
 
 const ADMIN_TOKEN: &str = "token-of-operators";
@@ -47,14 +51,14 @@ impl Folder {
         load(&self.file, &variables.iter().copied().collect())
     }
 
-    /// The problems, each as it is printed but for the folder.
+    /// Returns the problems as they are printed, without the folder.
     fn problems(&self, variables: &[(&str, &str)]) -> Vec<String> {
         let problems = self.load(variables).map(|_| ()).expect_err("problems");
         let folder = format!("{}/", self.folder.path().display());
         problems.all().iter().map(|problem| problem.to_string().replace(&folder, "")).collect()
     }
 
-    /// The warnings, likewise.
+    /// Returns the warnings as they are printed, without the folder.
     fn warnings(&self) -> Vec<String> {
         let folder = format!("{}/", self.folder.path().display());
         let config = self.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
@@ -66,7 +70,7 @@ fn config(text: &str) -> Config {
     Folder::with(text).load(&[]).unwrap_or_else(|problems| panic!("{text}\n{problems}"))
 }
 
-/// All that a file without any key but those of one app gives.
+/// Asserts that the configuration has one app and every default.
 fn assert_defaults(config: &Config) {
     assert_eq!(config.server, Server::default());
     assert_eq!(config.access, Access::default());
@@ -89,19 +93,19 @@ fn assert_defaults(config: &Config) {
 }
 
 #[test]
-fn the_least_that_works_has_every_default() {
+fn minimal_file_has_every_default() {
     assert_defaults(&config(include_str!("../../../config/minimal.toml")));
 }
 
 #[test]
-fn the_explained_file_shows_the_defaults() {
+fn commented_file_shows_the_defaults() {
     assert_defaults(&config(include_str!("../../../config/chatgate.toml")));
 }
 
-/// Every key that is read stands in the explained file, as a line of its own or commented out.
+/// Every valid key is in the commented file, set or commented out.
 #[test]
-fn the_explained_file_has_every_key() {
-    let explained = include_str!("../../../config/chatgate.toml");
+fn commented_file_has_every_key() {
+    let commented = include_str!("../../../config/chatgate.toml");
     let sections = [
         "server",
         "server.tls",
@@ -118,27 +122,27 @@ fn the_explained_file_has_every_key() {
         "caller.0",
     ];
     for section in sections {
-        // The message for a key that nobody could have meant lists the keys there are.
+        // The message for a key that resembles no other lists the valid keys.
         let variable = format!("CHATGATE__{}__QQQQQQQQQQ", section.replace('.', "__").to_uppercase());
         let folder = Folder::with(&format!("{APP}[[caller]]\n"));
         let problems = folder.problems(&[(&variable, "1")]);
-        let listed = problems.iter().find_map(|problem| problem.split_once("there are "));
+        let listed = problems.iter().find_map(|problem| problem.split_once("valid keys: "));
         let keys = listed.expect("a list of keys").1;
         assert!(keys.split(", ").count() >= 2, "{keys}");
         for key in keys.split(", ") {
-            let stands = explained.lines().any(|line| {
+            let is_listed = commented.lines().any(|line| {
                 let line = line.trim_start_matches("# ");
                 line.starts_with(&format!("{key} = "))
                     || line.contains(&format!("[{}.{key}]", section.replace(".0", "")))
                     || line.contains(&format!("{}.{key} ", section.replace(".0", "")))
             });
-            assert!(stands, "{section}: {key}");
+            assert!(is_listed, "{section}: {key}");
         }
     }
 }
 
 #[test]
-fn a_fleet_is_read_and_its_password_shown_nowhere() {
+fn fleet_password_is_never_printed() {
     let folder = Folder::with(&format!("{APP}[fleet]\nredis = 'rediss://10.0.0.1:6380/2'\n"));
     let fleet = folder.load(&[]).expect("good").fleet.expect("a fleet");
     assert_eq!((fleet.redis.expose(), &*fleet.prefix, fleet.share), ("rediss://10.0.0.1:6380/2", "chatgate", 0.25));
@@ -150,12 +154,12 @@ fn a_fleet_is_read_and_its_password_shown_nowhere() {
     assert_eq!((fleet.redis.expose(), fleet.share), (&*format!("redis://:{MARKED}@host"), 1.0));
     folder.secret("url", &format!("http://:{MARKED}@host\n"));
     let problems = folder.problems(&[]);
-    assert!(problems.len() == 1 && problems[0].contains("is not an address of Redis"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].contains("not a Redis URL"), "{problems:?}");
     assert!(!problems[0].contains(MARKED));
 }
 
 #[test]
-fn traces_are_told_where_to_go_and_what_they_come_from() {
+fn trace_settings_include_resource_attributes_of_the_environment() {
     let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://collector.test:4317'\n"));
     let trace = folder.load(&[]).expect("good").trace.expect("written");
     assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("http://collector.test:4317", 1.0));
@@ -178,11 +182,11 @@ fn traces_are_told_where_to_go_and_what_they_come_from() {
     assert_eq!(config.trace.expect("written").resource.len(), ATTRIBUTES_MAX);
     let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4317'\nca_file = 'ca'\n"));
     folder.secret("ca", &certificate.pem());
-    assert!(folder.warnings().iter().any(|warning| warning.contains("trace.ca_file: is for TLS")));
+    assert!(folder.warnings().iter().any(|warning| warning.contains("trace.ca_file: has no effect")));
 }
 
 #[test]
-fn who_shortens_the_whole_shortens_its_parts() {
+fn shorter_timeout_shortens_the_default_timeouts_inside_it() {
     let upstream = config(&format!("{APP}[upstream]\ntimeout = '200ms'\n")).upstream;
     assert_eq!((upstream.attempt_timeout.as_millis(), upstream.connect_timeout.as_millis()), (200, 200));
     let upstream = config(&format!("{APP}[upstream]\nattempt_timeout = '2s'\n")).upstream;
@@ -190,7 +194,7 @@ fn who_shortens_the_whole_shortens_its_parts() {
 }
 
 #[test]
-fn the_environment_overrides_the_file() {
+fn environment_overrides_the_file() {
     let folder = Folder::with(&format!("{APP}[server]\nlisten = '127.0.0.1:1'\n"));
     let config = folder
         .load(&[
@@ -215,7 +219,7 @@ fn the_environment_overrides_the_file() {
 }
 
 #[test]
-fn problems_of_the_environment_name_the_variable() {
+fn problems_of_environment_variables_name_the_variable() {
     let folder = Folder::with(&format!("{APP}[server]\nlisten = 'x'\n"));
     let problems = folder.problems(&[
         ("CHATGATE__CACHE__TTL", "soon"),
@@ -223,14 +227,14 @@ fn problems_of_the_environment_name_the_variable() {
         ("CHATGATE__APP__7__NAME", "main"),
     ]);
     assert_eq!(problems.len(), 4, "{problems:#?}");
-    assert!(problems[0].starts_with("config.toml:7: server.listen: is not an address"), "{problems:#?}");
-    assert!(problems[1].starts_with("CHATGATE__APP__7__NAME: app.7.name: has 1 items"), "{problems:#?}");
-    assert!(problems[2].starts_with("CHATGATE__CACHE__TTL: cache.ttl: is not a duration"), "{problems:#?}");
-    assert!(problems[3].contains("SERVER__LISTNE: server.listne: there is no such key; did you mean \"listen\"?"));
+    assert!(problems[0].starts_with("config.toml:7: server.listen: not an address"), "{problems:#?}");
+    assert!(problems[1].starts_with("CHATGATE__APP__7__NAME: app.7.name: index out of range"), "{problems:#?}");
+    assert!(problems[2].starts_with("CHATGATE__CACHE__TTL: cache.ttl: not a duration"), "{problems:#?}");
+    assert!(problems[3].contains("SERVER__LISTNE: server.listne: unknown key; did you mean \"listen\"?"));
 }
 
 #[test]
-fn doubts_are_warnings() {
+fn suspicious_settings_are_warnings() {
     let folder = Folder::with(
         r#"
         [server]
@@ -252,28 +256,28 @@ fn doubts_are_warnings() {
     fs::set_permissions(folder.folder.path().join("readable"), fs::Permissions::from_mode(0o644)).expect("its mode");
     let warnings = folder.warnings();
     for expected in [
-        "config.toml:3: server.unix_mode: lets every user",
-        "config.toml:5: server.max_buffered: is less than max_body",
-        "config.toml:10: app[0].secret_key_file: every user of this machine can read",
-        "config.toml:10: app[0].secret_key_file: the secret begins or ends with a blank",
-        "config.toml:11: app[0].quota.per_command: is above the 200/s",
-        "config.toml:12: app[0].quota.commands.\"follow/folow_add\": names no command that chatgate knows; did you mean \"follow/follow_add\"?",
-        "config.toml:12: app[0].quota.commands.\"im_open_login_svc/account_delete\": is above the 100/s",
-        "config.toml:14: access.allow: names no command that chatgate knows; did you mean \"follow/*\"?",
+        "config.toml:3: server.unix_mode: every user",
+        "config.toml:5: server.max_buffered: less than max_body",
+        "config.toml:10: app[0].secret_key_file: the file is world-readable; run chmod o-r on it",
+        "config.toml:10: app[0].secret_key_file: the secret begins or ends with whitespace",
+        "config.toml:11: app[0].quota.per_command: exceeds Chat's limit of 200/s",
+        "config.toml:12: app[0].quota.commands.\"follow/folow_add\": unknown command; did you mean \"follow/follow_add\"?",
+        "config.toml:12: app[0].quota.commands.\"im_open_login_svc/account_delete\": exceeds Chat's limit of 100/s",
+        "config.toml:14: access.allow: unknown command; did you mean \"follow/*\"?",
     ] {
         assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}\n{warnings:#?}");
     }
     assert_eq!(warnings.len(), 8, "{warnings:#?}");
 }
 
-/// A file that has the secret wherever a slip could put it, and one that is right: neither shows it.
+/// Files with a secret in every wrong place, and a correct file: no message and no `Debug` shows the secret.
 #[test]
-fn secrets_are_never_seen() {
+fn secrets_are_never_printed() {
     let config =
         config(&format!("{APP}[webhook]\nlisten = '127.0.0.1:0'\napp_tokens = {{ main = {{ file = 'chat-key' }} }}\n"));
     assert!(config.webhook.is_some());
     assert!(!format!("{config:?}").contains(MARKED) && !format!("{config:#?}").contains(MARKED));
-    let slips = [
+    let mistakes = [
         format!("{APP}secret_key = '{MARKED}'\n"),
         format!("{APP}secret_key_env = '{MARKED}'\n"),
         APP.replace("chat-key", MARKED),
@@ -294,7 +298,7 @@ fn secrets_are_never_seen() {
         format!("{APP}[[caller]]\nname = 'a'\ntoken = '{MARKED}'\n"),
         format!("{APP}[log]\nlevel = '{MARKED}'\nformat = ['{MARKED}']\n"),
     ];
-    for text in slips {
+    for text in mistakes {
         let folder = Folder::with(&text);
         let problems = folder.load(&[]).map(|_| ()).expect_err(&text);
         let printed = format!("{problems} {problems:?}");
@@ -302,11 +306,11 @@ fn secrets_are_never_seen() {
     }
     let env = [("CHATGATE__APP__0__SECRET_KEY", MARKED), ("CHATGATE__LOG__LEVEL", MARKED)];
     let problems = Folder::with(APP).problems(&env).join("\n");
-    assert!(problems.contains("must not stand in the configuration") && !problems.contains(MARKED), "{problems}");
+    assert!(problems.contains("secrets are not allowed here") && !problems.contains(MARKED), "{problems}");
 }
 
 #[test]
-fn a_path_starts_at_the_folder_of_the_file() {
+fn relative_paths_start_at_the_folder_of_the_file() {
     let folder = Folder::with(APP);
     assert!(folder.load(&[]).is_ok());
     let absolute = folder.folder.path().join("chat-key").display().to_string();
@@ -316,7 +320,7 @@ fn a_path_starts_at_the_folder_of_the_file() {
 
 proptest! {
     #[test]
-    fn no_text_makes_it_panic(text in any::<String>(), value in "\\PC*") {
+    fn arbitrary_text_does_not_panic(text in any::<String>(), value in "\\PC*") {
         let folder = Folder::with(&text);
         let _ = folder.load(&[]);
         let folder = Folder::with(APP);
@@ -326,9 +330,9 @@ proptest! {
         }
     }
 
-    /// Texts near to real ones: the explained file with a stretch of it replaced.
+    /// Almost valid text: the commented file with a part replaced.
     #[test]
-    fn no_damage_makes_it_panic(start in 0usize..8000, len in 0usize..40, put in "[\\PC\n]{0,12}") {
+    fn damaged_file_does_not_panic(start in 0usize..8000, len in 0usize..40, put in "[\\PC\n]{0,12}") {
         let whole = include_str!("../../../config/chatgate.toml");
         let mut text: Vec<char> = whole.chars().collect();
         let start = start.min(text.len());

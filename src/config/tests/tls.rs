@@ -1,4 +1,4 @@
-//! `server.tls`: what is served with, and what is refused in which words.
+//! `[server.tls]` and the TLS of `[fleet]`: accepted and rejected files.
 
 use rcgen::{CertificateParams, Issuer, KeyPair};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const TLS: &str = "[server.tls]\ncert_file = 'cert.pem'\nkey_file = 'key.pem'\n";
 
-/// A folder whose configuration is `text`, with a certificate that ends in so many days, its key, and a CA.
+/// Creates a folder with the configuration `text`, a certificate that expires in `days`, its key, and a CA.
 fn folder(text: &str, days: i64) -> Folder {
     let folder = Folder::with(&format!("{APP}{text}"));
     let ca_key = KeyPair::generate().expect("a key");
@@ -30,7 +30,7 @@ fn folder(text: &str, days: i64) -> Folder {
 }
 
 #[test]
-fn a_good_certificate_is_taken_and_the_key_is_not_shown() {
+fn valid_certificate_is_accepted_and_its_key_not_printed() {
     let folder = folder(TLS, 90);
     let config = folder.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.warnings, []);
@@ -38,7 +38,7 @@ fn a_good_certificate_is_taken_and_the_key_is_not_shown() {
     let subject = &tls.certificate.subject;
     assert!(subject.contains("the gate") && subject.ends_with(", for gate.test, 127.0.0.1"), "{subject}");
     assert_eq!(tls.serving.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
-    assert!(!tls.asks_callers && !config.server.asks_for_certificates());
+    assert!(!tls.requires_client_cert && !config.server.requires_client_cert());
     let key = fs::read_to_string(folder.folder.path().join("key.pem")).expect("written");
     let shown = format!("{config:?}");
     assert!(key.lines().nth(1).is_some_and(|line| line.len() > 40 && !shown.contains(line)), "{shown}");
@@ -46,8 +46,8 @@ fn a_good_certificate_is_taken_and_the_key_is_not_shown() {
 }
 
 #[test]
-fn an_end_that_is_near_or_over_is_warned_of() {
-    for (days, part) in [(29, "ends in 29 days, at 20"), (0, "ends in 0 days"), (-3, "ended at 20")] {
+fn expired_or_expiring_certificate_causes_a_warning() {
+    for (days, part) in [(29, "expires in 29 days, at 20"), (0, "expires in 0 days"), (-3, "expired at 20")] {
         let warnings = folder(TLS, days).warnings();
         assert!(warnings.len() == 1 && warnings[0].contains("server.tls.cert_file"), "{warnings:?}");
         assert!(warnings[0].contains(part), "{warnings:?}");
@@ -56,23 +56,23 @@ fn an_end_that_is_near_or_over_is_warned_of() {
 }
 
 #[test]
-fn what_cannot_be_served_with_is_refused_with_its_cause() {
+fn unusable_tls_files_are_rejected_with_the_cause() {
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
     let odd = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (name, text, key, part) in [
         ("cert.pem", Some(""), "cert_file", "it is empty"),
-        ("cert.pem", Some("words"), "cert_file", "it is no PEM at all"),
-        ("cert.pem", Some("-----BEGIN X-----\nAAAA\n-----END X-----\n"), "cert_file", "PEM of another kind"),
-        ("cert.pem", Some("-----BEGIN CERTIFICATE-----\nAAAA\n"), "cert_file", "cut off"),
-        ("cert.pem", Some(odd), "cert_file", "cannot be"),
-        ("cert.pem", None, "cert_file", "there is no such file"),
+        ("cert.pem", Some("words"), "cert_file", "it is not PEM"),
+        ("cert.pem", Some("-----BEGIN X-----\nAAAA\n-----END X-----\n"), "cert_file", "PEM of another type"),
+        ("cert.pem", Some("-----BEGIN CERTIFICATE-----\nAAAA\n"), "cert_file", "truncated"),
+        ("cert.pem", Some(odd), "cert_file", "cannot"),
+        ("cert.pem", None, "cert_file", "no such file"),
         ("key.pem", Some(""), "key_file", "it is empty"),
         ("key.pem", Some(encrypted), "key_file", "encrypted"),
-        ("key.pem", Some(odd), "key_file", "it has a certificate; were the files mixed up?"),
-        ("key.pem", Some("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "key_file", "of a kind"),
-        ("key.pem", None, "key_file", "there is no such file"),
-        ("ca.pem", Some(""), "client_ca_file", "no certificate"),
-        ("ca.pem", Some(odd), "client_ca_file", "root of trust"),
+        ("key.pem", Some(odd), "key_file", "it contains a certificate, so check whether the files are swapped"),
+        ("key.pem", Some("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "key_file", "type of key"),
+        ("key.pem", None, "key_file", "no such file"),
+        ("ca.pem", Some(""), "client_ca_file", "no certificate in the file"),
+        ("ca.pem", Some(odd), "client_ca_file", "trust anchor"),
     ] {
         let folder = folder(&format!("{TLS}client_ca_file = 'ca.pem'\n"), 90);
         match text {
@@ -86,7 +86,7 @@ fn what_cannot_be_served_with_is_refused_with_its_cause() {
 }
 
 #[test]
-fn a_key_of_another_certificate_is_refused() {
+fn key_of_another_certificate_is_rejected() {
     let problems = folder(&TLS.replace("key.pem", "other.pem"), 90).problems(&[]);
     assert!(
         problems.len() == 1 && problems[0].contains("server.tls.key_file: the key does not belong"),
@@ -95,48 +95,51 @@ fn a_key_of_another_certificate_is_refused() {
     let problems = folder(&TLS.replace("cert.pem", "x").replace("key.pem", "cert.pem").replace("'x'", "'key.pem'"), 90);
     let problems = problems.problems(&[]);
     assert!(
-        problems.iter().all(|line| line.contains("were the files mixed up?")) && problems.len() == 2,
+        problems.iter().all(|line| line.contains("check whether the files are swapped")) && problems.len() == 2,
         "{problems:?}"
     );
 }
 
 #[test]
-fn a_key_that_all_can_read_is_warned_of() {
+fn world_readable_key_causes_a_warning() {
     let folder = folder(TLS, 90);
     let path = folder.folder.path().join("key.pem");
     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("its mode set");
     let warnings = folder.warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("server.tls.key_file: every user"), "{warnings:?}");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("server.tls.key_file: the file is world-readable"),
+        "{warnings:?}"
+    );
 }
 
 #[test]
-fn a_client_ca_is_asking_who_calls_but_not_who_operates() {
+fn client_ca_authenticates_callers_but_not_operators() {
     let listen = "[server]\nlisten = '0.0.0.0:8700'\n";
     let with_ca = format!("{TLS}client_ca_file = 'ca.pem'\n");
-    let asking = folder(&format!("{listen}{with_ca}"), 90);
-    let config = asking.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
-    assert!(config.server.asks_for_certificates() && config.refuse_open_listeners().is_ok());
+    let with_client_ca = folder(&format!("{listen}{with_ca}"), 90);
+    let config = with_client_ca.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(config.server.requires_client_cert() && config.refuse_open_listeners().is_ok());
     let open = folder(&format!("{listen}{TLS}"), 90).problems(&[]);
-    assert!(open.len() == 1 && open[0].contains("server.listen: other machines"), "{open:?}");
+    assert!(open.len() == 1 && open[0].contains("server.listen: reachable from"), "{open:?}");
     let admin = format!("{listen}admin = '0.0.0.0:8701'\n{with_ca}");
     let open = folder(&admin, 90).problems(&[]);
-    assert!(open.len() == 1 && open[0].contains("server.admin: other machines"), "{open:?}");
-    // A CA that cannot be read is the one thing that is wrong.
+    assert!(open.len() == 1 && open[0].contains("server.admin: reachable from"), "{open:?}");
+    // A CA that cannot be read is the only problem.
     let missing = folder(&format!("{listen}{}", with_ca.replace("ca.pem", "none")), 90).problems(&[]);
     assert!(missing.len() == 1 && missing[0].contains("client_ca_file"), "{missing:?}");
 }
 
 #[test]
-fn tls_without_a_tcp_listener_is_doubtful() {
+fn tls_without_a_tcp_listener_causes_a_warning() {
     let warnings = folder(&format!("[server]\nlisten = 'unix:/run/x.sock'\n{TLS}"), 90).warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("server.tls: is for TCP"), "{warnings:?}");
+    assert!(warnings.len() == 1 && warnings[0].contains("server.tls: has no effect"), "{warnings:?}");
 }
 
 const FLEET: &str =
     "[fleet]\nredis = 'rediss://redis.test'\nca_file = 'ca.pem'\ncert_file = 'cert.pem'\nkey_file = 'key.pem'\n";
 
 #[test]
-fn what_a_fleet_trusts_and_shows_is_read_and_its_key_not_shown() {
+fn fleet_tls_files_are_read_and_the_key_not_printed() {
     let folder = folder(FLEET, 90);
     let config = folder.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.warnings, []);
@@ -146,7 +149,7 @@ fn what_a_fleet_trusts_and_shows_is_read_and_its_key_not_shown() {
     let shown = format!("{config:?}");
     assert!(key.lines().nth(1).is_some_and(|line| line.len() > 40 && !shown.contains(line)), "{shown}");
     assert_eq!(config.source.files.len(), 4, "all of them are watched");
-    // Without files it is TLS with the public roots, and without rediss:// none.
+    // Without files, rediss:// uses the public roots; redis:// uses no TLS.
     for (scheme, has_tls) in [("rediss", true), ("redis", false)] {
         let text = format!("{APP}[fleet]\nredis = '{scheme}://h'\n");
         let fleet = Folder::with(&text).load(&[]).expect("good").fleet.expect("written");
@@ -156,17 +159,17 @@ fn what_a_fleet_trusts_and_shows_is_read_and_its_key_not_shown() {
 }
 
 #[test]
-fn what_a_fleet_cannot_trust_or_show_is_refused_with_its_cause() {
+fn unusable_fleet_tls_files_are_rejected_with_the_cause() {
     for (from, to, key, part) in [
-        ("'rediss:", "'redis:", "ca_file", "is for TLS, and the address begins with redis://"),
+        ("'rediss:", "'redis:", "ca_file", "requires TLS, but the URL begins with redis://"),
         ("ca_file = 'ca.pem'\n", "", "", ""),
-        ("ca_file = 'ca.pem'", "ca_file = 'key.pem'", "ca_file", "has no certificate"),
-        ("ca_file = 'ca.pem'", "ca_file = 'none'", "ca_file", "there is no such file"),
-        ("cert_file = 'cert.pem'\n", "", "cert_file", "is missing"),
-        ("key_file = 'key.pem'\n", "", "key_file", "is missing"),
+        ("ca_file = 'ca.pem'", "ca_file = 'key.pem'", "ca_file", "no certificate"),
+        ("ca_file = 'ca.pem'", "ca_file = 'none'", "ca_file", "no such file"),
+        ("cert_file = 'cert.pem'\n", "", "cert_file", "missing"),
+        ("key_file = 'key.pem'\n", "", "key_file", "missing"),
         ("'key.pem'", "'other.pem'", "key_file", "does not belong"),
-        ("'key.pem'", "'ca.pem'", "key_file", "were the files mixed up?"),
-        ("redis.test'", "redis.test/#insecure'", "redis", "has a # in it"),
+        ("'key.pem'", "'ca.pem'", "key_file", "check whether the files are swapped"),
+        ("redis.test'", "redis.test/#insecure'", "redis", "must not contain '#'"),
     ] {
         let folder = folder(&FLEET.replace(from, to), 90);
         if key.is_empty() {
@@ -181,5 +184,5 @@ fn what_a_fleet_cannot_trust_or_show_is_refused_with_its_cause() {
         );
     }
     let warnings = folder(FLEET, -3).warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("Redis refuses it"), "{warnings:?}");
+    assert!(warnings.len() == 1 && warnings[0].contains("Redis rejects it"), "{warnings:?}");
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use rustc_hash::FxHashMap;
 
 /// Maximum length of a service or command name, in bytes. Chat's longest has less than 40.
-pub const SEGMENT_LEN_MAX: usize = 64;
+const SEGMENT_LEN_MAX: usize = 64;
 
 /// The command that callers use most, and that the cache answers.
 pub const FOLLOW_CHECK: CommandName<'static> = CommandName { service: "follow", command: "follow_check" };

@@ -9,9 +9,9 @@ use super::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 
 /// With more pairs, the message names all pairs of the user that they have in common.
-pub const PAIRS_MAX: usize = 500;
+const PAIRS_MAX: usize = 500;
 /// With more users, the message names the whole app.
-pub const USERS_MAX: usize = 100;
+const USERS_MAX: usize = 100;
 
 #[derive(Serialize, Deserialize)]
 enum DecodedMessage {

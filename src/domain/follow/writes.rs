@@ -30,7 +30,7 @@ pub fn scope(name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
 ///
 /// Chat sends no webhook without targets, so one without targets counts as unreadable. The two kinds have different
 /// shapes (vendor pages 1047/70355 and 1047/70356).
-pub fn event_scope(followed: bool, body: &[u8]) -> Scope {
+pub(crate) fn event_scope(followed: bool, body: &[u8]) -> Scope {
     follow_scope(body, |body| {
         let to = if followed {
             read::<Followed>(body).map(|followed| names(followed.items))

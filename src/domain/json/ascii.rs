@@ -3,7 +3,7 @@
 /// Returns the length of the longest prefix of printable ASCII bytes from `least` on, except those in `except`, which
 /// must be ASCII too.
 #[inline]
-pub fn prefix_len<const N: usize>(text: &[u8], least: u8, except: [u8; N]) -> usize {
+pub(super) fn prefix_len<const N: usize>(text: &[u8], least: u8, except: [u8; N]) -> usize {
     let mut rest = text;
     while let Some((eight, after)) = rest.split_first_chunk() {
         let mask = mismatch_mask(u64::from_le_bytes(*eight), least, except);

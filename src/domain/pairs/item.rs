@@ -35,12 +35,12 @@ pub struct Items<'a>(HashMap<Cow<'a, str>, Found>);
 
 impl<'a> Items<'a> {
     /// Returns an empty collection with room for `capacity` accounts.
-    pub fn with_capacity(capacity: usize) -> Self {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
         Self(HashMap::with_capacity(capacity))
     }
 
     /// Adds an item. An item that differs from an earlier one of the same account makes a contradiction.
-    pub fn add(&mut self, account: Cow<'a, str>, item: Item) {
+    pub(crate) fn add(&mut self, account: Cow<'a, str>, item: Item) {
         match self.0.entry(account) {
             Entry::Vacant(entry) => {
                 entry.insert(Found::Item(item));
@@ -54,7 +54,7 @@ impl<'a> Items<'a> {
     }
 
     /// Records that an item of the account cannot be read.
-    pub fn add_unreadable(&mut self, account: Cow<'a, str>) {
+    pub(crate) fn add_unreadable(&mut self, account: Cow<'a, str>) {
         self.0.insert(account, Found::Contradiction);
     }
 

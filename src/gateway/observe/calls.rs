@@ -9,7 +9,7 @@ use crate::gateway::app::AppWorker;
 use crate::gateway::request::CallStats;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel};
 use crate::upstream::signer::{Signature, Signer};
-use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
+use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, LeasedConnection};
 
 /// An attempt, and what it is made for.
 pub(crate) struct AttemptContext<'a> {
@@ -39,7 +39,9 @@ impl AppWorker {
         }
         let mut guard =
             CallGuard { app: self, command, stats, started, ended: None, result: CallResult::abandoned(), span };
-        let sent = pin!(self.upstream.send(connection, signer, signature, call, (started, deadline))).await;
+        let sent =
+            pin!(self.upstream.send(connection, signer, signature, call, AttemptTime { begun: started, deadline }))
+                .await;
         let ended = *guard.ended.insert(clock::now());
         if let Some(span) = &mut guard.span {
             span.record_result(&sent);

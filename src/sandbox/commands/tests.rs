@@ -4,91 +4,93 @@ use super::*;
 
 const NOW: u64 = 1_702_262_118;
 
-struct World(Graph);
+struct Simulation(Graph);
 
-impl World {
+impl Simulation {
     fn new(users: &[&str]) -> Self {
         let mut graph = Graph::default();
         for user in users {
             graph.import(user, None).unwrap();
         }
-        World(graph)
+        Simulation(graph)
     }
 
-    fn reply(&mut self, name: &str, body: &Value) -> Result<Reply, Refusal> {
-        carry_out(CommandName::parse(name).unwrap(), &mut self.0, body.as_object().unwrap(), NOW)
+    fn result(&mut self, name: &str, body: &Value) -> Result<CommandResult, ChatError> {
+        execute(CommandName::parse(name).unwrap(), &mut self.0, body.as_object().unwrap(), NOW)
     }
 
-    fn ask(&mut self, name: &str, body: Value) -> Value {
-        let reply = self.reply(name, &body).unwrap_or_else(|refusal| panic!("{name} {body}: {refusal:?}"));
-        serde_json::from_slice(&reply.body).unwrap()
+    fn call(&mut self, name: &str, body: Value) -> Value {
+        let result = self.result(name, &body).unwrap_or_else(|error| panic!("{name} {body}: {error:?}"));
+        serde_json::from_slice(&result.body).unwrap()
     }
 
     fn code(&mut self, name: &str, body: Value) -> i64 {
-        self.reply(name, &body).err().map_or(0, |refusal| refusal.code)
+        self.result(name, &body).err().map_or(0, |error| error.code)
     }
 }
 
 #[test]
-fn a_follow_is_made_seen_from_both_sides_and_ended() {
-    let mut world = World::new(&["ann", "bob"]);
-    let answer = world.ask("follow/follow_add", json!({"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}));
+fn follow_is_added_visible_from_both_sides_and_deleted() {
+    let mut simulation = Simulation::new(&["ann", "bob"]);
+    let response =
+        simulation.call("follow/follow_add", json!({"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}));
     let expected = json!({"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":""}],
         "ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""});
-    assert_eq!(answer, expected);
-    let answer = world.ask("follow/follow_check", json!({"From_Account":"bob","To_Account":["ann","bob","zoe","ann"]}));
+    assert_eq!(response, expected);
+    let response =
+        simulation.call("follow/follow_check", json!({"From_Account":"bob","To_Account":["ann","bob","zoe","ann"]}));
     let expected = json!([
         {"To_Account":"ann","ResultCode":0,"ResultInfo":"","FollowType":1},
         {"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":0},
         {"To_Account":"zoe","ResultCode":30003,"ResultInfo":"account does not exist","FollowType":0},
         {"To_Account":"ann","ResultCode":0,"ResultInfo":"","FollowType":1},
     ]);
-    assert_eq!(answer["ResultItem"], expected);
-    world.ask("follow/follow_delete", json!({"From_Account":"ann","To_Account":["bob"]}));
-    let answer = world.ask("follow/follow_check", json!({"From_Account":"ann","To_Account":["bob"]}));
-    assert_eq!(answer["ResultItem"][0]["FollowType"], 0);
+    assert_eq!(response["ResultItem"], expected);
+    simulation.call("follow/follow_delete", json!({"From_Account":"ann","To_Account":["bob"]}));
+    let response = simulation.call("follow/follow_check", json!({"From_Account":"ann","To_Account":["bob"]}));
+    assert_eq!(response["ResultItem"][0]["FollowType"], 0);
 }
 
 #[test]
-fn events_name_the_targets_that_were_done() {
-    let mut world = World::new(&["ann", "bob", "cyd"]);
+fn events_name_only_the_successful_targets() {
+    let mut simulation = Simulation::new(&["ann", "bob", "cyd"]);
     let add = json!({"From_Account":"ann","FollowItem":[
         {"To_Account":"bob"},{"To_Account":"zoe"},{"To_Account":"ann"},{"To_Account":"cyd"}]});
-    let reply = world.reply("follow/follow_add", &add).unwrap();
-    assert_eq!(reply.event, Some(Event::Followed { from: "ann".into(), to: vec!["bob".into(), "cyd".into()] }));
-    let codes: Value = serde_json::from_slice(&reply.body).unwrap();
+    let result = simulation.result("follow/follow_add", &add).unwrap();
+    assert_eq!(result.event, Some(FollowEvent::Followed { from: "ann".into(), to: vec!["bob".into(), "cyd".into()] }));
+    let codes: Value = serde_json::from_slice(&result.body).unwrap();
     let codes: Vec<i64> =
         codes["ResultItem"].as_array().unwrap().iter().map(|item| item["ResultCode"].as_i64().unwrap()).collect();
     assert_eq!(codes, [0, 30003, 30001, 0]);
     let delete = json!({"From_Account":"ann","To_Account":["bob","zoe"]});
-    let reply = world.reply("follow/follow_delete", &delete).unwrap();
-    assert_eq!(reply.event, Some(Event::Unfollowed { from: "ann".into(), to: vec!["bob".into()] }));
+    let result = simulation.result("follow/follow_delete", &delete).unwrap();
+    assert_eq!(result.event, Some(FollowEvent::Unfollowed { from: "ann".into(), to: vec!["bob".into()] }));
     let nothing = json!({"From_Account":"ann","FollowItem":[{"To_Account":"zoe"}]});
-    assert_eq!(world.reply("follow/follow_add", &nothing).unwrap().event, None);
+    assert_eq!(simulation.result("follow/follow_add", &nothing).unwrap().event, None);
 }
 
 #[test]
-fn limits_of_each_follow_command() {
-    let mut world = World::new(&["ann"]);
+fn follow_commands_enforce_their_limits() {
+    let mut simulation = Simulation::new(&["ann"]);
     let many = |count: usize| (0..count).map(|number| format!("u{number}")).collect::<Vec<_>>();
     let items = |count| many(count).iter().map(|name| json!({"To_Account":name})).collect::<Vec<_>>();
     for (name, max) in [("follow_delete", 20), ("follow_check", 100), ("follow_get_info", 20)] {
         let name = format!("follow/{name}");
-        assert_eq!(world.code(&name, json!({"From_Account":"ann","To_Account":many(max)})), 0, "{name}");
-        assert_eq!(world.code(&name, json!({"From_Account":"ann","To_Account":many(max + 1)})), 30001, "{name}");
-        assert_eq!(world.code(&name, json!({"From_Account":"ann","To_Account":[]})), 30001, "{name}");
+        assert_eq!(simulation.code(&name, json!({"From_Account":"ann","To_Account":many(max)})), 0, "{name}");
+        assert_eq!(simulation.code(&name, json!({"From_Account":"ann","To_Account":many(max + 1)})), 30001, "{name}");
+        assert_eq!(simulation.code(&name, json!({"From_Account":"ann","To_Account":[]})), 30001, "{name}");
     }
-    assert_eq!(world.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items(20)})), 0);
-    assert_eq!(world.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items(21)})), 30001);
+    assert_eq!(simulation.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items(20)})), 0);
+    assert_eq!(simulation.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items(21)})), 30001);
     let get = |want: i64| json!({"From_Account":"ann","FollowType":2,"StartCursor":"","WantNum":want});
     for (want, code) in [(1000, 0), (1001, 30001), (0, 30001), (-1, 30001)] {
-        assert_eq!(world.code("follow/follow_get", get(want)), code, "{want}");
+        assert_eq!(simulation.code("follow/follow_get", get(want)), code, "{want}");
     }
 }
 
 #[test]
-fn wrong_fields_have_their_codes_and_change_nothing() {
-    let mut world = World::new(&["ann", "bob"]);
+fn invalid_fields_get_their_code_and_change_nothing() {
+    let mut simulation = Simulation::new(&["ann", "bob"]);
     for (code, body) in [
         (30001, json!({"To_Account":["bob"]})),
         (30001, json!({"From_Account":"ann"})),
@@ -101,38 +103,38 @@ fn wrong_fields_have_their_codes_and_change_nothing() {
         (30003, json!({"From_Account":"zoe","To_Account":["bob"]})),
     ] {
         for name in ["follow/follow_check", "follow/follow_delete", "follow/follow_get_info"] {
-            assert_eq!(world.code(name, body.clone()), code, "{name} {body}");
+            assert_eq!(simulation.code(name, body.clone()), code, "{name} {body}");
         }
     }
     for (code, items) in
         [(30001, json!(["bob"])), (30001, json!([{}])), (60015, json!([{"To_Account":"bob"},{"To_Account":2}]))]
     {
-        assert_eq!(world.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items})), code);
+        assert_eq!(simulation.code("follow/follow_add", json!({"From_Account":"ann","FollowItem":items})), code);
     }
-    assert!(!world.0.follows("ann", "bob"));
+    assert!(!simulation.0.follows("ann", "bob"));
     for body in [
         json!({"From_Account":"ann","FollowType":0,"StartCursor":""}),
         json!({"From_Account":"ann","FollowType":4,"StartCursor":""}),
         json!({"From_Account":"ann","FollowType":1}),
         json!({"From_Account":"ann","FollowType":1,"StartCursor":0}),
     ] {
-        assert_eq!(world.code("follow/follow_get", body.clone()), 30001, "{body}");
+        assert_eq!(simulation.code("follow/follow_get", body.clone()), 30001, "{body}");
     }
 }
 
 #[test]
-fn lists_are_walked_by_their_cursor() {
-    let mut world = World::new(&["ann"]);
+fn follow_get_pages_through_a_list() {
+    let mut simulation = Simulation::new(&["ann"]);
     let names: Vec<String> = (0..5).map(|number| format!("u{number}")).collect();
     for name in &names {
-        world.ask("im_open_login_svc/account_import", json!({"UserID":name,"Nick":format!("N {name}")}));
+        simulation.call("im_open_login_svc/account_import", json!({"UserID":name,"Nick":format!("N {name}")}));
     }
     let items: Vec<Value> = names.iter().map(|name| json!({"To_Account":name})).collect();
-    world.ask("follow/follow_add", json!({"From_Account":"ann","FollowItem":items}));
+    simulation.call("follow/follow_add", json!({"From_Account":"ann","FollowItem":items}));
     let (mut cursor, mut seen) = (String::new(), Vec::new());
     loop {
-        let page = world
-            .ask("follow/follow_get", json!({"From_Account":"ann","FollowType":2,"StartCursor":cursor,"WantNum":2}));
+        let page = simulation
+            .call("follow/follow_get", json!({"From_Account":"ann","FollowType":2,"StartCursor":cursor,"WantNum":2}));
         for item in page["FollowItem"].as_array().unwrap() {
             assert_eq!(item["FollowTime"], NOW);
             let name = item["To_Account"].as_str().unwrap().to_owned();
@@ -145,7 +147,7 @@ fn lists_are_walked_by_their_cursor() {
         }
     }
     assert_eq!(seen, names);
-    let info = world.ask("follow/follow_get_info", json!({"From_Account":"u0","To_Account":["ann","u0","zoe"]}));
+    let info = simulation.call("follow/follow_get_info", json!({"From_Account":"u0","To_Account":["ann","u0","zoe"]}));
     let expected = json!([
         {"To_Account":"ann","ResultCode":0,"ResultInfo":"","FollowerCount":0,"FollowingCount":5,"MutualFollowingCount":0},
         {"To_Account":"u0","ResultCode":0,"ResultInfo":"","FollowerCount":1,"FollowingCount":0,"MutualFollowingCount":0},
@@ -155,28 +157,28 @@ fn lists_are_walked_by_their_cursor() {
 }
 
 #[test]
-fn accounts_come_and_go() {
-    let mut world = World::new(&["ann"]);
-    assert_eq!(world.code("im_open_login_svc/account_import", json!({"Identifier":"bob"})), 0);
-    let answer = world.ask("im_open_login_svc/multiaccount_import", json!({"Accounts":["cyd","dan"]}));
-    assert_eq!(answer["FailAccounts"], json!([]));
-    world.ask("im_open_login_svc/multiaccount_import", json!({"AccountList":[{"UserID":"eve","Nick":"E"}]}));
+fn accounts_are_imported_checked_and_deleted() {
+    let mut simulation = Simulation::new(&["ann"]);
+    assert_eq!(simulation.code("im_open_login_svc/account_import", json!({"Identifier":"bob"})), 0);
+    let response = simulation.call("im_open_login_svc/multiaccount_import", json!({"Accounts":["cyd","dan"]}));
+    assert_eq!(response["FailAccounts"], json!([]));
+    simulation.call("im_open_login_svc/multiaccount_import", json!({"AccountList":[{"UserID":"eve","Nick":"E"}]}));
     let check =
         |names: &[&str]| json!({"CheckItem": names.iter().map(|name| json!({"UserID":name})).collect::<Vec<_>>()});
-    let answer = world.ask("im_open_login_svc/account_check", check(&["bob", "dan", "eve", "zoe"]));
+    let response = simulation.call("im_open_login_svc/account_check", check(&["bob", "dan", "eve", "zoe"]));
     let states: Vec<&str> =
-        answer["ResultItem"].as_array().unwrap().iter().map(|item| item["AccountStatus"].as_str().unwrap()).collect();
+        response["ResultItem"].as_array().unwrap().iter().map(|item| item["AccountStatus"].as_str().unwrap()).collect();
     assert_eq!(states, ["Imported", "Imported", "Imported", "NotImported"]);
-    world.ask("follow/follow_add", json!({"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}));
-    let answer =
-        world.ask("im_open_login_svc/account_delete", json!({"DeleteItem":[{"UserID":"bob"},{"UserID":"zoe"}]}));
+    simulation.call("follow/follow_add", json!({"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}));
+    let response =
+        simulation.call("im_open_login_svc/account_delete", json!({"DeleteItem":[{"UserID":"bob"},{"UserID":"zoe"}]}));
     let expected = json!([
         {"UserID":"bob","ResultCode":0,"ResultInfo":""},
         {"UserID":"zoe","ResultCode":70107,"ResultInfo":"account does not exist"},
     ]);
-    assert_eq!(answer["ResultItem"], expected);
-    let answer = world.ask("follow/follow_check", json!({"From_Account":"ann","To_Account":["bob"]}));
-    assert_eq!(answer["ResultItem"][0]["ResultCode"], 30003);
+    assert_eq!(response["ResultItem"], expected);
+    let response = simulation.call("follow/follow_check", json!({"From_Account":"ann","To_Account":["bob"]}));
+    assert_eq!(response["ResultItem"][0]["ResultCode"], 30003);
     let many: Vec<Value> = (0..101).map(|number| json!({"UserID":format!("u{number}")})).collect();
     for (code, name, body) in [
         (70402, "account_import", json!({})),
@@ -186,13 +188,13 @@ fn accounts_come_and_go() {
         (70402, "account_delete", json!({"DeleteItem":["bob"]})),
         (70402, "multiaccount_import", json!({})),
     ] {
-        assert_eq!(world.code(&format!("im_open_login_svc/{name}"), body.clone()), code, "{name} {body}");
+        assert_eq!(simulation.code(&format!("im_open_login_svc/{name}"), body.clone()), code, "{name} {body}");
     }
 }
 
 #[test]
-fn other_commands_answer_ok() {
-    let mut world = World::new(&[]);
-    let answer = world.ask("openim/sendmsg", json!({}));
-    assert_eq!(answer, json!({"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}));
+fn commands_that_are_not_simulated_answer_ok() {
+    let mut simulation = Simulation::new(&[]);
+    let response = simulation.call("openim/sendmsg", json!({}));
+    assert_eq!(response, json!({"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}));
 }

@@ -1,12 +1,12 @@
-//! How long things take: counts by fixed bounds, exact to about a third.
+//! Histograms of durations with fixed buckets, exact to about a third.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Upper bounds, in microseconds: six in each decade, from 10 µs to 10 s. What takes longer is counted
-/// beyond the last.
-pub const BOUNDS_MICROS: [u64; 37] = bounds();
-/// Buckets, the one beyond the last bound included.
+/// Upper bounds of the buckets in microseconds: six per decade, from 10 µs to 10 s. One more bucket counts longer
+/// durations.
+const BOUNDS_MICROS: [u64; 37] = bounds();
+/// Number of buckets, including the one above the last bound.
 const BUCKETS: usize = BOUNDS_MICROS.len() + 1;
 
 const fn bounds() -> [u64; 37] {
@@ -21,9 +21,9 @@ const fn bounds() -> [u64; 37] {
     bounds
 }
 
-/// A histogram that many threads may add to; each addition is two atomic ones.
+/// A histogram that several threads may add to. An addition costs two atomic additions.
 #[derive(Debug)]
-pub struct Histogram {
+pub(super) struct Histogram {
     counts: [AtomicU64; BUCKETS],
     sum_micros: AtomicU64,
 }
@@ -35,16 +35,16 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts one.
-    pub fn add(&self, took: Duration) {
+    /// Counts a duration.
+    pub(super) fn add(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Adds what it holds now to a sum.
-    pub fn add_to(&self, sum: &mut HistogramSnapshot) {
+    /// Adds the current counts to a sum.
+    pub(super) fn add_to(&self, sum: &mut HistogramSnapshot) {
         for (sum, count) in sum.counts.iter_mut().zip(&self.counts) {
             *sum += count.load(Ordering::Relaxed);
         }
@@ -52,7 +52,7 @@ impl Histogram {
     }
 }
 
-/// What a histogram, or several together, held at one moment.
+/// The counts of a histogram, or of the sum of several, at one instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistogramSnapshot {
     counts: [u64; BUCKETS],
@@ -66,17 +66,17 @@ impl Default for HistogramSnapshot {
 }
 
 impl HistogramSnapshot {
-    /// How many were counted.
+    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// All of them together, in seconds.
+    /// Returns the sum of the durations, in seconds.
     pub fn sum_secs(&self) -> f64 {
         self.sum_micros as f64 / 1e6
     }
 
-    /// Adds another.
+    /// Adds the counts of another snapshot.
     pub fn add(&mut self, other: &HistogramSnapshot) {
         for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
             *sum += count;
@@ -84,7 +84,7 @@ impl HistogramSnapshot {
         self.sum_micros = self.sum_micros.wrapping_add(other.sum_micros);
     }
 
-    /// What has come since an earlier moment.
+    /// Returns the difference from an earlier snapshot.
     pub fn since(&self, earlier: &HistogramSnapshot) -> HistogramSnapshot {
         let mut counts = self.counts;
         for (count, earlier) in counts.iter_mut().zip(&earlier.counts) {
@@ -93,7 +93,7 @@ impl HistogramSnapshot {
         HistogramSnapshot { counts, sum_micros: self.sum_micros.wrapping_sub(earlier.sum_micros) }
     }
 
-    /// For each bound how many took at most that long.
+    /// Returns each bound in microseconds with the number of durations up to it.
     pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut sum = 0;
         BOUNDS_MICROS.iter().zip(&self.counts).map(move |(bound, count)| {
@@ -102,15 +102,15 @@ impl HistogramSnapshot {
         })
     }
 
-    /// The time that this share of them (0 to 1) took at most, in seconds, as if they lay evenly between the
-    /// bounds; what lies beyond the last bound is told as that bound. `None` if nothing was counted.
-    pub fn quantile(&self, share: f64) -> Option<f64> {
-        let wanted = share * self.count() as f64;
+    /// Returns the `q`-quantile (0 to 1) in seconds, interpolated linearly between the bounds. A quantile above the
+    /// last bound is that bound. `None` if the histogram is empty.
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        let rank = q * self.count() as f64;
         let (mut below, mut lower) = (0, 0);
         for (bound, count) in BOUNDS_MICROS.into_iter().zip(self.counts) {
-            if count > 0 && (below + count) as f64 >= wanted {
-                let part = ((wanted - below as f64) / count as f64).max(0.0);
-                return Some((lower as f64 + part * (bound - lower) as f64) / 1e6);
+            if count > 0 && (below + count) as f64 >= rank {
+                let fraction = ((rank - below as f64) / count as f64).max(0.0);
+                return Some((lower as f64 + fraction * (bound - lower) as f64) / 1e6);
             }
             below += count;
             lower = bound;
@@ -123,11 +123,11 @@ impl HistogramSnapshot {
 mod tests {
     use super::*;
 
-    fn spread(micros: &[u64]) -> HistogramSnapshot {
-        let (histogram, mut spread) = (Histogram::default(), HistogramSnapshot::default());
+    fn snapshot(micros: &[u64]) -> HistogramSnapshot {
+        let (histogram, mut snapshot) = (Histogram::default(), HistogramSnapshot::default());
         micros.iter().for_each(|micros| histogram.add(Duration::from_micros(*micros)));
-        histogram.add_to(&mut spread);
-        spread
+        histogram.add_to(&mut snapshot);
+        snapshot
     }
 
     #[test]
@@ -137,32 +137,32 @@ mod tests {
     }
 
     #[test]
-    fn a_time_counts_below_its_bound_and_one_on_the_bound_too() {
-        let spread = spread(&[0, 10, 11, 10_000_000, 10_000_001, u64::MAX]);
-        let at = |bound| spread.cumulative().find(|(at, _)| *at == bound).map(|(_, count)| count);
+    fn cumulative_counts_include_the_bound_itself() {
+        let snapshot = snapshot(&[0, 10, 11, 10_000_000, 10_000_001, u64::MAX]);
+        let at = |bound| snapshot.cumulative().find(|(at, _)| *at == bound).map(|(_, count)| count);
         assert_eq!((at(10), at(15), at(7_000_000), at(10_000_000)), (Some(2), Some(3), Some(3), Some(4)));
-        assert_eq!(spread.count(), 6);
+        assert_eq!(snapshot.count(), 6);
     }
 
     #[test]
-    fn quantiles_are_off_by_no_more_than_their_bucket() {
+    fn quantiles_are_exact_to_the_width_of_a_bucket() {
         assert_eq!(HistogramSnapshot::default().quantile(0.5), None);
         let thousand: Vec<u64> = (1..=1000).map(|n| n * 100).collect();
-        let spread = spread(&thousand);
-        for share in [0.1, 0.5, 0.9, 0.99] {
-            let (told, exact) = (spread.quantile(share).expect("some"), share * 0.1);
-            assert!((told / exact - 1.0).abs() < 0.35, "{share}: {told} for {exact}");
+        let snapshot = snapshot(&thousand);
+        for q in [0.1, 0.5, 0.9, 0.99] {
+            let (estimate, exact) = (snapshot.quantile(q).expect("not empty"), q * 0.1);
+            assert!((estimate / exact - 1.0).abs() < 0.35, "{q}: {estimate} for {exact}");
         }
-        assert_eq!(self::spread(&[99_000_000]).quantile(0.5), Some(10.0));
-        assert!((spread.sum_secs() - 50.05).abs() < 1e-6);
+        assert_eq!(self::snapshot(&[99_000_000]).quantile(0.5), Some(10.0));
+        assert!((snapshot.sum_secs() - 50.05).abs() < 1e-6);
     }
 
     #[test]
-    fn what_came_since_is_told_apart() {
-        let (early, late) = (spread(&[100, 200]), spread(&[100, 200, 5000]));
-        let mut again = late.since(&early);
-        assert_eq!((again.count(), again.sum_secs()), (1, 0.005));
-        again.add(&early);
-        assert_eq!(again, late);
+    fn since_returns_the_difference_of_two_snapshots() {
+        let (early, late) = (snapshot(&[100, 200]), snapshot(&[100, 200, 5000]));
+        let mut difference = late.since(&early);
+        assert_eq!((difference.count(), difference.sum_secs()), (1, 0.005));
+        difference.add(&early);
+        assert_eq!(difference, late);
     }
 }

@@ -1,59 +1,61 @@
-//! What is counted, and how it is added up.
+//! Counters of requests, calls, and pairs, and their sums.
 //!
-//! Every worker thread has a [`Recorder`] of its own, so that counting is an addition to memory nobody else
-//! writes: no lock, no text, and an allocation only when a command is called for the first time. Whoever
-//! reads adds up all recorders. Labels are numbers of closed sets ([`labels`]) until they are printed.
+//! Every worker thread has its own [`Recorder`], so counting adds to memory that no other thread writes. It needs no
+//! lock and no text, and it allocates only for the first call of a command. A reader adds up all recorders. Labels are
+//! indexes of closed sets ([`labels`]) until they are printed.
 
 pub mod histogram;
 pub mod labels;
-pub mod process;
-pub mod text;
+pub(crate) mod process;
+pub(crate) mod text;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use self::histogram::{Histogram, HistogramSnapshot};
 use self::labels::{CallResult, CommandLabel, Outcome};
 
-/// Where pairs of an answer came from: the values of the label `source`, in the order of [`PairCounts`].
+/// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
 pub const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
 
-/// Distinct pairs by source; flipped ones are a part of the fetched.
+/// Numbers of distinct pairs by source. Flipped pairs are a part of the fetched ones.
 pub type PairCounts = [u64; SOURCES.len()];
 
 /// The counters of a gateway.
 #[derive(Debug)]
 pub struct Metrics {
     recorders: Mutex<Vec<Arc<Recorder>>>,
-    /// So many of them have been handed out.
-    handed_out: AtomicUsize,
+    /// Number of recorders that threads have taken.
+    taken: AtomicUsize,
     apps: usize,
 }
 
 impl Metrics {
-    /// For so many apps, which are known by their number.
+    /// Creates the counters of `apps` apps, which are identified by their index.
     pub fn new(apps: usize) -> Self {
-        Self { recorders: Mutex::default(), handed_out: AtomicUsize::new(0), apps }
+        Self { recorders: Mutex::default(), taken: AtomicUsize::new(0), apps }
     }
 
-    /// Counters that go on from these: `before` says which app each one was, if it was there. Who still
-    /// counts with the old ones counts into both.
-    pub fn successor(&self, before: &[Option<usize>]) -> Self {
-        let next = |recorder: &Arc<Recorder>| {
-            let known = |app: &Option<usize>| app.map_or_else(Arc::default, |app| Arc::clone(&recorder.apps[app]));
-            let no_app = recorder.apps.last().expect("there is always one for no app");
-            Arc::new(Recorder { apps: before.iter().map(known).chain([Arc::clone(no_app)]).collect() })
+    /// Returns the counters after a reload. They continue the present counts: `old_indexes` has the previous index of
+    /// each app, or `None` for a new one. Counts of a thread that still uses the old counters appear in both.
+    pub fn reloaded(&self, old_indexes: &[Option<usize>]) -> Self {
+        let continue_from = |recorder: &Arc<Recorder>| {
+            let app = |index: &Option<usize>| index.map_or_else(Arc::default, |app| Arc::clone(&recorder.apps[app]));
+            let no_app = recorder.apps.last().expect("the last recorder is the one for no app");
+            Arc::new(Recorder { apps: old_indexes.iter().map(app).chain([Arc::clone(no_app)]).collect() })
         };
-        let recorders = self.recorders().iter().map(next).collect();
-        Self { recorders: Mutex::new(recorders), handed_out: AtomicUsize::new(0), apps: before.len() }
+        let recorders = self.recorders.lock().iter().map(continue_from).collect();
+        Self { recorders: Mutex::new(recorders), taken: AtomicUsize::new(0), apps: old_indexes.len() }
     }
 
-    /// The counters of one more thread.
+    /// Returns the recorder of one more thread.
     pub fn recorder(&self) -> Arc<Recorder> {
-        let number = self.handed_out.fetch_add(1, Ordering::Relaxed);
-        let mut recorders = self.recorders();
-        if let Some(recorder) = recorders.get(number) {
+        let index = self.taken.fetch_add(1, Ordering::Relaxed);
+        let mut recorders = self.recorders.lock();
+        if let Some(recorder) = recorders.get(index) {
             return Arc::clone(recorder);
         }
         let recorder = Arc::new(Recorder::new(self.apps));
@@ -61,33 +63,30 @@ impl Metrics {
         recorder
     }
 
-    /// Everything, added up: each app's in the order of their numbers, and last what belongs to no app.
+    /// Returns the sums over all threads: one entry for each app in the order of their indexes, and a last one for
+    /// requests without an app.
     pub fn totals(&self) -> Vec<AppTotals> {
         let mut totals: Vec<AppTotals> = (0..=self.apps).map(|_| AppTotals::default()).collect();
-        for recorder in self.recorders().iter() {
+        for recorder in self.recorders.lock().iter() {
             for (totals, app) in totals.iter_mut().zip(&recorder.apps) {
                 app.add_to(totals);
             }
         }
         totals
     }
-
-    fn recorders(&self) -> MutexGuard<'_, Vec<Arc<Recorder>>> {
-        self.recorders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// One thread's counters. Other threads may add too, which only costs time.
+/// The counters of one thread. Other threads may add to them too, but more slowly.
 #[derive(Debug)]
 pub struct Recorder {
-    /// The last one is for requests that came to no app.
+    /// By index of the app. The last one is for requests without an app.
     apps: Box<[Arc<AppRecorder>]>,
 }
 
-/// One thread's counters of one app, or of requests that reached no app.
+/// One thread's counters of one app, or of requests without an app.
 #[derive(Debug)]
 pub struct AppRecorder {
-    /// By [`CommandLabel`]; made when a command is first called.
+    /// By [`CommandLabel`]; allocated by the first call of a command.
     commands: Box<[OnceLock<Box<CommandRecorder>>]>,
     pairs: [AtomicU64; SOURCES.len()],
     call_time: Histogram,
@@ -124,21 +123,21 @@ impl Recorder {
         &self.apps[..self.apps.len() - 1]
     }
 
-    /// Returns the counters of requests that reached no app.
+    /// Returns the counters of requests without an app.
     pub fn no_app(&self) -> &Arc<AppRecorder> {
         self.apps.last().expect("there is always one")
     }
 }
 
 impl AppRecorder {
-    /// Counts a request that has ended.
+    /// Counts an answered request.
     pub fn request(&self, command: CommandLabel, outcome: Outcome, took: Duration) {
         let row = self.command(command);
         row.requests[outcome.index()].fetch_add(1, Ordering::Relaxed);
         row.request_time.add(took);
     }
 
-    /// Counts the pairs that answered a `follow_check`.
+    /// Counts the pairs of an answered `follow_check`.
     pub fn pairs(&self, pairs: &PairCounts) {
         for (sum, count) in self.pairs.iter().zip(pairs) {
             if *count > 0 {
@@ -147,13 +146,13 @@ impl AppRecorder {
         }
     }
 
-    /// Counts a call to Chat that has ended. `took` is its own time, without waiting.
+    /// Counts a call to Chat that has ended. `took` does not include the wait for quota.
     pub fn call(&self, command: CommandLabel, result: CallResult, took: Duration) {
         self.command(command).calls[result.index()].fetch_add(1, Ordering::Relaxed);
         self.call_time.add(took);
     }
 
-    /// Records how long a call waited for its permit, whether it got one or not.
+    /// Counts the time that a call waited for quota, whether it got a permit or not.
     pub fn waited(&self, waited: Duration) {
         self.quota_wait.add(waited);
     }
@@ -193,51 +192,51 @@ fn add_all(sums: &mut [u64], counts: &[AtomicU64]) {
     }
 }
 
-/// An app's counters, added up.
+/// The counters of an app, summed over all threads.
 #[derive(Debug, Clone, Default)]
 pub struct AppTotals {
-    /// The commands that were called, in order.
+    /// Commands with at least one request or call, sorted by label.
     pub commands: Vec<(CommandLabel, CommandTotals)>,
     /// Pairs by source.
     pub pairs: PairCounts,
-    /// How long calls to Chat took.
+    /// Durations of calls to Chat.
     pub call_time: HistogramSnapshot,
-    /// How long calls waited for their turn.
+    /// Times that calls waited for quota.
     pub quota_wait: HistogramSnapshot,
 }
 
-/// A command's counters, added up.
+/// The counters of a command, summed over all threads.
 #[derive(Debug, Clone, Default)]
 pub struct CommandTotals {
-    /// By [`Outcome`].
+    /// Requests by [`Outcome`].
     pub requests: [u64; Outcome::COUNT],
-    /// How long requests took.
+    /// Durations of requests.
     pub request_time: HistogramSnapshot,
-    /// By [`CallResult`].
+    /// Calls by [`CallResult`].
     pub calls: Vec<u64>,
 }
 
 impl CommandTotals {
-    /// Calls to Chat, whatever became of them.
+    /// Returns the number of calls to Chat with any result.
     pub fn call_count(&self) -> u64 {
         self.calls.iter().sum()
     }
 }
 
-/// Where the calls of an app go; its number is the value of `chatgate_upstream_state`.
+/// The destination of an app's calls. Its number is the value of `chatgate_upstream_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum UpstreamState {
-    /// To its own domain, as they should.
+    /// Calls go to the primary domain.
     Primary = 0,
-    /// To the second one, because the first cannot be reached.
+    /// Calls go to the standby domain, because the primary domain is unreachable.
     Standby = 1,
-    /// Nowhere, because Chat refuses the app for a reason that asking again does not mend.
+    /// chatgate makes no calls, because Chat rejects the app with an error that a retry cannot fix.
     Parked = 2,
 }
 
 impl UpstreamState {
-    /// In one word.
+    /// Returns the state as a word for /status.
     pub const fn word(self) -> &'static str {
         match self {
             UpstreamState::Primary => "primary",
@@ -253,7 +252,7 @@ mod tests {
     use crate::domain::chat::command::{FOLLOW_ADD, FOLLOW_CHECK};
 
     #[test]
-    fn what_threads_count_comes_together_by_app_and_command() {
+    fn totals_sum_all_threads_by_app_and_command() {
         let metrics = Metrics::new(2);
         let (one, two) = (metrics.recorder(), metrics.recorder());
         let (check, add) = (CommandLabel::of(FOLLOW_CHECK), CommandLabel::of(FOLLOW_ADD));
@@ -280,13 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn counting_goes_on_when_apps_change() {
+    fn reloaded_metrics_continue_the_counts_of_each_app() {
         let metrics = Metrics::new(2);
         let old = metrics.recorder();
         let (check, took) = (CommandLabel::of(FOLLOW_CHECK), Duration::from_millis(1));
         old.apps()[1].request(check, Outcome::OK, took);
         old.no_app().request(check, Outcome::OK, took);
-        let next = metrics.successor(&[Some(1), None]);
+        let next = metrics.reloaded(&[Some(1), None]);
         let new = next.recorder();
         new.apps()[0].request(check, Outcome::OK, took);
         old.apps()[1].request(check, Outcome::OK, took);

@@ -1,67 +1,66 @@
-//! Prometheus' text format (version 0.0.4, prometheus.io/docs/instrumenting/exposition_formats).
+//! The text format of Prometheus (version 0.0.4, prometheus.io/docs/instrumenting/exposition_formats).
 
 use std::fmt::{Display, Write as _};
 
 use super::histogram::HistogramSnapshot;
 
 /// The media type of the format.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Every this many of the histogram's bounds is printed: 1, 2 and 5 of each decade.
+/// Every second bound of a histogram is printed: 1, 2, and 5 of each decade.
 const BOUND_STEP: usize = 2;
 
-/// A text in the making. Names and help are the program's own; label values are escaped.
+/// A writer of the text format. It escapes label values; names and help texts are constants that need no escaping.
 #[derive(Debug, Default)]
-pub struct Exposition(String);
+pub(crate) struct Exposition(String);
 
-/// What kind of metric follows.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named as in the format")]
-pub enum Kind {
+pub(crate) enum MetricKind {
     Counter,
     Gauge,
     Histogram,
 }
 
 impl Exposition {
-    /// Begins a metric; its samples follow.
-    pub fn begin(&mut self, name: &str, kind: Kind, help: &str) {
+    /// Begins a metric. Its samples must follow.
+    pub(crate) fn begin(&mut self, name: &str, kind: MetricKind, help: &str) {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
+            MetricKind::Histogram => "histogram",
         };
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// A sample.
-    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    /// Writes a sample.
+    pub(crate) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.name_and_labels(name, labels, None);
         let _ = writeln!(self.0, " {value}");
     }
 
-    /// A metric of one sample without labels.
-    pub fn single(&mut self, name: &str, kind: Kind, help: &str, value: impl Display) {
+    /// Writes a metric that has one sample without labels.
+    pub(crate) fn single(&mut self, name: &str, kind: MetricKind, help: &str, value: impl Display) {
         self.begin(name, kind, help);
         self.sample(name, &[], value);
     }
 
-    /// The samples of one histogram, in seconds.
-    pub fn spread(&mut self, name: &str, labels: &[(&str, &str)], spread: &HistogramSnapshot) {
+    /// Writes the samples of a histogram, in seconds.
+    pub(crate) fn histogram(&mut self, name: &str, labels: &[(&str, &str)], snapshot: &HistogramSnapshot) {
         let bucket = format!("{name}_bucket");
-        for (micros, count) in spread.cumulative().step_by(BOUND_STEP) {
+        for (micros, count) in snapshot.cumulative().step_by(BOUND_STEP) {
             let bound = (micros as f64 / 1e6).to_string();
             self.name_and_labels(&bucket, labels, Some(&bound));
             let _ = writeln!(self.0, " {count}");
         }
         self.name_and_labels(&bucket, labels, Some("+Inf"));
-        let _ = writeln!(self.0, " {}", spread.count());
-        self.sample(&format!("{name}_sum"), labels, spread.sum_secs());
-        self.sample(&format!("{name}_count"), labels, spread.count());
+        let _ = writeln!(self.0, " {}", snapshot.count());
+        self.sample(&format!("{name}_sum"), labels, snapshot.sum_secs());
+        self.sample(&format!("{name}_count"), labels, snapshot.count());
     }
 
-    /// The text.
-    pub fn finish(self) -> String {
+    /// Returns the text.
+    pub(crate) fn finish(self) -> String {
         self.0
     }
 
@@ -95,23 +94,23 @@ mod tests {
     use crate::telemetry::metrics::histogram::Histogram;
 
     #[test]
-    fn samples_are_written_to_the_letter() {
+    fn samples_are_written_with_escaped_label_values() {
         let mut text = Exposition::default();
-        text.begin("x_total", Kind::Counter, "Things.");
+        text.begin("x_total", MetricKind::Counter, "Things.");
         text.sample("x_total", &[("a", "b"), ("c", "d\"e\\f\ng")], 7);
-        text.single("y", Kind::Gauge, "One.", 0.5);
+        text.single("y", MetricKind::Gauge, "One.", 0.5);
         let wanted = "# HELP x_total Things.\n# TYPE x_total counter\nx_total{a=\"b\",c=\"d\\\"e\\\\f\\ng\"} 7\n\
                       # HELP y One.\n# TYPE y gauge\ny 0.5\n";
         assert_eq!(text.finish(), wanted);
     }
 
     #[test]
-    fn buckets_hold_those_below_them_and_the_last_holds_all() {
-        let (histogram, mut spread) = (Histogram::default(), HistogramSnapshot::default());
+    fn buckets_are_cumulative_and_the_last_counts_all() {
+        let (histogram, mut snapshot) = (Histogram::default(), HistogramSnapshot::default());
         [15, 2000, 60_000_000].into_iter().for_each(|micros| histogram.add(Duration::from_micros(micros)));
-        histogram.add_to(&mut spread);
+        histogram.add_to(&mut snapshot);
         let mut text = Exposition::default();
-        text.spread("t", &[("a", "b")], &spread);
+        text.histogram("t", &[("a", "b")], &snapshot);
         let text = text.finish();
         for line in [
             "t_bucket{a=\"b\",le=\"0.00001\"} 0\n",

@@ -1,30 +1,30 @@
-//! Where a request or a call stands in a trace, and how that travels in a header (W3C Trace Context).
+//! The trace context of a request or a call, and its header `traceparent` (W3C Trace Context).
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::http::traceparent::{TRACEPARENT, Traceparent};
 
-/// The bits that are defined and handed on: sampled, and that the trace's number is random.
+/// The defined flags, which are propagated: the trace is sampled, and its ID is random.
 const FLAGS_KNOWN: u8 = SAMPLED | 0x02;
 const SAMPLED: u8 = 0x01;
 
-/// One span's place: its trace, its own number, and whether it is recorded.
+/// The context of a span: trace ID, span ID, and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Context {
-    // As bytes, because whole numbers of this size would make everything that holds one larger.
+    // Byte arrays, because integers of this size would enlarge every type that contains a context.
     trace: [u8; 16],
     span: [u8; 8],
     flags: u8,
 }
 
 impl Context {
-    /// A place in a trace that begins with it. Neither number is 0.
+    /// Returns the context of the first span of a trace. Neither ID may be 0.
     pub(super) fn root(trace: u128, span: u64) -> Self {
         Self { trace: trace.to_be_bytes(), span: span.to_be_bytes(), flags: 0 }
     }
 
-    /// Another span of the same trace, recorded if this one is.
+    /// Returns the context of another span of the same trace, sampled if this one is.
     pub(super) fn with_span(self, span: u64) -> Self {
         Self { span: span.to_be_bytes(), ..self }
     }
@@ -33,7 +33,7 @@ impl Context {
         Self { flags: if sampled { self.flags | SAMPLED } else { self.flags & !SAMPLED }, ..self }
     }
 
-    /// What the caller's one `traceparent` says; `None` if there is none, or none that may be continued.
+    /// Returns the context of the caller's `traceparent`; `None` if there is not exactly one, or if it is invalid.
     pub fn of_caller(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
@@ -42,24 +42,24 @@ impl Context {
         }
     }
 
-    /// What the next one downstream reads.
+    /// Returns the header `traceparent`.
     pub fn header(&self) -> HeaderValue {
         let Self { span, flags, .. } = self;
         let text = format!("00-{}-{:016x}-{flags:02x}", self.trace_id(), u64::from_be_bytes(*span));
-        HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are fit for a header")
+        HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are valid in a header")
     }
 
-    /// The trace's number, as logs and headers write it.
+    /// Returns the trace ID as 32 hexadecimal digits, as in logs and headers.
     pub fn trace_id(&self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.trace))
     }
 
-    /// Whether the span is recorded and sent to the collector.
+    /// Returns whether the span is recorded and sent to the collector.
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 
-    /// What samplers go by: the last 63 bits of the trace's number, as OpenTelemetry's own take them.
+    /// Returns the sampling key: the last 63 bits of the trace ID, as OpenTelemetry's samplers use them.
     pub(super) fn sample_key(&self) -> u64 {
         let [.., a, b, c, d, e, f, g, h] = self.trace;
         u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1
@@ -69,7 +69,7 @@ impl Context {
         SpanId::from_bytes(self.span)
     }
 
-    /// The same as exporters know it. What a caller may have written beside it into `tracestate` is not in it.
+    /// Returns the context for an exporter. It does not contain the caller's `tracestate`.
     pub(super) fn exported(&self) -> SpanContext {
         let flags = TraceFlags::new(self.flags);
         SpanContext::new(TraceId::from_bytes(self.trace), self.span_id(), flags, false, TraceState::NONE)
@@ -86,35 +86,35 @@ impl From<Traceparent> for Context {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     fn parse(value: &str) -> Option<Context> {
         Traceparent::parse(value.as_bytes()).map(Context::from)
     }
 
     #[test]
-    fn what_is_read_is_written_again() {
-        let context = parse(GOOD).expect("good");
-        assert_eq!(context.header(), GOOD);
+    fn header_contains_the_parsed_context() {
+        let context = parse(VALID).expect("a valid header");
+        assert_eq!(context.header(), VALID);
         assert!(context.is_sampled());
         assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(context.sample_key(), 0x8448_eb21_1c80_319c >> 1);
         let child = context.with_span(7).sampled(false);
         assert_eq!(child.header(), "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-00");
-        // Unknown flags are not handed on, the second known one is.
-        let flags = |flags: &str| parse(&GOOD.replace("-01", flags)).map(|context| context.flags);
+        // Unknown flags are dropped; both known ones are kept.
+        let flags = |flags: &str| parse(&VALID.replace("-01", flags)).map(|context| context.flags);
         assert_eq!((flags("-00"), flags("-03"), flags("-ff"), flags("-fe")), (Some(0), Some(3), Some(3), Some(2)));
         assert_eq!(child.exported().trace_id().to_string(), context.trace_id());
         assert!(context.exported().is_sampled() && !child.exported().is_sampled());
     }
 
     #[test]
-    fn two_headers_are_none() {
+    fn repeated_headers_are_ignored() {
         let mut headers = HeaderMap::new();
         assert_eq!(Context::of_caller(&headers), None);
-        headers.append(TRACEPARENT, HeaderValue::from_static(GOOD));
+        headers.append(TRACEPARENT, HeaderValue::from_static(VALID));
         assert!(Context::of_caller(&headers).is_some());
-        headers.append(TRACEPARENT, HeaderValue::from_static(GOOD));
+        headers.append(TRACEPARENT, HeaderValue::from_static(VALID));
         assert_eq!(Context::of_caller(&headers), None);
     }
 }

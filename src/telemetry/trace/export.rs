@@ -1,7 +1,6 @@
-//! The way to the collector: a bounded queue, and one task that empties it in batches.
+//! The export of spans: a bounded queue, and one task that sends its spans to the collector in batches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper_rustls::HttpsConnectorBuilder;
@@ -11,6 +10,7 @@ use opentelemetry_otlp::{RetryPolicy, SpanExporter, WithExportConfig as _, WithT
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::transport::Endpoint;
@@ -19,105 +19,113 @@ use crate::clock;
 use crate::config;
 use crate::error::display_chain;
 
-/// Spans that may wait, some 1 KiB each: what a busy gateway ends in a second.
-pub const QUEUE_MAX: usize = 8192;
-/// Spans in one message: OpenTelemetry's own default.
+/// Capacity of the queue in spans, about 1 KiB each: the spans that a busy gateway ends in a second.
+pub(super) const QUEUE_MAX: usize = 8192;
+/// Maximum number of spans in a batch: OpenTelemetry's default.
 const BATCH_MAX: usize = 512;
-/// How often the queue is emptied, unless it is half full before.
-const EVERY: Duration = Duration::from_secs(1);
-/// For one message with its answer, connecting and trying again included.
+/// Interval between two exports. A queue that is half full is exported earlier.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout for a batch and its response, including the connection and retries.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// For a connection with its TLS handshake.
+/// Timeout for connecting, including the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that answers no ping for so long, while a message is under way, is given up.
-const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// A collector that is away is complained of so often.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// Interval of HTTP/2 pings while a batch is in flight.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Timeout for the response to a ping; the connection is closed after it.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Minimum interval between two log lines about a failing collector.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Why spans were dropped, in the order of [`ExportStats::dropped`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drops {
-    /// There were too many for the queue.
+pub(crate) enum DropCause {
+    /// The queue was full.
     QueueFull,
-    /// The collector did not take them.
+    /// The export to the collector failed.
     ExportFailed,
 }
 
-impl Drops {
-    /// Each of them.
-    pub const ALL: [Drops; 2] = [Drops::QueueFull, Drops::ExportFailed];
+impl DropCause {
+    /// All causes.
+    pub(crate) const ALL: [DropCause; 2] = [DropCause::QueueFull, DropCause::ExportFailed];
 
-    /// As a label.
-    pub const fn label(self) -> &'static str {
+    /// Returns the value of the label `cause`.
+    pub(crate) const fn label(self) -> &'static str {
         match self {
-            Drops::QueueFull => "queue_full",
-            Drops::ExportFailed => "export_failed",
+            DropCause::QueueFull => "queue_full",
+            DropCause::ExportFailed => "export_failed",
         }
     }
 }
 
-/// What became of spans so far.
+/// Counts of spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExportStats {
-    /// Those that wait.
-    pub queued: usize,
-    /// Those that the collector has taken.
-    pub exported: u64,
-    /// Those that are lost, as [`Drops::ALL`] lists the reasons.
-    pub dropped: [u64; Drops::ALL.len()],
+pub(crate) struct ExportStats {
+    /// Spans in the queue.
+    pub(crate) queued: usize,
+    /// Spans accepted by the collector.
+    pub(crate) exported: u64,
+    /// Dropped spans, in the order of [`DropCause::ALL`].
+    pub(crate) dropped: [u64; DropCause::ALL.len()],
 }
 
-/// A collector that cannot be talked to. The messages hold no secret.
+/// Why spans cannot be exported. The messages contain no secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// A certificate of `trace.ca_file`.
-    #[error("a certificate of trace.ca_file cannot be trusted")]
+    /// The TLS library rejects a certificate of `trace.ca_file`.
+    #[error("invalid certificate in trace.ca_file")]
     Certificate(#[source] rustls::Error),
-    /// The address, or the variables that OpenTelemetry reads.
-    #[error("trace.otlp cannot be used: {0}")]
+    /// The exporter rejects the address or an OpenTelemetry environment variable.
+    #[error("invalid trace.otlp or OTEL_* variable: {0}")]
     Exporter(String),
 }
 
-/// Spans that wait, and the end that empties it.
+/// The queue of spans. [`SpanQueue::run`] exports its spans.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct SpanQueue {
     spans: mpsc::Sender<SpanData>,
-    orders: mpsc::Sender<oneshot::Sender<()>>,
-    /// Rung when the queue is half full.
-    bell: Notify,
-    /// Taken by the task that empties it.
-    end: Mutex<Option<End>>,
+    flush_requests: mpsc::Sender<oneshot::Sender<()>>,
+    /// Notified when the queue is half full.
+    half_full: Notify,
+    /// Taken by the first call of [`SpanQueue::run`].
+    consumer: Mutex<Option<QueueConsumer>>,
     exported: AtomicU64,
-    dropped: [AtomicU64; Drops::ALL.len()],
+    dropped: [AtomicU64; DropCause::ALL.len()],
 }
 
-/// What the task has to itself.
+/// What the task that exports spans owns.
 #[derive(Debug)]
-struct End {
+struct QueueConsumer {
     spans: mpsc::Receiver<SpanData>,
-    orders: mpsc::Receiver<oneshot::Sender<()>>,
-    outlet: Exporter,
+    flush_requests: mpsc::Receiver<oneshot::Sender<()>>,
+    exporter: Exporter,
 }
 
-impl Queue {
-    pub(super) fn new(outlet: Exporter) -> Self {
-        let (spans, spans_end) = mpsc::channel(QUEUE_MAX);
-        let (orders, orders_end) = mpsc::channel(1);
-        let end = End { spans: spans_end, orders: orders_end, outlet };
-        let (bell, end) = (Notify::new(), Mutex::new(Some(end)));
-        Self { spans, orders, bell, end, exported: AtomicU64::default(), dropped: Default::default() }
-    }
-
-    /// Takes a span, or drops it if there is no room. Never waits.
-    pub(super) fn put(&self, span: SpanData) {
-        if self.spans.try_send(span).is_err() {
-            self.count(Drops::QueueFull, 1);
-        } else if self.spans.capacity() <= QUEUE_MAX / 2 {
-            self.bell.notify_one();
+impl SpanQueue {
+    pub(super) fn new(exporter: Exporter) -> Self {
+        let (spans, spans_rx) = mpsc::channel(QUEUE_MAX);
+        let (flush_requests, flush_rx) = mpsc::channel(1);
+        let consumer = QueueConsumer { spans: spans_rx, flush_requests: flush_rx, exporter };
+        Self {
+            spans,
+            flush_requests,
+            half_full: Notify::new(),
+            consumer: Mutex::new(Some(consumer)),
+            exported: AtomicU64::default(),
+            dropped: Default::default(),
         }
     }
 
-    pub(super) fn figures(&self) -> ExportStats {
+    /// Adds a span, or drops it if the queue is full. Never waits.
+    pub(super) fn put(&self, span: SpanData) {
+        if self.spans.try_send(span).is_err() {
+            self.count_dropped(DropCause::QueueFull, 1);
+        } else if self.spans.capacity() <= QUEUE_MAX / 2 {
+            self.half_full.notify_one();
+        }
+    }
+
+    pub(super) fn stats(&self) -> ExportStats {
         ExportStats {
             queued: QUEUE_MAX - self.spans.capacity(),
             exported: self.exported.load(Ordering::Relaxed),
@@ -126,44 +134,44 @@ impl Queue {
     }
 
     pub(super) async fn run(&self) {
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(End { mut spans, mut orders, outlet }) = end else { return };
-        let exporter = match outlet.exporter() {
+        let consumer = self.consumer.lock().take();
+        let Some(QueueConsumer { mut spans, mut flush_requests, exporter }) = consumer else { return };
+        let exporter = match exporter.build() {
             Ok(exporter) => exporter,
-            // The receiver goes: from now on all are dropped, and counted.
-            Err(error) => return tracing::error!("traces are not exported: {error}"),
+            // The receiver is dropped here, so from now on every span is dropped and counted.
+            Err(error) => return tracing::error!(%error, "cannot export traces; dropping all spans"),
         };
-        let mut complaints = ErrorLog::default();
+        let mut errors = ErrorLog::default();
         loop {
-            let order = tokio::select! {
-                order = orders.recv() => order,
-                () = self.bell.notified() => None,
-                () = tokio::time::sleep(EVERY) => None,
+            let flush_request = tokio::select! {
+                request = flush_requests.recv() => request,
+                () = self.half_full.notified() => None,
+                () = tokio::time::sleep(EXPORT_INTERVAL) => None,
             };
-            self.empty(&mut spans, &exporter, &mut complaints).await;
-            if let Some(done) = order {
+            self.export_all(&mut spans, &exporter, &mut errors).await;
+            if let Some(done) = flush_request {
                 let _ = done.send(());
             }
         }
     }
 
-    /// Sends what there is, batch by batch, until one fails: the others wait for the next time, or are crowded out.
-    async fn empty(&self, spans: &mut mpsc::Receiver<SpanData>, exporter: &SpanExporter, complaints: &mut ErrorLog) {
+    /// Exports the queued spans in batches until one fails. The spans after it stay queued for the next export.
+    async fn export_all(&self, spans: &mut mpsc::Receiver<SpanData>, exporter: &SpanExporter, errors: &mut ErrorLog) {
         loop {
             let batch: Vec<SpanData> = std::iter::from_fn(|| spans.try_recv().ok()).take(BATCH_MAX).collect();
             if batch.is_empty() {
                 return;
             }
             let (count, is_last) = (batch.len() as u64, batch.len() < BATCH_MAX);
-            let sent = tokio::time::timeout(TIMEOUT, exporter.export(batch)).await;
-            match sent.unwrap_or(Err(OTelSdkError::Timeout(TIMEOUT))) {
+            let result = tokio::time::timeout(TIMEOUT, exporter.export(batch)).await;
+            match result.unwrap_or(Err(OTelSdkError::Timeout(TIMEOUT))) {
                 Ok(()) => {
                     self.exported.fetch_add(count, Ordering::Relaxed);
-                    complaints.over();
+                    errors.on_success();
                 }
                 Err(error) => {
-                    self.count(Drops::ExportFailed, count);
-                    complaints.about(&error, self.figures());
+                    self.count_dropped(DropCause::ExportFailed, count);
+                    errors.on_error(&error, self.stats());
                     return;
                 }
             }
@@ -173,47 +181,50 @@ impl Queue {
         }
     }
 
-    pub(super) async fn flush(&self, patience: Duration) {
+    pub(super) async fn flush(&self, timeout: Duration) {
         let flushing = async {
             let (done, is_done) = oneshot::channel();
-            if self.orders.send(done).await.is_ok() {
+            if self.flush_requests.send(done).await.is_ok() {
                 let _ = is_done.await;
             }
         };
-        let _ = tokio::time::timeout(patience, flushing).await;
-        let left = self.figures().queued;
+        let _ = tokio::time::timeout(timeout, flushing).await;
+        let left = self.stats().queued;
         if left > 0 {
-            tracing::warn!(spans = left, "spans are lost: the collector has not taken them in time");
+            tracing::warn!(spans = left, "trace flush timed out; dropping the queued spans");
         }
     }
 
-    fn count(&self, why: Drops, spans: u64) {
-        self.dropped[why as usize].fetch_add(spans, Ordering::Relaxed);
+    fn count_dropped(&self, cause: DropCause, spans: u64) {
+        self.dropped[cause as usize].fetch_add(spans, Ordering::Relaxed);
     }
 }
 
-/// Speaks up when the collector is away, and then now and then.
+/// Logs the failures of the collector, at most once per [`WARN_INTERVAL`], and its recovery.
 #[derive(Default)]
-struct ErrorLog(Option<Instant>);
+struct ErrorLog {
+    last_warning: Option<Instant>,
+}
 
 impl ErrorLog {
-    fn about(&mut self, error: &OTelSdkError, figures: ExportStats) {
+    fn on_error(&mut self, error: &OTelSdkError, stats: ExportStats) {
         let now = clock::now();
-        if self.0.is_none_or(|last| now - last >= COMPLAIN_EVERY) {
-            self.0 = Some(now);
-            let dropped: u64 = figures.dropped.iter().sum();
-            tracing::warn!(dropped, error = display_chain(error), "the collector of [trace] takes no spans");
+        if self.last_warning.is_none_or(|last| now - last >= WARN_INTERVAL) {
+            self.last_warning = Some(now);
+            let dropped: u64 = stats.dropped.iter().sum();
+            tracing::warn!(dropped, error = display_chain(error), "trace export failed; dropping spans");
         }
     }
 
-    fn over(&mut self) {
-        if self.0.take().is_some() {
-            tracing::info!("the collector of [trace] takes spans again");
+    fn on_success(&mut self) {
+        if self.last_warning.take().is_some() {
+            tracing::info!("trace export recovered");
         }
     }
 }
 
-/// How the collector is reached. The connection is of our own making, so that TLS is the same as to Chat.
+/// The connection settings of the collector. chatgate builds the connector, so that TLS has the same settings as for
+/// Chat.
 #[derive(Debug)]
 pub(super) struct Exporter {
     endpoint: Endpoint,
@@ -228,19 +239,19 @@ impl Exporter {
             .map_err(|error| TraceError::Exporter(display_chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(TIMEOUT)
-            .http2_keep_alive_interval(PING.0)
-            .keep_alive_timeout(PING.1);
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
         let attributes = trace.resource.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
         let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
         let sdk =
             [KeyValue::new("telemetry.sdk.name", "opentelemetry"), KeyValue::new("telemetry.sdk.language", "rust")];
-        // Later ones win: whoever names a version means it.
+        // Later attributes win, so a configured version replaces this one.
         let resource = Resource::builder_empty().with_attributes(sdk).with_attribute(version);
         Ok(Self { endpoint, tls, resource: resource.with_attributes(attributes).build() })
     }
 
-    /// Within the runtime that is to carry the connection. Nothing is sent yet.
-    fn exporter(self) -> Result<SpanExporter, TraceError> {
+    /// Creates the exporter, without connecting yet. Must run in the runtime that drives the connection.
+    fn build(self) -> Result<SpanExporter, TraceError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -251,7 +262,7 @@ impl Exporter {
             .with_tonic()
             .with_channel(self.endpoint.connect_with_connector_lazy(https))
             .with_timeout(TIMEOUT)
-            // Once more, for a collector that has just closed an old connection.
+            // One retry, for a collector that has just closed an old connection.
             .with_retry_policy(RetryPolicy::recommended().with_max_retries(1))
             .build();
         let mut exporter = exporter.map_err(|error| TraceError::Exporter(display_chain(&error)))?;

@@ -1,14 +1,14 @@
-//! Traces: spans of requests and calls, handed to a collector in OTLP over gRPC.
+//! Traces: spans of requests and calls, sent to a collector in OTLP over gRPC.
 //!
-//! A span is put together once, when what it tells of is over; until then a request carries no more than its place
-//! in the trace. So a request that is not recorded costs two random numbers, and without `[trace]` nothing.
+//! A span is built when its request or call has ended. Until then a request carries only its trace context. A request
+//! that is not sampled therefore costs two random numbers, and without `[trace]` there is no cost.
 //!
 //! ```text
 //! worker threads ──> queue (bounded; full: dropped, counted) ──> one task: batches ──> collector
 //! ```
 //!
-//! Whatever the collector does, requests do not notice: nothing of theirs waits for the queue. Spans hold what
-//! [`crate::gateway`] puts in, which is names of closed sets, numbers and times: no query, body, user or signature.
+//! The collector never delays a request, because no request waits for the queue. [`crate::gateway`] puts only names
+//! of closed sets, numbers, and times into spans: no query, body, user, or signature.
 
 mod context;
 mod export;
@@ -22,111 +22,113 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 pub use self::context::Context;
-pub use self::export::{Drops, ExportStats, QUEUE_MAX, TraceError};
-use self::export::{Exporter, Queue};
+pub use self::export::TraceError;
+pub(crate) use self::export::{DropCause, ExportStats};
+use self::export::{Exporter, SpanQueue};
 use crate::clock;
 use crate::config;
 
-/// Who begins spans and takes them when they are over.
+/// Begins spans, and exports them when they have ended.
 #[derive(Debug)]
 pub struct Tracing {
-    /// Of new traces those are recorded whose lot is below: 0 none, 2^63 all.
-    below: u64,
-    queue: Queue,
+    /// A new trace is sampled if its sampling key is less than this: 0 is none, 2^63 is all.
+    sample_threshold: u64,
+    queue: SpanQueue,
 }
 
 /// A span that has begun.
 #[derive(Debug, Clone, Copy)]
 pub struct SpanHandle {
-    /// Its own place.
+    /// Context of this span.
     pub context: Context,
-    /// The span above, which is the caller's if it is a request.
-    above: Option<SpanId>,
-    kind: Kind,
+    /// The parent span. The parent of a request's span belongs to the caller.
+    parent: Option<SpanId>,
+    role: SpanRole,
 }
 
-/// Whose work a span is.
+/// The kind of work that a span covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Work on a caller's request.
+enum SpanRole {
     Request,
-    /// A call of ours to Chat.
     Call,
 }
 
-/// What there is to tell of a span that is over.
+/// The data of a span that has ended.
 #[derive(Debug)]
 pub struct SpanEnd {
-    /// Few different ones: a method and a template.
+    /// A name of low cardinality: a method and a path template.
     pub name: Cow<'static, str>,
-    /// How long it took. It ends now.
+    /// Duration of the span. It ends now.
     pub took: Duration,
-    /// Closed sets and numbers only.
+    /// Attributes, with values from closed sets and numbers only.
     pub attributes: Vec<KeyValue>,
-    /// Further spans that it was for.
+    /// Other spans that this one worked for.
     pub links: Vec<Context>,
-    /// Whether it counts as an error.
+    /// Whether the span counts as an error.
     pub is_error: bool,
 }
 
 impl Tracing {
-    /// Spans gather in the queue; [`Tracing::run`] sends them.
+    /// Creates the queue. [`Tracing::run`] exports its spans.
     ///
     /// # Errors
-    /// If no connection to the collector could ever be made with this.
+    /// If this configuration cannot lead to a connection with the collector.
     pub fn new(trace: &config::Trace) -> Result<Arc<Self>, TraceError> {
-        // `as` takes what is too large to the largest number there is.
-        let below = (trace.sample * (1_u64 << 63) as f64) as u64;
-        Ok(Arc::new(Self { below, queue: Queue::new(Exporter::new(trace)?) }))
+        // `as` saturates a value that is too large.
+        let sample_threshold = (trace.sample * (1_u64 << 63) as f64) as u64;
+        Ok(Arc::new(Self { sample_threshold, queue: SpanQueue::new(Exporter::new(trace)?) }))
     }
 
-    /// Sends spans as long as the program lives. Only the first call does anything.
+    /// Exports spans until the program ends. Only the first call does anything.
     pub async fn run(self: Arc<Self>) {
         self.queue.run().await;
     }
 
-    /// Sends what there is now, or gives up after so long.
-    pub async fn flush(&self, patience: Duration) {
-        self.queue.flush(patience).await;
+    /// Exports the queued spans, for at most `timeout`.
+    pub async fn flush(&self, timeout: Duration) {
+        self.queue.flush(timeout).await;
     }
 
-    /// What was sent and dropped so far.
-    pub fn figures(&self) -> ExportStats {
-        self.queue.figures()
+    /// Returns counts of the spans so far.
+    pub(crate) fn stats(&self) -> ExportStats {
+        self.queue.stats()
     }
 
-    /// A request begins. It goes on with its caller's trace and does as that says; without one it begins a trace, and
-    /// chance decides whether that is recorded.
+    /// Begins the span of a request. It continues the caller's trace and its sampling decision. Without one it begins a
+    /// new trace, which is sampled at random.
     pub fn begin_request(&self, caller: Option<Context>) -> SpanHandle {
-        let kind = Kind::Request;
+        let role = SpanRole::Request;
         match caller {
-            Some(above) => SpanHandle { context: above.with_span(number()), above: Some(above.span_id()), kind },
+            Some(parent) => {
+                SpanHandle { context: parent.with_span(new_span_id()), parent: Some(parent.span_id()), role }
+            }
             None => {
-                let root = Context::root(clock::request_number().max(1), number());
-                SpanHandle { context: root.sampled(root.sample_key() < self.below), above: None, kind }
+                let root = Context::root(clock::request_number().max(1), new_span_id());
+                SpanHandle { context: root.sampled(root.sample_key() < self.sample_threshold), parent: None, role }
             }
         }
     }
 
-    /// A call begins, for the request at this place.
-    pub fn begin_call(&self, above: Context) -> SpanHandle {
-        SpanHandle { context: above.with_span(number()), above: Some(above.span_id()), kind: Kind::Call }
+    /// Begins the span of a call for the request with the context `parent`.
+    pub fn begin_call(&self, parent: Context) -> SpanHandle {
+        let context = parent.with_span(new_span_id());
+        SpanHandle { context, parent: Some(parent.span_id()), role: SpanRole::Call }
     }
 
-    /// A span is over. `told` is asked only if it is recorded.
-    pub fn end(&self, open: &SpanHandle, told: impl FnOnce() -> SpanEnd) {
-        if !open.context.is_sampled() {
+    /// Ends a span. `describe` is called only if the span is sampled.
+    pub fn end(&self, span: &SpanHandle, describe: impl FnOnce() -> SpanEnd) {
+        if !span.context.is_sampled() {
             return;
         }
-        let SpanEnd { name, took, attributes, links, is_error } = told();
+        let SpanEnd { name, took, attributes, links, is_error } = describe();
         let end_time = SystemTime::UNIX_EPOCH + clock::unix_now();
         let mut span_links = SpanLinks::default();
         span_links.links = links.iter().map(|link| Link::new(link.exported(), Vec::new(), 0)).collect();
         self.queue.put(SpanData {
-            span_context: open.context.exported(),
-            parent_span_id: open.above.unwrap_or(SpanId::INVALID),
-            parent_span_is_remote: open.above.is_some() && open.kind == Kind::Request,
-            span_kind: if open.kind == Kind::Request { SpanKind::Server } else { SpanKind::Client },
+            span_context: span.context.exported(),
+            parent_span_id: span.parent.unwrap_or(SpanId::INVALID),
+            parent_span_is_remote: span.parent.is_some() && span.role == SpanRole::Request,
+            span_kind: if span.role == SpanRole::Request { SpanKind::Server } else { SpanKind::Client },
             name,
             start_time: end_time.checked_sub(took).unwrap_or(end_time),
             end_time,
@@ -134,15 +136,15 @@ impl Tracing {
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: span_links,
-            // The kind of error is an attribute; a text of its own would only say it again.
+            // The kind of error is an attribute, so a description would only repeat it.
             status: if is_error { Status::error("") } else { Status::Unset },
             instrumentation_scope: scope(),
         });
     }
 }
 
-/// A span's number, never 0.
-fn number() -> u64 {
+/// Returns a random span ID, never 0.
+fn new_span_id() -> u64 {
     clock::span_number().max(1)
 }
 
@@ -154,6 +156,7 @@ fn scope() -> InstrumentationScope {
 mod tests {
     use http::{HeaderMap, HeaderValue};
 
+    use super::export::QUEUE_MAX;
     use super::*;
     use crate::http::traceparent::TRACEPARENT;
 
@@ -169,13 +172,13 @@ mod tests {
         Context::of_caller(&headers)
     }
 
-    fn told() -> SpanEnd {
+    fn span_end() -> SpanEnd {
         let took = Duration::from_millis(5);
         SpanEnd { name: "x".into(), took, attributes: Vec::new(), links: Vec::new(), is_error: false }
     }
 
     #[test]
-    fn chance_decides_about_new_traces_only() {
+    fn sampling_rate_applies_to_new_traces_only() {
         for (sample, bounds) in [(0.0, 0..=0), (0.25, 150..=350), (1.0, 1000..=1000)] {
             let tracing = tracing(sample);
             let sampled = (0..1000).filter(|_| tracing.begin_request(None).context.is_sampled()).count();
@@ -186,22 +189,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_is_queued_and_what_finds_no_room_is_counted() {
+    fn sampled_spans_are_queued_and_dropped_when_full() {
         let tracing = tracing(1.0);
         let unsampled = tracing.begin_request(caller("00"));
-        tracing.end(&unsampled, || panic!("nobody wants to know"));
+        tracing.end(&unsampled, || panic!("a span that is not sampled was described"));
         let request = tracing.begin_request(caller("01"));
         let call = tracing.begin_call(request.context);
-        assert_eq!(call.above, Some(request.context.span_id()));
+        assert_eq!(call.parent, Some(request.context.span_id()));
         assert_eq!(call.context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert_ne!(call.context, request.context);
         for _ in 0..QUEUE_MAX {
-            tracing.end(&call, told);
+            tracing.end(&call, span_end);
         }
-        let ExportStats { queued, dropped, .. } = tracing.figures();
+        let ExportStats { queued, dropped, .. } = tracing.stats();
         assert_eq!((queued, dropped), (QUEUE_MAX, [0, 0]));
-        tracing.end(&call, told);
-        let ExportStats { queued, dropped, .. } = tracing.figures();
+        tracing.end(&call, span_end);
+        let ExportStats { queued, dropped, .. } = tracing.stats();
         assert_eq!((queued, dropped), (QUEUE_MAX, [1, 0]));
     }
 }

@@ -133,37 +133,8 @@ impl<'a> Scanner<'a> {
         }
         // Each round reads the beginning of a value, and the closing brackets that follow it.
         loop {
-            match self.next()? {
-                b'{' => {
-                    open.push(true)?;
-                    self.skip_space();
-                    if self.peek() == Some(b'}') {
-                        self.at += 1;
-                        open.pop();
-                    } else {
-                        let name = self.member()?;
-                        if open.depth == 1 {
-                            member = (name, self.at);
-                        }
-                        continue;
-                    }
-                }
-                b'[' => {
-                    open.push(false)?;
-                    self.skip_space();
-                    if self.peek() == Some(b']') {
-                        self.at += 1;
-                        open.pop();
-                    } else {
-                        continue;
-                    }
-                }
-                b'"' => self.string()?,
-                first @ (b'-' | b'0'..=b'9') => self.number(first)?,
-                b't' => self.literal(b"rue")?,
-                b'f' => self.literal(b"alse")?,
-                b'n' => self.literal(b"ull")?,
-                _ => return None,
+            if self.opens(&mut open, &mut member)? {
+                continue;
             }
             loop {
                 let end = self.at;
@@ -176,10 +147,7 @@ impl<'a> Scanner<'a> {
                 match (self.next()?, open.kinds & 1 == 1) {
                     (b',', true) => {
                         self.skip_space();
-                        let name = self.member()?;
-                        if open.depth == 1 {
-                            member = (name, self.at);
-                        }
+                        self.next_member(&open, &mut member)?;
                         break;
                     }
                     (b',', false) => {
@@ -191,6 +159,48 @@ impl<'a> Scanner<'a> {
                 }
             }
         }
+    }
+
+    /// Reads a value, or the beginning of a value that is a nonempty object or array. Returns whether it is the latter.
+    #[inline(always)]
+    fn opens(&mut self, open: &mut Open, member: &mut (&'a [u8], usize)) -> Option<bool> {
+        match self.next()? {
+            b'{' => {
+                open.push(true)?;
+                self.skip_space();
+                if self.peek() != Some(b'}') {
+                    return self.next_member(open, member).map(|()| true);
+                }
+                self.at += 1;
+                open.pop();
+            }
+            b'[' => {
+                open.push(false)?;
+                self.skip_space();
+                if self.peek() != Some(b']') {
+                    return Some(true);
+                }
+                self.at += 1;
+                open.pop();
+            }
+            b'"' => self.string()?,
+            first @ (b'-' | b'0'..=b'9') => self.number(first)?,
+            b't' => self.literal(b"rue")?,
+            b'f' => self.literal(b"alse")?,
+            b'n' => self.literal(b"ull")?,
+            _ => return None,
+        }
+        Some(false)
+    }
+
+    /// Reads the name of a member, and stores it if the member belongs to the outermost object.
+    #[inline(always)]
+    fn next_member(&mut self, open: &Open, member: &mut (&'a [u8], usize)) -> Option<()> {
+        let name = self.member()?;
+        if open.depth == 1 {
+            *member = (name, self.at);
+        }
+        Some(())
     }
 
     /// Reads a name, the colon, and space up to the value. Returns the name as written.

@@ -1,36 +1,36 @@
-//! One connection, as the calls on it see it, and answers that end it half-way.
+//! A connection as its calls see it, and response bodies that break it off.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use socket2::Socket;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-/// How long a truncated answer's first half has to leave before the connection ends.
+/// Time for the first half of a truncated response to leave before the connection ends.
 const FLUSH_WAIT: Duration = Duration::from_millis(50);
 
-/// What calls can do to their connection.
-pub(super) struct Link {
-    /// A number of its own.
+/// The part of a connection that calls use.
+pub(super) struct Connection {
     pub(super) id: u64,
     pub(super) peer: SocketAddr,
-    /// Whether a request has come.
+    /// Whether a request has arrived.
     pub(super) used: AtomicBool,
-    /// Cancelled when the connection is to end now.
+    /// Cancelled to end the connection at once.
     pub(super) ended: CancellationToken,
-    /// A second handle of the socket, for the one option that a reset needs.
+    /// A second handle of the socket, for the socket option that a reset needs.
     socket: Mutex<Option<Socket>>,
 }
 
-impl Link {
+impl Connection {
     pub(super) fn new(id: u64, peer: SocketAddr, socket: Option<Socket>) -> Self {
         Self { id, peer, used: AtomicBool::new(false), ended: CancellationToken::new(), socket: Mutex::new(socket) }
     }
@@ -39,50 +39,50 @@ impl Link {
         self.used.store(true, Ordering::Relaxed);
     }
 
-    /// Ends the connection as any close does.
+    /// Closes the connection normally.
     pub(super) fn end(&self) {
         self.take_socket();
         self.ended.cancel();
     }
 
-    /// Ends the connection with a TCP RST: a socket that lingers for no time is reset when its last
+    /// Resets the connection with a TCP RST: a socket with a linger time of 0 is reset when its last
     /// handle closes.
     pub(super) fn reset(&self) {
         if let Some(socket) = self.take_socket() {
-            // It can only fail if the peer is gone already, and then there is nobody to reset.
+            // This fails only if the peer has closed the connection already.
             let _ = socket.set_linger(Some(Duration::ZERO));
         }
         self.ended.cancel();
     }
 
     fn take_socket(&self) -> Option<Socket> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.socket.lock().take()
     }
 }
 
-/// An answer's body: whole, or its first half and then the end of the connection.
-pub(super) struct Body {
+/// The body of a response: whole, or its first half followed by the end of the connection.
+pub(super) struct ResponseBody {
     data: Option<Bytes>,
     declared: u64,
-    cut: Option<(Pin<Box<Sleep>>, Arc<Link>)>,
+    cut: Option<(Pin<Box<Sleep>>, Arc<Connection>)>,
 }
 
-impl Body {
+impl ResponseBody {
     pub(super) fn whole(data: impl Into<Bytes>) -> Self {
         let data = data.into();
         Self { declared: data.len() as u64, data: (!data.is_empty()).then_some(data), cut: None }
     }
 
-    /// Declares the whole length and sends half of it.
-    pub(super) fn half(data: impl Into<Bytes>, link: Arc<Link>) -> Self {
+    /// Returns a body that declares the whole length and sends half of it.
+    pub(super) fn half(data: impl Into<Bytes>, connection: Arc<Connection>) -> Self {
         let mut body = Self::whole(data);
         body.data = body.data.map(|data| data.slice(..data.len() / 2));
-        body.cut = Some((Box::pin(tokio::time::sleep(FLUSH_WAIT)), link));
+        body.cut = Some((Box::pin(tokio::time::sleep(FLUSH_WAIT)), connection));
         body
     }
 }
 
-impl http_body::Body for Body {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -90,10 +90,10 @@ impl http_body::Body for Body {
         if let Some(data) = self.data.take() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        let Some((wait, link)) = &mut self.cut else { return Poll::Ready(None) };
+        let Some((wait, connection)) = &mut self.cut else { return Poll::Ready(None) };
         ready!(wait.as_mut().poll(cx));
-        link.end();
-        Poll::Ready(Some(Err(io::Error::other("truncated on order"))))
+        connection.end();
+        Poll::Ready(Some(Err(io::Error::other("truncated by an injected fault"))))
     }
 
     fn is_end_stream(&self) -> bool {

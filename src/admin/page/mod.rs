@@ -1,4 +1,4 @@
-//! `GET /`: the page that shows `/status` live. Three files of its own and nothing from elsewhere.
+//! `GET /`: the page that shows `/status` live. It loads no file from another server.
 
 use bytes::Bytes;
 use http::header::{
@@ -7,7 +7,7 @@ use http::header::{
 use http::{HeaderName, HeaderValue, Response};
 use http_body_util::Full;
 
-/// Scripts, styles and questions only from and to chatgate itself, none of them inline; no frames, no forms.
+/// Allows scripts, styles, images, and requests only from and to chatgate, none of them inline; no frames, no forms.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -19,13 +19,13 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (CACHE_CONTROL, "no-store"),
 ];
 
-/// The file at this path, if it is one of the page's.
+/// Returns the response for a file of the page; `None` for any other path.
 pub(super) fn file(path: &str) -> Option<Response<Full<Bytes>>> {
     let (text, content_type) = match path {
-        "/" => (include_str!("page/page.html"), "text/html; charset=utf-8"),
-        "/page.js" => (include_str!("page/page.js"), "text/javascript; charset=utf-8"),
-        "/page.css" => (include_str!("page/page.css"), "text/css; charset=utf-8"),
-        "/icon.svg" => (include_str!("page/icon.svg"), "image/svg+xml"),
+        "/" => (include_str!("page.html"), "text/html; charset=utf-8"),
+        "/page.js" => (include_str!("page.js"), "text/javascript; charset=utf-8"),
+        "/page.css" => (include_str!("page.css"), "text/css; charset=utf-8"),
+        "/icon.svg" => (include_str!("icon.svg"), "image/svg+xml"),
         _ => return None,
     };
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));

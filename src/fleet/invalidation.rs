@@ -1,0 +1,64 @@
+//! Invalidations sent to the other replicas.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Fleet, FleetApp};
+use crate::clock;
+use crate::domain::fleet::message;
+use crate::domain::pairs::scope::Scope;
+
+/// Marks outlive cached pairs by this time, so that no late store outlives the mark that rejects it.
+const MARKS_OUTLIVE_PAIRS: Duration = Duration::from_secs(60);
+/// The longest `cache.ttl` is shorter than this.
+const LONGER_THAN_ANY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Fleet {
+    /// Invalidates a scope in Redis and on all other replicas.
+    ///
+    /// Returns when Redis has done so, or when it is clear that it does not. In the second case the whole app is
+    /// invalidated once the replica is connected again.
+    pub async fn invalidate(&self, shared: &FleetApp, scope: &Scope) {
+        if !self.try_invalidate(shared, scope).await {
+            self.unsent.lock().insert(shared.app, Arc::clone(&shared.keys));
+        }
+    }
+
+    async fn try_invalidate(&self, shared: &FleetApp, scope: &Scope) -> bool {
+        let (Some(link), Ok(random)) = (self.link.load_full(), clock::os_random()) else { return false };
+        let scope = message::bounded(scope);
+        let marks: Vec<Vec<u8>> = match &scope {
+            Scope::All => vec![self.app_mark(shared).into_bytes()],
+            Scope::Users(users) => users.iter().map(|user| self.user_mark(shared, user)).collect(),
+            Scope::Pairs { from, to } => {
+                to.iter().map(|to| self.pair_key(shared, shared.keys.pair(from, to).key())).collect()
+            }
+        };
+        let mut nonce = [0; 12];
+        nonce.copy_from_slice(&random[..12]);
+        let app = shared.app.get().to_be_bytes();
+        let message = [&self.sender_id[..], &app, &message::seal(&shared.keys, &scope, nonce)].concat();
+        let mut command = redis::pipe();
+        command.cmd("EVALSHA").arg(&link.scripts.invalidate).arg(marks.len());
+        marks.iter().for_each(|mark| {
+            command.arg(mark);
+        });
+        let marks_ttl = shared.ttl + MARKS_OUTLIVE_PAIRS;
+        command.arg(marks_ttl.as_millis() as u64).arg(self.channel()).arg(message);
+        let sent = self.query::<(u64,)>(&link, &command).await.is_some();
+        if sent {
+            self.counters.invalidations_sent.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Invalidates all apps that have an unsent invalidation.
+    pub(super) async fn flush_unsent(&self) {
+        let unsent = std::mem::take(&mut *self.unsent.lock());
+        for (app, keys) in unsent {
+            let shared = FleetApp { app, keys, ttl: LONGER_THAN_ANY_TTL };
+            self.invalidate(&shared, &Scope::All).await;
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Connecting: the primary domain or the standby, and the way back.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::attempt::AttemptError;
+use super::pool::PooledConnection;
+use super::{Domain, Upstream};
+use crate::clock;
+use crate::domain::policy::failover::{Failover, Side};
+
+/// The failover state of an app, shared by all threads.
+#[derive(Debug)]
+pub(crate) struct SharedFailover(Mutex<Failover>);
+
+impl SharedFailover {
+    /// Returns a state in which calls go to the primary domain.
+    pub(crate) fn new(has_standby: bool) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Failover::new(has_standby))))
+    }
+
+    /// Returns the domain that calls go to.
+    pub(crate) fn side(&self) -> Side {
+        self.state().side()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Failover> {
+        self.0.lock()
+    }
+}
+
+/// A connection that carries one call.
+pub(crate) struct LeasedConnection {
+    pub(super) inner: PooledConnection,
+    pub(super) side: Side,
+}
+
+impl LeasedConnection {
+    /// Returns the domain that it leads to.
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+}
+
+impl Upstream {
+    /// Returns a connection for one call. Call it before taking a permit, so that the time to connect does not lie
+    /// between permit and socket. It takes at most twice `upstream.connect_timeout`, and after repeated failures a
+    /// pause of up to one second.
+    ///
+    /// # Errors
+    /// [`AttemptError::NotSent`] if neither domain is reachable.
+    pub(crate) async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
+        let now = clock::now();
+        let (pause, side) = {
+            let (mut failover, now) = (self.failover.state(), clock::tick_at(now));
+            if failover.start_probe(now) {
+                self.probe_primary();
+            }
+            (failover.pause(now), failover.side())
+        };
+        let (now, side) = if pause > Duration::ZERO {
+            tokio::time::sleep(pause).await;
+            (clock::now(), self.failover.side())
+        } else {
+            (now, side)
+        };
+        let error = match pin!(self.connect_to(side, now)).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        if self.standby.is_some()
+            && let Ok(connection) = Box::pin(self.connect_to(side.other(), clock::now())).await
+        {
+            return Ok(connection);
+        }
+        self.failover.state().on_failed(clock::tick());
+        Err(error)
+    }
+
+    async fn connect_to(&self, side: Side, now: Instant) -> Result<LeasedConnection, AttemptError> {
+        let inner = self.domain(side).pool.acquire(now).await?;
+        if !inner.reused && self.failover.state().on_connected(side, clock::tick()) {
+            tracing::warn!(
+                app = self.app,
+                domain = side_name(side),
+                "switched domains; the previous one is unreachable"
+            );
+        }
+        Ok(LeasedConnection { inner, side })
+    }
+
+    /// Probes the primary domain while calls go to the standby: one connection with its TLS handshake, and no call.
+    fn probe_primary(&self) {
+        let (primary, failover, app) = (Arc::clone(&self.primary), Arc::clone(&self.failover), self.app.clone());
+        tokio::spawn(async move {
+            let probe = primary.pool.connect().await;
+            let is_back = failover.state().on_probe(probe.is_ok());
+            if let Ok(connection) = probe {
+                primary.pool.release(connection);
+            }
+            if is_back {
+                tracing::info!(app, "switched back to the primary domain; it is reachable again");
+            }
+        });
+    }
+
+    pub(super) fn domain(&self, side: Side) -> &Domain {
+        match (side, &self.standby) {
+            (Side::Standby, Some(standby)) => standby,
+            _ => &self.primary,
+        }
+    }
+
+    /// Takes back a connection on which no call was sent.
+    pub(crate) fn release(&self, connection: LeasedConnection) {
+        self.domain(connection.side).pool.release(connection.inner);
+    }
+}
+
+/// Returns the name of a domain in logs.
+const fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Primary => "primary",
+        Side::Standby => "standby",
+    }
+}
