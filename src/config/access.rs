@@ -1,10 +1,11 @@
 //! `[access]`: permissions of callers.
 
+use super::address::ListenAddr;
+use super::caller::Caller;
 use super::section::Section;
 use super::server::Server;
 use super::suggest::closest;
 use super::units::{boolean, parsed};
-use super::{Caller, ListenAddr};
 use crate::domain::chat::command::{CommandPattern, FOLLOW_CHECK, KNOWN_COMMANDS};
 
 /// Maximum number of patterns in an allow list.

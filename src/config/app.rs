@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use super::address::Endpoint;
 use super::pem::{read_cas, read_named};
+use super::quota::Quota;
 use super::section::{SecretNames, Section};
 use super::tree::{Location, Node};
 use super::units::{ParseResult, boolean, duration, parsed};
-use super::{Endpoint, Quota};
 use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::region::Region;
 

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::num::NonZeroU32;
 
+use super::access::Access;
 use super::access::{ALLOWS_NOTHING, allow_default, read_patterns};
+use super::app::APPS_MAX;
 use super::section::{SecretNames, Section};
 use super::tree::{Location, Node};
 use super::units::{ParseResult, boolean, parsed, rate};
-use super::{APPS_MAX, Access};
 use crate::domain::caller::{BearerToken, CallerName, TokenDigest};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::CommandPattern;

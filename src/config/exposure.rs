@@ -3,10 +3,12 @@
 //! A client that can connect to the data listener has administrator rights. A TCP listener beyond loopback therefore
 //! needs authentication, or `access.open = true`.
 
+use super::Config;
+use super::address::ListenAddr;
+use super::problem::{Problem, Problems};
 use super::section::Section;
 use super::server::Server;
 use super::tree::Location;
-use super::{Config, ListenAddr, Problem, Problems};
 
 /// The configured ways to authenticate.
 #[derive(Clone, Copy)]

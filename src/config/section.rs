@@ -5,12 +5,13 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use super::overlay::Env;
 use super::problem::Problem;
 use super::secret::{SecretError, SecretText, SecretWarning, parse_secret, read_regular_secret_file};
+use super::source::NamedFile;
 use super::suggest::closest;
 use super::tree::{ConfigValue, Location, Node, Table, line_of};
 use super::units::{ParseResult, text};
-use super::{Env, NamedFile};
 use crate::domain::chat::command::CommandName;
 
 /// Maximum length in bytes of an unknown key that a message repeats. A longer one is not a typo of a key; it could be a

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use super::address::ListenAddr;
 use super::address::host_name;
+use super::caller::Caller;
 use super::caller::read_token;
 use super::section::{SecretNames, Section};
+use super::tls::Tls;
 use super::tree::{Location, Node};
 use super::units::{NOT_A_STRING, ParseResult, boolean, count, duration, hours, millis, parsed, size};
-use super::{Caller, ListenAddr, Tls};
 use crate::domain::caller::BearerToken;
 
 /// Maximum number of addresses in `listen`.

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use super::address::ListenAddr;
 use super::caller::UNKNOWN_APP;
 use super::section::{SecretNames, Section};
+use super::server::Server;
 use super::units::{duration, parsed};
-use super::{ListenAddr, Server};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::webhook::Token;
 
