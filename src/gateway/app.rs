@@ -13,20 +13,18 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::pairs::PairService;
-use super::replication::FleetHandle;
-use super::state::{Gateway, GatewayBuildError};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::chat::app::{AppName, SdkAppId};
+use crate::domain::chat::app::{AppName, Identifier, SdkAppId};
 use crate::domain::chat::command::{CommandName, FOLLOW_CHECK};
+use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, FleetApp};
 use crate::limits::AppQuotas;
-use crate::telemetry::metrics::AppRecorder;
 use crate::upstream::signer::Signer;
-use crate::upstream::{SharedFailover, Upstream};
+use crate::upstream::SharedFailover;
 
 /// One app, shared by all threads.
 pub struct App {
@@ -78,8 +76,8 @@ pub(super) struct Shared<'a> {
 }
 
 impl App {
-    pub(super) fn new(app: &config::App, config: &Config, shared: &Shared<'_>) -> Result<Self, GatewayBuildError> {
-        let hash_key = clock::os_random().map_err(GatewayBuildError::Random)?;
+    pub(super) fn new(app: &config::App, config: &Config, shared: &Shared<'_>) -> Result<Self, getrandom::Error> {
+        let hash_key = clock::os_random()?;
         let quotas = AppQuotas::new(app.quota.clone(), shared.fleet.map(|fleet| (Arc::clone(fleet), app.sdkappid)));
         let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
         let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now);
@@ -155,29 +153,20 @@ impl App {
 /// What a reload compares of the configuration so far.
 pub(super) struct ReplacedApp<'a> {
     pub(super) endpoint: &'a config::Endpoint,
-    pub(super) identifier: &'a crate::domain::chat::app::Identifier,
+    pub(super) identifier: &'a Identifier,
 }
 
-/// One app on one worker thread, with this thread's connections and counters.
-pub(crate) struct AppWorker {
-    pub(super) app: Arc<App>,
-    pub(super) gateway: Arc<Gateway>,
-    pub(super) upstream: Upstream,
-    pub(super) recorder: Arc<AppRecorder>,
+/// One app's access to the fleet.
+#[derive(Clone)]
+pub(super) struct FleetHandle {
+    pub fleet: Arc<Fleet>,
+    pub shared: Arc<FleetApp>,
 }
 
-impl AppWorker {
-    /// Opens no connection yet.
-    pub(super) fn new(
-        gateway: &Arc<Gateway>,
-        app: &Arc<App>,
-        config: &config::App,
-        recorder: &Arc<AppRecorder>,
-    ) -> Result<Arc<Self>, GatewayBuildError> {
-        let (failover, buffered) = (Arc::clone(&app.chat.failover), Arc::clone(&gateway.buffered));
-        let upstream = Upstream::new(config, &gateway.config.upstream, failover, buffered)
-            .map_err(|error| GatewayBuildError::Upstream(app.name.clone(), error))?;
-        let (gateway, app, recorder) = (Arc::clone(gateway), Arc::clone(app), Arc::clone(recorder));
-        Ok(Arc::new(Self { app, gateway, upstream, recorder }))
+impl FleetHandle {
+    pub(super) fn new(fleet: &Arc<Fleet>, app: &config::App, config: &Config) -> Self {
+        let keys = Arc::new(FleetKeys::new(&app.secret_key, app.sdkappid, &app.endpoint.to_string()));
+        let shared = FleetApp { app: app.sdkappid, keys, ttl: config.cache.ttl };
+        Self { fleet: Arc::clone(fleet), shared: Arc::new(shared) }
     }
 }

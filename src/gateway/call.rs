@@ -9,34 +9,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::app::{App, AppWorker};
+use super::app::App;
 use super::invalidation::WriteFence;
 use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
 use super::request::{CallContext, CallStats};
+use super::response::CallResult;
+use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::chat::envelope::Envelope;
 use crate::domain::pairs::lookups::BatchId;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
-use crate::domain::policy::outcome::{self, AttemptOutcome, Effect};
+use crate::domain::policy::outcome::{AttemptOutcome, Effect};
 use crate::domain::policy::parking::ParkingChange;
 use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, Permit};
 use crate::upstream::signer::Signature;
 use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
-
-/// How a call ended: a response of Chat, which may be an error response, or the reason why there is none.
-pub(super) type CallResult = Result<ChatResponse, GatewayError>;
-
-/// Returns whether Chat, the connection, or the quota failed, so that a stale answer is better than none.
-pub(super) fn allows_stale(result: &CallResult) -> bool {
-    match result {
-        Ok(response) => outcome::allows_stale(response.error_code),
-        Err(error) => error.allows_stale(),
-    }
-}
 
 /// What a call is made for, and what it may do.
 pub(super) struct CallSpec<'a> {

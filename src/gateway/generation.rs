@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{Gateway, GatewayBuildError, Worker};
+use super::state::{Gateway, GatewayBuildError};
+use super::worker::Worker;
 use crate::config::Config;
 
 /// The current gateway, and the current worker of each thread.

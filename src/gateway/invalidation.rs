@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::app::App;
+use super::app::{App, FleetHandle};
 use super::pairs::PairService;
-use super::replication::FleetHandle;
 use crate::clock;
 use crate::domain::pairs::scope::{Scope, ScopeKeys};
 

@@ -32,6 +32,7 @@ mod simulation;
 pub mod stack;
 mod state;
 mod stats;
+mod worker;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -43,13 +44,14 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 
-use self::app::AppWorker;
 use self::directory::AppReference;
 use self::pairs::check::LookupOptions;
 use self::relay::RelayRequest;
-use self::request::{CallContext, RequestContext, RequestGuard};
+use self::observe::access_log::RequestGuard;
+use self::request::{CallContext, RequestContext};
 use self::response::{BUFFERED, Reply};
 use self::route::Route;
+use self::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;
@@ -67,8 +69,9 @@ use crate::telemetry::metrics::labels::CommandLabel;
 
 pub use self::app::App;
 pub use self::replication::InvalidationSubscriber;
-pub use self::state::{Gateway, GatewayBuildError, Worker};
+pub use self::state::{Gateway, GatewayBuildError};
 pub use self::stats::AppStats;
+pub use self::worker::Worker;
 
 /// A body that has been read, and what counts its bytes.
 struct WholeBody {
@@ -97,7 +100,7 @@ impl Worker {
         let (head, body) = request.into_parts();
         let mut guard = RequestGuard::new(&self, &head, id, connection);
         // Pinned where it is made, here and below: an `await` would move the whole future first.
-        let result = pin!(self.respond(&head, body, connection, &mut guard.context)).await;
+        let result = pin!(self.respond(&head, body, connection, &mut guard.request.context)).await;
         self.record(guard, &result);
         result.map_or_else(GatewayError::into_response, Reply::into_response)
     }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderValue;
 
-use super::app::AppWorker;
-use super::call::{CallResult, CallSpec, PendingWrite};
+use super::call::{CallSpec, PendingWrite};
 use super::detach::DetachOnDrop;
 use super::request::{CallContext, CallStats};
-use super::response::{Reply, counted};
+use super::response::{CallResult, Reply, counted};
 use super::state::Gateway;
+use super::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};

@@ -5,12 +5,11 @@
 
 use std::sync::Arc;
 
-use super::app::{App, AppWorker};
+use super::app::{App, FleetHandle};
 use super::generation::Generations;
+use super::worker::AppWorker;
 use crate::clock;
-use crate::config::{self, Config};
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::message;
 use crate::domain::follow::request::CheckRequest;
 use crate::domain::pairs::cache::CachedPair;
@@ -18,22 +17,7 @@ use crate::domain::pairs::check::CheckSession;
 use crate::domain::pairs::lookups::CacheablePair;
 use crate::domain::pairs::pair::Pair;
 use crate::domain::pairs::scope::Scope;
-use crate::fleet::{Fleet, FleetApp, Mode, OnInvalidation};
-
-/// One app's access to the fleet.
-#[derive(Clone)]
-pub(super) struct FleetHandle {
-    pub fleet: Arc<Fleet>,
-    pub shared: Arc<FleetApp>,
-}
-
-impl FleetHandle {
-    pub(super) fn new(fleet: &Arc<Fleet>, app: &config::App, config: &Config) -> Self {
-        let keys = Arc::new(FleetKeys::new(&app.secret_key, app.sdkappid, &app.endpoint.to_string()));
-        let shared = FleetApp { app: app.sdkappid, keys, ttl: config.cache.ttl };
-        Self { fleet: Arc::clone(fleet), shared: Arc::new(shared) }
-    }
-}
+use crate::fleet::{Mode, OnInvalidation};
 
 impl AppWorker {
     /// Reads the pairs that are missing here from the cache of the fleet, and caches them.

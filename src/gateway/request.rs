@@ -7,15 +7,12 @@ use std::time::{Duration, Instant};
 use http::request::Parts;
 
 use super::access::CallerIndex;
-use super::app::AppWorker;
-use super::observe::spans::RequestEnd;
-use super::state::Worker;
+use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::caller::QueueKey;
-use crate::error::GatewayError;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
-use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
+use crate::telemetry::metrics::labels::CommandLabel;
 use crate::telemetry::trace::{Context, SpanHandle};
 
 /// Who waits for a call, and until when.
@@ -102,45 +99,31 @@ impl CallStats {
     }
 }
 
-/// A request until it has its response. If its caller disconnects before that, the guard is dropped with the future
-/// that works on the request, and the request is counted as abandoned; a panic drops it likewise, and the request is
-/// counted as an internal error. Calls that it caused are counted by themselves.
-pub(crate) struct RequestGuard<'a> {
-    pub(super) worker: &'a Worker,
+/// A request as its log line and its span show it.
+pub(crate) struct RequestRecord<'a> {
     pub(super) head: &'a Parts,
     pub(super) id: RequestId,
     pub(super) connection: ConnectionInfo,
     pub(super) context: RequestContext<'a>,
-    pub(super) answered: bool,
 }
 
-impl<'a> RequestGuard<'a> {
-    pub(super) fn new(worker: &'a Worker, head: &'a Parts, id: RequestId, connection: ConnectionInfo) -> Self {
+impl<'a> RequestRecord<'a> {
+    /// Starts now. `span` is its span, if traces are taken.
+    pub(super) fn new(
+        head: &'a Parts,
+        id: RequestId,
+        connection: ConnectionInfo,
+        span: Option<Box<SpanHandle>>,
+    ) -> Self {
         let context = RequestContext {
             caller: None,
             app: None,
             command: CommandLabel::other(),
             started: clock::now(),
-            span: worker.start_request_span(head),
+            span,
             waited: Duration::ZERO,
             call: None,
         };
-        Self { worker, head, id, connection, context, answered: false }
-    }
-}
-
-impl Drop for RequestGuard<'_> {
-    fn drop(&mut self) {
-        if self.answered {
-            return;
-        }
-        let outcome = match std::thread::panicking() {
-            // The panic is turned into a response further up.
-            true => Outcome::rejected(&GatewayError::Internal),
-            false => Outcome::ABANDONED,
-        };
-        let took = clock::now() - self.context.started;
-        self.worker.count_request(&self.context, outcome, took);
-        self.worker.end_request_span(self, &RequestEnd { outcome, took, status: None, error_code: 0, pairs: None });
+        Self { head, id, connection, context }
     }
 }

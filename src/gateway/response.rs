@@ -1,4 +1,4 @@
-//! A response before it is sent.
+//! Responses: how a call to Chat ended, and what the caller gets.
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_TYPE};
@@ -7,6 +7,9 @@ use http_body_util::Full;
 
 use crate::capacity::CapacityGuard;
 use crate::domain::pairs::directives::PairSources;
+use crate::domain::policy::outcome;
+use crate::error::GatewayError;
+use crate::upstream::ChatResponse;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const EXPLAIN: HeaderName = HeaderName::from_static("chatgate-explain");
@@ -17,6 +20,17 @@ pub(super) const BUFFERED: &str = "buffered bytes (server.max_buffered)";
 /// Shorter responses are not counted among the buffered bytes while they wait for their reader: those of all requests
 /// together are no more than one of the largest.
 pub(super) const UNCOUNTED_MAX: usize = 4 * 1024;
+
+/// How a call ended: a response of Chat, which may be an error response, or the reason why there is none.
+pub(super) type CallResult = Result<ChatResponse, GatewayError>;
+
+/// Returns whether Chat, the connection, or the quota failed, so that a stale answer is better than none.
+pub(super) fn allows_stale(result: &CallResult) -> bool {
+    match result {
+        Ok(response) => outcome::allows_stale(response.error_code),
+        Err(error) => error.allows_stale(),
+    }
+}
 
 /// A response of the gateway.
 #[derive(Debug)]

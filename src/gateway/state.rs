@@ -1,4 +1,4 @@
-//! One generation of the gateway: what all threads share, and what each thread has of its own.
+//! One generation of the gateway: what all threads share under one configuration.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use tokio_util::task::TaskTracker;
 
 use super::access::Access;
-use super::app::{App, AppWorker, ReplacedApp, Shared};
+use super::app::{App, ReplacedApp, Shared};
 use super::directory::Directory;
 use super::observe::samples::LogSampler;
 use crate::capacity::Capacity;
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::domain::chat::app::AppName;
 use crate::fleet::{Fleet, FleetError};
 use crate::http::host::Hosts;
-use crate::telemetry::metrics::{AppRecorder, Metrics};
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{TraceError, Tracing};
 use crate::upstream::UpstreamError;
 
@@ -51,7 +51,7 @@ pub struct Gateway {
 pub enum GatewayBuildError {
     /// No random key for hashing names.
     #[error("the operating system returns no random numbers: {0}")]
-    Random(getrandom::Error),
+    Random(#[from] getrandom::Error),
     /// An app's client for Chat.
     #[error("app {0}")]
     Upstream(AppName, #[source] UpstreamError),
@@ -124,30 +124,5 @@ impl Gateway {
             let Some(old) = before.config.apps.iter().find(|old| old.sdkappid == config.sdkappid) else { continue };
             app.activate(&ReplacedApp { endpoint: &old.endpoint, identifier: &old.identifier }, config);
         }
-    }
-}
-
-/// The gateway on one worker thread, with this thread's connections and counters.
-pub struct Worker {
-    /// What all threads share.
-    pub gateway: Arc<Gateway>,
-    pub(super) apps: Directory<Arc<AppWorker>>,
-    /// Counters of requests that reached no app.
-    pub(super) recorder: Arc<AppRecorder>,
-}
-
-impl Worker {
-    /// Opens no connection yet.
-    ///
-    /// # Errors
-    /// If an app's client for Chat cannot be built.
-    pub fn new(gateway: Arc<Gateway>) -> Result<Arc<Self>, GatewayBuildError> {
-        let recorder = gateway.metrics.recorder();
-        let mut parts = gateway.config.apps.iter().zip(recorder.apps());
-        let apps = gateway.apps.map(|app| {
-            let (config, recorder) = parts.next().expect("one for each app");
-            AppWorker::new(&gateway, app, config, recorder)
-        })?;
-        Ok(Arc::new(Self { apps, recorder: Arc::clone(recorder.no_app()), gateway }))
     }
 }

@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use http::request::Parts;
 use tracing::Level;
 
 use super::spans::RequestEnd;
 use crate::clock;
 use crate::error::GatewayError;
-use crate::gateway::request::{RequestContext, RequestCost, RequestGuard};
+use crate::gateway::request::{RequestContext, RequestCost, RequestRecord};
 use crate::gateway::response::Reply;
-use crate::gateway::state::Worker;
+use crate::gateway::worker::Worker;
 use crate::http::headers::RequestHeaders;
+use crate::http::peer::ConnectionInfo;
+use crate::http::request_id::RequestId;
 use crate::http::traceparent::traceparent;
 use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
@@ -23,6 +26,39 @@ struct RequestSummary {
     pairs: Option<PairCounts>,
     /// The failure is not the caller's.
     is_failure: bool,
+}
+
+/// A request until it has its response. If its caller disconnects before that, the guard is dropped with the future
+/// that works on the request, and the request is counted as abandoned; a panic drops it likewise, and the request is
+/// counted as an internal error. Calls that it caused are counted by themselves.
+pub(crate) struct RequestGuard<'a> {
+    worker: &'a Worker,
+    pub(crate) request: RequestRecord<'a>,
+    answered: bool,
+}
+
+impl<'a> RequestGuard<'a> {
+    pub(crate) fn new(worker: &'a Worker, head: &'a Parts, id: RequestId, connection: ConnectionInfo) -> Self {
+        let request = RequestRecord::new(head, id, connection, worker.start_request_span(head));
+        Self { worker, request, answered: false }
+    }
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        if self.answered {
+            return;
+        }
+        let outcome = match std::thread::panicking() {
+            // The panic is turned into a response further up.
+            true => Outcome::rejected(&GatewayError::Internal),
+            false => Outcome::ABANDONED,
+        };
+        let took = clock::now() - self.request.context.started;
+        self.worker.count_request(&self.request.context, outcome, took);
+        let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None };
+        self.worker.end_request_span(&self.request, &end);
+    }
 }
 
 impl Worker {
@@ -37,8 +73,9 @@ impl Worker {
     }
 
     /// Records a request that has its response.
-    pub(crate) fn record(&self, mut request: RequestGuard<'_>, result: &Result<Reply, GatewayError>) {
-        request.answered = true;
+    pub(crate) fn record(&self, mut guard: RequestGuard<'_>, result: &Result<Reply, GatewayError>) {
+        guard.answered = true;
+        let request = &guard.request;
         let context = &request.context;
         let now = clock::now();
         let took = now - context.started;
@@ -57,20 +94,20 @@ impl Worker {
         if context.span.is_some() {
             let error_code = result.as_ref().map_or(0, |reply| reply.error_code);
             let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs };
-            self.end_request_span(&request, &end);
+            self.end_request_span(request, &end);
         }
         let is_failure = result.as_ref().is_err_and(|error| error.wire().level == Level::WARN);
         let succeeded = outcome == Outcome::OK;
         let requests = self.gateway.config.log.requests;
         if is_failure || self.gateway.samples.takes(requests, succeeded, clock::tick_at(now)) {
-            self.log(&request, result, &RequestSummary { outcome, took, pairs, is_failure });
+            self.log(request, result, &RequestSummary { outcome, took, pairs, is_failure });
         }
     }
 
     /// Writes the line. It names no user, and contains nothing of body, query, or signature.
     #[cold]
-    fn log(&self, request: &RequestGuard<'_>, result: &Result<Reply, GatewayError>, summary: &RequestSummary) {
-        let RequestGuard { head, id, connection, context, .. } = request;
+    fn log(&self, request: &RequestRecord<'_>, result: &Result<Reply, GatewayError>, summary: &RequestSummary) {
+        let RequestRecord { head, id, connection, context } = request;
         let error = result.as_ref().err();
         let cause = match error {
             Some(GatewayError::UpstreamUnreachable { cause, .. }) => Some(cause.as_str()),
@@ -131,8 +168,7 @@ mod tests {
     use crate::config;
     use crate::domain::caller::QueueKey;
     use crate::gateway::Gateway;
-    use crate::http::peer::{ConnectionInfo, Peer};
-    use crate::http::request_id::RequestId;
+    use crate::http::peer::Peer;
 
     #[test]
     fn dropped_requests_are_abandoned_and_panics_are_internal_errors() {

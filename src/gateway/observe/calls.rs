@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::spans::{CallParent, CallSpan};
 use crate::clock;
-use crate::gateway::app::AppWorker;
 use crate::gateway::request::CallStats;
+use crate::gateway::worker::AppWorker;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel};
 use crate::upstream::signer::{Signature, Signer};
 use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, LeasedConnection};

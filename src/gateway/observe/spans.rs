@@ -21,11 +21,10 @@ use crate::clock;
 use crate::domain::chat::command::CommandName;
 use crate::domain::pairs::lookups::BatchId;
 use crate::domain::policy::failover::Side;
-use crate::gateway::app::AppWorker;
 use crate::gateway::pairs::LookupState;
-use crate::gateway::request::RequestGuard;
+use crate::gateway::request::RequestRecord;
 use crate::gateway::route;
-use crate::gateway::state::Worker;
+use crate::gateway::worker::{AppWorker, Worker};
 use crate::http::peer::Peer;
 use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
 use crate::telemetry::metrics::{PairCounts, SOURCES};
@@ -115,12 +114,12 @@ impl Worker {
     }
 
     /// Ends the span of a request.
-    pub(crate) fn end_request_span(&self, request: &RequestGuard<'_>, end: &RequestEnd) {
+    pub(crate) fn end_request_span(&self, request: &RequestRecord<'_>, end: &RequestEnd) {
         let (Some(tracing), Some(span)) = (&self.gateway.tracing, &request.context.span) else { return };
         tracing.end(span, || self.request_span_end(request, end));
     }
 
-    fn request_span_end(&self, request: &RequestGuard<'_>, end: &RequestEnd) -> SpanEnd {
+    fn request_span_end(&self, request: &RequestRecord<'_>, end: &RequestEnd) -> SpanEnd {
         let method = known_method(&request.head.method);
         let path = route::path(request.head.uri.path()).ok();
         let template = path.as_ref().map(|path| TEMPLATES[usize::from(path.app.is_some())]);
@@ -166,11 +165,11 @@ impl Worker {
 /// Adds what the conventions say of an HTTP request.
 fn add_http(
     attributes: &mut Attributes,
-    request: &RequestGuard<'_>,
+    request: &RequestRecord<'_>,
     method: Option<&'static str>,
     template: Option<&'static str>,
 ) {
-    let RequestGuard { head, connection, context, .. } = request;
+    let RequestRecord { head, connection, context, .. } = request;
     attributes.add("http.request.method", method.unwrap_or("_OTHER"));
     attributes.add("url.scheme", if connection.tls { "https" } else { "http" });
     if let Some(template) = template {

@@ -11,11 +11,10 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use tokio::sync::oneshot;
 
-use super::super::app::AppWorker;
 use super::super::cache_control;
-use super::super::call::{CallResult, allows_stale};
 use super::super::request::{CallContext, RequestContext};
-use super::super::response::{BUFFERED, Reply, UNCOUNTED_MAX, counted};
+use super::super::response::{BUFFERED, CallResult, Reply, UNCOUNTED_MAX, allows_stale, counted};
+use super::super::worker::AppWorker;
 use super::{PairService, WaiterHandle};
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;

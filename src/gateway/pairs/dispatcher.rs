@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::app::{App, AppWorker};
-use super::super::call::{Acquired, CallResult, CallSpec, allows_stale};
+use super::super::app::App;
+use super::super::call::{Acquired, CallSpec};
 use super::super::request::CallContext;
+use super::super::response::{CallResult, allows_stale};
+use super::super::worker::AppWorker;
 use super::{LookupState, PairService};
 use crate::clock;
 use crate::domain::caller::QueueKey;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use super::call::CallResult;
+use super::response::CallResult;
 use crate::config::Config;
 use crate::domain::pairs::cache::PairCache;
 use crate::domain::pairs::check::PairView;
