@@ -216,4 +216,5 @@ fn read_sections(context: &LoadContext<'_>, table: &Table) -> Config {
 }
 
 #[cfg(test)]
+#[path = "../../tests/unit/config/mod.rs"]
 mod tests;

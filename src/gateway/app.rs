@@ -23,8 +23,8 @@ use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
 use crate::fleet::{Fleet, FleetApp};
 use crate::limits::AppQuotas;
-use crate::upstream::signer::Signer;
 use crate::upstream::SharedFailover;
+use crate::upstream::signer::Signer;
 
 /// One app, shared by all threads.
 pub struct App {

@@ -45,9 +45,9 @@ use http_body::Body;
 use http_body_util::Full;
 
 use self::directory::AppReference;
+use self::observe::access_log::RequestGuard;
 use self::pairs::check::LookupOptions;
 use self::relay::RelayRequest;
-use self::observe::access_log::RequestGuard;
 use self::request::{CallContext, RequestContext};
 use self::response::{BUFFERED, Reply};
 use self::route::Route;

@@ -28,6 +28,7 @@ mod tls;
 mod webhook;
 
 #[cfg(test)]
+#[path = "../../tests/unit/sandbox.rs"]
 mod tests;
 
 use std::net::SocketAddr;

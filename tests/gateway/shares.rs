@@ -104,7 +104,7 @@ async fn command_quota_rejection_does_not_consume_caller_quota() {
     for _ in 0..5 {
         let many = gateway.send(TestRequest::command("openim/sendmsg").token(MANY)).await;
         many.assert_error(429, "rate_limited", 60007);
-        assert!(many.text().contains("the quota of openim/sendmsg"), "{many:?}");
+        assert!(many.text().contains("quota for openim/sendmsg"), "{many:?}");
     }
     gateway.send(TestRequest::command("openim/querystate").token(MANY)).await.assert_relayed(200, OK);
 }
@@ -118,7 +118,7 @@ async fn lookups_consume_caller_quota_per_call_and_hits_none() {
     let check = |to: &[String]| TestRequest::check("ann", to).token(MANY);
     // The quota allows one call per second, never two at once.
     let impossible = gateway.send(check(&to)).await;
-    assert!(impossible.text().contains("this takes 2 calls"), "{impossible:?}");
+    assert!(impossible.text().contains("this request needs 2 calls"), "{impossible:?}");
     assert_eq!(count_served(&[impossible]), 0);
     assert_eq!(chat.call_count(), 0);
     assert_eq!(gateway.send(check(&to[..100])).await.follow_types().len(), 100);

@@ -384,4 +384,5 @@ struct AccountItem<'a> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/unit/sandbox_commands.rs"]
 mod tests;

@@ -310,4 +310,5 @@ impl<'a> Scanner<'a> {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/unit/json_scan.rs"]
 mod tests;

@@ -4,7 +4,7 @@ use serde_json::Value;
 use super::*;
 
 fn vectors() -> Value {
-    serde_json::from_str(include_str!("../../../../tests/data/usersig-vectors.json")).expect("the vectors are JSON")
+    serde_json::from_str(include_str!("../data/usersig-vectors.json")).expect("the vectors are JSON")
 }
 
 fn text<'a>(item: &'a Value, member: &str) -> &'a str {

@@ -320,4 +320,5 @@ fn inflate(deflated: &[u8]) -> Result<Zeroizing<Vec<u8>>, UserSigError> {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/unit/usersig.rs"]
 mod tests;
