@@ -39,8 +39,8 @@
 //! | [`sandbox`] | a simulator of Chat |
 //! | [`cli`] | subcommands |
 
-pub mod admin;
-pub mod capacity;
+pub(crate) mod admin;
+pub(crate) mod capacity;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -49,10 +49,10 @@ pub mod error;
 pub mod fleet;
 pub mod gateway;
 pub mod http;
-pub mod limits;
+pub(crate) mod limits;
 pub mod runtime;
 pub mod sandbox;
 pub mod server;
-pub mod telemetry;
+pub(crate) mod telemetry;
 pub mod upstream;
-pub mod webhook;
+pub(crate) mod webhook;

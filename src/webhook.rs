@@ -41,7 +41,7 @@ const ACCEPTED: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#
 
 /// The handler of the webhook listener, for all apps.
 #[derive(Clone)]
-pub struct Webhooks(Arc<WebhookState>);
+pub(crate) struct Webhooks(Arc<WebhookState>);
 
 struct WebhookState {
     generations: Arc<Generations>,
@@ -52,7 +52,7 @@ struct WebhookState {
 
 impl Webhooks {
     /// Invalidates pairs of the current generation's apps.
-    pub fn new(generations: Arc<Generations>) -> Self {
+    pub(crate) fn new(generations: Arc<Generations>) -> Self {
         Self(Arc::new(WebhookState {
             generations,
             buffered: Capacity::new(BUFFERED_MAX),

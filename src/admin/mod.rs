@@ -43,13 +43,13 @@ use crate::server::{ConnectionHandler, ConnectionService, Connections};
 use crate::telemetry::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
 /// Reloads the configuration: returns the keys whose new values require a restart, or why nothing has changed.
-pub type ReloadHandle = Box<dyn Fn() -> ReloadFuture + Send + Sync>;
+pub(crate) type ReloadHandle = Box<dyn Fn() -> ReloadFuture + Send + Sync>;
 /// A reload in progress.
-pub type ReloadFuture = Pin<Box<dyn Future<Output = Result<Vec<&'static str>, Box<dyn Error + Send + Sync>>> + Send>>;
+pub(crate) type ReloadFuture = Pin<Box<dyn Future<Output = Result<Vec<&'static str>, Box<dyn Error + Send + Sync>>> + Send>>;
 
 /// The handler of the admin listener.
 #[derive(Clone)]
-pub struct Admin {
+pub(crate) struct Admin {
     state: Arc<State>,
 }
 
@@ -76,19 +76,19 @@ impl State {
 
 impl Admin {
     /// Not ready yet. `POST /reload` calls `reload`, and `POST /quit` cancels `quit`.
-    pub fn new(current: Arc<Generations>, reload: ReloadHandle, quit: CancellationToken) -> Self {
+    pub(crate) fn new(current: Arc<Generations>, reload: ReloadHandle, quit: CancellationToken) -> Self {
         let (history, started_at) = (History::default(), clock::unix_now());
         let (ready, connections) = (AtomicBool::new(false), OnceLock::new());
         Self { state: Arc::new(State { current, reload, ready, quit, connections, history, started_at }) }
     }
 
     /// Reports these connections as those of the data listeners.
-    pub fn watch_connections(&self, connections: &Connections) {
+    pub(crate) fn watch_connections(&self, connections: &Connections) {
         let _ = self.state.connections.set(connections.clone());
     }
 
     /// Records the counters once a second, for `/status` and the page. Never returns.
-    pub async fn record_history(self) {
+    pub(crate) async fn record_history(self) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -98,7 +98,7 @@ impl Admin {
     }
 
     /// Sets the state that `/readyz` reports.
-    pub fn set_ready(&self, ready: bool) {
+    pub(crate) fn set_ready(&self, ready: bool) {
         self.state.ready.store(ready, Ordering::Release);
     }
 

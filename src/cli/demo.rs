@@ -32,7 +32,7 @@ const PER_SECOND: NonZeroU32 = NonZeroU32::new(200).expect("not 0");
 
 /// Options of `chatgate demo`.
 #[derive(Debug, Clone, clap::Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Address of the data listener [default: 127.0.0.1:8700, or a free port if that is in use]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
@@ -49,7 +49,7 @@ pub struct DemoArgs {
 
 /// Why the demo cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum DemoError {
+pub(crate) enum DemoError {
     /// A gateway failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -71,7 +71,7 @@ pub enum DemoError {
 ///
 /// # Errors
 /// See [`DemoError`].
-pub fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoError> {
+pub(crate) fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode, DemoError> {
     for address in args.listen.iter().chain(&args.admin) {
         if !address.ip().is_loopback() {
             return Err(DemoError::NotLoopback(*address));

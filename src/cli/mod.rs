@@ -5,7 +5,7 @@
 
 mod check;
 mod control;
-pub mod demo;
+pub(crate) mod demo;
 mod doctor;
 mod init;
 mod output;

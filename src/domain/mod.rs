@@ -9,5 +9,5 @@ pub mod fleet;
 pub mod follow;
 pub mod json;
 pub mod pairs;
-pub mod policy;
+pub(crate) mod policy;
 pub mod tick;

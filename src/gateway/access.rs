@@ -25,7 +25,7 @@ use crate::limits::{CallerQuota, Reservation};
 
 /// Who may call, and what.
 #[derive(Debug)]
-pub struct Access {
+pub(crate) struct Access {
     /// The tokens of `callers`, in the same order.
     tokens: Vec<TokenDigest>,
     callers: Vec<Caller>,
@@ -36,7 +36,7 @@ pub struct Access {
 
 /// A configured caller, by its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallerIndex(usize);
+pub(crate) struct CallerIndex(usize);
 
 #[derive(Debug)]
 struct Caller {
@@ -61,7 +61,7 @@ struct Permissions {
 impl Access {
     /// Builds it from the configuration. A caller that `before` has keeps its quota; if its rate has changed, the new
     /// quota starts exhausted.
-    pub fn new(config: &Config, before: Option<&Self>) -> Self {
+    pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
         // With several callers, a flood of one leaves half of all slots to the others.
         let requests_max = match config.server.max_requests {
             max if config.callers.len() > 1 => max.div_ceil(2),
@@ -99,7 +99,7 @@ impl Access {
     ///
     /// # Errors
     /// `unauthenticated` if callers are configured and the request has no token of theirs.
-    pub fn identify(&self, headers: &HeaderMap) -> Result<Option<CallerIndex>, GatewayError> {
+    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Option<CallerIndex>, GatewayError> {
         if self.tokens.is_empty() {
             return Ok(None);
         }
@@ -191,7 +191,7 @@ impl Access {
     }
 
     /// Returns the caller's name, for logs and metrics.
-    pub fn name_of(&self, caller: CallerIndex) -> &CallerName {
+    pub(crate) fn name_of(&self, caller: CallerIndex) -> &CallerName {
         &self.caller(caller).name
     }
 
@@ -217,7 +217,7 @@ pub(super) fn check_header(access: &config::Access, headers: &RequestHeaders<'_>
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_uid(uids: &[u32], peer: Peer) -> Result<(), GatewayError> {
+pub(crate) fn check_uid(uids: &[u32], peer: Peer) -> Result<(), GatewayError> {
     match peer {
         Peer::Unix { uid } if !uids.is_empty() && !uid.is_some_and(|uid| uids.contains(&uid)) => {
             let what = "processes of this user may not use the Unix socket; add the user to server.unix_uids";

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::pairs::PairService;
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::chat::app::{AppName, Identifier, SdkAppId};
+use crate::domain::chat::app::{AppName, Identifier};
 use crate::domain::chat::command::{CommandName, FOLLOW_CHECK};
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
@@ -27,11 +27,9 @@ use crate::upstream::SharedFailover;
 use crate::upstream::signer::Signer;
 
 /// One app, shared by all threads.
-pub struct App {
+pub(crate) struct App {
     /// Its name in the configuration.
     pub name: AppName,
-    /// Its number at Chat.
-    pub sdkappid: SdkAppId,
     /// The primary domain.
     pub(super) endpoint: config::Endpoint,
     /// The standby domain.
@@ -83,7 +81,6 @@ impl App {
         let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now);
         Ok(Self {
             name: app.name.clone(),
-            sdkappid: app.sdkappid,
             endpoint: app.endpoint.clone(),
             standby: app.standby.clone(),
             write_settle: config.cache.write_settle,
@@ -109,7 +106,6 @@ impl App {
             if same_domains { Arc::clone(&self.chat.failover) } else { SharedFailover::new(app.standby.is_some()) };
         Self {
             name: app.name.clone(),
-            sdkappid: app.sdkappid,
             endpoint: app.endpoint.clone(),
             standby: app.standby.clone(),
             write_settle: config.cache.write_settle,
@@ -145,7 +141,7 @@ impl App {
 
     /// Caps the rate of a command at the limit that Chat announced, for a while. The cap never exceeds the configured
     /// rate.
-    pub fn apply_rate_alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
+    pub(crate) fn apply_rate_alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
         self.chat.quotas.alert(name, limit);
     }
 }

@@ -10,7 +10,7 @@ use crate::error::GatewayError;
 
 /// One `T` for each configured app.
 #[derive(Debug)]
-pub struct Directory<T> {
+pub(crate) struct Directory<T> {
     /// In the order of the configuration.
     entries: Vec<T>,
     index: Arc<Index>,
@@ -52,12 +52,12 @@ impl<T> Directory<T> {
     }
 
     /// Iterates in the order of the configuration.
-    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, T> {
         self.entries.iter()
     }
 
     /// Returns the app with this name, or without a name the default app.
-    pub fn named(&self, name: Option<&str>) -> Option<&T> {
+    pub(crate) fn named(&self, name: Option<&str>) -> Option<&T> {
         let index = match name {
             None => self.index.default?,
             Some(name) => *self.index.by_name.get(&name.parse::<AppName>().ok()?)?,
@@ -66,7 +66,7 @@ impl<T> Directory<T> {
     }
 
     /// Returns the app with this SDKAppID.
-    pub fn numbered(&self, sdkappid: SdkAppId) -> Option<&T> {
+    pub(crate) fn numbered(&self, sdkappid: SdkAppId) -> Option<&T> {
         self.entries.get(self.position(sdkappid)?)
     }
 

@@ -11,18 +11,18 @@ use super::worker::Worker;
 use crate::config::Config;
 
 /// The current gateway, and the current worker of each thread.
-pub struct Generations {
+pub(crate) struct Generations {
     gateway: ArcSwap<Gateway>,
     threads: Vec<ThreadWorker>,
 }
 
 /// The current worker of one thread.
 #[derive(Clone)]
-pub struct ThreadWorker(Arc<ArcSwap<Worker>>);
+pub(crate) struct ThreadWorker(Arc<ArcSwap<Worker>>);
 
 impl ThreadWorker {
     /// Returns the worker for a request that starts now.
-    pub fn load(&self) -> Arc<Worker> {
+    pub(crate) fn load(&self) -> Arc<Worker> {
         self.0.load_full()
     }
 }
@@ -32,7 +32,7 @@ impl Generations {
     ///
     /// # Errors
     /// See [`GatewayBuildError`].
-    pub fn new(config: Config, threads: usize) -> Result<Arc<Self>, GatewayBuildError> {
+    pub(crate) fn new(config: Config, threads: usize) -> Result<Arc<Self>, GatewayBuildError> {
         let gateway = Gateway::new(config)?;
         let thread = |_| Ok(ThreadWorker(Arc::new(ArcSwap::new(Worker::new(Arc::clone(&gateway))?))));
         let threads = (0..threads).map(thread).collect::<Result<_, GatewayBuildError>>()?;
@@ -40,12 +40,12 @@ impl Generations {
     }
 
     /// Returns the current gateway.
-    pub fn gateway(&self) -> Arc<Gateway> {
+    pub(crate) fn gateway(&self) -> Arc<Gateway> {
         self.gateway.load_full()
     }
 
     /// Returns the worker slot of each thread.
-    pub fn threads(&self) -> &[ThreadWorker] {
+    pub(crate) fn threads(&self) -> &[ThreadWorker] {
         &self.threads
     }
 
@@ -53,7 +53,7 @@ impl Generations {
     ///
     /// # Errors
     /// See [`GatewayBuildError`].
-    pub fn replace(&self, config: Config) -> Result<(), GatewayBuildError> {
+    pub(crate) fn replace(&self, config: Config) -> Result<(), GatewayBuildError> {
         let before = self.gateway();
         let next = before.reloaded(config)?;
         let workers = self.threads.iter().map(|_| Worker::new(Arc::clone(&next))).collect::<Result<Vec<_>, _>>()?;

@@ -11,13 +11,13 @@ impl App {
     /// Invalidates the pairs of a scope. Once this returns, no answer comes from a lookup that was sent before, neither
     /// from the cache nor from a lookup in flight. For `cache.write_settle` results about these pairs are not cached,
     /// as after a write.
-    pub fn invalidate(&self, scope: &Scope) {
+    pub(crate) fn invalidate(&self, scope: &Scope) {
         self.pairs.invalidate(&ScopeKeys::new(scope, &self.pairs.hasher));
     }
 
     /// Invalidates the pairs of a scope here and in the other replicas. Once this returns, Redis has passed it on, or is
     /// unreachable.
-    pub async fn invalidate_everywhere(&self, scope: &Scope) {
+    pub(crate) async fn invalidate_everywhere(&self, scope: &Scope) {
         self.invalidate(scope);
         self.publish_invalidation(scope).await;
     }

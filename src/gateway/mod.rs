@@ -11,13 +11,13 @@
 //!
 //! Lookups and relayed calls both end in `call`: permit, signature, [`crate::upstream`].
 
-pub mod access;
+pub(crate) mod access;
 mod app;
 pub mod cache_control;
 mod call;
 mod detach;
 mod directory;
-pub mod generation;
+pub(crate) mod generation;
 mod invalidation;
 pub(crate) mod observe;
 mod pairs;
@@ -29,7 +29,7 @@ pub mod route;
 #[cfg(test)]
 #[path = "../../tests/model/calls/mod.rs"]
 mod simulation;
-pub mod stack;
+pub(crate) mod stack;
 mod state;
 mod stats;
 mod worker;
@@ -67,11 +67,11 @@ use crate::http::traceparent::traceparent;
 use crate::http::wakeups::FilteredBody;
 use crate::telemetry::metrics::labels::CommandLabel;
 
-pub use self::app::App;
-pub use self::replication::InvalidationSubscriber;
-pub use self::state::{Gateway, GatewayBuildError};
-pub use self::stats::AppStats;
-pub use self::worker::Worker;
+pub(crate) use self::app::App;
+pub(crate) use self::replication::InvalidationSubscriber;
+pub(crate) use self::state::{Gateway, GatewayBuildError};
+pub(crate) use self::stats::AppStats;
+pub(crate) use self::worker::Worker;
 
 /// A body that has been read, and what counts its bytes.
 struct WholeBody {
@@ -88,7 +88,7 @@ struct Admitted {
 
 impl Worker {
     /// Answers a request. Never fails: an error becomes a response.
-    pub async fn handle<B>(
+    pub(crate) async fn handle<B>(
         self: Arc<Self>,
         request: Request<B>,
         id: RequestId,

@@ -56,7 +56,7 @@ impl App {
 }
 
 /// Applies invalidations of other replicas to the current generation.
-pub struct InvalidationSubscriber(pub Arc<Generations>);
+pub(crate) struct InvalidationSubscriber(pub Arc<Generations>);
 
 impl OnInvalidation for InvalidationSubscriber {
     fn invalidated(&self, app: SdkAppId, sealed: &[u8]) {

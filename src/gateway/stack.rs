@@ -20,7 +20,7 @@ use crate::server::{ConnectionHandler, ConnectionService};
 use crate::telemetry::metrics::labels::Outcome;
 
 /// A complete response body, in the box that the panic layer puts it into.
-pub type ResponseBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
+pub(crate) type ResponseBody = tower_http::body::UnsyncBoxBody<Bytes, tower_http::BoxError>;
 
 /// The data listener: each request takes the worker of its thread that is current when it begins.
 impl ConnectionHandler for ThreadWorker {
@@ -43,7 +43,7 @@ impl ConnectionHandler for ThreadWorker {
 /// Builds the service of one connection. Every listener uses the same layers.
 ///
 /// A layer must always be ready, see [`ConnectionService`].
-pub fn service<H, F>(mut handler: H) -> impl ConnectionService<ResponseBody>
+pub(crate) fn service<H, F>(mut handler: H) -> impl ConnectionService<ResponseBody>
 where
     H: FnMut(Request<Incoming>, RequestId) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,

@@ -19,7 +19,7 @@ use crate::telemetry::trace::{TraceError, Tracing};
 use crate::upstream::UpstreamError;
 
 /// The gateway under one configuration, shared by all threads.
-pub struct Gateway {
+pub(crate) struct Gateway {
     /// The configuration.
     pub config: Config,
     /// Host names that requests may use.
@@ -68,7 +68,7 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`GatewayBuildError`].
-    pub fn new(config: Config) -> Result<Arc<Self>, GatewayBuildError> {
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>, GatewayBuildError> {
         let fleet = config.fleet.as_ref().map(Fleet::new).transpose()?;
         let tracing = config.trace.as_ref().map(Tracing::new).transpose()?;
         let tasks = TaskTracker::new();

@@ -10,7 +10,7 @@ use crate::telemetry::metrics::UpstreamState;
 
 /// The state of an app at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AppStats {
+pub(crate) struct AppStats {
     /// Pairs in the cache, expired ones included.
     pub cache_pairs: usize,
     /// Pairs that requests wait for, counted once for each waiting request.
@@ -27,7 +27,7 @@ pub struct AppStats {
 
 impl App {
     /// Returns its state.
-    pub fn stats(&self) -> AppStats {
+    pub(crate) fn stats(&self) -> AppStats {
         let (pairs_waiting, pairs_queued) = {
             let lookups = self.pairs.lookups();
             (lookups.scheduler.waiting(), lookups.scheduler.queued())
@@ -44,7 +44,7 @@ impl App {
     }
 
     /// Returns where its calls go, and if not to the primary domain, why.
-    pub fn upstream_state(&self) -> (UpstreamState, Option<String>) {
+    pub(crate) fn upstream_state(&self) -> (UpstreamState, Option<String>) {
         let parking = self.chat.parking();
         if let Some(reason) = parking.app(clock::tick()) {
             return (UpstreamState::Parked, Some(describe(reason)));
@@ -58,12 +58,12 @@ impl App {
     }
 
     /// Returns by how many seconds Chat's clock is ahead of this machine's.
-    pub fn clock_skew(&self) -> i64 {
+    pub(crate) fn clock_skew(&self) -> i64 {
         self.chat.signer.load().skew()
     }
 
     /// Returns the state of a command's quota.
-    pub fn quota_stats(&self, name: CommandName<'_>) -> QuotaStats {
+    pub(crate) fn quota_stats(&self, name: CommandName<'_>) -> QuotaStats {
         self.chat.quotas.of(name).stats()
     }
 }

@@ -10,7 +10,7 @@ use crate::telemetry::metrics::AppRecorder;
 use crate::upstream::Upstream;
 
 /// The gateway on one worker thread, with this thread's connections and counters.
-pub struct Worker {
+pub(crate) struct Worker {
     /// What all threads share.
     pub gateway: Arc<Gateway>,
     pub(super) apps: Directory<Arc<AppWorker>>,
@@ -23,7 +23,7 @@ impl Worker {
     ///
     /// # Errors
     /// If an app's client for Chat cannot be built.
-    pub fn new(gateway: Arc<Gateway>) -> Result<Arc<Self>, GatewayBuildError> {
+    pub(crate) fn new(gateway: Arc<Gateway>) -> Result<Arc<Self>, GatewayBuildError> {
         let recorder = gateway.metrics.recorder();
         let mut parts = gateway.config.apps.iter().zip(recorder.apps());
         let apps = gateway.apps.map(|app| {

@@ -7,7 +7,7 @@ use crate::domain::caller::TOKEN_LEN_MAX;
 
 /// Returns the token of a request with exactly one `Authorization` header. The scheme `Bearer` may have any case
 /// (RFC 6750 section 2.1, RFC 9110 section 11.1). `None` if the token is longer than any valid token.
-pub fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, rest) = value.as_bytes().split_at_checked("Bearer ".len())?;

@@ -10,7 +10,7 @@ use crate::capacity::{Capacity, CapacityGuard};
 
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// The body exceeds its limit.
     #[error("the body is too large")]
     TooLarge,
@@ -28,7 +28,7 @@ pub enum BodyError {
 ///
 /// # Errors
 /// See [`BodyError`]. A declared length over `max` is rejected before a byte is read.
-pub async fn read_whole<B>(
+pub(crate) async fn read_whole<B>(
     mut body: B,
     max: usize,
     buffered: &Arc<Capacity>,

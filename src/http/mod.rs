@@ -1,11 +1,11 @@
 //! Parts of HTTP that every listener needs.
 
-pub mod bearer;
-pub mod body;
+pub(crate) mod bearer;
+pub(crate) mod body;
 pub mod headers;
 pub mod host;
 pub mod peer;
-pub mod request_id;
-pub mod small_writes;
-pub mod traceparent;
-pub mod wakeups;
+pub(crate) mod request_id;
+pub(crate) mod small_writes;
+pub(crate) mod traceparent;
+pub(crate) mod wakeups;

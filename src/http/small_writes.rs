@@ -17,7 +17,7 @@ thread_local! {
 }
 
 /// Writes short pieces as one, in their order. Returns `None` without writing if they are long, or already one piece.
-pub fn write_merged<T>(pieces: &[IoSlice<'_>], write: impl FnOnce(&[u8]) -> T) -> Option<T> {
+pub(crate) fn write_merged<T>(pieces: &[IoSlice<'_>], write: impl FnOnce(&[u8]) -> T) -> Option<T> {
     let len: usize = pieces.iter().map(|piece| piece.len()).sum();
     if pieces.len() < 2 || len > MERGED_LEN_MAX {
         return None;

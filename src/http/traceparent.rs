@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue};
 use super::headers::RequestHeaders;
 
 /// The header.
-pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Length of a value of version 00, in bytes.
 const VERSION_0_LEN: usize = 55;
@@ -14,7 +14,7 @@ const LEN_MAX: usize = 128;
 
 /// A valid `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Traceparent {
+pub(crate) struct Traceparent {
     /// Trace ID, not 0.
     pub trace: [u8; 16],
     /// ID of the caller's span, not 0.
@@ -25,7 +25,7 @@ pub struct Traceparent {
 
 impl Traceparent {
     /// Reads `VERSION-TRACE_ID-PARENT_ID-FLAGS`.
-    pub fn parse(value: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(value: &[u8]) -> Option<Self> {
         let (known, appended) = value.split_at_checked(VERSION_0_LEN)?;
         let version = hex_byte(&known[..2])?;
         // Version 255 is forbidden. Later versions separate what they append by a hyphen.
@@ -51,7 +51,7 @@ impl Traceparent {
 }
 
 /// Returns the caller's `traceparent` as it was sent, if there is exactly one and it is valid.
-pub fn traceparent(headers: &RequestHeaders<'_>) -> Option<HeaderValue> {
+pub(crate) fn traceparent(headers: &RequestHeaders<'_>) -> Option<HeaderValue> {
     headers.traceparent.single().filter(|value| Traceparent::parse(value.as_bytes()).is_some()).cloned()
 }
 

@@ -26,7 +26,7 @@ thread_local! {
 
 /// Runs `read` while this thread wakes no [`WakeFilter`] task. Returns whether a wakeup was suppressed, which the caller
 /// must repeat if it was needed.
-pub fn suppress_wakes<T>(read: impl FnOnce() -> T) -> (T, bool) {
+pub(crate) fn suppress_wakes<T>(read: impl FnOnce() -> T) -> (T, bool) {
     /// Restores the state, also after a panic.
     struct Restore(Option<bool>);
     impl Drop for Restore {
@@ -41,7 +41,7 @@ pub fn suppress_wakes<T>(read: impl FnOnce() -> T) -> (T, bool) {
 
 /// A task that ignores wakeups by a thread within [`suppress_wakes`].
 #[derive(Debug)]
-pub struct WakeFilter<F> {
+pub(crate) struct WakeFilter<F> {
     task: F,
     /// The waker of the task, and the filtering waker that the task gets.
     wakers: Option<(Waker, Waker)>,
@@ -49,7 +49,7 @@ pub struct WakeFilter<F> {
 
 impl<F> WakeFilter<F> {
     /// Wraps a task.
-    pub fn new(task: F) -> Self {
+    pub(crate) fn new(task: F) -> Self {
         Self { task, wakers: None }
     }
 }
@@ -85,14 +85,14 @@ impl Wake for FilteringWaker {
 
 /// A body whose last frame causes no wakeup over HTTP/1: its task is polled anyway, to finish the request or response.
 #[derive(Debug)]
-pub struct FilteredBody<B> {
+pub(crate) struct FilteredBody<B> {
     body: B,
     is_filtered: bool,
 }
 
 impl<B> FilteredBody<B> {
     /// Wraps a body of this HTTP version.
-    pub fn new(body: B, version: Version) -> Self {
+    pub(crate) fn new(body: B, version: Version) -> Self {
         Self { body, is_filtered: version < Version::HTTP_2 }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct CommandQuota<C: Clock = MonotonicClock> {
 
 /// A snapshot of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaStats {
+pub(crate) struct QuotaStats {
     /// The configured limit, in calls per second.
     pub configured: u32,
     /// The current limit, in calls per second. Throttled calls and rate-limit alerts lower it.

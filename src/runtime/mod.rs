@@ -1,6 +1,6 @@
 //! The life of the program: start, serve, reload, and stop.
 
-pub mod reload;
+pub(crate) mod reload;
 pub mod serve;
 mod signals;
 mod systemd;

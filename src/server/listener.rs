@@ -23,7 +23,7 @@ const BACKLOG: i32 = 1024;
 /// A listening socket that belongs to no runtime. Each thread accepts through a clone of it, all from one queue, so an
 /// idle thread takes the next connection.
 #[derive(Debug)]
-pub enum Listener {
+pub(crate) enum Listener {
     /// TCP, with its actual address.
     Tcp(std::net::TcpListener, SocketAddr),
     /// A Unix socket, with its file.
@@ -32,7 +32,7 @@ pub enum Listener {
 
 /// The file of a Unix socket. Dropping it removes the file, unless another process created it.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// This process created the file and has not removed it yet.
     is_owned: AtomicBool,
@@ -49,7 +49,7 @@ impl SocketFile {
     }
 
     /// Removes the file, once: a later process may have created its own in the same place.
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if self.is_owned.swap(false, Ordering::AcqRel) {
             // An error means that it is already gone.
             let _ = std::fs::remove_file(&self.path);
@@ -89,7 +89,7 @@ impl Listener {
     ///
     /// # Errors
     /// The error of the first address that cannot be bound.
-    pub fn bind_all<'a>(
+    pub(crate) fn bind_all<'a>(
         addresses: impl IntoIterator<Item = &'a ListenAddr>,
         unix_mode: u32,
         activated: &mut ActivatedSockets,
@@ -99,7 +99,7 @@ impl Listener {
     }
 
     /// Returns the address in the form of the configuration, with the actual port.
-    pub fn address(&self) -> ListenAddr {
+    pub(crate) fn address(&self) -> ListenAddr {
         match self {
             Listener::Tcp(_, address) => ListenAddr::Tcp(*address),
             Listener::Unix(_, file) => ListenAddr::Unix(file.path.clone()),
@@ -110,7 +110,7 @@ impl Listener {
     ///
     /// # Errors
     /// If no file descriptor is left.
-    pub fn acceptor(&self) -> io::Result<Acceptor> {
+    pub(crate) fn acceptor(&self) -> io::Result<Acceptor> {
         Ok(match self {
             Listener::Tcp(listener, _) => Acceptor::Tcp(TcpListener::from_std(listener.try_clone()?)?),
             Listener::Unix(listener, _) => Acceptor::Unix(UnixListener::from_std(listener.try_clone()?)?),
@@ -118,14 +118,14 @@ impl Listener {
     }
 
     /// Removes the file of a Unix socket that this process created: clones of the socket may live a little longer.
-    pub fn remove_file(&self) {
+    pub(crate) fn remove_file(&self) {
         if let Some(file) = self.file() {
             file.remove();
         }
     }
 
     /// Returns the file of a Unix socket.
-    pub fn file(&self) -> Option<&Arc<SocketFile>> {
+    pub(crate) fn file(&self) -> Option<&Arc<SocketFile>> {
         match self {
             Listener::Tcp(..) => None,
             Listener::Unix(_, file) => Some(file),

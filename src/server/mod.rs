@@ -6,11 +6,11 @@
 mod connection;
 pub mod http1;
 mod http2;
-pub mod listener;
-pub mod shutdown;
-pub mod socket_activation;
-pub mod timeouts;
-pub mod tls;
+pub(crate) mod listener;
+pub(crate) mod shutdown;
+pub(crate) mod socket_activation;
+pub(crate) mod timeouts;
+pub(crate) mod tls;
 mod tracked_body;
 
 use std::convert::Infallible;

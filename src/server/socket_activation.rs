@@ -18,7 +18,7 @@ const SOCKETS_MAX: usize = 32;
 
 /// Sockets that replace no configured address yet.
 #[derive(Debug, Default)]
-pub struct ActivatedSockets(Vec<Listener>);
+pub(crate) struct ActivatedSockets(Vec<Listener>);
 
 /// A socket from systemd that cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ impl ActivatedSockets {
     ///
     /// # Errors
     /// If one of them is not a listening socket.
-    pub fn of_process(env: &Env) -> Result<Self, ActivationError> {
+    pub(crate) fn of_process(env: &Env) -> Result<Self, ActivationError> {
         let count = count(env, std::process::id());
         if count > SOCKETS_MAX {
             return Err(ActivationError::TooMany(count));
@@ -75,7 +75,7 @@ impl ActivatedSockets {
     ///
     /// # Errors
     /// If any socket is left.
-    pub fn reject_unused(self) -> Result<(), ActivationError> {
+    pub(crate) fn reject_unused(self) -> Result<(), ActivationError> {
         self.0.first().map_or(Ok(()), |listener| Err(ActivationError::NoEntry(listener.address())))
     }
 }

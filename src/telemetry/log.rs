@@ -30,13 +30,13 @@ struct ActiveLog {
 }
 
 /// A guard of the log. Dropping it writes the remaining lines.
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     _guard: WorkerGuard,
 }
 
 impl Telemetry {
     /// Starts the log of this process. A second start changes nothing.
-    pub fn start(log: &Log) -> Self {
+    pub(crate) fn start(log: &Log) -> Self {
         let (writer, guard) = NonBlockingBuilder::default()
             .lossy(true)
             .buffered_lines_limit(LINES_MAX)

@@ -1,5 +1,5 @@
 //! Logs, metrics, and traces.
 
-pub mod log;
-pub mod metrics;
-pub mod trace;
+pub(crate) mod log;
+pub(crate) mod metrics;
+pub(crate) mod trace;

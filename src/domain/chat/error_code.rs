@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 /// The kind of error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
+pub(crate) enum ErrorClass {
     /// The signature is invalid.
     Auth,
     /// Too many calls.
@@ -28,7 +28,7 @@ pub enum ErrorClass {
 
 /// Whether the same call may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Retry {
+pub(crate) enum Retry {
     /// Immediately; a write only if repeating it is harmless.
     Yes,
     /// Once, with a fresh signature.
@@ -41,7 +41,7 @@ pub enum Retry {
 
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ErrorRow {
+pub(crate) struct ErrorRow {
     /// The codes of the row: one, or a range that the vendor reserves for the app's own webhooks.
     pub codes: RangeInclusive<i64>,
     /// A short name, chosen by this project.
@@ -55,18 +55,18 @@ pub struct ErrorRow {
 }
 
 /// Returns the row of a code; `None` for 0, for the codes of chatgate, and for codes that the vendor does not list.
-pub fn lookup(code: i64) -> Option<&'static ErrorRow> {
+pub(crate) fn lookup(code: i64) -> Option<&'static ErrorRow> {
     row_number(code).map(|row| &TABLE[row])
 }
 
 /// Returns the index of a code's row in [`table`].
-pub fn row_number(code: i64) -> Option<usize> {
+pub(crate) fn row_number(code: i64) -> Option<usize> {
     let row = TABLE.partition_point(|row| *row.codes.start() <= code).checked_sub(1)?;
     TABLE[row].codes.contains(&code).then_some(row)
 }
 
 /// Returns all rows, in ascending order of codes.
-pub fn table() -> &'static [ErrorRow] {
+pub(crate) fn table() -> &'static [ErrorRow] {
     &TABLE
 }
 

@@ -3,8 +3,8 @@
 pub mod app;
 pub mod command;
 pub mod envelope;
-pub mod error_code;
+pub(crate) mod error_code;
 pub mod region;
-pub mod replay_guard;
+pub(crate) mod replay_guard;
 pub mod usersig;
 pub mod webhook;

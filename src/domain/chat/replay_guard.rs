@@ -19,13 +19,13 @@ const KEPT_MAX: usize = 64 * 1024;
 
 /// The signatures seen, by signed second.
 #[derive(Debug, Default)]
-pub struct ReplayGuard(BTreeSet<(u64, SdkAppId)>);
+pub(crate) struct ReplayGuard(BTreeSet<(u64, SdkAppId)>);
 
 impl ReplayGuard {
     /// Records a signature of an app for the second `at`, verified at the second `now` within `window_secs`.
     ///
     /// Returns whether it is certainly new. When the guard is full, no signature counts as new.
-    pub fn is_first(&mut self, app: SdkAppId, at: u64, now: u64, window_secs: u64) -> bool {
+    pub(crate) fn is_first(&mut self, app: SdkAppId, at: u64, now: u64, window_secs: u64) -> bool {
         let oldest = now.saturating_sub(window_secs);
         while self.0.first().is_some_and(|(at, _)| *at < oldest) {
             self.0.pop_first();

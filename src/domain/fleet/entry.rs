@@ -9,7 +9,7 @@ use crate::domain::pairs::pair::{PairKey, Relation};
 
 /// A valid entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// A pair that a replica fetched.
     Cached {
         /// The relation as the user with the smaller fleet key sees it.
@@ -22,7 +22,7 @@ pub enum Entry {
 }
 
 /// Encodes a cached pair.
-pub fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u8; 16] {
+pub(crate) fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u8; 16] {
     let word = (sent << 2) | u64::from(stored.number());
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&word.to_be_bytes());
@@ -31,7 +31,7 @@ pub fn write(keys: &FleetKeys, pair: PairKey, stored: Relation, sent: u64) -> [u
 }
 
 /// Decodes an entry; `None` if no replica wrote it for this pair.
-pub fn read(keys: &FleetKeys, pair: PairKey, bytes: &[u8]) -> Option<Entry> {
+pub(crate) fn read(keys: &FleetKeys, pair: PairKey, bytes: &[u8]) -> Option<Entry> {
     if bytes.first() == Some(&b'!') && bytes.len() != 16 {
         return parse_digits(&bytes[1..]).map(Entry::Mark);
     }
@@ -45,7 +45,7 @@ pub fn read(keys: &FleetKeys, pair: PairKey, bytes: &[u8]) -> Option<Entry> {
 }
 
 /// Parses a number as Redis scripts write it.
-pub fn parse_digits(digits: &[u8]) -> Option<u64> {
+pub(crate) fn parse_digits(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::domain::tick::Tick;
 
 /// From this duration on, a response counts as slow. A leased permit lives little longer.
-pub const SLOW: Duration = Duration::from_millis(30);
+pub(crate) const SLOW: Duration = Duration::from_millis(30);
 /// If all responses are slow for this long, the connection counts as lost.
 const SLOW_MAX: Duration = Duration::from_millis(60);
 /// The first and the longest pause before a reconnect.
@@ -13,14 +13,14 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// The health of one connection.
 #[derive(Debug, Default)]
-pub struct Health {
+pub(crate) struct Health {
     /// The first slow response since the last fast one.
     slow_since: Option<Tick>,
 }
 
 impl Health {
     /// Records the duration of a response. Returns whether the connection is still healthy.
-    pub fn answered(&mut self, took: Duration, now: Tick) -> bool {
+    pub(crate) fn answered(&mut self, took: Duration, now: Tick) -> bool {
         if took < SLOW {
             self.slow_since = None;
             return true;
@@ -31,7 +31,7 @@ impl Health {
 
 /// Returns the pause before attempt `tried + 1`: between half and all of a duration that doubles each time, up to 2 s.
 /// `random` spreads the replicas.
-pub fn pause(tried: u32, random: u32) -> Duration {
+pub(crate) fn pause(tried: u32, random: u32) -> Duration {
     let (first, longest) = PAUSES;
     let whole = first.saturating_mul(1 << tried.min(10)).min(longest);
     whole.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))

@@ -15,15 +15,15 @@ use std::time::Duration;
 use crate::domain::tick::Tick;
 
 /// How long after its moment a permit is valid.
-pub const LIFE: Duration = Duration::from_millis(40);
+pub(crate) const LIFE: Duration = Duration::from_millis(40);
 /// How far ahead Redis grants moments. A larger value would let a replica reserve permits that others need.
-pub const AHEAD: Duration = Duration::from_millis(250);
+pub(crate) const AHEAD: Duration = Duration::from_millis(250);
 /// Maximum number of permits in a lease, and that a replica holds.
-pub const LEASE_MAX: usize = 8;
+pub(crate) const LEASE_MAX: usize = 8;
 
 /// The permits that a replica holds, earliest first.
 #[derive(Debug, Default)]
-pub struct Leases(VecDeque<Span>);
+pub(crate) struct Leases(VecDeque<Span>);
 
 /// The time in which a permit is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ struct Span {
 
 /// The result of [`Leases::draw`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drawn {
+pub(crate) enum Drawn {
     /// A permit, which is used up now.
     Permit,
     /// No permit yet; the next one is valid from this time.
@@ -46,7 +46,7 @@ pub enum Drawn {
 impl Leases {
     /// Adds the permits that Redis granted. `moments` are relative to the time of its response, to a request sent at
     /// `sent` and answered at `received`. Expired permits, and those beyond [`LEASE_MAX`], are left out.
-    pub fn add(&mut self, sent: Tick, received: Tick, moments: impl IntoIterator<Item = Duration>) {
+    pub(crate) fn add(&mut self, sent: Tick, received: Tick, moments: impl IntoIterator<Item = Duration>) {
         for moment in moments {
             let span = Span { from: received.after(moment), until: sent.after(moment).after(LIFE) };
             if span.from < span.until && self.0.len() < LEASE_MAX {
@@ -56,7 +56,7 @@ impl Leases {
     }
 
     /// Takes a permit. Drops expired ones.
-    pub fn draw(&mut self, now: Tick) -> Drawn {
+    pub(crate) fn draw(&mut self, now: Tick) -> Drawn {
         self.0.retain(|span| now < span.until);
         match self.0.front() {
             Some(span) if span.from <= now => {
@@ -69,7 +69,7 @@ impl Leases {
     }
 
     /// Drops all permits, for example when Redis is lost.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 }

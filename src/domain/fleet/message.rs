@@ -21,7 +21,7 @@ enum DecodedMessage {
 }
 
 /// Returns the scope, or the next wider one that fits the maximum length of a message.
-pub fn bounded(scope: &Scope) -> Scope {
+pub(crate) fn bounded(scope: &Scope) -> Scope {
     match scope {
         Scope::Pairs { from, to } if to.len() > PAIRS_MAX => Scope::Users(vec![from.clone()]),
         Scope::Users(users) if users.len() > USERS_MAX => Scope::All,
@@ -30,7 +30,7 @@ pub fn bounded(scope: &Scope) -> Scope {
 }
 
 /// Encrypts a scope. A nonce must never repeat; 96 random bits do not.
-pub fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
+pub(crate) fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
     let message = match scope.clone() {
         Scope::Pairs { from, to } => DecodedMessage::Pairs { from, to },
         Scope::Users(users) => DecodedMessage::Users(users),
@@ -43,7 +43,7 @@ pub fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> 
 }
 
 /// Decrypts a message; `None` if it was not encrypted with this key.
-pub fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
+pub(crate) fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
     let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>()?;
     let mut text = text.to_vec();
     let nonce = Nonce::assume_unique_for_key(*nonce);

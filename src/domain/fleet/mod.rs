@@ -1,8 +1,8 @@
 //! The pure part of fleet mode: leased permits, the health of Redis, and the formats of entries and messages.
 
-pub mod entry;
-pub mod health;
+pub(crate) mod entry;
+pub(crate) mod health;
 pub mod keys;
-pub mod lease;
-pub mod message;
-pub mod watermarks;
+pub(crate) mod lease;
+pub(crate) mod message;
+pub(crate) mod watermarks;

@@ -16,11 +16,11 @@ const APART: Duration = Duration::from_millis(40);
 
 /// The times of Redis' clock received over one connection: when, and the time in microseconds.
 #[derive(Debug, Default)]
-pub struct Watermarks(VecDeque<(Tick, u64)>);
+pub(crate) struct Watermarks(VecDeque<(Tick, u64)>);
 
 impl Watermarks {
     /// Records that a response received at `received` reported the time `moment`, in microseconds.
-    pub fn note(&mut self, received: Tick, moment: u64) {
+    pub(crate) fn note(&mut self, received: Tick, moment: u64) {
         let before = self.0.len().checked_sub(2).and_then(|at| self.0.get(at));
         if before.is_some_and(|(before, _)| received.since(*before) < APART) {
             // Replace the newest, so that the latest time is always stored.
@@ -33,7 +33,7 @@ impl Watermarks {
     }
 
     /// Returns the latest time received at `sent` or before; `None` if there is none, or it is no longer stored.
-    pub fn before(&self, sent: Tick) -> Option<u64> {
+    pub(crate) fn before(&self, sent: Tick) -> Option<u64> {
         self.0.iter().rev().find(|(received, _)| *received <= sent).map(|(_, moment)| *moment)
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn prefix_len<const N: usize>(text: &[u8], least: u8, except: [u8; N]
 
 /// Returns whether all bytes are printable ASCII from `least` on, except those in `except`.
 #[inline]
-pub fn is_all<const N: usize>(text: &[u8], least: u8, except: [u8; N]) -> bool {
+pub(crate) fn is_all<const N: usize>(text: &[u8], least: u8, except: [u8; N]) -> bool {
     let Some(last) = text.last_chunk() else { return text.iter().all(|byte| is_match(*byte, least, except)) };
     // The last eight bytes may overlap those before.
     let (eights, _) = text.as_chunks();

@@ -24,7 +24,7 @@ use crate::domain::tick::Tick;
 
 /// What a check reads.
 #[derive(Clone, Copy)]
-pub struct PairView<'a> {
+pub(crate) struct PairView<'a> {
     /// The pairs that are cached.
     pub cache: &'a PairCache,
     /// The marks of writes.
@@ -35,7 +35,7 @@ pub struct PairView<'a> {
 
 /// How a check may be answered.
 #[derive(Debug, Clone, Copy)]
-pub struct CheckOptions {
+pub(crate) struct CheckOptions {
     /// The caller's `Cache-Control`.
     pub directives: CacheDirectives,
     /// `cache.ttl`
@@ -46,7 +46,7 @@ pub struct CheckOptions {
 
 /// What the driver does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckStep {
+pub(crate) enum CheckStep {
     /// Every pair has its answer: respond.
     Respond,
     /// Look the missing pairs up.
@@ -59,7 +59,7 @@ pub enum CheckStep {
 
 /// The answer about one pair.
 #[derive(Debug, Clone)]
-pub struct PairAnswer {
+pub(crate) struct PairAnswer {
     /// The item of the response.
     pub item: Item,
     /// When the lookup behind it was sent.
@@ -79,7 +79,7 @@ pub(super) struct PairSlot {
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub struct CheckSession {
+pub(crate) struct CheckSession {
     options: CheckOptions,
     pub(super) slots: Vec<PairSlot>,
     /// The slot of each account; empty if every account has its own.
@@ -105,7 +105,7 @@ pub struct CheckSession {
 
 impl CheckSession {
     /// Starts a check of `pairs`, given in the order of the request's accounts.
-    pub fn new(pairs: impl Iterator<Item = Pair>, options: CheckOptions) -> Self {
+    pub(crate) fn new(pairs: impl Iterator<Item = Pair>, options: CheckOptions) -> Self {
         let slot = |(account, pair)| PairSlot { pair, account, answer: None };
         let mut slots: Vec<PairSlot> = pairs.enumerate().map(slot).collect();
         let slot_of = dedup(&mut slots, |slot| slot.pair);
@@ -126,7 +126,7 @@ impl CheckSession {
     }
 
     /// Takes from the cache what the caller's directives allow.
-    pub fn scan(&mut self, view: PairView<'_>, now: Tick) {
+    pub(crate) fn scan(&mut self, view: PairView<'_>, now: Tick) {
         let CheckOptions { directives, ttl, .. } = self.options;
         let is_first = self.now == Tick::NEVER;
         if self.missing == self.slots.len() {
@@ -166,12 +166,12 @@ impl CheckSession {
     }
 
     /// Returns whether pairs are missing that other replicas may have cached.
-    pub fn wants_shared_cache(&self) -> bool {
+    pub(crate) fn wants_shared_cache(&self) -> bool {
         self.missing > 0 && self.options.directives.may_use_cache()
     }
 
     /// Decides what comes next.
-    pub fn next(&mut self, view: PairView<'_>) -> CheckStep {
+    pub(crate) fn next(&mut self, view: PairView<'_>) -> CheckStep {
         self.drop_void(view.fence);
         if let Some(allows_stale) = self.failure.take() {
             let answered = allows_stale && self.serve_stale(view);
@@ -193,7 +193,7 @@ impl CheckSession {
     /// Returns the pairs to look up, with the names of their users. The driver holds the scheduler's lock and
     /// has scanned under it: a lookup stores its results under that lock, so a pair that is missing now is neither
     /// cached nor in flight unseen.
-    pub fn wanted<'n>(&mut self, from: &'n str, to: impl Fn(usize) -> &'n str) -> Vec<Wanted<'n>> {
+    pub(crate) fn wanted<'n>(&mut self, from: &'n str, to: impl Fn(usize) -> &'n str) -> Vec<Wanted<'n>> {
         let missing = self.slots.iter().enumerate().filter(|(_, slot)| slot.answer.is_none());
         let wanted = missing.map(|(index, slot)| Wanted { pair: slot.pair, from, to: to(slot.account), slot: index });
         let wanted: Vec<Wanted<'n>> = wanted.collect();
@@ -203,33 +203,33 @@ impl CheckSession {
     }
 
     /// Returns how its lookups may be shared with those of others.
-    pub fn join_options(&self, caller: QueueKey) -> JoinOptions {
+    pub(crate) fn join_options(&self, caller: QueueKey) -> JoinOptions {
         let directives = &self.options.directives;
         JoinOptions { caller, join: directives.may_join(), keep: !directives.no_store }
     }
 
     /// Returns the positions of the accounts that have no answer.
-    pub fn missing_accounts(&self) -> impl Iterator<Item = (usize, Pair)> {
+    pub(crate) fn missing_accounts(&self) -> impl Iterator<Item = (usize, Pair)> {
         self.slots.iter().filter(|slot| slot.answer.is_none()).map(|slot| (slot.account, slot.pair))
     }
 
     /// Returns whether pairs are missing.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.missing == 0
     }
 
     /// Returns whether the caller's own quota has already granted the next lookup.
-    pub fn quota_granted(&self) -> bool {
+    pub(crate) fn quota_granted(&self) -> bool {
         self.quota_granted
     }
 
     /// The caller's own quota has granted the next lookup, after a wait.
-    pub fn on_quota_granted(&mut self, now: Tick) {
+    pub(crate) fn on_quota_granted(&mut self, now: Tick) {
         (self.quota_granted, self.now) = (true, now);
     }
 
     /// A lookup has ended. `joined` says for each wanted pair whether it joined a lookup in flight.
-    pub fn on_results(&mut self, joined: &[bool], results: Vec<(usize, PairResult)>, now: Tick) {
+    pub(crate) fn on_results(&mut self, joined: &[bool], results: Vec<(usize, PairResult)>, now: Tick) {
         let mut joined_slot = vec![false; self.slots.len()];
         for (slot, joined) in self.looking_up.drain(..).zip(joined) {
             joined_slot[slot] = *joined;
@@ -254,13 +254,13 @@ impl CheckSession {
     }
 
     /// A lookup found every pair in the cache when the driver scanned under the scheduler's lock.
-    pub fn on_cached(&mut self, now: Tick) {
+    pub(crate) fn on_cached(&mut self, now: Tick) {
         self.end_of_lookup(now);
         self.quota_granted = false;
     }
 
     /// A lookup has failed. Stale pairs may answer instead if `allows_stale`.
-    pub fn on_failure(&mut self, allows_stale: bool, now: Tick) {
+    pub(crate) fn on_failure(&mut self, allows_stale: bool, now: Tick) {
         self.end_of_lookup(now);
         self.failure = Some(allows_stale);
     }
@@ -310,17 +310,17 @@ impl CheckSession {
     }
 
     /// Returns the answer for an account, by its position in the request. `None` until the check is complete.
-    pub fn answer(&self, account: usize) -> Option<&PairAnswer> {
+    pub(crate) fn answer(&self, account: usize) -> Option<&PairAnswer> {
         self.slots[self.slot_of.get(account).map_or(account, |slot| *slot as usize)].answer.as_ref()
     }
 
     /// Returns how long ago the lookup of an answer was sent.
-    pub fn age(&self, answer: &PairAnswer) -> Duration {
+    pub(crate) fn age(&self, answer: &PairAnswer) -> Duration {
         self.now.since(answer.sent)
     }
 
     /// Returns where the answers came from, and the age of the oldest one.
-    pub fn summary(&self) -> CheckSummary {
+    pub(crate) fn summary(&self) -> CheckSummary {
         let mut summary = CheckSummary {
             sources: PairSources::default(),
             oldest: Duration::ZERO,
@@ -340,7 +340,7 @@ impl CheckSession {
 
 /// What a response says about its answers.
 #[derive(Debug, Clone, Copy)]
-pub struct CheckSummary {
+pub(crate) struct CheckSummary {
     /// Numbers of distinct pairs by source.
     pub sources: PairSources,
     /// The age of the oldest answer.

@@ -7,7 +7,7 @@ use super::pair::Pair;
 ///
 /// If all pairs have the same `from`, the time is linear in the number of items for any names: the hash of `to` is
 /// keyed, so a caller cannot choose names that collide.
-pub fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
+pub(crate) fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
     // Open addressing at half load. Slots are indexes plus one; 0 is free.
     let mask = (items.len() * 2).next_power_of_two() - 1;
     let mut table = vec![0u32; mask + 1];

@@ -74,7 +74,7 @@ pub enum Freshness {
 
 /// Where the answer about a pair came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// The cache, within the ttl.
     Hit,
     /// The cache, past the ttl.
@@ -89,7 +89,7 @@ pub enum Source {
 
 impl Source {
     /// Returns the name used in `Chatgate-Explain`.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Source::Hit => "hit",
             Source::Stale => "stale",
@@ -103,7 +103,7 @@ impl Source {
 /// Numbers of distinct pairs by source, named as in `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs, reason = "named as in the header")]
-pub struct PairSources {
+pub(crate) struct PairSources {
     pub hit: usize,
     pub joined: usize,
     /// Includes the flipped pairs.
@@ -114,7 +114,7 @@ pub struct PairSources {
 
 impl PairSources {
     /// Counts one pair.
-    pub fn count(&mut self, source: Source) {
+    pub(crate) fn count(&mut self, source: Source) {
         match source {
             Source::Hit => self.hit += 1,
             Source::Stale => self.stale += 1,

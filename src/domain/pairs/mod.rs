@@ -12,10 +12,10 @@
 //! ```
 
 pub mod cache;
-pub mod check;
-pub mod dedup;
-pub mod directives;
-pub mod fence;
+pub(crate) mod check;
+pub(crate) mod dedup;
+pub(crate) mod directives;
+pub(crate) mod fence;
 pub mod item;
 pub mod lookups;
 pub mod pair;

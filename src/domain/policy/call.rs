@@ -13,7 +13,7 @@ use crate::domain::tick::Tick;
 
 /// A call in progress.
 #[derive(Debug)]
-pub struct CallSession<'a> {
+pub(crate) struct CallSession<'a> {
     command: CommandName<'a>,
     kind: CommandKind,
     attempts_max: u32,
@@ -23,7 +23,7 @@ pub struct CallSession<'a> {
 
 /// What follows an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryDecision {
+pub(crate) enum RetryDecision {
     /// The caller gets the result of this attempt.
     Return,
     /// Try again at once, if there is a signature newer than the rejected one.
@@ -34,7 +34,7 @@ pub enum RetryDecision {
 
 /// A response of Chat, as far as it matters for later calls.
 #[derive(Debug, Clone, Copy)]
-pub struct ResponseSeen<'a> {
+pub(crate) struct ResponseSeen<'a> {
     /// Its ErrorCode.
     pub code: i64,
     /// Its ErrorInfo; empty if the code has no effect.
@@ -47,13 +47,13 @@ pub struct ResponseSeen<'a> {
 
 impl<'a> CallSession<'a> {
     /// Starts a call with up to `attempts_max` attempts. The call adds its part to the retry budget.
-    pub fn new(command: CommandName<'a>, kind: CommandKind, attempts_max: u32, budget: &RetryBudget) -> Self {
+    pub(crate) fn new(command: CommandName<'a>, kind: CommandKind, attempts_max: u32, budget: &RetryBudget) -> Self {
         budget.earn();
         Self { command, kind, attempts_max, attempts: 0, renewed: false }
     }
 
     /// Returns the number of attempts so far.
-    pub fn attempts(&self) -> u32 {
+    pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
@@ -61,7 +61,7 @@ impl<'a> CallSession<'a> {
     ///
     /// # Errors
     /// What is parked.
-    pub fn check(&self, parking: &Parking, now: Tick) -> Result<(), Parked> {
+    pub(crate) fn check(&self, parking: &Parking, now: Tick) -> Result<(), Parked> {
         parking.check(self.command, now)
     }
 
@@ -70,24 +70,24 @@ impl<'a> CallSession<'a> {
     ///
     /// # Errors
     /// What is parked.
-    pub fn admit(&self, parking: &mut Parking, now: Tick) -> Result<(), Parked> {
+    pub(crate) fn admit(&self, parking: &mut Parking, now: Tick) -> Result<(), Parked> {
         parking.admit(self.command, now)
     }
 
     /// Returns what a response with this code means for later calls.
-    pub fn effect(&self, code: i64) -> Effect {
+    pub(crate) fn effect(&self, code: i64) -> Effect {
         classify(AttemptOutcome::Answer(code), self.kind).effect
     }
 
     /// Applies a response to what is parked.
-    pub fn on_response(&self, response: ResponseSeen<'_>, parking: &mut Parking) -> ParkingChange {
+    pub(crate) fn on_response(&self, response: ResponseSeen<'_>, parking: &mut Parking) -> ParkingChange {
         let ResponseSeen { code, info, sent, received } = response;
         parking.on_response(Observation { command: self.command, code, info, sent }, self.effect(code), received)
     }
 
     /// An attempt has ended. `left` is the time in which another attempt could still get its permit, `random` any
     /// number.
-    pub fn on_outcome(
+    pub(crate) fn on_outcome(
         &mut self,
         outcome: AttemptOutcome,
         left: Duration,

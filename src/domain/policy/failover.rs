@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::domain::tick::Tick;
 
 /// How often the primary is knocked at while the standby serves. The contract with users: back within 30 s.
-pub const PROBE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// So many knocks in a row must be answered before the primary serves again.
 const PROBES_WANTED: u32 = 2;
 /// After so many failures in a row there are pauses.
@@ -21,7 +21,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// One of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub(crate) enum Side {
     /// The region's own domain, or the configured endpoint.
     Primary,
     /// The region's second domain, or the configured standby.
@@ -30,7 +30,7 @@ pub enum Side {
 
 impl Side {
     /// The other one.
-    pub fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Side::Primary => Side::Standby,
             Side::Standby => Side::Primary,
@@ -40,7 +40,7 @@ impl Side {
 
 /// The state of one app's way to Chat.
 #[derive(Debug)]
-pub struct Failover {
+pub(crate) struct Failover {
     has_standby: bool,
     side: Side,
     /// Failures of all sides in a row.
@@ -53,29 +53,29 @@ pub struct Failover {
 
 impl Failover {
     /// The primary serves.
-    pub fn new(has_standby: bool) -> Self {
+    pub(crate) fn new(has_standby: bool) -> Self {
         let (pause_until, probe_at) = (Tick::NEVER, Tick::NEVER);
         Self { has_standby, side: Side::Primary, failures: 0, pause_until, probe_at, probes_won: 0 }
     }
 
     /// Where calls go.
-    pub fn side(&self) -> Side {
+    pub(crate) fn side(&self) -> Side {
         self.side
     }
 
     /// Whether there is another side to try.
-    pub fn has_standby(&self) -> bool {
+    pub(crate) fn has_standby(&self) -> bool {
         self.has_standby
     }
 
     /// How long to wait before a new connection is tried.
-    pub fn pause(&self, now: Tick) -> Duration {
+    pub(crate) fn pause(&self, now: Tick) -> Duration {
         self.pause_until.since(now)
     }
 
     /// A new connection was made, to the other side only after this one could not be reached. Says
     /// whether calls go there only from now on.
-    pub fn on_connected(&mut self, side: Side, now: Tick) -> bool {
+    pub(crate) fn on_connected(&mut self, side: Side, now: Tick) -> bool {
         self.failures = 0;
         self.pause_until = Tick::NEVER;
         let moved = side != self.side;
@@ -88,7 +88,7 @@ impl Failover {
     }
 
     /// No side could be reached.
-    pub fn on_failed(&mut self, now: Tick) {
+    pub(crate) fn on_failed(&mut self, now: Tick) {
         self.failures = self.failures.saturating_add(1);
         if let Some(pauses) = self.failures.checked_sub(FAILURES_BEFORE_PAUSE) {
             let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(8)).min(PAUSE_MAX);
@@ -97,7 +97,7 @@ impl Failover {
     }
 
     /// Whether it is time to knock at the primary again; if so, who asks is to do it.
-    pub fn start_probe(&mut self, now: Tick) -> bool {
+    pub(crate) fn start_probe(&mut self, now: Tick) -> bool {
         let due = self.side == Side::Standby && now >= self.probe_at;
         if due {
             self.probe_at = now.after(PROBE_EVERY);
@@ -106,7 +106,7 @@ impl Failover {
     }
 
     /// A knock at the primary was answered or not. Says whether calls go there again.
-    pub fn on_probe(&mut self, answered: bool) -> bool {
+    pub(crate) fn on_probe(&mut self, answered: bool) -> bool {
         self.probes_won = if answered { self.probes_won + 1 } else { 0 };
         let back = self.side == Side::Standby && self.probes_won >= PROBES_WANTED;
         if back {

@@ -1,8 +1,8 @@
 //! What an outcome means: retry, park, slow down, use the standby domain, or serve stale pairs.
 
-pub mod call;
-pub mod failover;
-pub mod outcome;
-pub mod parking;
-pub mod retry_budget;
-pub mod stale_gate;
+pub(crate) mod call;
+pub(crate) mod failover;
+pub(crate) mod outcome;
+pub(crate) mod parking;
+pub(crate) mod retry_budget;
+pub(crate) mod stale_gate;

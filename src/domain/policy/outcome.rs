@@ -8,7 +8,7 @@ use crate::domain::chat::error_code::{ErrorClass, Retry};
 
 /// What came of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttemptOutcome {
+pub(crate) enum AttemptOutcome {
     /// A whole answer of Chat with this ErrorCode.
     Answer(i64),
     /// Name lookup, connecting or TLS failed: not a byte of the call left.
@@ -25,7 +25,7 @@ pub enum AttemptOutcome {
 
 /// What becomes of the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryClass {
+pub(crate) enum RetryClass {
     /// The caller gets what there is.
     Never,
     /// It may be sent again after a while, as far as attempts, budget and deadline allow.
@@ -36,7 +36,7 @@ pub enum RetryClass {
 
 /// What becomes of the calls that follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     /// Nothing.
     None,
     /// They go more slowly.
@@ -51,7 +51,7 @@ pub enum Effect {
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disposition {
+pub(crate) struct Disposition {
     /// For this call.
     pub retry: RetryClass,
     /// For others.
@@ -59,7 +59,7 @@ pub struct Disposition {
 }
 
 /// Says what to do. A write is sent again only where it is certain that it was not carried out.
-pub fn classify(seen: AttemptOutcome, kind: CommandKind) -> Disposition {
+pub(crate) fn classify(seen: AttemptOutcome, kind: CommandKind) -> Disposition {
     let again_if_read = match kind {
         CommandKind::Read => RetryClass::Retry,
         CommandKind::Write => RetryClass::Never,
@@ -100,28 +100,28 @@ fn judge_code(code: i64, again_if_read: RetryClass) -> Disposition {
 }
 
 /// Whether an answer shows that Chat takes this app's calls: it knows the app and its signature.
-pub fn is_accepted(code: i64) -> bool {
+pub(crate) fn is_accepted(code: i64) -> bool {
     let verdict = classify(AttemptOutcome::Answer(code), CommandKind::Write);
     !matches!(verdict.effect, Effect::ParkApp | Effect::Lockout) && verdict.retry != RetryClass::FreshSignature
 }
 
 /// Returns whether other arguments might have fared better. An unknown code counts as such: asking for each pair alone
 /// is what the caller would have done.
-pub fn is_about_arguments(code: i64) -> bool {
+pub(crate) fn is_about_arguments(code: i64) -> bool {
     error_code::lookup(code)
         .is_none_or(|row| matches!(row.class, ErrorClass::Client | ErrorClass::NotFound | ErrorClass::Blocked))
 }
 
 /// Whether a code means that Chat fails or holds back, so that an older answer is better than none: not
 /// what is wrong with the question.
-pub fn allows_stale(code: i64) -> bool {
+pub(crate) fn allows_stale(code: i64) -> bool {
     let class = error_code::lookup(code).map(|row| row.class);
     matches!(class, Some(ErrorClass::Transient | ErrorClass::Throttled | ErrorClass::Auth))
         || matches!(judge_code(code, RetryClass::Never).effect, Effect::ParkApp | Effect::Lockout)
 }
 
 /// What to look at when Chat refuses an app or a command for good.
-pub fn hint(code: i64) -> &'static str {
+pub(crate) fn hint(code: i64) -> &'static str {
     match code {
         30005 => "switch the feature on in the console, or stop calling this command",
         60006 | 60012 => "check app.sdkappid",

@@ -9,9 +9,9 @@ use crate::domain::chat::command::CommandName;
 use crate::domain::tick::Tick;
 
 /// How often something parked is tried: one call of a caller's goes through.
-pub const PROBE_EVERY: Duration = Duration::from_secs(30);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// How long nothing is sent after 70050 (vendor page "Error Codes", 1047/34348: wait one minute).
-pub const LOCKOUT: Duration = Duration::from_secs(60);
+pub(crate) const LOCKOUT: Duration = Duration::from_secs(60);
 /// Most commands of an app that are parked at one time; further ones are asked as before.
 const COMMANDS_MAX: usize = 64;
 /// So much of Chat's explanation is kept, in bytes.
@@ -48,7 +48,7 @@ struct Entry {
 
 /// An answer of Chat, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
-pub struct Observation<'a> {
+pub(crate) struct Observation<'a> {
     /// The command.
     pub command: CommandName<'a>,
     /// Chat's code.
@@ -61,7 +61,7 @@ pub struct Observation<'a> {
 
 /// What changed with an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ParkingChange {
+pub(crate) enum ParkingChange {
     /// Nothing.
     None,
     /// The app is parked or silenced.
@@ -74,7 +74,7 @@ pub enum ParkingChange {
 
 /// What is parked of one app.
 #[derive(Debug, Default)]
-pub struct Parking {
+pub(crate) struct Parking {
     app: Option<Entry>,
     /// A code that would park the app, told once, and when.
     suspected: Option<Tick>,
@@ -86,7 +86,7 @@ impl Parking {
     ///
     /// # Errors
     /// What is parked.
-    pub fn check(&self, command: CommandName<'_>, now: Tick) -> Result<(), Parked> {
+    pub(crate) fn check(&self, command: CommandName<'_>, now: Tick) -> Result<(), Parked> {
         let own = self.commands.iter().find(|(name, _)| is(name, command)).map(|(_, entry)| entry);
         match self.app.iter().chain(own).find(|entry| now < entry.probe_at) {
             Some(entry) => Err(Parked { reason: Arc::clone(&entry.why), retry_after: entry.probe_at.since(now) }),
@@ -98,7 +98,7 @@ impl Parking {
     ///
     /// # Errors
     /// What is parked.
-    pub fn admit(&mut self, command: CommandName<'_>, now: Tick) -> Result<(), Parked> {
+    pub(crate) fn admit(&mut self, command: CommandName<'_>, now: Tick) -> Result<(), Parked> {
         self.check(command, now)?;
         if self.app.as_ref().is_some_and(|entry| entry.passes) {
             self.app = None;
@@ -111,7 +111,7 @@ impl Parking {
     }
 
     /// Takes in what Chat told.
-    pub fn on_response(&mut self, told: Observation<'_>, effect: Effect, now: Tick) -> ParkingChange {
+    pub(crate) fn on_response(&mut self, told: Observation<'_>, effect: Effect, now: Tick) -> ParkingChange {
         let Observation { command, code, sent, .. } = told;
         match effect {
             Effect::ParkApp => {
@@ -167,13 +167,13 @@ impl Parking {
     }
 
     /// Why the app is parked, if it is.
-    pub fn app(&self, now: Tick) -> Option<&Arc<ParkReason>> {
+    pub(crate) fn app(&self, now: Tick) -> Option<&Arc<ParkReason>> {
         let is_over = |entry: &Entry| entry.passes && now >= entry.probe_at;
         self.app.as_ref().filter(|entry| !is_over(entry)).map(|entry| &entry.why)
     }
 
     /// The commands that are parked, and why.
-    pub fn commands(&self) -> impl Iterator<Item = (&str, &Arc<ParkReason>)> {
+    pub(crate) fn commands(&self) -> impl Iterator<Item = (&str, &Arc<ParkReason>)> {
         self.commands.iter().map(|(name, entry)| (name.as_str(), &entry.why))
     }
 }

@@ -14,7 +14,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// How many further attempts an app's calls may cost, in all: each call brings a part of one.
 #[derive(Debug)]
-pub struct RetryBudget {
+pub(crate) struct RetryBudget {
     /// Thousandths of an attempt.
     saved: AtomicI64,
     earned: i64,
@@ -22,19 +22,19 @@ pub struct RetryBudget {
 
 impl RetryBudget {
     /// Each call brings `ratio` of an attempt, 0 to 1. Ten are there to begin with, unless it is 0.
-    pub fn new(ratio: f64) -> Self {
+    pub(crate) fn new(ratio: f64) -> Self {
         let earned = (ratio * ATTEMPT as f64) as i64;
         Self { saved: AtomicI64::new(if earned > 0 { SAVED_MAX } else { 0 }), earned }
     }
 
     /// A call begins.
-    pub fn earn(&self) {
+    pub(crate) fn earn(&self) {
         let earn = |saved: i64| (saved < SAVED_MAX).then(|| (saved + self.earned).min(SAVED_MAX));
         let _ = self.saved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earn);
     }
 
     /// Pays for one more attempt, or says that there is nothing left.
-    pub fn spend(&self) -> bool {
+    pub(crate) fn spend(&self) -> bool {
         let spend = |saved: i64| (saved >= ATTEMPT).then_some(saved - ATTEMPT);
         self.saved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend).is_ok()
     }
@@ -42,7 +42,7 @@ impl RetryBudget {
 
 /// The pause before an attempt that follows on `tried`: anything up to a bound that doubles, so that
 /// calls that failed together do not come again together ("full jitter"). `random` is any number.
-pub fn pause(tried: u32, random: u32) -> Duration {
+pub(crate) fn pause(tried: u32, random: u32) -> Duration {
     let longest = PAUSE_MIN.saturating_mul(1 << tried.saturating_sub(1).min(10)).min(PAUSE_MAX);
     longest.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

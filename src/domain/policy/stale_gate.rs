@@ -7,18 +7,18 @@ use std::time::Duration;
 use crate::domain::tick::Tick;
 
 /// How often one who could do without asks all the same.
-pub const PROBE_EVERY: Duration = Duration::from_secs(2);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// Sick from the first failure to the first answer.
 #[derive(Debug, Default)]
-pub struct StaleGate {
+pub(crate) struct StaleGate {
     /// When the next one asks, in ticks; 0: it is well.
     probe_at: AtomicU64,
 }
 
 impl StaleGate {
     /// A call has failed, or was answered.
-    pub fn record(&self, failed: bool, now: Tick) {
+    pub(crate) fn record(&self, failed: bool, now: Tick) {
         if !failed {
             self.probe_at.store(0, Ordering::Relaxed);
         } else {
@@ -29,7 +29,7 @@ impl StaleGate {
     }
 
     /// Whether to do without. Now and then the answer is no, to one who asks: that one is the probe.
-    pub fn should_serve_stale(&self, now: Tick) -> bool {
+    pub(crate) fn should_serve_stale(&self, now: Tick) -> bool {
         let probe_at = self.probe_at.load(Ordering::Relaxed);
         if probe_at == 0 || now.micros() < probe_at {
             return probe_at != 0;

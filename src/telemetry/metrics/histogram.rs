@@ -54,7 +54,7 @@ impl Histogram {
 
 /// The counts of a histogram, or of the sum of several, at one instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HistogramSnapshot {
+pub(crate) struct HistogramSnapshot {
     counts: [u64; BUCKETS],
     sum_micros: u64,
 }
@@ -67,17 +67,17 @@ impl Default for HistogramSnapshot {
 
 impl HistogramSnapshot {
     /// Returns the number of durations.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
     /// Returns the sum of the durations, in seconds.
-    pub fn sum_secs(&self) -> f64 {
+    pub(crate) fn sum_secs(&self) -> f64 {
         self.sum_micros as f64 / 1e6
     }
 
     /// Adds the counts of another snapshot.
-    pub fn add(&mut self, other: &HistogramSnapshot) {
+    pub(crate) fn add(&mut self, other: &HistogramSnapshot) {
         for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
             *sum += count;
         }
@@ -85,7 +85,7 @@ impl HistogramSnapshot {
     }
 
     /// Returns the difference from an earlier snapshot.
-    pub fn since(&self, earlier: &HistogramSnapshot) -> HistogramSnapshot {
+    pub(crate) fn since(&self, earlier: &HistogramSnapshot) -> HistogramSnapshot {
         let mut counts = self.counts;
         for (count, earlier) in counts.iter_mut().zip(&earlier.counts) {
             *count = count.saturating_sub(*earlier);
@@ -94,7 +94,7 @@ impl HistogramSnapshot {
     }
 
     /// Returns each bound in microseconds with the number of durations up to it.
-    pub fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub(crate) fn cumulative(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut sum = 0;
         BOUNDS_MICROS.iter().zip(&self.counts).map(move |(bound, count)| {
             sum += count;
@@ -104,7 +104,7 @@ impl HistogramSnapshot {
 
     /// Returns the `q`-quantile (0 to 1) in seconds, interpolated linearly between the bounds. A quantile above the
     /// last bound is that bound. `None` if the histogram is empty.
-    pub fn quantile(&self, q: f64) -> Option<f64> {
+    pub(crate) fn quantile(&self, q: f64) -> Option<f64> {
         let rank = q * self.count() as f64;
         let (mut below, mut lower) = (0, 0);
         for (bound, count) in BOUNDS_MICROS.into_iter().zip(self.counts) {

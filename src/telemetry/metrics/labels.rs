@@ -7,83 +7,83 @@ use crate::domain::chat::error_code;
 use crate::error::{GatewayError, Slug};
 
 /// The label of commands outside the built-in table.
-pub const OTHER: &str = "other";
+pub(crate) const OTHER: &str = "other";
 
 /// A command as a label: `service/command` of the built-in table, or `other`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CommandLabel(usize);
+pub(crate) struct CommandLabel(usize);
 
 impl CommandLabel {
     /// A command outside the table, or one that was never read.
-    pub fn other() -> Self {
+    pub(crate) fn other() -> Self {
         Self(KNOWN_COMMANDS.len())
     }
 
     /// Returns the label of a command.
-    pub fn of(name: CommandName<'_>) -> Self {
+    pub(crate) fn of(name: CommandName<'_>) -> Self {
         command::row_number(name).map_or_else(Self::other, Self)
     }
 
     /// Returns the number of values.
-    pub fn count() -> usize {
+    pub(crate) fn count() -> usize {
         KNOWN_COMMANDS.len() + 1
     }
 
     /// Iterates over all values.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::count()).map(Self)
     }
 
     /// Returns its position among all values.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 
     /// Returns the command, if it is in the table.
-    pub fn name(self) -> Option<CommandName<'static>> {
+    pub(crate) fn name(self) -> Option<CommandName<'static>> {
         KNOWN_COMMANDS.get(self.0).map(|known| known.name)
     }
 
     /// Returns its text.
-    pub fn text(self) -> Cow<'static, str> {
+    pub(crate) fn text(self) -> Cow<'static, str> {
         self.name().map_or(Cow::Borrowed(OTHER), |name| Cow::Owned(name.to_string()))
     }
 }
 
 /// How a request ended, as a label: `ok`, `failed`, `abandoned`, or a slug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outcome(usize);
+pub(crate) struct Outcome(usize);
 
 /// Outcomes that are not slugs.
 const ANSWERED: [&str; 3] = ["ok", "failed", "abandoned"];
 
 impl Outcome {
     /// Answered successfully, by Chat or from the cache.
-    pub const OK: Outcome = Outcome(0);
+    pub(crate) const OK: Outcome = Outcome(0);
     /// Answered with an error of Chat.
-    pub const FAILED: Outcome = Outcome(1);
+    pub(crate) const FAILED: Outcome = Outcome(1);
     /// The caller disconnected before it was answered.
-    pub const ABANDONED: Outcome = Outcome(2);
+    pub(crate) const ABANDONED: Outcome = Outcome(2);
     /// The number of outcomes.
-    pub const COUNT: usize = ANSWERED.len() + Slug::ALL.len();
+    pub(crate) const COUNT: usize = ANSWERED.len() + Slug::ALL.len();
 
     /// Answered with an error of chatgate.
-    pub fn rejected(error: &GatewayError) -> Self {
+    pub(crate) fn rejected(error: &GatewayError) -> Self {
         Self(ANSWERED.len() + error.wire().slug as usize)
     }
 
     /// Iterates over all outcomes.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
     }
 
     /// Returns its position among all outcomes.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 
     /// Returns its text.
-    pub fn text(self) -> &'static str {
+    pub(crate) fn text(self) -> &'static str {
         match self.0.checked_sub(ANSWERED.len()) {
             None => ANSWERED[self.0],
             Some(slug) => Slug::ALL[slug].text(),
@@ -94,7 +94,7 @@ impl Outcome {
 /// How a call to Chat ended, as a label: the ErrorCode where the vendor's table has it (a range is one value), `other`
 /// for further codes, and a slug or `abandoned` where no usable response came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallResult(usize);
+pub(crate) struct CallResult(usize);
 
 /// Calls without a usable response.
 const UNANSWERED: [&str; 5] = [
@@ -107,10 +107,10 @@ const UNANSWERED: [&str; 5] = [
 
 impl CallResult {
     /// ErrorCode 0.
-    pub const OK: CallResult = CallResult(0);
+    pub(crate) const OK: CallResult = CallResult(0);
 
     /// Chat answered with this code.
-    pub fn answered(code: i64) -> Self {
+    pub(crate) fn answered(code: i64) -> Self {
         match code {
             0 => Self::OK,
             code => Self(error_code::row_number(code).map_or(error_code::table().len() + 1, |row| row + 1)),
@@ -118,12 +118,12 @@ impl CallResult {
     }
 
     /// Cut off before it ended, because its caller disconnected.
-    pub fn abandoned() -> Self {
+    pub(crate) fn abandoned() -> Self {
         Self(Self::count() - 1)
     }
 
     /// No usable response came.
-    pub fn unanswered(error: &GatewayError) -> Self {
+    pub(crate) fn unanswered(error: &GatewayError) -> Self {
         let slug = error.wire().slug.text();
         let which = UNANSWERED.iter().position(|text| *text == slug);
         let codes = error_code::table().len();
@@ -131,22 +131,22 @@ impl CallResult {
     }
 
     /// Returns the number of values.
-    pub fn count() -> usize {
+    pub(crate) fn count() -> usize {
         error_code::table().len() + 2 + UNANSWERED.len()
     }
 
     /// Iterates over all values.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::count()).map(Self)
     }
 
     /// Returns its position among all values.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 
     /// Returns its text.
-    pub fn text(self) -> Cow<'static, str> {
+    pub(crate) fn text(self) -> Cow<'static, str> {
         let table = error_code::table();
         match self.0.checked_sub(1) {
             None => Cow::Borrowed("0"),
@@ -160,7 +160,7 @@ impl CallResult {
     }
 
     /// Returns what Chat means by it; empty for 0 and `other`.
-    pub fn meaning(self) -> &'static str {
+    pub(crate) fn meaning(self) -> &'static str {
         let table = error_code::table();
         match self.0.checked_sub(1) {
             Some(row) if row < table.len() => table[row].meaning,

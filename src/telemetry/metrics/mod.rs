@@ -4,8 +4,8 @@
 //! lock and no text, and it allocates only for the first call of a command. A reader adds up all recorders. Labels are
 //! indexes of closed sets ([`labels`]) until they are printed.
 
-pub mod histogram;
-pub mod labels;
+pub(crate) mod histogram;
+pub(crate) mod labels;
 pub(crate) mod process;
 pub(crate) mod text;
 
@@ -19,14 +19,14 @@ use self::histogram::{Histogram, HistogramSnapshot};
 use self::labels::{CallResult, CommandLabel, Outcome};
 
 /// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
-pub const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
+pub(crate) const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
 
 /// Numbers of distinct pairs by source. Flipped pairs are a part of the fetched ones.
-pub type PairCounts = [u64; SOURCES.len()];
+pub(crate) type PairCounts = [u64; SOURCES.len()];
 
 /// The counters of a gateway.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     recorders: Mutex<Vec<Arc<Recorder>>>,
     /// Number of recorders that threads have taken.
     taken: AtomicUsize,
@@ -35,13 +35,13 @@ pub struct Metrics {
 
 impl Metrics {
     /// Creates the counters of `apps` apps, which are identified by their index.
-    pub fn new(apps: usize) -> Self {
+    pub(crate) fn new(apps: usize) -> Self {
         Self { recorders: Mutex::default(), taken: AtomicUsize::new(0), apps }
     }
 
     /// Returns the counters after a reload. They continue the present counts: `old_indexes` has the previous index of
     /// each app, or `None` for a new one. Counts of a thread that still uses the old counters appear in both.
-    pub fn reloaded(&self, old_indexes: &[Option<usize>]) -> Self {
+    pub(crate) fn reloaded(&self, old_indexes: &[Option<usize>]) -> Self {
         let continue_from = |recorder: &Arc<Recorder>| {
             let app = |index: &Option<usize>| index.map_or_else(Arc::default, |app| Arc::clone(&recorder.apps[app]));
             let no_app = recorder.apps.last().expect("the last recorder is the one for no app");
@@ -52,7 +52,7 @@ impl Metrics {
     }
 
     /// Returns the recorder of one more thread.
-    pub fn recorder(&self) -> Arc<Recorder> {
+    pub(crate) fn recorder(&self) -> Arc<Recorder> {
         let index = self.taken.fetch_add(1, Ordering::Relaxed);
         let mut recorders = self.recorders.lock();
         if let Some(recorder) = recorders.get(index) {
@@ -65,7 +65,7 @@ impl Metrics {
 
     /// Returns the sums over all threads: one entry for each app in the order of their indexes, and a last one for
     /// requests without an app.
-    pub fn totals(&self) -> Vec<AppTotals> {
+    pub(crate) fn totals(&self) -> Vec<AppTotals> {
         let mut totals: Vec<AppTotals> = (0..=self.apps).map(|_| AppTotals::default()).collect();
         for recorder in self.recorders.lock().iter() {
             for (totals, app) in totals.iter_mut().zip(&recorder.apps) {
@@ -78,14 +78,14 @@ impl Metrics {
 
 /// The counters of one thread. Other threads may add to them too, but more slowly.
 #[derive(Debug)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     /// By index of the app. The last one is for requests without an app.
     apps: Box<[Arc<AppRecorder>]>,
 }
 
 /// One thread's counters of one app, or of requests without an app.
 #[derive(Debug)]
-pub struct AppRecorder {
+pub(crate) struct AppRecorder {
     /// By [`CommandLabel`]; allocated by the first call of a command.
     commands: Box<[OnceLock<Box<CommandRecorder>>]>,
     pairs: [AtomicU64; SOURCES.len()],
@@ -119,26 +119,26 @@ impl Recorder {
     }
 
     /// Returns the counters of each app, in the order of the configuration.
-    pub fn apps(&self) -> &[Arc<AppRecorder>] {
+    pub(crate) fn apps(&self) -> &[Arc<AppRecorder>] {
         &self.apps[..self.apps.len() - 1]
     }
 
     /// Returns the counters of requests without an app.
-    pub fn no_app(&self) -> &Arc<AppRecorder> {
+    pub(crate) fn no_app(&self) -> &Arc<AppRecorder> {
         self.apps.last().expect("there is always one")
     }
 }
 
 impl AppRecorder {
     /// Counts an answered request.
-    pub fn request(&self, command: CommandLabel, outcome: Outcome, took: Duration) {
+    pub(crate) fn request(&self, command: CommandLabel, outcome: Outcome, took: Duration) {
         let row = self.command(command);
         row.requests[outcome.index()].fetch_add(1, Ordering::Relaxed);
         row.request_time.add(took);
     }
 
     /// Counts the pairs of an answered `follow_check`.
-    pub fn pairs(&self, pairs: &PairCounts) {
+    pub(crate) fn pairs(&self, pairs: &PairCounts) {
         for (sum, count) in self.pairs.iter().zip(pairs) {
             if *count > 0 {
                 sum.fetch_add(*count, Ordering::Relaxed);
@@ -147,13 +147,13 @@ impl AppRecorder {
     }
 
     /// Counts a call to Chat that has ended. `took` does not include the wait for quota.
-    pub fn call(&self, command: CommandLabel, result: CallResult, took: Duration) {
+    pub(crate) fn call(&self, command: CommandLabel, result: CallResult, took: Duration) {
         self.command(command).calls[result.index()].fetch_add(1, Ordering::Relaxed);
         self.call_time.add(took);
     }
 
     /// Counts the time that a call waited for quota, whether it got a permit or not.
-    pub fn waited(&self, waited: Duration) {
+    pub(crate) fn waited(&self, waited: Duration) {
         self.quota_wait.add(waited);
     }
 
@@ -194,7 +194,7 @@ fn add_all(sums: &mut [u64], counts: &[AtomicU64]) {
 
 /// The counters of an app, summed over all threads.
 #[derive(Debug, Clone, Default)]
-pub struct AppTotals {
+pub(crate) struct AppTotals {
     /// Commands with at least one request or call, sorted by label.
     pub commands: Vec<(CommandLabel, CommandTotals)>,
     /// Pairs by source.
@@ -207,7 +207,7 @@ pub struct AppTotals {
 
 /// The counters of a command, summed over all threads.
 #[derive(Debug, Clone, Default)]
-pub struct CommandTotals {
+pub(crate) struct CommandTotals {
     /// Requests by [`Outcome`].
     pub requests: [u64; Outcome::COUNT],
     /// Durations of requests.
@@ -218,7 +218,7 @@ pub struct CommandTotals {
 
 impl CommandTotals {
     /// Returns the number of calls to Chat with any result.
-    pub fn call_count(&self) -> u64 {
+    pub(crate) fn call_count(&self) -> u64 {
         self.calls.iter().sum()
     }
 }
@@ -226,7 +226,7 @@ impl CommandTotals {
 /// The destination of an app's calls. Its number is the value of `chatgate_upstream_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum UpstreamState {
+pub(crate) enum UpstreamState {
     /// Calls go to the primary domain.
     Primary = 0,
     /// Calls go to the standby domain, because the primary domain is unreachable.
@@ -237,7 +237,7 @@ pub enum UpstreamState {
 
 impl UpstreamState {
     /// Returns the state as a word for /status.
-    pub const fn word(self) -> &'static str {
+    pub(crate) const fn word(self) -> &'static str {
         match self {
             UpstreamState::Primary => "primary",
             UpstreamState::Standby => "standby",

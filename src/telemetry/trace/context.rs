@@ -11,7 +11,7 @@ const SAMPLED: u8 = 0x01;
 
 /// The context of a span: trace ID, span ID, and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
+pub(crate) struct Context {
     // Byte arrays, because integers of this size would enlarge every type that contains a context.
     trace: [u8; 16],
     span: [u8; 8],
@@ -34,7 +34,7 @@ impl Context {
     }
 
     /// Returns the context of the caller's `traceparent`; `None` if there is not exactly one, or if it is invalid.
-    pub fn of_caller(headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn of_caller(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
             (Some(value), None) => Traceparent::parse(value.as_bytes()).map(Self::from),
@@ -43,19 +43,19 @@ impl Context {
     }
 
     /// Returns the header `traceparent`.
-    pub fn header(&self) -> HeaderValue {
+    pub(crate) fn header(&self) -> HeaderValue {
         let Self { span, flags, .. } = self;
         let text = format!("00-{}-{:016x}-{flags:02x}", self.trace_id(), u64::from_be_bytes(*span));
         HeaderValue::try_from(text).expect("hexadecimal digits and hyphens are valid in a header")
     }
 
     /// Returns the trace ID as 32 hexadecimal digits, as in logs and headers.
-    pub fn trace_id(&self) -> String {
+    pub(crate) fn trace_id(&self) -> String {
         format!("{:032x}", u128::from_be_bytes(self.trace))
     }
 
     /// Returns whether the span is recorded and sent to the collector.
-    pub fn is_sampled(&self) -> bool {
+    pub(crate) fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 

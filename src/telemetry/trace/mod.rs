@@ -21,8 +21,8 @@ use opentelemetry::trace::{Link, SpanId, SpanKind, Status};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-pub use self::context::Context;
-pub use self::export::TraceError;
+pub(crate) use self::context::Context;
+pub(crate) use self::export::TraceError;
 pub(crate) use self::export::{DropCause, ExportStats};
 use self::export::{Exporter, SpanQueue};
 use crate::clock;
@@ -30,7 +30,7 @@ use crate::config;
 
 /// Begins spans, and exports them when they have ended.
 #[derive(Debug)]
-pub struct Tracing {
+pub(crate) struct Tracing {
     /// A new trace is sampled if its sampling key is less than this: 0 is none, 2^63 is all.
     sample_threshold: u64,
     queue: SpanQueue,
@@ -38,7 +38,7 @@ pub struct Tracing {
 
 /// A span that has begun.
 #[derive(Debug, Clone, Copy)]
-pub struct SpanHandle {
+pub(crate) struct SpanHandle {
     /// Context of this span.
     pub context: Context,
     /// The parent span. The parent of a request's span belongs to the caller.
@@ -55,7 +55,7 @@ enum SpanRole {
 
 /// The data of a span that has ended.
 #[derive(Debug)]
-pub struct SpanEnd {
+pub(crate) struct SpanEnd {
     /// A name of low cardinality: a method and a path template.
     pub name: Cow<'static, str>,
     /// Duration of the span. It ends now.
@@ -73,19 +73,19 @@ impl Tracing {
     ///
     /// # Errors
     /// If this configuration cannot lead to a connection with the collector.
-    pub fn new(trace: &config::Trace) -> Result<Arc<Self>, TraceError> {
+    pub(crate) fn new(trace: &config::Trace) -> Result<Arc<Self>, TraceError> {
         // `as` saturates a value that is too large.
         let sample_threshold = (trace.sample * (1_u64 << 63) as f64) as u64;
         Ok(Arc::new(Self { sample_threshold, queue: SpanQueue::new(Exporter::new(trace)?) }))
     }
 
     /// Exports spans until the program ends. Only the first call does anything.
-    pub async fn run(self: Arc<Self>) {
+    pub(crate) async fn run(self: Arc<Self>) {
         self.queue.run().await;
     }
 
     /// Exports the queued spans, for at most `timeout`.
-    pub async fn flush(&self, timeout: Duration) {
+    pub(crate) async fn flush(&self, timeout: Duration) {
         self.queue.flush(timeout).await;
     }
 
@@ -96,7 +96,7 @@ impl Tracing {
 
     /// Begins the span of a request. It continues the caller's trace and its sampling decision. Without one it begins a
     /// new trace, which is sampled at random.
-    pub fn begin_request(&self, caller: Option<Context>) -> SpanHandle {
+    pub(crate) fn begin_request(&self, caller: Option<Context>) -> SpanHandle {
         let role = SpanRole::Request;
         match caller {
             Some(parent) => {
@@ -110,13 +110,13 @@ impl Tracing {
     }
 
     /// Begins the span of a call for the request with the context `parent`.
-    pub fn begin_call(&self, parent: Context) -> SpanHandle {
+    pub(crate) fn begin_call(&self, parent: Context) -> SpanHandle {
         let context = parent.with_span(new_span_id());
         SpanHandle { context, parent: Some(parent.span_id()), role: SpanRole::Call }
     }
 
     /// Ends a span. `describe` is called only if the span is sampled.
-    pub fn end(&self, span: &SpanHandle, describe: impl FnOnce() -> SpanEnd) {
+    pub(crate) fn end(&self, span: &SpanHandle, describe: impl FnOnce() -> SpanEnd) {
         if !span.context.is_sampled() {
             return;
         }
