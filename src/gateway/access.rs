@@ -1,4 +1,4 @@
-//! Who may call, and what.
+//! Callers, and what each may call.
 //!
 //! Without a `[[caller]]` no request is authenticated, and `[access]` lists the allowed commands. With one, every data
 //! request needs the token of a caller, and the caller's entry lists the allowed commands.
@@ -23,7 +23,7 @@ use crate::http::headers::RequestHeaders;
 use crate::http::peer::Peer;
 use crate::limits::{CallerQuota, Reservation};
 
-/// Who may call, and what.
+/// The callers, and what each may call.
 #[derive(Debug)]
 pub(crate) struct Access {
     /// The tokens of `callers`, in the same order.
@@ -229,7 +229,7 @@ pub(crate) fn check_uid(uids: &[u32], peer: Peer) -> Result<(), GatewayError> {
 
 /// How often a caller's use of a command that is not in its allow list is logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of pairs of caller and command that are told apart. Further ones are not logged until the interval
+/// Maximum number of pairs of caller and command that are distinguished. Further ones are not logged until the interval
 /// of others has passed.
 const REPORTS_MAX: usize = 1000;
 

@@ -50,7 +50,7 @@ pub(crate) struct App {
 
 /// What all calls of one app to Chat share.
 pub(super) struct ChatClient {
-    /// Replaced in place, so that every call after a reload is signed anew.
+    /// Replaced in place, so that every call after a reload has a new signature.
     pub(super) signer: Arc<ArcSwap<Signer>>,
     pub(super) quotas: Arc<AppQuotas>,
     /// A permit for each call in flight.

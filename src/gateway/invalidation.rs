@@ -22,7 +22,7 @@ impl App {
         self.publish_invalidation(scope).await;
     }
 
-    /// Tells the other replicas. This runs in a task of its own: the request that waits for it may be dropped.
+    /// Notifies the other replicas. This runs in a task of its own: the request that waits for it may be dropped.
     pub(super) async fn publish_invalidation(&self, scope: &Scope) {
         if let Some(FleetHandle { fleet, shared }) = self.fleet.clone() {
             let scope = scope.clone();

@@ -106,7 +106,7 @@ impl AppWorker {
 
 impl Gateway {
     /// Returns when a call must have its permit. A permit in the last moment would be wasted: the call would be cut
-    /// off, and if it is a write, nothing would tell whether it was applied.
+    /// off, and if it is a write, it would be unknown whether it was applied.
     pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
         let reserve = (self.config.upstream.timeout / 10).min(RESERVE_MAX);
         deadline.checked_sub(reserve).unwrap_or(deadline)

@@ -15,7 +15,7 @@ use crate::http::request_id::RequestId;
 use crate::telemetry::metrics::labels::CommandLabel;
 use crate::telemetry::trace::{Context, SpanHandle};
 
-/// Who waits for a call, and until when.
+/// The caller that waits for a call, and its deadline.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallContext {
     /// Its place in fair queues.

@@ -24,7 +24,7 @@ pub(crate) struct Gateway {
     pub config: Config,
     /// Host names that requests may use.
     pub hosts: Hosts,
-    /// Who may call, and what.
+    /// The callers, and what each may call.
     pub(super) access: Access,
     /// The apps.
     pub apps: Directory<Arc<App>>,

@@ -1,4 +1,4 @@
-//! Tracks the frames of an HTTP/2 connection, as far as needed to tell whether request headers have begun and are
+//! Tracks the frames of an HTTP/2 connection, as far as needed to know whether request headers have begun and are
 //! incomplete. Pure.
 
 /// First bytes of a client (RFC 9113 section 3.4).

@@ -1,7 +1,7 @@
 //! Responses over HTTP/2 until the peer has taken them.
 //!
 //! A peer that opens no window for a response keeps it in memory although its connection accepts writes, so no layer
-//! below HTTP/2 can tell that it is slow. (Over HTTP/1, a response that is not taken blocks its connection, which
+//! below HTTP/2 can detect that it is slow. (Over HTTP/1, a response that is not taken blocks its connection, which
 //! `TimeoutStream` detects.)
 
 use std::collections::BTreeMap;

@@ -17,7 +17,6 @@ use crate::{read, root};
 const RETIRED: &[(&str, &str)] = &[
     ("who", "it, or the noun; a person may be allowed below"),
     ("whom", "it, or the noun"),
-    ("whose", "its, or the noun; a person may be allowed below"),
     ("whoever", "the noun: a caller, a client"),
     ("nobody", "no caller, no client, nothing"),
     ("somebody", "a caller, a client"),
@@ -56,7 +55,15 @@ const RETIRED: &[(&str, &str)] = &[
 ];
 
 /// Phrases with a retired word that are right where they are, mostly because they are about people: file and phrase.
-const ALLOWED: &[(&str, &str)] = &[];
+const ALLOWED: &[(&str, &str)] = &[
+    ("README.md", "who can"),
+    ("README.md", "who may"),
+    ("config/chatgate.toml", "who can"),
+    ("config/chatgate.toml", "who may"),
+    ("docs/fleet.md", "who run"),
+    ("docs/security.md", "who can"),
+    ("docs/security.md", "who recorded"),
+];
 
 /// How many retired words each part of the project may still have. A part that is not listed may have none.
 const CEILINGS: &[(&str, usize)] = &[
@@ -73,8 +80,8 @@ const CEILINGS: &[(&str, usize)] = &[
     ("tests", 225),
 ];
 
-/// Names that the rule skips: what is built, what others wrote, and this file.
-const SKIPPED: &[&str] = &[".git", "target", "data", "corpus", "words.rs"];
+/// Names that the rule skips: build output, data of others, and the two files that list the retired words.
+const SKIPPED: &[&str] = &[".git", "target", "data", "corpus", "words.rs", "CONTRIBUTING.md"];
 
 /// Files that are read whole.
 const PROSE: &[&str] = &["md", "toml", "yaml", "yml", "json", "sh", "html", "js", "py", "lua", "service", "socket"];

@@ -199,7 +199,7 @@ impl AppWorker {
         session: &CheckSession,
         options: &LookupOptions,
     ) -> Result<Reply, GatewayError> {
-        // An item of Chat may be long, and stands once for each account that the request repeats.
+        // An item of Chat may be long, and the response has it once for each account that the request repeats.
         let reserved = match response_len(request, session) {
             ..=UNCOUNTED_MAX => None,
             len => Some(self.gateway.buffered.try_acquire(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
@@ -265,7 +265,7 @@ impl Drop for TicketGuard<'_> {
 }
 
 /// Rejects at once pairs that would not get their last permit by `latest`. The estimate is raised by a tenth: a
-/// request that is admitted and comes just too late has waited in vain, and another one would have been served in its
+/// request that is admitted and comes just too late has waited for nothing, and another one would have been served in its
 /// place.
 fn reject_hopeless(quota: &CommandQuota, calls_ahead: usize, latest: Instant) -> Result<(), GatewayError> {
     if calls_ahead == 0 {
