@@ -45,7 +45,8 @@ use crate::telemetry::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 /// Reloads the configuration: returns the keys whose new values require a restart, or why nothing has changed.
 pub(crate) type ReloadHandle = Box<dyn Fn() -> ReloadFuture + Send + Sync>;
 /// A reload in progress.
-pub(crate) type ReloadFuture = Pin<Box<dyn Future<Output = Result<Vec<&'static str>, Box<dyn Error + Send + Sync>>> + Send>>;
+pub(crate) type ReloadFuture =
+    Pin<Box<dyn Future<Output = Result<Vec<&'static str>, Box<dyn Error + Send + Sync>>> + Send>>;
 
 /// The handler of the admin listener.
 #[derive(Clone)]

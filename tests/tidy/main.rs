@@ -10,6 +10,7 @@ use std::process::Command;
 
 mod code;
 mod documents;
+mod layers;
 mod manifest;
 mod words;
 
@@ -18,6 +19,7 @@ use documents::{
     anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme,
     subcommands,
 };
+use layers::{lines_naming_lower_modules, map_of};
 use manifest::{dependencies, feature_policy_breaches};
 
 /// Longest source file, in lines. A longer file has more than one reason to change.
@@ -66,6 +68,31 @@ const KEEP_DEFAULTS: &[(&str, &str)] = &[
     ("arc-swap", "has none by default"),
     ("tempfile", "tests only; its default names files at random"),
 ];
+
+#[test]
+fn modules_use_only_the_modules_above_them() {
+    let lib = read("src/lib.rs");
+    let map = map_of(&lib);
+    assert!(map.first() == Some(&"domain") && map.last() == Some(&"cli"), "the map was not found: {map:?}");
+    none_of(each_source("src").flat_map(|file| {
+        let module = file.name["src/".len()..].split(['/', '.']).next().unwrap_or_default().to_owned();
+        let code = outside_tests(&code_of(&file.text));
+        let lines = if matches!(&*module, "lib" | "main") {
+            Vec::new()
+        } else {
+            lines_naming_lower_modules(&code, &module, &map)
+        };
+        file.at(lines.into_iter())
+    }));
+}
+
+#[test]
+fn pair_engine_names_no_command() {
+    none_of(each_source("src/domain/pairs").flat_map(|file| {
+        let code = outside_tests(&code_of(&file.text));
+        file.at(["follow", "FOLLOW_CHECK"].iter().flat_map(|name| lines_naming(&code, name)))
+    }));
+}
 
 #[test]
 fn core_names_no_runtime_io_or_clock() {
