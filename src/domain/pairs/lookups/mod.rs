@@ -23,7 +23,7 @@ mod graph;
 mod model;
 mod results;
 #[cfg(test)]
-#[path = "../../../../tests/model/scheduler.rs"]
+#[path = "../../../../tests/model/scheduler/mod.rs"]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -4,16 +4,18 @@
 //! exhaustive [`model`](super::model), but tries few of its interleavings. It drives the same code: [`CheckSession`],
 //! [`LookupScheduler`], [`Waiters`], [`Fence`], and [`PairCache`].
 
+mod chat;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
+use self::chat::{Chat, PAIRS, USERS, pair_index};
 use super::super::cache::PairCache;
 use super::super::check::{CheckOptions, CheckSession, CheckStep, PairView};
 use super::super::directives::CacheDirectives;
 use super::super::fence::Fence;
 use super::super::item::Item;
-use super::super::pair::{Relation, UserHasher};
+use super::super::pair::UserHasher;
 use super::super::scope::{Scope, ScopeKeys};
 use super::*;
 use crate::domain::follow::response::parse_items;
@@ -21,9 +23,6 @@ use crate::domain::policy::stale_gate::StaleGate;
 
 /// Longer than a schedule: pairs do not expire.
 const TTL: Duration = Duration::from_secs(3600);
-const USERS: [&str; 4] = ["ann", "bob", "cyd", "dan"];
-/// All pairs of [`USERS`]; the relation of a pair is seen from its first user.
-const PAIRS: [(usize, usize); 6] = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)];
 
 /// One schedule. The seed decides every step.
 struct Simulation {
@@ -38,14 +37,12 @@ struct Simulation {
     unmarked: Fence,
     /// Records no failure: nothing is served stale.
     stale_gate: StaleGate,
-    chat: [PairState; 6],
+    chat: Chat,
     /// For each pair, the number of its writes that were acknowledged.
     acknowledged: [u64; 6],
     /// Writes whose callers have no response yet.
     writes: Vec<Write>,
     calls: Vec<Call>,
-    /// What Chat has read, by pair and by the moment when the call was sent. No two calls share a moment.
-    readings: BTreeMap<(usize, Tick), PairState>,
     waiting: BTreeMap<Ticket, Reader>,
     /// Readers with the results of all their pairs, which they have not applied yet.
     notified: Vec<(Reader, PairResults)>,
@@ -62,14 +59,6 @@ enum Fault {
     NoSecondMark,
     /// Readers do not judge the answers that they have again when the rest arrives.
     JudgedOnce,
-}
-
-/// The state of a pair in Chat.
-#[derive(Debug, Clone, Copy, Default)]
-struct PairState {
-    relation: u8,
-    /// The number of writes that Chat has applied to the pair.
-    version: u64,
 }
 
 struct Write {
@@ -102,20 +91,6 @@ struct Reader {
     open: BTreeSet<usize>,
 }
 
-fn user(name: &str) -> usize {
-    USERS.iter().position(|user| *user == name).expect("a user")
-}
-
-fn pair_index(a: usize, b: usize) -> usize {
-    PAIRS.iter().position(|pair| *pair == (a.min(b), a.max(b))).expect("a pair")
-}
-
-/// Returns the relation of a pair seen from one of its users.
-fn seen_from(relation: u8, from: usize, to: usize) -> Relation {
-    let relation = Relation::new(relation.into()).expect("two bits");
-    if from < to { relation } else { relation.flipped() }
-}
-
 fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise()) }
 }
@@ -132,11 +107,10 @@ impl Simulation {
             fence: Fence::default(),
             unmarked: Fence::with_places(1, 1),
             stale_gate: StaleGate::default(),
-            chat: [PairState::default(); 6],
+            chat: Chat::default(),
             acknowledged: [0; 6],
             writes: Vec::new(),
             calls: Vec::new(),
-            readings: BTreeMap::new(),
             waiting: BTreeMap::new(),
             notified: Vec::new(),
             fault,
@@ -256,9 +230,9 @@ impl Simulation {
         for (account, to) in reader.to.iter().enumerate() {
             let answer = reader.session.answer(account).ok_or("a response without an answer")?;
             let pair = pair_index(reader.from, *to);
-            let read = self.readings.get(&(pair, answer.sent)).ok_or("an answer that Chat did not give")?;
+            let read = self.chat.reading(pair, answer.sent).ok_or("an answer that Chat did not give")?;
             if let Item::Known(relation) = answer.item {
-                let expected = seen_from(read.relation, reader.from, *to);
+                let expected = read.seen_from(reader.from, *to);
                 holds(relation == expected, || format!("pair {pair}: {relation:?}, Chat returned {expected:?}"))?;
             }
             let (version, acknowledged) = (read.version, self.acknowledged[pair]);
@@ -303,10 +277,7 @@ impl Simulation {
         let Some(which) = self.choose(unread) else { return };
         let Call { batch, sent, was_read } = &mut self.calls[which];
         *was_read = true;
-        for to in &batch.to {
-            let pair = pair_index(user(&batch.from), user(to));
-            self.readings.insert((pair, *sent), self.chat[pair]);
-        }
+        self.chat.read(batch, *sent);
     }
 
     /// The response of a call arrives. Corresponds to `App::apply_response` in `src/gateway/pairs/dispatcher.rs`.
@@ -315,7 +286,9 @@ impl Simulation {
         let Some(which) = self.choose(ready) else { return Ok(()) };
         let call = self.calls.remove(which);
         let kind = self.below(8);
-        let body = self.response(&call, kind == 0);
+        let random = self.random;
+        let fails = |account: usize| kind == 0 && (random >> account).is_multiple_of(3);
+        let body = self.chat.response(&call.batch, call.sent, fails);
         let items = parse_items(body.as_bytes()).expect("items");
         let outcome = match kind {
             1 => BatchOutcome::RejectedArguments,
@@ -343,20 +316,6 @@ impl Simulation {
         Ok(())
     }
 
-    /// Returns Chat's response to a call. One item in three is an error if `items_fail`.
-    fn response(&self, call: &Call, items_fail: bool) -> String {
-        let from = user(&call.batch.from);
-        let item = |to: &Arc<str>| {
-            let to_user = user(to);
-            let read = &self.readings[&(pair_index(from, to_user), call.sent)];
-            let code = if items_fail && self.random.is_multiple_of(3) { 30003 } else { 0 };
-            let relation = seen_from(read.relation, from, to_user).number();
-            serde_json::json!({"To_Account": &**to, "ResultCode": code, "FollowType": relation})
-        };
-        let items: Vec<_> = call.batch.to.iter().map(item).collect();
-        serde_json::json!({"ResultItem": items, "ErrorCode": 0}).to_string()
-    }
-
     /// Checks that a call yields results only for readers that wait for its pairs, and for each pair once.
     fn check_results(&mut self, call: &Call, results: &[WaiterResult]) -> Result<(), String> {
         for WaiterResult { ticket, slot, .. } in results {
@@ -364,9 +323,7 @@ impl Simulation {
             holds(reader.open.remove(slot), || "a second result for one pair".to_owned())?;
             // A request has no duplicate pairs here, so slots are accounts.
             let pair = pair_index(reader.from, reader.to[*slot]);
-            holds(self.readings.contains_key(&(pair, call.sent)), || {
-                "a result from a call without the pair".to_owned()
-            })?;
+            holds(self.chat.reading(pair, call.sent).is_some(), || "a result from a call without the pair".to_owned())?;
         }
         Ok(())
     }
@@ -419,9 +376,7 @@ impl Simulation {
         let mut versions = Vec::new();
         for &pair in pairs {
             let relation = self.below(4) as u8;
-            let version = self.chat[pair].version + 1;
-            self.chat[pair] = PairState { relation, version };
-            versions.push((pair, version));
+            versions.push((pair, self.chat.apply(pair, relation)));
         }
         versions
     }
