@@ -33,7 +33,7 @@ pub struct ParkReason {
 /// The reason why a call must not be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parked {
-    /// The reason.
+    /// Why the app or the command is parked.
     pub reason: Arc<ParkReason>,
     /// The time until the next probe may be sent.
     pub retry_after: Duration,
@@ -123,8 +123,8 @@ impl Parking {
                     self.suspected.get_or_insert(now);
                     return ParkingChange::None;
                 }
-                let (was_parked, entry) =
-                    (self.app.is_some(), ParkedEntry::new(observation, now.after(PROBE_EVERY), false));
+                let was_parked = self.app.is_some();
+                let entry = ParkedEntry::new(observation, now.after(PROBE_EVERY), false);
                 let reason = Arc::clone(&entry.reason);
                 self.app = Some(entry);
                 if was_parked { ParkingChange::None } else { ParkingChange::App(reason) }

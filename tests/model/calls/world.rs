@@ -53,6 +53,8 @@ struct Request {
     /// The search for a connection of the current attempt.
     connect: Option<ConnectSession>,
     last: Option<AttemptOutcome>,
+    /// Whether its signature was renewed.
+    renewed: bool,
     calls: u32,
     /// How often Chat has applied it.
     applied: u32,
@@ -239,6 +241,7 @@ impl World {
             session: CallSession::new(name, name.kind(), ATTEMPTS, &self.budget),
             connect: None,
             last: None,
+            renewed: false,
             calls: 0,
             applied: 0,
             response: None,
@@ -380,6 +383,8 @@ impl World {
         match request.session.on_outcome(outcome, left, random, &self.budget) {
             RetryDecision::Return => self.respond(id, ResponseKind::Outcome(outcome)),
             RetryDecision::RetryWithFreshSignature => {
+                let is_first = !std::mem::replace(&mut request.renewed, true);
+                holds(is_first, || format!("request {id} renews its signature twice"))?;
                 let rejected = signature.ok_or("a rejected signature, but nothing was signed")?;
                 let fresh = self.signer.after_rejection(&rejected, Duration::from_micros(self.now.micros()));
                 let Some(fresh) = fresh else { return self.respond(id, ResponseKind::Outcome(outcome)) };

@@ -49,8 +49,8 @@ pub(super) fn explore(setup: &Setup) -> Report {
             if steps.is_empty() { world.check_end() } else { Ok(()) }.map(|()| (responded, steps))
         });
         match outcome {
-            Err(what) => {
-                report.violation = Some((what, trace.iter().map(|step| format!("{step:?}")).collect()));
+            Err(violation) => {
+                report.violation = Some((violation, trace.iter().map(|step| format!("{step:?}")).collect()));
                 break;
             }
             Ok((responded, steps)) => {
