@@ -48,10 +48,10 @@ impl App {
         if shared.ttl.is_zero() {
             return;
         }
-        let seen = |cached: &&CacheablePair| cached.pair.seen_from(cached.fact.stored);
+        let seen = |one: &&CacheablePair| one.pair.seen_from(one.cached.stored);
         let learned: Vec<_> = cached.iter().map(|cached| (&*cached.from, &*cached.to, seen(cached))).collect();
         // All of them came with one response.
-        fleet.store(shared, &learned, first.fact.sent);
+        fleet.store(shared, &learned, first.cached.sent);
     }
 }
 

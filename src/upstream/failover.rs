@@ -2,7 +2,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -10,6 +9,7 @@ use super::attempt::AttemptError;
 use super::pool::PooledConnection;
 use super::{Domain, Upstream};
 use crate::clock;
+use crate::domain::policy::connect::{ConnectSession, ConnectStep};
 use crate::domain::policy::failover::{Failover, Side};
 
 /// The failover state of an app, shared by all threads.
@@ -53,43 +53,47 @@ impl Upstream {
     /// # Errors
     /// [`AttemptError::NotSent`] if neither domain is reachable.
     pub(crate) async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
-        let now = clock::now();
-        let (pause, side) = {
-            let (mut failover, now) = (self.failover.state(), clock::tick_at(now));
-            if failover.start_probe(now) {
-                self.probe_primary();
-            }
-            (failover.pause(now), failover.side())
-        };
-        let (now, side) = if pause > Duration::ZERO {
-            tokio::time::sleep(pause).await;
-            (clock::now(), self.failover.side())
-        } else {
-            (now, side)
-        };
-        let error = match pin!(self.connect_to(side, now)).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
-        };
-        if self.standby.is_some()
-            && let Ok(connection) = Box::pin(self.connect_to(side.other(), clock::now())).await
-        {
-            return Ok(connection);
+        let (mut now, mut first_error) = (clock::now(), None);
+        let (mut session, mut step) = ConnectSession::start(&mut self.failover.state(), clock::tick_at(now));
+        loop {
+            step = match step {
+                ConnectStep::Probe => {
+                    self.probe_primary();
+                    session.on_probe_started(&self.failover.state(), clock::tick_at(now))
+                }
+                ConnectStep::Pause(pause) => {
+                    tokio::time::sleep(pause).await;
+                    now = clock::now();
+                    session.on_paused(&self.failover.state())
+                }
+                ConnectStep::Connect(side) => match pin!(self.domain(side).pool.acquire(now)).await {
+                    Ok(inner) => {
+                        self.on_connected(session, side, inner.reused);
+                        return Ok(LeasedConnection { inner, side });
+                    }
+                    Err(error) => {
+                        first_error.get_or_insert(error);
+                        now = clock::now();
+                        session.on_failed(&mut self.failover.state(), clock::tick_at(now))
+                    }
+                },
+                ConnectStep::Fail => {
+                    let unreachable = || AttemptError::NotSent("no domain was tried".to_owned());
+                    return Err(first_error.unwrap_or_else(unreachable));
+                }
+            };
         }
-        self.failover.state().on_failed(clock::tick());
-        Err(error)
     }
 
-    async fn connect_to(&self, side: Side, now: Instant) -> Result<LeasedConnection, AttemptError> {
-        let inner = self.domain(side).pool.acquire(now).await?;
-        if !inner.reused && self.failover.state().on_connected(side, clock::tick()) {
+    fn on_connected(&self, session: ConnectSession, side: Side, reused: bool) {
+        // The shared state stays as it is for a connection that is reused, as nearly every one is.
+        if !reused && session.on_connected(reused, &mut self.failover.state(), clock::tick()) {
             tracing::warn!(
                 app = self.app,
                 domain = side_name(side),
                 "switched domains; the previous one is unreachable"
             );
         }
-        Ok(LeasedConnection { inner, side })
     }
 
     /// Probes the primary domain while calls go to the standby: one connection with its TLS handshake, and no call.

@@ -242,7 +242,7 @@ impl CheckSession {
                 (false, false) => Source::Fetched,
             };
             slot.answer = match result {
-                PairResult::Known { fact, flipped } => Some(PairAnswer::cached(slot.pair, fact, source(flipped))),
+                PairResult::Known { cached, flipped } => Some(PairAnswer::cached(slot.pair, cached, source(flipped))),
                 PairResult::Verbatim(json, sent) => {
                     Some(PairAnswer { item: Item::Verbatim((&*json).into()), sent, source: source(false) })
                 }

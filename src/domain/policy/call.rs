@@ -57,19 +57,19 @@ impl<'a> CallSession<'a> {
         self.attempts
     }
 
-    /// Says whether it is worth waiting for a permit.
+    /// Checks whether it is worth waiting for a permit.
     ///
     /// # Errors
-    /// What is parked.
+    /// The reason why the app or the command is parked.
     pub(crate) fn check(&self, parking: &Parking, now: Tick) -> Result<(), Parked> {
         parking.check(self.command, now)
     }
 
-    /// Says whether an attempt may be sent now that it has its permit. If the app or the command is parked and a
-    /// probe is due, this attempt is the probe.
+    /// Checks whether an attempt that has its permit may be sent. If the app or the command is parked and a probe is
+    /// due, this attempt is the probe.
     ///
     /// # Errors
-    /// What is parked.
+    /// The reason why the app or the command is parked.
     pub(crate) fn admit(&self, parking: &mut Parking, now: Tick) -> Result<(), Parked> {
         parking.admit(self.command, now)
     }

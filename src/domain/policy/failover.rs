@@ -1,25 +1,26 @@
-//! Which of an app's two domains is called, and when nothing is: decided from connections alone.
+//! The domain that an app's calls go to, and pauses while no domain can be reached.
 //!
-//! Name lookup, TCP and TLS say whether a domain can be reached. An ErrorCode never does: whoever sends one is
-//! there. Who cannot be reached at all is left alone for a moment, so that it sees a few knocks a
-//! second and not one for each call.
+//! Only connections decide: DNS lookup, TCP, and TLS show whether a domain can be reached. An ErrorCode does not: a
+//! server that sends one has been reached. While no domain can be reached, calls pause before they connect, so that Chat
+//! sees a few connection attempts per second and not one per call.
 
 use std::time::Duration;
 
 use crate::domain::tick::Tick;
 
-/// How often the primary is knocked at while the standby serves. The contract with users: back within 30 s.
+/// How often the primary domain is probed while calls go to the standby domain. Documented: calls are back on the
+/// primary domain within 30 s.
 pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// So many knocks in a row must be answered before the primary serves again.
-const PROBES_WANTED: u32 = 2;
-/// After so many failures in a row there are pauses.
+/// Successful probes in a row before calls go to the primary domain again.
+const PROBES_NEEDED: u32 = 2;
+/// Failures in a row before the first pause.
 const FAILURES_BEFORE_PAUSE: u32 = 3;
-/// The first pause; each further one is twice as long.
+/// The first pause. Each further pause is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
-/// The longest pause: who comes back is seen within this.
+/// The longest pause: a domain that can be reached again is noticed within this time.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// One of the two.
+/// One of the two domains of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The region's own domain, or the configured endpoint.
@@ -29,7 +30,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// The other one.
+    /// Returns the other side.
     pub(crate) fn other(self) -> Self {
         match self {
             Side::Primary => Side::Standby,
@@ -38,56 +39,57 @@ impl Side {
     }
 }
 
-/// The state of one app's way to Chat.
+/// The state of an app's connections, shared by all its calls.
 #[derive(Debug)]
 pub(crate) struct Failover {
     has_standby: bool,
     side: Side,
-    /// Failures of all sides in a row.
+    /// Failures to reach any side, in a row.
     failures: u32,
-    /// Until then nobody knocks.
+    /// No connection is tried before this moment.
     pause_until: Tick,
     probe_at: Tick,
-    probes_won: u32,
+    /// Successful probes in a row.
+    successes: u32,
 }
 
 impl Failover {
-    /// The primary serves.
+    /// Returns a state in which calls go to the primary domain.
     pub(crate) fn new(has_standby: bool) -> Self {
         let (pause_until, probe_at) = (Tick::NEVER, Tick::NEVER);
-        Self { has_standby, side: Side::Primary, failures: 0, pause_until, probe_at, probes_won: 0 }
+        Self { has_standby, side: Side::Primary, failures: 0, pause_until, probe_at, successes: 0 }
     }
 
-    /// Where calls go.
+    /// Returns the side that calls go to.
     pub(crate) fn side(&self) -> Side {
         self.side
     }
 
-    /// Whether there is another side to try.
+    /// Returns whether the app has a standby domain.
     pub(crate) fn has_standby(&self) -> bool {
         self.has_standby
     }
 
-    /// How long to wait before a new connection is tried.
+    /// Returns how long to wait before a new connection is tried.
     pub(crate) fn pause(&self, now: Tick) -> Duration {
         self.pause_until.since(now)
     }
 
-    /// A new connection was made, to the other side only after this one could not be reached. Says
-    /// whether calls go there only from now on.
+    /// Records a new connection. The other side is tried only after the current side could not be reached, so calls
+    /// move with the connection. Returns whether they moved.
     pub(crate) fn on_connected(&mut self, side: Side, now: Tick) -> bool {
         self.failures = 0;
         self.pause_until = Tick::NEVER;
         let moved = side != self.side;
         self.side = side;
         if moved {
-            self.probes_won = 0;
+            self.successes = 0;
             self.probe_at = now.after(PROBE_EVERY);
         }
         moved
     }
 
-    /// No side could be reached.
+    /// Records that no side could be reached.
     pub(crate) fn on_failed(&mut self, now: Tick) {
         self.failures = self.failures.saturating_add(1);
         if let Some(pauses) = self.failures.checked_sub(FAILURES_BEFORE_PAUSE) {
@@ -96,7 +98,7 @@ impl Failover {
         }
     }
 
-    /// Whether it is time to knock at the primary again; if so, who asks is to do it.
+    /// Returns whether a probe of the primary domain is due. If so, the calling code must start it.
     pub(crate) fn start_probe(&mut self, now: Tick) -> bool {
         let due = self.side == Side::Standby && now >= self.probe_at;
         if due {
@@ -105,10 +107,10 @@ impl Failover {
         due
     }
 
-    /// A knock at the primary was answered or not. Says whether calls go there again.
-    pub(crate) fn on_probe(&mut self, answered: bool) -> bool {
-        self.probes_won = if answered { self.probes_won + 1 } else { 0 };
-        let back = self.side == Side::Standby && self.probes_won >= PROBES_WANTED;
+    /// Records the end of a probe. Returns whether calls move back to the primary domain.
+    pub(crate) fn on_probe(&mut self, succeeded: bool) -> bool {
+        self.successes = if succeeded { self.successes + 1 } else { 0 };
+        let back = self.side == Side::Standby && self.successes >= PROBES_NEEDED;
         if back {
             self.side = Side::Primary;
         }
@@ -125,17 +127,17 @@ mod tests {
     }
 
     #[test]
-    fn calls_move_to_the_standby_and_come_back_after_two_good_knocks() {
+    fn calls_return_to_the_primary_after_two_successful_probes() {
         let mut failover = Failover::new(true);
         assert!(failover.on_connected(Side::Standby, at(0)));
         assert_eq!(failover.side(), Side::Standby);
-        assert!(!failover.on_connected(Side::Standby, at(1)), "it has moved already");
+        assert!(!failover.on_connected(Side::Standby, at(1)), "calls have moved already");
         assert!(!failover.start_probe(at(4999)));
         let mut back_at = None;
-        for (n, answered) in [true, false, true, true].into_iter().enumerate() {
+        for (n, succeeded) in [true, false, true, true].into_iter().enumerate() {
             let now = at(5000 * (n as u64 + 1));
-            assert!(failover.start_probe(now) && !failover.start_probe(now), "one at a time");
-            if failover.on_probe(answered) {
+            assert!(failover.start_probe(now) && !failover.start_probe(now), "one probe at a time");
+            if failover.on_probe(succeeded) {
                 back_at = Some(n);
             }
         }
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn if_the_standby_is_lost_the_primary_serves_at_once() {
+    fn calls_return_at_once_if_the_standby_is_lost() {
         let mut failover = Failover::new(true);
         failover.on_connected(Side::Standby, at(0));
         assert!(failover.on_connected(Side::Primary, at(1)));
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_reached_is_left_alone_for_longer_and_longer_up_to_a_second() {
+    fn pauses_double_up_to_one_second() {
         let mut failover = Failover::new(false);
         let mut pauses = Vec::new();
         for _ in 0..9 {

@@ -1,6 +1,7 @@
-//! What an outcome means: retry, park, slow down, use the standby domain, or serve stale pairs.
+//! Policies that follow from the outcomes of calls: retry, park, slow down, use the standby domain, or serve stale pairs.
 
 pub(crate) mod call;
+pub(crate) mod connect;
 pub(crate) mod failover;
 pub(crate) mod outcome;
 pub(crate) mod parking;

@@ -165,7 +165,7 @@ impl App {
         };
         let outcome = match (&items, &result) {
             (Some(Some(items)), _) => BatchOutcome::Answered(items),
-            (None, Ok(response)) if outcome::is_about_arguments(response.error_code) => BatchOutcome::RefusedArguments,
+            (None, Ok(response)) if outcome::is_about_arguments(response.error_code) => BatchOutcome::RejectedArguments,
             _ => BatchOutcome::Failed,
         };
         let mut lookups = self.pairs.lookups();

@@ -1,4 +1,4 @@
-//! Chat as the schedule has it: which of its domains can be reached, and what it answers.
+//! The simulated Chat: which of its domains can be reached, and how it responds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,55 +9,55 @@ use crate::domain::policy::outcome::AttemptOutcome;
 use crate::domain::tick::Tick;
 use crate::upstream::signer::Signature;
 
-/// Faults begin and end within this time.
+/// All faults begin and end within this time.
 pub(super) const FAULTS_END: Duration = Duration::from_secs(60);
 
-/// What is wrong for a while.
+/// A fault that lasts for a while.
 #[derive(Debug, Clone, Copy)]
-enum Disturbance {
-    /// A domain refuses connections; `None`: both do.
+enum InjectedFault {
+    /// A domain refuses connections; `None`: both domains.
     Refused(Option<Side>),
-    /// A domain does not answer connections; `None`: neither does.
-    Deaf(Option<Side>),
-    /// Calls break after a while; whether they were carried out nobody knows.
+    /// A domain does not respond to connection attempts; `None`: both domains.
+    Unresponsive(Option<Side>),
+    /// Connections break after Chat has received the call. Chat may have applied it.
     Broken,
-    /// Calls are not answered.
-    Silent,
-    /// Something in between answers with this status.
-    Between(u16),
-    /// Everything is answered with this code.
-    Code(i64),
-    /// The signature of now has ended; a fresh one is taken.
-    SignatureEnds,
-    /// Calls take this long.
+    /// Calls get no response. Chat may have applied them.
+    NoResponse,
+    /// A proxy responds with this HTTP status. Chat may have applied the call.
+    ProxyStatus(u16),
+    /// Chat responds to all calls with this ErrorCode.
+    ErrorCode(i64),
+    /// Chat rejects the signature in use, and accepts a fresh one.
+    SignatureRejected,
+    /// Calls take this much longer.
     Slow(Duration),
 }
 
-/// Codes of every kind that the table of outcomes knows.
+/// Codes of every kind in the table of outcomes.
 const CODES: [i64; 16] =
     [60007, 60011, 60018, 60008, 30006, 90994, 30005, 60017, 70009, 60026, 60020, 70051, 70050, 70001, 70003, 123_456];
 
 struct Episode {
     from: Tick,
     until: Tick,
-    wrong: Disturbance,
-    /// One call in so many is hit.
+    fault: InjectedFault,
+    /// The fault affects one call in this number.
     one_in: u64,
 }
 
-/// The other side.
+/// The simulated Chat and the network in front of it.
 pub(super) struct Chat {
     episodes: Vec<Episode>,
-    /// A signature that is refused from now on.
-    ended: Option<Arc<Signature>>,
+    /// The signature that Chat rejects.
+    rejected: Option<Arc<Signature>>,
 }
 
-/// What becomes of one call.
-pub(super) struct Fate {
-    pub(super) seen: AttemptOutcome,
+/// The simulated end of one call.
+pub(super) struct CallFate {
+    pub(super) outcome: AttemptOutcome,
     pub(super) after: Duration,
-    /// Whether Chat did what it was told.
-    pub(super) carried_out: bool,
+    /// Whether Chat has applied the call.
+    pub(super) applied: bool,
 }
 
 impl Chat {
@@ -69,79 +69,83 @@ impl Chat {
                 let until = from + 1 + random.below(latest - from);
                 let at = |millis| begin.after(Duration::from_millis(millis));
                 let one_in = if random.one_in(2) { 1 } else { 1 + random.below(6) };
-                Episode { from: at(from), until: at(until), wrong: wrong(random), one_in }
+                Episode { from: at(from), until: at(until), fault: random_fault(random), one_in }
             })
             .collect();
-        Self { episodes, ended: None }
+        Self { episodes, rejected: None }
     }
 
-    fn wrongs(&self, now: Tick) -> impl Iterator<Item = &Episode> {
+    fn active(&self, now: Tick) -> impl Iterator<Item = &Episode> {
         self.episodes.iter().filter(move |episode| (episode.from..episode.until).contains(&now))
     }
 
-    /// Whether a domain takes a connection, and after what time that is known.
+    /// Returns whether a domain accepts a connection, and the time that the attempt takes.
     pub(super) fn connect(&self, side: Side, now: Tick, timeout: Duration) -> (bool, Duration) {
-        let hits = |what: &Option<Side>| what.is_none_or(|what| what == side);
-        for episode in self.wrongs(now) {
-            match &episode.wrong {
-                Disturbance::Refused(what) if hits(what) => return (false, Duration::from_millis(1)),
-                Disturbance::Deaf(what) if hits(what) => return (false, timeout),
+        let affects = |domain: &Option<Side>| domain.is_none_or(|domain| domain == side);
+        for episode in self.active(now) {
+            match &episode.fault {
+                InjectedFault::Refused(domain) if affects(domain) => return (false, Duration::from_millis(1)),
+                InjectedFault::Unresponsive(domain) if affects(domain) => return (false, timeout),
                 _ => {}
             }
         }
         (true, Duration::from_millis(5))
     }
 
-    /// What becomes of a call with this signature.
-    pub(super) fn call(&mut self, signature: &Arc<Signature>, now: Tick, random: &mut Random) -> Fate {
+    /// Returns the end of a call with this signature.
+    pub(super) fn call(&mut self, signature: &Arc<Signature>, now: Tick, random: &mut Random) -> CallFate {
         let quick = Duration::from_millis(5 + random.below(40));
         let mut after = quick;
-        let hit: Vec<Disturbance> = {
-            let episodes = self.episodes.iter().filter(|episode| (episode.from..episode.until).contains(&now));
-            episodes.filter(|episode| random.one_in(episode.one_in)).map(|episode| episode.wrong).collect()
-        };
-        for wrong in hit {
-            let fate = |seen, after, carried_out| Fate { seen, after, carried_out };
-            match wrong {
-                Disturbance::Refused(_) | Disturbance::Deaf(_) => {}
-                Disturbance::Slow(span) => after = quick + span,
-                Disturbance::Broken => return fate(AttemptOutcome::Broken, quick, random.one_in(2)),
-                Disturbance::Silent => {
+        let episodes = self.active(now).filter(|episode| random.one_in(episode.one_in));
+        let faults: Vec<InjectedFault> = episodes.map(|episode| episode.fault).collect();
+        for fault in faults {
+            let fate = |outcome, after, applied| CallFate { outcome, after, applied };
+            match fault {
+                InjectedFault::Refused(_) | InjectedFault::Unresponsive(_) => {}
+                InjectedFault::Slow(span) => after = quick + span,
+                InjectedFault::Broken => return fate(AttemptOutcome::Broken, quick, random.one_in(2)),
+                InjectedFault::NoResponse => {
                     return fate(AttemptOutcome::TimedOut, Duration::from_secs(3600), random.one_in(2));
                 }
-                Disturbance::Between(status) => return fate(AttemptOutcome::Invalid(status), quick, random.one_in(2)),
-                Disturbance::Code(code) => {
-                    // Of these, only what is transient or unknown may have done something.
-                    let perhaps = matches!(code, 60008 | 30006 | 90994 | 123_456);
-                    return fate(AttemptOutcome::Answer(code), quick, perhaps && random.one_in(2));
+                InjectedFault::ProxyStatus(status) => {
+                    return fate(AttemptOutcome::Invalid(status), quick, random.one_in(2));
                 }
-                Disturbance::SignatureEnds => {
-                    let ended = self.ended.get_or_insert_with(|| Arc::clone(signature));
-                    if Arc::ptr_eq(ended, signature) {
+                InjectedFault::ErrorCode(code) => {
+                    let applied = may_be_applied(code) && random.one_in(2);
+                    return fate(AttemptOutcome::Answer(code), quick, applied);
+                }
+                InjectedFault::SignatureRejected => {
+                    let rejected = self.rejected.get_or_insert_with(|| Arc::clone(signature));
+                    if Arc::ptr_eq(rejected, signature) {
                         return fate(AttemptOutcome::Answer(70001), quick, false);
                     }
                 }
             }
         }
-        Fate { seen: AttemptOutcome::Answer(0), after, carried_out: true }
+        CallFate { outcome: AttemptOutcome::Answer(0), after, applied: true }
     }
 }
 
-fn wrong(random: &mut Random) -> Disturbance {
-    let mut which = || match random.below(3) {
+/// Returns whether Chat may have applied a call that it answered with this ErrorCode of [`CODES`]: transient and unknown
+/// errors leave that open.
+pub(super) fn may_be_applied(code: i64) -> bool {
+    matches!(code, 60008 | 30006 | 90994 | 123_456)
+}
+
+fn random_fault(random: &mut Random) -> InjectedFault {
+    let side = match random.below(3) {
         0 => None,
         1 => Some(Side::Primary),
         _ => Some(Side::Standby),
     };
-    let side = which();
     match random.below(10) {
-        0 => Disturbance::Refused(side),
-        1 => Disturbance::Deaf(side),
-        2 => Disturbance::Broken,
-        3 => Disturbance::Silent,
-        4 => Disturbance::Between(if random.one_in(2) { 502 } else { 200 }),
-        5 => Disturbance::SignatureEnds,
-        6 => Disturbance::Slow(Duration::from_millis(random.below(6000))),
-        _ => Disturbance::Code(CODES[random.below(CODES.len() as u64) as usize]),
+        0 => InjectedFault::Refused(side),
+        1 => InjectedFault::Unresponsive(side),
+        2 => InjectedFault::Broken,
+        3 => InjectedFault::NoResponse,
+        4 => InjectedFault::ProxyStatus(if random.one_in(2) { 502 } else { 200 }),
+        5 => InjectedFault::SignatureRejected,
+        6 => InjectedFault::Slow(Duration::from_millis(random.below(6000))),
+        _ => InjectedFault::ErrorCode(CODES[random.below(CODES.len() as u64) as usize]),
     }
 }

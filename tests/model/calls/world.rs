@@ -1,22 +1,22 @@
-//! The gateway's side, event by event, and what must hold.
+//! The gateway's side, event by event.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Random;
-use super::chat::{Chat, FAULTS_END};
-use super::figures::Totals;
+use super::chat::{Chat, FAULTS_END, may_be_applied};
+use super::counts::EventCounts;
+use super::watch::Watch;
+use super::{Random, holds};
 use crate::domain::chat::app::{SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandKind, CommandName, FOLLOW_CHECK};
 use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
+use crate::domain::policy::connect::{ConnectSession, ConnectStep};
 use crate::domain::policy::failover::{Failover, Side};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect, allows_stale};
-use crate::domain::policy::parking;
-use crate::domain::policy::parking::{Parking, ParkingChange};
+use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
-use crate::domain::policy::stale_gate;
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
 use crate::limits::{AdaptiveLimit, pace};
@@ -26,20 +26,23 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(3500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ATTEMPTS: u32 = 3;
+/// The part of a request's time that is reserved for its call.
 const RESERVE: Duration = Duration::from_millis(250);
 const PER_SECOND: u32 = 20;
-/// From then on nothing of the faults may be felt: silence is a minute, all else shorter.
+/// After this time the faults have no effect any more: a lockout lasts a minute, everything else less.
 const HEALED: Duration = Duration::from_secs(FAULTS_END.as_secs() + 66);
 const END: Duration = Duration::from_secs(HEALED.as_secs() + 20);
+const COMMANDS: [&str; 3] = ["openim/sendmsg", "openim/querystate", "profile/portrait_get"];
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Seen(AttemptOutcome),
+enum ResponseKind {
+    /// With the outcome of its last attempt.
+    Outcome(AttemptOutcome),
     Parked,
-    /// No permit, or no connection, before the deadline.
+    /// It got no connection or no permit before the deadline.
     Late,
-    /// An older fact stood in.
+    /// Stale pairs answered it.
     Stale,
 }
 
@@ -47,23 +50,42 @@ struct Request {
     name: CommandName<'static>,
     deadline: Tick,
     session: CallSession<'static>,
+    /// The search for a connection of the current attempt.
+    connect: Option<ConnectSession>,
     last: Option<AttemptOutcome>,
+    /// Whether its signature was renewed.
+    renewed: bool,
     calls: u32,
-    carried_out: u32,
-    end: Option<End>,
+    /// How often Chat has applied it.
+    applied: u32,
+    response: Option<ResponseKind>,
 }
 
 #[derive(Clone)]
 enum Event {
     Arrive,
-    /// Parked or not, pause or not, then a connection.
-    Way(usize),
-    Connect(usize),
-    /// Where to, and whether on a new connection; `None`: nowhere.
-    Connected(usize, Option<(Side, bool)>),
+    StartAttempt(usize),
+    /// The pause before connecting has ended.
+    Paused(usize),
+    Connected {
+        id: usize,
+        side: Side,
+        reused: bool,
+    },
+    NotConnected(usize),
+    /// The time for connecting has ended.
+    GiveUp(usize),
     Permit(usize, Side),
-    Done(usize, Side, Arc<Signature>, AttemptOutcome, Tick),
-    Probed(bool),
+    AttemptEnded {
+        id: usize,
+        side: Side,
+        signature: Arc<Signature>,
+        outcome: AttemptOutcome,
+        sent: Tick,
+    },
+    Probed {
+        succeeded: bool,
+    },
 }
 
 pub(super) struct World {
@@ -71,46 +93,34 @@ pub(super) struct World {
     begin: Tick,
     random: Random,
     chat: Chat,
+    /// Future events by time, then by number.
     events: BTreeMap<(Tick, u64), Event>,
-    numbers: u64,
+    next_number: u64,
     requests: Vec<Request>,
     parking: Parking,
     failover: Failover,
-    sickness: StaleGate,
+    stale_gate: StaleGate,
     budget: RetryBudget,
-    learned: AdaptiveLimit,
+    adaptive: AdaptiveLimit,
     next_permit: Tick,
     signer: Signer,
-    /// Whether a connection to a side is kept.
-    kept: [bool; 2],
+    /// Whether there is an idle connection to a side.
+    idle: [bool; 2],
     watch: Watch,
-    figures: Totals,
+    counts: EventCounts,
     trace: Option<String>,
 }
 
-/// What the promises are judged by.
-#[derive(Default)]
-struct Watch {
-    /// The calls of the last second.
-    recent: VecDeque<Tick>,
-    /// Since when the app is parked, and when it was last probed.
-    app_parked: Option<Tick>,
-    /// The same of each command.
-    command_parked: BTreeMap<String, Tick>,
-    silent_until: Option<Tick>,
-    /// While sick: when somebody who could do without last asked.
-    sick_probe: Option<Tick>,
-}
-
-const COMMANDS: [&str; 3] = ["openim/sendmsg", "openim/querystate", "profile/portrait_get"];
-
 impl World {
-    /// Runs a schedule to its end, or says what does not hold, with all that happened before if wanted.
-    pub(super) fn run(seed: u64, trace: bool) -> Result<Totals, String> {
+    /// Runs a schedule to its end.
+    ///
+    /// # Errors
+    /// The violation, preceded by all events if `trace` is set.
+    pub(super) fn run(seed: u64, trace: bool) -> Result<EventCounts, String> {
         let mut world = Self::new(seed, trace);
-        let result = world.go();
-        result.map_err(|broken| format!("{broken}\n{}", world.trace.unwrap_or_default()))?;
-        Ok(world.figures)
+        let result = world.run_events();
+        result.map_err(|violation| format!("{violation}\n{}", world.trace.unwrap_or_default()))?;
+        Ok(world.counts)
     }
 
     fn new(seed: u64, trace: bool) -> Self {
@@ -127,332 +137,315 @@ impl World {
             begin,
             chat,
             events: BTreeMap::from([((begin, 0), Event::Arrive)]),
-            numbers: 1,
+            next_number: 1,
             requests: Vec::new(),
             parking: Parking::default(),
             failover: Failover::new(!random.one_in(4)),
-            sickness: StaleGate::default(),
+            stale_gate: StaleGate::default(),
             budget: RetryBudget::new(0.1),
-            learned: AdaptiveLimit::new(PER_SECOND),
+            adaptive: AdaptiveLimit::new(PER_SECOND),
             next_permit: Tick::NEVER,
             signer,
-            kept: [false; 2],
+            idle: [false; 2],
             watch: Watch::default(),
-            figures: Totals { schedules: 1, ..Totals::default() },
+            counts: EventCounts { schedules: 1, ..EventCounts::default() },
             trace: trace.then(String::new),
             random,
         }
     }
 
-    fn go(&mut self) -> Result<(), String> {
+    fn run_events(&mut self) -> Result<(), String> {
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
-            self.happen(event)?;
+            self.handle(event)?;
         }
-        if let Some(open) = self.requests.iter().position(|request| request.end.is_none()) {
-            return Err(format!("request {open} was never answered"));
+        if let Some(open) = self.requests.iter().position(|request| request.response.is_none()) {
+            return Err(format!("request {open} never got a response"));
         }
-        let retries = self.figures.requests / 10 + 10;
-        holds(self.figures.tried_again <= retries, || format!("{} further attempts", self.figures.tried_again))?;
-        holds(self.failover.side() == Side::Primary, || "the standby serves for ever".to_owned())
+        let EventCounts { requests, retries, .. } = self.counts;
+        holds(retries <= requests / 10 + 10, || format!("{retries} retries exceed the budget"))?;
+        holds(self.failover.side() == Side::Primary, || "calls never return to the primary domain".to_owned())
     }
 
-    fn at(&mut self, after: Duration, event: Event) {
-        self.events.insert((self.now.after(after), self.numbers), event);
-        self.numbers += 1;
+    fn schedule(&mut self, after: Duration, event: Event) {
+        self.events.insert((self.now.after(after), self.next_number), event);
+        self.next_number += 1;
     }
 
-    fn say(&mut self, what: impl FnOnce() -> String) {
+    fn log(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            *trace += &format!("{:>9.3} s  {}\n", self.now.since(self.begin).as_secs_f64(), what());
+            *trace += &format!("{:>9.3} s  {}\n", self.now.since(self.begin).as_secs_f64(), text());
         }
     }
 
-    fn happen(&mut self, event: Event) -> Result<(), String> {
+    fn handle(&mut self, event: Event) -> Result<(), String> {
         match event {
             Event::Arrive => self.arrive(),
-            Event::Way(id) => self.set_out(id),
-            Event::Connect(id) => self.connect(id),
-            Event::Connected(id, None) => {
-                self.failover.on_failed(self.now);
-                self.over(id, AttemptOutcome::NotSent, None)
+            Event::StartAttempt(id) => self.start_attempt(id),
+            Event::Paused(id) => {
+                let step = self.requests[id].connect.as_mut().ok_or("no search")?.on_paused(&self.failover);
+                self.connect(id, step)
             }
-            Event::Connected(id, Some((side, is_new))) => {
-                if is_new {
-                    self.failover.on_connected(side, self.now);
+            Event::Connected { id, side, reused } => {
+                let connect = self.requests[id].connect.take().ok_or("no search")?;
+                if connect.on_connected(reused, &mut self.failover, self.now) {
+                    self.log(|| format!("calls move to {side:?}"));
                 }
                 self.wait_for_permit(id, side)
             }
-            Event::Permit(id, side) => self.send(id, side),
-            Event::Done(id, side, signature, seen, sent) => {
-                if matches!(seen, AttemptOutcome::Answer(_)) {
-                    self.kept[side as usize] = true;
-                }
-                self.heed(id, seen, sent)?;
-                self.over(id, seen, Some(signature))
+            Event::NotConnected(id) => {
+                let connect = self.requests[id].connect.as_mut().ok_or("no search")?;
+                let step = connect.on_failed(&mut self.failover, self.now);
+                self.connect(id, step)
             }
-            Event::Probed(answered) => {
-                if self.failover.on_probe(answered) {
-                    self.say(|| "back to the primary".to_owned());
+            Event::GiveUp(id) => self.reject(id, ResponseKind::Late),
+            Event::Permit(id, side) => self.send(id, side),
+            Event::AttemptEnded { id, side, signature, outcome, sent } => {
+                if let AttemptOutcome::Answer(code) = outcome {
+                    self.idle[side as usize] = true;
+                    self.apply_response(id, code, sent);
+                }
+                self.end_attempt(id, outcome, Some(signature))
+            }
+            Event::Probed { succeeded } => {
+                if self.failover.on_probe(succeeded) {
+                    self.log(|| "calls move back to the primary domain".to_owned());
                 }
                 Ok(())
             }
         }
     }
 
+    /// One request arrives, or a burst of them: many while there are faults, few while they heal.
     fn arrive(&mut self) -> Result<(), String> {
         let since = self.now.since(self.begin);
-        // Dense while things go wrong, sparse while they heal.
         let pause = if since < FAULTS_END { 20 + self.random.below(5000) } else { 2500 };
         if since < END {
-            self.at(Duration::from_millis(pause), Event::Arrive);
+            self.schedule(Duration::from_millis(pause), Event::Arrive);
         }
         let burst = if since < FAULTS_END && self.random.one_in(16) { 24 } else { 1 };
-        for _ in 0..burst {
-            let is_check = self.random.one_in(3);
-            let name = match is_check {
-                true => FOLLOW_CHECK,
-                false => CommandName::parse(COMMANDS[self.random.below(3) as usize]).expect("a name"),
-            };
-            let session = CallSession::new(name, name.kind(), ATTEMPTS, &self.budget);
-            let deadline = self.now.after(TIMEOUT);
-            // A lookup that an older fact could answer.
-            let has_older = is_check && self.random.one_in(2);
-            let request = Request { name, deadline, session, last: None, calls: 0, carried_out: 0, end: None };
-            self.requests.push(request);
-            self.figures.requests += 1;
-            let id = self.requests.len() - 1;
-            if has_older {
-                let was_sick = self.watch.sick_probe.is_some();
-                if self.sickness.should_serve_stale(self.now) {
-                    self.figures.answered_from_older_facts += 1;
-                    self.end(id, End::Stale)?;
-                    continue;
-                }
-                if was_sick {
-                    let last = self.watch.sick_probe.replace(self.now).unwrap_or(Tick::NEVER);
-                    self.figures.probes_of_the_sick += 1;
-                    holds(self.now.since(last) >= stale_gate::PROBE_EVERY, || "a sick Chat is not spared".to_owned())?;
-                }
+        (0..burst).try_for_each(|_| self.start_request())
+    }
+
+    fn start_request(&mut self) -> Result<(), String> {
+        let is_check = self.random.one_in(3);
+        let name = match is_check {
+            true => FOLLOW_CHECK,
+            false => CommandName::parse(COMMANDS[self.random.below(3) as usize]).expect("a name"),
+        };
+        let has_stale_pairs = is_check && self.random.one_in(2);
+        let id = self.requests.len();
+        self.requests.push(Request {
+            name,
+            deadline: self.now.after(TIMEOUT),
+            session: CallSession::new(name, name.kind(), ATTEMPTS, &self.budget),
+            connect: None,
+            last: None,
+            renewed: false,
+            calls: 0,
+            applied: 0,
+            response: None,
+        });
+        self.counts.requests += 1;
+        if has_stale_pairs {
+            if self.stale_gate.should_serve_stale(self.now) {
+                self.counts.stale_responses += 1;
+                return self.respond(id, ResponseKind::Stale);
             }
-            self.set_out(id)?;
+            self.counts.stale_gate_probes += u64::from(self.watch.on_fresh_lookup(self.now)?);
         }
-        Ok(())
+        self.start_attempt(id)
     }
 
-    fn latest(&self, id: usize) -> Tick {
-        Tick::from_micros(self.requests[id].deadline.micros() - RESERVE.as_micros() as u64)
+    /// Returns the last moment at which a request may get its permit.
+    fn latest_permit(&self, id: usize) -> Tick {
+        self.requests[id].deadline.before(RESERVE)
     }
 
-    /// As `Worker::way` begins.
-    fn set_out(&mut self, id: usize) -> Result<(), String> {
+    /// Corresponds to `AppWorker::acquire` in `src/gateway/call.rs`.
+    fn start_attempt(&mut self, id: usize) -> Result<(), String> {
         if self.requests[id].session.check(&self.parking, self.now).is_err() {
-            return self.hindered(id, End::Parked);
+            return self.reject(id, ResponseKind::Parked);
         }
-        if self.failover.start_probe(self.now) {
-            let (answered, after) = self.chat.connect(Side::Primary, self.now, CONNECT_TIMEOUT);
-            self.at(after, Event::Probed(answered));
-        }
-        let pause = self.failover.pause(self.now);
-        if self.now.after(pause) > self.latest(id) {
-            return self.hindered(id, End::Late);
-        }
-        self.at(pause, Event::Connect(id));
-        Ok(())
+        let (connect, step) = ConnectSession::start(&mut self.failover, self.now);
+        self.requests[id].connect = Some(connect);
+        self.connect(id, step)
     }
 
-    /// As `Upstream::connect`: this side, then the other.
-    fn connect(&mut self, id: usize) -> Result<(), String> {
-        let (mut side, mut took) = (self.failover.side(), Duration::ZERO);
-        let mut found = None;
-        for _ in 0..if self.failover.has_standby() { 2 } else { 1 } {
-            let moment = self.now.after(took);
-            let (is_there, after) = self.chat.connect(side, moment, CONNECT_TIMEOUT);
-            if self.kept[side as usize] && is_there {
-                found = Some((side, false));
-                break;
+    /// Takes a step towards a connection, as `Upstream::connect` in `src/upstream/mod.rs` does.
+    fn connect(&mut self, id: usize, step: ConnectStep) -> Result<(), String> {
+        match step {
+            ConnectStep::Probe => {
+                let (succeeded, after) = self.chat.connect(Side::Primary, self.now, CONNECT_TIMEOUT);
+                self.schedule(after, Event::Probed { succeeded });
+                let connect = self.requests[id].connect.as_mut().ok_or("no search")?;
+                let step = connect.on_probe_started(&self.failover, self.now);
+                self.connect(id, step)
             }
-            self.kept[side as usize] = false;
-            took += after;
-            if is_there {
-                found = Some((side, true));
-                break;
+            ConnectStep::Pause(pause) => {
+                self.schedule_or_give_up(id, pause, Event::Paused(id));
+                Ok(())
             }
-            side = side.other();
+            ConnectStep::Connect(side) => {
+                let (is_reachable, after) = self.chat.connect(side, self.now, CONNECT_TIMEOUT);
+                let reused = self.idle[side as usize] && is_reachable;
+                self.idle[side as usize] = reused;
+                let after = if reused { Duration::ZERO } else { after };
+                let event = if is_reachable { Event::Connected { id, side, reused } } else { Event::NotConnected(id) };
+                self.schedule_or_give_up(id, after, event);
+                Ok(())
+            }
+            ConnectStep::Fail => self.end_attempt(id, AttemptOutcome::NotSent, None),
         }
-        let latest = self.latest(id);
-        if self.now.after(took) > latest {
-            let left = latest.since(self.now);
-            self.now = self.now.after(left);
-            return self.hindered(id, End::Late);
+    }
+
+    /// Schedules an event, or gives the request up if the event would be too late.
+    fn schedule_or_give_up(&mut self, id: usize, after: Duration, event: Event) {
+        let left = self.latest_permit(id).since(self.now);
+        if after > left {
+            self.schedule(left, Event::GiveUp(id));
+        } else {
+            self.schedule(after, event);
         }
-        self.at(took, Event::Connected(id, found));
-        Ok(())
     }
 
     fn wait_for_permit(&mut self, id: usize, side: Side) -> Result<(), String> {
         let wait = self.next_permit.since(self.now);
-        if self.now.after(wait) > self.latest(id) {
-            return self.hindered(id, End::Late);
+        if self.now.after(wait) > self.latest_permit(id) {
+            return self.reject(id, ResponseKind::Late);
         }
-        // Taken now, so that nobody else takes it: a line with one place.
-        self.learned.on_tick(self.now);
-        let limit = NonZeroU32::new(self.learned.limit()).ok_or("a limit of 0")?;
+        // The permit is taken now, so that no other request takes it: a queue of one.
+        self.adaptive.on_tick(self.now);
+        let limit = NonZeroU32::new(self.adaptive.limit()).ok_or("a limit of 0")?;
         holds(limit.get() <= PER_SECOND, || format!("a limit of {limit}"))?;
         let (burst, interval) = pace(limit);
         let credit = interval.saturating_mul(burst.get() - 1);
-        let earliest = Tick::from_micros(self.now.micros().saturating_sub(credit.as_micros() as u64));
-        self.next_permit = self.next_permit.max(earliest).after(interval);
-        self.at(wait, Event::Permit(id, side));
+        self.next_permit = self.next_permit.max(self.now.before(credit)).after(interval);
+        self.schedule(wait, Event::Permit(id, side));
         Ok(())
     }
 
-    /// As `Worker::travel` from the permit to the socket.
+    /// Sends a call that has its permit. Corresponds to `AppWorker::attempt` in `src/gateway/call.rs`.
     fn send(&mut self, id: usize, side: Side) -> Result<(), String> {
         let name = self.requests[id].name;
         if self.requests[id].session.admit(&mut self.parking, self.now).is_err() {
-            return self.hindered(id, End::Parked);
+            return self.reject(id, ResponseKind::Parked);
         }
-        self.watch_call(name)?;
-        if side == Side::Standby {
-            self.figures.served_by_standby += 1;
-        }
+        self.counts.calls += 1;
+        self.counts.standby_calls += u64::from(side == Side::Standby);
+        self.counts.parking_probes += self.watch.on_call(name, self.now, PER_SECOND)?;
         let signature = self.signer.current(Duration::from_micros(self.now.micros()));
         let fate = self.chat.call(&signature, self.now, &mut self.random);
         let request = &mut self.requests[id];
         request.calls += 1;
-        request.carried_out += u32::from(fate.carried_out);
-        let bound = ATTEMPT_TIMEOUT.min(request.deadline.since(self.now));
-        let (seen, after) =
-            if fate.after < bound { (fate.seen, fate.after) } else { (AttemptOutcome::TimedOut, bound) };
-        let (calls, is_write) = (request.calls, name.kind() == CommandKind::Write);
-        let carried_out = request.carried_out;
-        self.say(|| format!("request {id} {name}: call {calls} to {side:?}, in {after:?} {seen:?}"));
-        holds(calls <= ATTEMPTS + 1, || format!("request {id} became {calls} calls"))?;
-        holds(!is_write || carried_out <= 1, || format!("write {id} was carried out {carried_out} times"))?;
-        self.at(after, Event::Done(id, side, signature, seen, self.now));
+        request.applied += u32::from(fate.applied);
+        let (calls, applied) = (request.calls, request.applied);
+        let timeout = ATTEMPT_TIMEOUT.min(request.deadline.since(self.now));
+        let (outcome, after) =
+            if fate.after < timeout { (fate.outcome, fate.after) } else { (AttemptOutcome::TimedOut, timeout) };
+        self.log(|| format!("request {id} {name}: call {calls} to {side:?}, after {after:?} {outcome:?}"));
+        holds(calls <= ATTEMPTS + 1, || format!("request {id} made {calls} calls"))?;
+        let is_write = name.kind() == CommandKind::Write;
+        holds(!is_write || applied <= 1, || format!("write {id} was applied {applied} times"))?;
+        self.schedule(after, Event::AttemptEnded { id, side, signature, outcome, sent: self.now });
         Ok(())
     }
 
-    /// What must hold of a call that leaves.
-    fn watch_call(&mut self, name: CommandName<'static>) -> Result<(), String> {
-        let (now, watch) = (self.now, &mut self.watch);
-        self.figures.calls += 1;
-        watch.recent.retain(|at| now.since(*at) <= Duration::from_secs(1));
-        watch.recent.push_back(now);
-        holds(watch.recent.len() <= PER_SECOND as usize, || format!("{} calls in a second", watch.recent.len()))?;
-        holds(watch.silent_until.is_none_or(|until| now >= until), || "the silence was broken".to_owned())?;
-        let own = watch.command_parked.get_mut(&name.to_string());
-        for last in watch.app_parked.iter_mut().chain(own) {
-            let gap = now.since(*last);
-            holds(gap >= parking::PROBE_EVERY, || format!("what is parked was asked after {gap:?}"))?;
-            *last = now;
-            self.figures.probes_of_the_parked += 1;
-        }
-        Ok(())
-    }
-
-    /// As `App::heed`.
-    fn heed(&mut self, id: usize, seen: AttemptOutcome, sent: Tick) -> Result<(), String> {
-        let AttemptOutcome::Answer(code) = seen else { return Ok(()) };
-        let (name, now) = (self.requests[id].name, self.now);
-        let session = &self.requests[id].session;
-        let effect = session.effect(code);
-        if effect == Effect::SlowDown {
-            self.learned.on_throttled(now);
-            self.next_permit = self.next_permit.max(now.after(pace(NonZeroU32::MIN).1 / self.learned.limit().max(1)));
-        }
+    /// Corresponds to `App::on_response` in `src/gateway/call.rs`.
+    fn apply_response(&mut self, id: usize, code: i64, sent: Tick) {
+        let Request { name, session, .. } = &self.requests[id];
+        let (name, now, effect) = (*name, self.now, session.effect(code));
         let response = ResponseSeen { code, info: "", sent, received: now };
         let change = session.on_response(response, &mut self.parking);
-        self.say(|| format!("answer {code} to {name}: {effect:?}, {change:?}"));
-        let watch = &mut self.watch;
-        match change {
-            ParkingChange::None => {}
-            ParkingChange::App(_) if effect == Effect::Lockout => {
-                watch.silent_until = Some(now.after(parking::LOCKOUT));
-                watch.app_parked = None;
-            }
-            ParkingChange::App(_) => watch.app_parked = Some(now),
-            ParkingChange::Command(_) => {
-                watch.app_parked = None;
-                watch.command_parked.insert(name.to_string(), now);
-            }
-            ParkingChange::Lifted => {
-                watch.app_parked = None;
-                watch.command_parked.remove(&name.to_string());
-            }
+        if effect == Effect::SlowDown {
+            self.adaptive.on_throttled(now);
+            let pause = pace(NonZeroU32::MIN).1 / self.adaptive.limit().max(1);
+            self.next_permit = self.next_permit.max(now.after(pause));
         }
-        // Not every change is told: what is over is over.
-        watch.app_parked = watch.app_parked.filter(|_| self.parking.app(now).is_some());
-        Ok(())
+        self.log(|| format!("response {code} to {name}: {effect:?}, {change:?}"));
+        self.watch.on_change(&change, effect, name, now);
+        if self.parking.app(now).is_none() {
+            self.watch.on_app_not_parked();
+        }
     }
 
-    /// An attempt is over, as in `Worker::travel`.
-    fn over(&mut self, id: usize, seen: AttemptOutcome, signature: Option<Arc<Signature>>) -> Result<(), String> {
-        let left = self.latest(id).since(self.now);
+    /// Corresponds to the end of the loop of `AppWorker::call` in `src/gateway/call.rs`.
+    fn end_attempt(
+        &mut self,
+        id: usize,
+        outcome: AttemptOutcome,
+        signature: Option<Arc<Signature>>,
+    ) -> Result<(), String> {
+        let left = self.latest_permit(id).since(self.now);
         let random = self.random.next() as u32;
-        self.requests[id].last = Some(seen);
-        match self.requests[id].session.on_outcome(seen, left, random, &self.budget) {
-            RetryDecision::Return => self.end(id, End::Seen(seen)),
+        let request = &mut self.requests[id];
+        request.last = Some(outcome);
+        match request.session.on_outcome(outcome, left, random, &self.budget) {
+            RetryDecision::Return => self.respond(id, ResponseKind::Outcome(outcome)),
             RetryDecision::RetryWithFreshSignature => {
-                let refused = signature.ok_or("nothing was signed, and refused")?;
-                let fresh = self.signer.after_rejection(&refused, Duration::from_micros(self.now.micros()));
-                let Some(fresh) = fresh else { return self.end(id, End::Seen(seen)) };
-                self.figures.signed_again += 1;
-                holds(!Arc::ptr_eq(&fresh, &refused), || "the refused signature again".to_owned())?;
-                self.set_out(id)
+                let is_first = !std::mem::replace(&mut request.renewed, true);
+                holds(is_first, || format!("request {id} renews its signature twice"))?;
+                let rejected = signature.ok_or("a rejected signature, but nothing was signed")?;
+                let fresh = self.signer.after_rejection(&rejected, Duration::from_micros(self.now.micros()));
+                let Some(fresh) = fresh else { return self.respond(id, ResponseKind::Outcome(outcome)) };
+                self.counts.renewed_signatures += 1;
+                holds(!Arc::ptr_eq(&fresh, &rejected), || "the rejected signature was used again".to_owned())?;
+                self.start_attempt(id)
             }
             RetryDecision::RetryAfter(pause) => {
-                self.figures.tried_again += 1;
-                self.at(pause, Event::Way(id));
+                self.counts.retries += 1;
+                self.schedule(pause, Event::StartAttempt(id));
                 Ok(())
             }
         }
     }
 
-    fn hindered(&mut self, id: usize, why: End) -> Result<(), String> {
-        let end = self.requests[id].last.map_or(why, End::Seen);
-        self.end(id, end)
+    /// Ends a request that may not make another attempt. If it has made one, its caller gets that outcome.
+    fn reject(&mut self, id: usize, reason: ResponseKind) -> Result<(), String> {
+        let response = self.requests[id].last.map_or(reason, ResponseKind::Outcome);
+        self.respond(id, response)
     }
 
-    /// The caller has its answer.
-    fn end(&mut self, id: usize, end: End) -> Result<(), String> {
-        self.say(|| format!("request {id}: {end:?}"));
-        let (now, since) = (self.now, self.now.since(self.begin));
-        if self.requests[id].name == FOLLOW_CHECK && end != End::Stale {
-            let failed = match end {
-                End::Seen(AttemptOutcome::Answer(code)) => allows_stale(code),
+    fn respond(&mut self, id: usize, response: ResponseKind) -> Result<(), String> {
+        self.log(|| format!("request {id}: {response:?}"));
+        let now = self.now;
+        if self.requests[id].name == FOLLOW_CHECK && response != ResponseKind::Stale {
+            let failed = match response {
+                ResponseKind::Outcome(AttemptOutcome::Answer(code)) => allows_stale(code),
                 _ => true,
             };
-            self.sickness.record(failed, now);
-            self.watch.sick_probe = failed.then(|| self.watch.sick_probe.unwrap_or(now));
+            self.stale_gate.record(failed, now);
+            self.watch.on_lookup(failed, now);
         }
         let request = &mut self.requests[id];
-        let again = request.end.replace(end);
-        holds(again.is_none(), || format!("request {id} was answered twice"))?;
-        holds(now <= request.deadline, || format!("request {id} was answered after its deadline"))?;
-        let (is_write, carried_out) = (request.name.kind() == CommandKind::Write, request.carried_out);
-        if is_write {
-            let fits = match end {
-                End::Seen(AttemptOutcome::Answer(0)) => carried_out == 1,
-                End::Seen(AttemptOutcome::NotSent) | End::Parked | End::Late | End::Stale => carried_out == 0,
-                End::Seen(AttemptOutcome::Answer(code)) if !matches!(code, 60008 | 30006 | 90994 | 123_456) => {
-                    carried_out == 0
-                }
-                End::Seen(_) => {
-                    self.figures.carried_out_unknown += u64::from(carried_out);
-                    carried_out <= 1
-                }
-            };
-            holds(fits, || format!("write {id}: {end:?}, and it was carried out {carried_out} times"))?;
+        let earlier = request.response.replace(response);
+        holds(earlier.is_none(), || format!("request {id} got two responses"))?;
+        holds(now <= request.deadline, || format!("request {id} got its response after its deadline"))?;
+        self.counts.parked_responses += u64::from(response == ResponseKind::Parked);
+        self.counts.late_responses += u64::from(response == ResponseKind::Late);
+        if self.requests[id].name.kind() == CommandKind::Write {
+            self.check_write(id, response)?;
         }
-        self.figures.answered_parked += u64::from(end == End::Parked);
-        self.figures.answered_late += u64::from(end == End::Late);
-        let is_well = matches!(end, End::Seen(AttemptOutcome::Answer(0)) | End::Stale);
-        holds(since < HEALED + TIMEOUT || is_well, || format!("request {id} found it not healed: {end:?}"))
+        let is_success = matches!(response, ResponseKind::Outcome(AttemptOutcome::Answer(0)) | ResponseKind::Stale);
+        let may_fail = now.since(self.begin) < HEALED + TIMEOUT;
+        holds(may_fail || is_success, || format!("request {id} fails after the faults have ended: {response:?}"))
     }
-}
 
-fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
+    /// Checks that the response to a write does not contradict what Chat did.
+    fn check_write(&mut self, id: usize, response: ResponseKind) -> Result<(), String> {
+        let applied = self.requests[id].applied;
+        let fits = match response {
+            ResponseKind::Outcome(AttemptOutcome::Answer(0)) => applied == 1,
+            ResponseKind::Outcome(AttemptOutcome::NotSent)
+            | ResponseKind::Parked
+            | ResponseKind::Late
+            | ResponseKind::Stale => applied == 0,
+            ResponseKind::Outcome(AttemptOutcome::Answer(code)) if !may_be_applied(code) => applied == 0,
+            ResponseKind::Outcome(_) => {
+                self.counts.writes_applied_with_error += u64::from(applied);
+                applied <= 1
+            }
+        };
+        holds(fits, || format!("write {id}: {response:?}, but it was applied {applied} times"))
+    }
 }

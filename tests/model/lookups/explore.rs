@@ -1,4 +1,4 @@
-//! Visits every interleaving, and each state once.
+//! The explorer: visits every interleaving, and each state once.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use super::same::same;
 use super::setup::{Scene, Setup};
 use super::world::{Step, World};
 
-/// More states than this, and the setup is too large to be a test.
+/// Maximum number of states. A setup with more is too large for a test.
 const STATES_MAX: usize = 400_000;
 
 /// The result of an exploration.
@@ -14,19 +14,19 @@ const STATES_MAX: usize = 400_000;
 pub(super) struct Report {
     pub states: usize,
     pub steps: usize,
-    /// All responses.
-    pub answers: usize,
-    /// What was wrong, and the steps that lead to it.
+    /// The number of responses.
+    pub responses: usize,
+    /// The violation, and the steps that lead to it.
     pub violation: Option<(String, Vec<String>)>,
 }
 
-/// A state, and the steps that are still to be tried from it.
+/// A state, and the steps from it that were not tried yet.
 struct Branch {
     world: World,
     steps: Vec<Step>,
 }
 
-/// Explores depth first, which keeps few states in memory, and the trace of steps.
+/// Explores depth first, which keeps few states in memory and yields the trace of steps.
 pub(super) fn explore(setup: &Setup) -> Report {
     let mut report = Report::default();
     let mut scene = Scene::new(setup);
@@ -44,17 +44,17 @@ pub(super) fn explore(setup: &Setup) -> Report {
         let mut world = branch.world.clone();
         report.steps += 1;
         trace.push(step);
-        let went = world.take(step, &mut scene).and_then(|answered| {
+        let outcome = world.take(step, &mut scene).and_then(|responded| {
             let steps = world.steps(setup);
-            if steps.is_empty() { world.check_end() } else { Ok(()) }.map(|()| (answered, steps))
+            if steps.is_empty() { world.check_end() } else { Ok(()) }.map(|()| (responded, steps))
         });
-        match went {
-            Err(what) => {
-                report.violation = Some((what, trace.iter().map(|step| format!("{step:?}")).collect()));
+        match outcome {
+            Err(violation) => {
+                report.violation = Some((violation, trace.iter().map(|step| format!("{step:?}")).collect()));
                 break;
             }
-            Ok((answered, steps)) => {
-                report.answers += usize::from(answered);
+            Ok((responded, steps)) => {
+                report.responses += usize::from(responded);
                 if seen.insert(same(&world, &scene)) {
                     assert!(seen.len() <= STATES_MAX, "more than {STATES_MAX} states");
                     path.push(Branch { world, steps });

@@ -1,20 +1,21 @@
-//! The promise of the fence, in every interleaving.
+//! An exhaustive model of lookups: checks read-your-writes in every interleaving.
 //!
-//! A [`World`](world::World) has a few readers, writes, and events, and a Chat. Each of its steps is something that the
-//! gateway does in one piece, so that between any two steps anything else may happen; [`explore`] tries them all.
+//! A [`World`](world::World) has a few readers, writes, and events, and a simulated Chat. Each of its steps is one thing
+//! that the gateway does under a lock or without waiting. Between two steps, any other step may happen; [`explore`]
+//! tries all orders.
 //! The steps run the gateway's own code: [`CheckSession`](crate::domain::pairs::check::CheckSession),
 //! [`LookupScheduler`], [`Waiters`](super::Waiters), [`Fence`](crate::domain::pairs::fence::Fence),
 //! [`PairCache`](crate::domain::pairs::cache::PairCache), and [`Items`](crate::domain::pairs::item::Items).
-//! The model adds only the order of a write's steps: mark, send, mark, answer.
+//! The model adds only the steps of a write: mark, send, mark, respond.
 //!
-//! Every response is checked against Chat's state of the pair at the moment when an answered write ended, or an event
-//! was accepted: the response must include all of that state. Each change sets a bit of its own in the relation, so the
-//! response itself shows what it is from, however often it was flipped. Where nothing more can happen, every reader
-//! must have its response, and nothing may be left behind.
+//! Every response is checked against the state of its pairs in Chat at the moment when an acknowledged write ended, or
+//! an event was accepted: the response must include all of that state. Each change sets a bit of its own in the relation,
+//! so the response itself shows which changes it includes, even if it was flipped. In every final state, each reader must
+//! have its response, and nothing may be left behind.
 //!
-//! The explorer is ours and not stateright: that brings 45 packages, an HTTP server among them, and needs states that
-//! can be hashed. Our states hold numbers and moments of which only the order has a meaning. Two states with the same
-//! order count as one, which makes the space finite.
+//! The explorer replaces the crate stateright, which brings 45 packages, an HTTP server among them, and needs states that
+//! can be hashed. These states hold numbers and moments of which only the order matters. Two states with the same order
+//! count as one, which makes the space finite.
 
 mod explore;
 mod same;
@@ -61,70 +62,70 @@ fn setup(changes: &[Change], readers: &[Reader]) -> Setup {
     }
 }
 
-/// Explores everything. The promise must hold, over enough responses to mean something.
+/// Explores everything. No interleaving may break the promise, over enough responses to mean something.
 fn holds(setup: Setup) {
-    let Report { states, steps, answers, violation } = explore(&setup);
+    let Report { states, steps, responses, violation } = explore(&setup);
     // Shown by `cargo test model -- --nocapture`.
-    eprintln!("{states} states, {steps} steps, {answers} answers");
-    if let Some((what, trace)) = violation {
-        panic!("{what}, after\n  {}", trace.join("\n  "));
+    eprintln!("{states} states, {steps} steps, {responses} responses");
+    if let Some((violation, trace)) = violation {
+        panic!("{violation}, after\n  {}", trace.join("\n  "));
     }
-    assert!(answers > 50 && states > 500, "{answers} responses in {states} states prove nothing");
+    assert!(responses > 50 && states > 500, "{responses} responses in {states} states prove nothing");
 }
 
-/// Explores until the promise is broken, as it must be.
+/// Explores until an interleaving breaks the promise. One of them must.
 fn is_caught(setup: Setup) {
     let report = explore(&setup);
-    let (what, trace) = report.violation.expect("the promise must be broken in some interleaving");
-    assert!(what.contains("from before"), "{what}, after\n  {}", trace.join("\n  "));
+    let (violation, trace) = report.violation.expect("some interleaving must break the promise");
+    assert!(violation.contains("from before"), "{violation}, after\n  {}", trace.join("\n  "));
 }
 
 #[test]
-fn a_write_and_three_readers_of_its_pair_from_both_sides() {
+fn holds_for_a_write_and_three_readers_from_both_sides() {
     let readers = [reader("ann", &["bob"]), reader("bob", &["ann"]), reader("ann", &["bob"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
 }
 
 #[test]
-fn two_writes_of_one_pair() {
+fn holds_for_two_writes_of_one_pair() {
     let changes = [write(Scope::Pair(ANN_BOB)), write(Scope::Pair(ANN_BOB))];
     holds(setup(&changes, &[reader("ann", &["bob"]), reader("ann", &["bob"])]));
 }
 
 #[test]
-fn a_write_that_pauses_between_clock_mark_and_answer() {
+fn holds_for_a_write_interrupted_at_every_step() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     holds(Setup { fine_changes: true, ..setup(&[write(Scope::Pair(ANN_BOB))], &readers) });
 }
 
 #[test]
-fn readers_that_pause_between_scan_decision_and_lookup() {
+fn holds_for_readers_interrupted_at_every_step() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     holds(Setup { fine_readers: true, ..setup(&[write(Scope::Pair(ANN_BOB))], &readers) });
     holds(Setup { fine_readers: true, ..setup(&[write(Scope::All)], &[reader("ann", &["bob", "cyd"])]) });
 }
 
 #[test]
-fn a_write_and_readers_that_all_pause() {
+fn holds_for_a_write_and_readers_all_interrupted() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { fine_changes: true, fine_readers: true, ..setup });
 }
 
 #[test]
-fn an_event_and_a_write() {
+fn holds_for_an_event_and_a_write() {
     let changes = [event(Scope::Pair(ANN_BOB)), write(Scope::Pair(ANN_BOB))];
     holds(setup(&changes, &[reader("ann", &["bob"]), reader("bob", &["ann"])]));
 }
 
 #[test]
-fn a_reader_of_two_pairs_that_arrive_at_different_times() {
+fn holds_for_two_pairs_with_results_at_different_times() {
     let readers = [reader("ann", &["bob", "cyd"]), reader("bob", &["ann"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
 }
 
 #[test]
-fn readers_whose_pairs_share_a_call_flipped_or_not() {
+fn holds_for_pairs_that_share_a_call() {
     let readers = [reader("bob", &["ann"]), reader("cyd", &["ann"])];
     let setup = setup(&[write(Scope::User("ann"))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
@@ -132,14 +133,14 @@ fn readers_whose_pairs_share_a_call_flipped_or_not() {
 }
 
 #[test]
-fn a_deleted_user_and_an_unreadable_write() {
+fn holds_for_a_deleted_user_and_an_unreadable_write() {
     let readers = [reader("ann", &["bob", "cyd"])];
     holds(setup(&[write(Scope::User("bob")), write(Scope::All)], &readers));
     holds(setup(&[event(Scope::User("ann")), write(Scope::Pair(ANN_CYD))], &readers));
 }
 
 #[test]
-fn readers_with_no_cache_and_no_store() {
+fn holds_for_readers_with_no_cache_or_no_store() {
     let readers = [no_cache(reader("ann", &["bob"])), reader("bob", &["ann"])];
     holds(setup(&[write(Scope::Pair(ANN_BOB))], &readers));
     let readers = [no_store(reader("ann", &["bob"])), reader("ann", &["bob"])];
@@ -147,7 +148,7 @@ fn readers_with_no_cache_and_no_store() {
 }
 
 #[test]
-fn failing_calls_and_readers_that_disconnect() {
+fn holds_for_failing_calls_and_disconnecting_readers() {
     let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
@@ -155,31 +156,31 @@ fn failing_calls_and_readers_that_disconnect() {
 }
 
 #[test]
-fn a_write_without_its_second_mark_is_caught() {
+fn missing_second_mark_of_a_write_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("ann", &["bob"])]);
     is_caught(Setup { fault: Some(Fault::NoSecondMark), ..setup });
 }
 
 #[test]
-fn a_write_answered_before_its_second_mark_is_caught() {
+fn write_acknowledged_before_its_second_mark_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("ann", &["bob"])]);
-    is_caught(Setup { fault: Some(Fault::AnswerBeforeMark), ..setup });
+    is_caught(Setup { fault: Some(Fault::AcknowledgeBeforeMark), ..setup });
 }
 
 #[test]
-fn a_reader_that_judges_early_answers_once_is_caught() {
+fn reader_that_judges_early_answers_once_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob", "cyd"])]);
     is_caught(Setup { fault: Some(Fault::JudgedOnce), ..setup });
 }
 
 #[test]
-fn an_event_that_marks_nothing_is_caught() {
+fn event_without_a_mark_is_caught() {
     let setup = setup(&[event(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("ann", &["bob"])]);
     is_caught(Setup { fault: Some(Fault::NoSecondMark), ..setup });
 }
 
 #[test]
-fn joining_a_lookup_from_before_a_write_is_caught() {
+fn joining_a_lookup_sent_before_a_write_is_caught() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &[reader("ann", &["bob"]), reader("bob", &["ann"])]);
     is_caught(Setup { fault: Some(Fault::Unfenced), ..setup });
 }

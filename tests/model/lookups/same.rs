@@ -1,18 +1,18 @@
-//! When two states are the same.
+//! Which states are the same.
 //!
-//! Moments are only compared, and so are the running numbers of requests, calls, and edges. So each stands for its rank
-//! among those that exist, and states that differ in nothing else are one. That is exact: the whole description is
-//! compared, not a hash of it.
+//! The code only compares moments and the running numbers of requests, calls, and edges. So each is replaced by its rank
+//! among those that exist, and states that differ in nothing else are one. This is exact: whole descriptions are
+//! compared, not hashes of them.
 
 use std::collections::BTreeSet;
 
-use super::super::{Batching, EdgeId, LookupScheduler, PairResult, Ticket};
+use super::super::{Batching, CacheablePair, EdgeId, LookupScheduler, PairResult, Ticket};
 use super::setup::{Scene, index, oriented};
 use super::world::{Phase, Stage, World};
 use crate::domain::pairs::item;
 use crate::domain::pairs::pair::Pair;
 
-/// The description of a state.
+/// Returns the description of a state.
 pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
     let (mut items, mut moments, mut numbers) = (Vec::with_capacity(160), vec![0], Vec::new());
     describe(world, scene, &mut |item| {
@@ -27,7 +27,7 @@ pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
         values.sort_unstable();
         values.dedup();
     }
-    let rank = |of: &[u64], value: u64| of.binary_search(&value).expect("it was put there") as u8;
+    let rank = |of: &[u64], value: u64| of.binary_search(&value).expect("it was collected above") as u8;
     let ranked = items.iter().map(|item| match *item {
         Item::Plain(value) => value,
         Item::Moment(value) => rank(&moments, value),
@@ -36,7 +36,7 @@ pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
     ranked.collect()
 }
 
-/// Moment 0 is "never" and keeps its rank.
+/// One part of a description. Moment 0 means never, and keeps its rank.
 #[derive(Clone, Copy)]
 enum Item {
     Plain(u8),
@@ -51,7 +51,7 @@ fn plain(put: &mut impl FnMut(Item), value: usize) {
 fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
     put(Item::Moment(world.clock));
     plain(put, usize::from(world.last_sent == world.clock));
-    // A lookup that a mark has made void is never used again, whatever it returned, if the gateway is right.
+    // A correct gateway never uses a lookup that a mark has made void, whatever it returned.
     let is_void = |pair: usize, sent: u64| scene.setup.fault.is_none() && sent <= world.mark_of(pair, &scene.setup);
     for pair in 0..2 {
         plain(put, world.chat[pair].into());
@@ -65,7 +65,7 @@ fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
     let mut storing: Vec<_> = world
         .storing
         .iter()
-        .map(|cacheable| (pair_of(cacheable.pair), cacheable.fact.sent, cacheable.fact.stored.number()))
+        .map(|CacheablePair { pair, cached, .. }| (pair_of(*pair), cached.sent, cached.stored.number()))
         .collect();
     storing.sort_unstable();
     plain(put, storing.len());
@@ -80,7 +80,7 @@ fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
         if matches!(change.stage, Stage::FirstRead | Stage::LastRead) {
             put(Item::Moment(change.read));
         }
-        if change.stage < Stage::Answered {
+        if change.stage < Stage::Acknowledged {
             change.at_end.iter().for_each(|state| plain(put, (*state).into()));
         }
     }
@@ -152,17 +152,17 @@ fn describe_reader(
     }
 }
 
-/// What a result says, and when its lookup was sent.
+/// Returns the relation or error of a result, and when its lookup was sent.
 fn known(result: &PairResult) -> (usize, u64) {
     match result {
         // Stored as the user with the smaller key sees it, which is the same for all readers.
-        PairResult::Known { fact, .. } => (fact.stored.number().into(), fact.sent.micros()),
+        PairResult::Known { cached, .. } => (cached.stored.number().into(), cached.sent.micros()),
         PairResult::Verbatim(_, sent) => (ERROR, sent.micros()),
-        PairResult::Malformed | PairResult::Failed => unreachable!("these end a wait at once"),
+        PairResult::Malformed | PairResult::Failed => unreachable!("failures end a wait at once"),
     }
 }
 
-/// In addition to the four relations.
+/// Values in addition to the four relations.
 const VOID: usize = 4;
 const ERROR: usize = 5;
 
@@ -171,7 +171,7 @@ fn describe_known(known: usize, sent: u64, put: &mut impl FnMut(Item)) {
     put(Item::Moment(sent));
 }
 
-/// Describes all of it but what follows from the rest: the queues by user, and the counts.
+/// Leaves out what follows from the rest: the queues by user, and the counts.
 fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl FnMut(Item)) {
     let user = |key| scene.keys.iter().position(|other| *other == key).expect("a user");
     let mut edges: Vec<(&EdgeId, _)> = scheduler.edges.iter().collect();
@@ -186,35 +186,35 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         plain(put, usize::from(scheduler.joinable.get(&edge.pair.key()) == Some(id)));
         match edge.batching {
             Batching::Any => plain(put, 0),
-            Batching::AsAsked => plain(put, 1),
+            Batching::AsRequested => plain(put, 1),
             Batching::Solo(ticket) => {
                 plain(put, 2);
                 put(Item::Number(ticket.0));
             }
         }
-        plain(put, edge.call.is_some().into());
-        edge.call.iter().for_each(|call| put(Item::Number(call.0)));
+        plain(put, edge.batch.is_some().into());
+        edge.batch.iter().for_each(|batch| put(Item::Number(batch.0)));
         plain(put, edge.waiters.len());
         for waiter in &edge.waiters {
             put(Item::Number(waiter.ticket.0));
             plain(put, waiter.slot);
-            plain(put, waiter.turned.into());
+            plain(put, waiter.flipped.into());
         }
     }
-    let mut calls: Vec<_> = scheduler.calls.iter().collect();
-    calls.sort_unstable_by_key(|(id, _)| id.0);
-    for (id, flight) in calls {
+    let mut batches: Vec<_> = scheduler.in_flight.iter().collect();
+    batches.sort_unstable_by_key(|(id, _)| id.0);
+    for (id, in_flight) in batches {
         put(Item::Number(id.0));
-        put(Item::Moment(flight.sent.micros()));
-        plain(put, user(flight.from));
-        describe_edges(scheduler, &flight.edges, put);
+        put(Item::Moment(in_flight.sent.micros()));
+        plain(put, user(in_flight.from));
+        describe_edges(scheduler, &in_flight.edges, put);
     }
     let mut tickets: Vec<_> = scheduler.tickets.iter().collect();
     tickets.sort_unstable_by_key(|(ticket, _)| **ticket);
     plain(put, tickets.len());
-    for (ticket, waiting) in tickets {
+    for (ticket, state) in tickets {
         put(Item::Number(ticket.0));
-        describe_edges(scheduler, &waiting.edges, put);
+        describe_edges(scheduler, &state.edges, put);
     }
     let queues: BTreeSet<_> =
         scheduler.queues.iter().flat_map(|(caller, queue)| queue.iter().map(|at| (*caller, *at))).collect();
@@ -227,9 +227,9 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
     scheduler.turns.iter().for_each(|caller| plain(put, caller.0 as usize));
 }
 
-/// Edges that are gone are never read again.
+/// Leaves out edges that no longer exist: they are never read again.
 fn describe_edges(scheduler: &LookupScheduler, edges: &[EdgeId], put: &mut impl FnMut(Item)) {
-    let there: Vec<_> = edges.iter().filter(|id| scheduler.edges.contains_key(id)).collect();
-    plain(put, there.len());
-    there.iter().for_each(|id| put(Item::Number(**id)));
+    let existing: Vec<_> = edges.iter().filter(|id| scheduler.edges.contains_key(id)).collect();
+    plain(put, existing.len());
+    existing.iter().for_each(|id| put(Item::Number(**id)));
 }

@@ -1,4 +1,4 @@
-//! The readers and writes of an exploration, and what all of its states share.
+//! The readers and writes of an exploration, and the parts that all of its states share.
 
 use super::super::{Pair, UserKey};
 use super::world::ChangeState;
@@ -15,7 +15,7 @@ pub(super) const USERS: [&str; 3] = ["ann", "bob", "cyd"];
 /// Two pairs that share a user.
 pub(super) const PAIRS: [(&str, &str); 2] = [("ann", "bob"), ("ann", "cyd")];
 
-/// The readers and changes, and what may go wrong.
+/// The readers and changes, and the failures that may happen.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     /// At most two: each has one of the two bits of a relation.
@@ -25,8 +25,8 @@ pub(super) struct Setup {
     pub failing: bool,
     /// Readers may also disconnect while they wait.
     pub leaving: bool,
-    /// Other steps may happen between the moments when a change reads the clock, marks the fence, and is answered.
-    /// Otherwise these follow each other at once, which makes the promise bind as early as possible.
+    /// Other steps may happen between the moments when a change reads the clock, marks the fence, and is acknowledged.
+    /// Otherwise these follow each other at once, so that the promise applies as early as possible.
     pub fine_changes: bool,
     /// Other steps may happen between the moments when a reader scans, decides, and enqueues, and between the moments
     /// when a response arrives and when its pairs are stored.
@@ -40,15 +40,15 @@ pub(super) struct Setup {
 pub(super) enum Fault {
     /// Writes mark once, before they are sent; events do not mark.
     NoSecondMark,
-    /// The write is answered before the second mark is made.
-    AnswerBeforeMark,
-    /// Answers that a reader has are not judged again when the rest arrives.
+    /// Writes are acknowledged before their second mark.
+    AcknowledgeBeforeMark,
+    /// Readers do not judge the answers that they have again when the rest arrives.
     JudgedOnce,
-    /// Lookups are joined and answers used whatever the fence says.
+    /// Readers join lookups and use answers regardless of the fence.
     Unfenced,
 }
 
-/// A write through the gateway, or a change made elsewhere that an event reports.
+/// A write through the gateway, or an event that reports a change made elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub event: bool,
@@ -59,7 +59,7 @@ pub(super) struct Change {
 pub(super) enum Scope {
     Pair(usize),
     User(&'static str),
-    /// A write whose body cannot be read; it changes the first pair.
+    /// The scope of a write whose body cannot be read. The write changes the first pair.
     All,
 }
 
@@ -85,20 +85,20 @@ pub(super) struct Reader {
     pub directives: CacheDirectives,
 }
 
-/// What all worlds of one exploration share, and the fences of the world that takes a step.
+/// The parts that all worlds of one exploration share, and the fences of the world that takes a step.
 pub(super) struct Scene {
     pub setup: Setup,
     pub hasher: UserHasher,
     pub keys: [UserKey; 3],
-    /// Never fails a lookup here: nothing is served stale.
+    /// Records no failure here: nothing is served stale.
     stale_gate: StaleGate,
-    /// The fence of the current world, made anew for every step.
+    /// The fence of the current world, rebuilt for every step.
     fence: Fence,
     /// A fence without marks, for faults.
     unmarked: Fence,
 }
 
-/// Places of a fence: few, since there is a new one for every step, and enough that no two pairs share one.
+/// Places of a fence: few, because every step has a new fence, but enough that no two pairs share one.
 const PLACES: usize = 64;
 
 impl Scene {
@@ -117,7 +117,7 @@ impl Scene {
         let marked = fence();
         marked.mark_pair(scene.both(0).key(), Tick::from_micros(1));
         marked.mark_user(scene.keys[1], Tick::from_micros(1));
-        assert_eq!(marked.last_mark(scene.both(1)), Tick::NEVER, "the fence is too small to tell pairs apart");
+        assert_eq!(marked.last_mark(scene.both(1)), Tick::NEVER, "the fence is too small to distinguish pairs");
         scene
     }
 
@@ -133,7 +133,7 @@ impl Scene {
         self.pair(PAIRS[index].0, PAIRS[index].1)
     }
 
-    /// The scope of a change, as the gateway reads it from a request or an event.
+    /// Returns the scope of a change, as the gateway reads it from a request or an event.
     pub(super) fn scope_keys(&self, scope: Scope) -> ScopeKeys {
         let scope = match scope {
             Scope::Pair(index) => {
@@ -145,7 +145,7 @@ impl Scene {
         ScopeKeys::new(&scope, &self.hasher)
     }
 
-    /// Makes the fence of a world: one mark for each that its changes have made.
+    /// Rebuilds the fence of a world from the marks that its changes have made.
     pub(super) fn set_fence(&mut self, changes: &[ChangeState]) {
         self.fence = Fence::with_slots(PLACES, PLACES);
         for (change, state) in self.setup.changes.iter().zip(changes) {
@@ -154,17 +154,17 @@ impl Scene {
         }
     }
 
-    /// The fence as lookups and scans see it.
+    /// Returns the fence that lookups and scans use.
     pub(super) fn fence(&self) -> &Fence {
         if self.setup.fault == Some(Fault::Unfenced) { &self.unmarked } else { &self.fence }
     }
 
-    /// What a reader sees when it scans.
+    /// Returns the view of a reader that scans.
     pub(super) fn view<'a>(&'a self, cache: &'a PairCache) -> PairView<'a> {
         PairView { cache, fence: self.fence(), stale_gate: &self.stale_gate }
     }
 
-    /// What a reader sees when it judges its answers.
+    /// Returns the view of a reader that judges its answers.
     pub(super) fn judging_view<'a>(&'a self, cache: &'a PairCache) -> PairView<'a> {
         let fence = if self.setup.fault == Some(Fault::JudgedOnce) { &self.unmarked } else { self.fence() };
         PairView { cache, fence, stale_gate: &self.stale_gate }

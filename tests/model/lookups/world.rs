@@ -1,4 +1,4 @@
-//! One state of readers, writes, events, and a Chat, and every step that one of them can take.
+//! One state of readers, writes, events, and Chat, and every step that can follow.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::domain::pairs::item::Item;
 /// Longer than an exploration: pairs do not expire.
 const TTL: Duration = Duration::from_secs(3600);
 
-/// One thing that happens. `later`: the clock has advanced since it was last read.
+/// One step. `later`: the clock has advanced since it was last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A write or an event does what it does next.
+    /// A write or an event takes its next step.
     Change { which: usize, later: bool },
     /// Chat applies a change.
     Apply(usize),
@@ -32,14 +32,14 @@ pub(super) enum Step {
     /// Chat reads the pairs of a call.
     Read(usize),
     /// The response of a call arrives.
-    Arrive { which: usize, how: How },
+    Arrive { which: usize, end: CallEnd },
     /// A pair of a response is stored.
     Store(usize),
 }
 
 /// How a call ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
+pub(super) enum CallEnd {
     Answered,
     /// Every item has failed.
     ItemsFail,
@@ -47,7 +47,7 @@ pub(super) enum How {
     Failed,
 }
 
-/// How far a change has come.
+/// The last step that a change has taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Stage {
     Start,
@@ -55,7 +55,7 @@ pub(super) enum Stage {
     Out,
     LastRead,
     Marked,
-    Answered,
+    Acknowledged,
 }
 
 #[derive(Debug, Clone)]
@@ -63,13 +63,13 @@ pub(super) struct ChangeState {
     pub stage: Stage,
     /// Whether Chat has applied it.
     pub applied: bool,
-    /// The clock as it was read for the next mark.
+    /// The reading of the clock for the next mark.
     pub read: u64,
     /// The moment of the last mark, 0 if there is none.
     pub mark: u64,
     /// The number of marks.
     pub marks: u32,
-    /// Chat's state when the change ended.
+    /// The state of the pairs in Chat when the change ended.
     pub at_end: [u8; 2],
 }
 
@@ -90,11 +90,11 @@ pub(super) struct ReaderState {
     pub session: CheckSession,
     /// Which of the pairs that it waits for joined a lookup in flight.
     joined: Vec<bool>,
-    /// Results that were delivered and not taken in yet.
+    /// Results that were delivered but not applied yet.
     pub delivered: PairResults,
 }
 
-/// Everything there is, with moments counted from 1.
+/// A state. Moments are counted from 1.
 #[derive(Debug, Clone)]
 pub(super) struct World {
     pub clock: u64,
@@ -104,13 +104,13 @@ pub(super) struct World {
     pub waiters: Waiters<usize>,
     pub cached: [Option<CachedPair>; 2],
     pub storing: Vec<CacheablePair>,
-    /// Relations as Chat has them, seen from the pair's first user.
+    /// The relations in Chat, seen from the first user of the pair.
     pub chat: [u8; 2],
-    /// What every response must include from now on.
+    /// The changes that every response must include from now on.
     pub floor: [u8; 2],
     pub changes: Vec<ChangeState>,
     pub readers: Vec<ReaderState>,
-    /// Calls, with what Chat read once it did.
+    /// Calls, with the relations that Chat has read for them.
     pub calls: Vec<(Batch, Option<Vec<u8>>)>,
 }
 
@@ -184,10 +184,10 @@ impl World {
             match read {
                 None => steps.push(Step::Read(which)),
                 Some(_) => {
-                    steps.push(Step::Arrive { which, how: How::Answered });
+                    steps.push(Step::Arrive { which, end: CallEnd::Answered });
                     if setup.failing {
-                        let failures = [How::ItemsFail, How::Rejected, How::Failed];
-                        steps.extend(failures.map(|how| Step::Arrive { which, how }));
+                        let failures = [CallEnd::ItemsFail, CallEnd::Rejected, CallEnd::Failed];
+                        steps.extend(failures.map(|end| Step::Arrive { which, end }));
                     }
                 }
             }
@@ -207,7 +207,7 @@ impl World {
         if equal {
             return;
         }
-        if state.stage != Stage::Answered && may_continue {
+        if state.stage != Stage::Acknowledged && may_continue {
             steps.push(Step::Change { which, later: true });
             if matches!(state.stage, Stage::Start | Stage::Out) && self.sent_now() {
                 steps.push(Step::Change { which, later: false });
@@ -234,10 +234,10 @@ impl World {
         self.last_sent == self.clock
     }
 
-    /// Takes a step, and returns whether it was a response.
+    /// Takes a step, and returns whether a reader got its response.
     ///
     /// # Errors
-    /// What is wrong with that response.
+    /// The violation in that response.
     pub(super) fn take(&mut self, step: Step, scene: &mut Scene) -> Result<bool, String> {
         scene.set_fence(&self.changes);
         match step {
@@ -273,7 +273,7 @@ impl World {
                 let read = call.to.iter().map(|to| oriented(self.chat[index(&call.from, to)], &call.from, to));
                 self.calls[which].1 = Some(read.collect());
             }
-            Step::Arrive { which, how } => self.arrive(which, how, scene)?,
+            Step::Arrive { which, end } => self.arrive(which, end, scene)?,
             Step::Store(which) => self.store(which, scene),
         }
         Ok(false)
@@ -282,13 +282,22 @@ impl World {
     /// Checks that where nothing more happens, no reader waits and nothing is left behind.
     pub(super) fn check_end(&self) -> Result<(), String> {
         let LookupScheduler {
-            edges, joinable, nodes, queues, turns, calls, tickets, waiting, waiting_by_caller, ..
+            edges,
+            joinable,
+            nodes,
+            queues,
+            turns,
+            in_flight,
+            tickets,
+            waiting,
+            waiting_by_caller,
+            ..
         } = &self.scheduler;
         let empty = edges.is_empty() && joinable.is_empty() && nodes.is_empty() && queues.is_empty();
         if !self.readers.iter().all(|reader| reader.phase == Phase::Done) {
             return Err("a reader waits forever".to_owned());
         }
-        if !(empty && turns.is_empty() && calls.is_empty() && tickets.is_empty() && self.waiters.is_empty()) {
+        if !(empty && turns.is_empty() && in_flight.is_empty() && tickets.is_empty() && self.waiters.is_empty()) {
             return Err("something is left behind".to_owned());
         }
         if *waiting > 0 || !waiting_by_caller.is_empty() {
@@ -324,8 +333,8 @@ impl World {
         self.cached = [0, 1].map(|pair| cache.get(scene.both(pair).key()));
     }
 
-    /// A write marks, is sent, marks and removes its pairs when it has ended, and is answered. An event starts at its
-    /// end. These are the steps of `WriteFence` in `src/gateway/invalidation.rs`.
+    /// A write marks its pairs and is sent. When it has ended, it marks and removes its pairs, and is acknowledged. An
+    /// event has only the second half. These are the steps of `WriteFence` in `src/gateway/invalidation.rs`.
     fn continue_change(&mut self, which: usize, later: bool, scene: &Scene) {
         let Setup { fault, fine_changes, changes, .. } = &scene.setup;
         let Change { event, scope } = changes[which];
@@ -351,7 +360,7 @@ impl World {
             Stage::LastRead => {
                 match fault {
                     Some(Fault::NoSecondMark) => {}
-                    Some(Fault::AnswerBeforeMark) => self.answer(which, scope),
+                    Some(Fault::AcknowledgeBeforeMark) => self.acknowledge(which, scope),
                     _ => self.mark(which),
                 }
                 self.changes[which].stage = Stage::Marked;
@@ -363,14 +372,14 @@ impl World {
                 if let Scope::Pair(pair) = scope {
                     self.cached[pair] = None;
                 }
-                if *fault == Some(Fault::AnswerBeforeMark) {
+                if *fault == Some(Fault::AcknowledgeBeforeMark) {
                     self.mark(which);
                 } else {
-                    self.answer(which, scope);
+                    self.acknowledge(which, scope);
                 }
-                self.changes[which].stage = Stage::Answered;
+                self.changes[which].stage = Stage::Acknowledged;
             }
-            Stage::Answered => {}
+            Stage::Acknowledged => {}
         }
     }
 
@@ -380,8 +389,8 @@ impl World {
         state.marks += 1;
     }
 
-    /// From here on the promise binds.
-    fn answer(&mut self, which: usize, scope: Scope) {
+    /// Every response after this moment must include the change.
+    fn acknowledge(&mut self, which: usize, scope: Scope) {
         for pair in 0..2 {
             if scope.changes(pair) {
                 self.floor[pair] |= self.changes[which].at_end[pair];
@@ -389,7 +398,7 @@ impl World {
         }
     }
 
-    /// As the loop of `AppWorker::check` in `src/gateway/pairs/check.rs`.
+    /// Corresponds to the loop of `AppWorker::check` in `src/gateway/pairs/check.rs`.
     fn decide(&mut self, which: usize, scene: &Scene) -> Result<bool, String> {
         let (cache, now) = (self.cache(scene), self.now());
         let reader = &mut self.readers[which];
@@ -422,13 +431,13 @@ impl World {
                 return Err(format!("reader {which} gets {seen} of pair {pair}, from before {floor}"));
             }
             if seen & !chat != 0 {
-                return Err(format!("reader {which} gets {seen} of pair {pair}, which it never was"));
+                return Err(format!("reader {which} gets {seen} of pair {pair}, which never was its relation"));
             }
         }
         Ok(())
     }
 
-    /// As `AppWorker::enqueue` in `src/gateway/pairs/check.rs`.
+    /// Corresponds to `AppWorker::enqueue` in `src/gateway/pairs/check.rs`.
     fn enqueue(&mut self, which: usize, scene: &Scene) -> Result<bool, String> {
         let (cache, now) = (self.cache(scene), self.now());
         let Reader { from, to, .. } = &scene.setup.readers[which];
@@ -456,15 +465,15 @@ impl World {
         self.readers[which].phase = Phase::Done;
     }
 
-    /// As `App::apply_response` in `src/gateway/pairs/dispatcher.rs`.
-    fn arrive(&mut self, which: usize, how: How, scene: &Scene) -> Result<(), String> {
+    /// Corresponds to `App::apply_response` in `src/gateway/pairs/dispatcher.rs`.
+    fn arrive(&mut self, which: usize, end: CallEnd, scene: &Scene) -> Result<(), String> {
         let (call, read) = self.calls.remove(which);
-        let body = response(&call, &read.ok_or("nothing was read")?, how);
+        let body = response(&call, &read.ok_or("nothing was read")?, end);
         let items = parse_items(body.as_bytes()).ok_or("no items")?;
-        let outcome = match how {
-            How::Answered | How::ItemsFail => BatchOutcome::Answered(&items),
-            How::Rejected => BatchOutcome::RefusedArguments,
-            How::Failed => BatchOutcome::Failed,
+        let outcome = match end {
+            CallEnd::Answered | CallEnd::ItemsFail => BatchOutcome::Answered(&items),
+            CallEnd::Rejected => BatchOutcome::RejectedArguments,
+            CallEnd::Failed => BatchOutcome::Failed,
         };
         let fence = scene.fence();
         let (results, cacheable) = self.scheduler.complete(call.id, &outcome, |pair| fence.last_mark(pair));
@@ -502,9 +511,9 @@ impl World {
     }
 }
 
-/// Chat's response to a call.
-fn response(call: &Batch, read: &[u8], how: How) -> String {
-    let code = if how == How::ItemsFail { 30003 } else { 0 };
+/// Returns Chat's response to a call.
+fn response(call: &Batch, read: &[u8], end: CallEnd) -> String {
+    let code = if end == CallEnd::ItemsFail { 30003 } else { 0 };
     let items: Vec<_> = call
         .to
         .iter()

@@ -1,40 +1,39 @@
-//! How many calls what is queued will take.
+//! An estimate of the number of calls that the queued pairs need.
 //!
-//! Each queued edge counts with one of its two ends, the one that had more queued edges when it came, as
-//! if the call that takes it were made from there. Counting is all: [`LookupScheduler::next_batch`] chooses anew.
-//! But calls that are made from those ends would take all edges, so about as many or fewer are needed. How
-//! many fewer shows while calls go out and others wait: what is queued fills calls about as well as what has
-//! just gone.
+//! Each queued edge counts for one of its two ends: the one that had more queued edges when the edge was queued, as if
+//! the call that carries it were made from there. [`LookupScheduler::next_batch`] still chooses freely. Calls from
+//! those ends would carry all edges, so about as many calls or fewer are needed. How many fewer shows while calls are
+//! sent and others wait: queued edges fill their calls about as well as the edges that were sent last.
 
-use super::graph::Node;
-use super::{EdgeId, LookupScheduler};
+use super::LookupScheduler;
+use super::graph::{EdgeId, Node};
 use crate::domain::caller::QueueKey;
 use crate::domain::pairs::item::CALL_ACCOUNTS_MAX;
 
-/// What is queued, all together.
+/// The totals over all queued edges.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Estimate {
     edges: usize,
     calls: usize,
-    /// Edges that a call has carried lately; `None` since nothing was queued.
+    /// Moving average of the edges per call; `None` since the queues were last empty.
     fill: Option<f64>,
 }
 
-/// How much the latest call counts in [`Estimate::fill`].
+/// The weight of the latest call in [`Estimate::fill`].
 const FILL_WEIGHT: f64 = 0.25;
 
 impl Estimate {
-    /// A call has left with so many edges.
-    pub(super) fn sent(&mut self, edges: usize) {
+    /// Records a call with this number of edges.
+    pub(super) fn on_sent(&mut self, edges: usize) {
         let edges = edges as f64;
         let fill = self.fill.map_or(edges, |fill| fill + (edges - fill) * FILL_WEIGHT);
         self.fill = (self.edges > 0).then_some(fill);
     }
 
-    /// About how many calls what is queued takes.
+    /// Returns the estimated number of calls for all queued edges.
     fn all(&self) -> usize {
-        // `as` cuts: a call that is nearly full is counted as full.
+        // `as` rounds down: a call that is nearly full counts as full.
         self.fill.map_or(self.calls, |fill| self.calls.min((self.edges as f64 / fill.max(1.0)) as usize + 1))
     }
 
@@ -45,70 +44,70 @@ impl Estimate {
     }
 }
 
-/// Calls that so many pairs of one user take.
+/// Returns the number of calls for this number of pairs of one user.
 fn calls(pairs: usize) -> usize {
     pairs.div_ceil(CALL_ACCOUNTS_MAX)
 }
 
 impl LookupScheduler {
-    /// How many pairs are queued, not yet under way.
+    /// Returns the number of queued pairs.
     pub fn queued(&self) -> usize {
-        self.forecast.edges
+        self.estimate.edges
     }
 
-    /// About how many calls go out before the last one that a further question of this caller needs, of which
-    /// `more` pairs are asked for by nobody yet. They are taken to share no call with others' pairs, so it is
-    /// rather too many than too few.
+    /// Estimates how many calls are sent before the last call of a new request of this caller, if `more` of its pairs
+    /// need a new lookup. The estimate assumes that they share no call with other pairs, so it is rather too high than
+    /// too low.
     pub fn calls_ahead(&self, caller: QueueKey, more: usize) -> usize {
-        let (edges, all) = (self.forecast.edges, self.forecast.all());
-        // What others ask for already is under way before anything new.
+        let (edges, all) = (self.estimate.edges, self.estimate.all());
+        // Without new pairs, the request waits only for lookups of others, which are ahead of everything new.
         if edges == 0 || more == 0 {
             return 0;
         }
         let (queued, new) = (self.queued_for(caller), calls(more));
         let own = (all * queued).div_ceil(edges) + new;
-        // While the caller has its turns each of the others has as many at most.
+        // While the caller has its turns, each other caller has at most as many.
         let callers = self.callers_queued() + usize::from(queued == 0);
         (all + new).min(own.saturating_mul(callers)) - 1
     }
 
-    /// An edge has come into the queues.
+    /// Counts an edge that was queued.
     pub(super) fn count_in(&mut self, id: EdgeId) {
         let Some(edge) = self.edges.get(&id).filter(|edge| edge.counted.is_none()) else { return };
         let [from, to] = self.ends(edge);
-        let queued = |user| self.nodes.get(&user).map_or(0, Node::queued);
+        let queued = |user| self.nodes.get(&user).map_or(0, |node| node.edges.len());
         let end = if queued(to) > queued(from) { to } else { from };
         if let Some(node) = self.nodes.get_mut(&end) {
-            self.forecast.change(node, |counted| *counted += 1);
-            self.forecast.edges += 1;
+            self.estimate.change(node, |counted| *counted += 1);
+            self.estimate.edges += 1;
             self.edges.entry(id).and_modify(|edge| edge.counted = Some(end));
         }
     }
 
-    /// An edge leaves the queues.
+    /// Stops counting an edge that leaves the queues.
     pub(super) fn count_out(&mut self, id: EdgeId) {
         let Some(end) = self.edges.get_mut(&id).and_then(|edge| edge.counted.take()) else { return };
-        self.forecast.edges -= 1;
+        self.estimate.edges -= 1;
         if let Some(node) = self.nodes.get_mut(&end) {
-            self.forecast.change(node, |counted| *counted -= 1);
+            self.estimate.change(node, |counted| *counted -= 1);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{at, terms, wanted};
+    use super::super::tests::{at, options, wanted};
     use super::super::*;
 
     const ANN: QueueKey = QueueKey(1);
 
-    fn ask(pending: &mut LookupScheduler, caller: u64, from: &str, to: &[&str]) {
-        pending.enqueue(terms(QueueKey(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
+    fn enqueue(scheduler: &mut LookupScheduler, caller: u64, from: &str, to: &[&str]) {
+        scheduler.enqueue(options(QueueKey(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
     }
 
-    /// Calls until nothing is queued.
-    fn drain(pending: &mut LookupScheduler) -> usize {
-        std::iter::from_fn(|| pending.next_batch(100, at(1))).count()
+    /// Takes batches until nothing is queued, and returns their number.
+    fn drain(scheduler: &mut LookupScheduler) -> usize {
+        std::iter::from_fn(|| scheduler.next_batch(100, at(1))).count()
     }
 
     fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -116,84 +115,91 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_ahead_of_the_first() {
-        let mut pending = LookupScheduler::new(true);
-        assert_eq!(pending.calls_ahead(ANN, 1000), 0);
-        ask(&mut pending, 7, "ann", &["bob"]);
-        assert_eq!(pending.calls_ahead(ANN, 0), 0, "it asks for nothing new");
+    fn first_request_has_no_calls_ahead() {
+        let mut scheduler = LookupScheduler::new(true);
+        assert_eq!(scheduler.calls_ahead(ANN, 1000), 0);
+        enqueue(&mut scheduler, 7, "ann", &["bob"]);
+        assert_eq!(scheduler.calls_ahead(ANN, 0), 0, "it needs no new lookup");
     }
 
     #[test]
-    fn pairs_that_share_nobody_take_a_call_each() {
-        let mut pending = LookupScheduler::new(true);
+    fn pairs_without_a_common_user_count_a_call_each() {
+        let mut scheduler = LookupScheduler::new(true);
         for number in 0..300 {
-            assert_eq!(pending.calls_ahead(QueueKey(1000 + number), 1), number as usize);
-            ask(&mut pending, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
+            assert_eq!(scheduler.calls_ahead(QueueKey(1000 + number), 1), number as usize);
+            enqueue(&mut scheduler, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
         }
-        assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (300, 300));
-        assert_eq!((drain(&mut pending), pending.calls_ahead(ANN, 1)), (300, 0));
+        assert_eq!((scheduler.queued(), scheduler.calls_ahead(ANN, 1)), (300, 300));
+        assert_eq!((drain(&mut scheduler), scheduler.calls_ahead(ANN, 1)), (300, 0));
     }
 
     #[test]
-    fn pairs_of_one_star_fill_calls() {
-        let mut pending = LookupScheduler::new(true);
+    fn pairs_of_one_star_count_full_calls() {
+        let mut scheduler = LookupScheduler::new(true);
         for fan in names("fan", 500) {
-            ask(&mut pending, 7, &fan, &["star"]);
+            enqueue(&mut scheduler, 7, &fan, &["star"]);
         }
-        let ahead = pending.calls_ahead(ANN, 1);
-        assert!(drain(&mut pending) == 5 && (1..=6).contains(&ahead), "{ahead}");
-        // Without turning pairs round each fan has to be asked.
-        let mut pending = LookupScheduler::new(false);
+        let ahead = scheduler.calls_ahead(ANN, 1);
+        assert!(drain(&mut scheduler) == 5 && (1..=6).contains(&ahead), "{ahead}");
+        // Without flipping, each fan needs a call of its own.
+        let mut scheduler = LookupScheduler::new(false);
         for fan in names("fan", 500) {
-            ask(&mut pending, 7, &fan, &["star"]);
+            enqueue(&mut scheduler, 7, &fan, &["star"]);
         }
-        assert_eq!((pending.calls_ahead(QueueKey(7), 1), drain(&mut pending)), (500, 500));
+        assert_eq!((scheduler.calls_ahead(QueueKey(7), 1), drain(&mut scheduler)), (500, 500));
     }
 
     #[test]
-    fn who_waits_behind_one_that_floods_has_its_turn_soon() {
-        let mut pending = LookupScheduler::new(true);
+    fn caller_behind_a_busy_caller_has_its_turn_soon() {
+        let mut scheduler = LookupScheduler::new(true);
         for number in 0..300 {
-            ask(&mut pending, 7, &format!("from{number}"), &[&format!("to{number}")]);
+            enqueue(&mut scheduler, 7, &format!("from{number}"), &[&format!("to{number}")]);
         }
-        assert_eq!((pending.calls_ahead(ANN, 1), pending.calls_ahead(ANN, 250)), (1, 5));
-        assert_eq!(pending.calls_ahead(QueueKey(7), 1), 300);
+        assert_eq!((scheduler.calls_ahead(ANN, 1), scheduler.calls_ahead(ANN, 250)), (1, 5));
+        assert_eq!(scheduler.calls_ahead(QueueKey(7), 1), 300);
     }
 
     #[test]
-    fn a_question_of_many_pairs_takes_as_many_calls_as_it_fills() {
-        let mut pending = LookupScheduler::new(true);
+    fn request_of_many_pairs_counts_the_calls_that_it_fills() {
+        let mut scheduler = LookupScheduler::new(true);
         let to = names("to", 250);
-        ask(&mut pending, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!((pending.calls_ahead(QueueKey(7), 1), pending.calls_ahead(QueueKey(7), 250)), (3, 5));
+        enqueue(&mut scheduler, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((scheduler.calls_ahead(QueueKey(7), 1), scheduler.calls_ahead(QueueKey(7), 250)), (3, 5));
     }
 
     #[test]
-    fn how_well_calls_are_filled_shows_while_they_go_out() {
-        let mut pending = LookupScheduler::new(true);
+    fn estimate_follows_the_fill_of_sent_calls() {
+        let mut scheduler = LookupScheduler::new(true);
         // Feeds of 30 out of 60 accounts: each account is in the feeds of half of the viewers.
         for viewer in 0..200_usize {
             let to: Vec<String> = (0..30).map(|at| format!("to{}", (viewer * 7 + at * at) % 60)).collect();
             let to: std::collections::BTreeSet<&str> = to.iter().map(String::as_str).collect();
-            ask(&mut pending, 1000 + viewer as u64, &format!("viewer{viewer}"), &to.into_iter().collect::<Vec<_>>());
+            enqueue(
+                &mut scheduler,
+                1000 + viewer as u64,
+                &format!("viewer{viewer}"),
+                &to.into_iter().collect::<Vec<_>>(),
+            );
         }
-        (0..10).for_each(|_| drop(pending.next_batch(100, at(1)).expect("one more")));
-        let (ahead, queued) = (pending.calls_ahead(ANN, 1), pending.queued());
-        let left = drain(&mut pending);
-        assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} foretold, {left} needed for {queued}");
-        assert_eq!(pending.forecast.fill, None, "the next burst may be another one");
+        (0..10).for_each(|_| drop(scheduler.next_batch(100, at(1)).expect("one more")));
+        let (ahead, queued) = (scheduler.calls_ahead(ANN, 1), scheduler.queued());
+        let left = drain(&mut scheduler);
+        assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} estimated, {left} needed for {queued}");
+        assert_eq!(scheduler.estimate.fill, None, "the next burst may have another fill");
     }
 
     #[test]
-    fn what_leaves_is_not_counted_any_more() {
-        let mut pending = LookupScheduler::new(true);
-        let (first, _) = pending.enqueue(terms(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
-        let (second, _) = pending.enqueue(terms(ANN), &wanted("bob", &["ann", "dan"]), |_| Tick::NEVER).expect("room");
-        assert_eq!(pending.queued(), 3);
-        pending.cancel(first);
-        assert_eq!(pending.queued(), 2);
-        pending.cancel(second);
-        assert_eq!((pending.queued(), pending.calls_ahead(ANN, 1)), (0, 0));
-        assert_eq!((pending.forecast.calls, pending.nodes.len()), (0, 0));
+    fn cancelled_pairs_are_not_counted() {
+        let mut scheduler = LookupScheduler::new(true);
+        let (first, _) =
+            scheduler.enqueue(options(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
+        let (second, _) =
+            scheduler.enqueue(options(ANN), &wanted("bob", &["ann", "dan"]), |_| Tick::NEVER).expect("room");
+        assert_eq!(scheduler.queued(), 3);
+        scheduler.cancel(first);
+        assert_eq!(scheduler.queued(), 2);
+        scheduler.cancel(second);
+        assert_eq!((scheduler.queued(), scheduler.calls_ahead(ANN, 1)), (0, 0));
+        assert_eq!((scheduler.estimate.calls, scheduler.nodes.len()), (0, 0));
     }
 }

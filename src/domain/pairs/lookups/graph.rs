@@ -1,93 +1,147 @@
-//! The queues: which edges are at hand, and which of them share a call.
+//! Edges, and the queues by user and by caller that they are in.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::super::pair::{Pair, UserKey};
-use super::{Batching, Edge, EdgeId, LookupScheduler, QueuePosition, Ticket};
+use super::{BatchId, LookupScheduler, Ticket};
 use crate::domain::caller::QueueKey;
+
+pub(super) type EdgeId = u64;
+/// The position of an edge in a queue: by the age of the first request for it, then by its own number.
+pub(super) type QueuePosition = (u64, EdgeId);
+
+/// A pair that is being looked up.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Edge {
+    pub(super) pair: Pair,
+    pub(super) from: Arc<str>,
+    pub(super) to: Arc<str>,
+    /// When it was first enqueued, in numbers that only grow.
+    pub(super) age: u64,
+    pub(super) batching: Batching,
+    /// The batch that carries it; `None` while it is queued.
+    pub(super) batch: Option<BatchId>,
+    /// The end that it counts for in the estimate, while it is queued.
+    pub(super) counted: Option<UserKey>,
+    /// Whether its result may be cached.
+    pub(super) keep: bool,
+    pub(super) waiters: Vec<Waiter>,
+}
+
+impl Edge {
+    /// Returns the user at the other end.
+    pub(super) fn other_end(&self, user: UserKey) -> UserKey {
+        if self.pair.from == user { self.pair.to } else { self.pair.from }
+    }
+}
+
+/// Which calls may carry an edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Batching {
+    /// Calls from either end, together with any other edges.
+    Any,
+    /// Calls in the requested direction, together with any other edges: the flipped lookup failed.
+    AsRequested,
+    /// Calls in the requested direction, with edges of the same request only: Chat rejected a shared call.
+    Solo(Ticket),
+}
+
+impl Batching {
+    /// Returns the only request whose edges may share the call.
+    pub(super) fn only_ticket(self) -> Option<Ticket> {
+        match self {
+            Batching::Solo(ticket) => Some(ticket),
+            Batching::Any | Batching::AsRequested => None,
+        }
+    }
+}
+
+/// A request that waits for an edge.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiter {
+    pub(super) ticket: Ticket,
+    pub(super) slot: usize,
+    /// Its pair is the reverse of the edge's pair.
+    pub(super) flipped: bool,
+}
 
 /// The queued edges of one user.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Node {
-    /// Those that a call from this user can carry: all that were put so, and those that may be turned.
-    edges: BTreeSet<QueuePosition>,
-    /// How many of them count with this user in the forecast.
-    pub counted: usize,
-}
-
-impl Node {
-    /// How many there are.
-    pub(super) fn queued(&self) -> usize {
-        self.edges.len()
-    }
+    /// The edges that a call from this user can carry: those in its direction, and those that may be flipped.
+    pub(super) edges: BTreeSet<QueuePosition>,
+    /// How many of them count for this user in the estimate.
+    pub(super) counted: usize,
 }
 
 impl LookupScheduler {
-    /// Takes in a new edge, queued for all who wait for it.
-    pub(super) fn add(&mut self, edge: Edge) -> EdgeId {
-        let id = self.number();
+    /// Adds an edge and queues it for the callers of all its waiters.
+    pub(super) fn add_edge(&mut self, edge: Edge) {
+        let id = self.next_id();
         for waiter in &edge.waiters {
-            self.remember(waiter.ticket, id);
+            self.add_to_ticket(waiter.ticket, id);
         }
         if edge.batching == Batching::Any {
             self.joinable.insert(edge.pair.key(), id);
         }
         self.edges.insert(id, edge);
         self.queue_edge(id);
-        id
     }
 
-    /// Puts an edge (back) into the queues of all who wait for it.
+    /// Puts an edge into the queues of both users and of the callers of all its waiters.
     pub(super) fn queue_edge(&mut self, id: EdgeId) {
         let Some(edge) = self.edges.get(&id) else { return };
-        let place = (edge.age, id);
+        let position = (edge.age, id);
         for user in self.ends(edge) {
-            self.nodes.entry(user).or_default().edges.insert(place);
+            self.nodes.entry(user).or_default().edges.insert(position);
         }
         self.count_in(id);
         let tickets: Vec<Ticket> = self.edges[&id].waiters.iter().map(|waiter| waiter.ticket).collect();
         for ticket in tickets {
-            if let Some(caller) = self.tickets.get(&ticket).map(|waiting| waiting.caller) {
-                self.queue_for(caller, place);
+            if let Some(caller) = self.tickets.get(&ticket).map(|state| state.caller) {
+                self.queue_for(caller, position);
             }
         }
     }
 
-    /// Puts a queued edge into one more caller's queue.
-    pub(super) fn queue_for(&mut self, caller: QueueKey, place: QueuePosition) {
+    /// Puts a queued edge into the queue of one more caller.
+    pub(super) fn queue_for(&mut self, caller: QueueKey, position: QueuePosition) {
         let queue = self.queues.entry(caller).or_default();
         if queue.is_empty() {
             self.turns.push_back(caller);
         }
-        queue.insert(place);
+        queue.insert(position);
     }
 
     /// Takes an edge out of all queues.
     pub(super) fn dequeue(&mut self, id: EdgeId) {
         self.count_out(id);
         let Some(edge) = self.edges.get(&id) else { return };
-        let place = (edge.age, id);
+        let position = (edge.age, id);
         for user in self.ends(edge) {
             if let Some(node) = self.nodes.get_mut(&user) {
-                node.edges.remove(&place);
+                node.edges.remove(&position);
                 if node.edges.is_empty() {
                     self.nodes.remove(&user);
                 }
             }
         }
-        // Callers are few; one whose last waiter left the edge still has it queued.
+        // All queues are searched, and they are few. A caller still has the edge queued after its last waiter was
+        // cancelled, so the waiters do not show which queues contain it.
         let turns = &mut self.turns;
         self.queues.retain(|caller, queue| {
-            if queue.remove(&place) && queue.is_empty() {
+            if queue.remove(&position) && queue.is_empty() {
                 turns.retain(|other| other != caller);
             }
             !queue.is_empty()
         });
     }
 
-    /// Drops an edge that is in no queue.
-    pub(super) fn forget(&mut self, id: EdgeId) -> Option<Edge> {
+    /// Removes an edge that is in no queue.
+    pub(super) fn remove_edge(&mut self, id: EdgeId) -> Option<Edge> {
         let edge = self.edges.remove(&id)?;
         if self.joinable.get(&edge.pair.key()) == Some(&id) {
             self.joinable.remove(&edge.pair.key());
@@ -95,56 +149,9 @@ impl LookupScheduler {
         Some(edge)
     }
 
-    /// From whose side the edge is asked: the one whose call spares more calls, its own `from` if equal.
-    ///
-    /// Not simply the one with more edges. Of feeds that all name one star, the star has most edges, but
-    /// each feed needs a call of its own for the rest of it, and that call has room for the star too:
-    /// calls from the star's side would spare none of them. So an edge that a call takes counts as
-    /// that part of a call which the user at its other end is relieved of: one divided by how many
-    /// edges are queued there. This is the greedy way to few calls (users that cover all edges).
-    pub(super) fn better_end(&self, id: EdgeId, max: usize) -> UserKey {
-        let edge = &self.edges[&id];
-        let Pair { from, to } = edge.pair;
-        if edge.batching != Batching::Any || !self.flip {
-            return from;
-        }
-        if self.spared(to, max) > self.spared(from, max) { to } else { from }
-    }
-
-    /// How many calls of others a call from this user's side spares.
-    fn spared(&self, user: UserKey, max: usize) -> f64 {
-        let Some(node) = self.nodes.get(&user) else { return 0.0 };
-        let far = |edge: &Edge| if edge.pair.from == user { edge.pair.to } else { edge.pair.from };
-        let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
-        node.edges.iter().take(max).map(|(_, id)| 1.0 / queued(far(&self.edges[id])) as f64).sum()
-    }
-
-    /// The seed, and what can travel with it from `from`, oldest first, each account once.
-    pub(super) fn gather(&self, seed: EdgeId, from: UserKey, max: usize) -> Vec<EdgeId> {
-        let alone = |edge: &Edge| match edge.batching {
-            Batching::Solo(ticket) => Some(ticket),
-            Batching::Any | Batching::AsAsked => None,
-        };
-        let first = &self.edges[&seed];
-        let far = |edge: &Edge| if edge.pair.from == from { edge.pair.to } else { edge.pair.from };
-        let mut asked = HashSet::from([far(first)]);
-        let mut ids = vec![seed];
-        let Some(node) = self.nodes.get(&from) else { return ids };
-        for &(_, id) in &node.edges {
-            if ids.len() >= max {
-                break;
-            }
-            let edge = &self.edges[&id];
-            if id != seed && alone(edge) == alone(first) && asked.insert(far(edge)) {
-                ids.push(id);
-            }
-        }
-        ids
-    }
-
-    /// The users from whose side the edge may be asked. One user twice does no harm.
+    /// Returns the users from which the edge may be looked up, possibly one user twice.
     pub(super) fn ends(&self, edge: &Edge) -> [UserKey; 2] {
-        let turned = if edge.batching == Batching::Any && self.flip { edge.pair.to } else { edge.pair.from };
-        [edge.pair.from, turned]
+        let may_flip = edge.batching == Batching::Any && self.flip;
+        [edge.pair.from, if may_flip { edge.pair.to } else { edge.pair.from }]
     }
 }

@@ -1,4 +1,4 @@
-//! What an answer means for those who wait.
+//! The results of a batch, for its waiters and for the cache.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,60 +7,62 @@ use std::time::Duration;
 use super::super::cache::{CachedPair, PairCache};
 use super::super::fence::Fence;
 use super::super::item::{Found, Item, Items};
-use super::super::pair::Pair;
-use super::{BatchId, Batching, Edge, EdgeId, LookupScheduler, Ticket, Waiter};
+use super::super::pair::{Pair, Relation};
+use super::batch::InFlightBatch;
+use super::graph::{Batching, Edge, EdgeId, Waiter};
+use super::{BatchId, LookupScheduler, Ticket};
 use crate::domain::tick::Tick;
 
-/// How a call went.
+/// How the call of a batch ended.
 #[derive(Debug)]
 pub enum BatchOutcome<'a> {
-    /// Chat answered with items.
+    /// Chat returned items.
     Answered(&'a Items<'a>),
-    /// Chat refused the whole call because of something in it: its accounts, not the app or the moment.
-    RefusedArguments,
-    /// It failed for a reason that would be the same however it was asked.
+    /// Chat rejected the whole call because of its arguments. Other arguments may succeed.
+    RejectedArguments,
+    /// The call failed for a reason that does not depend on its arguments.
     Failed,
 }
 
-/// What becomes of one pair of one request.
+/// The result of one pair for one request.
 #[derive(Debug, PartialEq)]
 pub struct WaiterResult {
     /// The request.
     pub ticket: Ticket,
-    /// Its number for the pair.
+    /// The request's own number for the pair.
     pub slot: usize,
-    /// What it gets.
-    pub settled: PairResult,
+    /// The result.
+    pub result: PairResult,
 }
 
-/// See [`WaiterResult`].
+/// The result of one pair.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PairResult {
-    /// The relation, and whether it was asked the other way round than this request put it.
+    /// Chat returned the relation.
     Known {
-        /// As kept.
-        fact: CachedPair,
-        /// Asked turned round.
+        /// The relation, as the cache stores it.
+        cached: CachedPair,
+        /// Whether the lookup was made in the reverse of the requested direction.
         flipped: bool,
     },
-    /// Chat's own item, for the question exactly as this request put it; sent at that moment.
+    /// Chat's own item, for a lookup in the requested direction that was sent at this moment.
     Verbatim(Arc<str>, Tick),
-    /// Chat's answer does not fit the question.
+    /// Chat's response does not fit the lookup.
     Malformed,
-    /// The call failed as a whole; why is known to who made it.
+    /// The call failed. Its driver knows the cause.
     Failed,
 }
 
-/// What is to be kept of an answer.
+/// A relation that may be cached.
 #[derive(Debug, Clone)]
 pub struct CacheablePair {
-    /// The pair, as it was asked for.
+    /// The pair, in the direction in which it was enqueued.
     pub pair: Pair,
-    /// What was learned.
-    pub fact: CachedPair,
-    /// The user of `pair.from`.
+    /// The entry for the cache.
+    pub cached: CachedPair,
+    /// The name of `pair.from`.
     pub from: Arc<str>,
-    /// The user of `pair.to`.
+    /// The name of `pair.to`.
     pub to: Arc<str>,
 }
 
@@ -69,147 +71,164 @@ impl CacheablePair {
     /// is stored: Chat's own replicas may not agree yet.
     pub fn store(&self, cache: &PairCache, fence: &Fence, write_settle: Duration) -> bool {
         let last_mark = fence.last_mark(self.pair);
-        let may_store = last_mark == Tick::NEVER || self.fact.sent > last_mark.after(write_settle);
+        let may_store = last_mark == Tick::NEVER || self.cached.sent > last_mark.after(write_settle);
         if may_store {
-            cache.insert(self.pair.key(), self.fact);
+            cache.insert(self.pair.key(), self.cached);
         }
         may_store
     }
 }
 
 impl LookupScheduler {
-    /// A call is over. Says who gets what and which facts may be kept; what has to be asked again is
-    /// queued again. `last_mark` is the fence.
+    /// Completes a batch. Returns the results of waiters, and the pairs that may be cached. Pairs that need another
+    /// lookup are queued again. `last_mark` is the fence.
     pub fn complete(
         &mut self,
-        call: BatchId,
+        batch: BatchId,
         outcome: &BatchOutcome<'_>,
         last_mark: impl Fn(Pair) -> Tick,
     ) -> (Vec<WaiterResult>, Vec<CacheablePair>) {
-        let Some(flight) = self.calls.remove(&call) else { return (Vec::new(), Vec::new()) };
-        let (mut settlements, mut kept) = (Vec::new(), Vec::new());
-        for &id in &flight.edges {
-            // From here on the edge is in no queue and in no call.
-            let Some(mut edge) = self.forget(id) else { continue };
-            edge.call = None;
-            let turned = edge.pair.from != flight.from;
-            let found = match outcome {
-                BatchOutcome::Answered(items) => items.get(if turned { &edge.from } else { &edge.to }),
-                BatchOutcome::RefusedArguments if flight.shared || turned => {
-                    self.ask_each_alone(&edge);
-                    continue;
+        let Some(in_flight) = self.in_flight.remove(&batch) else { return (Vec::new(), Vec::new()) };
+        let mut completion = Completion::default();
+        for &id in &in_flight.edges {
+            // From here on the edge is in no queue and in no batch.
+            let Some(mut edge) = self.remove_edge(id) else { continue };
+            edge.batch = None;
+            match outcome {
+                BatchOutcome::RejectedArguments if in_flight.shared || in_flight.flips(&edge) => {
+                    self.requeue_solo(&edge);
                 }
-                BatchOutcome::RefusedArguments | BatchOutcome::Failed => {
-                    for waiter in edge.waiters {
-                        self.settle(waiter, PairResult::Failed, &mut settlements);
+                BatchOutcome::RejectedArguments | BatchOutcome::Failed => {
+                    self.finish(edge.waiters, &PairResult::Failed, &mut completion);
+                }
+                // Chat may have read the pair before a write. No waiter gets the result, not even an error.
+                BatchOutcome::Answered(_) if in_flight.sent <= last_mark(edge.pair) => self.requeue(edge),
+                BatchOutcome::Answered(items) => {
+                    let account = if in_flight.flips(&edge) { &edge.from } else { &edge.to };
+                    match items.get(account) {
+                        Some(Found::Item(Item::Known(seen))) => {
+                            self.apply_relation(edge, &in_flight, *seen, &mut completion);
+                        }
+                        other => self.apply_error(edge, &in_flight, other, &mut completion),
                     }
-                    continue;
                 }
-            };
-            if flight.sent <= last_mark(edge.pair) {
-                // From before a write: nobody may have it, good or bad.
-                self.requeue(edge);
-                continue;
-            }
-            if let Some(Found::Item(Item::Known(seen))) = found {
-                let as_called = if turned { edge.pair.flipped() } else { edge.pair };
-                let fact = CachedPair { stored: as_called.stored_as(*seen), sent: flight.sent };
-                if edge.keep {
-                    let (from, to) = (Arc::clone(&edge.from), Arc::clone(&edge.to));
-                    kept.push(CacheablePair { pair: edge.pair, fact, from, to });
-                }
-                for waiter in edge.waiters {
-                    let flipped = waiter.turned != turned;
-                    self.settle(waiter, PairResult::Known { fact, flipped }, &mut settlements);
-                }
-                continue;
-            }
-            // A failing item answers only those who asked exactly so.
-            let (as_put, other_way): (Vec<_>, Vec<_>) =
-                edge.waiters.drain(..).partition(|waiter| waiter.turned == turned);
-            let settled = match found {
-                Some(Found::Item(Item::Verbatim(json))) => PairResult::Verbatim(Arc::from(&**json), flight.sent),
-                _ => PairResult::Malformed,
-            };
-            for waiter in as_put {
-                self.settle(waiter, settled.clone(), &mut settlements);
-            }
-            if !other_way.is_empty() {
-                self.ask_as_put(&edge, !turned, Batching::AsAsked, other_way);
             }
         }
-        (settlements, kept)
+        (completion.results, completion.cacheable)
     }
 
-    /// Whether more than one request waits for these.
-    pub(super) fn is_shared(&self, edges: &[EdgeId]) -> bool {
-        let waiters = edges.iter().filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
-        let mut tickets = waiters.map(|waiter| waiter.ticket);
-        let first = tickets.next();
-        tickets.any(|ticket| Some(ticket) != first)
-    }
-
-    fn settle(&mut self, waiter: Waiter, settled: PairResult, settlements: &mut Vec<WaiterResult>) {
-        if let Some(waiting) = self.tickets.get(&waiter.ticket) {
-            let caller = waiting.caller;
-            self.uncount(caller, 1);
-            settlements.push(WaiterResult { ticket: waiter.ticket, slot: waiter.slot, settled });
+    /// A relation answers all waiters, in both directions. `seen` is the relation from the batch's user.
+    fn apply_relation(&mut self, edge: Edge, in_flight: &InFlightBatch, seen: Relation, completion: &mut Completion) {
+        let batch_flips = in_flight.flips(&edge);
+        let as_called = if batch_flips { edge.pair.flipped() } else { edge.pair };
+        let cached = CachedPair { stored: as_called.stored_as(seen), sent: in_flight.sent };
+        for waiter in edge.waiters {
+            let flipped = waiter.flipped != batch_flips;
+            self.finish([waiter], &PairResult::Known { cached, flipped }, completion);
+        }
+        if edge.keep {
+            completion.cacheable.push(CacheablePair { pair: edge.pair, cached, from: edge.from, to: edge.to });
         }
     }
 
-    /// Asks again, in the same manner; together with a newer lookup of the pair if there is one.
+    /// An error answers only the waiters that requested the direction of the call. The others need a call of their
+    /// own: an error refers to the request as its caller sent it.
+    fn apply_error(
+        &mut self,
+        mut edge: Edge,
+        in_flight: &InFlightBatch,
+        found: Option<&Found>,
+        completion: &mut Completion,
+    ) {
+        let batch_flips = in_flight.flips(&edge);
+        let result = match found {
+            Some(Found::Item(Item::Verbatim(json))) => PairResult::Verbatim(Arc::from(&**json), in_flight.sent),
+            _ => PairResult::Malformed,
+        };
+        let (as_called, reversed): (Vec<_>, Vec<_>) =
+            edge.waiters.drain(..).partition(|waiter| waiter.flipped == batch_flips);
+        self.finish(as_called, &result, completion);
+        if !reversed.is_empty() {
+            self.requeue_as_requested(&edge, Batching::AsRequested, reversed);
+        }
+    }
+
+    /// Gives waiters their result.
+    fn finish(&mut self, waiters: impl IntoIterator<Item = Waiter>, result: &PairResult, completion: &mut Completion) {
+        for Waiter { ticket, slot, .. } in waiters {
+            let Some(caller) = self.tickets.get(&ticket).map(|state| state.caller) else { continue };
+            self.subtract_waiting(caller, 1);
+            completion.results.push(WaiterResult { ticket, slot, result: result.clone() });
+        }
+    }
+
+    /// Queues an edge again with the same batching. It joins a newer lookup of its pair if there is one.
     fn requeue(&mut self, edge: Edge) {
         if edge.waiters.is_empty() {
             return;
         }
-        if edge.batching == Batching::Any
-            && let Some(&newer) = self.joinable.get(&edge.pair.key())
-        {
-            self.merge(edge, newer);
-        } else {
-            self.add(edge);
+        match self.joinable.get(&edge.pair.key()) {
+            Some(&newer) if edge.batching == Batching::Any => self.merge(edge, newer),
+            _ => self.add_edge(edge),
         }
     }
 
-    fn merge(&mut self, edge: Edge, newer: u64) {
+    /// Moves the waiters of an edge to a newer edge of the same pair.
+    fn merge(&mut self, edge: Edge, newer: EdgeId) {
         let Some(other) = self.edges.get_mut(&newer) else { return };
-        let turned = other.pair.from != edge.pair.from;
+        let reversed = other.pair.from != edge.pair.from;
         other.keep |= edge.keep;
-        let queued = other.call.is_none();
-        other.waiters.extend(edge.waiters.iter().map(|waiter| Waiter { turned: waiter.turned != turned, ..*waiter }));
+        let is_queued = other.batch.is_none();
+        let moved = edge.waiters.iter().map(|waiter| Waiter { flipped: waiter.flipped != reversed, ..*waiter });
+        other.waiters.extend(moved);
         for waiter in &edge.waiters {
-            self.remember(waiter.ticket, newer);
+            self.add_to_ticket(waiter.ticket, newer);
         }
-        if queued {
+        if is_queued {
             self.queue_edge(newer);
         }
     }
 
-    /// Every request asks for its own, as it put it.
-    fn ask_each_alone(&mut self, edge: &Edge) {
+    /// Queues a lookup of its own for every request, in the requested direction.
+    fn requeue_solo(&mut self, edge: &Edge) {
         let mut by_request: BTreeMap<(Ticket, bool), Vec<Waiter>> = BTreeMap::new();
         for waiter in &edge.waiters {
-            by_request.entry((waiter.ticket, waiter.turned)).or_default().push(*waiter);
+            by_request.entry((waiter.ticket, waiter.flipped)).or_default().push(*waiter);
         }
-        for ((ticket, turned), waiters) in by_request {
-            self.ask_as_put(edge, turned, Batching::Solo(ticket), waiters);
+        for ((ticket, _), waiters) in by_request {
+            self.requeue_as_requested(edge, Batching::Solo(ticket), waiters);
         }
     }
 
-    /// A new edge for those who put the pair as `edge` has it, or the other way round.
-    fn ask_as_put(&mut self, edge: &Edge, turned: bool, manner: Batching, waiters: Vec<Waiter>) {
+    /// Queues a new edge in the direction that these waiters requested, which is the same for all of them.
+    fn requeue_as_requested(&mut self, edge: &Edge, batching: Batching, waiters: Vec<Waiter>) {
+        let flipped = waiters.first().is_some_and(|waiter| waiter.flipped);
         let (pair, from, to) =
-            if turned { (edge.pair.flipped(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
-        self.add(Edge {
+            if flipped { (edge.pair.flipped(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
+        self.add_edge(Edge {
             pair,
             from: Arc::clone(from),
             to: Arc::clone(to),
             age: edge.age,
-            batching: manner,
-            call: None,
+            batching,
+            batch: None,
             counted: None,
             keep: edge.keep,
-            waiters: waiters.into_iter().map(|waiter| Waiter { turned: false, ..waiter }).collect(),
+            waiters: waiters.into_iter().map(|waiter| Waiter { flipped: false, ..waiter }).collect(),
         });
+    }
+}
+
+/// What a completed batch yields.
+#[derive(Default)]
+struct Completion {
+    results: Vec<WaiterResult>,
+    cacheable: Vec<CacheablePair>,
+}
+
+impl InFlightBatch {
+    /// Returns whether the call has the pair in the reverse of the edge's direction.
+    fn flips(&self, edge: &Edge) -> bool {
+        edge.pair.from != self.from
     }
 }

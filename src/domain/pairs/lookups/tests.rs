@@ -8,7 +8,7 @@ use crate::domain::follow::response::parse_items;
 const ANN: QueueKey = QueueKey(1);
 const BEN: QueueKey = QueueKey(2);
 
-pub(super) fn terms(caller: QueueKey) -> JoinOptions {
+pub(super) fn options(caller: QueueKey) -> JoinOptions {
     JoinOptions { caller, join: true, keep: true }
 }
 
@@ -25,21 +25,21 @@ pub(super) fn at(micros: u64) -> Tick {
     Tick::from_micros(micros)
 }
 
-/// No write ever.
+/// The fence of an app without writes.
 fn unmarked(_: Pair) -> Tick {
     Tick::NEVER
 }
 
-fn ask(pending: &mut LookupScheduler, caller: QueueKey, from: &str, to: &[&str]) -> (Ticket, Vec<bool>) {
-    pending.enqueue(terms(caller), &wanted(from, to), unmarked).expect("room")
+fn enqueue(scheduler: &mut LookupScheduler, caller: QueueKey, from: &str, to: &[&str]) -> (Ticket, Vec<bool>) {
+    scheduler.enqueue(options(caller), &wanted(from, to), unmarked).expect("room")
 }
 
-fn next(pending: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
-    let call = pending.next_batch(100, at(now))?;
+fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
+    let call = scheduler.next_batch(100, at(now))?;
     Some((call.id, call.from.to_string(), call.to.iter().map(ToString::to_string).collect()))
 }
 
-/// Chat's answer: everybody named is followed by the one it is asked from, and does not follow back.
+/// Returns Chat's response in which `From_Account` follows every account, and none follows back.
 fn following(to: &[String]) -> String {
     let items: Vec<_> = to
         .iter()
@@ -48,65 +48,65 @@ fn following(to: &[String]) -> String {
     serde_json::json!({"ResultItem": items, "ErrorCode": 0}).to_string()
 }
 
-fn finish(pending: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
+fn complete(scheduler: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
     let items = parse_items(body.as_bytes()).expect("items");
-    pending.complete(call, &BatchOutcome::Answered(&items), unmarked).0
+    scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked).0
 }
 
-fn relation(settled: &PairResult, pair: Pair) -> Option<u8> {
-    match settled {
-        PairResult::Known { fact, .. } => Some(pair.seen_from(fact.stored).number()),
+fn relation(result: &PairResult, pair: Pair) -> Option<u8> {
+    match result {
+        PairResult::Known { cached, .. } => Some(pair.seen_from(cached.stored).number()),
         _ => None,
     }
 }
 
 #[test]
-fn a_single_question_is_a_single_call_as_it_was_put() {
-    let mut pending = LookupScheduler::new(true);
-    let (ticket, joined) = ask(&mut pending, ANN, "ann", &["bob", "cyd"]);
+fn single_request_is_a_single_call_in_its_direction() {
+    let mut scheduler = LookupScheduler::new(true);
+    let (ticket, joined) = enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
     assert_eq!(joined, [false, false]);
-    let (call, from, to) = next(&mut pending, 1).expect("a call");
+    let (call, from, to) = next(&mut scheduler, 1).expect("a call");
     assert_eq!((from.as_str(), to.clone()), ("ann", vec!["bob".to_owned(), "cyd".to_owned()]));
-    assert!(next(&mut pending, 1).is_none());
-    let settlements = finish(&mut pending, call, &following(&to));
-    assert_eq!(settlements.len(), 2);
-    assert!(settlements.iter().all(|one| one.ticket == ticket));
-    pending.cancel(ticket);
-    assert_eq!(pending.waiting(), 0);
-    assert!(pending.edges.is_empty() && pending.tickets.is_empty() && pending.nodes.is_empty());
+    assert!(next(&mut scheduler, 1).is_none());
+    let results = complete(&mut scheduler, call, &following(&to));
+    assert_eq!(results.len(), 2);
+    assert!(results.iter().all(|one| one.ticket == ticket));
+    scheduler.cancel(ticket);
+    assert_eq!(scheduler.waiting(), 0);
+    assert!(scheduler.edges.is_empty() && scheduler.tickets.is_empty() && scheduler.nodes.is_empty());
 }
 
 #[test]
-fn who_asks_for_a_pair_under_way_waits_for_it_from_either_side() {
-    let mut pending = LookupScheduler::new(true);
-    let (first, _) = ask(&mut pending, ANN, "ann", &["bob"]);
-    let (call, ..) = next(&mut pending, 1).expect("a call");
-    let (second, joined) = ask(&mut pending, BEN, "bob", &["ann"]);
+fn pair_in_flight_is_joined_from_either_side() {
+    let mut scheduler = LookupScheduler::new(true);
+    let (first, _) = enqueue(&mut scheduler, ANN, "ann", &["bob"]);
+    let (call, ..) = next(&mut scheduler, 1).expect("a call");
+    let (second, joined) = enqueue(&mut scheduler, BEN, "bob", &["ann"]);
     assert_eq!(joined, [true]);
-    assert!(next(&mut pending, 2).is_none(), "not asked twice");
-    let settlements = finish(&mut pending, call, &following(&["bob".to_owned()]));
-    let got: BTreeMap<Ticket, &PairResult> = settlements.iter().map(|one| (one.ticket, &one.settled)).collect();
+    assert!(next(&mut scheduler, 2).is_none(), "one lookup for both");
+    let results = complete(&mut scheduler, call, &following(&["bob".to_owned()]));
+    let got: BTreeMap<Ticket, &PairResult> = results.iter().map(|one| (one.ticket, &one.result)).collect();
     assert_eq!(relation(got[&first], pair("ann", "bob")), Some(2));
     assert_eq!(relation(got[&second], pair("bob", "ann")), Some(1));
     assert!(matches!(got[&second], PairResult::Known { flipped: true, .. }));
 }
 
 #[test]
-fn many_who_ask_about_one_travel_in_one_call_from_the_one() {
-    let mut pending = LookupScheduler::new(true);
+fn pairs_of_one_star_are_batched_from_the_star() {
+    let mut scheduler = LookupScheduler::new(true);
     let names: Vec<String> = (0..150).map(|n| format!("fan{n:03}")).collect();
     for name in &names {
-        ask(&mut pending, ANN, name, &["star"]);
+        enqueue(&mut scheduler, ANN, name, &["star"]);
     }
-    let (_, from, to) = next(&mut pending, 1).expect("a call");
+    let (_, from, to) = next(&mut scheduler, 1).expect("a call");
     assert_eq!((from.as_str(), to.len()), ("star", 100));
     assert_eq!(to, names[..100], "oldest first");
-    let (_, from, to) = next(&mut pending, 1).expect("a call");
+    let (_, from, to) = next(&mut scheduler, 1).expect("a call");
     assert_eq!((from.as_str(), to.len()), ("star", 50));
-    assert!(next(&mut pending, 1).is_none());
+    assert!(next(&mut scheduler, 1).is_none());
 }
 
-/// Feeds of 30 accounts: five that everybody names, the others from among many.
+/// Returns feeds of 30 accounts: five stars that are in every feed, and 25 of many other accounts.
 fn feeds(count: usize) -> Vec<(String, Vec<String>)> {
     let feed = |viewer: usize| {
         let stars = (0..5).map(|star| format!("star{star}"));
@@ -117,172 +117,173 @@ fn feeds(count: usize) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn a_star_of_many_feeds_gets_no_calls_that_spare_none() {
-    let mut pending = LookupScheduler::new(true);
+fn star_of_many_feeds_gets_no_call_of_its_own() {
+    let mut scheduler = LookupScheduler::new(true);
     for (viewer, accounts) in feeds(200) {
         let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
-        ask(&mut pending, ANN, &viewer, &accounts);
+        enqueue(&mut scheduler, ANN, &viewer, &accounts);
     }
-    let calls = (1..).take_while(|now| next(&mut pending, *now).is_some()).count();
+    let calls = (1..).take_while(|now| next(&mut scheduler, *now).is_some()).count();
     assert_eq!(calls, 200, "each feed fits into one call");
 }
 
 #[test]
-fn who_asks_for_stars_alone_is_served_from_the_stars_side() {
-    let mut pending = LookupScheduler::new(true);
+fn pairs_of_stars_only_are_batched_from_the_stars() {
+    let mut scheduler = LookupScheduler::new(true);
     for (viewer, accounts) in feeds(200) {
-        ask(&mut pending, ANN, &viewer, &[&accounts[0], &accounts[1]]);
+        enqueue(&mut scheduler, ANN, &viewer, &[&accounts[0], &accounts[1]]);
     }
-    let calls = (1..).take_while(|now| next(&mut pending, *now).is_some()).count();
+    let calls = (1..).take_while(|now| next(&mut scheduler, *now).is_some()).count();
     assert_eq!(calls, 4, "400 pairs in full calls");
 }
 
 #[test]
-fn without_flip_nothing_is_turned_round() {
-    let mut pending = LookupScheduler::new(false);
+fn without_flip_pairs_keep_their_direction() {
+    let mut scheduler = LookupScheduler::new(false);
     for name in ["a", "b", "c"] {
-        ask(&mut pending, ANN, name, &["star"]);
+        enqueue(&mut scheduler, ANN, name, &["star"]);
     }
     for name in ["a", "b", "c"] {
-        let (_, from, to) = next(&mut pending, 1).expect("a call");
+        let (_, from, to) = next(&mut scheduler, 1).expect("a call");
         assert_eq!((from.as_str(), to), (name, vec!["star".to_owned()]));
     }
 }
 
 #[test]
-fn callers_take_turns_call_by_call() {
-    let mut pending = LookupScheduler::new(true);
+fn callers_are_served_round_robin() {
+    let mut scheduler = LookupScheduler::new(true);
     for n in 0..50 {
-        ask(&mut pending, ANN, &format!("a{n}"), &[&format!("b{n}")]);
+        enqueue(&mut scheduler, ANN, &format!("a{n}"), &[&format!("b{n}")]);
     }
-    ask(&mut pending, BEN, "x", &["y"]);
-    next(&mut pending, 1).expect("a call");
-    let (_, from, _) = next(&mut pending, 1).expect("a call");
-    assert_eq!(from, "x", "the one that asks now and then is next, not after the flood");
+    enqueue(&mut scheduler, BEN, "x", &["y"]);
+    next(&mut scheduler, 1).expect("a call");
+    let (_, from, _) = next(&mut scheduler, 1).expect("a call");
+    assert_eq!(from, "x", "the quiet caller is next, not after the busy one");
 }
 
 #[test]
-fn a_failing_item_of_a_turned_call_is_asked_again_as_it_was_put() {
-    let mut pending = LookupScheduler::new(true);
-    let fans: Vec<Ticket> = ["a", "b", "c"].iter().map(|name| ask(&mut pending, ANN, name, &["star"]).0).collect();
-    let (call, from, _) = next(&mut pending, 1).expect("a call");
+fn failed_item_of_a_flipped_lookup_is_looked_up_as_requested() {
+    let mut scheduler = LookupScheduler::new(true);
+    let fans: Vec<Ticket> =
+        ["a", "b", "c"].iter().map(|name| enqueue(&mut scheduler, ANN, name, &["star"]).0).collect();
+    let (call, from, _) = next(&mut scheduler, 1).expect("a call");
     assert_eq!(from, "star");
     let body = r#"{"ResultItem":[{"To_Account":"a","ResultCode":0,"FollowType":1},
         {"To_Account":"b","ResultCode":30003},{"To_Account":"c","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
-    let settlements = finish(&mut pending, call, body);
-    assert_eq!(settlements.iter().map(|one| one.ticket).collect::<Vec<_>>(), [fans[0], fans[2]]);
-    let (call, from, to) = next(&mut pending, 2).expect("asked again");
+    let results = complete(&mut scheduler, call, body);
+    assert_eq!(results.iter().map(|one| one.ticket).collect::<Vec<_>>(), [fans[0], fans[2]]);
+    let (call, from, to) = next(&mut scheduler, 2).expect("another lookup");
     assert_eq!((from.as_str(), to), ("b", vec!["star".to_owned()]));
     let own = r#"{"ResultItem":[{"To_Account":"star","ResultCode":30003,"ResultInfo":"b"}],"ErrorCode":0}"#;
-    let settlements = finish(&mut pending, call, own);
-    assert_eq!(settlements.len(), 1);
+    let results = complete(&mut scheduler, call, own);
+    assert_eq!(results.len(), 1);
     assert_eq!(
-        settlements[0].settled,
+        results[0].result,
         PairResult::Verbatim(r#"{"To_Account":"star","ResultCode":30003,"ResultInfo":"b"}"#.into(), at(2))
     );
 }
 
 #[test]
-fn a_refused_shared_call_is_asked_again_by_each_request_alone() {
-    let mut pending = LookupScheduler::new(true);
-    let fans: Vec<Ticket> = (0..5).map(|n| ask(&mut pending, ANN, &format!("fan{n}"), &["star"]).0).collect();
-    let (call, ..) = next(&mut pending, 1).expect("a call");
-    let (settlements, _) = pending.complete(call, &BatchOutcome::RefusedArguments, unmarked);
-    assert_eq!(settlements, []);
+fn rejected_shared_call_is_repeated_for_each_request() {
+    let mut scheduler = LookupScheduler::new(true);
+    let fans: Vec<Ticket> = (0..5).map(|n| enqueue(&mut scheduler, ANN, &format!("fan{n}"), &["star"]).0).collect();
+    let (call, ..) = next(&mut scheduler, 1).expect("a call");
+    let (results, _) = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
+    assert_eq!(results, []);
     for (n, ticket) in fans.iter().enumerate() {
-        let (call, from, to) = next(&mut pending, 2).expect("asked again");
+        let (call, from, to) = next(&mut scheduler, 2).expect("another lookup");
         assert_eq!((from, to), (format!("fan{n}"), vec!["star".to_owned()]));
-        let (settlements, _) = pending.complete(call, &BatchOutcome::RefusedArguments, unmarked);
-        assert_eq!(settlements, [WaiterResult { ticket: *ticket, slot: 0, settled: PairResult::Failed }]);
+        let (results, _) = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
+        assert_eq!(results, [WaiterResult { ticket: *ticket, slot: 0, result: PairResult::Failed }]);
     }
-    assert!(next(&mut pending, 3).is_none(), "one second try");
+    assert!(next(&mut scheduler, 3).is_none(), "each request has one more call");
 }
 
 #[test]
-fn an_own_call_that_is_refused_fails_at_once_and_so_does_any_that_fails_for_another_reason() {
-    let mut pending = LookupScheduler::new(true);
-    ask(&mut pending, ANN, "ann", &["bob", "cyd"]);
-    let (call, ..) = next(&mut pending, 1).expect("a call");
-    assert_eq!(pending.complete(call, &BatchOutcome::RefusedArguments, unmarked).0.len(), 2);
-    ask(&mut pending, ANN, "ann", &["bob"]);
-    ask(&mut pending, BEN, "bob", &["ann"]);
-    let (call, ..) = next(&mut pending, 2).expect("a call");
-    assert_eq!(pending.complete(call, &BatchOutcome::Failed, unmarked).0.len(), 2);
-    assert!(next(&mut pending, 3).is_none());
+fn rejected_unshared_call_and_failed_calls_fail_at_once() {
+    let mut scheduler = LookupScheduler::new(true);
+    enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
+    let (call, ..) = next(&mut scheduler, 1).expect("a call");
+    assert_eq!(scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked).0.len(), 2);
+    enqueue(&mut scheduler, ANN, "ann", &["bob"]);
+    enqueue(&mut scheduler, BEN, "bob", &["ann"]);
+    let (call, ..) = next(&mut scheduler, 2).expect("a call");
+    assert_eq!(scheduler.complete(call, &BatchOutcome::Failed, unmarked).0.len(), 2);
+    assert!(next(&mut scheduler, 3).is_none());
 }
 
 #[test]
-fn what_chat_left_out_or_contradicts_is_unfit() {
-    let mut pending = LookupScheduler::new(true);
-    ask(&mut pending, ANN, "ann", &["bob", "cyd", "dan"]);
-    let (call, ..) = next(&mut pending, 1).expect("a call");
+fn omitted_and_contradictory_items_are_malformed() {
+    let mut scheduler = LookupScheduler::new(true);
+    enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd", "dan"]);
+    let (call, ..) = next(&mut scheduler, 1).expect("a call");
     let body = r#"{"ResultItem":[{"To_Account":"cyd","ResultCode":0,"FollowType":1},{"To_Account":"cyd","ResultCode":0,"FollowType":2},
         {"To_Account":"eve","ResultCode":0,"FollowType":1},{"To_Account":"dan","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
     let items = parse_items(body.as_bytes()).expect("items");
-    let (settlements, kept) = pending.complete(call, &BatchOutcome::Answered(&items), unmarked);
-    let mut unfit: Vec<_> =
-        settlements.iter().filter(|one| one.settled == PairResult::Malformed).map(|one| one.slot).collect();
-    unfit.sort_unstable();
-    assert_eq!(unfit, [0, 1]);
-    assert_eq!(kept.len(), 1);
+    let (results, cacheable) = scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked);
+    let mut malformed: Vec<_> =
+        results.iter().filter(|one| one.result == PairResult::Malformed).map(|one| one.slot).collect();
+    malformed.sort_unstable();
+    assert_eq!(malformed, [0, 1]);
+    assert_eq!(cacheable.len(), 1);
 }
 
 #[test]
-fn who_leaves_takes_along_only_what_nobody_else_waits_for() {
-    let mut pending = LookupScheduler::new(true);
-    let (first, _) = ask(&mut pending, ANN, "ann", &["bob", "cyd"]);
-    let (second, joined) = ask(&mut pending, BEN, "ann", &["bob"]);
+fn cancel_drops_only_pairs_without_other_waiters() {
+    let mut scheduler = LookupScheduler::new(true);
+    let (first, _) = enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
+    let (second, joined) = enqueue(&mut scheduler, BEN, "ann", &["bob"]);
     assert_eq!(joined, [true]);
-    pending.cancel(first);
-    let (call, _, to) = next(&mut pending, 1).expect("a call");
+    scheduler.cancel(first);
+    let (call, _, to) = next(&mut scheduler, 1).expect("a call");
     assert_eq!(to, ["bob"]);
-    let settlements = finish(&mut pending, call, &following(&to));
-    assert_eq!(settlements.iter().map(|one| one.ticket).collect::<Vec<_>>(), [second]);
-    pending.cancel(second);
-    assert_eq!((pending.waiting(), pending.queued()), (0, 0));
+    let results = complete(&mut scheduler, call, &following(&to));
+    assert_eq!(results.iter().map(|one| one.ticket).collect::<Vec<_>>(), [second]);
+    scheduler.cancel(second);
+    assert_eq!((scheduler.waiting(), scheduler.queued()), (0, 0));
 }
 
 #[test]
-fn the_number_of_waiters_is_bounded_in_all_and_for_each_caller() {
-    let mut pending = LookupScheduler::new(true);
+fn waiting_pairs_are_bounded_in_total_and_per_caller() {
+    let mut scheduler = LookupScheduler::new(true);
     let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut tickets = Vec::new();
     for n in 0..WAITING_PER_CALLER_MAX / 1000 {
-        tickets.push(ask(&mut pending, ANN, &format!("u{n}"), &to).0);
+        tickets.push(enqueue(&mut scheduler, ANN, &format!("u{n}"), &to).0);
     }
-    assert_eq!(pending.enqueue(terms(ANN), &wanted("ann", &["bob"]), unmarked).err(), Some(SchedulerFull));
-    ask(&mut pending, BEN, "ann", &["bob"]);
+    assert_eq!(scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), unmarked).err(), Some(SchedulerFull));
+    enqueue(&mut scheduler, BEN, "ann", &["bob"]);
     for ticket in tickets {
-        pending.cancel(ticket);
+        scheduler.cancel(ticket);
     }
-    assert_eq!(pending.waiting(), 1);
-    ask(&mut pending, ANN, "ann", &["bob"]);
+    assert_eq!(scheduler.waiting(), 1);
+    enqueue(&mut scheduler, ANN, "ann", &["bob"]);
 }
 
 #[test]
-fn a_lookup_from_before_a_write_is_neither_joined_nor_believed() {
+fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     let fence = Fence::default();
     let mark = |pair: Pair| fence.last_mark(pair);
-    let mut pending = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true);
     let ab = pair("ann", "bob");
-    let (first, _) = pending.enqueue(terms(ANN), &wanted("ann", &["bob"]), mark).expect("room");
-    let (old, _, to) = next(&mut pending, 10).expect("a call");
+    let (first, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), mark).expect("room");
+    let (old, _, to) = next(&mut scheduler, 10).expect("a call");
     fence.mark_pair(ab.key(), at(20));
-    let (second, joined) = pending.enqueue(terms(BEN), &wanted("bob", &["ann"]), mark).expect("room");
+    let (second, joined) = scheduler.enqueue(options(BEN), &wanted("bob", &["ann"]), mark).expect("room");
     assert_eq!(joined, [false]);
     let body = following(&to);
     let items = parse_items(body.as_bytes()).expect("items");
-    let (settlements, kept) = pending.complete(old, &BatchOutcome::Answered(&items), mark);
-    assert_eq!((settlements.len(), kept.len()), (0, 0));
-    let (new, from, to) = next(&mut pending, 30).expect("asked again");
-    assert!(next(&mut pending, 30).is_none(), "both wait for one lookup");
-    let answer = serde_json::json!({"ResultItem":[{"To_Account":to[0],"ResultCode":0,"FollowType":3}],"ErrorCode":0});
-    let body = answer.to_string();
+    let (results, cacheable) = scheduler.complete(old, &BatchOutcome::Answered(&items), mark);
+    assert_eq!((results.len(), cacheable.len()), (0, 0));
+    let (new, from, to) = next(&mut scheduler, 30).expect("another lookup");
+    assert!(next(&mut scheduler, 30).is_none(), "one lookup for both");
+    let response = serde_json::json!({"ResultItem":[{"To_Account":to[0],"ResultCode":0,"FollowType":3}],"ErrorCode":0});
+    let body = response.to_string();
     let items = parse_items(body.as_bytes()).expect("items");
-    let (settlements, kept) = pending.complete(new, &BatchOutcome::Answered(&items), mark);
+    let (results, cacheable) = scheduler.complete(new, &BatchOutcome::Answered(&items), mark);
     assert_eq!(from, "bob");
-    let mut tickets: Vec<_> = settlements.iter().map(|one| one.ticket).collect();
+    let mut tickets: Vec<_> = results.iter().map(|one| one.ticket).collect();
     tickets.sort_unstable();
-    assert_eq!((tickets, kept.len()), (vec![first, second], 1));
+    assert_eq!((tickets, cacheable.len()), (vec![first, second], 1));
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{PairResult, Ticket, WaiterResult};
 
-/// Results of pairs, by the request's own numbers.
+/// Results of pairs, each with the request's own number for the pair.
 pub type PairResults = Vec<(usize, PairResult)>;
 
 /// How the wait of a request ended.
@@ -12,9 +12,9 @@ pub type PairResults = Vec<(usize, PairResult)>;
 pub enum Delivery {
     /// Every pair has its result.
     Results(PairResults),
-    /// The call behind one of its pairs failed.
+    /// The call for one of its pairs failed.
     Failed,
-    /// Chat's response did not fit the request.
+    /// Chat's response does not fit the lookup of one of its pairs.
     Malformed,
 }
 
@@ -36,12 +36,12 @@ impl<H> Default for Waiters<H> {
 }
 
 impl<H> Waiters<H> {
-    /// A request waits for this number of pairs.
+    /// Adds a request that waits for this number of pairs.
     pub fn insert(&mut self, ticket: Ticket, pairs: usize, handle: H) {
         self.0.insert(ticket, Waiting { missing: pairs, results: Vec::with_capacity(pairs), handle });
     }
 
-    /// A request no longer waits.
+    /// Removes a request that no longer waits.
     pub fn remove(&mut self, ticket: Ticket) {
         self.0.remove(&ticket);
     }
@@ -51,19 +51,19 @@ impl<H> Waiters<H> {
         self.0.get(&ticket).map(|waiting| &waiting.handle)
     }
 
-    /// Takes in results. Returns the requests whose wait has ended: the last pair's result ends it, and so does the
-    /// first failure. Results for a request that no longer waits are dropped.
+    /// Records results. Returns the requests whose wait has ended: the result of the last pair ends it, and so does
+    /// the first failure. Results for requests that do not wait are dropped.
     pub fn deliver(&mut self, results: Vec<WaiterResult>) -> Vec<(H, Delivery)> {
         let mut ended = Vec::new();
-        for WaiterResult { ticket, slot, settled } in results {
-            let failure = match settled {
+        for WaiterResult { ticket, slot, result } in results {
+            let failure = match result {
                 PairResult::Failed => Some(Delivery::Failed),
                 PairResult::Malformed => Some(Delivery::Malformed),
                 PairResult::Known { .. } | PairResult::Verbatim(..) => None,
             };
             let Some(waiting) = self.0.get_mut(&ticket) else { continue };
             if failure.is_none() {
-                waiting.results.push((slot, settled));
+                waiting.results.push((slot, result));
                 waiting.missing -= 1;
             }
             if (failure.is_some() || waiting.missing == 0)
@@ -89,11 +89,11 @@ mod tests {
     use crate::domain::tick::Tick;
 
     fn verbatim(ticket: u64, slot: usize) -> WaiterResult {
-        WaiterResult { ticket: Ticket(ticket), slot, settled: PairResult::Verbatim("{}".into(), Tick::NEVER) }
+        WaiterResult { ticket: Ticket(ticket), slot, result: PairResult::Verbatim("{}".into(), Tick::NEVER) }
     }
 
     #[test]
-    fn the_last_result_ends_a_wait() {
+    fn last_result_ends_a_wait() {
         let mut waiters = Waiters::default();
         waiters.insert(Ticket(1), 2, "one");
         assert!(waiters.deliver(vec![verbatim(1, 0)]).is_empty());
@@ -104,13 +104,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_failure_ends_a_wait() {
-        for (settled, delivery) in
-            [(PairResult::Failed, Delivery::Failed), (PairResult::Malformed, Delivery::Malformed)]
+    fn first_failure_ends_a_wait() {
+        for (result, delivery) in [(PairResult::Failed, Delivery::Failed), (PairResult::Malformed, Delivery::Malformed)]
         {
             let mut waiters = Waiters::default();
             waiters.insert(Ticket(1), 3, ());
-            let failed = WaiterResult { ticket: Ticket(1), slot: 1, settled };
+            let failed = WaiterResult { ticket: Ticket(1), slot: 1, result };
             let ended = waiters.deliver(vec![verbatim(1, 0), failed, verbatim(1, 2)]);
             assert_eq!(ended, [((), delivery)]);
         }

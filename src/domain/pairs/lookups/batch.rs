@@ -1,0 +1,114 @@
+//! The next call: which pairs it carries, and from which user it is made.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::super::pair::{Pair, UserKey};
+use super::LookupScheduler;
+use super::graph::{Batching, EdgeId};
+use crate::domain::tick::Tick;
+
+/// The number of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BatchId(pub(super) u64);
+
+/// The pairs of one call, which may be sent now.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub struct Batch {
+    /// Its number, for [`LookupScheduler::complete`].
+    pub id: BatchId,
+    /// The `From_Account` of the call.
+    pub from: Arc<str>,
+    /// The `To_Account`s of the call: 1 to the given maximum, each once.
+    pub to: Vec<Arc<str>>,
+}
+
+/// A batch whose call has no response yet.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct InFlightBatch {
+    pub(super) from: UserKey,
+    pub(super) sent: Tick,
+    pub(super) edges: Vec<EdgeId>,
+    /// More than one request has waited for it. Some of them may have been cancelled.
+    pub(super) shared: bool,
+}
+
+impl LookupScheduler {
+    /// Returns the next batch, with at most `max` accounts; `None` if nothing is queued. The batch counts as sent at
+    /// `now`, so its call must leave after that moment.
+    pub fn next_batch(&mut self, max: usize, now: Tick) -> Option<Batch> {
+        let caller = self.turns.pop_front()?;
+        // The caller goes to the end of the line at once. Dequeuing its last edge removes it.
+        self.turns.push_back(caller);
+        let &(_, seed) = self.queues.get(&caller)?.first()?;
+        let from = self.better_end(seed, max);
+        let edges = self.gather(seed, from, max);
+        let id = BatchId(self.next_id());
+        let mut to = Vec::with_capacity(edges.len());
+        let mut from_name = None;
+        for edge_id in &edges {
+            self.dequeue(*edge_id);
+            let edge = self.edges.get_mut(edge_id)?;
+            edge.batch = Some(id);
+            let (near, far) = if edge.pair.from == from { (&edge.from, &edge.to) } else { (&edge.to, &edge.from) };
+            from_name = Some(Arc::clone(near));
+            to.push(Arc::clone(far));
+        }
+        self.estimate.on_sent(edges.len());
+        let shared = self.is_shared(&edges);
+        self.in_flight.insert(id, InFlightBatch { from, sent: now, edges, shared });
+        Some(Batch { id, from: from_name?, to })
+    }
+
+    /// Returns the end of the edge whose call spares more calls, `from` if both spare the same.
+    ///
+    /// The end with more edges is not always the better one. Suppose that many feeds all contain one star. The star has
+    /// the most edges, but each feed needs a call of its own for its other accounts, and that call has room for the
+    /// star too: calls from the star spare none of them. So each edge of a call counts as the part of a call that it
+    /// spares the user at its other end: one divided by the number of edges queued there. This is the greedy
+    /// approximation of the fewest calls, which is a vertex cover.
+    fn better_end(&self, id: EdgeId, max: usize) -> UserKey {
+        let edge = &self.edges[&id];
+        let Pair { from, to } = edge.pair;
+        if edge.batching != Batching::Any || !self.flip {
+            return from;
+        }
+        if self.spared_calls(to, max) > self.spared_calls(from, max) { to } else { from }
+    }
+
+    /// Returns how many calls of other users a call from this user spares.
+    fn spared_calls(&self, user: UserKey, max: usize) -> f64 {
+        let Some(node) = self.nodes.get(&user) else { return 0.0 };
+        let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
+        node.edges.iter().take(max).map(|(_, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64).sum()
+    }
+
+    /// Returns the seed and the edges that can share a call from `from` with it, oldest first, each account once.
+    fn gather(&self, seed: EdgeId, from: UserKey, max: usize) -> Vec<EdgeId> {
+        let first = &self.edges[&seed];
+        let mut accounts = HashSet::from([first.other_end(from)]);
+        let mut edges = vec![seed];
+        let Some(node) = self.nodes.get(&from) else { return edges };
+        for &(_, id) in &node.edges {
+            if edges.len() >= max {
+                break;
+            }
+            let edge = &self.edges[&id];
+            let may_share = edge.batching.only_ticket() == first.batching.only_ticket();
+            if id != seed && may_share && accounts.insert(edge.other_end(from)) {
+                edges.push(id);
+            }
+        }
+        edges
+    }
+
+    /// Returns whether more than one request waits for these edges.
+    fn is_shared(&self, edges: &[EdgeId]) -> bool {
+        let waiters = edges.iter().filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
+        let mut tickets = waiters.map(|waiter| waiter.ticket);
+        let first = tickets.next();
+        tickets.any(|ticket| Some(ticket) != first)
+    }
+}
