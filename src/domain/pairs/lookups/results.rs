@@ -178,14 +178,16 @@ impl LookupScheduler {
         let Some(other) = self.edges.get_mut(&newer) else { return };
         let reversed = other.pair.from != edge.pair.from;
         other.keep |= edge.keep;
-        let is_queued = other.batch.is_none();
+        let batch = other.batch;
         let moved = edge.waiters.iter().map(|waiter| Waiter { flipped: waiter.flipped != reversed, ..*waiter });
         other.waiters.extend(moved);
         for waiter in &edge.waiters {
             self.add_to_ticket(waiter.ticket, newer);
         }
-        if is_queued {
-            self.queue_edge(newer);
+        match batch.and_then(|batch| self.in_flight.get_mut(&batch)) {
+            // The call is now waited for by requests that it was not made for.
+            Some(in_flight) => in_flight.shared = true,
+            None => self.queue_edge(newer),
         }
     }
 

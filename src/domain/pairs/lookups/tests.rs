@@ -200,6 +200,26 @@ fn rejected_shared_call_is_repeated_for_each_request() {
 }
 
 #[test]
+fn requests_merged_into_a_call_in_flight_share_it() {
+    let mut scheduler = LookupScheduler::new(true);
+    enqueue(&mut scheduler, ANN, "ann", &["bob"]);
+    let (first, _, to) = next(&mut scheduler, 1).expect("a call");
+    // A write marks the pair at 2, so the second request makes a call of its own.
+    let marked = |_: Pair| at(2);
+    let (_, joined) = scheduler.enqueue(options(BEN), &wanted("ann", &["bob"]), marked).expect("room");
+    let (second, ..) = next(&mut scheduler, 3).expect("a call");
+    assert_eq!(joined, [false]);
+    // The first call is from before the write, so its request waits for the second call too.
+    let body = following(&to);
+    let items = parse_items(body.as_bytes()).expect("items");
+    assert!(scheduler.complete(first, &BatchOutcome::Answered(&items), marked).0.is_empty());
+    assert!(next(&mut scheduler, 4).is_none());
+    let (results, _) = scheduler.complete(second, &BatchOutcome::RejectedArguments, marked);
+    assert!(results.is_empty(), "the rejection may be about the other request: {results:?}");
+    assert!(next(&mut scheduler, 5).is_some() && next(&mut scheduler, 5).is_some(), "a call for each request");
+}
+
+#[test]
 fn rejected_unshared_call_and_failed_calls_fail_at_once() {
     let mut scheduler = LookupScheduler::new(true);
     enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
