@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::output::{print, print_error};
+use super::start::block_on;
 use super::{USAGE, config_path, load};
 use crate::clock;
 use crate::config::{Env, ListenAddr, parse_duration, show_duration};
@@ -129,19 +130,10 @@ where
         Ok(admin) => admin,
         Err(code) => return code,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            print_error(format_args!("cannot start the runtime: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let outcome = runtime.block_on(task(admin));
-    // A pending DNS lookup must not delay the exit.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(text) => print(text),
-        Err(message) => {
+    match block_on(task(admin)) {
+        Err(code) => code,
+        Ok(Ok(text)) => print(text),
+        Ok(Err(message)) => {
             print_error(message);
             ExitCode::FAILURE
         }

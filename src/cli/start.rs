@@ -1,4 +1,4 @@
-//! Subcommands that run until a signal stops them.
+//! How subcommands start: the protection of memory, runtimes, and the subcommands that run until a signal stops them.
 
 use std::process::ExitCode;
 
@@ -28,6 +28,18 @@ pub(super) fn hide_memory() {
         // Some sandboxes forbid these calls. The program continues; the key is then as safe as in other programs.
         print_error(format_args!("warning: cannot turn off core dumps: {error}; allow setrlimit and prctl"));
     }
+}
+
+/// Runs a task of a subcommand to its end. If no runtime can be created, prints a message and returns the exit code.
+pub(super) fn block_on<F: Future>(task: F) -> Result<F::Output, ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        print_error(format_args!("cannot start the runtime: {error}"));
+        ExitCode::FAILURE
+    })?;
+    let output = runtime.block_on(task);
+    // A pending DNS lookup must not delay the exit.
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 /// `chatgate serve`. Logs the warnings of the configuration first.

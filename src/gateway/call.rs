@@ -175,7 +175,7 @@ impl AppWorker {
         let started = context.started;
         let signer = self.app.chat.signer.load_full();
         let signature = signer.current(clock::unix_now());
-        let (result, ended) = pin!(self.send(context, connection, (&signer, &signature), call.clone())).await;
+        let (result, ended) = pin!(self.send(context, connection, &signer, &signature, call.clone())).await;
         if let Ok(response) = &result {
             self.app.on_response(session, call.name, response, started, ended);
         }

@@ -19,7 +19,7 @@ pub(super) use self::cause::Cause;
 use self::examine::examine;
 use self::report::Report;
 use super::output::{print, print_error};
-use super::start::hide_memory;
+use super::start::{block_on, hide_memory};
 use super::{BAD_CONFIG, USAGE, config_path};
 use crate::config::{self, App, Config, Env, Problems, SecretError};
 use crate::domain::chat::app::AppName;
@@ -53,16 +53,10 @@ pub(super) fn run(args: DoctorArgs) -> ExitCode {
         Ok(apps) => apps,
         Err(code) => return code,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            print_error(format_args!("cannot start the runtime: {error}"));
-            return ExitCode::FAILURE;
-        }
+    let report = match block_on(examine(&config, &apps)) {
+        Ok(report) => report,
+        Err(code) => return code,
     };
-    let report = runtime.block_on(examine(&config, &apps));
-    // A pending DNS lookup must not delay the exit.
-    runtime.shutdown_background();
     let printed = print(&if args.json { report.json() } else { report.to_string() });
     match report.exit_code() {
         0 => printed,

@@ -29,7 +29,8 @@ impl AppWorker {
         &self,
         AttemptContext { started, deadline, stats, parent }: AttemptContext<'_>,
         connection: LeasedConnection,
-        (signer, signature): (&Signer, &Signature),
+        signer: &Signer,
+        signature: &Signature,
         mut call: Call<'_>,
     ) -> (Result<ChatResponse, AttemptError>, Instant) {
         let command = CommandLabel::of(call.name);

@@ -26,6 +26,7 @@ mod results;
 #[path = "../../../../tests/model/scheduler/mod.rs"]
 mod simulation;
 #[cfg(test)]
+#[path = "../../../../tests/unit/lookups.rs"]
 mod tests;
 mod waiters;
 
