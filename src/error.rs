@@ -2,6 +2,8 @@
 //!
 //! Three error types lead here. `upstream::AttemptError` says what a socket did,
 //! `limits::AdmitError` why a call was not made, and [`GatewayError`] what the caller gets.
+//! The first becomes a `GatewayError` in `upstream::attempt`, the second in `gateway::call`. Queued pairs that time out get
+//! theirs in `gateway::pairs::check`.
 
 use std::time::Duration;
 

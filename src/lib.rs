@@ -10,11 +10,16 @@
 //! 1. [`server`] accepts the connection, bounds its time, and checks what hyper does not.
 //! 2. [`gateway::stack`] gives the request an id and turns a panic into a response.
 //! 3. [`gateway`] routes the request, checks what its caller may do, reads the body, and
-//!    - answers a `follow_check` from the cache, asking Chat only for missing pairs, or
+//!    - answers a `follow_check` from the cache; missing pairs are queued, and a dispatcher fills a call with them when
+//!      it has a permit, or
 //!    - relays it; a write runs to its end even if its caller disconnects.
 //! 4. A call to Chat waits for its permit in [`limits`], with its connection ready, and is signed last.
 //!    [`upstream`] sends it.
 //! 5. An error becomes a response in the one table of [`error`].
+//!
+//! Decisions and their drivers are apart: `domain/policy/call.rs` decides and is pure, `gateway/call.rs` waits, locks, and
+//! sends. So are `domain/pairs/check.rs` and `gateway/pairs/check.rs`, and `domain/policy/connect.rs` and
+//! `upstream/failover.rs`.
 //!
 //! # The map
 //!

@@ -13,7 +13,7 @@ use crate::gateway::Gateway;
 use crate::telemetry::metrics::AppTotals;
 use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
-use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
+use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 
 /// Maximum number of points of an app.
 const POINTS_MAX: usize = 120;
@@ -149,7 +149,7 @@ impl CounterSnapshot {
             requests.ok += ok;
             requests.failed += failed;
             requests.refused += command.requests.iter().sum::<u64>() - ok - failed;
-            let (all, ok) = (command.call_count(), command.calls.get(CallResult::OK.index()).copied().unwrap_or(0));
+            let (all, ok) = (command.call_count(), command.calls.get(CallLabel::OK.index()).copied().unwrap_or(0));
             calls_ok += ok;
             calls_failed += all - ok;
             calls_by_command.push((*label, all));
@@ -225,7 +225,7 @@ mod tests {
         let snapshot = |secs: u64| CounterSnapshot::new(Tick::from_micros(secs * 1_000_000), &metrics.totals()[0]);
         let count = |outcome, took| recorder.request(check, outcome, Duration::from_millis(took));
         count(Outcome::OK, 4000);
-        recorder.call(check, CallResult::OK, Duration::ZERO);
+        recorder.call(check, CallLabel::OK, Duration::ZERO);
         let first = snapshot(10);
         for outcome in [Outcome::OK, Outcome::OK, Outcome::FAILED] {
             count(outcome, 1);
@@ -233,7 +233,7 @@ mod tests {
         recorder.request(check, Outcome::rejected(&crate::error::GatewayError::NotFound), Duration::ZERO);
         recorder.pairs(&[6, 1, 3, 2, 0]);
         for code in [0, 60007, 60007] {
-            recorder.call(check, CallResult::answered(code), Duration::ZERO);
+            recorder.call(check, CallLabel::answered(code), Duration::ZERO);
         }
         let (point, rates) = snapshot(12).point_since(&first, &first);
         assert_eq!((point.ok, point.failed, point.refused), (1.0, 0.5, 0.5));

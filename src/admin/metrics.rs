@@ -7,7 +7,7 @@ use crate::gateway::{App, AppStats, Gateway};
 use crate::server::tls::HandshakeError;
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
-use crate::telemetry::metrics::labels::{CallResult, Outcome};
+use crate::telemetry::metrics::labels::{CallLabel, Outcome};
 use crate::telemetry::metrics::process::Process;
 use crate::telemetry::metrics::text::{Exposition, MetricKind};
 use crate::telemetry::metrics::{AppTotals, SOURCES};
@@ -60,7 +60,7 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     text.begin(name, MetricKind::Counter, help);
     for (app, totals) in apps {
         for (command, totals) in totals.commands.iter().filter(|(_, totals)| totals.call_count() > 0) {
-            for result in CallResult::all().filter(|result| totals.calls[result.index()] > 0) {
+            for result in CallLabel::all().filter(|result| totals.calls[result.index()] > 0) {
                 let labels = [("app", *app), ("command", &command.text()), ("error_code", &result.text())];
                 text.sample(name, &labels, totals.calls[result.index()]);
             }

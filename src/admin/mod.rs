@@ -31,7 +31,7 @@ use crate::clock;
 use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
-use crate::gateway::route::check_caller;
+use crate::gateway::route::check_origin_and_host;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{Gateway, access, stack};
 use crate::http::bearer::bearer_token;
@@ -166,7 +166,7 @@ impl Admin {
     /// Returns `None` if the action is permitted.
     fn reject_action(&self, head: &Parts, peer: Peer) -> Option<Response<Full<Bytes>>> {
         let gateway = self.state.current.gateway();
-        if let Err(error) = check_caller(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer) {
+        if let Err(error) = check_origin_and_host(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer) {
             return Some(error.into_response());
         }
         let Some(token) = &gateway.config.server.admin_token else {

@@ -13,7 +13,7 @@ use crate::domain::chat::command::CommandName;
 use crate::gateway::{App, Gateway};
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
-use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
+use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 use crate::telemetry::metrics::process::Process;
 use crate::telemetry::metrics::{AppTotals, SOURCES};
 
@@ -146,10 +146,10 @@ fn requests(totals: &AppTotals) -> Map<String, Value> {
 
 /// Returns the calls by result, with the meaning of each code.
 fn calls(totals: &AppTotals) -> Vec<Value> {
-    let count = |result: CallResult| -> u64 {
+    let count = |result: CallLabel| -> u64 {
         totals.commands.iter().filter_map(|(_, command)| command.calls.get(result.index())).sum()
     };
-    let counts = CallResult::all().map(|result| (result, count(result))).filter(|(_, count)| *count > 0);
+    let counts = CallLabel::all().map(|result| (result, count(result))).filter(|(_, count)| *count > 0);
     counts
         .map(|(result, count)| json!({ "code": result.text(), "count": count, "meaning": result.meaning() }))
         .collect()

@@ -29,7 +29,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// How many fast responses in a row a new connection must give.
 const PROBES: usize = 3;
-/// The most commands in flight, and the most that wait to be written.
+/// Maximum number of commands in flight, and of commands that wait to be written.
 const IN_FLIGHT_MAX: usize = 512;
 
 /// Receives the invalidations of other replicas. Called on the thread of the connection, so it must be fast.

@@ -49,7 +49,7 @@ pub use self::link::OnInvalidation;
 
 /// How long a command waits for Redis. Then the replica is disconnected.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(70);
-/// The most stores in flight; further ones are dropped.
+/// Maximum number of stores in flight; further ones are dropped.
 const STORES_MAX: usize = 64;
 
 /// The connection of this replica to the fleet.

@@ -15,7 +15,7 @@ use crate::domain::tick::Tick;
 
 /// How long a request waits for pairs from Redis. Then it calls Chat.
 const READ_TIMEOUT: Duration = Duration::from_millis(20);
-/// The most pairs in one command, so that Redis serves other clients in between.
+/// Maximum number of pairs in one command, so that Redis serves other clients in between.
 const PAIRS_PER_COMMAND: usize = 500;
 
 /// A value in Redis, if the key exists.

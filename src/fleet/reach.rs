@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::FleetError;
 use crate::config::RedisUrl;
 
-/// The most addresses of a name that are tried, all at the same time.
+/// Maximum number of addresses of a name that are tried, all at the same time.
 const ADDRESSES_MAX: usize = 8;
 
 /// The address of Redis, and the user and database to select.

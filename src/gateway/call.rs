@@ -1,7 +1,7 @@
 //! One call to Chat with all its attempts.
 //!
 //! [`CallSession`] decides; this file waits, signs, and sends. An attempt gets its connection first, then its permit,
-//! and its signature last: connecting takes a time that must not pass between permit and socket, and a signature must
+//! and its signature last: connecting takes time that must not fall between permit and socket, and a signature must
 //! not expire while the call is queued.
 
 use std::pin::pin;
@@ -15,6 +15,7 @@ use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
 use super::request::{CallContext, CallStats};
 use super::response::CallResult;
+use super::state::Gateway;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
@@ -28,6 +29,9 @@ use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, Permit};
 use crate::upstream::signer::Signature;
 use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
+
+/// The part of a deadline that is reserved for the call itself: a tenth of `upstream.timeout`, up to this much.
+const RESERVE_MAX: Duration = Duration::from_millis(250);
 
 /// What a call is made for, and what it may do.
 pub(super) struct CallSpec<'a> {
@@ -72,7 +76,9 @@ impl AppWorker {
     pub(super) async fn call(&self, spec: CallSpec<'_>, call: Call<'_>, mut acquired: Option<Acquired>) -> CallResult {
         let (chat, name) = (&self.app.chat, call.name);
         let mut session = CallSession::new(name, spec.kind, self.gateway.config.upstream.attempts, &chat.retries);
-        let (mut fence, mut last) = (None, None);
+        // Dropped on every way out of this function, before the caller gets the result: it then marks a second time.
+        let mut fence = None;
+        let mut last = None;
         loop {
             let batch = spec.batch;
             let parent = spec.context.trace.map(|above| CallParent { above, batch, attempts: session.attempts() });
@@ -175,7 +181,7 @@ impl AppWorker {
         let started = context.started;
         let signer = self.app.chat.signer.load_full();
         let signature = signer.current(clock::unix_now());
-        let (result, ended) = pin!(self.send(context, connection, &signer, &signature, call.clone())).await;
+        let (result, ended) = pin!(self.send_recorded(context, connection, &signer, &signature, call.clone())).await;
         if let Ok(response) = &result {
             self.app.on_response(session, call.name, response, started, ended);
         }
@@ -257,5 +263,14 @@ impl App {
             let app = &self.name;
             tracing::warn!(%app, command = %name, error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
         }
+    }
+}
+
+impl Gateway {
+    /// Returns when a call must have its permit. A permit in the last moment would be wasted: the call would be cut
+    /// off, and if it is a write, it would be unknown whether it was applied.
+    pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
+        let reserve = (self.config.upstream.timeout / 10).min(RESERVE_MAX);
+        deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 }

@@ -39,8 +39,8 @@ impl PairService {
     }
 }
 
-/// A write in flight: marks the pairs that it may change when it starts, and invalidates them when it ends, however it
-/// ends.
+/// A write in flight: marks the pairs that it may change when the call leaves, and invalidates them when it has ended,
+/// however it ended.
 pub(super) struct WriteFence {
     pairs: Arc<PairService>,
     keys: ScopeKeys,

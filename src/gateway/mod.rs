@@ -1,15 +1,21 @@
 //! The life of a request, from its headers to its response.
 //!
-//! [`Worker::handle`] takes a request through these phases; each has a file of its own:
+//! [`Worker::handle`] takes a request through these phases:
 //!
-//! 1. *route* ([`route`]): Host, Origin, and framing; path and method; the app that the request names.
-//! 2. *authorize* ([`access`]): the caller, and what it may call.
-//! 3. *read the body*: whole, in time, within bounds.
-//! 4. *admit*: a slot among the requests in flight, and a deadline.
-//! 5. *answer*: a `follow_check` from the cache and from lookups (`pairs`), every other command by a call (`relay`).
-//! 6. *respond* (`response`), and record what happened (`observe`).
+//! 1. *screen* ([`route`]): Host, Origin, framing, and the user of a Unix socket.
+//! 2. *identify* ([`access`]): the caller, by its token.
+//! 3. *route* ([`route`], `directory`): path and method, and the app that the request names.
+//! 4. *authorize* ([`access`]): what the caller may call.
+//! 5. *read the body*: whole, in time, within bounds.
+//! 6. *admit*: a slot among the requests in flight, and a deadline.
+//! 7. *answer*: a `follow_check` from the cache and from lookups (`pairs`), every other command by a call (`relay`).
+//! 8. *respond* (`response`), and record what happened (`observe`).
 //!
-//! Lookups and relayed calls both end in `call`: permit, signature, [`crate::upstream`].
+//! Relayed calls and lookups both end in `call`, which signs and sends them. A relayed call takes its permit there. A
+//! lookup brings one for its first attempt: `pairs::dispatcher` takes it before it fills the call.
+//!
+//! The rest is wiring: `state` and `app` are shared by all threads, `worker` is what each thread adds, [`generation`]
+//! replaces them on a reload, `invalidation` and `replication` connect them to writes and to other replicas.
 
 pub(crate) mod access;
 mod app;
@@ -116,7 +122,7 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (gateway, headers) = (&self.gateway, RequestHeaders::of(&head.headers));
-        route::check_caller(head, &headers, &gateway.hosts, connection.peer)?;
+        route::check_origin_and_host(head, &headers, &gateway.hosts, connection.peer)?;
         // Before anything is answered on a connection it must be certain where the request ends.
         route::check_shape(head, &headers)?;
         access::check_uid(&gateway.config.server.unix_uids, connection.peer)?;

@@ -4,7 +4,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -13,7 +13,6 @@ use super::call::{CallSpec, PendingWrite};
 use super::detach::DetachOnDrop;
 use super::request::{CallContext, CallStats};
 use super::response::{CallResult, Reply, counted};
-use super::state::Gateway;
 use super::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
@@ -23,12 +22,9 @@ use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::upstream::Call;
 
-/// The part of a deadline that is reserved for the call itself: a tenth of `upstream.timeout`, up to this much.
-const RESERVE_MAX: Duration = Duration::from_millis(250);
-
-/// Within this time Chat has carried out or given up a call that it did not answer: its own timeout of 3 s
-/// (vendor page "RESTful API Overview", 1047/34620), and one second more.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(4);
+/// After this time Chat is certainly done with a call that it did not answer: its own timeout of 3 s (vendor page
+/// "RESTful API Overview", 1047/34620), and one second more.
+const CHAT_DONE_AFTER: Duration = Duration::from_secs(4);
 
 /// A call to relay.
 pub(super) struct RelayRequest {
@@ -87,28 +83,19 @@ impl AppWorker {
             // The other replicas learn of the write before its caller does.
             Box::pin(self.app.publish_invalidation(&scope)).await;
             if result.is_err() {
-                self.invalidate_once_given_up(scope);
+                self.invalidate_when_chat_is_done(scope);
             }
         }
         result
     }
 
-    /// After a write that Chat did not answer: Chat may still be working on it, and lookups that it answers until it
-    /// has given up may be from before the write.
-    fn invalidate_once_given_up(&self, scope: Scope) {
+    /// Invalidates once more after a write that Chat did not answer: Chat may apply the write later than it answers
+    /// lookups that are sent now.
+    fn invalidate_when_chat_is_done(&self, scope: Scope) {
         let app = Arc::clone(&self.app);
         tokio::spawn(async move {
-            tokio::time::sleep(GIVEN_UP_AFTER).await;
+            tokio::time::sleep(CHAT_DONE_AFTER).await;
             app.invalidate_everywhere(&scope).await;
         });
-    }
-}
-
-impl Gateway {
-    /// Returns when a call must have its permit. A permit in the last moment would be wasted: the call would be cut
-    /// off, and if it is a write, it would be unknown whether it was applied.
-    pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
-        let reserve = (self.config.upstream.timeout / 10).min(RESERVE_MAX);
-        deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 }

@@ -71,7 +71,12 @@ pub fn read(head: &Parts) -> Result<Route<'_>, GatewayError> {
 ///
 /// # Errors
 /// `forbidden`.
-pub fn check_caller(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
+pub fn check_origin_and_host(
+    head: &Parts,
+    headers: &RequestHeaders<'_>,
+    hosts: &Hosts,
+    peer: Peer,
+) -> Result<(), GatewayError> {
     check_origin(headers)?;
     check_host(head, headers, hosts, peer)
 }
@@ -156,7 +161,7 @@ mod tests {
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let headers = RequestHeaders::of(&head.headers);
-        let checked = check_caller(&head, &headers, &Hosts::new(&["gate.internal".to_owned()]), HERE);
+        let checked = check_origin_and_host(&head, &headers, &Hosts::new(&["gate.internal".to_owned()]), HERE);
         slug(checked.and_then(|()| check_shape(&head, &headers)).and_then(|()| read(&head).map(drop)))
     }
 

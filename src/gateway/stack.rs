@@ -49,7 +49,7 @@ where
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     ServiceBuilder::new()
-        // Outermost, so that every response carries an ID, also one about a panic.
+        // Outermost, so that every response carries an ID, even one about a panic.
         .layer_fn(add_request_id)
         // Turns a panic into a response to the request that caused it; without it the connection would be cut.
         .layer(CatchPanicLayer::custom(respond_to_panic))

@@ -8,7 +8,7 @@
 
 use http::{HeaderMap, HeaderValue};
 
-/// Longest request headers with the request line, in bytes, line ends included.
+/// Maximum size of request headers with the request line, in bytes, line ends included.
 pub const HEAD_LEN_MAX: usize = 64 * 1024;
 /// Maximum number of header lines, without the request line.
 pub const HEAD_LINES_MAX: usize = 100;

@@ -9,7 +9,7 @@
 //! frame within [`suppress_wakes`], and repeats the wakeup if the body continues.
 //!
 //! Wakeups over HTTP/2 are not suppressed: each request has its own task, and wakes its connection's task to open the
-//! flow-control window, also after the last frame.
+//! flow-control window, even after the last frame.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ thread_local! {
 /// Runs `read` while this thread wakes no [`WakeFilter`] task. Returns whether a wakeup was suppressed, which the caller
 /// must repeat if it was needed.
 pub(crate) fn suppress_wakes<T>(read: impl FnOnce() -> T) -> (T, bool) {
-    /// Restores the state, also after a panic.
+    /// Restores the state, even after a panic.
     struct Restore(Option<bool>);
     impl Drop for Restore {
         fn drop(&mut self) {

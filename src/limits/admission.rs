@@ -51,7 +51,7 @@ pub(crate) struct AdmitRequest<'a> {
     pub(crate) caller: QueueKey,
     /// The slots of the calls in flight.
     pub(crate) room: &'a Arc<Semaphore>,
-    /// The current time.
+    /// When the call began to wait: now.
     pub(crate) begun: Instant,
     /// The latest time for a permit.
     pub(crate) deadline: Instant,

@@ -51,7 +51,7 @@ pub(crate) use self::adaptive::AdaptiveLimit;
 #[cfg(test)]
 pub(crate) use self::rate_limiter::pace;
 
-/// The most commands outside the built-in table that have a quota of their own at the same time. Further commands share
+/// Maximum number of commands outside the built-in table that have a quota of their own at the same time. Further commands share
 /// one. A quota takes some 500 bytes.
 const UNLISTED_MAX: usize = 1024;
 /// The name in Redis of the quota that further commands share.

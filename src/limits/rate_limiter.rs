@@ -12,7 +12,7 @@ use crate::domain::fleet::lease;
 use crate::domain::tick::Tick;
 use crate::fleet::Pace;
 
-/// The most by which the times from permit to socket of two calls differ.
+/// How much the delay from permit to socket may vary between calls.
 const JITTER: Duration = Duration::from_millis(50);
 /// The burst is this fraction of the calls of a second: one fiftieth, and at least 1.
 const BURST_DIVISOR: u32 = 50;

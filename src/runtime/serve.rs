@@ -1,4 +1,4 @@
-//! `chatgate serve`: from binding the sockets to the exit code.
+//! `chatgate serve`: bind, run, drain, close. The functions of [`Server`] follow that order.
 
 use std::io;
 use std::process::ExitCode;
@@ -118,27 +118,27 @@ impl Server {
     /// # Errors
     /// If threads or runtimes cannot be created.
     pub fn run(self) -> Result<ExitCode, ServeError> {
-        // Dropped last, also on errors.
+        // Dropped last, even on errors.
         let _files = self.socket_files();
         let main = new_runtime()?;
         // Before anything announces this process: a reader of the announcement may send a signal.
         let signals = main.block_on(async { Signals::handle() })?;
         let (generations, drain) = (Arc::clone(&self.generations), Drain::default());
-        // Only settings that a reload keeps are read from this generation.
+        // A reload replaces this generation. Below, only settings that no reload changes are read from it.
         let gateway = generations.gateway();
         let connections = Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone());
         self.admin.watch_connections(&connections);
 
         main.block_on(find_fleet(&generations));
         let workers = Workers::start(generations.threads(), &self.listeners, &connections)?;
-        let outcome = main.block_on(self.serve(&gateway, drain, signals, workers.runtimes()));
+        let outcome = main.block_on(self.run_main_thread(&gateway, drain, signals, workers.runtimes()));
         gateway.stopped.store(true, Ordering::Release);
         workers.stop();
         Ok(outcome?)
     }
 
     /// Runs everything but the worker threads: the other two listeners, background tasks, and the drain.
-    async fn serve(
+    async fn run_main_thread(
         self,
         gateway: &Gateway,
         drain: Drain,
@@ -171,7 +171,7 @@ impl Server {
         Ok(outcome)
     }
 
-    /// Serves the admin listener until the very end, also while the others drain.
+    /// Serves the admin listener until the very end, even while the others drain.
     fn serve_admin(&self, gateway: &Gateway, drain: &Drain) -> io::Result<Connections> {
         let connections = Connections {
             capacity: Capacity::new(ADMIN_CONNECTIONS_MAX),

@@ -67,12 +67,12 @@ impl Notifier {
         self.unless_stopping(|| "READY=1".to_owned());
     }
 
-    /// Reports the begin of a reload. [`Notifier::ready`] reports its end, also if it failed.
+    /// Reports the start of a reload. [`Notifier::ready`] reports its end, even if it failed.
     pub(super) fn reloading(&self) {
         self.unless_stopping(|| format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_micros()));
     }
 
-    /// Reports the begin of the drain. Only watchdog pings follow.
+    /// Reports the start of the drain. Only watchdog pings follow.
     pub(super) fn stopping(&self) {
         if let Some(manager) = &self.0 {
             manager.is_stopping.store(true, Ordering::Release);

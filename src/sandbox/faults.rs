@@ -23,7 +23,7 @@ use crate::domain::chat::command::{CommandName, CommandPattern};
 
 /// Maximum number of faults at once.
 pub(super) const FAULTS_MAX: usize = 64;
-/// Longest delay of a fault.
+/// Maximum delay of a fault.
 pub(super) const LATENCY_MAX: Duration = Duration::from_secs(60);
 
 /// The active faults, oldest first.

@@ -32,7 +32,7 @@ use super::faults::FaultKind;
 const CONNECTIONS_MAX: usize = 1024;
 /// Maximum number of request bodies in memory; further requests wait.
 const BODIES_MAX: usize = 256;
-/// Longest body, in bytes.
+/// Maximum length of a body, in bytes.
 const BODY_LEN_MAX: usize = 2 * 1024 * 1024;
 /// Timeout for receiving a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! The begin of the drain, as every connection observes it.
+//! The start of the drain, as every connection observes it.
 
 use std::future::poll_fn;
 use std::pin::pin;

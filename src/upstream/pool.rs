@@ -28,7 +28,7 @@ use super::attempt::AttemptError;
 use super::connect::{Connector, ExpiringStream};
 use crate::clock;
 
-/// The most bytes of the head of a response.
+/// Maximum size of the headers of a response, in bytes.
 const HEAD_LEN_MAX: usize = 64 * 1024;
 /// The longest time until the sweep notices that Chat has closed an idle connection.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);

@@ -10,9 +10,9 @@ use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use parking_lot::Mutex;
 use tower::Service;
 
-/// The most addresses of a name that are kept and tried.
+/// Maximum number of addresses of a name that are kept and tried.
 const ADDRESSES_MAX: usize = 16;
-/// The most names with known addresses. An app has two.
+/// Maximum number of names with known addresses. An app has two.
 const NAMES_MAX: usize = 4;
 
 type KnownAddresses = Vec<(Name, Vec<SocketAddr>)>;

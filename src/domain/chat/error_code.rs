@@ -32,7 +32,7 @@ pub(crate) enum Retry {
     /// Immediately; a write only if repeating it is harmless.
     Yes,
     /// Once, with a fresh signature.
-    AfterResign,
+    FreshSignature,
     /// Later.
     AfterBackoff,
     /// Never: a retry gives the same error.
@@ -99,7 +99,7 @@ fn row(line: &'static str) -> Option<ErrorRow> {
         },
         retry: match retry {
             "yes" => Retry::Yes,
-            "after_resign" => Retry::AfterResign,
+            "after_resign" => Retry::FreshSignature,
             "after_backoff" => Retry::AfterBackoff,
             "no" => Retry::No,
             _ => return None,
@@ -131,7 +131,7 @@ mod tests {
     fn signature_errors_distinguish_renewable_from_permanent() {
         let retry = |code| lookup(code).map(|row| (row.class, row.retry));
         for code in [20002, 60004, 60005, 70001, 70002, 70003, 70005, 70052] {
-            assert_eq!(retry(code), Some((ErrorClass::Auth, Retry::AfterResign)), "{code}");
+            assert_eq!(retry(code), Some((ErrorClass::Auth, Retry::FreshSignature)), "{code}");
         }
         for code in [70009, 70013, 70014] {
             assert_eq!(retry(code), Some((ErrorClass::Auth, Retry::No)), "{code}");

@@ -93,7 +93,7 @@ pub(crate) struct CheckSession {
     /// Slots of the lookup in progress.
     pub(super) looking_up: Vec<usize>,
     /// The caller's own quota has granted the next lookup.
-    quota_granted: bool,
+    caller_quota_granted: bool,
     /// Whether the failure reported last allows stale answers.
     failure: Option<bool>,
     /// The first scan found a pair that the caller's directives exclude.
@@ -117,7 +117,7 @@ impl CheckSession {
             admitted_under: None,
             now: Tick::NEVER,
             looking_up: Vec::new(),
-            quota_granted: false,
+            caller_quota_granted: false,
             failure: None,
             rejected: false,
             expired: false,
@@ -219,13 +219,13 @@ impl CheckSession {
     }
 
     /// Returns whether the caller's own quota has already granted the next lookup.
-    pub(crate) fn quota_granted(&self) -> bool {
-        self.quota_granted
+    pub(crate) fn caller_quota_granted(&self) -> bool {
+        self.caller_quota_granted
     }
 
     /// The caller's own quota has granted the next lookup, after a wait.
-    pub(crate) fn on_quota_granted(&mut self, now: Tick) {
-        (self.quota_granted, self.now) = (true, now);
+    pub(crate) fn on_caller_quota_granted(&mut self, now: Tick) {
+        (self.caller_quota_granted, self.now) = (true, now);
     }
 
     /// A lookup has ended. `joined` says for each wanted pair whether it joined a lookup in flight.
@@ -250,13 +250,13 @@ impl CheckSession {
             };
         }
         self.end_of_lookup(now);
-        self.quota_granted = false;
+        self.caller_quota_granted = false;
     }
 
     /// A lookup found every pair in the cache when the driver scanned under the scheduler's lock.
     pub(crate) fn on_cached(&mut self, now: Tick) {
         self.end_of_lookup(now);
-        self.quota_granted = false;
+        self.caller_quota_granted = false;
     }
 
     /// A lookup has failed. Stale pairs may answer instead if `allows_stale`.

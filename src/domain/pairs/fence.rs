@@ -82,7 +82,8 @@ impl Fence {
         Tick::from_micros(at)
     }
 
-    /// Returns a number that changes with every mark. If it is the same at two moments, no write whose mark is missing
+    /// Returns a number that changes with every mark. If it is the same before and after marks were read, those marks
+    /// include the mark of every write that was acknowledged by then. If it is the same at two moments, no write whose mark is missing
     /// from what was read since the first one has been acknowledged: a write is acknowledged after its mark.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::SeqCst)

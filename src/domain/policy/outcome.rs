@@ -88,7 +88,7 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
         70050 => (RetryClass::Never, Effect::Lockout),
         _ => match error_code::lookup(code).map(|row| (row.class, row.retry)) {
             // Chat checks the signature before it applies anything, so writes are retried too.
-            Some((_, Retry::AfterResign)) => (RetryClass::FreshSignature, Effect::None),
+            Some((_, Retry::FreshSignature)) => (RetryClass::FreshSignature, Effect::None),
             Some((ErrorClass::Transient, _) | (ErrorClass::Throttled, Retry::AfterBackoff)) => {
                 (retry_if_read, Effect::None)
             }
@@ -163,7 +163,7 @@ mod tests {
                 RetryClass::FreshSignature => {
                     let AttemptOutcome::Answer(code) = outcome else { panic!("{outcome:?}") };
                     let row = error_code::lookup(code).expect("a known code");
-                    assert_eq!(row.retry, Retry::AfterResign, "{code}");
+                    assert_eq!(row.retry, Retry::FreshSignature, "{code}");
                 }
                 RetryClass::Never => {}
             }

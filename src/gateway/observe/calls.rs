@@ -7,7 +7,7 @@ use super::spans::{CallParent, CallSpan};
 use crate::clock;
 use crate::gateway::request::CallStats;
 use crate::gateway::worker::AppWorker;
-use crate::telemetry::metrics::labels::{CallResult, CommandLabel};
+use crate::telemetry::metrics::labels::{CallLabel, CommandLabel};
 use crate::upstream::signer::{Signature, Signer};
 use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, LeasedConnection};
 
@@ -25,7 +25,7 @@ impl AppWorker {
     ///
     /// # Errors
     /// See [`Upstream::send`](crate::upstream::Upstream::send).
-    pub(crate) async fn send(
+    pub(crate) async fn send_recorded(
         &self,
         AttemptContext { started, deadline, stats, parent }: AttemptContext<'_>,
         connection: LeasedConnection,
@@ -39,7 +39,7 @@ impl AppWorker {
             call.traceparent = Some(span.header());
         }
         let mut guard =
-            CallGuard { app: self, command, stats, started, ended: None, result: CallResult::abandoned(), span };
+            CallGuard { app: self, command, stats, started, ended: None, result: CallLabel::abandoned(), span };
         let sent =
             pin!(self.upstream.send(connection, signer, signature, call, AttemptTime { begun: started, deadline }))
                 .await;
@@ -48,8 +48,8 @@ impl AppWorker {
             span.record_result(&sent);
         }
         guard.result = match &sent {
-            Ok(response) => CallResult::answered(response.error_code),
-            Err(error) => CallResult::unanswered(&error.clone().into()),
+            Ok(response) => CallLabel::answered(response.error_code),
+            Err(error) => CallLabel::unanswered(&error.clone().into()),
         };
         (sent, ended)
     }
@@ -70,7 +70,7 @@ struct CallGuard<'a> {
     started: Instant,
     /// `None` if the call is cut off.
     ended: Option<Instant>,
-    result: CallResult,
+    result: CallLabel,
     span: Option<Box<CallSpan>>,
 }
 

@@ -26,12 +26,12 @@ use crate::gateway::request::RequestRecord;
 use crate::gateway::route;
 use crate::gateway::worker::{AppWorker, Worker};
 use crate::http::peer::Peer;
-use crate::telemetry::metrics::labels::{CallResult, CommandLabel, Outcome};
+use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 use crate::telemetry::metrics::{PairCounts, SOURCES};
 use crate::telemetry::trace::{Context, SpanEnd, SpanHandle};
 use crate::upstream::{AttemptError, ChatResponse};
 
-/// Most requests that a lookup is linked with.
+/// Maximum number of requests that a lookup is linked with.
 const LINKS_MAX: usize = 32;
 /// Paths of requests. The first one is Chat's own path too.
 const TEMPLATES: [&str; 2] = ["/v4/{service}/{command}", "/apps/{app}/v4/{service}/{command}"];
@@ -141,7 +141,7 @@ impl Worker {
         attributes.add("chatgate.command", context.command.text());
         attributes.add("chatgate.outcome", end.outcome.text());
         if end.error_code != 0 {
-            attributes.add("chatgate.error_code", CallResult::answered(end.error_code).text());
+            attributes.add("chatgate.error_code", CallLabel::answered(end.error_code).text());
         }
         let cost = context.cost();
         attributes.add("chatgate.waited_us", count(cost.waited_us));
@@ -200,7 +200,7 @@ impl AppWorker {
     }
 
     /// Ends the span of a call.
-    pub(crate) fn end_call_span(&self, span: &CallSpan, command: CommandLabel, result: CallResult, took: Duration) {
+    pub(crate) fn end_call_span(&self, span: &CallSpan, command: CommandLabel, result: CallLabel, took: Duration) {
         let Some(tracing) = &self.gateway.tracing else { return };
         tracing.end(&span.handle, || self.call_span_end(span, command, result, took));
     }
@@ -214,11 +214,11 @@ impl AppWorker {
         error: &AttemptError,
     ) {
         let Some(span) = self.start_call_span(parent, Side::Primary) else { return };
-        let result = CallResult::unanswered(&error.clone().into());
+        let result = CallLabel::unanswered(&error.clone().into());
         self.end_call_span(&span, CommandLabel::of(name), result, clock::now() - started);
     }
 
-    fn call_span_end(&self, span: &CallSpan, command: CommandLabel, result: CallResult, took: Duration) -> SpanEnd {
+    fn call_span_end(&self, span: &CallSpan, command: CommandLabel, result: CallLabel, took: Duration) -> SpanEnd {
         let app = &self.app;
         let endpoint = match (span.side, &app.standby) {
             (Side::Standby, Some(standby)) => standby,
@@ -242,7 +242,7 @@ impl AppWorker {
             attributes.add("http.request.resend_count", i64::from(span.parent.attempts));
         }
         attributes.add("chatgate.error_code", result.text());
-        if result != CallResult::OK {
+        if result != CallLabel::OK {
             attributes.add("error.type", result.text());
         }
         let above = span.parent.above;
@@ -253,7 +253,7 @@ impl AppWorker {
             took,
             attributes: attributes.0,
             links: links.take(LINKS_MAX).collect(),
-            is_error: result != CallResult::OK,
+            is_error: result != CallLabel::OK,
         }
     }
 

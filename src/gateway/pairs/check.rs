@@ -49,7 +49,7 @@ enum LookupEnd {
     /// Pairs have results. `joined` says for each wanted pair whether it joined a lookup in flight.
     Results { joined: Vec<bool>, results: PairResults },
     /// Nothing was looked up yet: the caller's own quota grants the next lookup.
-    QuotaGranted,
+    CallerQuotaGranted,
     /// The call failed, or could not be made.
     Failed(Arc<CallResult>),
 }
@@ -90,7 +90,7 @@ impl AppWorker {
             match end {
                 LookupEnd::Cached => session.on_cached(now),
                 LookupEnd::Results { joined, results } => session.on_results(&joined, results, now),
-                LookupEnd::QuotaGranted => session.on_quota_granted(now),
+                LookupEnd::CallerQuotaGranted => session.on_caller_quota_granted(now),
                 LookupEnd::Failed(result) => {
                     session.on_failure(allows_stale(&result), now);
                     failure = Some(result);
@@ -106,14 +106,14 @@ impl AppWorker {
         session: &mut CheckSession,
         context: CallContext,
     ) -> LookupEnd {
-        // What is not in flight when only the time of a call is left would be answered too late.
+        // Pairs that are not in flight by then could not be answered in time.
         let latest = self.gateway.latest_permit(context.deadline);
         let wait = match self.enqueue(request, session, context, latest) {
             Ok(Enqueued::Waiting(wait)) => wait,
             Ok(Enqueued::Cached) => return LookupEnd::Cached,
-            Ok(Enqueued::QuotaWait(wait)) => {
+            Ok(Enqueued::CallerQuotaWait(wait)) => {
                 tokio::time::sleep(wait).await;
-                return LookupEnd::QuotaGranted;
+                return LookupEnd::CallerQuotaGranted;
             }
             Err(error) => return LookupEnd::Failed(Arc::new(Err(error))),
         };
@@ -167,13 +167,13 @@ impl AppWorker {
         if lookups.scheduler.has_queued() {
             reject_hopeless(&pairs.quota, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)?;
         }
-        if !session.quota_granted() {
+        if !session.caller_quota_granted() {
             let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
             let patience = || latest.saturating_duration_since(clock::now());
             let wait = self.gateway.access.reserve(context.caller, calls, patience)?.wait;
             // Its pairs are not queued before its quota grants them: calls of others would carry them.
             if !wait.is_zero() {
-                return Ok(Enqueued::QuotaWait(wait));
+                return Ok(Enqueued::CallerQuotaWait(wait));
             }
         }
         let (ticket, joined) = lookups
@@ -232,7 +232,7 @@ enum Enqueued<'a> {
     /// Every pair is cached.
     Cached,
     /// The caller's own quota grants the lookup after this wait. It is reserved.
-    QuotaWait(Duration),
+    CallerQuotaWait(Duration),
     Waiting(LookupWait<'a>),
 }
 

@@ -23,7 +23,7 @@ use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest};
 use crate::upstream::Call;
 
-/// Most dispatchers of one app: as many as can have a connection ready for one command.
+/// Maximum number of dispatchers of one app: as many as can have a connection ready for one command.
 const DISPATCHERS_MAX: usize = 8;
 /// How long a dispatcher may wait: longer than any queue. If it were rejected because the queue is long, the next
 /// one would start at once.
@@ -43,7 +43,7 @@ impl AppWorker {
                 return;
             }
             lookups.dispatchers += 1;
-            Dispatcher { app: Arc::clone(self) }
+            Dispatcher { worker: Arc::clone(self) }
         };
         // Without the lock: dropping a dispatcher takes it.
         self.gateway.tasks.spawn(dispatcher.run());
@@ -51,7 +51,7 @@ impl AppWorker {
 
     /// Makes the call of a batch. It belongs to no request: requests come and go while it is in flight.
     async fn run_lookup(self: &Arc<Self>, batch: Batch, acquired: Acquired) {
-        let guard = CompletionGuard { app: self, batch: Some(batch.id) };
+        let guard = CompletionGuard { worker: self, batch: Some(batch.id) };
         let body = Bytes::from(encode_call(&batch.from, batch.to.iter().map(|to| &**to)));
         let call = Call { name: FOLLOW_CHECK, body, traceparent: None };
         let context = CallContext {
@@ -68,20 +68,20 @@ impl AppWorker {
 /// A call that is not filled yet. It gets its connection, waits for its permit, and takes queued pairs only then: pairs
 /// that are queued meanwhile travel with it.
 struct Dispatcher {
-    app: Arc<AppWorker>,
+    worker: Arc<AppWorker>,
 }
 
 impl Dispatcher {
     async fn run(self) {
-        let app = Arc::clone(&self.app);
-        let acquired = app.acquire_for_lookups().await;
-        let batch = acquired.as_ref().and_then(|_| app.app.pairs.lookups().next_batch());
+        let worker = Arc::clone(&self.worker);
+        let acquired = worker.acquire_for_lookups().await;
+        let batch = acquired.as_ref().and_then(|_| worker.app.pairs.lookups().next_batch());
         // From here on it is not a dispatcher. If pairs are still queued, the next one starts.
         drop(self);
         match (batch, acquired) {
-            (Some(batch), Some(acquired)) => app.run_lookup(batch, acquired).await,
+            (Some(batch), Some(acquired)) => worker.run_lookup(batch, acquired).await,
             // Another dispatcher was faster. The permit is lost.
-            (None, Some(Acquired::Ready(permit))) => app.upstream.release(permit.ready),
+            (None, Some(Acquired::Ready(permit))) => worker.upstream.release(permit.ready),
             _ => {}
         }
     }
@@ -89,8 +89,8 @@ impl Dispatcher {
 
 impl Drop for Dispatcher {
     fn drop(&mut self) {
-        self.app.app.pairs.lookups().dispatchers -= 1;
-        self.app.ensure_dispatcher();
+        self.worker.app.pairs.lookups().dispatchers -= 1;
+        self.worker.ensure_dispatcher();
     }
 }
 
@@ -118,6 +118,7 @@ impl AppWorker {
                 parked().map(Acquired::Rejected)
             }
             Err(AdmitError::Connect(error)) => Some(Acquired::NotConnected(error)),
+            // Not expected within DISPATCHER_PATIENCE. The waiting requests time out by themselves.
             Err(AdmitError::DeadlineTooShort(_) | AdmitError::InFlightFull | AdmitError::QueueStalled) => {
                 parked().map(Acquired::Rejected)
             }
@@ -127,7 +128,7 @@ impl AppWorker {
 
 /// Completes a batch whatever happens to its call, so that no request waits forever.
 struct CompletionGuard<'a> {
-    app: &'a Arc<AppWorker>,
+    worker: &'a Arc<AppWorker>,
     batch: Option<BatchId>,
 }
 
@@ -139,10 +140,10 @@ impl CompletionGuard<'_> {
     }
 
     fn apply(&self, batch: BatchId, result: CallResult) {
-        let app = &self.app.app;
+        let app = &self.worker.app;
         app.pairs.stale_gate.record(allows_stale(&result), clock::tick());
         app.apply_response(batch, result);
-        self.app.ensure_dispatcher();
+        self.worker.ensure_dispatcher();
     }
 }
 

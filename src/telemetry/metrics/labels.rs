@@ -94,7 +94,7 @@ impl Outcome {
 /// How a call to Chat ended, as a label: the ErrorCode where the vendor's table has it (a range is one value), `other`
 /// for further codes, and a slug or `abandoned` where no usable response came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CallResult(usize);
+pub(crate) struct CallLabel(usize);
 
 /// Calls without a usable response.
 const UNANSWERED: [&str; 5] = [
@@ -105,9 +105,9 @@ const UNANSWERED: [&str; 5] = [
     "abandoned",
 ];
 
-impl CallResult {
+impl CallLabel {
     /// ErrorCode 0.
-    pub(crate) const OK: CallResult = CallResult(0);
+    pub(crate) const OK: CallLabel = CallLabel(0);
 
     /// Chat answered with this code.
     pub(crate) fn answered(code: i64) -> Self {
@@ -181,7 +181,7 @@ mod tests {
         let distinct = |texts: Vec<String>| (texts.len(), texts.into_iter().collect::<BTreeSet<_>>().len());
         let commands = distinct(CommandLabel::all().map(|label| label.text().into_owned()).collect());
         let outcomes = distinct(Outcome::all().map(|label| label.text().to_owned()).collect());
-        let ends = distinct(CallResult::all().map(|label| label.text().into_owned()).collect());
+        let ends = distinct(CallLabel::all().map(|label| label.text().into_owned()).collect());
         for (all, distinct) in [commands, outcomes, ends] {
             assert_eq!(all, distinct);
         }
@@ -195,14 +195,14 @@ mod tests {
         let command = |text| CommandLabel::of(CommandName::parse(text).expect("a name")).text();
         assert_eq!(command("follow/follow_check"), "follow/follow_check");
         assert_eq!(command("follow/follow_chec"), "other");
-        let code = |code| CallResult::answered(code).text();
+        let code = |code| CallLabel::answered(code).text();
         assert_eq!((code(0), code(60007), code(38500)), ("0".into(), "60007".into(), "38000-39000".into()));
         assert_eq!((code(i64::MIN), code(987_654)), ("other".into(), "other".into()));
     }
 
     #[test]
     fn calls_without_response_are_labeled_with_the_reason() {
-        let end = |error| CallResult::unanswered(&error).text();
+        let end = |error| CallLabel::unanswered(&error).text();
         assert_eq!(end(GatewayError::UpstreamTimeout), "upstream_timeout");
         assert_eq!(end(GatewayError::UpstreamInvalid("x")), "upstream_invalid");
         assert_eq!(end(GatewayError::Internal), "other");

@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use self::histogram::{Histogram, HistogramSnapshot};
-use self::labels::{CallResult, CommandLabel, Outcome};
+use self::labels::{CallLabel, CommandLabel, Outcome};
 
 /// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
 pub(crate) const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
@@ -98,7 +98,7 @@ struct CommandRecorder {
     /// By [`Outcome`].
     requests: [AtomicU64; Outcome::COUNT],
     request_time: Histogram,
-    /// By [`CallResult`].
+    /// By [`CallLabel`].
     calls: Box<[AtomicU64]>,
 }
 
@@ -147,7 +147,7 @@ impl AppRecorder {
     }
 
     /// Counts a call to Chat that has ended. `took` does not include the wait for quota.
-    pub(crate) fn call(&self, command: CommandLabel, result: CallResult, took: Duration) {
+    pub(crate) fn call(&self, command: CommandLabel, result: CallLabel, took: Duration) {
         self.command(command).calls[result.index()].fetch_add(1, Ordering::Relaxed);
         self.call_time.add(took);
     }
@@ -162,7 +162,7 @@ impl AppRecorder {
             Box::new(CommandRecorder {
                 requests: [const { AtomicU64::new(0) }; Outcome::COUNT],
                 request_time: Histogram::default(),
-                calls: (0..CallResult::count()).map(|_| AtomicU64::new(0)).collect(),
+                calls: (0..CallLabel::count()).map(|_| AtomicU64::new(0)).collect(),
             })
         })
     }
@@ -212,7 +212,7 @@ pub(crate) struct CommandTotals {
     pub requests: [u64; Outcome::COUNT],
     /// Durations of requests.
     pub request_time: HistogramSnapshot,
-    /// Calls by [`CallResult`].
+    /// Calls by [`CallLabel`].
     pub calls: Vec<u64>,
 }
 
@@ -263,7 +263,7 @@ mod tests {
         one.no_app().request(CommandLabel::other(), Outcome::OK, took);
         one.apps()[1].pairs(&[3, 0, 2, 1, 0]);
         two.apps()[1].pairs(&[1, 0, 0, 0, 0]);
-        two.apps()[1].call(check, CallResult::answered(60007), took);
+        two.apps()[1].call(check, CallLabel::answered(60007), took);
         two.apps()[1].waited(took);
         let totals = metrics.totals();
         assert!(totals[0].commands.is_empty());

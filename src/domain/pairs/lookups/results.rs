@@ -101,7 +101,7 @@ impl LookupScheduler {
                 BatchOutcome::RejectedArguments | BatchOutcome::Failed => {
                     self.finish(edge.waiters, &PairResult::Failed, &mut completion);
                 }
-                // Chat may have read the pair before a write. No waiter gets the result, not even an error.
+                // Chat may have read the pair before a write. No waiter gets any item of the response, not even an error item.
                 BatchOutcome::Answered(_) if in_flight.sent <= last_mark(edge.pair) => self.requeue(edge),
                 BatchOutcome::Answered(items) => {
                     let account = if in_flight.flips(&edge) { &edge.from } else { &edge.to };
