@@ -48,7 +48,7 @@ fn vendor_package_rejects_signatures_for_another_signer() {
         request(APP, HEX_KEY, "x"),
     ]);
     assert_eq!(errors[0], json!("HMAC differs"));
-    let is_for_another = |error: &Value| error.as_str().is_some_and(|text| text.starts_with("signer"));
+    let is_for_another = |error: &Value| error.as_str().is_some_and(|text| text.starts_with("wrong app or identifier"));
     assert!(errors[1..].iter().all(is_for_another), "{errors:?}");
 }
 

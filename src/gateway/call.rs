@@ -26,7 +26,7 @@ use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect};
 use crate::domain::policy::parking::ParkingChange;
 use crate::error::GatewayError;
-use crate::limits::{Admission, AdmitError, AdmitRequest, Permit};
+use crate::limits::{Admission, AdmitError, AdmitRequest, LimitChange, Permit};
 use crate::upstream::signer::Signature;
 use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
 
@@ -237,7 +237,9 @@ impl App {
         let (sent, received) = (clock::tick_at(sent), clock::tick_at(received));
         let seen = ResponseSeen { code, info: &info, sent, received };
         let app = &self.name;
-        match session.on_response(seen, &mut self.chat.parking()) {
+        // Bound first: the lock must not be held while a line is logged.
+        let change = session.on_response(seen, &mut self.chat.parking());
+        match change {
             ParkingChange::None => {}
             ParkingChange::App(reason) => {
                 let (error_code, error_info, hint) = (reason.code, &*reason.info, reason.hint);
@@ -254,12 +256,8 @@ impl App {
     }
 
     fn on_throttled(&self, name: CommandName<'_>, error_code: i64) {
-        let quota = self.chat.quotas.of(name);
-        let old_limit = quota.limit();
-        quota.on_throttled();
-        let new_limit = quota.limit();
-        // One line per lowering, not one per call.
-        if new_limit < old_limit {
+        // One line per change, not one per call.
+        if let Some(LimitChange { old: old_limit, new: new_limit }) = self.chat.quotas.of(name).on_throttled() {
             let app = &self.name;
             tracing::warn!(%app, command = %name, error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
         }

@@ -50,9 +50,12 @@ impl Traceparent {
     }
 }
 
-/// Returns the caller's `traceparent` as it was sent, if there is exactly one and it is valid.
+/// Returns the caller's `traceparent` as it was sent, if there is exactly one and it is valid. It is forwarded and logged,
+/// so fields that a later version appended must be of the same characters.
 pub(crate) fn traceparent(headers: &RequestHeaders<'_>) -> Option<HeaderValue> {
-    headers.traceparent.single().filter(|value| Traceparent::parse(value.as_bytes()).is_some()).cloned()
+    let is_plain = |value: &[u8]| value.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    let may_pass = |value: &&HeaderValue| is_plain(value.as_bytes()) && Traceparent::parse(value.as_bytes()).is_some();
+    headers.traceparent.single().filter(may_pass).cloned()
 }
 
 /// Reads two hexadecimal digits, lower case as the standard requires.

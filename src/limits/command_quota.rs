@@ -45,6 +45,13 @@ pub(crate) struct CommandQuota<C: Clock = MonotonicClock> {
     next_at: AtomicU64,
 }
 
+/// A change of a command's limit, in calls per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LimitChange {
+    pub(crate) old: u32,
+    pub(crate) new: u32,
+}
+
 /// A snapshot of a quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QuotaStats {
@@ -91,13 +98,13 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.change_limit(|adaptive| adaptive.cap_until(limit.get(), until));
     }
 
-    /// Lowers the limit after Chat throttled a call. It recovers slowly.
-    pub(crate) fn on_throttled(&self) {
-        self.on_throttled_at(clock::tick());
+    /// Lowers the limit after Chat throttled a call. It recovers slowly. Returns the change, if there is one.
+    pub(crate) fn on_throttled(&self) -> Option<LimitChange> {
+        self.on_throttled_at(clock::tick())
     }
 
-    pub(super) fn on_throttled_at(&self, now: Tick) {
-        self.change_limit(|adaptive| adaptive.on_throttled(now));
+    pub(super) fn on_throttled_at(&self, now: Tick) -> Option<LimitChange> {
+        self.change_limit(|adaptive| adaptive.on_throttled(now))
     }
 
     /// Sets the configured limit. An unchanged limit has no effect.
@@ -121,14 +128,17 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.adaptive.get_mut().is_settled(now) && last_matters_until <= now && self.limiter.load().take_burst()
     }
 
-    fn change_limit(&self, change: impl FnOnce(&mut AdaptiveLimit)) {
+    fn change_limit(&self, change: impl FnOnce(&mut AdaptiveLimit)) -> Option<LimitChange> {
         let mut adaptive = self.adaptive.lock();
-        let before = adaptive.limit();
+        let old = adaptive.limit();
         change(&mut adaptive);
-        if adaptive.limit() != before {
+        let new = adaptive.limit();
+        let changed = (new != old).then_some(LimitChange { old, new });
+        if changed.is_some() {
             self.reset_limiter(&adaptive);
         }
         self.next_change_at.store(adaptive.next_change_at().map_or(u64::MAX, Tick::micros), Ordering::Release);
+        changed
     }
 
     /// Replaces the limiter. The new one starts without a burst, so that both together grant no more than either.

@@ -43,8 +43,7 @@ use crate::fleet::Fleet;
 
 pub(crate) use self::admission::{Admission, AdmitError, AdmitRequest, Permit};
 pub(crate) use self::caller_quota::{CallerQuota, Reservation};
-pub(crate) use self::command_quota::CommandQuota;
-pub(crate) use self::command_quota::QuotaStats;
+pub(crate) use self::command_quota::{CommandQuota, LimitChange, QuotaStats};
 
 #[cfg(test)]
 pub(crate) use self::adaptive::AdaptiveLimit;

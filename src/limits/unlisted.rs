@@ -263,7 +263,7 @@ mod tests {
                     },
                     Step::Hold(_) => held[name].push(quota),
                     Step::Release(_) => held[name].clear(),
-                    Step::Throttle(_) => quota.on_throttled_at(fixture.now),
+                    Step::Throttle(_) => drop(quota.on_throttled_at(fixture.now)),
                     // A later cap replaces the one before, for all names that share the quota: none ends earlier.
                     Step::Cap(_, millis) => {
                         let latest = capped_until.iter().max().copied().unwrap_or(Tick::NEVER);

@@ -161,13 +161,15 @@ impl Server {
         self.notifier.stopping();
         let open = OpenListeners { data: self.listeners, webhook: self.webhook_listener };
         let outcome = tokio::select! {
-            outcome = drain_all(gateway, &drain, open) => outcome,
+            outcome = drain_all(gateway, &drain, open) => {
+                close_admin(&admin_connections).await;
+                outcome
+            }
             signal = stop.next() => {
                 tracing::warn!(signal, "second stop signal; closing the remaining connections");
                 ExitCode::FAILURE
             }
         };
-        close_admin(&admin_connections).await;
         Ok(outcome)
     }
 
