@@ -6,7 +6,6 @@ use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
-use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::{eventually, secrets};
 
@@ -219,7 +218,7 @@ async fn unix_socket_requires_both_token_and_permitted_uid() {
         assert_eq!(chat.call_count() - before, usize::from(status == 200));
         assert_eq!(gateway.send(query()).await.status, if status == 200 { 401 } else { 403 });
         assert_eq!(gateway.admin_get("/livez").await.status, status);
-        assert_eq!(admin_action(&gateway, TestRequest::post("/cache/evict")).await.status, status);
+        assert_eq!(gateway.send_to_admin(TestRequest::post("/cache/evict")).await.status, status);
         // `unix_uids` applies to Unix sockets only.
         let mut conn = Conn::open(&gateway.addresses()[1]).await.expect("accepted");
         conn.request(&query().token(CHAT)).await.assert_relayed(200, OK);
@@ -237,16 +236,16 @@ async fn admin_actions_require_the_admin_token_if_configured() {
     for request in
         [evict(), evict().token(FEED), evict().token(ADMIN).token(ADMIN), TestRequest::post("/quit").token(CHAT)]
     {
-        let response = admin_action(&gateway, request).await;
+        let response = gateway.send_to_admin(request).await;
         assert_eq!((response.status, response.header("www-authenticate")), (401, Some("Bearer")), "{response:?}");
     }
-    assert_eq!(admin_action(&gateway, evict().token(ADMIN).header("Origin", "null")).await.status, 403);
-    assert_eq!(admin_action(&gateway, evict().token(ADMIN)).await.status, 200);
+    assert_eq!(gateway.send_to_admin(evict().token(ADMIN).header("Origin", "null")).await.status, 403);
+    assert_eq!(gateway.send_to_admin(evict().token(ADMIN)).await.status, 200);
     assert_eq!(gateway.admin_get("/readyz").await.status, 200, "read-only endpoints need no token");
     // The admin token does not authenticate a caller.
     let request = TestRequest::command("openim/querystate").token(ADMIN);
     gateway.send(request).await.assert_error(401, "unauthenticated", 129_401);
-    assert_eq!(admin_action(&gateway, TestRequest::post("/quit").token(ADMIN)).await.status, 200);
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/quit").token(ADMIN)).await.status, 200);
     assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
 }
 
@@ -296,10 +295,6 @@ async fn report_only_applies_to_anonymous_callers() {
     eventually("a log line", async || gateway.log().contains("forwarded because report_only is set").then_some(()))
         .await;
     assert_eq!(chat.call_count(), 1);
-}
-
-async fn admin_action(gateway: &Gateway, request: TestRequest) -> Response {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
 }
 
 fn own_uid() -> u32 {

@@ -16,12 +16,8 @@ async fn gateway(chat: &FakeChat, main_is_default: bool) -> Gateway {
     setup.set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#).start().await
 }
 
-async fn admin_action(gateway: &Gateway, request: TestRequest) -> Response {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
-}
-
 async fn evict(gateway: &Gateway, body: &str) -> Response {
-    admin_action(gateway, TestRequest::post("/cache/evict").body(body)).await
+    gateway.send_to_admin(TestRequest::post("/cache/evict").body(body)).await
 }
 
 /// Fills the cache of both apps with three pairs: ann and bob, ann and cyd, dan and bob.
@@ -140,13 +136,13 @@ async fn evict_rejects_browsers_and_other_methods() {
         valid.clone().header("Origin", "http://localhost"),
         valid.clone().header("Sec-Fetch-Site", "none"),
     ] {
-        assert_eq!(admin_action(&gateway, request).await.status, 403);
+        assert_eq!(gateway.send_to_admin(request).await.status, 403);
     }
     for method in ["GET", "PUT", "DELETE"] {
-        let response = admin_action(&gateway, TestRequest::new(method, "/cache/evict")).await;
+        let response = gateway.send_to_admin(TestRequest::new(method, "/cache/evict")).await;
         assert_eq!((response.status, response.header("allow")), (405, Some("POST")));
     }
-    assert_eq!(admin_action(&gateway, valid.clone().target("/cache/evict/")).await.status, 404);
+    assert_eq!(gateway.send_to_admin(valid.clone().target("/cache/evict/")).await.status, 404);
     assert_eq!(gateway.send(valid.clone()).await.status, 404, "the data listener has no admin actions");
     assert_eq!(cached_pairs(&gateway).await, [true; 6]);
     // Several requests on one connection, with bodies.

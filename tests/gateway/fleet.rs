@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, min_rate, one_second_window, send_from_callers};
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
-use crate::support::client::{Conn, TestRequest};
+use crate::support::client::TestRequest;
 use crate::support::cpu_waits::CpuWaits;
 use crate::support::gateway::Gateway;
 use crate::support::hook;
@@ -165,7 +165,7 @@ async fn writes_webhooks_and_evictions_invalidate_pairs_on_other_replicas() {
 
 async fn evict(gateway: &Gateway, body: &str) {
     let request = TestRequest::post("/cache/evict").body(body);
-    let response = Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await;
+    let response = gateway.send_to_admin(request).await;
     assert_eq!(response.status, 200, "{response:?}");
 }
 

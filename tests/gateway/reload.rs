@@ -28,7 +28,7 @@ const KEYS: [&str; 5] = [
 ];
 
 async fn reload(gateway: &Gateway) -> Response {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&TestRequest::post("/reload")).await
+    gateway.send_to_admin(TestRequest::post("/reload")).await
 }
 
 /// Counts the occurrences of this text in the log.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::app::{MAIN, OTHER, TestApp};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Conn, TestRequest};
+use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::hook::{self, ADDED, event, signed};
@@ -18,7 +18,7 @@ const TOKEN: &str = "a.token~of~marked~letters+that/no/log/may/show/over/any/rel
 
 async fn reload(gateway: &Gateway, text: &str) {
     std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
-    let response = Conn::open(gateway.admin()).await.expect("accepted").request(&TestRequest::post("/reload")).await;
+    let response = gateway.send_to_admin(TestRequest::post("/reload")).await;
     assert_eq!(response.text(), "reloaded\n", "{response:?}");
 }
 

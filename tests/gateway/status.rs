@@ -4,20 +4,15 @@ use serde_json::Value;
 
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
-use crate::support::client::{Conn, TestRequest};
+use crate::support::client::TestRequest;
 use crate::support::eventually;
 use crate::support::gateway::Gateway;
-use crate::support::response::Response;
 use crate::support::setup::{Setup, gateway};
 
 async fn status(gateway: &Gateway) -> Value {
     let response = gateway.admin_get("/status").await;
     assert_eq!((response.status, response.header("content-type")), (200, Some("application/json")), "{response:?}");
     response.json()
-}
-
-async fn admin(gateway: &Gateway, request: TestRequest) -> Response {
-    Conn::open(gateway.admin()).await.expect("the admin listener accepts").request(&request).await
 }
 
 #[tokio::test]
@@ -75,7 +70,11 @@ async fn admin_pages_contain_no_secrets_and_reject_foreign_hosts() {
         crate::support::secrets::assert_none_in(path, &response.body);
         assert!(!response.text().contains("private"), "{path}: {}", response.text());
         if path != "/metrics" {
-            assert_eq!(admin(&gateway, TestRequest::new("GET", path).host("evil.test")).await.status, 403, "{path}");
+            assert_eq!(
+                gateway.send_to_admin(TestRequest::new("GET", path).host("evil.test")).await.status,
+                403,
+                "{path}"
+            );
         }
     }
     let page = gateway.admin_get("/").await;
@@ -89,7 +88,7 @@ async fn log_level_changes_at_runtime() {
     let gateway = Setup::new(&chat).set("log", r#"level = "error""#).set("log", r#"requests = "all""#);
     let gateway = gateway.start_at_fixed_addresses().await;
     let set = async |level: &str| {
-        let response = admin(&gateway, TestRequest::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
+        let response = gateway.send_to_admin(TestRequest::post("/log").body(format!(r#"{{"level":"{level}"}}"#))).await;
         assert_eq!((response.status, response.json()["level"].as_str()), (200, Some(level)), "{response:?}");
         assert_eq!(status(&gateway).await["log"]["level"], level);
     };
@@ -111,10 +110,10 @@ async fn log_level_changes_at_runtime() {
     for (body, slug) in
         [("", "bad_json"), ("{}", "bad_json"), (r#"["info"]"#, "bad_json"), (r#"{"level":"loud"}"#, "bad_parameter")]
     {
-        let response = admin(&gateway, TestRequest::post("/log").body(body)).await;
+        let response = gateway.send_to_admin(TestRequest::post("/log").body(body)).await;
         assert_eq!((response.status, response.slug()), (400, Some(slug)), "{body}");
     }
-    let response = admin(&gateway, TestRequest::post("/log").header("Origin", "http://evil.test")).await;
+    let response = gateway.send_to_admin(TestRequest::post("/log").header("Origin", "http://evil.test")).await;
     assert_eq!(response.status, 403, "{response:?}");
-    assert_eq!(admin(&gateway, TestRequest::new("GET", "/log")).await.status, 405);
+    assert_eq!(gateway.send_to_admin(TestRequest::new("GET", "/log")).await.status, 405);
 }

@@ -116,8 +116,13 @@ impl Gateway {
 
     /// Sends `GET` to the admin listener.
     pub(crate) async fn admin_get(&self, path: &str) -> Response {
+        self.send_to_admin(TestRequest::new("GET", path)).await
+    }
+
+    /// Sends one request to the admin listener on a new connection.
+    pub(crate) async fn send_to_admin(&self, request: TestRequest) -> Response {
         let mut conn = Conn::open(&self.admin).await.expect("the admin listener accepts");
-        within(super::PATIENCE, "a response", conn.request(&TestRequest::new("GET", path))).await
+        within(super::PATIENCE, "a response", conn.request(&request)).await
     }
 
     /// Returns whether the data listener still accepts and answers a new connection.
