@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::domain::chat::app::check_user_id;
-use crate::domain::json::object::{Object, given};
+use crate::domain::json::object::{Object, describe, given};
 use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
@@ -50,7 +50,7 @@ fn parse(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
     let request: Result<Object<EvictRequest>, _> = serde_json::from_slice(body);
     let Object(EvictRequest { app, from, to }) = request.map_err(|error| {
         let shape = "the body must be an object of App, From_Account (strings), and To_Account (an array of strings)";
-        GatewayError::BadJson(format!("{shape}: {error}"))
+        GatewayError::BadJson(format!("{shape}: {}", describe(&error)))
     })?;
     for name in from.iter().chain(to.iter().flatten()) {
         check_user_id(name).map_err(|error| bad(format!("a user name {error}")))?;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::config::parse_level;
-use crate::domain::json::object::Object;
+use crate::domain::json::object::{Object, describe};
 use crate::error::GatewayError;
 use crate::telemetry::log;
 
@@ -22,8 +22,9 @@ struct LevelRequest {
 /// # Errors
 /// `bad_json` or `bad_parameter`; the level is unchanged.
 pub(super) fn set(body: &[u8]) -> Result<&'static str, GatewayError> {
-    let Object(request): Object<LevelRequest> = serde_json::from_slice(body)
-        .map_err(|error| GatewayError::BadJson(format!("the body must be {{\"level\":\"debug\"}}: {error}")))?;
+    let Object(request): Object<LevelRequest> = serde_json::from_slice(body).map_err(|error| {
+        GatewayError::BadJson(format!("the body must be {{\"level\":\"debug\"}}: {}", describe(&error)))
+    })?;
     let level = parse_level(&request.level).ok_or_else(|| {
         GatewayError::BadParameter("level must be \"error\", \"warn\", \"info\", \"debug\", or \"trace\"".to_owned())
     })?;

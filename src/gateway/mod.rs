@@ -62,7 +62,7 @@ use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;
 use crate::domain::follow::request::{self as follow_request, Parsed, RequestError};
-use crate::domain::json::object::{DEPTH_MAX, is_too_deep};
+use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, is_too_deep};
 use crate::domain::json::scan;
 use crate::error::GatewayError;
 use crate::http::body::{BodyError, read_whole};
@@ -259,10 +259,10 @@ fn check_object(body: &[u8]) -> Result<(), GatewayError> {
     // It is not an object, or an unusual one. The general reader says what is wrong.
     let bad = |what: String| GatewayError::BadJson(format!("the body is not a JSON object in UTF-8: {what}"));
     let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
-    if !text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{') {
-        return Err(bad("it does not start with '{'".to_owned()));
+    if let Some(problem) = describe_beginning(text) {
+        return Err(bad(problem.to_owned()));
     }
-    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| bad(error.to_string()))?;
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| bad(describe(&error)))?;
     check_depth(body)
 }
 

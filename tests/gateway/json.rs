@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use crate::support::chat::FakeChat;
+use crate::support::client::TestRequest;
+use crate::support::eventually;
 use crate::support::graph::OK;
 use crate::support::now;
+use crate::support::response::Response;
 use crate::support::setup::{Setup, gateway};
 
 const CALL: &str = "openim/querystate";
@@ -40,6 +43,35 @@ async fn body_that_is_not_a_utf8_object_is_rejected() {
     }
     assert_eq!(chat.call_count(), 0);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn rejection_does_not_repeat_the_body() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    let (long, name) = ("private-name".repeat(75_000), r#"{"private-name":1}"#);
+    let requests = [
+        TestRequest::command(CHECK).body(r#""{\"From_Account\":\"private-name\"}""#),
+        TestRequest::command(CHECK).body(format!("\"{long}\"")),
+        TestRequest::command(CHECK).body("7264591830"),
+        TestRequest::command(CALL).body(format!("\"{long}\"")),
+    ];
+    let assert_plain = |response: Response| {
+        response.assert_error(400, "bad_json", 60003);
+        let text = response.text();
+        assert!(text.len() < 1024 && !text.contains("private") && !text.contains("7264591830"), "{text:.2000}");
+    };
+    for request in requests {
+        assert_plain(gateway.send(request).await);
+    }
+    for (path, body) in [("/cache/evict", name), ("/cache/evict", r#"{"App":["private-name"]}"#), ("/log", name)] {
+        assert_plain(gateway.send_to_admin(TestRequest::post(path).body(body)).await);
+    }
+    eventually("four requests are logged", async || (gateway.log().matches("\"bad_json\"").count() >= 4).then_some(()))
+        .await;
+    let log = gateway.log();
+    assert!(!log.contains("private") && !log.contains("7264591830"), "{log:.4000}");
+    assert_eq!(chat.call_count(), 0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::fast_path;
 use crate::domain::chat::app::{NameError, check_user_id};
+use crate::domain::json::object::{describe, describe_beginning};
 
 /// A body that chatgate can answer itself: exactly the two members, both valid.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,10 +62,9 @@ pub fn parse(body: &[u8], max_to: usize) -> Result<Parsed<'_>, RequestError> {
 /// Parses a body of any form.
 pub(super) fn parse_general(text: &str, max_to: usize) -> Result<Parsed<'_>, RequestError> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let raw = json
-        .deserialize_any(Members { max_to })
-        .and_then(|raw| json.end().map(|()| raw))
-        .map_err(|error| RequestError::NotJson(error.to_string()))?;
+    let raw = json.deserialize_any(Members { max_to }).and_then(|raw| json.end().map(|()| raw)).map_err(|error| {
+        RequestError::NotJson(describe_beginning(text).map_or_else(|| describe(&error), str::to_owned))
+    })?;
     raw.validate(max_to)
 }
 

@@ -7,6 +7,7 @@ use memchr::{memchr2, memchr2_iter};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
 
 /// Reads `T` from an object only: a derived implementation would also accept an array of the right length.
 #[derive(Debug)]
@@ -38,6 +39,33 @@ impl<'a, T: Deserialize<'a>> Visitor<'a> for ObjectVisitor<T> {
 pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     let text = std::str::from_utf8(json).ok()?;
     serde_json::from_str(text).ok().map(|Object(read)| read)
+}
+
+/// Describes why JSON cannot be read, without repeating any of it: the parser's own text about a value of another type
+/// contains the whole value, and its text about an unknown member the name.
+pub fn describe(error: &serde_json::Error) -> String {
+    match error.classify() {
+        Category::Data => {
+            format!("a value or a member is not allowed at line {} column {}", error.line(), error.column())
+        }
+        Category::Io | Category::Syntax | Category::Eof => error.to_string(),
+    }
+}
+
+/// Returns what is wrong with the beginning of a text that should be an object; `None` if it begins like one. JSON has
+/// no byte order mark (RFC 8259 section 8.1).
+pub fn describe_beginning(text: &str) -> Option<&'static str> {
+    if text.starts_with('\u{feff}') {
+        return Some("it starts with a byte order mark; remove it");
+    }
+    let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
+    match text.as_bytes().first() {
+        Some(b'{') => None,
+        None => Some("it is empty; send at least {}"),
+        Some(b'"') => Some("it is a string; if it contains an object, do not encode the object twice"),
+        Some(byte) if byte.is_ascii_alphabetic() && text.contains('=') => Some("it looks like a form; send JSON"),
+        Some(_) => Some("it does not start with '{'"),
+    }
 }
 
 /// Deserializes an optional member with `#[serde(default, deserialize_with = "given")]`: it may be missing, but its value
@@ -93,6 +121,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn descriptions_name_the_mistake_and_repeat_nothing() {
+        for (text, part) in [
+            ("", "empty"),
+            (" \r\n", "empty"),
+            ("\u{feff}{}", "byte order mark"),
+            ("\"{}\"", "twice"),
+            ("From_Account=ann&To_Account=bob", "a form"),
+            ("[1]", "'{'"),
+            ("true", "'{'"),
+            ("12345", "'{'"),
+        ] {
+            assert!(describe_beginning(text).is_some_and(|says| says.contains(part)), "{text:?}");
+        }
+        assert_eq!(describe_beginning("\t{}"), None);
+        for text in ["\"secret\"", "{\"one\":\"secret\"}", "{\"one\":\"secret", "{\"secret\"}"] {
+            let error = serde_json::from_str::<Object<One>>(text).map(drop).expect_err("not an object of One");
+            assert!(!describe(&error).contains("secret") && describe(&error).contains("line 1 column"), "{text}");
+        }
+    }
 
     #[derive(Deserialize)]
     struct One {
