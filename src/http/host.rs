@@ -11,8 +11,9 @@ use super::headers::RequestHeaders;
 use super::peer::Peer;
 use crate::error::GatewayError;
 
-/// The names that a request may use for chatgate: `localhost`, loopback addresses, the address that the connection
-/// came in on, and configured names.
+/// The names that a request over TCP may use for chatgate: `localhost`, loopback addresses, the address that the
+/// connection came in on, and configured names. Case does not matter, nor does a trailing dot, which makes a name
+/// absolute (RFC 3986 section 3.2.2).
 #[derive(Debug, Clone, Default)]
 pub struct Hosts(Vec<String>);
 
@@ -23,7 +24,7 @@ impl Hosts {
     }
 
     fn allows(&self, host: &str, peer: Peer) -> bool {
-        let host = host.to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
         match bare.parse::<IpAddr>() {
             Ok(ip) => ip.is_loopback() || peer == Peer::Tcp { local: ip.to_canonical() } || self.0.contains(&host),
@@ -52,7 +53,9 @@ pub fn check_host(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, pee
         (_, Some(host)) => host.to_str().unwrap_or_default(),
         (_, None) => return reject("the request has no Host header; send one"),
     };
-    if is_plainly_local(host) {
+    // No browser connects to a Unix socket. Clients send any name there, or an empty one, as RFC 9112 section 3.2
+    // requires where the target has no authority.
+    if is_plainly_local(host) || matches!(peer, Peer::Unix { .. }) {
         return Ok(());
     }
     match host.parse::<Authority>() {
@@ -67,8 +70,9 @@ fn is_plainly_local(host: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
+/// A port may be empty (RFC 3986 section 3.2.3).
 fn is_port(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
+    text.is_empty() || (text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok())
 }
 
 /// Whether an authority has neither user information nor an invalid port.
@@ -90,11 +94,15 @@ mod tests {
     const LOCAL: Peer = Peer::Tcp { local: IpAddr::V4(std::net::Ipv4Addr::new(10, 1, 2, 3)) };
 
     fn is_accepted(hosts: &[&str]) -> bool {
+        is_accepted_from(LOCAL, hosts)
+    }
+
+    fn is_accepted_from(peer: Peer, hosts: &[&str]) -> bool {
         let request = Request::post("/v4/follow/follow_check");
         let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let names = Hosts::new(&["gate.internal".to_owned()]);
-        match check_host(&head, &RequestHeaders::of(&head.headers), &names, LOCAL) {
+        match check_host(&head, &RequestHeaders::of(&head.headers), &names, peer) {
             Ok(()) => true,
             Err(error) => {
                 assert_eq!(error.wire().slug.text(), "forbidden");
@@ -105,9 +113,22 @@ mod tests {
 
     #[test]
     fn only_own_names_are_accepted_as_host() {
-        for host in
-            ["localhost", "LOCALHOST:8700", "127.0.0.1:1", "127.9.9.9", "[::1]:8700", "10.1.2.3", "gate.internal:99"]
-        {
+        for host in [
+            "localhost",
+            "LOCALHOST:8700",
+            "localhost:",
+            "localhost.",
+            "localhost.:8700",
+            "127.0.0.1:1",
+            "127.0.0.1.",
+            "127.9.9.9",
+            "[::1]:8700",
+            "[::1]:",
+            "10.1.2.3",
+            "10.1.2.3.:80",
+            "gate.internal:99",
+            "Gate.Internal.:99",
+        ] {
             assert!(is_accepted(&[host]), "{host}");
         }
         for host in [
@@ -119,7 +140,8 @@ mod tests {
             "localhost@evil",
             "127.0.0.1.evil",
             "localhost:x",
-            "localhost:",
+            "localhost..",
+            ".",
             "localhost:99999",
             "localhost:+1",
             "localhost:8[::1]:1",
@@ -130,5 +152,14 @@ mod tests {
         }
         assert!(!is_accepted(&[]));
         assert!(!is_accepted(&["localhost", "localhost"]));
+    }
+
+    #[test]
+    fn any_single_host_is_accepted_over_a_unix_socket() {
+        let unix = Peer::Unix { uid: None };
+        for host in ["", "unix", "chatgate", "docker", "_", "%2Frun%2Fchatgate.sock", "evil"] {
+            assert!(is_accepted_from(unix, &[host]), "{host}");
+        }
+        assert!(!is_accepted_from(unix, &["localhost", "localhost"]));
     }
 }
