@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use http::header::CONNECTION;
-use http::{HeaderValue, Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Method, Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -111,8 +112,11 @@ fn respond<S, B>(
 ) -> impl Future<Output = Result<Response<TrackedBody<B>>, Infallible>> + use<S, B>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    B: Body,
 {
     let is_http2 = request.version() >= Version::HTTP_2;
+    // Over HTTP/1, hyper leaves out the body itself.
+    let is_bodiless = is_http2 && request.method() == Method::HEAD;
     let guard = in_flight.begin(is_http2);
     let (in_flight, drain) = (is_http2.then(|| in_flight.clone()), drain.clone());
     // Called here, not within the future, which would carry the request. `oneshot`, which also polls the readiness, is
@@ -120,8 +124,14 @@ where
     let responding = service.clone().call(request);
     async move {
         let Ok(response) = responding.await;
-        let mut response =
-            response.map(|body| TrackedBody::new(body, in_flight.map(|in_flight| in_flight.begin_response())));
+        let (mut head, body) = response.into_parts();
+        if is_bodiless && let Some(length) = body.size_hint().exact() {
+            // RFC 9110 section 8.6: the length that a GET would have.
+            head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+        }
+        let body = (!is_bodiless).then_some(body);
+        let body = TrackedBody::new(body, in_flight.map(|in_flight| in_flight.begin_response()));
+        let mut response = Response::from_parts(head, body);
         if !is_http2 && drain.has_begun() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

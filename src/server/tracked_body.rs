@@ -56,16 +56,16 @@ impl Drop for ResponseGuard {
     }
 }
 
-/// A response body. Its response is pending while any of its bytes is in memory.
+/// A response body, or none. Its response is pending while any of its bytes is in memory.
 #[derive(Debug)]
 pub(super) struct TrackedBody<B> {
-    body: B,
+    body: Option<B>,
     response: Option<Arc<ResponseGuard>>,
 }
 
 impl<B> TrackedBody<B> {
     /// Without a guard, the body is not tracked.
-    pub(super) fn new(body: B, response: Option<ResponseGuard>) -> Self {
+    pub(super) fn new(body: Option<B>, response: Option<ResponseGuard>) -> Self {
         Self { body, response: response.map(Arc::new) }
     }
 }
@@ -84,18 +84,19 @@ impl<B: Body<Data = Bytes> + Unpin> Body for TrackedBody<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
         let Some(response) = &self.response else { return Poll::Ready(frame) };
         let track = |bytes| Bytes::from_owner(TrackedBytes(bytes, Arc::clone(response)));
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(track))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
     #[tokio::test]
     async fn response_is_pending_until_its_last_byte_is_dropped() {
         let pending = Arc::new(PendingResponses::default());
-        let first = TrackedBody::new(Full::new(Bytes::from_static(b"one")), Some(pending.begin()));
+        let first = TrackedBody::new(Some(Full::new(Bytes::from_static(b"one"))), Some(pending.begin()));
         let start = pending.oldest().expect("one");
         let second = pending.begin();
         assert_eq!(first.size_hint().exact(), Some(3));

@@ -402,6 +402,23 @@ async fn http2_returns_the_same_responses_and_errors() {
 }
 
 #[tokio::test]
+async fn head_over_http2_returns_the_headers_of_get() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    for (address, target, status) in
+        [(gateway.admin(), "/livez", 200), (gateway.admin(), "/unknown", 404), (gateway.address(), "/v4/a/b", 405)]
+    {
+        let http2 = Http2::open(address).await;
+        // A body would end the connection with an error, as a response to HEAD must not have one.
+        let head = http2.request(&TestRequest::new("HEAD", target)).await;
+        assert_eq!((head.status, head.body.len()), (status, 0), "{target}: {head:?}");
+        let get = http2.request(&TestRequest::new("GET", target)).await;
+        let length = get.body.len().to_string();
+        assert_eq!((get.status, head.header("content-length")), (status, Some(length.as_str())), "{target}: {head:?}");
+    }
+}
+
+#[tokio::test]
 async fn incomplete_request_never_reaches_upstream() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;
