@@ -8,7 +8,7 @@ use std::str::FromStr;
 use rustls::pki_types::ServerName;
 
 /// Maximum length of a Unix socket path in bytes: 108 with the final NUL on Linux (unix(7)).
-const UNIX_PATH_LEN_MAX: usize = 107;
+pub(crate) const UNIX_PATH_LEN_MAX: usize = 107;
 
 /// The address of a listener: `127.0.0.1:8700`, or `unix:/run/chatgate/chatgate.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

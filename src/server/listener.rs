@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::socket_activation::ActivatedSockets;
@@ -160,20 +160,15 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // Bound under another name, and moved into place once it has its mode: until then, nothing can connect to it.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let _ = std::fs::remove_file(&temporary);
-    let listener = StdUnixListener::bind(&temporary)?;
-    let placed = std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(mode))
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| listener.set_nonblocking(true));
-    if let Err(error) = placed {
-        let _ = std::fs::remove_file(&temporary);
-        return Err(error);
-    }
-    Ok(Listener::Unix(listener, SocketFile::owned(path.to_owned())))
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // From here on an error removes the file.
+    let file = SocketFile::owned(path.to_owned());
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    // Not before the file has its mode: until a socket listens, nothing can connect to it.
+    socket.listen(BACKLOG)?;
+    Ok(Listener::Unix(socket.into(), file))
 }
 
 /// A listening socket of one runtime.
@@ -246,6 +241,7 @@ fn key_of_connection() -> QueueKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::UNIX_PATH_LEN_MAX;
 
     fn unix(path: &Path) -> Result<Listener, BindError> {
         Listener::bind(&ListenAddr::Unix(path.to_owned()), 0o600)
@@ -270,6 +266,17 @@ mod tests {
         assert!(unix(&path).expect_err("a file").to_string().contains("not a socket"));
         assert_eq!(std::fs::read_to_string(&path).expect("exists"), "precious");
         assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 1, "no other file remains");
+    }
+
+    #[test]
+    fn path_of_the_maximum_length_is_bound() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let name = "x".repeat(UNIX_PATH_LEN_MAX - dir.path().as_os_str().len() - 1);
+        let path = dir.path().join(name);
+        let _listener = unix(&path).expect("free");
+        StdUnixStream::connect(&path).expect("it listens");
+        let entries: Vec<_> = std::fs::read_dir(dir.path()).expect("exists").collect();
+        assert_eq!(entries.len(), 1, "{entries:?}");
     }
 
     #[test]
