@@ -43,6 +43,8 @@ pub(crate) enum Effect {
     SlowDown,
     /// The command is parked.
     ParkCommand,
+    /// The command is parked; the app, if commands of two services are rejected and none is accepted between them.
+    ParkCommandOrApp,
     /// The app is parked, once a second call has confirmed the code.
     ParkApp,
     /// No call of the app is sent for one minute.
@@ -82,7 +84,9 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
         60007 | 60011 | 60018 | 60019 => (retry_if_read, Effect::SlowDown),
         // Disabled for the app, or not permitted to this identifier: these codes concern one command.
         30005 | 60010 | 60017 => (RetryClass::Never, Effect::ParkCommand),
-        60006 | 60016 | 60020 | 60021 | 60026 | 70009 | 70013 | 70014 | 70016 | 70020 | 70051 => {
+        // The app's plan has ended, or a paid feature of this command is off: the code does not say which.
+        60020 => (RetryClass::Never, Effect::ParkCommandOrApp),
+        60006 | 60016 | 60021 | 60026 | 70009 | 70013 | 70014 | 70016 | 70020 | 70051 => {
             (RetryClass::Never, Effect::ParkApp)
         }
         70050 => (RetryClass::Never, Effect::Lockout),
@@ -102,7 +106,8 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
 /// Returns whether a response shows that Chat accepts this app's calls: it knows the app and its signature.
 pub(crate) fn is_accepted(code: i64) -> bool {
     let disposition = classify(AttemptOutcome::Answer(code), CommandKind::Write);
-    !matches!(disposition.effect, Effect::ParkApp | Effect::Lockout) && disposition.retry != RetryClass::FreshSignature
+    !matches!(disposition.effect, Effect::ParkCommandOrApp | Effect::ParkApp | Effect::Lockout)
+        && disposition.retry != RetryClass::FreshSignature
 }
 
 /// Returns whether other arguments might succeed. An unknown code counts as such: then each pair gets a call of its own,
@@ -117,7 +122,10 @@ pub(crate) fn is_about_arguments(code: i64) -> bool {
 pub(crate) fn allows_stale(code: i64) -> bool {
     let class = error_code::lookup(code).map(|row| row.class);
     matches!(class, Some(ErrorClass::Transient | ErrorClass::Throttled | ErrorClass::Auth))
-        || matches!(classify_code(code, RetryClass::Never).effect, Effect::ParkApp | Effect::Lockout)
+        || matches!(
+            classify_code(code, RetryClass::Never).effect,
+            Effect::ParkCommandOrApp | Effect::ParkApp | Effect::Lockout
+        )
 }
 
 /// Returns the remedy for a code that parks an app or a command.
@@ -127,7 +135,9 @@ pub(crate) fn hint(code: i64) -> &'static str {
         60006 | 60012 => "check app.sdkappid",
         60010 => "check that app.identifier is an administrator of the app",
         60016 | 60017 | 70051 => "ask Tencent why it is disabled",
-        60020 => "check the plan and the account's balance (recovery takes about five minutes)",
+        60020 => {
+            "check the plan, the features that it includes, and the account's balance (recovery takes about five minutes)"
+        }
         60021 => "add this machine to the IP allow list in the console",
         60026 | 70016 | 70020 => "check app.region, and that app.sdkappid belongs to it",
         70009 => "check that app.secret_key_file holds the key of this app",
@@ -201,7 +211,7 @@ mod tests {
             let code = *row.codes.start();
             let (read, write) = both(AttemptOutcome::Answer(code));
             assert_eq!(read.effect, write.effect);
-            if matches!(read.effect, Effect::ParkApp | Effect::ParkCommand | Effect::Lockout) {
+            if !matches!(read.effect, Effect::None | Effect::SlowDown) {
                 assert_ne!(hint(code), hint(0), "{code}");
                 assert_eq!(read.retry, RetryClass::Never, "{code}");
             }

@@ -80,6 +80,9 @@ pub(crate) struct Parking {
     app: Option<ParkedEntry>,
     /// When Chat first returned a code that parks the app; `None` if no call has, or another call succeeded since.
     suspected: Option<Tick>,
+    /// The service of the first call that was rejected with [`Effect::ParkCommandOrApp`], and when; `None` if no call
+    /// has been, or another call was accepted since.
+    rejected_service: Option<(String, Tick)>,
     commands: Vec<(String, ParkedEntry)>,
 }
 
@@ -123,11 +126,18 @@ impl Parking {
                     self.suspected.get_or_insert(now);
                     return ParkingChange::None;
                 }
-                let was_parked = self.app.is_some();
-                let entry = ParkedEntry::new(observation, now.after(PROBE_EVERY), false);
-                let reason = Arc::clone(&entry.reason);
-                self.app = Some(entry);
-                if was_parked { ParkingChange::None } else { ParkingChange::App(reason) }
+                self.park_app(observation, now)
+            }
+            Effect::ParkCommandOrApp => {
+                let is_parked = self.app.as_ref().is_some_and(|entry| entry.reason.code == code);
+                let is_confirmed = |(service, since): &(String, Tick)| service != command.service() && sent >= *since;
+                if is_parked || self.rejected_service.as_ref().is_some_and(is_confirmed) {
+                    return self.park_app(observation, now);
+                }
+                let rejected = self.rejected_service.take().unwrap_or_else(|| (command.service().to_owned(), now));
+                self.on_accepted();
+                self.rejected_service = Some(rejected);
+                self.park_command(observation, now)
             }
             Effect::Lockout => {
                 let entry = ParkedEntry::new(observation, now.after(LOCKOUT), true);
@@ -137,17 +147,7 @@ impl Parking {
             }
             Effect::ParkCommand => {
                 self.on_accepted();
-                let entry = ParkedEntry::new(observation, now.after(PROBE_EVERY), false);
-                if let Some((_, parked)) = self.commands.iter_mut().find(|(name, _)| is(name, command)) {
-                    *parked = entry;
-                    return ParkingChange::None;
-                }
-                if self.commands.len() == COMMANDS_MAX {
-                    return ParkingChange::None;
-                }
-                let reason = Arc::clone(&entry.reason);
-                self.commands.push((command.to_string(), entry));
-                ParkingChange::Command(reason)
+                self.park_command(observation, now)
             }
             Effect::None | Effect::SlowDown if is_accepted(code) => {
                 let before = self.commands.len();
@@ -162,9 +162,33 @@ impl Parking {
         }
     }
 
+    fn park_app(&mut self, observation: Observation<'_>, now: Tick) -> ParkingChange {
+        let was_parked = self.app.is_some();
+        let entry = ParkedEntry::new(observation, now.after(PROBE_EVERY), false);
+        let reason = Arc::clone(&entry.reason);
+        self.app = Some(entry);
+        if was_parked { ParkingChange::None } else { ParkingChange::App(reason) }
+    }
+
+    fn park_command(&mut self, observation: Observation<'_>, now: Tick) -> ParkingChange {
+        let command = observation.command;
+        let entry = ParkedEntry::new(observation, now.after(PROBE_EVERY), false);
+        if let Some((_, parked)) = self.commands.iter_mut().find(|(name, _)| is(name, command)) {
+            *parked = entry;
+            return ParkingChange::None;
+        }
+        if self.commands.len() == COMMANDS_MAX {
+            return ParkingChange::None;
+        }
+        let reason = Arc::clone(&entry.reason);
+        self.commands.push((command.to_string(), entry));
+        ParkingChange::Command(reason)
+    }
+
     /// Chat accepts the app's calls. Returns whether the app was parked.
     fn on_accepted(&mut self) -> bool {
         self.suspected = None;
+        self.rejected_service = None;
         // Responses that were in flight do not end a lockout.
         self.app.take_if(|entry| !entry.is_lockout).is_some()
     }
@@ -259,6 +283,32 @@ mod tests {
         assert!(parking.admit(CHECK, at(31)).is_ok(), "the probe");
         assert!(parking.admit(CHECK, at(32)).is_err());
         assert_eq!(respond(&mut parking, CHECK, 0, 31, 32), ParkingChange::Lifted);
+    }
+
+    #[test]
+    fn paid_feature_that_is_off_parks_its_command_and_an_ended_plan_the_app() {
+        let (search, page) = (named("search/search_users"), named("search/search_groups"));
+        let mut parking = Parking::default();
+        for (command, second) in [(search, 0), (page, 2), (search, 40), (search, 80)] {
+            respond(&mut parking, command, 60020, second, second + 1);
+        }
+        assert!(parking.check(search, at(82)).is_err() && parking.check(page, at(4)).is_err());
+        assert!(parking.check(CHECK, at(82)).is_ok(), "two commands of one service");
+        assert_eq!(
+            respond(&mut parking, CHECK, 0, 82, 83),
+            ParkingChange::None,
+            "other commands stay parked when one is accepted"
+        );
+        assert!(matches!(respond(&mut parking, CHECK, 60020, 84, 85), ParkingChange::Command(_)), "accepted between");
+        assert!(parking.app(at(85)).is_none());
+        assert!(matches!(respond(&mut parking, search, 60020, 84, 86), ParkingChange::None), "in flight already");
+        assert!(matches!(respond(&mut parking, search, 60020, 90, 91), ParkingChange::App(_)), "two services");
+        assert!(parking.check(named("openim/sendmsg"), at(92)).is_err());
+        assert!(parking.admit(CHECK, at(121)).is_ok(), "the probe");
+        assert_eq!(respond(&mut parking, CHECK, 60020, 121, 122), ParkingChange::None);
+        assert!(parking.check(named("openim/sendmsg"), at(123)).is_err());
+        assert_eq!(respond(&mut parking, CHECK, 0, 152, 153), ParkingChange::Lifted);
+        assert!(parking.check(named("openim/sendmsg"), at(153)).is_ok());
     }
 
     #[test]
