@@ -100,12 +100,17 @@ pub(super) fn wait(args: WaitArgs) -> ExitCode {
 pub(super) fn stop(args: StopArgs) -> ExitCode {
     let deadline = clock::now() + args.timeout;
     run(args.admin, move |admin| async move {
-        match admin.send(Method::POST, "/quit", deadline).await {
-            Ok((StatusCode::OK, _)) => {}
-            Ok((status, text)) => return Err(format!("{}: response {status}: {text}", admin.address)),
-            // The gateway may have exited before it sent the response; the loop below finds out.
-            Err(AdminError::Broken(_)) => {}
-            Err(error) => return Err(format!("{}: {error}", admin.address)),
+        let mut is_lost = false;
+        loop {
+            match admin.send(Method::POST, "/quit", deadline).await {
+                Ok((StatusCode::OK, _)) => break,
+                Ok((status, text)) => return Err(format!("{}: response {status}: {text}", admin.address)),
+                // The request is lost, or the gateway has exited before it responded. Stopping twice changes nothing.
+                Err(AdminError::Broken(_)) if clock::now() + POLL_INTERVAL < deadline => is_lost = true,
+                Err(AdminError::Connect(error)) if is_lost && is_not_listening(&error) => return Ok("stopped\n"),
+                Err(error) => return Err(format!("{}: {error}", admin.address)),
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         loop {
             let connecting = tokio::time::timeout_at(deadline.into(), admin.address.connect());
