@@ -64,7 +64,7 @@ pub struct App {
 /// Reads all apps. Returns the valid ones, and the names of all, including invalid ones.
 pub(super) fn read_apps(root: &mut Section<'_>) -> (Vec<App>, HashSet<AppName>) {
     let sections = root.sections("app");
-    if sections.is_empty() && !root.has("app") {
+    if !root.has("app") || root.is_empty_list("app") {
         root.problem("app", "missing; add an [[app]] with name, sdkappid, region, and secret_key_file");
     }
     if sections.len() > APPS_MAX {

@@ -19,6 +19,10 @@ pub(super) const PEM_LEN_MAX: usize = 1024 * 1024;
 
 /// Message for a file that begins as PEM and cannot be decoded.
 const NOT_PEM: &str = "the file is not valid PEM; check whether it was truncated";
+/// Message for an encrypted private key.
+const ENCRYPTED: &str = "its private key is encrypted, so decrypt it: chatgate cannot ask for a password";
+/// The byte order mark of UTF-8, which some editors write at the start of a file.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A problem of a certificate and its key.
 pub(super) struct KeyPairError {
@@ -81,6 +85,8 @@ pub(super) fn read_key(path: &Path) -> Result<KeyFile, String> {
     match PrivateKeyDer::from_pem_slice(&pem) {
         Ok(key) => Ok((Zeroizing::new(key), warning)),
         Err(pem::Error::NoItemsFound) => Err(format!("no private key in the file; {}", describe(&pem))),
+        // The headers of RFC 1421, as OpenSSL wrote them before PKCS #8, are not base64.
+        Err(_) if is_encrypted(&pem) => Err(format!("no usable private key in the file; {ENCRYPTED}")),
         Err(_) => Err(NOT_PEM.to_owned()),
     }
 }
@@ -120,11 +126,19 @@ fn read_pem(path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<SecretWarning>), 
         file.take(PEM_LEN_MAX as u64 + 1).read_to_end(&mut bytes).map_err(SecretError::Unreadable)?;
         Ok((bytes, is_world_readable(&metadata).then_some(SecretWarning::WorldReadable)))
     };
-    let (pem, warning) = read().map_err(|error: SecretError| error.to_string())?;
+    let (mut pem, warning) = read().map_err(|error: SecretError| error.to_string())?;
     if pem.len() > PEM_LEN_MAX {
         return Err("the file is larger than 1 MiB; check that it is the right file".to_owned());
     }
+    if pem.starts_with(BYTE_ORDER_MARK) {
+        pem.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok((pem, warning))
+}
+
+/// Whether a private key of any format is encrypted.
+fn is_encrypted(pem: &[u8]) -> bool {
+    memchr::memmem::find(pem, b"ENCRYPTED").is_some()
 }
 
 /// Describes the content of a file that lacks the expected PEM section.
@@ -132,9 +146,7 @@ fn describe(pem: &[u8]) -> &'static str {
     let contains = |label: &[u8]| memchr::memmem::find(pem, label).is_some();
     match () {
         () if pem.iter().all(u8::is_ascii_whitespace) => "it is empty",
-        () if contains(b"ENCRYPTED") => {
-            "its private key is encrypted, so decrypt it: chatgate cannot ask for a password"
-        }
+        () if is_encrypted(pem) => ENCRYPTED,
         () if contains(b"PRIVATE KEY-----") => "it contains a private key, so check whether the files are swapped",
         () if contains(b"-----BEGIN CERTIFICATE-----") => {
             "it contains a certificate, so check whether the files are swapped"

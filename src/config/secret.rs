@@ -50,6 +50,8 @@ pub enum SecretError {
     Empty,
     #[error("the secret has more than one line; it must be one line of text")]
     ManyLines,
+    #[error("the secret contains a NUL character; write the file again as plain text")]
+    Nul,
     #[error("a PEM key of the first-generation signatures; use the secret key that the console shows, 64 hex digits")]
     Pem,
 }
@@ -115,6 +117,10 @@ pub(super) fn parse_secret(text: &str) -> Result<(SecretText, Vec<SecretWarning>
     if line.is_empty() {
         return Err(SecretError::Empty);
     }
+    // Text in UTF-16 has one in every ASCII character, and no secret has any.
+    if line.contains('\0') {
+        return Err(SecretError::Nul);
+    }
     let mut warnings = Vec::new();
     if line.starts_with('\u{feff}') {
         warnings.push(SecretWarning::ByteOrderMark);
@@ -167,6 +173,9 @@ mod tests {
         }
         for text in ["a\nb", "a\n\n", "a\rb", "\na", "a\r", "a\r\r\n"] {
             assert!(matches!(line(text), Err(SecretError::ManyLines)), "{text:?}");
+        }
+        for text in ["k\0e\0y\0", "\0", "key\0\n"] {
+            assert!(matches!(line(text), Err(SecretError::Nul)), "{text:?}");
         }
         let pem = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n";
         assert!(matches!(line(pem), Err(SecretError::Pem)));

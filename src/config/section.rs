@@ -118,6 +118,11 @@ impl<'a> Section<'a> {
         self.entry(key).is_some()
     }
 
+    /// Returns whether the key is an empty list.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        self.entry(key).and_then(|(_, node)| node.list()).is_some_and(<[_]>::is_empty)
+    }
+
     /// Notes a problem of a key's value.
     pub(super) fn problem(&self, key: &str, message: impl Display) {
         self.context.problem(self.location_of(key), &self.path_of(key), message);

@@ -240,9 +240,11 @@ fn all_problems_are_reported_in_file_order() {
 
 #[test]
 fn configuration_without_an_app_is_rejected() {
-    let problems = Folder::with("").problems(&[]);
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].starts_with("config.toml: app: missing; add an [[app]]"), "{problems:?}");
+    for (text, place) in [("", "config.toml"), ("app = []\n", "config.toml:1")] {
+        let problems = Folder::with(text).problems(&[]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(&format!("{place}: app: missing; add an [[app]]")), "{problems:?}");
+    }
 }
 
 #[test]

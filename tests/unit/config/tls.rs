@@ -46,6 +46,16 @@ fn valid_certificate_is_accepted_and_its_key_not_printed() {
 }
 
 #[test]
+fn byte_order_mark_before_pem_is_ignored() {
+    let folder = folder(TLS, 90);
+    for name in ["cert.pem", "key.pem"] {
+        let text = fs::read_to_string(folder.folder.path().join(name)).expect("written");
+        folder.secret(name, &format!("\u{feff}{text}"));
+    }
+    assert_eq!(folder.warnings(), [""; 0]);
+}
+
+#[test]
 fn expired_or_expiring_certificate_causes_a_warning() {
     for (days, part) in [(29, "expires in 29 days, at 20"), (0, "expires in 0 days"), (-3, "expired at 20")] {
         let warnings = folder(TLS, days).warnings();
@@ -58,6 +68,8 @@ fn expired_or_expiring_certificate_causes_a_warning() {
 #[test]
 fn unusable_tls_files_are_rejected_with_the_cause() {
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let old_encrypted = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00FF\n\n\
+                         AAAA\n-----END RSA PRIVATE KEY-----\n";
     let odd = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     for (name, text, key, part) in [
         ("cert.pem", Some(""), "cert_file", "it is empty"),
@@ -68,6 +80,7 @@ fn unusable_tls_files_are_rejected_with_the_cause() {
         ("cert.pem", None, "cert_file", "no such file"),
         ("key.pem", Some(""), "key_file", "it is empty"),
         ("key.pem", Some(encrypted), "key_file", "encrypted"),
+        ("key.pem", Some(old_encrypted), "key_file", "encrypted"),
         ("key.pem", Some(odd), "key_file", "it contains a certificate, so check whether the files are swapped"),
         ("key.pem", Some("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "key_file", "type of key"),
         ("key.pem", None, "key_file", "no such file"),
