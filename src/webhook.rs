@@ -29,6 +29,7 @@ use crate::http::body::{BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::server::{ConnectionHandler, ConnectionService};
+use crate::telemetry::metrics::labels::CommandLabel;
 
 /// Maximum size of a body, in bytes. A body with 20 targets, the most that one call changes, has less than 2 KiB.
 const BODY_LEN_MAX: usize = 64 * 1024;
@@ -158,13 +159,17 @@ async fn apply(app: &App, event: Event, is_first: bool) {
             app.invalidate_everywhere(&scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "webhook invalidated cached pairs");
         }
-        Event::OverLimit { command, .. } if !is_first => {
-            tracing::info!(app = %name, command, "ignoring a replayed rate-limit alert");
-        }
         Event::OverLimit { command, limit } => {
-            let Ok(known) = CommandName::parse(&command) else { return };
-            tracing::info!(app = %name, command, limit, "Chat reports that a command is close to its rate limit");
-            app.apply_rate_alert(known, limit);
+            let Ok(command) = CommandName::parse(&command) else { return };
+            // The signature does not cover the name: only one of the built-in table is logged.
+            let label = CommandLabel::of(command).text();
+            if !is_first {
+                tracing::info!(app = %name, command = %label, "ignoring a replayed rate-limit alert");
+            } else if app.apply_rate_alert(command, limit) {
+                tracing::info!(app = %name, command = %label, limit, "Chat reports that a command is close to its rate limit");
+            } else {
+                tracing::info!(app = %name, "ignoring a rate-limit alert: too many commands outside the built-in table");
+            }
         }
         Event::Other => {}
     }

@@ -140,9 +140,9 @@ impl App {
     }
 
     /// Caps the rate of a command at the limit that Chat announced, for a while. The cap never exceeds the configured
-    /// rate.
-    pub(crate) fn apply_rate_alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
-        self.chat.quotas.alert(name, limit);
+    /// rate. Returns whether the command has a quota of its own; otherwise there is no effect.
+    pub(crate) fn apply_rate_alert(&self, name: CommandName<'_>, limit: NonZeroU32) -> bool {
+        self.chat.quotas.alert(name, limit)
     }
 }
 

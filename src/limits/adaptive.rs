@@ -96,6 +96,11 @@ impl AdaptiveLimit {
         self.cap = (limit < self.configured).then_some(Cap { limit: limit.max(1), until });
     }
 
+    /// Whether a cap lowers the limit.
+    pub(super) fn is_capped(&self, now: Tick) -> bool {
+        self.cap.is_some_and(|cap| now < cap.until)
+    }
+
     /// Drops an expired cap, and grows if a step is due.
     pub(crate) fn on_tick(&mut self, now: Tick) {
         self.cap = self.cap.filter(|cap| now < cap.until);
@@ -196,7 +201,7 @@ mod tests {
         assert_eq!((adaptive.limit(), adaptive.next_change_at()), (30, Some(at(10_000))));
         adaptive.on_tick(at(9_999));
         assert_eq!(adaptive.limit(), 30);
-        assert!(!adaptive.is_settled(at(9_999)));
+        assert!(!adaptive.is_settled(at(9_999)) && adaptive.is_capped(at(9_999)) && !adaptive.is_capped(at(10_000)));
         adaptive.on_tick(at(10_000));
         assert_eq!((adaptive.limit(), adaptive.next_change_at()), (100, None));
         adaptive.cap_until(0, at(20_000));

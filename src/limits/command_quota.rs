@@ -98,6 +98,11 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.change_limit(|adaptive| adaptive.cap_until(limit.get(), until));
     }
 
+    /// Returns whether a cap lowers the limit.
+    pub(super) fn is_capped(&self, now: Tick) -> bool {
+        self.adaptive.lock().is_capped(now)
+    }
+
     /// Lowers the limit after Chat throttled a call. It recovers slowly. Returns the change, if there is one.
     pub(crate) fn on_throttled(&self) -> Option<LimitChange> {
         self.on_throttled_at(clock::tick())

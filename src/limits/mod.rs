@@ -90,13 +90,21 @@ impl AppQuotas {
     }
 
     /// Caps a command at the limit that Chat reported, for [`ALERT_HOLDS`] (webhook `Alert.RequestOverLimit`, vendor
-    /// page 1047/60256). A cap above the configured limit has no effect.
-    pub(crate) fn alert(&self, name: CommandName<'_>, limit: NonZeroU32) {
-        self.alert_at(name, limit, clock::tick());
+    /// page 1047/60256). A cap above the configured limit has no effect. Returns `false` if the command is outside the
+    /// built-in table and too many such commands are capped or in use.
+    pub(crate) fn alert(&self, name: CommandName<'_>, limit: NonZeroU32) -> bool {
+        self.alert_at(name, limit, clock::tick())
     }
 
-    fn alert_at(&self, name: CommandName<'_>, limit: NonZeroU32, now: Tick) {
-        self.of_at(name, now).cap_until(limit, now.after(ALERT_HOLDS));
+    fn alert_at(&self, name: CommandName<'_>, limit: NonZeroU32, now: Tick) -> bool {
+        let until = now.after(ALERT_HOLDS);
+        match row_number(name) {
+            Some(row) => {
+                self.known[row].cap_until(limit, until);
+                true
+            }
+            None => self.unlisted.cap(&name.to_string(), (limit, until), now, |of| self.create_unlisted(of)),
+        }
     }
 
     /// Applies other limits after a reload. A quota with an unchanged limit keeps its state; one with another limit
@@ -130,13 +138,15 @@ impl AppQuotas {
         if let Some(row) = row_number(name) {
             return Arc::clone(&self.known[row]);
         }
-        self.unlisted.get(&name.to_string(), now, |of| {
-            let limit = limit_of(&self.config.load(), of);
-            match of {
-                QuotaOf::Command(name) => self.create(name, limit),
-                QuotaOf::Rest => self.create(REST, limit),
-            }
-        })
+        self.unlisted.get(&name.to_string(), now, |of| self.create_unlisted(of))
+    }
+
+    fn create_unlisted(&self, of: QuotaOf<'_>) -> CommandQuota {
+        let limit = limit_of(&self.config.load(), of);
+        match of {
+            QuotaOf::Command(name) => self.create(name, limit),
+            QuotaOf::Rest => self.create(REST, limit),
+        }
     }
 
     fn create(&self, name: &str, limit: NonZeroU32) -> CommandQuota {
@@ -190,7 +200,7 @@ mod tests {
         let quotas = AppQuotas::new(config(5), None);
         let now = clock::tick();
         let others: Vec<_> = (0..UNLISTED_MAX).map(|n| format!("future/other_{n}")).collect();
-        quotas.alert_at(name("future/command"), number(2), now);
+        assert!(quotas.alert_at(name("future/command"), number(2), now));
         for secs in [1, 11, 300, 599] {
             let later = now.after(Duration::from_secs(secs));
             others.iter().for_each(|other| drop(quotas.of_at(name(other), later)));

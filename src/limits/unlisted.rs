@@ -1,13 +1,15 @@
 //! Quotas of commands outside the built-in table: bounded in number, and dropped only when they no longer matter.
 //!
-//! At every instant a command has at most one quota that matters. Two rules ensure that:
+//! At every instant a command has at most one quota that matters, and no event slows down another command. The rules:
 //!
 //! - A quota leaves the map only if [`CommandQuota::retire`] agrees: no caller holds it, no call is queued, its limit
 //!   is the configured one, and its burst is whole. A new quota in its place then behaves exactly like it.
+//! - A quota is capped only if it is a command's own: the rest serves other commands, which a cap must not slow down.
 //! - While the map is full, further commands share one quota, the *rest*. As long as the rest matters, no new quota is
 //!   created: a command that used the rest a moment ago would get a second one.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +21,10 @@ use crate::domain::tick::Tick;
 
 /// The shortest time between two sweeps of a full map. A sweep of 1024 quotas took 0.13 ms in a debug build.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Maximum number of quotas that are capped at the same time. A rate-limit alert names its command, and invented names
+/// must not fill the map.
+pub(super) const CAPPED_MAX: usize = 64;
 
 /// The quotas of all unlisted commands of an app.
 #[derive(Debug)]
@@ -58,26 +64,29 @@ impl<C: Clock + Clone> UnlistedQuotas<C> {
         now: Tick,
         create: impl FnOnce(QuotaOf<'_>) -> CommandQuota<C>,
     ) -> Arc<CommandQuota<C>> {
+        self.quotas.lock().get(self.max, name, now, create)
+    }
+
+    /// Caps the quota of a command, which `create` makes if there is none. Returns `false`, without a cap, if
+    /// [`CAPPED_MAX`] other quotas are capped or the command shares the rest.
+    pub(super) fn cap(
+        &self,
+        name: &str,
+        (limit, until): (NonZeroU32, Tick),
+        now: Tick,
+        create: impl FnOnce(QuotaOf<'_>) -> CommandQuota<C>,
+    ) -> bool {
         let mut quotas = self.quotas.lock();
-        if let Some(quota) = quotas.own.get(name) {
-            return Arc::clone(quota);
+        let others = quotas.own.iter().filter(|(other, quota)| &***other != name && quota.is_capped(now));
+        if others.count() >= CAPPED_MAX {
+            return false;
         }
-        if quotas.rest.as_mut().is_some_and(|rest| retire(rest, now)) {
-            quotas.rest = None;
+        let quota = quotas.get(self.max, name, now, create);
+        let is_own = quotas.own.contains_key(name);
+        if is_own {
+            quota.cap_until(limit, until);
         }
-        if let Some(rest) = &quotas.rest {
-            return Arc::clone(rest);
-        }
-        if quotas.own.len() >= self.max && now >= quotas.next_sweep_at {
-            quotas.own.retain(|_, quota| !retire(quota, now));
-            quotas.next_sweep_at = now.after(SWEEP_INTERVAL);
-        }
-        if quotas.own.len() >= self.max {
-            return Arc::clone(quotas.rest.insert(Arc::new(create(QuotaOf::Rest))));
-        }
-        let quota = Arc::new(create(QuotaOf::Command(name)));
-        quotas.own.insert(name.into(), Arc::clone(&quota));
-        quota
+        is_own
     }
 
     /// Calls `visit` with every quota.
@@ -90,6 +99,36 @@ impl<C: Clock + Clone> UnlistedQuotas<C> {
     }
 }
 
+impl<C: Clock + Clone> Quotas<C> {
+    fn get(
+        &mut self,
+        max: usize,
+        name: &str,
+        now: Tick,
+        create: impl FnOnce(QuotaOf<'_>) -> CommandQuota<C>,
+    ) -> Arc<CommandQuota<C>> {
+        if let Some(quota) = self.own.get(name) {
+            return Arc::clone(quota);
+        }
+        if self.rest.as_mut().is_some_and(|rest| retire(rest, now)) {
+            self.rest = None;
+        }
+        if let Some(rest) = &self.rest {
+            return Arc::clone(rest);
+        }
+        if self.own.len() >= max && now >= self.next_sweep_at {
+            self.own.retain(|_, quota| !retire(quota, now));
+            self.next_sweep_at = now.after(SWEEP_INTERVAL);
+        }
+        if self.own.len() >= max {
+            return Arc::clone(self.rest.insert(Arc::new(create(QuotaOf::Rest))));
+        }
+        let quota = Arc::new(create(QuotaOf::Command(name)));
+        self.own.insert(name.into(), Arc::clone(&quota));
+        quota
+    }
+}
+
 /// Whether the quota can be dropped. See [`CommandQuota::retire`].
 fn retire<C: Clock + Clone>(quota: &mut Arc<CommandQuota<C>>, now: Tick) -> bool {
     Arc::get_mut(quota).is_some_and(|quota| quota.retire(now))
@@ -98,7 +137,6 @@ fn retire<C: Clock + Clone>(quota: &mut Arc<CommandQuota<C>>, now: Tick) -> bool
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::num::NonZeroU32;
 
     use governor::clock::FakeRelativeClock;
     use proptest::collection::vec;
@@ -129,10 +167,17 @@ mod tests {
         }
 
         fn get(&self, name: &str) -> Arc<Quota> {
-            self.quotas.get(name, self.now, |_| {
-                self.created.set(self.created.get() + 1);
-                CommandQuota::new(PER_SECOND, Arc::clone(&self.total), None, self.clock.clone())
-            })
+            self.quotas.get(name, self.now, |_| self.create())
+        }
+
+        /// Caps a quota at one call per second.
+        fn cap(&self, name: &str, span: Duration) -> bool {
+            self.quotas.cap(name, (NonZeroU32::MIN, self.now.after(span)), self.now, |_| self.create())
+        }
+
+        fn create(&self) -> Quota {
+            self.created.set(self.created.get() + 1);
+            CommandQuota::new(PER_SECOND, Arc::clone(&self.total), None, self.clock.clone())
         }
 
         /// Uses other names until the map is full and has been swept.
@@ -197,6 +242,27 @@ mod tests {
         drop((one, two));
         assert!(!fixture.is_rest(&fixture.get("b/1")));
         assert!(fixture.quotas.quotas.lock().rest.is_none());
+    }
+
+    #[test]
+    fn capped_quotas_are_bounded_and_leave_other_commands_alone() {
+        let mut fixture = Fixture::new(1000);
+        let hold = Duration::from_secs(600);
+        let capped = (0..500).filter(|n| fixture.cap(&format!("invented/{n}"), hold)).count();
+        assert_eq!((capped, fixture.created.get()), (CAPPED_MAX, CAPPED_MAX));
+        assert!(fixture.cap("invented/7", hold), "it is among the capped ones");
+        assert!(!fixture.cap("a/b", hold) && fixture.get("a/b").limit() == 5);
+        fixture.advance(hold);
+        assert!(fixture.cap("a/b", hold) && fixture.get("a/b").limit() == 1, "the caps have ended");
+    }
+
+    #[test]
+    fn command_that_shares_the_rest_is_not_capped() {
+        let fixture = Fixture::new(2);
+        let held: Vec<_> = (0..2).map(|n| fixture.get(&format!("a/{n}"))).collect();
+        assert!(!fixture.cap("b/1", Duration::from_secs(600)));
+        assert_eq!(fixture.get("b/2").limit(), 5);
+        assert!(fixture.cap("a/0", Duration::from_secs(600)) && held[0].limit() == 1);
     }
 
     #[test]

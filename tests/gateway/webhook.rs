@@ -390,6 +390,9 @@ async fn rate_alert_lowers_and_never_raises_the_command_quota() {
     post_accepted(&hooks, &alert("openim", "querystate", "1")).await;
     assert!(rejected("openim/querystate", 4).await >= 2, "the quota is 1 call per second now");
     assert_eq!(rejected("openim/sendmsg", 5).await, 0, "another command");
+    post_accepted(&hooks, &alert("future", "command", "1")).await;
+    assert!(rejected("future/command", 4).await >= 2, "a command outside the built-in table");
+    assert_eq!(rejected("future/another", 5).await, 0, "another command outside the table");
     post_accepted(&hooks, &alert("profile", "portrait_get", "100000")).await;
     assert!(rejected("profile/portrait_get", 4).await >= 2, "the configured quota still applies");
 }

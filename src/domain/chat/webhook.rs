@@ -149,7 +149,7 @@ pub enum Event {
     Follow(Scope),
     /// A rate-limit alert: a command is close to its limit ("Alarm webhook", 1047/60256).
     OverLimit {
-        /// `service/command`, from the built-in table.
+        /// `service/command`, in or outside the built-in table.
         command: String,
         /// The limit that Chat enforces, in calls per second.
         limit: NonZeroU32,
@@ -181,9 +181,7 @@ fn over_limit(body: &[u8]) -> Option<Event> {
     }
     let alert: RateAlert = object::read(body)?;
     let command = format!("{}/{}", alert.service_name, alert.command);
-    // Only commands of the table: the state of other commands is created on demand in a bounded table, and invented
-    // names must not fill it.
-    CommandName::parse(&command).ok()?.known()?;
+    CommandName::parse(&command).ok()?;
     Some(Event::OverLimit { command, limit: alert.limit })
 }
 
@@ -288,18 +286,20 @@ mod tests {
     }
 
     #[test]
-    fn rate_alert_names_a_known_command_and_its_limit() {
+    fn rate_alert_names_a_command_and_its_limit() {
         let read = |body: &str| Event::read("Alert.RequestOverLimit", body.as_bytes());
         let alert =
             r#"{"CallbackCommand":"x","ServiceName":"follow","Command":"follow_check","Request":170,"Limit":200}"#;
         let limit = NonZeroU32::new(200).expect("not 0");
         assert_eq!(read(alert), Event::OverLimit { command: "follow/follow_check".into(), limit });
+        let unlisted = alert.replace("follow_check", "follow_more");
+        assert_eq!(read(&unlisted), Event::OverLimit { command: "follow/follow_more".into(), limit });
         for bad in [
             alert.replace("200", "0"),
             alert.replace("200", "-1"),
             alert.replace("200", "\"200\""),
             alert.replace("200", "1e3"),
-            alert.replace("follow_check", "made_up"),
+            alert.replace("follow_check", "made up"),
             alert.replace("follow_check", "follow_check/x"),
             alert.replace("\"Request\":170", "\"Limit\":1"),
             r#"["follow","follow_check",200]"#.to_owned(),
