@@ -186,6 +186,37 @@ async fn disabled_command_parks_itself_and_lockout_parks_the_app() {
 }
 
 #[tokio::test]
+async fn sensitive_word_of_one_caller_parks_nothing() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let rejection = error_response(30005, "sensitive word");
+    for _ in 0..3 {
+        chat.reply_once(Reply::json(rejection.clone()));
+        gateway.call("sns/friend_add", "{}").await.assert_relayed(200, &rejection);
+    }
+    gateway.call("sns/friend_add", "{}").await.assert_relayed(200, OK);
+}
+
+#[tokio::test]
+async fn unpaid_cloud_search_leaves_other_commands_alone() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let unpaid = error_response(60020, "no such add-on");
+    for search in ["user_search/search", "group_search/search"] {
+        chat.reply_once(Reply::json(unpaid.clone()));
+        gateway.call(search, "{}").await.assert_relayed(200, &unpaid);
+        gateway.call(search, "{}").await.assert_error(503, "parked", 60020);
+    }
+    gateway.check("ann", &["bob"]).await.items();
+    for command in [READ, WRITE] {
+        chat.reply_once(Reply::json(unpaid.clone()));
+        gateway.call(command, "{}").await.assert_relayed(200, &unpaid);
+    }
+    gateway.call(WRITE, "{}").await.assert_error(503, "parked", 60020);
+    gateway.check("ann", &["cyd"]).await.items();
+}
+
+#[tokio::test]
 async fn unknown_error_codes_are_relayed_without_side_effects() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;

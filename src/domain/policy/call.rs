@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::outcome::{AttemptOutcome, Effect, RetryClass, classify};
+use super::outcome::{AttemptOutcome, Effect, RetryClass, classify, effect_on};
 use super::parking::{Observation, Parked, Parking, ParkingChange};
 use super::retry_budget::{self, RetryBudget};
 use crate::domain::chat::command::{CommandKind, CommandName};
@@ -76,7 +76,7 @@ impl<'a> CallSession<'a> {
 
     /// Returns what a response with this code means for later calls.
     pub(crate) fn effect(&self, code: i64) -> Effect {
-        classify(AttemptOutcome::Answer(code), self.kind).effect
+        effect_on(self.command, code)
     }
 
     /// Applies a response to what is parked.

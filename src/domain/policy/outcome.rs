@@ -2,7 +2,7 @@
 //!
 //! Chat rejects a call with HTTP status 200, which other proxies take for success. Here the ErrorCode decides.
 
-use crate::domain::chat::command::CommandKind;
+use crate::domain::chat::command::{CommandKind, CommandName, FOLLOW_CHECK};
 use crate::domain::chat::error_code;
 use crate::domain::chat::error_code::{ErrorClass, Retry};
 
@@ -43,7 +43,8 @@ pub(crate) enum Effect {
     SlowDown,
     /// The command is parked.
     ParkCommand,
-    /// The command is parked; the app, if commands of two services are rejected and none is accepted between them.
+    /// The command is parked; the app, if commands of two services are rejected and none is accepted between them. The
+    /// services of one paid feature count as one.
     ParkCommandOrApp,
     /// The app is parked, once a second call has confirmed the code.
     ParkApp,
@@ -79,8 +80,8 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
     let (retry, effect) = match code {
         // Success.
         0 => (RetryClass::Never, Effect::None),
-        // Above the rate limit of the command, of the app (60011), or "too frequently" (60018, 60019). Other throttling
-        // codes concern one user or one group, which must not slow down the others.
+        // Above the rate limit of the command of the app (60011), or "too frequently" (60018,
+        // 60019). Other throttling codes concern one user or one group, which must not slow down the others.
         60007 | 60011 | 60018 | 60019 => (retry_if_read, Effect::SlowDown),
         // Disabled for the app, or not permitted to this identifier: these codes concern one command.
         30005 | 60010 | 60017 => (RetryClass::Never, Effect::ParkCommand),
@@ -103,6 +104,17 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
     Disposition { retry, effect }
 }
 
+/// Returns the effect of a code that this command was answered with.
+///
+/// 30005 parks only commands of the follow service: there it says that the feature is off (vendor page 1047/70349). In
+/// the vendor's older tables it is a sensitive word in one request, which must not silence other requests.
+pub(crate) fn effect_on(command: CommandName<'_>, code: i64) -> Effect {
+    if code == 30005 && command.service() != FOLLOW_CHECK.service() {
+        return Effect::None;
+    }
+    classify_code(code, RetryClass::Never).effect
+}
+
 /// Returns whether a response shows that Chat accepts this app's calls: it knows the app and its signature.
 pub(crate) fn is_accepted(code: i64) -> bool {
     let disposition = classify(AttemptOutcome::Answer(code), CommandKind::Write);
@@ -113,8 +125,15 @@ pub(crate) fn is_accepted(code: i64) -> bool {
 /// Returns whether other arguments might succeed. An unknown code counts as such: then each pair gets a call of its own,
 /// as if its caller had called Chat directly.
 pub(crate) fn is_about_arguments(code: i64) -> bool {
-    error_code::lookup(code)
-        .is_none_or(|row| matches!(row.class, ErrorClass::Client | ErrorClass::NotFound | ErrorClass::Blocked))
+    match code {
+        // The URL, or the command that it names.
+        60002 | 60009 => false,
+        // The app, or an account in the request: the vendor's pages disagree (1047/70349, 1047/34348).
+        30002 => true,
+        _ if classify_code(code, RetryClass::Never).effect != Effect::None => false,
+        _ => error_code::lookup(code)
+            .is_none_or(|row| matches!(row.class, ErrorClass::Client | ErrorClass::NotFound | ErrorClass::Blocked)),
+    }
 }
 
 /// Returns whether a code means that Chat fails or throttles, so that a stale answer is better than none. Errors in the
@@ -206,6 +225,25 @@ mod tests {
     }
 
     #[test]
+    fn sensitive_word_parks_no_command() {
+        let on = |name: &str, code| effect_on(CommandName::parse(name).expect("a name"), code);
+        assert_eq!(on("follow/follow_add", 30005), Effect::ParkCommand);
+        assert_eq!(on("sns/friend_add", 30005), Effect::None);
+        assert_eq!(on("sns/friend_add", 60017), Effect::ParkCommand);
+        assert_eq!(on("sns/friend_add", 70009), Effect::ParkApp);
+    }
+
+    #[test]
+    fn only_errors_of_arguments_are_looked_up_one_by_one() {
+        for code in [30001, 30002, 30003, 60003, 60015, 30515, 70107, 123_456, -1] {
+            assert!(is_about_arguments(code), "{code}");
+        }
+        for code in [30005, 60002, 60007, 60008, 60009, 60016, 60017, 60020, 60026, 70001, 70009, 70050, 70051] {
+            assert!(!is_about_arguments(code), "{code}");
+        }
+    }
+
+    #[test]
     fn every_parking_code_has_its_own_hint() {
         for row in error_code::table() {
             let code = *row.codes.start();
@@ -234,7 +272,9 @@ mod tests {
             assert_eq!(classify(AttemptOutcome::Answer(code), CommandKind::Read).effect, Effect::None, "{code}");
         }
         for code in [60007, 60011, 60018, 60019] {
-            assert_eq!(classify(AttemptOutcome::Answer(code), CommandKind::Write).effect, Effect::SlowDown, "{code}");
+            let (read, write) = both(AttemptOutcome::Answer(code));
+            assert_eq!((read.retry, read.effect), (RetryClass::Retry, Effect::SlowDown), "{code}");
+            assert_eq!((write.retry, write.effect), (RetryClass::Never, Effect::SlowDown), "{code}");
         }
     }
 }

@@ -80,9 +80,9 @@ pub(crate) struct Parking {
     app: Option<ParkedEntry>,
     /// When Chat first returned a code that parks the app; `None` if no call has, or another call succeeded since.
     suspected: Option<Tick>,
-    /// The service of the first call that was rejected with [`Effect::ParkCommandOrApp`], and when; `None` if no call
-    /// has been, or another call was accepted since.
-    rejected_service: Option<(String, Tick)>,
+    /// The paid feature of the first call that was rejected with [`Effect::ParkCommandOrApp`], and when; `None` if no
+    /// call has been, or another call was accepted since.
+    rejected_feature: Option<(String, Tick)>,
     commands: Vec<(String, ParkedEntry)>,
 }
 
@@ -130,13 +130,14 @@ impl Parking {
             }
             Effect::ParkCommandOrApp => {
                 let is_parked = self.app.as_ref().is_some_and(|entry| entry.reason.code == code);
-                let is_confirmed = |(service, since): &(String, Tick)| service != command.service() && sent >= *since;
-                if is_parked || self.rejected_service.as_ref().is_some_and(is_confirmed) {
+                let feature = paid_feature(command);
+                let is_confirmed = |(rejected, since): &(String, Tick)| rejected != feature && sent >= *since;
+                if is_parked || self.rejected_feature.as_ref().is_some_and(is_confirmed) {
                     return self.park_app(observation, now);
                 }
-                let rejected = self.rejected_service.take().unwrap_or_else(|| (command.service().to_owned(), now));
+                let rejected = self.rejected_feature.take().unwrap_or_else(|| (feature.to_owned(), now));
                 self.on_accepted();
-                self.rejected_service = Some(rejected);
+                self.rejected_feature = Some(rejected);
                 self.park_command(observation, now)
             }
             Effect::Lockout => {
@@ -188,7 +189,7 @@ impl Parking {
     /// Chat accepts the app's calls. Returns whether the app was parked.
     fn on_accepted(&mut self) -> bool {
         self.suspected = None;
-        self.rejected_service = None;
+        self.rejected_feature = None;
         // Responses that were in flight do not end a lockout.
         self.app.take_if(|entry| !entry.is_lockout).is_some()
     }
@@ -209,6 +210,15 @@ fn is(name: &str, command: CommandName<'_>) -> bool {
     name.split_once('/') == Some((command.service(), command.command()))
 }
 
+/// Returns the feature that is paid for with a command: its service, but the services of cloud search are one add-on
+/// (vendor pages 269/114547 and 269/114549).
+fn paid_feature(command: CommandName<'_>) -> &str {
+    match command.service() {
+        "user_search" | "group_search" => "cloud search",
+        service => service,
+    }
+}
+
 impl ParkedEntry {
     fn new(observation: Observation<'_>, probe_at: Tick, is_lockout: bool) -> Self {
         let ends = observation.info.char_indices().map(|(at, character)| at + character.len_utf8());
@@ -222,8 +232,8 @@ impl ParkedEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::chat::command::{CommandKind, FOLLOW_CHECK};
-    use crate::domain::policy::outcome::{AttemptOutcome, classify};
+    use crate::domain::chat::command::FOLLOW_CHECK;
+    use crate::domain::policy::outcome::effect_on;
 
     const CHECK: CommandName<'_> = FOLLOW_CHECK;
 
@@ -236,7 +246,7 @@ mod tests {
     }
 
     fn respond(parking: &mut Parking, command: CommandName<'_>, code: i64, sent: u64, now: u64) -> ParkingChange {
-        let effect = classify(AttemptOutcome::Answer(code), CommandKind::Read).effect;
+        let effect = effect_on(command, code);
         parking.on_response(Observation { command, code, info: "an explanation", sent: at(sent) }, effect, at(now))
     }
 
@@ -287,13 +297,13 @@ mod tests {
 
     #[test]
     fn paid_feature_that_is_off_parks_its_command_and_an_ended_plan_the_app() {
-        let (search, page) = (named("search/search_users"), named("search/search_groups"));
+        let (search, page) = (named("user_search/search"), named("group_search/search"));
         let mut parking = Parking::default();
         for (command, second) in [(search, 0), (page, 2), (search, 40), (search, 80)] {
             respond(&mut parking, command, 60020, second, second + 1);
         }
         assert!(parking.check(search, at(82)).is_err() && parking.check(page, at(4)).is_err());
-        assert!(parking.check(CHECK, at(82)).is_ok(), "two commands of one service");
+        assert!(parking.check(CHECK, at(82)).is_ok(), "two commands of one add-on");
         assert_eq!(
             respond(&mut parking, CHECK, 0, 82, 83),
             ParkingChange::None,
