@@ -12,7 +12,6 @@ use chatgate::config::{
     Access, App, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, Server, Upstream,
 };
 use chatgate::domain::chat::app::{SdkAppId, SecretKey};
-use chatgate::domain::chat::region::Region;
 use chatgate::runtime::serve;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
@@ -45,7 +44,7 @@ impl Gateway {
         let app = App {
             name: "bench".parse().expect("a name"),
             sdkappid: SdkAppId::new(1_400_000_001).expect("not 0"),
-            region: Region::Singapore,
+            region: None,
             endpoint: Endpoint { tls: false, host: chat.ip().to_string(), port: chat.port() },
             standby: None,
             extra_roots: Vec::new(),

@@ -10,6 +10,7 @@ use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
 use crate::domain::chat::command::CommandName;
+use crate::domain::chat::region::Region;
 use crate::gateway::{App, Gateway};
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
@@ -108,7 +109,7 @@ fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -
 
 /// Returns the region; `None` if the configuration sets another endpoint.
 fn region(config: &crate::config::App) -> Option<&'static str> {
-    (config.endpoint == Endpoint::https(config.region.host())).then(|| config.region.name())
+    config.region.filter(|region| config.endpoint == Endpoint::https(region.host())).map(Region::name)
 }
 
 /// Returns the fraction of pairs that were cached; `None` without pairs.

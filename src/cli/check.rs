@@ -105,9 +105,16 @@ fn write_app(out: &mut String, app: &App, config: &Config) -> fmt::Result {
     let lifetime = show_duration(app.usersig_lifetime);
     writeln!(out, "  sdkappid      {}", app.sdkappid)?;
     writeln!(out, "  identifier    {:?}, signatures valid for {lifetime}", app.identifier.as_str())?;
+    let region = match app.region {
+        Some(region) if region.is_legacy() => format!(" in {region} (legacy)"),
+        Some(region) => format!(" in {region}"),
+        None => String::new(),
+    };
     match &app.standby {
         Some(standby) => {
-            writeln!(out, "  primary       {} in {}\n  standby       {standby}", app.endpoint, app.region)?;
+            let remark =
+                if app.has_undocumented_standby() { " (not documented by Tencent; see app.standby)" } else { "" };
+            writeln!(out, "  primary       {}{region}\n  standby       {standby}{remark}", app.endpoint)?;
         }
         None => writeln!(out, "  primary       {}, without a standby", app.endpoint)?,
     }
@@ -225,6 +232,27 @@ mod tests {
         );
         assert!(!text.contains("timpush/push"), "no caller may use it\n{text}");
         assert!(!text.contains(&KEY[..8]), "{text}");
+    }
+
+    #[test]
+    fn report_marks_regions_with_a_note() {
+        let app = "sdkappid = 7\nsecret_key_env = 'KEY'\n";
+        let text = report_of(&format!(
+            "[[app]]\nname = 'one'\nregion = 'riyadh'\n{app}\
+             [[app]]\nname = 'two'\nregion = 'mumbai'\n{}\
+             [[app]]\nname = 'three'\nendpoint = 'https://x.test'\nstandby = 'https://y.test'\n{}",
+            app.replace('7', "8"),
+            app.replace('7', "9"),
+        ));
+        for line in [
+            "  standby       https://adminapiksa.my-imcloud.com (not documented by Tencent; see app.standby)",
+            "  primary       https://adminapiind.im.qcloud.com in mumbai (legacy)",
+            "  standby       https://adminapiind.my-imcloud.com",
+            "  primary       https://x.test",
+            "  standby       https://y.test",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

@@ -17,7 +17,6 @@ use crate::config::{
 };
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::CommandPattern;
-use crate::domain::chat::region::Region;
 use crate::runtime::serve;
 use crate::runtime::serve::ServeError;
 use crate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
@@ -209,7 +208,7 @@ impl DemoSimulator {
         let app = crate::config::App {
             name: "demo".parse().expect("a valid name"),
             sdkappid: self.sdkappid,
-            region: Region::Singapore,
+            region: None,
             endpoint: Endpoint { tls: true, host: self.address.ip().to_string(), port: self.address.port() },
             standby: None,
             extra_roots: vec![self.ca.clone()],

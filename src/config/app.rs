@@ -40,8 +40,8 @@ pub struct App {
     pub name: AppName,
     /// SDKAppID.
     pub sdkappid: SdkAppId,
-    /// Data center. If the file has `endpoint` and no `region`, this is [`Region::Singapore`] and has no meaning.
-    pub region: Region,
+    /// Data center; `None` if the file has `endpoint` and no `region`.
+    pub region: Option<Region>,
     /// Endpoint of calls.
     pub endpoint: Endpoint,
     /// Endpoint of calls while `endpoint` is unreachable. Default: the region's standby domain, or `None` if the file
@@ -59,6 +59,14 @@ pub struct App {
     pub default: bool,
     /// Calls per second.
     pub quota: Quota,
+}
+
+impl App {
+    /// Returns whether the standby domain is one that the vendor does not document.
+    pub(crate) fn has_undocumented_standby(&self) -> bool {
+        let is_own = |region: Region| self.standby == Some(Endpoint::https(region.standby_host()));
+        self.region.is_some_and(|region| !region.has_documented_standby() && is_own(region))
+    }
 }
 
 /// Reads all apps. Returns the valid ones, and the names of all, including invalid ones.
@@ -120,13 +128,16 @@ impl App {
         }
         section.finish();
 
-        let region = region?;
-        let region_standby = own_endpoint.is_none().then(|| Endpoint::https(region.standby_host()));
+        let (endpoint, region_standby) = match (own_endpoint, region) {
+            (Some(endpoint), _) => (endpoint, None),
+            (None, Some(region)) => (Endpoint::https(region.host()), Some(Endpoint::https(region.standby_host()))),
+            (None, None) => return None,
+        };
         Some(Self {
             name: name?,
             sdkappid: sdkappid?,
             region,
-            endpoint: own_endpoint.unwrap_or_else(|| Endpoint::https(region.host())),
+            endpoint,
             standby: own_standby.or(region_standby),
             extra_roots,
             identifier: identifier?,
@@ -141,10 +152,10 @@ impl App {
 /// Reads the region, which is optional if the app has an endpoint.
 fn read_region(section: &mut Section<'_>) -> Option<Region> {
     if section.has("endpoint") {
-        return Some(section.optional("region", parsed).unwrap_or(Region::Singapore));
+        return section.optional("region", parsed);
     }
-    let examples = format!("region = {}", Region::ALL.map(|region| format!("\"{region}\"")).join(" or "));
-    section.required("region", &examples, parsed)
+    let names: Vec<String> = Region::all().map(|region| format!("\"{region}\"")).collect();
+    section.required("region", &format!("region = {}", names.join(" or ")), parsed)
 }
 
 /// Notes a problem if an earlier app has the same value.

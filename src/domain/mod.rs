@@ -11,3 +11,7 @@ pub mod json;
 pub mod pairs;
 pub(crate) mod policy;
 pub mod tick;
+
+#[cfg(test)]
+#[path = "../../tests/unit/facts.rs"]
+mod facts;

@@ -36,7 +36,7 @@ async fn reads_survive_transient_errors_and_writes_are_sent_once() {
         Reply::json(error_response(90994, "internal")),
         Reply::json(error_response(60007, "too many")),
     ];
-    for failure in failures {
+    for failure in failures.into_iter().chain([Reply::json(error_response(-14, "too many"))]) {
         let before = chat.call_count();
         chat.reply_once(failure.clone());
         gateway.call(READ, "{}").await.assert_relayed(200, OK);

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::domain::chat::command::KNOWN_COMMANDS;
 
 const NOW: u64 = 1_702_262_118;
 
@@ -27,6 +28,21 @@ impl Simulation {
     fn code(&mut self, name: &str, body: Value) -> i64 {
         self.result(name, &body).err().map_or(0, |error| error.code)
     }
+}
+
+/// A simulated command may reject the empty body, with a code of Chat.
+#[test]
+fn every_command_of_the_table_is_answered() {
+    let mut simulation = Simulation::new(&[]);
+    let (mut done, mut rejected) = (0, 0);
+    for known in KNOWN_COMMANDS.iter() {
+        match simulation.code(&known.name.to_string(), json!({})) {
+            0 => done += 1,
+            30001 | 70402 => rejected += 1,
+            code => panic!("{}: {code}", known.name),
+        }
+    }
+    assert_eq!((done + rejected, rejected), (KNOWN_COMMANDS.len(), 9), "nine commands are simulated");
 }
 
 #[test]

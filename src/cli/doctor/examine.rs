@@ -71,6 +71,7 @@ async fn examine_app(app: &App, settings: &config::Upstream) -> AppReport {
     if has_response(&primary) || standby.as_ref().is_some_and(has_response) {
         report.checks.push(clock_check(signer.skew()));
     }
+    report.checks.extend(standby_remark(app));
     report.causes = findings(shape, signer.skew(), &primary, standby.as_ref());
     report
 }
@@ -83,6 +84,13 @@ fn key_check(shape: KeyShape) -> Check {
         KeyShape::Unusual(len) => (Status::Remark, format!("{len} bytes that are not 64 hex digits")),
     };
     Check::new("key", status, detail)
+}
+
+/// Remarks on a standby domain that the vendor does not document.
+fn standby_remark(app: &App) -> Option<Check> {
+    let standby = app.standby.as_ref().filter(|_| app.has_undocumented_standby())?;
+    let detail = "Tencent does not document this domain; if it does not work, set app.standby";
+    Some(Check { host: standby.to_string(), ..Check::new("standby", Status::Remark, detail) })
 }
 
 /// Compares the clocks. `skew` is Chat's time minus the time of this machine, in seconds.
@@ -254,6 +262,20 @@ mod tests {
 
     fn slugs(shape: KeyShape, skew: i64, primary: &DomainResult, standby: Option<&DomainResult>) -> Vec<&'static str> {
         findings(shape, skew, primary, standby).iter().map(|finding| finding.cause).collect()
+    }
+
+    #[test]
+    fn undocumented_standby_has_a_remark() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let remark = |lines: &str| {
+            let path = folder.path().join("c.toml");
+            let text = format!("[[app]]\nname = 'a'\nsdkappid = 1\nsecret_key_env = 'KEY'\n{lines}\n");
+            let config = config::load_text(&path, text, &[("KEY", "k")].into_iter().collect()).expect("good");
+            standby_remark(&config.apps[0]).map(|check| check.host)
+        };
+        assert_eq!(remark("region = 'riyadh'").as_deref(), Some("https://adminapiksa.my-imcloud.com"));
+        assert_eq!(remark("region = 'riyadh'\nstandby = 'https://x.test'"), None);
+        assert_eq!(remark("region = 'tokyo'"), None);
     }
 
     #[test]

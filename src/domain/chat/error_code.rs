@@ -1,8 +1,8 @@
 //! The error codes of Chat: their meaning, and whether a retry can help.
 //!
 //! The table is `error_codes.csv`, compiled from the vendor page "Error Codes" (1047/34348) and the pages of the
-//! commands. The vendor gives one sentence per code; class and retry are this project's assessment. Chat adds new codes,
-//! so a code that is not in the table is relayed unchanged.
+//! commands. Codes of the sister product Desk can be negative (-14). The vendor gives one sentence per code; class and
+//! retry are this project's assessment. Chat adds new codes, so a code that is not in the table is relayed unchanged.
 
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
@@ -83,7 +83,7 @@ fn row(line: &'static str) -> Option<ErrorRow> {
     let mut columns = line.splitn(6, ',');
     let (codes, name, _family) = (columns.next()?, columns.next()?, columns.next()?);
     let (class, retry, meaning) = (columns.next()?, columns.next()?, columns.next()?);
-    let (first, last) = codes.split_once('-').unwrap_or((codes, codes));
+    let (first, last) = range(codes);
     Some(ErrorRow {
         codes: first.parse().ok()?..=last.parse().ok()?,
         name,
@@ -106,6 +106,14 @@ fn row(line: &'static str) -> Option<ErrorRow> {
         },
         meaning: meaning.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(meaning),
     })
+}
+
+/// Splits `38000-39000` into its ends. A single code may be negative.
+fn range(codes: &str) -> (&str, &str) {
+    match codes.rfind('-') {
+        None | Some(0) => (codes, codes),
+        Some(dash) => (&codes[..dash], &codes[dash + 1..]),
+    }
 }
 
 #[cfg(test)]
@@ -146,9 +154,16 @@ mod tests {
         assert_eq!(lookup(120001).map(|row| row.name), Some("c2c_webhook_reject"));
         // The codes of chatgate are in a range that the vendor reserves for apps.
         assert_eq!(lookup(129503).map(|row| row.name), Some("c2c_webhook_reject"));
-        for code in [0, 1, -1, 1002, 37999, 39001, 60001, 999_999, i64::MIN, i64::MAX] {
+        for code in [0, 1, -1, 14, -15, 1002, 37999, 39001, 60001, 999_999, i64::MIN, i64::MAX] {
             assert_eq!(lookup(code), None, "{code}");
         }
+    }
+
+    #[test]
+    fn negative_codes_are_looked_up() {
+        let desk = lookup(-14).expect("a known code");
+        assert_eq!((desk.class, desk.retry), (ErrorClass::Throttled, Retry::AfterBackoff));
+        assert_eq!((range("-14"), range("38000-39000")), (("-14", "-14"), ("38000", "39000")));
     }
 
     #[test]

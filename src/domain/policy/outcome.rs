@@ -80,9 +80,9 @@ fn classify_code(code: i64, retry_if_read: RetryClass) -> Disposition {
     let (retry, effect) = match code {
         // Success.
         0 => (RetryClass::Never, Effect::None),
-        // Above the rate limit of the command of the app (60011), or "too frequently" (60018,
+        // Above the rate limit of the command (-14: of a Desk command), of the app (60011), or "too frequently" (60018,
         // 60019). Other throttling codes concern one user or one group, which must not slow down the others.
-        60007 | 60011 | 60018 | 60019 => (retry_if_read, Effect::SlowDown),
+        -14 | 60007 | 60011 | 60018 | 60019 => (retry_if_read, Effect::SlowDown),
         // Disabled for the app, or not permitted to this identifier: these codes concern one command.
         30005 | 60010 | 60017 => (RetryClass::Never, Effect::ParkCommand),
         // The app's plan has ended, or a paid feature of this command is off: the code does not say which.
@@ -238,7 +238,7 @@ mod tests {
         for code in [30001, 30002, 30003, 60003, 60015, 30515, 70107, 123_456, -1] {
             assert!(is_about_arguments(code), "{code}");
         }
-        for code in [30005, 60002, 60007, 60008, 60009, 60016, 60017, 60020, 60026, 70001, 70009, 70050, 70051] {
+        for code in [-14, 30005, 60002, 60007, 60008, 60009, 60016, 60017, 60020, 60026, 70001, 70009, 70050, 70051] {
             assert!(!is_about_arguments(code), "{code}");
         }
     }
@@ -271,7 +271,7 @@ mod tests {
         for code in [10006, 10023, 72010, 90024] {
             assert_eq!(classify(AttemptOutcome::Answer(code), CommandKind::Read).effect, Effect::None, "{code}");
         }
-        for code in [60007, 60011, 60018, 60019] {
+        for code in [-14, 60007, 60011, 60018, 60019] {
             let (read, write) = both(AttemptOutcome::Answer(code));
             assert_eq!((read.retry, read.effect), (RetryClass::Retry, Effect::SlowDown), "{code}");
             assert_eq!((write.retry, write.effect), (RetryClass::Never, Effect::SlowDown), "{code}");

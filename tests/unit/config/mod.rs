@@ -81,7 +81,8 @@ fn assert_defaults(config: &Config) {
     assert!(config.webhook.is_none() && config.callers.is_empty() && config.trace.is_none());
     assert_eq!(config.warnings, []);
     let [app] = config.apps.as_slice() else { panic!("{config:?}") };
-    assert_eq!((app.name.as_str(), app.sdkappid.get(), app.region), ("main", 1_400_000_001, Region::Singapore));
+    assert_eq!((app.name.as_str(), app.sdkappid.get()), ("main", 1_400_000_001));
+    assert_eq!(app.region.map(Region::name), Some("singapore"));
     assert_eq!(app.endpoint.to_string(), "https://adminapisgp.im.qcloud.com");
     assert_eq!(app.standby.as_ref().map(Endpoint::authority).as_deref(), Some("adminapisgp.my-imcloud.com"));
     assert_eq!(app.identifier.as_str(), "administrator");
@@ -191,6 +192,20 @@ fn shorter_timeout_shortens_the_default_timeouts_inside_it() {
     assert_eq!((upstream.attempt_timeout.as_millis(), upstream.connect_timeout.as_millis()), (200, 200));
     let upstream = config(&format!("{APP}[upstream]\nattempt_timeout = '2s'\n")).upstream;
     assert_eq!((upstream.timeout.as_millis(), upstream.connect_timeout.as_millis()), (5000, 1000));
+}
+
+#[test]
+fn standby_of_a_region_can_be_replaced() {
+    let riyadh = APP.replace("singapore", "riyadh");
+    let app = |text: &str| config(text).apps.remove(0);
+    let standby = |app: &App| app.standby.as_ref().map(Endpoint::authority);
+    let default = app(&riyadh);
+    assert_eq!(default.endpoint.authority(), "adminapiksa.im.qcloud.com");
+    assert_eq!(standby(&default).as_deref(), Some("adminapiksa.my-imcloud.com"));
+    assert!(default.has_undocumented_standby() && !app(APP).has_undocumented_standby());
+    let own = app(&format!("{riyadh}standby = 'https://standby.test'\n"));
+    assert_eq!(standby(&own).as_deref(), Some("standby.test"));
+    assert!(!own.has_undocumented_standby());
 }
 
 #[test]
