@@ -12,6 +12,7 @@ use chatgate::config::{
     Access, App, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, Server, Upstream,
 };
 use chatgate::domain::chat::app::{SdkAppId, SecretKey};
+use chatgate::domain::chat::command::DeclaredReads;
 use chatgate::runtime::serve;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Request;
@@ -52,6 +53,7 @@ impl Gateway {
             secret_key: SecretKey::new("bench").expect("not empty"),
             usersig_lifetime: Duration::from_secs(24 * 60 * 60),
             default: true,
+            reads: DeclaredReads::default(),
             quota: Quota { per_command: NonZeroU32::new(per_second).expect("not 0"), ..Quota::default() },
         };
         let config = Config {

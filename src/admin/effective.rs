@@ -95,6 +95,7 @@ fn app_section(app: &App) -> Value {
         "identifier": app.identifier.as_str(),
         "usersig_lifetime": show_duration(app.usersig_lifetime),
         "default": app.default,
+        "reads": texts(app.reads.iter()),
         "quota": {
             "per_command": rate(app.quota.per_command),
             "total": app.quota.total.map(rate),

@@ -118,6 +118,10 @@ fn write_app(out: &mut String, app: &App, config: &Config) -> fmt::Result {
         }
         None => writeln!(out, "  primary       {}, without a standby", app.endpoint)?,
     }
+    let reads: Vec<&str> = app.reads.iter().collect();
+    if !reads.is_empty() {
+        writeln!(out, "  reads         {}, besides those that chatgate knows", reads.join(", "))?;
+    }
     if !app.extra_roots.is_empty() {
         let plural = if app.extra_roots.len() == 1 { "" } else { "s" };
         writeln!(out, "  also trusted  {} certificate{plural} in ca_file", app.extra_roots.len())?;
@@ -235,10 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn report_marks_regions_with_a_note() {
+    fn report_marks_regions_and_shows_declared_reads() {
         let app = "sdkappid = 7\nsecret_key_env = 'KEY'\n";
         let text = report_of(&format!(
-            "[[app]]\nname = 'one'\nregion = 'riyadh'\n{app}\
+            "[[app]]\nname = 'one'\nregion = 'riyadh'\nreads = ['future/get', 'future/list']\n{app}\
              [[app]]\nname = 'two'\nregion = 'mumbai'\n{}\
              [[app]]\nname = 'three'\nendpoint = 'https://x.test'\nstandby = 'https://y.test'\n{}",
             app.replace('7', "8"),
@@ -246,6 +250,7 @@ mod tests {
         ));
         for line in [
             "  standby       https://adminapiksa.my-imcloud.com (not documented by Tencent; see app.standby)",
+            "  reads         future/get, future/list, besides those that chatgate knows",
             "  primary       https://adminapiind.im.qcloud.com in mumbai (legacy)",
             "  standby       https://adminapiind.my-imcloud.com",
             "  primary       https://x.test",

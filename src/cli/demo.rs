@@ -16,7 +16,7 @@ use crate::config::{
     Access, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, RedisUrl, Server, Upstream,
 };
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
-use crate::domain::chat::command::CommandPattern;
+use crate::domain::chat::command::{CommandPattern, DeclaredReads};
 use crate::runtime::serve;
 use crate::runtime::serve::ServeError;
 use crate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
@@ -216,6 +216,7 @@ impl DemoSimulator {
             secret_key: self.key.clone(),
             usersig_lifetime: Duration::from_secs(24 * 60 * 60),
             default: true,
+            reads: DeclaredReads::default(),
             quota: Quota { per_command: PER_SECOND, total: None, commands: Default::default() },
         };
         Config {

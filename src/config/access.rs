@@ -75,12 +75,13 @@ pub(super) fn allow_default() -> Vec<CommandPattern> {
     vec![CommandPattern::One(FOLLOW_CHECK.service().into(), FOLLOW_CHECK.command().into())]
 }
 
-/// Reads a list of patterns. A pattern without a match in the built-in table only causes a warning, because Chat may
-/// have commands that the table lacks.
+/// Reads a list of patterns. A pattern without a match in the built-in table or among the declared commands only causes
+/// a warning, because Chat may have commands that the table lacks.
 pub(super) fn read_patterns(section: &mut Section<'_>, key: &'static str) -> Option<Vec<CommandPattern>> {
     let patterns = section.list(key, false, 0..=PATTERNS_MAX, parsed::<CommandPattern>)?;
     for (pattern, location) in &patterns {
-        if !KNOWN_COMMANDS.iter().any(|known| pattern.matches(known.name)) {
+        let is_known = KNOWN_COMMANDS.iter().any(|known| pattern.matches(known.name));
+        if !is_known && !section.has_declared(|name| pattern.matches(name)) {
             section.warning_at(location, &section.path_of(key), unknown_command(&pattern.to_string()));
         }
     }

@@ -11,12 +11,17 @@ use super::pem::{read_cas, read_named};
 use super::quota::Quota;
 use super::section::{SecretNames, Section};
 use super::tree::{Location, Node};
-use super::units::{ParseResult, boolean, duration, parsed};
+use super::units::{NOT_A_COMMAND, NOT_A_STRING, ParseResult, boolean, duration, parsed};
 use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
+use crate::domain::chat::command::{CommandKind, CommandName, DeclaredReads};
 use crate::domain::chat::region::Region;
 
 /// Maximum number of apps. Each app has its own cache, quota, and connection pool.
 pub const APPS_MAX: usize = 256;
+
+/// Maximum number of declared reads of an app. A relayed call to a command outside the built-in table compares its name
+/// with each of them.
+const READS_MAX: usize = 100;
 
 const SECRET_KEY: SecretNames = SecretNames { inline: "secret_key", file: "secret_key_file", env: "secret_key_env" };
 
@@ -57,6 +62,8 @@ pub struct App {
     pub usersig_lifetime: Duration,
     /// Whether requests that name no app are for this app.
     pub default: bool,
+    /// Commands outside the built-in table that may be retried like reads, up to 100.
+    pub reads: DeclaredReads,
     /// Calls per second.
     pub quota: Quota,
 }
@@ -118,6 +125,7 @@ impl App {
         section.read("usersig_lifetime", &mut usersig_lifetime, lifetime);
         let mut default = false;
         section.read("default", &mut default, boolean);
+        let reads = read_declared_reads(&mut section);
         let quota = Quota::read(section.section("quota"));
         let own_standby = section.optional("standby", parsed::<Endpoint>);
 
@@ -144,6 +152,7 @@ impl App {
             secret_key: secret?,
             usersig_lifetime,
             default,
+            reads,
             quota,
         })
     }
@@ -156,6 +165,35 @@ fn read_region(section: &mut Section<'_>) -> Option<Region> {
     }
     let names: Vec<String> = Region::all().map(|region| format!("\"{region}\"")).collect();
     section.required("region", &format!("region = {}", names.join(" or ")), parsed)
+}
+
+/// Reads the commands that an app declares as reads.
+fn read_declared_reads(section: &mut Section<'_>) -> DeclaredReads {
+    let mut reads = DeclaredReads::default();
+    let path = section.path_of("reads");
+    for (text, location) in section.list("reads", false, 0..=READS_MAX, declared_read).unwrap_or_default() {
+        let Ok(name) = CommandName::parse(&text) else { continue };
+        if !reads.add(name) {
+            section.problem_at(&location, &path, "duplicate command; remove one");
+        } else if name.known().is_some() {
+            section.warning_at(&location, &path, "has no effect, because chatgate knows this read; remove it");
+        } else {
+            section.declare(name);
+        }
+    }
+    reads
+}
+
+/// Parses a command that may be declared as a read.
+fn declared_read(node: &Node) -> ParseResult<String> {
+    let text = node.text().ok_or_else(|| NOT_A_STRING.to_owned())?;
+    let name = CommandName::parse(text).map_err(|_| NOT_A_COMMAND.to_owned())?;
+    match name.known().map(|known| known.kind) {
+        Some(CommandKind::Write) => {
+            Err("Chat documents it as a write, which a retry could apply twice; remove it".into())
+        }
+        Some(CommandKind::Read) | None => Ok(text.to_owned()),
+    }
 }
 
 /// Notes a problem if an earlier app has the same value.

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use super::access::unknown_command;
 use super::section::{NamedEntry, Section};
-use super::units::rate;
+use super::units::{NOT_A_COMMAND, rate};
 use crate::domain::chat::command::{CommandName, VENDOR_QPS_DEFAULT};
 
 /// `[app.quota]`: rates of one app in calls per second, as Chat counts them, per app and command.
@@ -66,7 +66,7 @@ impl Quota {
 /// Reads the rate of one command.
 fn read_command_rate(section: &Section<'_>, entry: &NamedEntry<'_>) -> Option<NonZeroU32> {
     let Ok(name) = CommandName::parse(entry.name) else {
-        section.problem_at(entry.key_location, &entry.path, "not a command; use \"service/command\"");
+        section.problem_at(entry.key_location, &entry.path, NOT_A_COMMAND);
         return None;
     };
     let per_second = match rate(entry.node) {
@@ -77,7 +77,7 @@ fn read_command_rate(section: &Section<'_>, entry: &NamedEntry<'_>) -> Option<No
         }
     };
     let vendor_limit = lower_limit(name).unwrap_or(VENDOR_QPS_DEFAULT);
-    if name.known().is_none() {
+    if name.known().is_none() && !section.has_declared(|declared| declared == name) {
         section.warning_at(entry.key_location, &entry.path, unknown_command(entry.name));
     } else if per_second > vendor_limit {
         section.warning_at(&entry.node.location, &entry.path, above_vendor_limit(vendor_limit));

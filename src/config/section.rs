@@ -26,6 +26,8 @@ pub(super) struct LoadContext<'a> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
     files: RefCell<Vec<NamedFile>>,
+    /// Commands outside the built-in table that the operator has declared, so that they are no typing errors.
+    declared: RefCell<Vec<String>>,
 }
 
 /// Results of one load, apart from the values.
@@ -46,6 +48,7 @@ impl<'a> LoadContext<'a> {
             problems: RefCell::default(),
             warnings: RefCell::default(),
             files: RefCell::default(),
+            declared: RefCell::default(),
         }
     }
 
@@ -141,6 +144,16 @@ impl<'a> Section<'a> {
     /// Notes a warning about a part of a key's value.
     pub(super) fn warning_at(&self, location: &Location, path: &str, message: impl Display) {
         self.context.warning(location, path, message);
+    }
+
+    /// Notes that the operator knows of a command outside the built-in table.
+    pub(super) fn declare(&self, name: CommandName<'_>) {
+        self.context.declared.borrow_mut().push(name.to_string());
+    }
+
+    /// Returns whether a declared command matches.
+    pub(super) fn has_declared(&self, matches: impl Fn(CommandName<'_>) -> bool) -> bool {
+        self.context.declared.borrow().iter().any(|name| CommandName::parse(name).is_ok_and(&matches))
     }
 
     /// Reads a key into a variable that holds its default.

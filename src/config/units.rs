@@ -71,6 +71,9 @@ pub fn parse_rate(text: &str) -> Option<NonZeroU32> {
 /// Message for a value that is not a string.
 pub(super) const NOT_A_STRING: &str = "must be a string in quotes";
 
+/// Message for a value that does not name a command.
+pub(super) const NOT_A_COMMAND: &str = "not a command; use \"service/command\"";
+
 /// A parsed value, or the message that describes what is wrong with it.
 pub(super) type ParseResult<T> = Result<T, String>;
 

@@ -16,7 +16,7 @@ use super::pairs::PairService;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::chat::app::{AppName, Identifier};
-use crate::domain::chat::command::{CommandName, FOLLOW_CHECK};
+use crate::domain::chat::command::{CommandName, DeclaredReads, FOLLOW_CHECK};
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
@@ -34,6 +34,8 @@ pub(crate) struct App {
     pub(super) endpoint: config::Endpoint,
     /// The standby domain.
     pub(super) standby: Option<config::Endpoint>,
+    /// `app.reads`
+    pub(super) reads: DeclaredReads,
     /// `cache.write_settle`
     pub(super) write_settle: Duration,
     /// `upstream.max_in_flight`
@@ -83,6 +85,7 @@ impl App {
             name: app.name.clone(),
             endpoint: app.endpoint.clone(),
             standby: app.standby.clone(),
+            reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
             max_in_flight: config.upstream.max_in_flight,
             pairs: Arc::new(PairService::new(&hash_key, config, quotas.of(FOLLOW_CHECK))),
@@ -108,6 +111,7 @@ impl App {
             name: app.name.clone(),
             endpoint: app.endpoint.clone(),
             standby: app.standby.clone(),
+            reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
             max_in_flight: config.upstream.max_in_flight,
             pairs: Arc::clone(&self.pairs),

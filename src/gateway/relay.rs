@@ -48,7 +48,7 @@ impl AppWorker {
         // Boxed in both cases: what a cache hit does not need must not be part of every request's future, which is
         // moved several times.
         let known = name.known();
-        let response = match CommandKind::of(known) {
+        let response = match self.app.reads.kind(name, known) {
             kind @ CommandKind::Read => Box::pin(self.relay_once(name, kind, request)).await?,
             kind @ CommandKind::Write => {
                 let (app, known) = (Arc::clone(self), known.map(|known| known.name));

@@ -217,6 +217,31 @@ async fn unpaid_cloud_search_leaves_other_commands_alone() {
 }
 
 #[tokio::test]
+async fn declared_read_is_retried_and_other_unlisted_commands_are_not() {
+    let chat = FakeChat::start().await;
+    let lines = format!("{}\nreads = [\"future/get\"]", chat.app_lines());
+    let setup = Setup::without_apps().app(MAIN, &lines).set("upstream", "retry_budget = 1.0");
+    let text = setup.text();
+    let gateway = setup.start().await;
+    let failure = error_response(60008, "timeout");
+    let calls_of = async |command: &str| {
+        let before = chat.call_count();
+        chat.reply_once(Reply::json(failure.clone()));
+        let response = gateway.call(command, "{}").await;
+        (chat.call_count() - before, response.text() == OK)
+    };
+    assert_eq!(calls_of("future/get").await, (2, true));
+    assert_eq!(calls_of("future/set").await, (1, false));
+    let status = gateway.admin_get("/status").await.json();
+    assert_eq!(status["config"]["app"][0]["reads"], serde_json::json!(["future/get"]));
+    let changed = text.replace("future/get", "future/set");
+    std::fs::write(gateway.dir().join("chatgate.toml"), changed).expect("own directory");
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/reload")).await.text(), "reloaded\n");
+    assert_eq!(calls_of("future/get").await, (1, false));
+    assert_eq!(calls_of("future/set").await, (2, true));
+}
+
+#[tokio::test]
 async fn unknown_error_codes_are_relayed_without_side_effects() {
     let chat = FakeChat::start().await;
     let gateway = gateway(&chat).await;

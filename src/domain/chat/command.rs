@@ -86,6 +86,35 @@ impl CommandKind {
     }
 }
 
+/// Commands outside the built-in table that an app declares as reads, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeclaredReads(Vec<String>);
+
+impl DeclaredReads {
+    /// Declares a command. Returns `false` if it is declared already.
+    pub fn add(&mut self, name: CommandName<'_>) -> bool {
+        let is_new = !self.contains(name);
+        if is_new {
+            self.0.push(name.to_string());
+        }
+        is_new
+    }
+
+    /// Returns the kind of a command, given its row. The table takes precedence over a declaration.
+    pub fn kind(&self, name: CommandName<'_>, known: Option<&KnownCommand>) -> CommandKind {
+        if known.is_none() && self.contains(name) { CommandKind::Read } else { CommandKind::of(known) }
+    }
+
+    /// Iterates over the commands, each as `service/command`.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    fn contains(&self, name: CommandName<'_>) -> bool {
+        self.0.iter().any(|declared| CommandName::parse(declared) == Ok(name))
+    }
+}
+
 /// A row of the built-in table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownCommand {
@@ -214,6 +243,20 @@ mod tests {
         assert_eq!(limit("openim/modify_c2c_msg"), None);
         assert_eq!(FOLLOW_CHECK.kind(), CommandKind::Read);
         assert_eq!(CommandName::parse("future/unknown").expect("a name").kind(), CommandKind::Write);
+    }
+
+    #[test]
+    fn declared_reads_are_reads_unless_the_table_says_otherwise() {
+        let mut reads = DeclaredReads::default();
+        let unknown = CommandName::parse("future/unknown").expect("a name");
+        assert_eq!(reads.kind(unknown, unknown.known()), CommandKind::Write);
+        assert!(reads.add(unknown) && !reads.add(unknown) && reads.add(FOLLOW_ADD));
+        assert_eq!(reads.iter().collect::<Vec<_>>(), ["future/unknown", "follow/follow_add"]);
+        assert_eq!(reads.kind(unknown, unknown.known()), CommandKind::Read);
+        assert_eq!(reads.kind(FOLLOW_ADD, FOLLOW_ADD.known()), CommandKind::Write);
+        assert_eq!(reads.kind(FOLLOW_CHECK, FOLLOW_CHECK.known()), CommandKind::Read);
+        let other = CommandName::parse("future/unknown_too").expect("a name");
+        assert_eq!(reads.kind(other, None), CommandKind::Write);
     }
 
     #[test]

@@ -32,6 +32,7 @@ endpoint = "http://127.0.0.1:9700"
 identifier = "boss"
 secret_key_env = "KEY"
 usersig_lifetime = "10s"
+reads = ["future/get", "future/list"]
 quota.per_command = "20/s"
 quota.total = "30/s"
 quota.commands = { "follow/follow_add" = "7/s" }
@@ -195,6 +196,7 @@ fn every_key_of_an_app_is_read() {
     assert_eq!((one.identifier.as_str(), one.secret_key.expose()), ("boss", MARKED.as_bytes()));
     assert_eq!(one.usersig_lifetime, secs(10));
     assert_eq!((one.quota.per_command.get(), one.quota.total.map(|total| total.get())), (20, Some(30)));
+    assert_eq!((one.region, one.reads.iter().collect::<Vec<_>>()), (None, vec!["future/get", "future/list"]));
     assert_eq!(one.quota.commands.get("follow/follow_add").map(|rate| rate.get()), Some(7));
     assert_eq!((two.sdkappid.get(), two.region.map(Region::name)), (u32::MAX, Some("tokyo")));
     assert_eq!(two.extra_roots, [ca]);

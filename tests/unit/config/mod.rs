@@ -82,7 +82,7 @@ fn assert_defaults(config: &Config) {
     assert_eq!(config.warnings, []);
     let [app] = config.apps.as_slice() else { panic!("{config:?}") };
     assert_eq!((app.name.as_str(), app.sdkappid.get()), ("main", 1_400_000_001));
-    assert_eq!(app.region.map(Region::name), Some("singapore"));
+    assert_eq!((app.region.map(Region::name), app.reads.iter().count()), (Some("singapore"), 0));
     assert_eq!(app.endpoint.to_string(), "https://adminapisgp.im.qcloud.com");
     assert_eq!(app.standby.as_ref().map(Endpoint::authority).as_deref(), Some("adminapisgp.my-imcloud.com"));
     assert_eq!(app.identifier.as_str(), "administrator");
@@ -209,6 +209,26 @@ fn standby_of_a_region_can_be_replaced() {
 }
 
 #[test]
+fn declared_read_is_no_unknown_command() {
+    let rest = "quota.commands = { 'future/get' = '5/s' }\n[access]\nallow = ['future/get']\n";
+    assert_eq!(Folder::with(&format!("{APP}{rest}")).warnings().len(), 2);
+    let warnings = Folder::with(&format!("{APP}reads = ['future/get']\n{rest}")).warnings();
+    assert_eq!(warnings, [""; 0]);
+    let warnings = Folder::with(&format!("{APP}reads = ['future/list']\n{rest}")).warnings();
+    assert_eq!(warnings.len(), 2, "{warnings:#?}");
+}
+
+#[test]
+fn declared_reads_are_bounded() {
+    let with_reads = |count: usize| {
+        let names: Vec<String> = (0..count).map(|number| format!("'future/get_{number}'")).collect();
+        Folder::with(&format!("{APP}reads = [{}]\n", names.join(", ")))
+    };
+    assert_eq!(with_reads(100).load(&[]).expect("good").apps[0].reads.iter().count(), 100);
+    assert_eq!(with_reads(101).problems(&[]), ["config.toml:6: app[0].reads: must have 0 to 100 items"]);
+}
+
+#[test]
 fn environment_overrides_the_file() {
     let folder = Folder::with(&format!("{APP}[server]\nlisten = '127.0.0.1:1'\n"));
     let config = folder
@@ -261,6 +281,7 @@ fn suspicious_settings_are_warnings() {
         sdkappid = 1
         region = "china"
         secret_key_file = "readable"
+        reads = ["future/get", "follow/follow_get"]
         quota.per_command = "201/s"
         quota.commands = { "follow/folow_add" = "1/s", "im_open_login_svc/account_delete" = "101/s" }
         [access]
@@ -275,14 +296,15 @@ fn suspicious_settings_are_warnings() {
         "config.toml:5: server.max_buffered: less than max_body",
         "config.toml:10: app[0].secret_key_file: the file is world-readable; run chmod o-r on it",
         "config.toml:10: app[0].secret_key_file: the secret begins or ends with whitespace",
-        "config.toml:11: app[0].quota.per_command: exceeds Chat's limit of 200/s",
-        "config.toml:12: app[0].quota.commands.\"follow/folow_add\": unknown command; did you mean \"follow/follow_add\"?",
-        "config.toml:12: app[0].quota.commands.\"im_open_login_svc/account_delete\": exceeds Chat's limit of 100/s",
-        "config.toml:14: access.allow: unknown command; did you mean \"follow/*\"?",
+        "config.toml:11: app[0].reads: has no effect, because chatgate knows this read",
+        "config.toml:12: app[0].quota.per_command: exceeds Chat's limit of 200/s",
+        "config.toml:13: app[0].quota.commands.\"follow/folow_add\": unknown command; did you mean \"follow/follow_add\"?",
+        "config.toml:13: app[0].quota.commands.\"im_open_login_svc/account_delete\": exceeds Chat's limit of 100/s",
+        "config.toml:15: access.allow: unknown command; did you mean \"follow/*\"?",
     ] {
         assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}\n{warnings:#?}");
     }
-    assert_eq!(warnings.len(), 8, "{warnings:#?}");
+    assert_eq!(warnings.len(), 9, "{warnings:#?}");
 }
 
 /// Files with a secret in every wrong place, and a correct file: no message and no `Debug` shows the secret.
@@ -307,6 +329,7 @@ fn secrets_are_never_printed() {
         format!("{APP}[{MARKED}]\n"),
         format!("{APP}quota.commands = {{ '{MARKED}' = '{MARKED}' }}\n"),
         format!("{APP}[access]\nallow = ['{MARKED}']\n"),
+        format!("{APP}reads = ['{MARKED}']\n"),
         format!("{APP}[server]\nlisten = '{MARKED}'\nhosts = ['{MARKED} ']\nunix_mode = '{MARKED}'\n"),
         format!("{APP}[fleet]\nredis = 'redis://:{MARKED}@host'\n"),
         format!("{APP}[webhook]\napp_tokens = {{ main = '{MARKED}' }}\n"),
