@@ -74,7 +74,7 @@ pub struct SandboxConfig {
     pub seed_graph: Option<SeedGraph>,
 }
 
-/// HTTP, or HTTPS with a certificate for localhost, 127.0.0.1, and ::1.
+/// HTTP, or HTTPS with a certificate for localhost, 127.0.0.1, ::1, and the address of `listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SandboxTls {
     /// Plain HTTP.
@@ -132,7 +132,7 @@ impl Sandbox {
         GraphHandle::default().seed(&seed, 0)?;
         let tls = match config.tls {
             SandboxTls::Off => None,
-            SandboxTls::Memory | SandboxTls::Dir(_) => Some(tls::generate()?),
+            SandboxTls::Memory | SandboxTls::Dir(_) => Some(tls::generate(config.listen.ip())?),
         };
         if let (SandboxTls::Dir(dir), Some((_, pem))) = (&config.tls, &tls) {
             tls::write_ca(dir, pem).map_err(|source| SandboxError::CaFile { dir: dir.clone(), source })?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// Subject alternative names of the certificate.
+/// Subject alternative names of the certificate, in addition to the address that the simulator listens on.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// Name of the CA's file in the TLS directory. The private keys stay in memory.
@@ -31,15 +32,19 @@ pub enum CertificateError {
     Config(#[from] rustls::Error),
 }
 
-/// Generates the TLS configuration. Returns it with the CA (PEM) that clients must trust.
-pub(super) fn generate() -> Result<(TlsAcceptor, String), CertificateError> {
+/// Generates the TLS configuration of a simulator that listens on this address. Returns it with the CA (PEM) that
+/// clients must trust.
+pub(super) fn generate(listen: IpAddr) -> Result<(TlsAcceptor, String), CertificateError> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::CommonName, "chatgate sandbox CA");
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
 
-    let mut params = CertificateParams::new(NAMES.map(str::to_owned))?;
+    // 0.0.0.0 and :: are no addresses of a server.
+    let own = Some(listen.to_string()).filter(|own| !listen.is_unspecified() && !NAMES.contains(&own.as_str()));
+    let names: Vec<String> = NAMES.map(str::to_owned).into_iter().chain(own).collect();
+    let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "chatgate sandbox");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -81,7 +86,7 @@ mod tests {
     fn write_ca_replaces_the_file_and_makes_it_readable() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("tls");
-        let (_, pem) = generate().unwrap();
+        let (_, pem) = generate("192.0.2.1".parse().unwrap()).unwrap();
         assert!(pem.starts_with("-----BEGIN CERTIFICATE-----") && !pem.contains("PRIVATE"));
         write_ca(&inner, "old").unwrap();
         write_ca(&inner, &pem).unwrap();
