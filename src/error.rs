@@ -15,6 +15,7 @@ use tracing::Level;
 
 use crate::domain::chat::envelope;
 use crate::domain::policy::parking::Parked;
+use crate::domain::policy::proxy::ProxyFailure;
 
 /// An error response of chatgate. Its text is what the caller reads: what is wrong, and what to do about it. It contains
 /// no secret and nothing of another caller.
@@ -97,6 +98,14 @@ pub enum GatewayError {
     UpstreamUnreachable {
         /// For the caller.
         what: &'static str,
+        /// For the log.
+        cause: String,
+    },
+    /// The proxy opened no tunnel, so nothing was sent.
+    #[error("cannot reach Chat: {}; no data was sent", .failure.text())]
+    ProxyFailed {
+        /// For the caller.
+        failure: ProxyFailure,
         /// For the log.
         cause: String,
     },
@@ -213,7 +222,7 @@ impl GatewayError {
                 (Slug::RateLimited, StatusCode::TOO_MANY_REQUESTS, 60007, INFO)
             }
             GatewayError::Parked(parked) => (Slug::Parked, StatusCode::SERVICE_UNAVAILABLE, parked.reason.code, WARN),
-            GatewayError::UpstreamUnreachable { .. } => {
+            GatewayError::UpstreamUnreachable { .. } | GatewayError::ProxyFailed { .. } => {
                 (Slug::UpstreamUnreachable, StatusCode::BAD_GATEWAY, 129_502, WARN)
             }
             GatewayError::UpstreamInvalid(_) => (Slug::UpstreamInvalid, StatusCode::BAD_GATEWAY, 60013, WARN),
@@ -302,6 +311,7 @@ impl GatewayError {
             | GatewayError::HeadTooLarge
             | GatewayError::UnsupportedEncoding
             | GatewayError::UpstreamUnreachable { .. }
+            | GatewayError::ProxyFailed { .. }
             | GatewayError::UpstreamInvalid(_)
             | GatewayError::NotCached
             | GatewayError::UpstreamTimeout

@@ -80,14 +80,16 @@ fn admin_page_shows_live_status_without_console_errors() {
     );
 }
 
-/// Uses a simulator for each app. One app is reachable only at its standby domain, and two get permanent errors.
+/// Uses a simulator for each app. One app is reachable only at its standby domain, two get permanent errors, and one is
+/// behind a proxy that is unreachable.
 #[test]
 fn admin_page_explains_the_state_of_each_app() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let unused_address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port");
-    let apps = ["feed", "live-streams", "shop", "archive-of-the-old-games"];
+    let apps = ["feed", "live-streams", "shop", "archive-of-the-old-games", "abroad"];
     let (mut sandboxes, mut config) = (Vec::new(), String::new());
     config += "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[access]\nallow = ['*']\n";
+    config += &format!("[upstream]\nproxy = 'http://{unused_address}'\n");
     let key = folder.path().join("key");
     std::fs::write(&key, "5b".repeat(32)).expect("own folder");
     for (name, sdkappid) in apps.iter().zip(1_400_000_001..) {
@@ -103,6 +105,7 @@ fn admin_page_explains_the_state_of_each_app() {
         let address = sandbox.address("sandbox");
         let endpoints = match *name {
             "live-streams" => format!("endpoint = 'http://{unused_address}'\nstandby = 'http://{address}'"),
+            "abroad" => "endpoint = 'https://chat.test'".to_owned(),
             _ => format!("endpoint = 'http://{address}'"),
         };
         let users = r#"{"users":["ann","bob"],"edges":[["ann","bob"]]}"#;
@@ -133,7 +136,7 @@ fn admin_page_explains_the_state_of_each_app() {
             }
         }
         let states: Vec<String> = (0..apps.len()).map(|app| state_of(app).0).collect();
-        states == ["primary", "standby", "parked", "primary"] && !state_of(3).1.is_empty()
+        states == ["primary", "standby", "parked", "primary", "primary"] && !state_of(3).1.is_empty()
     };
     assert!((0..POLLS_MAX).any(|_| has_expected_states()), "{}", status()["apps"]);
 
@@ -145,7 +148,10 @@ fn admin_page_explains_the_state_of_each_app() {
         browser.run(&format!("return document.querySelector('{selector}').textContent")).as_str().map(str::to_owned)
     };
     let row = |app: usize, column: usize| text(&format!("#apps tbody tr:nth-child({}) :nth-child({column})", app + 1));
-    assert_eq!(text("#state").as_deref(), Some("Ready, with problems: live-streams, shop, archive-of-the-old-games"));
+    assert_eq!(
+        text("#state").as_deref(),
+        Some("Ready, with problems: live-streams, shop, archive-of-the-old-games, abroad")
+    );
     for (app, name) in apps.iter().enumerate() {
         assert_eq!(row(app, 1).as_deref(), Some(*name));
     }
@@ -158,6 +164,7 @@ fn admin_page_explains_the_state_of_each_app() {
     let (_, one_command) = state_of(3);
     assert!(one_command.starts_with("openim/sendmsg: Chat answers 60010"), "{one_command}");
     assert_eq!(state(3), format!("primary domain, but some commands are parked: {one_command}"));
+    assert_eq!(state(4), "primary domain: the proxy is unreachable (upstream.proxy)");
     // The texts above already distinguish the states; their colors differ too.
     let color = |app: usize| {
         browser.run(&format!(
@@ -166,6 +173,7 @@ fn admin_page_explains_the_state_of_each_app() {
         ))
     };
     assert!(color(0) != color(1) && color(1) != color(2) && color(0) != color(2) && color(3) == color(1));
+    assert_eq!(color(4), color(2));
     // The plots show the selected app.
     let choose = "const choice = document.querySelector('#app'); choice.value = 'shop'; \
                   choice.dispatchEvent(new Event('change')); return true";

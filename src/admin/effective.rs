@@ -32,6 +32,9 @@ pub(super) fn effective(config: &Config) -> Value {
             "max_in_flight": upstream.max_in_flight,
             "connection_max_age": show_duration(upstream.connection_max_age),
             "idle_timeout": show_duration(upstream.idle_timeout),
+            "proxy": upstream.proxy.as_ref().map(ToString::to_string),
+            "proxy_variable": upstream.proxy.as_ref().and_then(|proxy| proxy.variable),
+            "no_proxy": upstream.proxy.as_ref().map(|proxy| texts(&proxy.bypass)),
         },
         "webhook": webhook.as_ref().map(|webhook| json!({
             "listen": webhook.listen.to_string(),

@@ -79,7 +79,7 @@ fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -
         "region": region(config),
         "endpoint": config.endpoint.to_string(),
         "default": gateway.config.default_app().is_some_and(|default| default.name == config.name),
-        "state": { "is": upstream_state.word(), "cause": cause },
+        "state": { "is": upstream_state.word(), "cause": cause, "proxy_failure": app.proxy_failure() },
         "clock_skew_seconds": app.clock_skew(),
         "signature": {
             "age_seconds": rounded(age),

@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write};
 
-use crate::config::{Access, App, Caller, Config, ListenAddr, Server, Tls, lower_limit, show_duration, show_size};
+use crate::config::{
+    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, lower_limit, show_duration, show_size,
+};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 
@@ -110,13 +112,20 @@ fn write_app(out: &mut String, app: &App, config: &Config) -> fmt::Result {
         Some(region) => format!(" in {region}"),
         None => String::new(),
     };
+    let proxy = config.upstream.proxy.as_ref();
+    let past_proxy = |endpoint: &Endpoint| match proxy.is_some_and(|proxy| proxy.is_bypassed_for(endpoint)) {
+        true => ", not through the proxy",
+        false => "",
+    };
+    let (primary, past) = (&app.endpoint, past_proxy(&app.endpoint));
     match &app.standby {
         Some(standby) => {
             let remark =
                 if app.has_undocumented_standby() { " (not documented by Tencent; see app.standby)" } else { "" };
-            writeln!(out, "  primary       {}{region}\n  standby       {standby}{remark}", app.endpoint)?;
+            writeln!(out, "  primary       {primary}{region}{past}")?;
+            writeln!(out, "  standby       {standby}{remark}{}", past_proxy(standby))?;
         }
-        None => writeln!(out, "  primary       {}, without a standby", app.endpoint)?,
+        None => writeln!(out, "  primary       {primary}, without a standby{past}")?,
     }
     let reads: Vec<&str> = app.reads.iter().collect();
     if !reads.is_empty() {
@@ -156,9 +165,20 @@ fn quota_exceptions(app: &App, config: &Config) -> Vec<(String, String, &'static
     exceptions
 }
 
+/// Writes how calls leave this machine, without credentials.
+fn write_way_out(out: &mut String, proxy: Option<&Proxy>) -> fmt::Result {
+    let Some(proxy) = proxy else { return writeln!(out, "\nway out         direct, without a proxy") };
+    let source = proxy.variable.map_or(String::new(), |variable| format!(" (from {variable})"));
+    let auth = if proxy.auth.is_some() { ", with credentials" } else { "" };
+    writeln!(out, "\nway out         {proxy}{source}{auth}; it resolves the names")?;
+    let direct: Vec<String> = proxy.bypass.iter().map(ToString::to_string).chain(["loopback".to_owned()]).collect();
+    writeln!(out, "  directly to   {}", direct.join(", "))
+}
+
 fn write_limits(out: &mut String, config: &Config) -> fmt::Result {
     let (Config { cache, upstream, .. }, Server { max_requests, max_buffered, .. }) = (config, &config.server);
-    writeln!(out, "\ncache           {} pairs per app, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
+    write_way_out(out, upstream.proxy.as_ref())?;
+    writeln!(out, "cache           {} pairs per app, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
     let buffered = show_size(*max_buffered);
     writeln!(out, "in flight       up to {max_requests} requests with {buffered} of bodies")?;
     let attempts = match upstream.attempts {
@@ -191,7 +211,8 @@ mod tests {
         let path = folder.path().join("c.toml");
         std::fs::write(&path, text).expect("written");
         let tokens = [("TOKEN", "a-token-that-is-long"), ("OTHER", "a-token-that-is-another")];
-        let env: Env = tokens.into_iter().chain([("KEY", KEY)]).collect();
+        let proxy = [("AUTH", "a-user:a-password"), ("ALL_PROXY", "socks5h://a-user:a-password@10.0.0.9:1080")];
+        let env: Env = tokens.into_iter().chain(proxy).chain([("KEY", KEY)]).collect();
         report(&load(&path, &env).unwrap_or_else(|problems| panic!("{problems}")))
     }
 
@@ -220,6 +241,7 @@ mod tests {
             "  quota         150/s per command, 900/s in total, except",
             "app two, default",
             "  primary       http://127.0.0.1:9700, without a standby",
+            "way out         direct, without a proxy",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
@@ -258,6 +280,28 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn report_has_the_way_out_without_credentials() {
+        let app = "[[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
+                   standby = 'https://10.0.0.1'\n";
+        let text = report_of(&format!(
+            "{app}[upstream]\nproxy = 'http://proxy.test:3128'\nproxy_auth_env = 'AUTH'\nno_proxy = ['10.0.0.0/8']\n"
+        ));
+        for line in [
+            "  primary       https://adminapijpn.im.qcloud.com in tokyo",
+            "  standby       https://10.0.0.1, not through the proxy",
+            "way out         http://proxy.test:3128, with credentials; it resolves the names",
+            "  directly to   10.0.0.0/8, loopback",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("a-user") && !text.contains("a-password"), "{text}");
+        let text = report_of(&format!("{app}[upstream]\nproxy = 'env'\n"));
+        let line = "way out         socks5h://10.0.0.9:1080 (from ALL_PROXY), with credentials; it resolves the names";
+        assert!(text.lines().any(|found| found == line), "{text}");
+        assert!(!text.contains("a-user") && !text.contains("a-password"), "{text}");
     }
 
     #[test]

@@ -112,6 +112,11 @@ impl Endpoint {
     pub fn authority(&self) -> String {
         if self.port == default_port(self.tls) { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
+
+    /// Returns whether the host is this machine: `localhost` or a loopback address.
+    pub fn is_loopback(&self) -> bool {
+        normalize_host(&self.host).is_some_and(|(_, loopback)| loopback)
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -165,7 +170,7 @@ const fn default_port(tls: bool) -> u16 {
 }
 
 /// Splits host and port. A colon inside brackets belongs to an IPv6 address.
-fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+pub(super) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let name_end = authority.rfind(']').map_or(0, |at| at + 1);
     let Some(colon) = authority[name_end..].find(':') else {
         return Some((authority, None));
@@ -178,7 +183,7 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 }
 
 /// Normalizes a host. Also returns whether it is loopback; RFC 6761, section 6.3, reserves `localhost` for that.
-fn normalize_host(host: &str) -> Option<(String, bool)> {
+pub(super) fn normalize_host(host: &str) -> Option<(String, bool)> {
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let name = inner.unwrap_or(host);
     match (ServerName::try_from(name).ok()?, name.parse::<IpAddr>()) {

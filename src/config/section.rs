@@ -111,6 +111,11 @@ impl<'a> Section<'a> {
         Self::new(self.context, path, location, Some(table))
     }
 
+    /// Returns the environment.
+    pub(super) fn env(&self) -> &'a Env {
+        self.context.env
+    }
+
     /// Returns the location of a key's value, or of the table if the key is missing.
     pub(super) fn location_of(&self, key: &str) -> &Location {
         self.entry(key).map_or(&self.location, |(_, node)| &node.location)

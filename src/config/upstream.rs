@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::proxy::Proxy;
 use super::section::Section;
 use super::units::{count, duration, fraction, hours, millis, show_duration, size};
 
@@ -12,7 +13,8 @@ pub struct Upstream {
     pub timeout: Duration,
     /// Timeout of one attempt, 10 ms to `timeout`. Default 3.5 s (or `timeout`), because Chat's own timeout is 3 s.
     pub attempt_timeout: Duration,
-    /// Timeout of a connection with its TLS handshake, 10 ms to `attempt_timeout`. Default 1 s (or `attempt_timeout`).
+    /// Timeout of a connection, with DNS, the proxy, and the TLS handshake, 10 ms to `attempt_timeout`. Default 1 s (or
+    /// `attempt_timeout`).
     pub connect_timeout: Duration,
     /// Maximum number of attempts per call, 1 to 10. Default 3.
     pub attempts: u32,
@@ -26,6 +28,8 @@ pub struct Upstream {
     pub connection_max_age: Duration,
     /// How long an idle connection is kept, 100 ms to 1 h. Default 50 s.
     pub idle_timeout: Duration,
+    /// The egress proxy; `None`: calls go out directly.
+    pub proxy: Option<Proxy>,
 }
 
 impl Default for Upstream {
@@ -40,6 +44,7 @@ impl Default for Upstream {
             max_in_flight: 64,
             connection_max_age: Duration::from_secs(300),
             idle_timeout: Duration::from_secs(50),
+            proxy: None,
         }
     }
 }
@@ -67,6 +72,7 @@ impl Upstream {
         section.read("attempts", &mut attempts, count(1..=10));
         upstream.attempts = attempts as u32;
         section.read("retry_budget", &mut upstream.retry_budget, fraction(0.0..=1.0));
+        upstream.proxy = Proxy::read(&mut section);
         section.finish();
         upstream
     }

@@ -5,6 +5,7 @@ use crate::clock;
 use crate::domain::chat::command::CommandName;
 use crate::domain::policy::failover::Side;
 use crate::domain::policy::parking::ParkReason;
+use crate::domain::policy::proxy::ProxyFailure;
 use crate::limits::QuotaStats;
 use crate::telemetry::metrics::UpstreamState;
 
@@ -55,6 +56,11 @@ impl App {
             Side::Standby => (UpstreamState::Standby, Some("the primary domain cannot be reached".to_owned())),
             Side::Primary => (UpstreamState::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
         }
+    }
+
+    /// Returns why the proxy opens no connections to its domains; `None` if it does, or without a proxy.
+    pub(crate) fn proxy_failure(&self) -> Option<&'static str> {
+        self.chat.failover.proxy_failure().map(ProxyFailure::text)
     }
 
     /// Returns by how many seconds Chat's clock is ahead of this machine's.

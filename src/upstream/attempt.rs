@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode, Version};
 use crate::capacity::CapacityGuard;
 use crate::domain::chat::command::CommandName;
 use crate::domain::policy::outcome::AttemptOutcome;
+use crate::domain::policy::proxy::{ConnectFailure, ProxyFailure};
 use crate::error::{GatewayError, display_chain};
 
 const NOT_SENT: &str = "DNS lookup, connection, or TLS handshake failed; no data was sent";
@@ -36,7 +37,7 @@ pub(crate) struct AttemptTime {
 /// A complete response of Chat: a JSON object with an integer ErrorCode.
 #[derive(Debug)]
 pub(crate) struct ChatResponse {
-    /// The HTTP status. Chat always sends 200; a proxy in between may not.
+    /// The HTTP status. Chat always sends 200; an intermediary may not.
     pub(crate) status: StatusCode,
     /// The HTTP version.
     pub(crate) version: Version,
@@ -55,6 +56,8 @@ pub(crate) struct ChatResponse {
 pub(crate) enum AttemptError {
     /// No byte of the call was sent. With the cause.
     NotSent(String),
+    /// The proxy opened no tunnel. No byte of the call was sent, and Chat was not tried. With the cause.
+    Proxy(ProxyFailure, String),
     /// The connection broke, so the call may have been executed. With the cause.
     Broken(String),
     /// No complete response arrived in time.
@@ -80,10 +83,19 @@ impl AttemptError {
         }
     }
 
+    /// Returns what the error says about domain and proxy, if it is from before the call was sent.
+    pub(crate) fn connect_failure(&self) -> ConnectFailure {
+        match self {
+            AttemptError::Proxy(failure, _) => ConnectFailure::Proxy(*failure),
+            _ => ConnectFailure::Domain,
+        }
+    }
+
     /// Returns the outcome for [`classify`](crate::domain::policy::outcome::classify).
     pub(crate) fn outcome(&self) -> AttemptOutcome {
         match self {
-            AttemptError::NotSent(_) => AttemptOutcome::NotSent,
+            AttemptError::NotSent(_) | AttemptError::Proxy(ProxyFailure::Unreachable, _) => AttemptOutcome::NotSent,
+            AttemptError::Proxy(..) => AttemptOutcome::ProxyRejected,
             AttemptError::Broken(_) => AttemptOutcome::Broken,
             AttemptError::TimedOut => AttemptOutcome::TimedOut,
             AttemptError::Invalid(_, status) => AttemptOutcome::Invalid(*status),
@@ -98,10 +110,32 @@ impl From<AttemptError> for GatewayError {
     fn from(error: AttemptError) -> Self {
         match error {
             AttemptError::NotSent(cause) => GatewayError::UpstreamUnreachable { what: NOT_SENT, cause },
+            AttemptError::Proxy(failure, cause) => GatewayError::ProxyFailed { failure, cause },
             AttemptError::Broken(cause) => GatewayError::UpstreamUnreachable { what: BROKEN, cause },
             AttemptError::TimedOut => GatewayError::UpstreamTimeout,
             AttemptError::Invalid(what, _) => GatewayError::UpstreamInvalid(what),
             AttemptError::OverCapacity => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unreachable_proxy_is_retried_and_other_proxy_failures_are_not() {
+        for failure in ProxyFailure::ALL {
+            let error = AttemptError::Proxy(failure, "a cause".to_owned());
+            let expected = match failure {
+                ProxyFailure::Unreachable => AttemptOutcome::NotSent,
+                _ => AttemptOutcome::ProxyRejected,
+            };
+            assert_eq!(error.outcome(), expected, "{failure:?}");
+            assert_eq!(error.connect_failure(), ConnectFailure::Proxy(failure));
+            let text = GatewayError::from(error).to_string();
+            assert!(text.contains(failure.text()) && !text.contains("a cause") && text.len() <= 120, "{text}");
+        }
+        assert_eq!(AttemptError::NotSent(String::new()).connect_failure(), ConnectFailure::Domain);
     }
 }

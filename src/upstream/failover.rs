@@ -11,6 +11,7 @@ use super::{Domain, Upstream};
 use crate::clock;
 use crate::domain::policy::connect::{ConnectSession, ConnectStep};
 use crate::domain::policy::failover::{Failover, Side};
+use crate::domain::policy::proxy::ProxyFailure;
 
 /// The failover state of an app, shared by all threads.
 #[derive(Debug)]
@@ -25,6 +26,11 @@ impl SharedFailover {
     /// Returns the domain that calls go to.
     pub(crate) fn side(&self) -> Side {
         self.state().side()
+    }
+
+    /// Returns why the proxy fails, if there is one and it does.
+    pub(crate) fn proxy_failure(&self) -> Option<ProxyFailure> {
+        self.state().proxy_failure()
     }
 
     fn state(&self) -> MutexGuard<'_, Failover> {
@@ -51,7 +57,7 @@ impl Upstream {
     /// pause of up to one second.
     ///
     /// # Errors
-    /// [`AttemptError::NotSent`] if neither domain is reachable.
+    /// [`AttemptError::NotSent`] if neither domain is reachable, [`AttemptError::Proxy`] if the proxy fails.
     pub(crate) async fn connect(&self) -> Result<LeasedConnection, AttemptError> {
         let (mut now, mut first_error) = (clock::now(), None);
         let (mut session, mut step) = ConnectSession::start(&mut self.failover.state(), clock::tick_at(now));
@@ -72,9 +78,11 @@ impl Upstream {
                         return Ok(LeasedConnection { inner, side });
                     }
                     Err(error) => {
-                        first_error.get_or_insert(error);
                         now = clock::now();
-                        session.on_failed(&mut self.failover.state(), clock::tick_at(now))
+                        let failure = error.connect_failure();
+                        self.report_proxy_failure(&error);
+                        first_error.get_or_insert(error);
+                        session.on_failed(failure, &mut self.failover.state(), clock::tick_at(now))
                     }
                 },
                 ConnectStep::Fail => {
@@ -87,7 +95,15 @@ impl Upstream {
 
     fn on_connected(&self, session: ConnectSession, side: Side, reused: bool) {
         // The shared state stays as it is for a connection that is reused, as nearly every one is.
-        if !reused && session.on_connected(reused, &mut self.failover.state(), clock::tick()) {
+        if reused {
+            return;
+        }
+        let moved = session.on_connected(reused, &mut self.failover.state(), clock::tick());
+        let proxy_works_again = self.domain(side).pool.has_proxy() && self.failover.state().set_proxy_failure(None);
+        if proxy_works_again {
+            tracing::info!(app = self.app, "the proxy opens connections again");
+        }
+        if moved {
             tracing::warn!(
                 app = self.app,
                 domain = side_name(side),
@@ -96,12 +112,21 @@ impl Upstream {
         }
     }
 
+    /// Reports that the proxy fails, once until it works again or fails in another way.
+    fn report_proxy_failure(&self, error: &AttemptError) {
+        let AttemptError::Proxy(failure, cause) = error else { return };
+        if self.failover.state().set_proxy_failure(Some(*failure)) {
+            tracing::warn!(app = self.app, failure = failure.text(), cause, "the proxy opens no connections");
+        }
+    }
+
     /// Probes the primary domain while calls go to the standby: one connection with its TLS handshake, and no call.
     fn probe_primary(&self) {
         let (primary, failover, app) = (Arc::clone(&self.primary), Arc::clone(&self.failover), self.app.clone());
         tokio::spawn(async move {
             let probe = primary.pool.connect().await;
-            let is_back = failover.state().on_probe(probe.is_ok());
+            let result = probe.as_ref().map(|_| ()).map_err(AttemptError::connect_failure);
+            let is_back = failover.state().on_probe(result);
             if let Ok(connection) = probe {
                 primary.pool.release(connection);
             }

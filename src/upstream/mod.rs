@@ -1,6 +1,6 @@
 //! One attempt of a call to Chat: connect first, sign last, and return a complete response or none.
 //!
-//! `failover` returns a connection, `exchange` sends a call on it and reads the response, and `AttemptError` says what
+//! `failover` returns a connection, which `tunnel` leads through a proxy if there is one, `exchange` sends a call on it and reads the response, and `AttemptError` says what
 //! happened on the socket.
 
 mod attempt;
@@ -11,6 +11,7 @@ mod pool;
 mod redact;
 mod resolve;
 pub mod signer;
+pub mod tunnel;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,8 +75,14 @@ impl Upstream {
         buffered: Arc<Capacity>,
     ) -> Result<Self, UpstreamError> {
         let tls = config::client_config(&app.extra_roots, None).map_err(UpstreamError::Certificate)?;
-        let connector = Connector::new(tls, settings.connect_timeout, settings.connection_max_age);
-        let domain = |endpoint: &config::Endpoint| Domain::new(endpoint, settings, connector.clone());
+        let direct = Connector::new(tls.clone(), settings.connect_timeout, settings.connection_max_age);
+        let domain = |endpoint: &config::Endpoint| {
+            let connector = match settings.proxy.as_ref().filter(|proxy| !proxy.is_bypassed_for(endpoint)) {
+                Some(proxy) => direct.through(proxy, tls.clone()).map_err(UpstreamError::Endpoint)?,
+                None => direct.clone(),
+            };
+            Domain::new(endpoint, settings, connector)
+        };
         Ok(Self {
             app: app.name.to_string(),
             primary: domain(&app.endpoint)?,
@@ -94,8 +101,8 @@ pub enum UpstreamError {
     /// A certificate in `ca_file` is not usable.
     #[error("a certificate in ca_file cannot be trusted")]
     Certificate(#[source] rustls::Error),
-    /// The endpoint is not a valid URI.
-    #[error("the endpoint is invalid")]
+    /// The endpoint or the proxy is not a valid URI.
+    #[error("the endpoint or upstream.proxy is invalid")]
     Endpoint(#[source] http::uri::InvalidUri),
     /// The host of the endpoint is not valid in a header.
     #[error("the host of the endpoint is not valid in a header")]

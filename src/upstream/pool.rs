@@ -80,10 +80,15 @@ impl Pool {
         Self { connector, endpoint, idle: Arc::default(), idle_timeout, idle_max }
     }
 
+    /// Returns whether new connections go through a proxy.
+    pub(super) fn has_proxy(&self) -> bool {
+        self.connector.has_proxy()
+    }
+
     /// Returns an idle connection, or a new one.
     ///
     /// # Errors
-    /// [`AttemptError::NotSent`].
+    /// [`AttemptError::NotSent`] or [`AttemptError::Proxy`].
     pub(super) async fn acquire(&self, now: Instant) -> Result<PooledConnection, AttemptError> {
         while let Some(mut connection) = self.pop(now) {
             // A connection that is still busy, as after an early response, would delay this call.
@@ -99,7 +104,7 @@ impl Pool {
     /// Opens a new connection.
     ///
     /// # Errors
-    /// [`AttemptError::NotSent`].
+    /// [`AttemptError::NotSent`] or [`AttemptError::Proxy`].
     pub(super) async fn connect(&self) -> Result<PooledConnection, AttemptError> {
         let stream = self.connector.connect(self.endpoint.clone()).await?;
         let retire_at = stream.retire_at();

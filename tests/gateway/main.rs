@@ -36,6 +36,7 @@ mod metrics;
 mod outcomes;
 mod overload;
 mod pages;
+mod proxy;
 mod quota;
 mod relay;
 mod reload;

@@ -147,6 +147,7 @@ const STATES = {
 
 function stateOf(app) {
   const [words, style] = STATES[app.state.is] ?? [app.state.is, "warn"];
+  if (app.state.proxy_failure) return [`${words}: ${app.state.proxy_failure}`, "text bad"];
   // The primary domain responds, but some commands are parked.
   if (app.state.is === "primary" && app.state.cause) return [`${words}, but some commands are parked: ${app.state.cause}`, "text warn"];
   return [app.state.cause ? `${words}: ${app.state.cause}` : words, `text ${style}`];
@@ -189,7 +190,7 @@ function showState(text, style) {
 
 function showProgram(status) {
   byId("version").textContent = status.version;
-  const degraded = status.apps.filter((app) => app.state.is !== "primary" || app.state.cause);
+  const degraded = status.apps.filter((app) => app.state.is !== "primary" || app.state.cause || app.state.proxy_failure);
   if (!status.ready) showState("Not ready: starting or draining", "bad");
   else if (degraded.length) showState(`Ready, with problems: ${degraded.map((app) => app.name).join(", ")}`, "warn");
   else showState("Ready", "good");

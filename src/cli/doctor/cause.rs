@@ -2,6 +2,7 @@
 
 use crate::domain::chat::error_code;
 use crate::domain::chat::error_code::ErrorClass;
+use crate::domain::policy::proxy::{ConnectFailure, ProxyFailure};
 
 /// A cause that `chatgate doctor` distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,6 +14,10 @@ pub(in crate::cli) enum Cause {
     WrongKey,
     SignatureRefused,
     Clock,
+    ProxyUnreachable,
+    ProxyAuth,
+    ProxyRefused,
+    NotProxy,
     Dns,
     Connect,
     Certificate,
@@ -46,13 +51,17 @@ struct CauseRow {
 
 impl Cause {
     /// All causes in the order of their exit codes. The cause without a code of its own is the last.
-    pub(in crate::cli) const ALL: [Cause; 27] = [
+    pub(in crate::cli) const ALL: [Cause; 31] = [
         Cause::KeyIsPem,
         Cause::KeyHasBlanks,
         Cause::KeyIsUnusual,
         Cause::WrongKey,
         Cause::SignatureRefused,
         Cause::Clock,
+        Cause::ProxyUnreachable,
+        Cause::ProxyAuth,
+        Cause::ProxyRefused,
+        Cause::NotProxy,
         Cause::Dns,
         Cause::Connect,
         Cause::Certificate,
@@ -107,6 +116,17 @@ impl Cause {
                 | Cause::CertificateTime
                 | Cause::Tls
         )
+    }
+
+    /// Returns the cause of a failed connection. A failure of the proxy makes no domain unreachable.
+    pub(super) const fn of_connection(failure: ConnectFailure) -> Cause {
+        match failure {
+            ConnectFailure::Domain => Cause::Connect,
+            ConnectFailure::Proxy(ProxyFailure::Unreachable) => Cause::ProxyUnreachable,
+            ConnectFailure::Proxy(ProxyFailure::Unauthorized) => Cause::ProxyAuth,
+            ConnectFailure::Proxy(ProxyFailure::Refused) => Cause::ProxyRefused,
+            ConnectFailure::Proxy(ProxyFailure::Invalid) => Cause::NotProxy,
+        }
     }
 
     /// Returns the cause of an ErrorCode; `None` for 0. Source: vendor pages "Error Codes" (1047/34348) and UserSig
@@ -173,6 +193,33 @@ impl Cause {
                 "this machine's clock differs from Chat's by a minute or more",
                 "Set up time synchronization (chrony, systemd-timesyncd, or the host of the virtual machine).",
             ),
+            Cause::ProxyUnreachable => (
+                16,
+                "proxy_unreachable",
+                "cannot connect to the proxy",
+                "Check upstream.proxy (or HTTPS_PROXY), the name of the proxy, and whether this machine may connect to \
+                 its port.",
+            ),
+            Cause::ProxyAuth => (
+                17,
+                "proxy_auth",
+                "the proxy rejects the credentials, or requires some",
+                "Set upstream.proxy_auth_file to a file with USER:PASSWORD, and check both. chatgate supports Basic \
+                 authentication for http:// proxies, and user and password for socks5h:// proxies.",
+            ),
+            Cause::ProxyRefused => (
+                18,
+                "proxy_refused",
+                "the proxy does not allow a connection to the domain",
+                "In the access rules of the proxy, allow CONNECT from this machine to port 443 of the domain and of the \
+                 standby domain.",
+            ),
+            Cause::NotProxy => (
+                19,
+                "not_proxy",
+                "the server at upstream.proxy does not answer like a proxy of its scheme",
+                "Check the scheme and the port of upstream.proxy: http:// for CONNECT, socks5h:// for SOCKS 5.",
+            ),
             Cause::Dns => (
                 20,
                 "dns",
@@ -185,8 +232,9 @@ impl Cause {
                 21,
                 "connect",
                 "cannot connect to the address",
-                "Allow this machine to reach the domain on port 443 (firewall, security group, egress policy, routes). \
-                 chatgate ignores proxy settings of the environment.",
+                "Allow this machine, or the proxy in upstream.proxy, to reach the domain on port 443 (firewall, security \
+                 group, egress policy, routes). If machines here reach the internet through a proxy, set upstream.proxy; chatgate uses proxy variables \
+                 only with upstream.proxy = \"env\".",
             ),
             Cause::Certificate => (
                 22,
@@ -218,7 +266,7 @@ impl Cause {
                 26,
                 "not_chat",
                 "the server is not Chat, but perhaps a proxy or a login page",
-                "Check app.endpoint, and remove proxies from the path: chatgate must reach Chat directly.",
+                "Check app.endpoint, and remove proxies that intercept TLS or redirect to a page from the path.",
             ),
             Cause::NoAnswer => (
                 27,

@@ -136,7 +136,8 @@ impl DomainProbe<'_> {
     ) -> Result<DomainResult, Failure> {
         let tls = client_config(&self.app.extra_roots, None)
             .map_err(|error| Failure { cause: Cause::Certificate, detail: display_chain(&error) })?;
-        reach(endpoint, Arc::new(tls), self.settings.connect_timeout, checks).await?;
+        let proxy = self.settings.proxy.as_ref().filter(|proxy| !proxy.is_bypassed_for(endpoint));
+        reach(endpoint, Arc::new(tls), proxy, self.settings.connect_timeout, checks).await?;
         if let Some(reason) = skip_call {
             checks.push(Check::new("call", Status::Skipped, reason));
             return Ok(DomainResult::Reached);
@@ -190,7 +191,9 @@ fn call_check(code: i64, info: &str, took: Duration) -> Check {
 
 fn describe_failure(error: &AttemptError) -> Failure {
     let (cause, detail) = match error {
-        AttemptError::NotSent(cause) => (Cause::Connect, format!("chatgate's own connection failed: {cause}")),
+        AttemptError::NotSent(cause) | AttemptError::Proxy(_, cause) => {
+            (Cause::of_connection(error.connect_failure()), format!("chatgate's own connection failed: {cause}"))
+        }
         AttemptError::Broken(cause) => (Cause::NoAnswer, format!("the connection broke: {cause}")),
         AttemptError::TimedOut => (Cause::NoAnswer, "no response within upstream.attempt_timeout".to_owned()),
         AttemptError::Invalid(problem, status) => (Cause::NotChat, format!("HTTP status {status}; {problem}")),
@@ -315,5 +318,7 @@ mod tests {
         assert_eq!(slugs(&fine, Some(&dns)), ["standby_down"]);
         assert_eq!(slugs(&proxy, Some(&fine)), ["not_chat"], "such a primary domain causes no failover");
         assert_eq!(slugs(&dns, Some(&responded(60021))), ["ip_refused", "primary_down"]);
+        let gone = dead(Cause::ProxyUnreachable);
+        assert_eq!(slugs(&gone, Some(&fine)), ["proxy_unreachable"], "a failure of the proxy causes no failover");
     }
 }

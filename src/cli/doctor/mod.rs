@@ -1,7 +1,7 @@
 //! `chatgate doctor`: diagnoses problems between this machine and Chat, step by step.
 //!
-//! For each app it checks the format of the key. For the primary and the standby domain it checks DNS, connection, and
-//! TLS. Then it makes one read-only call with the same code that serves callers, and compares the clock with the `Date`
+//! For each app it checks the format of the key. For the primary and the standby domain it checks the proxy, DNS,
+//! connection, and TLS. Then it makes one read-only call with the same code that serves callers, and compares the clock with the `Date`
 //! of the response. After an error from the primary domain it makes no call to the standby domain: the result would be
 //! the same, and Chat counts rejected signatures (70050).
 //!

@@ -1,4 +1,4 @@
-//! DNS, connection, and TLS handshake with a domain, as separate steps.
+//! DNS, connection, proxy, and TLS handshake with a domain, as separate steps.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -14,13 +14,17 @@ use tokio_rustls::TlsConnector;
 use super::cause::Cause;
 use super::report::{Check, Status};
 use crate::clock;
-use crate::config::Endpoint;
+use crate::config::{Endpoint, Proxy};
+use crate::domain::policy::proxy::{ConnectFailure, ProxyFailure};
 use crate::error::display_chain;
+use crate::upstream::tunnel::{self, Target};
 
 /// Timeout per step and address. It is longer than the gateway's, to distinguish slow from unreachable.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of addresses that are tried per name, as in the gateway.
 const ADDRESSES_MAX: usize = 16;
+/// The check of the proxy.
+const PROXY: &str = "proxy";
 
 /// The reason why a step failed.
 pub(super) struct Failure {
@@ -36,12 +40,18 @@ pub(super) struct Failure {
 pub(super) async fn reach(
     endpoint: &Endpoint,
     tls: Arc<ClientConfig>,
+    proxy: Option<&Proxy>,
     connect_timeout: Duration,
     checks: &mut Vec<Check>,
 ) -> Result<(), Failure> {
     let started = clock::now();
-    let addresses = resolve(endpoint, checks).await?;
-    let stream = connect(&addresses, checks).await?;
+    let stream = match proxy {
+        Some(proxy) => connect_through(proxy, endpoint, checks).await?,
+        None => {
+            let addresses = resolve(endpoint, checks).await?;
+            connect(&addresses, checks).await?
+        }
+    };
     if endpoint.tls {
         handshake(endpoint, tls, stream, checks).await?;
     } else {
@@ -58,19 +68,58 @@ pub(super) async fn reach(
 /// Resolves the name of the endpoint.
 async fn resolve(endpoint: &Endpoint, checks: &mut Vec<Check>) -> Result<Vec<SocketAddr>, Failure> {
     let host = endpoint.host.trim_start_matches('[').trim_end_matches(']');
-    let found = match timeout(STEP_TIMEOUT, lookup_host((host, endpoint.port))).await {
-        Ok(Ok(addresses)) => Ok(addresses.take(ADDRESSES_MAX).collect::<Vec<_>>()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no response within {}", millis(STEP_TIMEOUT))),
-    };
-    match found {
-        Ok(addresses) if !addresses.is_empty() => {
+    match look_up(host, endpoint.port).await {
+        Ok(addresses) => {
             checks.push(Check::new("name", Status::Ok, describe_name(host, &addresses)));
             Ok(addresses)
         }
-        Ok(_) => fail(checks, "name", Cause::Dns, format!("{host} has no address")),
-        Err(cause) => fail(checks, "name", Cause::Dns, format!("{host}: {cause}")),
+        Err(cause) => fail(checks, "name", Cause::Dns, cause),
     }
+}
+
+/// Returns the addresses of a name, at least one.
+async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    match timeout(STEP_TIMEOUT, lookup_host((host, port))).await {
+        Ok(Ok(addresses)) => match addresses.take(ADDRESSES_MAX).collect::<Vec<_>>() {
+            none if none.is_empty() => Err(format!("{host} has no address")),
+            addresses => Ok(addresses),
+        },
+        Ok(Err(error)) => Err(format!("{host}: {error}")),
+        Err(_) => Err(format!("{host}: no response within {}", millis(STEP_TIMEOUT))),
+    }
+}
+
+/// Connects to the proxy and opens a tunnel to the endpoint, whose name the proxy resolves.
+async fn connect_through(proxy: &Proxy, endpoint: &Endpoint, checks: &mut Vec<Check>) -> Result<TcpStream, Failure> {
+    let host = proxy.host.trim_start_matches('[').trim_end_matches(']');
+    let addresses = match look_up(host, proxy.port).await {
+        Ok(addresses) => addresses,
+        Err(cause) => return fail(checks, PROXY, Cause::ProxyUnreachable, cause),
+    };
+    let Connected { first, unreachable } = connect_to_all(&addresses).await;
+    let Some((mut stream, address, took)) = first else {
+        return fail(checks, PROXY, Cause::ProxyUnreachable, unreachable.join("; "));
+    };
+    checks.push(Check::new(PROXY, Status::Ok, format!("{proxy} at {address} in {}", millis(took))));
+    checks.push(Check::new("name", Status::Skipped, "the proxy resolves it"));
+    let (started, target) = (clock::now(), Target { host: &endpoint.host, port: endpoint.port });
+    let mut asked = false;
+    let opening = timeout(STEP_TIMEOUT, tunnel::open(&mut stream, proxy, target, &mut asked)).await;
+    let (failure, detail) = match opening {
+        Ok(Ok(())) => {
+            let took = millis(clock::now() - started);
+            checks.push(Check::new("connection", Status::Ok, format!("through the proxy in {took}")));
+            return Ok(stream);
+        }
+        Ok(Err(error)) => (error.failure, error.cause),
+        // As in the gateway, a proxy that is silent after the request waits for the target.
+        Err(_) if asked => (ConnectFailure::Domain, format!("no answer of the proxy within {}", millis(STEP_TIMEOUT))),
+        Err(_) => {
+            let detail = format!("no answer of the proxy within {}", millis(STEP_TIMEOUT));
+            (ConnectFailure::Proxy(ProxyFailure::Invalid), detail)
+        }
+    };
+    fail(checks, "connection", Cause::of_connection(failure), detail)
 }
 
 /// Describes the addresses of a name. A literal IP address has no others.
@@ -82,8 +131,16 @@ fn describe_name(host: &str, addresses: &[SocketAddr]) -> String {
     format!("{host} resolves to {}", ips.join(", "))
 }
 
-/// Returns the first successful connection. It tries every address, because an unreachable one delays callers.
-async fn connect(addresses: &[SocketAddr], checks: &mut Vec<Check>) -> Result<TcpStream, Failure> {
+/// The result of connecting to all addresses of a name.
+struct Connected {
+    /// The first connection, its address, and how long it took.
+    first: Option<(TcpStream, SocketAddr, Duration)>,
+    /// The addresses without a connection, each with its error.
+    unreachable: Vec<String>,
+}
+
+/// Tries every address, because an unreachable one delays callers.
+async fn connect_to_all(addresses: &[SocketAddr]) -> Connected {
     let (mut first, mut unreachable) = (None, Vec::new());
     for address in addresses {
         let started = clock::now();
@@ -94,6 +151,12 @@ async fn connect(addresses: &[SocketAddr], checks: &mut Vec<Check>) -> Result<Tc
             Err(_) => unreachable.push(format!("{address}: no response within {}", millis(STEP_TIMEOUT))),
         }
     }
+    Connected { first, unreachable }
+}
+
+/// Returns the first successful connection.
+async fn connect(addresses: &[SocketAddr], checks: &mut Vec<Check>) -> Result<TcpStream, Failure> {
+    let Connected { first, unreachable } = connect_to_all(addresses).await;
     let Some((stream, address, took)) = first else {
         return fail(checks, "connection", Cause::Connect, unreachable.join("; "));
     };

@@ -36,7 +36,7 @@ pub(super) struct AppReport {
 pub(super) struct Check {
     /// Domain; empty if the check does not concern a domain.
     pub(super) host: String,
-    /// `key`, `name`, `connection`, `tls`, `speed`, `call`, `clock` or `standby`.
+    /// `key`, `proxy`, `name`, `connection`, `tls`, `speed`, `call`, `clock` or `standby`.
     pub(super) check: &'static str,
     /// Outcome.
     pub(super) status: Status,

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::failover::{Failover, Side};
+use super::proxy::ConnectFailure;
 use crate::domain::tick::Tick;
 
 /// One call's search for a connection.
@@ -62,10 +63,11 @@ impl ConnectSession {
         self.tried.is_some_and(|side| !reused && failover.on_connected(side, now))
     }
 
-    /// Returns what follows when the side that was tried cannot be reached.
-    pub(crate) fn on_failed(&mut self, failover: &mut Failover, now: Tick) -> ConnectStep {
+    /// Returns what follows when there is no connection to the side that was tried. The other side is tried only if the
+    /// failure is the domain's: a failure of the proxy would meet both sides.
+    pub(crate) fn on_failed(&mut self, failure: ConnectFailure, failover: &mut Failover, now: Tick) -> ConnectStep {
         match self.tried {
-            Some(side) if !self.is_last => {
+            Some(side) if !self.is_last && failure == ConnectFailure::Domain => {
                 (self.tried, self.is_last) = (Some(side.other()), true);
                 ConnectStep::Connect(side.other())
             }
@@ -80,6 +82,7 @@ impl ConnectSession {
 #[cfg(test)]
 mod tests {
     use super::super::failover::PROBE_EVERY;
+    use super::super::proxy::ProxyFailure;
     use super::*;
 
     fn at(millis: u64) -> Tick {
@@ -91,11 +94,17 @@ mod tests {
         let mut failover = Failover::new(true);
         let (mut session, step) = ConnectSession::start(&mut failover, at(0));
         assert_eq!(step, ConnectStep::Connect(Side::Primary));
-        assert_eq!(session.on_failed(&mut failover, at(1)), ConnectStep::Connect(Side::Standby));
+        assert_eq!(
+            session.on_failed(ConnectFailure::Domain, &mut failover, at(1)),
+            ConnectStep::Connect(Side::Standby)
+        );
         assert!(session.on_connected(false, &mut failover, at(2)), "calls move to the standby");
         let (mut session, step) = ConnectSession::start(&mut failover, at(3));
         assert_eq!(step, ConnectStep::Connect(Side::Standby));
-        assert_eq!(session.on_failed(&mut failover, at(4)), ConnectStep::Connect(Side::Primary));
+        assert_eq!(
+            session.on_failed(ConnectFailure::Domain, &mut failover, at(4)),
+            ConnectStep::Connect(Side::Primary)
+        );
         assert!(session.on_connected(false, &mut failover, at(5)), "calls move back");
     }
 
@@ -105,8 +114,8 @@ mod tests {
         for _ in 0..3 {
             let (mut session, step) = ConnectSession::start(&mut failover, at(0));
             assert!(matches!(step, ConnectStep::Connect(_)), "{step:?}");
-            assert!(matches!(session.on_failed(&mut failover, at(0)), ConnectStep::Connect(_)));
-            assert_eq!(session.on_failed(&mut failover, at(0)), ConnectStep::Fail);
+            assert!(matches!(session.on_failed(ConnectFailure::Domain, &mut failover, at(0)), ConnectStep::Connect(_)));
+            assert_eq!(session.on_failed(ConnectFailure::Domain, &mut failover, at(0)), ConnectStep::Fail);
         }
         let (_, step) = ConnectSession::start(&mut failover, at(0));
         assert_eq!(step, ConnectStep::Pause(Duration::from_millis(100)));
@@ -117,7 +126,32 @@ mod tests {
         let mut failover = Failover::new(false);
         let (mut session, step) = ConnectSession::start(&mut failover, at(0));
         assert_eq!(step, ConnectStep::Connect(Side::Primary));
-        assert_eq!(session.on_failed(&mut failover, at(0)), ConnectStep::Fail);
+        assert_eq!(session.on_failed(ConnectFailure::Domain, &mut failover, at(0)), ConnectStep::Fail);
+    }
+
+    #[test]
+    fn proxy_failure_ends_the_search_and_moves_no_calls() {
+        for failure in ProxyFailure::ALL.map(ConnectFailure::Proxy) {
+            let mut failover = Failover::new(true);
+            for _ in 0..3 {
+                let (mut session, step) = ConnectSession::start(&mut failover, at(0));
+                assert_eq!(step, ConnectStep::Connect(Side::Primary));
+                assert_eq!(session.on_failed(failure, &mut failover, at(0)), ConnectStep::Fail);
+            }
+            assert_eq!(failover.side(), Side::Primary);
+            let (_, step) = ConnectSession::start(&mut failover, at(0));
+            assert_eq!(step, ConnectStep::Pause(Duration::from_millis(100)), "the proxy gets pauses, too");
+        }
+        // The domain failed first, and the proxy while the other side was tried.
+        let mut failover = Failover::new(true);
+        let (mut session, _) = ConnectSession::start(&mut failover, at(0));
+        assert_eq!(
+            session.on_failed(ConnectFailure::Domain, &mut failover, at(0)),
+            ConnectStep::Connect(Side::Standby)
+        );
+        let failure = ConnectFailure::Proxy(ProxyFailure::Unreachable);
+        assert_eq!(session.on_failed(failure, &mut failover, at(0)), ConnectStep::Fail);
+        assert_eq!(failover.side(), Side::Primary);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The domain that an app's calls go to, and pauses while no domain can be reached.
 //!
 //! Only connections decide: DNS lookup, TCP, and TLS show whether a domain can be reached. An ErrorCode does not: a
-//! server that sends one has been reached. While no domain can be reached, calls pause before they connect, so that Chat
+//! server that sends one has been reached. A proxy that fails does not either (see [`super::proxy`]). While no domain can be reached, calls pause before they connect, so that Chat
 //! sees a few connection attempts per second and not one per call.
 
 use std::time::Duration;
 
+use super::proxy::{ConnectFailure, ProxyFailure};
 use crate::domain::tick::Tick;
 
 /// How often the primary domain is probed while calls go to the standby domain. Documented: calls are back on the
@@ -51,13 +52,15 @@ pub(crate) struct Failover {
     probe_at: Tick,
     /// Successful probes in a row.
     successes: u32,
+    /// Why the latest connection through the proxy failed; `None` if it did not, or without a proxy.
+    proxy_failure: Option<ProxyFailure>,
 }
 
 impl Failover {
     /// Returns a state in which calls go to the primary domain.
     pub(crate) fn new(has_standby: bool) -> Self {
         let (pause_until, probe_at) = (Tick::NEVER, Tick::NEVER);
-        Self { has_standby, side: Side::Primary, failures: 0, pause_until, probe_at, successes: 0 }
+        Self { has_standby, side: Side::Primary, failures: 0, pause_until, probe_at, successes: 0, proxy_failure: None }
     }
 
     /// Returns the side that calls go to.
@@ -68,6 +71,16 @@ impl Failover {
     /// Returns whether the app has a standby domain.
     pub(crate) fn has_standby(&self) -> bool {
         self.has_standby
+    }
+
+    /// Returns why the proxy fails.
+    pub(crate) fn proxy_failure(&self) -> Option<ProxyFailure> {
+        self.proxy_failure
+    }
+
+    /// Records whether the proxy opened a tunnel. Returns whether that is news.
+    pub(crate) fn set_proxy_failure(&mut self, failure: Option<ProxyFailure>) -> bool {
+        std::mem::replace(&mut self.proxy_failure, failure) != failure
     }
 
     /// Returns how long to wait before a new connection is tried.
@@ -107,9 +120,14 @@ impl Failover {
         due
     }
 
-    /// Records the end of a probe. Returns whether calls move back to the primary domain.
-    pub(crate) fn on_probe(&mut self, succeeded: bool) -> bool {
-        self.successes = if succeeded { self.successes + 1 } else { 0 };
+    /// Records the end of a probe. Returns whether calls move back to the primary domain. A failure of the proxy says
+    /// nothing about the domain.
+    pub(crate) fn on_probe(&mut self, result: Result<(), ConnectFailure>) -> bool {
+        match result {
+            Ok(()) => self.successes += 1,
+            Err(ConnectFailure::Domain) => self.successes = 0,
+            Err(ConnectFailure::Proxy(_)) => {}
+        }
         let back = self.side == Side::Standby && self.successes >= PROBES_NEEDED;
         if back {
             self.side = Side::Primary;
@@ -134,14 +152,16 @@ mod tests {
         assert!(!failover.on_connected(Side::Standby, at(1)), "calls have moved already");
         assert!(!failover.start_probe(at(4999)));
         let mut back_at = None;
-        for (n, succeeded) in [true, false, true, true].into_iter().enumerate() {
+        let failed = Err(ConnectFailure::Domain);
+        let proxy_failed = Err(ConnectFailure::Proxy(ProxyFailure::Unreachable));
+        for (n, result) in [Ok(()), failed, Ok(()), proxy_failed, Ok(())].into_iter().enumerate() {
             let now = at(5000 * (n as u64 + 1));
             assert!(failover.start_probe(now) && !failover.start_probe(now), "one probe at a time");
-            if failover.on_probe(succeeded) {
+            if failover.on_probe(result) {
                 back_at = Some(n);
             }
         }
-        assert_eq!((back_at, failover.side()), (Some(3), Side::Primary));
+        assert_eq!((back_at, failover.side()), (Some(4), Side::Primary));
         assert!(!failover.start_probe(at(1_000_000)));
     }
 
@@ -151,6 +171,17 @@ mod tests {
         failover.on_connected(Side::Standby, at(0));
         assert!(failover.on_connected(Side::Primary, at(1)));
         assert_eq!(failover.side(), Side::Primary);
+    }
+
+    #[test]
+    fn change_of_the_proxy_is_news_once() {
+        let mut failover = Failover::new(true);
+        assert!(!failover.set_proxy_failure(None));
+        for failure in ProxyFailure::ALL {
+            assert!(failover.set_proxy_failure(Some(failure)) && !failover.set_proxy_failure(Some(failure)));
+            assert_eq!(failover.proxy_failure(), Some(failure));
+        }
+        assert!(failover.set_proxy_failure(None) && failover.proxy_failure().is_none());
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub(crate) mod connect;
 pub(crate) mod failover;
 pub(crate) mod outcome;
 pub(crate) mod parking;
+pub(crate) mod proxy;
 pub(crate) mod retry_budget;
 pub(crate) mod stale_gate;

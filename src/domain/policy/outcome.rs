@@ -13,6 +13,8 @@ pub(crate) enum AttemptOutcome {
     Answer(i64),
     /// DNS lookup, connection, or TLS handshake failed: not a byte of the call was sent.
     NotSent,
+    /// The proxy opens no tunnel, and would not for another attempt either: not a byte of the call was sent.
+    ProxyRejected,
     /// The connection broke after part of the call may have been sent.
     Broken,
     /// No complete response before the timeout.
@@ -72,6 +74,8 @@ pub(crate) fn classify(outcome: AttemptOutcome, kind: CommandKind) -> Dispositio
         AttemptOutcome::Answer(code) => classify_code(code, retry_if_read),
         AttemptOutcome::NotSent => plain(RetryClass::Retry),
         AttemptOutcome::Broken | AttemptOutcome::TimedOut | AttemptOutcome::Invalid(500..=599) => plain(retry_if_read),
+        // Nothing was sent, but a proxy that rejects the credentials may lock the account after some attempts.
+        AttemptOutcome::ProxyRejected => plain(RetryClass::Never),
         AttemptOutcome::Invalid(_) | AttemptOutcome::OverCapacity => plain(RetryClass::Never),
     }
 }
@@ -180,6 +184,7 @@ mod tests {
         let codes = error_code::table().iter().map(|row| AttemptOutcome::Answer(*row.codes.start()));
         let others = [
             AttemptOutcome::NotSent,
+            AttemptOutcome::ProxyRejected,
             AttemptOutcome::Broken,
             AttemptOutcome::TimedOut,
             AttemptOutcome::OverCapacity,
@@ -214,6 +219,7 @@ mod tests {
         }
         for outcome in [
             AttemptOutcome::Invalid(200),
+            AttemptOutcome::ProxyRejected,
             AttemptOutcome::OverCapacity,
             AttemptOutcome::Answer(0),
             AttemptOutcome::Answer(30001),

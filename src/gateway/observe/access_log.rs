@@ -110,7 +110,9 @@ impl Worker {
         let RequestRecord { head, id, connection, context } = request;
         let error = result.as_ref().err();
         let cause = match error {
-            Some(GatewayError::UpstreamUnreachable { cause, .. }) => Some(cause.as_str()),
+            Some(GatewayError::UpstreamUnreachable { cause, .. } | GatewayError::ProxyFailed { cause, .. }) => {
+                Some(cause.as_str())
+            }
             _ => None,
         };
         let app = context.app.map(|app| tracing::field::display(&app.app.name));

@@ -3,6 +3,7 @@
 //! * [`setup::Setup`] writes a configuration and starts the real binary as a [`gateway::Gateway`];
 //! * [`chat::FakeChat`] is the upstream. It has its own HTTP reader, and when it is dropped it fails the test if any
 //!   request that reached it broke the contract;
+//! * [`proxy::FakeProxy`] is an egress proxy on the way to it;
 //! * [`link::Link`] is the network in front of it and fails on demand; [`hosts::Hosts`] holds its host names;
 //! * [`client::TestRequest`] and [`client::Conn`] are callers with control over each byte; [`h2`] is an HTTP/2 client,
 //!   [`h2_raw`] writes single HTTP/2 frames;
@@ -31,6 +32,7 @@ pub(crate) mod hook;
 pub(crate) mod hosts;
 pub(crate) mod link;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod redis;
 pub(crate) mod reply;
 pub(crate) mod response;

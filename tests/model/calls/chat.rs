@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Random;
 use crate::domain::policy::failover::Side;
 use crate::domain::policy::outcome::AttemptOutcome;
+use crate::domain::policy::proxy::{ConnectFailure, ProxyFailure};
 use crate::domain::tick::Tick;
 use crate::upstream::signer::Signature;
 
@@ -23,8 +24,10 @@ enum InjectedFault {
     Broken,
     /// Calls get no response. Chat may have applied them.
     NoResponse,
-    /// A proxy responds with this HTTP status. Chat may have applied the call.
-    ProxyStatus(u16),
+    /// An intermediary responds with this HTTP status. Chat may have applied the call.
+    ForeignStatus(u16),
+    /// The egress proxy opens no tunnel; after a timeout if it is unreachable.
+    Proxy(ProxyFailure),
     /// Chat responds to all calls with this ErrorCode.
     ErrorCode(i64),
     /// Chat rejects the signature in use, and accepts a fresh one.
@@ -79,17 +82,26 @@ impl Chat {
         self.episodes.iter().filter(move |episode| (episode.from..episode.until).contains(&now))
     }
 
-    /// Returns whether a domain accepts a connection, and the time that the attempt takes.
-    pub(super) fn connect(&self, side: Side, now: Tick, timeout: Duration) -> (bool, Duration) {
+    /// Returns whether there is a connection to a domain, and the time that the attempt takes.
+    pub(super) fn connect(&self, side: Side, now: Tick, timeout: Duration) -> (Result<(), ConnectFailure>, Duration) {
+        let proxy = self.active(now).find_map(|episode| match episode.fault {
+            InjectedFault::Proxy(failure) => Some(failure),
+            _ => None,
+        });
+        if let Some(failure) = proxy {
+            let after = if failure == ProxyFailure::Unreachable { timeout } else { Duration::from_millis(1) };
+            return (Err(ConnectFailure::Proxy(failure)), after);
+        }
         let affects = |domain: &Option<Side>| domain.is_none_or(|domain| domain == side);
+        let refused = Err(ConnectFailure::Domain);
         for episode in self.active(now) {
             match &episode.fault {
-                InjectedFault::Refused(domain) if affects(domain) => return (false, Duration::from_millis(1)),
-                InjectedFault::Unresponsive(domain) if affects(domain) => return (false, timeout),
+                InjectedFault::Refused(domain) if affects(domain) => return (refused, Duration::from_millis(1)),
+                InjectedFault::Unresponsive(domain) if affects(domain) => return (refused, timeout),
                 _ => {}
             }
         }
-        (true, Duration::from_millis(5))
+        (Ok(()), Duration::from_millis(5))
     }
 
     /// Returns the end of a call with this signature.
@@ -101,13 +113,13 @@ impl Chat {
         for fault in faults {
             let fate = |outcome, after, applied| CallFate { outcome, after, applied };
             match fault {
-                InjectedFault::Refused(_) | InjectedFault::Unresponsive(_) => {}
+                InjectedFault::Refused(_) | InjectedFault::Unresponsive(_) | InjectedFault::Proxy(_) => {}
                 InjectedFault::Slow(span) => after = quick + span,
                 InjectedFault::Broken => return fate(AttemptOutcome::Broken, quick, random.one_in(2)),
                 InjectedFault::NoResponse => {
                     return fate(AttemptOutcome::TimedOut, Duration::from_secs(3600), random.one_in(2));
                 }
-                InjectedFault::ProxyStatus(status) => {
+                InjectedFault::ForeignStatus(status) => {
                     return fate(AttemptOutcome::Invalid(status), quick, random.one_in(2));
                 }
                 InjectedFault::ErrorCode(code) => {
@@ -138,14 +150,15 @@ fn random_fault(random: &mut Random) -> InjectedFault {
         1 => Some(Side::Primary),
         _ => Some(Side::Standby),
     };
-    match random.below(10) {
+    match random.below(11) {
         0 => InjectedFault::Refused(side),
         1 => InjectedFault::Unresponsive(side),
         2 => InjectedFault::Broken,
         3 => InjectedFault::NoResponse,
-        4 => InjectedFault::ProxyStatus(if random.one_in(2) { 502 } else { 200 }),
+        4 => InjectedFault::ForeignStatus(if random.one_in(2) { 502 } else { 200 }),
         5 => InjectedFault::SignatureRejected,
         6 => InjectedFault::Slow(Duration::from_millis(random.below(6000))),
+        7 => InjectedFault::Proxy(ProxyFailure::ALL[random.below(ProxyFailure::ALL.len() as u64) as usize]),
         _ => InjectedFault::ErrorCode(CODES[random.below(CODES.len() as u64) as usize]),
     }
 }

@@ -10,6 +10,8 @@ pub(super) struct EventCounts {
     pub(super) retries: u64,
     pub(super) renewed_signatures: u64,
     pub(super) standby_calls: u64,
+    /// Attempts to connect that the proxy let fail.
+    pub(super) proxy_failures: u64,
     pub(super) parked_responses: u64,
     /// Requests that got no connection or no permit before their deadline.
     pub(super) late_responses: u64,
@@ -28,6 +30,7 @@ impl EventCounts {
         self.retries += other.retries;
         self.renewed_signatures += other.renewed_signatures;
         self.standby_calls += other.standby_calls;
+        self.proxy_failures += other.proxy_failures;
         self.parked_responses += other.parked_responses;
         self.late_responses += other.late_responses;
         self.stale_responses += other.stale_responses;
@@ -42,6 +45,7 @@ impl EventCounts {
             self.retries,
             self.renewed_signatures,
             self.standby_calls,
+            self.proxy_failures,
             self.parked_responses,
             self.late_responses,
             self.stale_responses,

@@ -1,4 +1,4 @@
-//! A seeded simulation of calls: thousands of schedules of random faults in Chat and in the network.
+//! A seeded simulation of calls: thousands of schedules of random faults in Chat, in the network, and in a proxy.
 //!
 //! The gateway's side consists of its own code: [`CallSession`](crate::domain::policy::call::CallSession) with retries
 //! and retry budget, [`ConnectSession`](crate::domain::policy::connect::ConnectSession) with failover, parking, the stale

@@ -16,6 +16,7 @@ use crate::domain::policy::connect::{ConnectSession, ConnectStep};
 use crate::domain::policy::failover::{Failover, Side};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect, allows_stale};
 use crate::domain::policy::parking::Parking;
+use crate::domain::policy::proxy::{ConnectFailure, ProxyFailure};
 use crate::domain::policy::retry_budget::RetryBudget;
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
@@ -52,6 +53,8 @@ struct Request {
     session: CallSession<'static>,
     /// The search for a connection of the current attempt.
     connect: Option<ConnectSession>,
+    /// The failures of that search so far, in order.
+    failures: Vec<ConnectFailure>,
     last: Option<AttemptOutcome>,
     /// Whether its signature was renewed.
     renewed: bool,
@@ -72,7 +75,7 @@ enum Event {
         side: Side,
         reused: bool,
     },
-    NotConnected(usize),
+    NotConnected(usize, ConnectFailure),
     /// The time for connecting has ended.
     GiveUp(usize),
     Permit(usize, Side),
@@ -83,9 +86,7 @@ enum Event {
         outcome: AttemptOutcome,
         sent: Tick,
     },
-    Probed {
-        succeeded: bool,
-    },
+    Probed(Result<(), ConnectFailure>),
 }
 
 pub(super) struct World {
@@ -189,13 +190,19 @@ impl World {
             Event::Connected { id, side, reused } => {
                 let connect = self.requests[id].connect.take().ok_or("no search")?;
                 if connect.on_connected(reused, &mut self.failover, self.now) {
+                    let failures = &self.requests[id].failures;
+                    let is_proxy = |failure: &ConnectFailure| matches!(failure, ConnectFailure::Proxy(_));
+                    holds(!failures.iter().any(is_proxy), || format!("the proxy moves calls: {failures:?}"))?;
                     self.log(|| format!("calls move to {side:?}"));
                 }
                 self.wait_for_permit(id, side)
             }
-            Event::NotConnected(id) => {
-                let connect = self.requests[id].connect.as_mut().ok_or("no search")?;
-                let step = connect.on_failed(&mut self.failover, self.now);
+            Event::NotConnected(id, failure) => {
+                let request = &mut self.requests[id];
+                request.failures.push(failure);
+                self.counts.proxy_failures += u64::from(failure != ConnectFailure::Domain);
+                let connect = request.connect.as_mut().ok_or("no search")?;
+                let step = connect.on_failed(failure, &mut self.failover, self.now);
                 self.connect(id, step)
             }
             Event::GiveUp(id) => self.reject(id, ResponseKind::Late),
@@ -207,8 +214,8 @@ impl World {
                 }
                 self.end_attempt(id, outcome, Some(signature))
             }
-            Event::Probed { succeeded } => {
-                if self.failover.on_probe(succeeded) {
+            Event::Probed(result) => {
+                if self.failover.on_probe(result) {
                     self.log(|| "calls move back to the primary domain".to_owned());
                 }
                 Ok(())
@@ -240,6 +247,7 @@ impl World {
             deadline: self.now.after(TIMEOUT),
             session: CallSession::new(name, name.kind(), ATTEMPTS, &self.budget),
             connect: None,
+            failures: Vec::new(),
             last: None,
             renewed: false,
             calls: 0,
@@ -269,6 +277,7 @@ impl World {
         }
         let (connect, step) = ConnectSession::start(&mut self.failover, self.now);
         self.requests[id].connect = Some(connect);
+        self.requests[id].failures.clear();
         self.connect(id, step)
     }
 
@@ -276,8 +285,8 @@ impl World {
     fn connect(&mut self, id: usize, step: ConnectStep) -> Result<(), String> {
         match step {
             ConnectStep::Probe => {
-                let (succeeded, after) = self.chat.connect(Side::Primary, self.now, CONNECT_TIMEOUT);
-                self.schedule(after, Event::Probed { succeeded });
+                let (result, after) = self.chat.connect(Side::Primary, self.now, CONNECT_TIMEOUT);
+                self.schedule(after, Event::Probed(result));
                 let connect = self.requests[id].connect.as_mut().ok_or("no search")?;
                 let step = connect.on_probe_started(&self.failover, self.now);
                 self.connect(id, step)
@@ -287,15 +296,24 @@ impl World {
                 Ok(())
             }
             ConnectStep::Connect(side) => {
-                let (is_reachable, after) = self.chat.connect(side, self.now, CONNECT_TIMEOUT);
-                let reused = self.idle[side as usize] && is_reachable;
+                let (result, after) = self.chat.connect(side, self.now, CONNECT_TIMEOUT);
+                let reused = self.idle[side as usize] && result.is_ok();
                 self.idle[side as usize] = reused;
                 let after = if reused { Duration::ZERO } else { after };
-                let event = if is_reachable { Event::Connected { id, side, reused } } else { Event::NotConnected(id) };
+                let event = match result {
+                    Ok(()) => Event::Connected { id, side, reused },
+                    Err(failure) => Event::NotConnected(id, failure),
+                };
                 self.schedule_or_give_up(id, after, event);
                 Ok(())
             }
-            ConnectStep::Fail => self.end_attempt(id, AttemptOutcome::NotSent, None),
+            // As `AttemptError::outcome` in `src/upstream/attempt.rs` says it of the first failure.
+            ConnectStep::Fail => match self.requests[id].failures.first() {
+                Some(ConnectFailure::Proxy(failure)) if *failure != ProxyFailure::Unreachable => {
+                    self.end_attempt(id, AttemptOutcome::ProxyRejected, None)
+                }
+                _ => self.end_attempt(id, AttemptOutcome::NotSent, None),
+            },
         }
     }
 
@@ -436,7 +454,7 @@ impl World {
         let applied = self.requests[id].applied;
         let fits = match response {
             ResponseKind::Outcome(AttemptOutcome::Answer(0)) => applied == 1,
-            ResponseKind::Outcome(AttemptOutcome::NotSent)
+            ResponseKind::Outcome(AttemptOutcome::NotSent | AttemptOutcome::ProxyRejected)
             | ResponseKind::Parked
             | ResponseKind::Late
             | ResponseKind::Stale => applied == 0,

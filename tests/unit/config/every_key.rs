@@ -83,6 +83,9 @@ max_answer = "1KiB"
 max_in_flight = 18
 connection_max_age = "19s"
 idle_timeout = "20s"
+proxy = "socks5h://Proxy.Internal:1080"
+proxy_auth_file = "proxy-auth"
+no_proxy = ["10.0.0.0/8", ".Internal"]
 
 [webhook]
 listen = "0.0.0.0:8702"
@@ -101,6 +104,7 @@ fn load_every_key() -> (Config, CertificateDer<'static>) {
     let certificate = rcgen::generate_simple_self_signed(["ca.test".to_owned()]).expect("a certificate").cert;
     folder.secret("ca.pem", &certificate.pem());
     folder.secret("admin-token", &format!("{ADMIN_TOKEN}\n"));
+    folder.secret("proxy-auth", "me:pass:word\n");
     folder.secret("feed-token", "token-of-the-feed\r\n");
     let config = folder
         .load(&[("KEY", MARKED), ("CHAT_TOKEN", "token-of-the-chat")])
@@ -179,6 +183,14 @@ fn every_key_of_the_other_sections_is_read() {
         max_in_flight: 18,
         connection_max_age: secs(19),
         idle_timeout: secs(20),
+        proxy: Some(Proxy {
+            protocol: ProxyProtocol::Socks5,
+            host: "proxy.internal".to_owned(),
+            port: 1080,
+            auth: Some(ProxyAuth::of_line("me:pass:word").expect("credentials")),
+            bypass: vec!["10.0.0.0/8".parse().expect("a network"), ".internal".parse().expect("a suffix")],
+            variable: None,
+        }),
     };
     assert_eq!(config.upstream, upstream);
     let webhook = config.webhook.as_ref().expect("written");

@@ -16,6 +16,7 @@ use crate::domain::chat::region::Region;
 
 mod every_key;
 mod problems;
+mod proxy;
 mod tls;
 
 /// A key in the format of the console that must never be printed.
@@ -38,6 +39,7 @@ impl Folder {
         fs::write(&file, text).expect("written");
         let folder = Self { folder, file };
         folder.secret("chat-key", &format!("{MARKED}\n"));
+        folder.secret("proxy-auth", "me:password\n");
         folder
     }
 
@@ -333,6 +335,10 @@ fn secrets_are_never_printed() {
         format!("{APP}[server]\nlisten = '{MARKED}'\nhosts = ['{MARKED} ']\nunix_mode = '{MARKED}'\n"),
         format!("{APP}[fleet]\nredis = 'redis://:{MARKED}@host'\n"),
         format!("{APP}[webhook]\napp_tokens = {{ main = '{MARKED}' }}\n"),
+        format!("{APP}[upstream]\nproxy = 'http://me:{MARKED}@proxy:3128'\nproxy_auth = 'me:{MARKED}'\n"),
+        format!(
+            "{APP}[upstream]\nproxy = '{MARKED}'\nno_proxy = ['{MARKED} ', '{MARKED}/1']\nproxy_auth_file = '{MARKED}'\n"
+        ),
         format!("{APP}[[caller]]\nname = 'a'\ntoken = '{MARKED}'\n"),
         format!("{APP}[log]\nlevel = '{MARKED}'\nformat = ['{MARKED}']\n"),
     ];
@@ -362,7 +368,7 @@ proptest! {
         let folder = Folder::with(&text);
         let _ = folder.load(&[]);
         let folder = Folder::with(APP);
-        for key in ["SERVER__LISTEN", "SERVER__HOSTS", "APP__0__ENDPOINT", "CACHE__TTL", "SERVER__MAX_BODY", "APP"] {
+        for key in ["SERVER__LISTEN", "SERVER__HOSTS", "APP__0__ENDPOINT", "CACHE__TTL", "UPSTREAM__PROXY", "APP"] {
             let value = value.replace('\0', "");
             let _ = folder.load(&[(format!("CHATGATE__{key}").as_str(), value.as_str())]);
         }
