@@ -91,4 +91,4 @@ macro_rules! targets {
     };
 }
 
-targets! { answer config envelope http1 path_and_query question usersig webhook }
+targets! { answer config envelope http1 path_and_query question tunnel usersig webhook }

@@ -11,5 +11,6 @@ pub mod http1;
 pub mod json;
 pub mod path_and_query;
 pub mod question;
+pub mod tunnel;
 pub mod usersig;
 pub mod webhook;
