@@ -37,6 +37,7 @@ mod outcomes;
 mod overload;
 mod pages;
 mod proxy;
+mod proxy_programs;
 mod quota;
 mod relay;
 mod reload;
