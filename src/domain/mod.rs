@@ -10,6 +10,7 @@ pub mod follow;
 pub mod json;
 pub mod pairs;
 pub(crate) mod policy;
+pub mod quote;
 pub mod tick;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::FleetError;
 use crate::config::RedisUrl;
+use crate::error::describe_certificate;
 
 /// Maximum number of addresses of a name that are tried, all at the same time.
 const ADDRESSES_MAX: usize = 8;
@@ -111,27 +112,42 @@ pub(super) fn describe(error: &redis::RedisError) -> String {
     // A server that rejects our certificate says so only after the handshake, in place of a response.
     let inner = error.source().and_then(|source| source.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
     let io = inner.and_then(|inner| inner.downcast_ref::<io::Error>());
-    let tls = io.and_then(describe_tls).map(str::to_owned);
-    tls.or_else(|| error.code().map(str::to_owned)).unwrap_or_else(|| error.category().to_owned())
+    let tls = io.and_then(describe_tls);
+    let code = || error.code().and_then(|code| CODES.into_iter().find(|known| *known == code));
+    tls.or_else(code).map_or_else(|| error.category().to_owned(), str::to_owned)
 }
+
+/// Codes at the beginning of an error of Redis or Valkey. Scripts and proxies can send any other text as a code.
+const CODES: [&str; 20] = [
+    "ERR",
+    "NOAUTH",
+    "WRONGPASS",
+    "NOPERM",
+    "DENIED",
+    "LOADING",
+    "BUSY",
+    "NOTBUSY",
+    "OOM",
+    "MISCONF",
+    "READONLY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "NOSCRIPT",
+    "EXECABORT",
+    "CLUSTERDOWN",
+    "CROSSSLOT",
+    "MOVED",
+    "ASK",
+    "TRYAGAIN",
+];
 
 /// Describes an error of TLS; `None` if it is another error.
 fn describe_tls(error: &io::Error) -> Option<&'static str> {
     Some(match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "its certificate is for another name"
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "its certificate has expired",
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not yet valid; check the clocks"
-            }
-            // A CA with another key may have the name of a trusted one.
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is from an untrusted CA; name the CA in fleet.ca_file"
-            }
-            _ => "its certificate is invalid",
-        },
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+            "its certificate is from an untrusted CA; name the CA in fleet.ca_file"
+        }
+        rustls::Error::InvalidCertificate(certificate) => describe_certificate(certificate),
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired
             | AlertDescription::BadCertificate
@@ -171,6 +187,18 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert_eq!(describe(&io::Error::from(io::ErrorKind::BrokenPipe).into()), "I/O error");
+    }
+
+    #[test]
+    fn only_known_codes_of_redis_are_repeated() {
+        let of = |line: &str| {
+            let value = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error reply");
+            describe(&value.extract_error().map(drop).expect_err("an error"))
+        };
+        assert_eq!(of("WRONGPASS invalid username-password pair"), "WRONGPASS");
+        assert_eq!(of("READONLY You can't write against a read only replica."), "READONLY");
+        let other = of("PRIVATE text");
+        assert!(!other.contains("PRIVATE") && !other.contains("text") && !other.is_empty(), "{other}");
     }
 
     #[test]

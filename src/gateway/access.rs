@@ -139,9 +139,10 @@ impl Access {
         }
         Err(GatewayError::Forbidden(match caller {
             Some(caller) => {
-                format!("caller {} may not use {name}; to allow it, add it to the caller's allow", caller.name)
+                let (caller, name) = (&caller.name, name.shown());
+                format!("caller {caller} may not use {name}; to allow it, add it to the caller's allow")
             }
-            None => format!("{name} is not allowed; to allow it, add it to access.allow"),
+            None => format!("{} is not allowed; to allow it, add it to access.allow", name.shown()),
         }))
     }
 
@@ -246,7 +247,7 @@ struct ReportOnlyEntry {
 
 impl ReportOnlyLog {
     fn note(&self, caller: Option<&CallerName>, name: CommandName<'_>) {
-        let (caller, command) = (caller.map_or("anonymous", CallerName::as_str), name.to_string());
+        let (caller, command) = (caller.map_or("anonymous", CallerName::as_str), name.shown());
         if let Some(count) = self.due(caller, &command, clock::tick()) {
             let interval = "1m";
             tracing::warn!(

@@ -128,7 +128,7 @@ impl AppWorker {
                     pause.max(reserved.wait)
                 }
             };
-            tracing::debug!(command = %name, attempts = session.attempts(), ?outcome, ?pause, "retrying a call");
+            tracing::debug!(command = name.shown(), attempts = session.attempts(), ?outcome, ?pause, "retrying a call");
             last = Some(result);
             if pause > Duration::ZERO {
                 tokio::time::sleep(pause).await;
@@ -194,7 +194,7 @@ impl Acquired {
         Acquired::Rejected(match error {
             AdmitError::Connect(error) => return Acquired::NotConnected(error),
             AdmitError::DeadlineTooShort(retry_after) => {
-                GatewayError::RateLimited { command: name.to_string(), retry_after }
+                GatewayError::RateLimited { command: name.shown(), retry_after }
             }
             AdmitError::InFlightFull => GatewayError::InFlightFull,
             AdmitError::QueueStalled => queue_stalled(),
@@ -247,10 +247,10 @@ impl App {
             }
             ParkingChange::Command(reason) => {
                 let (error_code, error_info, hint) = (reason.code, &*reason.info, reason.hint);
-                tracing::warn!(%app, command = %name, error_code, error_info, hint, "command parked: Chat rejects its calls");
+                tracing::warn!(%app, command = name.shown(), error_code, error_info, hint, "command parked: Chat rejects its calls");
             }
             ParkingChange::Lifted => {
-                tracing::info!(%app, command = %name, "no longer parked: Chat accepts calls again")
+                tracing::info!(%app, command = name.shown(), "no longer parked: Chat accepts calls again")
             }
         }
     }
@@ -259,7 +259,7 @@ impl App {
         // One line per change, not one per call.
         if let Some(LimitChange { old: old_limit, new: new_limit }) = self.chat.quotas.of(name).on_throttled() {
             let app = &self.name;
-            tracing::warn!(%app, command = %name, error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
+            tracing::warn!(%app, command = name.shown(), error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
         }
     }
 }

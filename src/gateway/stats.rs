@@ -6,6 +6,7 @@ use crate::domain::chat::command::CommandName;
 use crate::domain::policy::failover::Side;
 use crate::domain::policy::parking::ParkReason;
 use crate::domain::policy::proxy::ProxyFailure;
+use crate::domain::quote::shorten;
 use crate::limits::QuotaStats;
 use crate::telemetry::metrics::UpstreamState;
 
@@ -50,11 +51,14 @@ impl App {
         if let Some(reason) = parking.app(clock::tick()) {
             return (UpstreamState::Parked, Some(describe(reason)));
         }
+        let shown = |name| CommandName::parse(name).map_or_else(|_| String::new(), |name| name.shown());
         let commands: Vec<String> =
-            parking.commands().map(|(name, reason)| format!("{name}: {}", describe(reason))).collect();
+            parking.commands().map(|(name, reason)| format!("{}: {}", shown(name), describe(reason))).collect();
         match self.chat.failover.side() {
             Side::Standby => (UpstreamState::Standby, Some("the primary domain cannot be reached".to_owned())),
-            Side::Primary => (UpstreamState::Primary, (!commands.is_empty()).then(|| commands.join("; "))),
+            Side::Primary => {
+                (UpstreamState::Primary, (!commands.is_empty()).then(|| shorten(&commands.join("; ")).into_owned()))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 use super::chat_error::ChatError;
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::usersig;
+use crate::domain::quote::plain_name;
 
 /// A wrong sdkappid, identifier, usersig, or contenttype (vendor page "Error Codes", 1047/34348). The
 /// vendor names no code for an invalid `random` or for a repeated or unknown parameter; they get this one too.
@@ -116,7 +117,9 @@ impl CallQuery {
             return Err(ChatError::new(BAD_PARAMETER, "usersig is missing"));
         };
         if let Some(name) = &self.unknown {
-            return Err(ChatError::new(BAD_PARAMETER, format!("unknown parameter {name:?}")));
+            let text =
+                plain_name(name).map_or("unknown parameter".to_owned(), |name| format!("unknown parameter {name}"));
+            return Err(ChatError::new(BAD_PARAMETER, text));
         }
         let document = usersig::parse(sig).map_err(signature)?;
         if sdkappid != account.app.get() {

@@ -11,6 +11,7 @@ use super::chat::SimulatedChat;
 use super::faults::{FAULTS_MAX, Fault};
 use super::graph::SeedGraph;
 use super::skew::SKEW_MAX_SECS;
+use crate::domain::json::object::{Object, describe};
 
 /// Path prefix of the control API.
 pub(super) const PREFIX: &str = "/__sandbox/";
@@ -57,8 +58,8 @@ fn set_clock(chat: &SimulatedChat, body: &[u8]) -> Result<Vec<u8>, String> {
     struct ClockRequest {
         skew: i64,
     }
-    let ClockRequest { skew } =
-        serde_json::from_slice(body).map_err(|error| format!("the body must be {{\"skew\":SECONDS}}: {error}"))?;
+    let Object(ClockRequest { skew }) = serde_json::from_slice(body)
+        .map_err(|error| format!("the body must be {{\"skew\":SECONDS}}: {}", describe(&error)))?;
     if !chat.clock.set(skew) {
         return Err(format!("skew must be from -{SKEW_MAX_SECS} to {SKEW_MAX_SECS} seconds"));
     }
@@ -75,8 +76,9 @@ fn add_fault(chat: &SimulatedChat, body: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 fn seed(chat: &SimulatedChat, body: &[u8]) -> Result<Vec<u8>, String> {
-    let seed: SeedGraph = serde_json::from_slice(body)
-        .map_err(|error| format!("the body must be {{\"users\":[..],\"edges\":[[from,to],..]}}: {error}"))?;
+    let Object(seed): Object<SeedGraph> = serde_json::from_slice(body).map_err(|error| {
+        format!("the body must be {{\"users\":[..],\"edges\":[[from,to],..]}}: {}", describe(&error))
+    })?;
     chat.graph.seed(&seed, chat.clock.unix_now().as_secs()).map_err(|error| error.to_string())?;
     let (users, edges) = chat.graph.size();
     Ok(json!({"users": users, "edges": edges}).to_string().into_bytes())

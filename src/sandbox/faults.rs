@@ -20,6 +20,7 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use crate::domain::chat::command::{CommandName, CommandPattern};
+use crate::domain::json::object::{Object, describe};
 
 /// Maximum number of faults at once.
 pub(super) const FAULTS_MAX: usize = 64;
@@ -122,7 +123,8 @@ impl Fault {
             share: Option<f64>,
             command: Option<String>,
         }
-        let request: FaultRequest = serde_json::from_slice(body).map_err(|error| format!("invalid fault: {error}"))?;
+        let Object(request): Object<FaultRequest> =
+            serde_json::from_slice(body).map_err(|error| format!("invalid fault: {}", describe(&error)))?;
         let mut kinds = Vec::new();
         kinds.extend(request.error_code.map(FaultKind::ErrorCode));
         if let Some(status) = request.status {
@@ -249,6 +251,15 @@ mod tests {
             r#"{"error_code":1,"next":1,"commando":"x/y"}"#,
         ] {
             assert!(Fault::parse(text.as_bytes()).is_err(), "{text}");
+        }
+        for text in [
+            r#""private""#,
+            r#"{"next":"private"}"#,
+            r#"{"private":1}"#,
+            r#"{"drop":true,"next":1,"command":"private"}"#,
+        ] {
+            let error = Fault::parse(text.as_bytes()).unwrap_err();
+            assert!(!error.contains("private"), "{error}");
         }
         let mut many = Faults::default();
         for _ in 0..FAULTS_MAX {

@@ -32,17 +32,19 @@ pub struct SeedGraph {
 /// Why a seed was rejected. The graph is unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SeedError {
-    /// Chat does not accept the user name.
-    #[error("the user name {name:?} {error}")]
+    /// Chat does not accept the name of a user.
+    #[error("{list}[{index}] {error}")]
     Name {
-        /// The first characters of the name.
-        name: String,
+        /// `users` or `edges`.
+        list: &'static str,
+        /// Position in the list, from 0.
+        index: usize,
         /// Its problem.
         error: NameError,
     },
-    /// An edge from a user to itself.
-    #[error("{0:?} cannot follow itself")]
-    SelfFollow(String),
+    /// An edge from a user to itself; with its position, from 0.
+    #[error("edges[{0}] is from a user to itself")]
+    SelfFollow(usize),
     /// The graph would exceed one of its limits.
     #[error("the simulator holds at most {USERS_MAX} users and {EDGES_MAX} follows")]
     LimitExceeded,
@@ -228,12 +230,16 @@ impl Graph {
 
     /// Adds the whole seed, or nothing of it.
     pub(super) fn seed(&mut self, seed: &SeedGraph, at_secs: u64) -> Result<(), SeedError> {
-        let ends = seed.edges.iter().flat_map(|(from, to)| [from, to]);
-        for name in seed.users.iter().chain(ends) {
-            check_user_id(name).map_err(|error| SeedError::Name { name: name.chars().take(40).collect(), error })?;
+        let check =
+            |list, index, name: &String| check_user_id(name).map_err(|error| SeedError::Name { list, index, error });
+        for (index, name) in seed.users.iter().enumerate() {
+            check("users", index, name)?;
         }
-        if let Some((name, _)) = seed.edges.iter().find(|(from, to)| from == to) {
-            return Err(SeedError::SelfFollow(name.clone()));
+        for (index, (from, to)) in seed.edges.iter().enumerate() {
+            check("edges", index, from).and_then(|()| check("edges", index, to))?;
+        }
+        if let Some(index) = seed.edges.iter().position(|(from, to)| from == to) {
+            return Err(SeedError::SelfFollow(index));
         }
         if self.users.len() + self.new_users(seed) > USERS_MAX || self.edges + seed.edges.len() > EDGES_MAX {
             return Err(SeedError::LimitExceeded);
@@ -366,9 +372,9 @@ mod tests {
         assert_eq!(handle.size(), (2, 1));
         assert!(handle.follows("ann", "bob"));
         let bad = SeedGraph { users: vec!["cyd".into(), String::new()], edges: Vec::new() };
-        assert!(matches!(handle.seed(&bad, 1), Err(SeedError::Name { .. })));
+        assert_eq!(handle.seed(&bad, 1).unwrap_err().to_string(), "users[1] is empty");
         let bad = SeedGraph { users: vec!["cyd".into()], edges: vec![("dan".into(), "dan".into())] };
-        assert_eq!(handle.seed(&bad, 1), Err(SeedError::SelfFollow("dan".into())));
+        assert_eq!(handle.seed(&bad, 1), Err(SeedError::SelfFollow(0)));
         assert_eq!(handle.size(), (2, 1));
     }
 

@@ -1,7 +1,8 @@
 //! The log: structured lines on stderr.
 //!
-//! A separate thread writes the lines, so a reader that is slow or gone never blocks a request. If the buffer is
-//! full, lines are dropped and counted. A process has one log, so this module has functions instead of a handle.
+//! [`line`](super::line) bounds the lines. A separate thread writes them, so a reader that is slow or gone never blocks a
+//! request. If the buffer is full, lines are dropped and counted. A process has one log, so this module has functions
+//! instead of a handle.
 
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
@@ -9,12 +10,13 @@ use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 use tracing::Level;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{fmt, reload};
 
+use super::line::BoundedLines;
 use crate::config::{Log, LogFormat};
 
 /// Size of the buffer in lines, about 200 bytes each.
@@ -43,6 +45,7 @@ impl Telemetry {
             .thread_name("log")
             .finish(std::io::stderr());
         let dropped = writer.error_counter();
+        let writer = BoundedLines::new(writer, log.format);
         let layer = match log.format {
             LogFormat::Json => json(writer).boxed(),
             LogFormat::Text => text(writer).boxed(),
@@ -84,21 +87,20 @@ pub(crate) fn set_level(level: Level) -> bool {
     is_set
 }
 
-/// Returns the filter for a level. Libraries log at most warnings: at finer levels some of them log what they send,
-/// and calls to Chat contain a signature.
+/// Returns the filter for a level. Libraries are not logged: some of them log what they send or receive, and calls to
+/// Chat contain a signature. chatgate logs their errors in its own words.
 fn targets(level: Level) -> Targets {
-    let level = LevelFilter::from_level(level);
-    Targets::new().with_target("chatgate", level).with_default(level.min(LevelFilter::WARN))
+    Targets::new().with_target("chatgate", LevelFilter::from_level(level))
 }
 
-fn json<S>(writer: NonBlocking) -> impl tracing_subscriber::Layer<S> + Send + Sync
+fn json<S>(writer: BoundedLines) -> impl tracing_subscriber::Layer<S> + Send + Sync
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
     fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false).with_writer(writer)
 }
 
-fn text<S>(writer: NonBlocking) -> impl tracing_subscriber::Layer<S> + Send + Sync
+fn text<S>(writer: BoundedLines) -> impl tracing_subscriber::Layer<S> + Send + Sync
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use rustc_hash::FxHashMap;
 
+use crate::domain::quote::looks_like_key;
+
 /// Maximum length of a service or command name, in bytes. Chat's longest has less than 40.
 const SEGMENT_LEN_MAX: usize = 64;
 
@@ -47,6 +49,12 @@ impl<'a> CommandName<'a> {
     /// The second segment, `follow_check` in `follow/follow_check`.
     pub fn command(&self) -> &'a str {
         self.command
+    }
+
+    /// Returns the name for a message or the log: `other` if it could be a key, because any caller can send any name.
+    pub fn shown(&self) -> String {
+        let could_be_key = looks_like_key(self.service) || looks_like_key(self.command);
+        if could_be_key && self.known().is_none() { "other".to_owned() } else { self.to_string() }
     }
 
     /// Returns its row in the built-in table.
@@ -257,6 +265,15 @@ mod tests {
         assert_eq!(reads.kind(FOLLOW_CHECK, FOLLOW_CHECK.known()), CommandKind::Read);
         let other = CommandName::parse("future/unknown_too").expect("a name");
         assert_eq!(reads.kind(other, None), CommandKind::Write);
+    }
+
+    #[test]
+    fn shown_name_is_never_a_key() {
+        let shown = |text: &str| CommandName::parse(text).expect("a name").shown();
+        assert_eq!(shown("follow/follow_check"), "follow/follow_check");
+        assert_eq!(shown("future/a_command_without_a_row_in_the_table"), "future/a_command_without_a_row_in_the_table");
+        let key = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
+        assert_eq!([shown(&format!("follow/{key}")), shown(&format!("{key}/x"))], ["other", "other"]);
     }
 
     #[test]

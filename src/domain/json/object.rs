@@ -42,13 +42,17 @@ pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
 }
 
 /// Describes why JSON cannot be read, without repeating any of it: the parser's own text about a value of another type
-/// contains the whole value, and its text about an unknown member the name.
+/// contains the whole value, and its text about an unknown member the name. The names of missing and repeated members are
+/// those of `T`.
 pub fn describe(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let names_a_member_of_ours = text.starts_with("missing field `") || text.starts_with("duplicate field `");
     match error.classify() {
+        Category::Data if names_a_member_of_ours => text.replacen("field", "member", 1),
         Category::Data => {
             format!("a value or a member is not allowed at line {} column {}", error.line(), error.column())
         }
-        Category::Io | Category::Syntax | Category::Eof => error.to_string(),
+        Category::Io | Category::Syntax | Category::Eof => text,
     }
 }
 
@@ -141,6 +145,8 @@ mod tests {
             let error = serde_json::from_str::<Object<One>>(text).map(drop).expect_err("not an object of One");
             assert!(!describe(&error).contains("secret") && describe(&error).contains("line 1 column"), "{text}");
         }
+        let error = serde_json::from_str::<Object<One>>(r#"{"one":1,"one":2}"#).map(drop).expect_err("repeated");
+        assert!(describe(&error).starts_with("duplicate member `one` at line 1"), "{}", describe(&error));
     }
 
     #[derive(Deserialize)]
