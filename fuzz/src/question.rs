@@ -52,7 +52,13 @@ pub fn run(body: &[u8]) {
             writes_what_it_read(&question);
         }
         Ok(Parsed::Extended) => assert!(further && !twice),
-        Err(RequestError::Shape(_) | RequestError::TooMany(..) | RequestError::From(_) | RequestError::To(..)) => {
+        Err(
+            RequestError::Shape(_)
+            | RequestError::NotAString(_)
+            | RequestError::TooMany(..)
+            | RequestError::From(_)
+            | RequestError::To(..),
+        ) => {
             assert!(!further && !twice);
             assert!(!is_sound(&object), "rejected a valid request: {object:?}");
         }

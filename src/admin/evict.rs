@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::domain::chat::app::check_user_id;
 use crate::domain::json::object::{Object, describe, given};
 use crate::domain::pairs::scope::Scope;
+use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 
@@ -34,7 +35,10 @@ pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str
     let (app, scope) = parse(body)?;
     let app = gateway.apps.named(app.as_deref()).ok_or_else(|| {
         GatewayError::UnknownApp(match &app {
-            Some(_) => "unknown app; App must be the name of an [[app]]".to_owned(),
+            Some(name) => {
+                let name = plain_name(name).map(|name| format!(" {name}")).unwrap_or_default();
+                format!("unknown app{name}; App must be the name of an [[app]]")
+            }
             None => "several apps are configured and none is the default; set App".to_owned(),
         })
     })?;
@@ -52,8 +56,11 @@ fn parse(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
         let shape = "the body must be an object of App, From_Account (strings), and To_Account (an array of strings)";
         GatewayError::BadJson(format!("{shape}: {}", describe(&error)))
     })?;
-    for name in from.iter().chain(to.iter().flatten()) {
-        check_user_id(name).map_err(|error| bad(format!("a user name {error}")))?;
+    if let Some(from) = &from {
+        check_user_id(from).map_err(|error| bad(format!("From_Account {error}")))?;
+    }
+    for (index, name) in to.iter().flatten().enumerate() {
+        check_user_id(name).map_err(|error| bad(format!("To_Account[{index}] {error}")))?;
     }
     let scope = match (from, to) {
         (None, None) => Scope::All,
@@ -111,5 +118,7 @@ mod tests {
         ] {
             assert_eq!(slug(text), "bad_parameter", "{text}");
         }
+        let error = parse(br#"{"From_Account":"ann","To_Account":["bob",""]}"#).expect_err("an empty name");
+        assert_eq!(error.to_string(), "To_Account[1] is empty");
     }
 }

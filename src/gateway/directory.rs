@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config;
 use crate::domain::chat::app::{AppName, SdkAppId};
+use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
 
 /// One `T` for each configured app.
@@ -81,15 +82,21 @@ impl<T> Directory<T> {
     /// `unknown_app`
     pub(crate) fn choose(&self, reference: AppReference<'_>) -> Result<&T, GatewayError> {
         let unknown = |what: &str| GatewayError::UnknownApp(what.to_owned());
-        let named = reference.prefix.iter().chain(reference.headers).map(|name| {
-            let name = name.parse::<AppName>().ok();
+        let named = reference.prefix.iter().chain(reference.headers).map(|written| {
+            let name = written.parse::<AppName>().ok();
             let index = name.and_then(|name| self.index.by_name.get(&name));
-            index.ok_or_else(|| unknown("no app with this name is configured"))
+            index.ok_or_else(|| match plain_name(written) {
+                Some(name) => unknown(&format!("no app named {name} is configured")),
+                None => unknown("no app with this name is configured"),
+            })
         });
         let numbered = reference.sdkappids.iter().map(|number| {
             let number = number.parse::<NonZeroU32>().ok().and_then(|number| SdkAppId::new(number.get()));
             let index = number.and_then(|number| self.index.by_sdkappid.get(&number));
-            index.ok_or_else(|| unknown("no app with this sdkappid is configured"))
+            index.ok_or_else(|| match number {
+                Some(number) => unknown(&format!("no app with sdkappid {number} is configured")),
+                None => unknown("sdkappid is not the number of an app"),
+            })
         });
         let mut chosen = None;
         for index in named.chain(numbered) {

@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::CommandName;
+use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
 use crate::http::headers::{HEAD_LEN_MAX, HEAD_LINES_MAX, RequestHeaders};
 use crate::http::host::{Hosts, check_host};
@@ -127,19 +128,26 @@ fn check_origin(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
 pub fn query(query: &str) -> Result<Vec<String>, GatewayError> {
     let mut apps = Vec::new();
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let (written, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        let name = decode(name).trim().to_lowercase();
+        let name = decode(written).trim().to_lowercase();
         if !RESERVED.contains(&name.as_str()) {
-            return Err(GatewayError::BadParameter(
-                "unknown query parameter; put arguments in the JSON body".to_owned(),
-            ));
+            return Err(unknown_parameter(written));
         }
         if name == "sdkappid" {
             apps.push(decode(value).trim().to_owned());
         }
     }
     Ok(apps)
+}
+
+/// Names the parameter only if its name can be neither a credential nor a text of another form: it is from outside.
+fn unknown_parameter(name: &str) -> GatewayError {
+    const REMEDY: &str = "put arguments in the JSON body";
+    GatewayError::BadParameter(match plain_name(name) {
+        Some(name) => format!("unknown query parameter {name}; {REMEDY}"),
+        None => format!("a query parameter is unknown; {REMEDY}"),
+    })
 }
 
 #[cfg(test)]
@@ -230,6 +238,17 @@ mod tests {
         assert_eq!(query("SdkAppId=1&%73dkappid=%31&+sdkappid+=+2&usersig").expect("fine"), ["1", "1", "2"]);
         for bad in ["x=1", "usersig2=1", "user%00sig=1", "=1", "sdkappid[]=1", "usersig=1&callback=x"] {
             assert_eq!(slug(query(bad)), "bad_parameter", "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_parameter_is_named_only_if_its_name_is_plain() {
+        let text = |text: &str| query(text).expect_err("an unknown parameter").to_string();
+        assert_eq!(text("random=1&call_back=x"), "unknown query parameter call_back; put arguments in the JSON body");
+        let key = "0badc0de5ec2e70badc0de5ec2e70bad";
+        for name in ["a%20b", "a[]", "a.b", "", "eJwtzLsOgjAYQOF3", key, &"a-".repeat(40)] {
+            let unnamed = "a query parameter is unknown; put arguments in the JSON body";
+            assert_eq!(text(&format!("{name}=1")), unnamed, "{name}");
         }
     }
 }

@@ -39,6 +39,9 @@ pub enum RequestError {
     /// A member is missing or has the wrong type.
     #[error("{0}")]
     Shape(&'static str),
+    /// An account is not a string; with its index, from 0.
+    #[error("To_Account[{0}] is not a string")]
+    NotAString(usize),
     /// Too many accounts.
     #[error("To_Account has {0} accounts; send at most {1} per request (follow_check.max_to)")]
     TooMany(usize, usize),
@@ -93,7 +96,7 @@ impl<'a> Raw<'a> {
         let to = match self.to {
             Some(Accounts::List { names, count }) if count <= max_to => names,
             Some(Accounts::List { count, .. }) => return Err(RequestError::TooMany(count, max_to)),
-            Some(Accounts::Mixed) => return Err(RequestError::Shape("To_Account must contain only strings")),
+            Some(Accounts::Mixed { index }) => return Err(RequestError::NotAString(index)),
             Some(Accounts::Other) => return Err(RequestError::Shape("To_Account must be an array of strings")),
             None => return Err(RequestError::Shape("To_Account is missing")),
         };
@@ -156,7 +159,10 @@ enum Accounts<'a> {
         names: Vec<Cow<'a, str>>,
         count: usize,
     },
-    Mixed,
+    /// The item at this index is not a string.
+    Mixed {
+        index: usize,
+    },
     Other,
 }
 
@@ -224,9 +230,9 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
         Ok(Accounts::Other)
     }
     fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Accounts<'a>, S::Error> {
-        let (mut names, mut count, mut mixed) = (Vec::with_capacity(self.max.min(128)), 0, false);
+        let (mut names, mut count, mut mixed) = (Vec::with_capacity(self.max.min(128)), 0, None);
         loop {
-            if count == self.max || mixed {
+            if count == self.max || mixed.is_some() {
                 // Over the limit, or invalid already: only count the rest.
                 if list.next_element::<IgnoredAny>()?.is_none() {
                     break;
@@ -236,12 +242,12 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
             }
             match list.next_element_seed(AnyValue)? {
                 Some(StringOrOther::String(name)) => names.push(name),
-                Some(StringOrOther::Other) => mixed = true,
+                Some(StringOrOther::Other) => mixed = Some(count),
                 None => break,
             }
             count += 1;
         }
-        Ok(if mixed { Accounts::Mixed } else { Accounts::List { names, count } })
+        Ok(mixed.map_or(Accounts::List { names, count }, |index| Accounts::Mixed { index }))
     }
 }
 
@@ -326,11 +332,16 @@ mod tests {
             r#"{"From_Account":null,"To_Account":["bob"]}"#,
             r#"{"From_Account":"ann","To_Account":"bob"}"#,
             r#"{"From_Account":"ann","To_Account":{"a":1}}"#,
-            r#"{"From_Account":"ann","To_Account":["bob",7]}"#,
-            r#"{"From_Account":"ann","To_Account":[["bob"]]}"#,
             r#"{"From_Account":"ann","To_Account":[]}"#,
         ] {
             assert!(matches!(read(body), Err(RequestError::Shape(_))), "{body}");
+        }
+        for (body, index) in [
+            (r#"{"From_Account":"ann","To_Account":["bob",7]}"#, 1),
+            (r#"{"From_Account":"ann","To_Account":[["bob"],7]}"#, 0),
+            (r#"{"From_Account":"ann","To_Account":["bob","cyd",null,7,7]}"#, 2),
+        ] {
+            assert_eq!(read(body), Err(RequestError::NotAString(index)), "{body}");
         }
     }
 
