@@ -77,13 +77,12 @@ async fn examine_app(app: &App, settings: &config::Upstream) -> AppReport {
 }
 
 fn key_check(shape: KeyShape) -> Check {
-    let (status, detail) = match shape {
-        KeyShape::Usual => (Status::Ok, "64 hex digits, like the keys in the console".to_owned()),
-        KeyShape::Pem => (Status::Failed, "PEM, which is not a secret key".to_owned()),
-        KeyShape::Blanks => (Status::Remark, "begins or ends with whitespace or a byte order mark".to_owned()),
-        KeyShape::Unusual(len) => (Status::Remark, format!("{len} bytes that are not 64 hex digits")),
+    let status = match shape {
+        KeyShape::Usual => Status::Ok,
+        KeyShape::Pem => Status::Failed,
+        _ => Status::Remark,
     };
-    Check::new("key", status, detail)
+    Check::new("key", status, shape.to_string())
 }
 
 /// Remarks on a standby domain that the vendor does not document.
@@ -222,7 +221,9 @@ fn findings(shape: KeyShape, skew: i64, primary: &DomainResult, standby: Option<
 fn chat_error(result: &DomainResult, shape: KeyShape, is_skewed: bool) -> Option<Finding> {
     let DomainResult::Responded { code, info } = result else { return None };
     let cause = cause_of_error(*code, shape, is_skewed).filter(|cause| *cause != Cause::Clock)?;
-    Some(Finding::new(cause, format!("ErrorCode {code} {info}").trim_end(), None))
+    let error = format!("ErrorCode {code} {info}");
+    let key = if cause == Cause::KeyIsUnusual { format!("; the key: {shape}") } else { String::new() };
+    Some(Finding::new(cause, &format!("{}{key}", error.trim_end()), None))
 }
 
 /// Returns the finding for a domain that failed. Calls go to the standby domain only if the primary domain is
@@ -249,7 +250,8 @@ fn unreachable_domain(primary: &DomainResult, standby: Option<&DomainResult>) ->
 fn cause_of_error(code: i64, shape: KeyShape, is_skewed: bool) -> Option<Cause> {
     Some(match (Cause::of_code(code)?, shape) {
         (Cause::WrongKey, KeyShape::Blanks) => Cause::KeyHasBlanks,
-        (Cause::WrongKey, KeyShape::Unusual(_)) => Cause::KeyIsUnusual,
+        (Cause::WrongKey, KeyShape::Usual | KeyShape::Pem) => Cause::WrongKey,
+        (Cause::WrongKey, _) => Cause::KeyIsUnusual,
         (Cause::SignatureRefused, _) if is_skewed => Cause::Clock,
         (cause, _) => cause,
     })
@@ -288,6 +290,7 @@ mod tests {
             (KeyShape::Usual, "wrong_key"),
             (KeyShape::Blanks, "key_has_blanks"),
             (KeyShape::Unusual(63), "key_is_unusual"),
+            (KeyShape::Quoted, "key_is_unusual"),
         ] {
             assert_eq!(slugs(shape, 0, &rejected, None), [slug]);
             assert!(

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 /// The number that Chat assigns to an app: unsigned, 32 bits, never 0.
@@ -152,15 +154,39 @@ impl SecretKey {
             KeyShape::Pem
         } else if text.starts_with("\u{feff}".as_bytes()) || is_space(text.first()) || is_space(text.last()) {
             KeyShape::Blanks
-        } else if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) {
+        } else if is_usual(text) {
             KeyShape::Usual
         } else {
-            KeyShape::Unusual(text.len())
+            KeyShape::of_unusual(text)
         }
     }
 }
 
-/// The format of a key.
+/// Returns whether a key has 64 hex digits, as the console shows keys.
+fn is_usual(text: &[u8]) -> bool {
+    text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit)
+}
+
+/// Returns whether a text is `NAME=VALUE`, as in a shell or in a file of environment variables. Padding of base64 is no
+/// value.
+fn is_assignment(text: &[u8]) -> bool {
+    let text = text.strip_prefix(b"export ").unwrap_or(text);
+    let Some(at) = text.iter().position(|byte| *byte == b'=') else { return false };
+    let (name, value) = (&text[..at], &text[at + 1..]);
+    let is_name = name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-. ".contains(byte));
+    is_name && name.first().is_some_and(|first| !first.is_ascii_digit()) && value.iter().any(|byte| *byte != b'=')
+}
+
+/// Returns whether a text is base64 of a key in the console's format, or any base64 with padding.
+fn is_base64(text: &[u8]) -> bool {
+    let Ok(decoded) = STANDARD.decode(text).map(Zeroizing::new) else { return false };
+    is_usual(decoded.trim_ascii_end()) || text.ends_with(b"=") && text.len() >= BASE64_LEN_MIN
+}
+
+/// Minimum length of padded base64 that a key is taken for, in bytes. It encodes 16 bytes, the shortest secret in use.
+const BASE64_LEN_MIN: usize = 24;
+
+/// The format of a key. As text it describes the format for a person, without any of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyShape {
     /// 64 hex digits, as the console shows keys.
@@ -169,8 +195,56 @@ pub enum KeyShape {
     Pem,
     /// Whitespace, a control character, or a byte order mark at one end.
     Blanks,
+    /// A text in quotes.
+    Quoted,
+    /// `NAME=VALUE`.
+    Assignment,
+    /// A placeholder of a template or of a shell, such as `${NAME}`.
+    Placeholder,
+    /// Base64, as in a Kubernetes Secret.
+    Base64,
     /// Any other text, with its length in bytes.
     Unusual(usize),
+}
+
+impl KeyShape {
+    fn of_unusual(text: &[u8]) -> Self {
+        let is_quoted = text.len() > 2 && matches!(text, [first @ (b'"' | b'\'' | b'`'), .., last] if first == last);
+        let is_placeholder = || {
+            let contains = |part: &[u8]| text.windows(part.len()).any(|window| window == part);
+            contains(b"${")
+                || contains(b"{{")
+                || text.starts_with(b"$")
+                || text.starts_with(b"<") && text.ends_with(b">")
+        };
+        match () {
+            () if is_quoted => KeyShape::Quoted,
+            () if is_placeholder() => KeyShape::Placeholder,
+            () if is_assignment(text) => KeyShape::Assignment,
+            () if is_base64(text) => KeyShape::Base64,
+            () => KeyShape::Unusual(text.len()),
+        }
+    }
+
+    /// Returns whether it is a format that a key has by mistake. Any text may still be the key.
+    pub fn is_likely_mistake(self) -> bool {
+        matches!(self, KeyShape::Quoted | KeyShape::Assignment | KeyShape::Placeholder | KeyShape::Base64)
+    }
+}
+
+impl fmt::Display for KeyShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyShape::Usual => "64 hex digits, like the keys in the console",
+            KeyShape::Pem => "PEM, which is not a secret key",
+            KeyShape::Blanks => "begins or ends with whitespace or a byte order mark",
+            KeyShape::Quoted => "looks like a key in quotes, which are part of it; write it without quotes",
+            KeyShape::Assignment => "looks like NAME=VALUE, all of which is the key; write only the value",
+            KeyShape::Placeholder => "looks like a placeholder such as ${NAME}; write the key itself",
+            KeyShape::Base64 => "looks like base64, which is not decoded; write the key itself, 64 hex digits",
+            KeyShape::Unusual(len) => return write!(f, "{len} bytes that are not 64 hex digits"),
+        })
+    }
 }
 
 impl fmt::Debug for SecretKey {
@@ -200,6 +274,31 @@ mod tests {
             assert_eq!(shape(text), KeyShape::Blanks, "{text:?}");
         }
         assert_eq!(shape("-----BEGIN PRIVATE KEY-----\\nMIG\\n"), KeyShape::Pem);
+        let key = "0aF9".repeat(16);
+        for text in [format!("\"{key}\""), format!("'{key}'"), "`k`".to_owned()] {
+            assert_eq!(shape(&text), KeyShape::Quoted, "{text}");
+        }
+        for text in [format!("CHAT_KEY={key}"), format!("export KEY={key}"), "secret_key = \"k\"".to_owned()] {
+            assert_eq!(shape(&text), KeyShape::Assignment, "{text}");
+        }
+        for text in ["${CHAT_KEY}", "$CHAT_KEY", "{{ .Values.key }}", "<secret key>", "KEY=${CHAT_KEY}"] {
+            assert_eq!(shape(text), KeyShape::Placeholder, "{text}");
+        }
+        for text in [STANDARD.encode(&key), STANDARD.encode(format!("{key}\n")), STANDARD.encode([0xff; 16])] {
+            assert_eq!(shape(&text), KeyShape::Base64, "{text}");
+        }
+        for text in ["\"", "\"\"", "a key", "x==", "1=a", "0aF90aF90aF90aF90aF90aF9", "p$ssw{rd"] {
+            assert_eq!(shape(text), KeyShape::Unusual(text.len()), "{text}");
+        }
+    }
+
+    #[test]
+    fn descriptions_of_key_shapes_contain_no_key() {
+        let key = "0badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de5ec2e70badc0de";
+        for text in [format!("'{key}'"), format!("KEY={key}"), format!("${{{key}}}"), key[1..].to_owned()] {
+            let shape = SecretKey::new(&text).expect("not empty").shape();
+            assert!(!shape.to_string().contains("0badc0de"), "{shape}");
+        }
     }
 
     #[test]
