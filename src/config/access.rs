@@ -7,6 +7,7 @@ use super::server::Server;
 use super::suggest::closest;
 use super::units::{boolean, parsed};
 use crate::domain::chat::command::{CommandPattern, FOLLOW_CHECK, KNOWN_COMMANDS};
+use crate::domain::quote::quoted;
 
 /// Maximum number of patterns in an allow list.
 const PATTERNS_MAX: usize = 1000;
@@ -95,7 +96,7 @@ pub(super) fn unknown_command(name: &str) -> String {
         .flat_map(|known| [known.name.to_string(), format!("{}/*", known.name.service())])
         .collect();
     match closest(name, names.iter().map(String::as_str)) {
-        Some(meant) => format!("unknown command; did you mean \"{meant}\"?"),
-        None => "unknown command; check its spelling".to_owned(),
+        Some(meant) => format!("unknown command: {}; did you mean \"{meant}\"?", quoted(name)),
+        None => format!("unknown command: {}; check its spelling", quoted(name)),
     }
 }

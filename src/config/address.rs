@@ -52,6 +52,8 @@ impl fmt::Display for ListenAddr {
 pub enum ListenError {
     #[error("not an address; use IP:PORT as in \"127.0.0.1:8700\" or \"[::1]:8700\", or \"unix:/path\"")]
     Form,
+    #[error("must be an address without a scheme; leave the scheme out, as in \"127.0.0.1:8700\"")]
+    Scheme,
     #[error("host names are not supported; use an IP address, \"127.0.0.1:PORT\" for this machine")]
     Name,
     #[error("the path must be absolute; use \"unix:/run/chatgate/chatgate.sock\"")]
@@ -69,6 +71,7 @@ impl FromStr for ListenAddr {
         let Some(path) = text.strip_prefix("unix:") else {
             return match text.parse() {
                 Ok(address) => Ok(ListenAddr::Tcp(address)),
+                Err(_) if text.contains("://") => Err(ListenError::Scheme),
                 Err(_) if starts_with_name(text) => Err(ListenError::Name),
                 Err(_) => Err(ListenError::Form),
             };

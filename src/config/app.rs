@@ -15,6 +15,7 @@ use super::units::{NOT_A_COMMAND, NOT_A_STRING, ParseResult, boolean, duration, 
 use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandKind, CommandName, DeclaredReads};
 use crate::domain::chat::region::Region;
+use crate::domain::quote::{quoted, with_value};
 
 /// Maximum number of apps. Each app has its own cache, quota, and connection pool.
 pub const APPS_MAX: usize = 256;
@@ -120,7 +121,7 @@ impl App {
         } else {
             IDENTIFIER_DEFAULT.parse().ok()
         };
-        let secret = section.secret(&SECRET_KEY, true).and_then(|secret| SecretKey::new(secret.expose()));
+        let secret = read_secret_key(&mut section);
         let mut usersig_lifetime = USERSIG_LIFETIME_DEFAULT;
         section.read("usersig_lifetime", &mut usersig_lifetime, lifetime);
         let mut default = false;
@@ -158,6 +159,17 @@ impl App {
     }
 }
 
+/// Reads the secret key, and warns of a format that it has by mistake.
+fn read_secret_key(section: &mut Section<'_>) -> Option<SecretKey> {
+    let key = section.secret(&SECRET_KEY, true).and_then(|secret| SecretKey::new(secret.expose()))?;
+    let shape = key.shape();
+    if shape.is_likely_mistake() {
+        let name = SECRET_KEY.present_in(section);
+        section.warning(name, section.with_value(name, shape));
+    }
+    Some(key)
+}
+
 /// Reads the region, which is optional if the app has an endpoint.
 fn read_region(section: &mut Section<'_>) -> Option<Region> {
     if section.has("endpoint") {
@@ -174,9 +186,10 @@ fn read_declared_reads(section: &mut Section<'_>) -> DeclaredReads {
     for (text, location) in section.list("reads", false, 0..=READS_MAX, declared_read).unwrap_or_default() {
         let Ok(name) = CommandName::parse(&text) else { continue };
         if !reads.add(name) {
-            section.problem_at(&location, &path, "duplicate command; remove one");
+            section.problem_at(&location, &path, with_value("duplicate command; remove one", &quoted(&text)));
         } else if name.known().is_some() {
-            section.warning_at(&location, &path, "has no effect, because chatgate knows this read; remove it");
+            let message = "has no effect, because chatgate knows this read; remove it";
+            section.warning_at(&location, &path, with_value(message, &quoted(&text)));
         } else {
             section.declare(name);
         }
@@ -200,7 +213,9 @@ fn declared_read(node: &Node) -> ParseResult<String> {
 fn check_unique<T: Hash + Eq>(section: &Section<'_>, key: &str, value: Option<T>, seen: &mut HashMap<T, Location>) {
     let Some(value) = value else { return };
     match seen.get(&value) {
-        Some(first) => section.problem(key, format_args!("another app has this {key}{first}; each app needs its own")),
+        Some(first) => {
+            section.wrong_value(key, format_args!("another app has this {key}{first}; each app needs its own"));
+        }
         None => {
             seen.insert(value, section.location_of(key).clone());
         }

@@ -59,7 +59,7 @@ impl UniqueCallers {
     fn check_name(&mut self, section: &Section<'_>, name: &CallerName) {
         match self.names.iter().find(|(other, _)| other == name) {
             Some((_, first)) => {
-                section.problem("name", format_args!("another caller has this name{first}; choose a unique name"));
+                section.wrong_value("name", format_args!("another caller has this name{first}; choose a unique name"));
             }
             None => self.names.push((name.clone(), section.location_of("name").clone())),
         }
@@ -70,7 +70,7 @@ impl UniqueCallers {
         match token.find_in(&self.tokens) {
             Some(index) => {
                 let first = &self.token_locations[index];
-                section.problem(key, format_args!("another caller has this token{first}; create a separate token"));
+                section.wrong_value(key, format_args!("another caller has this token{first}; create a separate token"));
             }
             None => {
                 self.tokens.push(token);
@@ -121,7 +121,7 @@ impl Caller {
 /// Reads a token by reference, like other secrets.
 pub(super) fn read_token(section: &mut Section<'_>, names: &SecretNames, required: bool) -> Option<BearerToken> {
     let secret = section.secret(names, required)?;
-    BearerToken::new(secret.expose()).map_err(|error| section.problem(names.present_in(section), error)).ok()
+    BearerToken::new(secret.expose()).map_err(|error| section.wrong_value(names.present_in(section), error)).ok()
 }
 
 fn known_app(node: &Node, apps: &HashSet<AppName>) -> ParseResult<AppName> {

@@ -42,21 +42,22 @@ pub(super) fn check_listeners(
 ) {
     if !authentication.protects_data() {
         let listeners = server.listen.iter().zip(listen_locations);
-        for (_, location) in listeners.filter(|(address, _)| !address.is_local()) {
+        for (address, location) in listeners.filter(|(address, _)| !address.is_local()) {
             let remedy = "add a [[caller]], set server.tls.client_ca_file, or";
-            section.problem_at(location, "server.listen", open_listener(remedy));
+            section.problem_at(location, "server.listen", open_listener(address, remedy));
         }
     }
     if !authentication.protects_admin() && !server.admin.is_local() {
-        section.problem("admin", open_listener("add a [[caller]], set server.admin_token_file, or"));
+        let remedy = "add a [[caller]], set server.admin_token_file, or";
+        section.problem("admin", open_listener(&server.admin, remedy));
     }
 }
 
 /// The message for an open listener.
-fn open_listener(remedy: &str) -> String {
+fn open_listener(address: &ListenAddr, remedy: &str) -> String {
     format!(
-        "reachable from other machines without authentication; listen on 127.0.0.1, [::1], or \"unix:/path\", {remedy} \
-         set access.open = true to accept this"
+        "reachable from other machines without authentication: \"{address}\"; listen on 127.0.0.1, [::1], or \
+         \"unix:/path\", {remedy} set access.open = true to accept this"
     )
 }
 
@@ -80,14 +81,15 @@ impl Config {
         let listeners =
             data.map(|address| ("server.listen", address)).chain(admin.map(|address| ("server.admin", address)));
         let open = listeners.filter(|(_, address): &(_, &ListenAddr)| !address.is_local());
-        let problem = |(key, _): (&str, &ListenAddr)| Problem {
+        let problem = |(key, address): (&str, &ListenAddr)| Problem {
             file: String::new(),
             line: None,
             column: None,
             key: key.to_owned(),
-            message: "the current address, which only a restart changes, would be open to other machines without \
-                      authentication; restart, or add a [[caller]]"
-                .to_owned(),
+            message: format!(
+                "the current address, which only a restart changes, would be open to other machines without \
+                 authentication: \"{address}\"; restart, or add a [[caller]]"
+            ),
         };
         Problems::of(open.map(problem).collect()).map_or(Ok(()), Err)
     }

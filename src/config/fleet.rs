@@ -142,7 +142,7 @@ fn read_url(section: &mut Section<'_>, is_present: bool) -> Option<RedisUrl> {
     });
     let secret = section.secret(&URL, false).and_then(|secret| {
         let url = secret.expose().parse::<RedisUrl>();
-        url.map_err(|message| section.problem(URL.present_in(section), message)).ok()
+        url.map_err(|message| section.wrong_value(URL.present_in(section), message)).ok()
     });
     let has_secret = section.has(URL.file) || section.has(URL.env);
     if section.has("redis") && has_secret {
@@ -170,22 +170,23 @@ fn read_tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<Fleet
     let chain = read_named(section, CERT, has_client_cert, read_chain);
     let key = read_named(section, KEY, has_client_cert, read_key);
     if let Some((_, Some(warning))) = &key {
-        section.warning(KEY, warning);
+        section.warning(KEY, section.with_value(KEY, warning));
     }
     if let Some(first) = chain.as_ref().and_then(|chain| chain.first()) {
         let _ = read_certificate(section, first, "Redis rejects it");
     }
     if !redis?.has_tls() {
         if let Some(key) = [CA, CERT, KEY].into_iter().find(|key| section.has(key)) {
-            section.problem(key, "requires TLS, but the URL begins with redis://; use rediss://, or remove this key");
+            section
+                .wrong_value(key, "requires TLS, but the URL begins with redis://; use rediss://, or remove this key");
         }
         return None;
     }
     let client_cert = chain.zip(key).and_then(|(chain, (key, _))| {
-        certified(chain, &key).map_err(|error| section.problem(error.key, error.message)).ok()
+        certified(chain, &key).map_err(|error| section.wrong_value(error.key, error.message)).ok()
     });
     let config = client_config(&extra_roots.unwrap_or_default(), client_cert).map_err(|error| {
-        section.problem(CA, format_args!("cannot use a certificate in the file: {error}; replace it"))
+        section.wrong_value(CA, format_args!("cannot use a certificate in the file ({error}); replace it"))
     });
     Some(FleetTls(Arc::new(config.ok()?)))
 }

@@ -57,7 +57,9 @@ pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
 pub use self::proxy::{Proxy, ProxyAuth, ProxyProtocol};
 pub use self::quota::{Quota, lower_limit};
+pub(crate) use self::secret::PEM_KEY;
 pub use self::secret::{SecretError, SecretText, SecretWarning, read_secret_file};
+pub(crate) use self::section::quoted_path;
 pub use self::server::Server;
 pub use self::source::{NamedFile, Source};
 pub use self::tls::{Certificate, Tls, client_config};
@@ -203,6 +205,7 @@ fn read_sections(context: &LoadContext<'_>, table: &Table) -> Config {
     server.check_with(&server_section, &callers);
     access_section.finish();
     server_section.finish();
+    root.check_variables();
     root.finish();
     Config {
         server,

@@ -10,11 +10,15 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::problem::NOT_UTF8;
-use super::section::LoadContext;
+use super::section::{KEY_SHOWN_MAX, LoadContext};
 use super::tree::{ConfigValue, Location, Node, Table, parse_variable};
+use crate::domain::quote::shown;
 
 /// Prefix of the environment variables that override keys.
 pub const PREFIX: &str = "CHATGATE__";
+
+/// The prefix with one underscore less, which sets nothing.
+const SINGLE_PREFIX: &str = "CHATGATE_";
 
 /// Environment variables: overrides of keys, and secrets.
 ///
@@ -27,6 +31,22 @@ impl Env {
     pub fn of_process() -> Self {
         let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Self(named.collect())
+    }
+
+    /// Returns the variables that begin with the name of a section but have a single underscore after `CHATGATE`, each with
+    /// the name that sets a key. Kubernetes sets such variables for every Service; these are left out.
+    pub(super) fn without_effect(&self, sections: &[&str]) -> impl Iterator<Item = (&str, String)> {
+        let single = self.0.range(SINGLE_PREFIX.to_owned()..).map(|(name, _)| name.as_str());
+        let single = single.take_while(|name| name.starts_with(SINGLE_PREFIX));
+        single.filter(|name| !name.starts_with(PREFIX) && !is_set_by_kubernetes(name)).filter_map(|name| {
+            let rest = &name[SINGLE_PREFIX.len()..];
+            let key_in = |section: &&str| {
+                let (start, key) = rest.split_at_checked(section.len())?;
+                Some(key.strip_prefix('_')?).filter(|key| start.eq_ignore_ascii_case(section) && !key.is_empty())
+            };
+            let (section, key) = sections.iter().find_map(|section| Some((*section, key_in(section)?)))?;
+            Some((name, shown(&format!("{PREFIX}{}__{key}", section.to_ascii_uppercase()))))
+        })
     }
 
     /// Returns the value of a variable.
@@ -47,6 +67,21 @@ impl fmt::Debug for Env {
     }
 }
 
+/// Returns whether Kubernetes sets a variable of this name for a Service: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`,
+/// `NAME_SERVICE_PORT_HTTP`, `NAME_PORT`, `NAME_PORT_8700_TCP`, and `NAME_PORT_8700_TCP_ADDR` (its page "Service", section
+/// "Environment variables").
+fn is_set_by_kubernetes(name: &str) -> bool {
+    let is_of_port = |rest: &str| {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let protocol = rest[digits..].split('_').nth(1);
+        digits > 0 && matches!(protocol, Some("TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.match_indices("_PORT_").any(|(at, separator)| is_of_port(&name[at + separator.len()..]))
+}
+
 /// Applies the overrides of the environment to the table of the file. Shorter names come first, so that a variable for
 /// a whole list does not undo a variable for a key in it.
 pub(super) fn apply_overrides(table: &mut Table, env: &Env, context: &LoadContext<'_>) {
@@ -64,7 +99,8 @@ pub(super) fn apply_overrides(table: &mut Table, env: &Env, context: &LoadContex
             continue;
         }
         if let Err(message) = set(table, &path, parse_variable(&variable, value.to_owned()), &location) {
-            context.problem(&location, &path.join("."), message);
+            let part = |part: &String| if part.len() <= KEY_SHOWN_MAX { part.clone() } else { "...".to_owned() };
+            context.problem(&location, &path.iter().map(part).collect::<Vec<_>>().join("."), message);
         }
     }
 }
@@ -165,6 +201,42 @@ mod tests {
             let (problems, _) = apply(file, &[(name, "v")], &[]);
             assert!(problems.len() == 1 && problems[0].contains(message), "{name}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn variables_with_one_underscore_have_no_effect_unless_kubernetes_sets_them() {
+        let variables = [
+            "CHATGATE",
+            "CHATGATE_",
+            "CHATGATE_SERVER_",
+            "CHATGATE_CONFIG",
+            "CHATGATE_SANDBOX_KEY",
+            "CHATGATE__SERVER__LISTEN",
+            "CHATGATE_SERVICE_HOST",
+            "CHATGATE_SERVICE_PORT",
+            "CHATGATE_SERVICE_PORT_HTTP",
+            "CHATGATE_PORT",
+            "CHATGATE_PORT_8700_TCP",
+            "CHATGATE_PORT_8700_TCP_PROTO",
+            "CHATGATE_PORT_8700_UDP_ADDR",
+            "CHATGATE_SERVER_SERVICE_HOST",
+            "CHATGATE_SERVER_PORT_8701_TCP_PORT",
+            "OTHER_SERVER_LISTEN",
+        ];
+        let env: Env = variables.map(|name| (name, "x")).into_iter().collect();
+        assert_eq!(env.without_effect(&["server", "app"]).count(), 0);
+        let variables = ["CHATGATE_SERVER_LISTEN", "CHATGATE_APP_0_REGION", "CHATGATE_SERVER_PORTS_MAX"];
+        let env: Env = variables.map(|name| (name, "x")).into_iter().collect();
+        let found: Vec<_> = env.without_effect(&["server", "app"]).collect();
+        let name = |text: &str| text.to_owned();
+        assert_eq!(
+            found,
+            [
+                ("CHATGATE_APP_0_REGION", name("CHATGATE__APP__0_REGION")),
+                ("CHATGATE_SERVER_LISTEN", name("CHATGATE__SERVER__LISTEN")),
+                ("CHATGATE_SERVER_PORTS_MAX", name("CHATGATE__SERVER__PORTS_MAX")),
+            ]
+        );
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(super) fn read_named<T>(
         section.problem(key, format_args!("missing; set {key} = \"FILE\""));
     }
     let path = section.named_file(key)?;
-    read(&path).map_err(|message| section.problem(key, message)).ok()
+    read(&path).map_err(|message| section.wrong_value(key, message)).ok()
 }
 
 /// Reads certificates that are trusted in addition to the public roots.

@@ -10,7 +10,8 @@ pub(super) const NOT_UTF8: &str = "not valid UTF-8; encode it as UTF-8";
 
 /// One problem, or one warning.
 ///
-/// The message names the remedy and never quotes a value, because a value in the wrong place could be a secret.
+/// The message names the remedy, and quotes the value that is wrong only as [`quoted`](crate::domain::quote::quoted) shows
+/// it: a value in the wrong place could be a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// File as named by the operator, or the environment variable that set the value.

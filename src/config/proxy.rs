@@ -137,7 +137,7 @@ impl Proxy {
         let named = section.optional(PROXY, named_proxy);
         let auth = section.secret(&AUTH, false).and_then(|secret| {
             let auth = ProxyAuth::of_line(secret.expose());
-            auth.map_err(|message| section.problem(AUTH.present_in(section), message)).ok()
+            auth.map_err(|message| section.wrong_value(AUTH.present_in(section), message)).ok()
         });
         let listed = section.list(NO_PROXY, false, 0..=ENTRIES_MAX, parsed::<Bypass>).unwrap_or_default();
         if !section.has(PROXY) {

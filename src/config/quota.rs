@@ -7,6 +7,7 @@ use super::access::unknown_command;
 use super::section::{NamedEntry, Section};
 use super::units::{NOT_A_COMMAND, rate};
 use crate::domain::chat::command::{CommandName, VENDOR_QPS_DEFAULT};
+use crate::domain::quote::{quoted, with_value};
 
 /// `[app.quota]`: rates of one app in calls per second, as Chat counts them, per app and command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +51,7 @@ impl Quota {
         let mut quota = Self::default();
         section.read("per_command", &mut quota.per_command, rate);
         if quota.per_command > VENDOR_QPS_DEFAULT {
-            section.warning("per_command", above_vendor_limit(VENDOR_QPS_DEFAULT));
+            section.warning("per_command", section.with_value("per_command", above_vendor_limit(VENDOR_QPS_DEFAULT)));
         }
         quota.total = section.optional("total", rate);
         for entry in section.named_entries("commands") {
@@ -66,13 +67,13 @@ impl Quota {
 /// Reads the rate of one command.
 fn read_command_rate(section: &Section<'_>, entry: &NamedEntry<'_>) -> Option<NonZeroU32> {
     let Ok(name) = CommandName::parse(entry.name) else {
-        section.problem_at(entry.key_location, &entry.path, NOT_A_COMMAND);
+        section.problem_at(entry.key_location, &entry.path, with_value(NOT_A_COMMAND, &quoted(entry.name)));
         return None;
     };
     let per_second = match rate(entry.node) {
         Ok(per_second) => per_second,
         Err(message) => {
-            section.problem_at(&entry.node.location, &entry.path, message);
+            section.problem_at(&entry.node.location, &entry.path, entry.node.with_value(message));
             return None;
         }
     };
@@ -80,7 +81,7 @@ fn read_command_rate(section: &Section<'_>, entry: &NamedEntry<'_>) -> Option<No
     if name.known().is_none() && !section.has_declared(|declared| declared == name) {
         section.warning_at(entry.key_location, &entry.path, unknown_command(entry.name));
     } else if per_second > vendor_limit {
-        section.warning_at(&entry.node.location, &entry.path, above_vendor_limit(vendor_limit));
+        section.warning_at(&entry.node.location, &entry.path, entry.node.with_value(above_vendor_limit(vendor_limit)));
     }
     Some(per_second)
 }

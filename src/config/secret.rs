@@ -13,6 +13,9 @@ use super::problem::NOT_UTF8;
 /// Maximum size of a secret in bytes. A secret key has 64.
 pub(super) const SECRET_LEN_MAX: usize = 64 * 1024;
 
+/// What [`SecretError::Pem`] says is wrong.
+pub(crate) const PEM_KEY: &str = "a PEM key of the first-generation signatures";
+
 /// A secret line of text. It has no `Display`, `Debug` hides it, and it is wiped on drop.
 pub struct SecretText(Zeroizing<String>);
 
@@ -31,8 +34,8 @@ impl fmt::Debug for SecretText {
 
 /// The reason why a secret cannot be read.
 ///
-/// The messages never name the file: an operator may have written the secret itself where the name of its file belongs,
-/// and then the name must not reach the log.
+/// The messages never name the file or variable: an operator may have written the secret itself there. The section that
+/// names it quotes what cannot be a secret.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum SecretError {
@@ -52,7 +55,7 @@ pub enum SecretError {
     ManyLines,
     #[error("the secret contains a NUL character; write the file again as plain text")]
     Nul,
-    #[error("a PEM key of the first-generation signatures; use the secret key that the console shows, 64 hex digits")]
+    #[error("{PEM_KEY}; use the secret key that the console shows, 64 hex digits")]
     Pem,
 }
 

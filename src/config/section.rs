@@ -13,10 +13,14 @@ use super::suggest::closest;
 use super::tree::{ConfigValue, Location, Node, Table, line_of};
 use super::units::{ParseResult, text};
 use crate::domain::chat::command::CommandName;
+use crate::domain::quote::{looks_like_key, looks_like_secret, quoted, shown, with_value};
 
 /// Maximum length in bytes of an unknown key that a message repeats. A longer one is not a typo of a key; it could be a
 /// secret on the wrong side of the `=`.
-const KEY_SHOWN_MAX: usize = 24;
+pub(super) const KEY_SHOWN_MAX: usize = 24;
+
+/// Added to a problem of a file or a variable whose name could be a secret.
+const NOT_THE_SECRET: &str = "; set the name of a file or of a variable, not the secret itself";
 
 /// State shared by all sections of one load: the folder of relative paths, the environment, and the findings so far.
 pub(super) struct LoadContext<'a> {
@@ -28,6 +32,8 @@ pub(super) struct LoadContext<'a> {
     files: RefCell<Vec<NamedFile>>,
     /// Commands outside the built-in table that the operator has declared, so that they are no typing errors.
     declared: RefCell<Vec<String>>,
+    /// Names of the environment variables that hold a secret.
+    secret_variables: RefCell<Vec<String>>,
 }
 
 /// Results of one load, apart from the values.
@@ -49,6 +55,7 @@ impl<'a> LoadContext<'a> {
             warnings: RefCell::default(),
             files: RefCell::default(),
             declared: RefCell::default(),
+            secret_variables: RefCell::default(),
         }
     }
 
@@ -71,6 +78,19 @@ impl<'a> LoadContext<'a> {
         self.env.get(name).and_then(|value| value.to_str())
     }
 
+    /// Warns of environment variables that look as if they should set a key of one of these sections, but do not.
+    pub(super) fn check_variables(&self, sections: &[&str]) {
+        let secrets = self.secret_variables.borrow();
+        for (name, example) in self.env.without_effect(sections) {
+            if !secrets.iter().any(|secret| secret == name) {
+                let location = Location::Variable(name.into());
+                let message =
+                    format!("has no effect; separate the parts of a key with two underscores, as in {example}");
+                self.warning(&location, "", message);
+            }
+        }
+    }
+
     pub(super) fn into_findings(self) -> Findings {
         let (problems, warnings) = (self.problems.into_inner(), self.warnings.into_inner());
         Findings { problems, warnings, files: self.files.into_inner() }
@@ -78,7 +98,7 @@ impl<'a> LoadContext<'a> {
 
     fn at(&self, location: &Location, key: &str, message: impl Display) -> Problem {
         let file = match location {
-            Location::Variable(name) => name.to_string(),
+            Location::Variable(name) => shown(name),
             Location::Line(_) | Location::File => self.file.clone(),
         };
         Problem { file, line: line_of(location), column: None, key: key.to_owned(), message: message.to_string() }
@@ -136,6 +156,30 @@ impl<'a> Section<'a> {
         self.context.problem(self.location_of(key), &self.path_of(key), message);
     }
 
+    /// Notes a problem of a key's value, and quotes the value.
+    pub(super) fn wrong_value(&self, key: &str, message: impl Display) {
+        self.problem(key, self.with_value(key, message));
+    }
+
+    /// Adds the value of a key to a message, or the path that it was resolved to.
+    pub(super) fn with_value(&self, key: &str, message: impl Display) -> String {
+        let message = message.to_string();
+        match self.shown_value(key) {
+            Some(shown) => with_value(&message, &shown),
+            None => message,
+        }
+    }
+
+    /// Returns a key's value in quotes; `None` if it is missing, or a list or a table.
+    fn shown_value(&self, key: &str) -> Option<String> {
+        let (_, node) = self.entry(key)?;
+        match node.text() {
+            Some(written) if key.ends_with("file") => Some(quoted_path(&self.context.folder, written)),
+            Some(written) if key.ends_with("env") && looks_like_secret(written) => Some(quoted("...")),
+            _ => node.shown(),
+        }
+    }
+
     /// Notes a warning about a key's value.
     pub(super) fn warning(&self, key: &str, message: impl Display) {
         self.context.warning(self.location_of(key), &self.path_of(key), message);
@@ -171,7 +215,7 @@ impl<'a> Section<'a> {
     /// Reads an optional key.
     pub(super) fn optional<T>(&mut self, key: &'static str, parse: impl FnOnce(&Node) -> ParseResult<T>) -> Option<T> {
         let node = self.node(key)?;
-        self.context.note(&node.location, &self.path_of(key), parse(node))
+        self.context.note(node, &self.path_of(key), parse(node))
     }
 
     /// Reads a required key; `example` is shown if it is missing.
@@ -202,16 +246,16 @@ impl<'a> Section<'a> {
             Some(items) => (items, true),
             None if single => (std::slice::from_ref(node), false),
             None => {
-                return self.context.note(&node.location, &path, Err("must be a list in square brackets".to_owned()));
+                return self.context.note(node, &path, Err("must be a list in square brackets".to_owned()));
             }
         };
         if !len.contains(&items.len()) {
             let message = format!("must have {} to {} items", len.start(), len.end());
-            return self.context.note(&node.location, &path, Err(message));
+            return self.context.note(node, &path, Err(message));
         }
         let items = items.iter().enumerate().filter_map(|(index, item)| {
             let path = if is_list { format!("{path}[{index}]") } else { path.clone() };
-            let value = self.context.note(&item.location, &path, parse(item))?;
+            let value = self.context.note(item, &path, parse(item))?;
             Some((value, item.location.clone()))
         });
         Some(items.collect())
@@ -258,7 +302,8 @@ impl<'a> Section<'a> {
     pub(super) fn named_entries(&mut self, key: &'static str) -> Vec<NamedEntry<'a>> {
         let section = self.section(key);
         let entries = section.table.into_iter().flatten().map(|(name, (key_location, node))| {
-            let shown = if name.len() <= KEY_SHOWN_MAX || CommandName::parse(name).is_ok() { name } else { "..." };
+            let is_command = CommandName::parse(name).is_ok() && !looks_like_key(name);
+            let shown = if name.len() <= KEY_SHOWN_MAX || is_command { name } else { "..." };
             NamedEntry { name, path: format!("{}.{shown:?}", section.path), key_location, node }
         });
         entries.collect()
@@ -305,20 +350,22 @@ impl<'a> Section<'a> {
         match found {
             Ok((secret, warnings)) => {
                 for warning in warnings {
-                    self.warning(key, warning);
+                    self.warning(key, self.with_value(key, warning));
                 }
                 Some(secret)
             }
             Err(error) => {
-                let hint = if self.looks_like_a_key(key) {
-                    "; this must be the name of a file, not the key itself"
-                } else {
-                    ""
-                };
-                self.problem(key, format_args!("{error}{hint}"));
+                let written = self.entry(key).and_then(|(_, node)| node.text()).unwrap_or_default();
+                let hint = if looks_like_secret(written) { NOT_THE_SECRET } else { "" };
+                self.problem(key, format_args!("{}{hint}", self.with_value(key, error)));
                 None
             }
         }
+    }
+
+    /// Warns of environment variables that look as if they should set a key. All sections must have been read.
+    pub(super) fn check_variables(&self) {
+        self.context.check_variables(&self.known);
     }
 
     /// Rejects every key that has not been read.
@@ -351,12 +398,6 @@ impl<'a> Section<'a> {
         let shown = if bare { key.to_owned() } else { format!("{key:?}") };
         if self.path.is_empty() { shown } else { format!("{}.{shown}", self.path) }
     }
-
-    /// Returns whether the value looks like a secret key of the console.
-    fn looks_like_a_key(&self, key: &str) -> bool {
-        let text = self.entry(key).and_then(|(_, node)| node.text()).unwrap_or_default();
-        text.len() >= 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-    }
 }
 
 /// An entry with a key that the operator chooses.
@@ -382,19 +423,31 @@ impl SecretNames {
 }
 
 impl LoadContext<'_> {
-    /// Returns the value, or notes its problem.
-    fn note<T>(&self, location: &Location, key: &str, result: ParseResult<T>) -> Option<T> {
-        result.map_err(|message| self.problem(location, key, message)).ok()
+    /// Returns the value, or notes its problem and quotes the value.
+    fn note<T>(&self, node: &Node, key: &str, result: ParseResult<T>) -> Option<T> {
+        // In place of a name of a file or of a variable, anything but a string could be the secret.
+        let could_be_secret = node.text().is_none() && (key.ends_with("file") || key.ends_with("env"));
+        let describe = |message| if could_be_secret { message } else { node.with_value(message) };
+        result.map_err(|message| self.problem(&node.location, key, describe(message))).ok()
     }
 
     fn secret_of_variable(&self, name: &str) -> Result<(SecretText, Vec<SecretWarning>), SecretError> {
+        self.secret_variables.borrow_mut().push(name.to_owned());
         let value = self.env.get(name).ok_or(SecretError::NoVariable)?;
         parse_secret(value.to_str().ok_or(SecretError::NotText)?)
     }
 }
 
-/// Formats a path for messages, on one line even if it contains control characters.
+/// Returns a path for messages, on one line and shortened, without parts that could be a key.
 pub(super) fn shown_path(path: &Path) -> String {
-    let text = path.display().to_string();
-    if text.chars().any(char::is_control) { text.escape_debug().to_string() } else { text }
+    shown(&path.display().to_string())
+}
+
+/// Returns the absolute path of a file in quotes. `written` is its name in the configuration or on the command line, from
+/// `folder` if it is relative; it could be a secret in the wrong place.
+pub(crate) fn quoted_path(folder: &Path, written: &str) -> String {
+    // `quoted` finds keys, but not base64.
+    let name = if looks_like_secret(written) && !looks_like_key(written) { "..." } else { written };
+    let path = folder.join(name);
+    quoted(&std::path::absolute(&path).unwrap_or(path).display().to_string())
 }

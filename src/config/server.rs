@@ -11,6 +11,7 @@ use super::tls::Tls;
 use super::tree::{Location, Node};
 use super::units::{NOT_A_STRING, ParseResult, boolean, count, duration, hours, millis, parsed, size};
 use crate::domain::caller::BearerToken;
+use crate::domain::quote::{quoted, with_value};
 
 /// Maximum number of addresses in `listen`.
 const LISTEN_MAX: usize = 16;
@@ -136,7 +137,7 @@ impl Server {
         section.read("unix_mode", &mut self.unix_mode, unix_mode);
         if self.unix_mode & 0o002 != 0 {
             let message = "every user of this machine has administrator rights, limited by access.allow; use \"0660\"";
-            section.warning("unix_mode", message);
+            section.warning("unix_mode", section.with_value("unix_mode", message));
         }
         if let Some(uids) = section.list("unix_uids", false, 1..=ENTRIES_MAX, uid) {
             self.unix_uids = uids.into_iter().map(|(uid, _)| uid).collect();
@@ -159,7 +160,7 @@ impl Server {
         section.read("drain_timeout", &mut self.drain_timeout, duration(millis(0)..=hours(1)));
         if self.max_buffered < self.max_body {
             let message = "less than max_body, so larger bodies are always rejected; raise it to at least max_body";
-            section.warning("max_buffered", message);
+            section.warning("max_buffered", section.with_value("max_buffered", message));
         }
     }
 
@@ -168,14 +169,18 @@ impl Server {
         let mut previous: Vec<&ListenAddr> = Vec::new();
         for address in &self.listen {
             if previous.iter().any(|other| other.collides_with(address)) {
-                section.problem("listen", "duplicate address; list each address once");
+                section.problem(
+                    "listen",
+                    with_value("duplicate address; list each address once", &quoted(&address.to_string())),
+                );
                 break;
             }
             previous.push(address);
         }
         if previous.iter().any(|other| other.collides_with(&self.admin)) {
             let key = if section.has("admin") { "admin" } else { "listen" };
-            section.problem(key, "listen and admin have the same address; give admin its own address");
+            let message = "listen and admin have the same address; give admin its own address";
+            section.problem(key, with_value(message, &quoted(&self.admin.to_string())));
         }
     }
 
@@ -184,7 +189,7 @@ impl Server {
         let Some(digest) = self.admin_token.as_ref().map(BearerToken::digest) else { return };
         if digest.find_in(callers.iter().map(|caller| &caller.token)).is_some() {
             let message = "a caller has the same token and could stop the gateway; create a separate token";
-            section.problem(ADMIN_TOKEN.present_in(section), message);
+            section.wrong_value(ADMIN_TOKEN.present_in(section), message);
         }
     }
 }

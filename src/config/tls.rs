@@ -83,13 +83,13 @@ impl Tls {
         let cas = read_named(&mut section, "client_ca_file", false, read_cas);
         let requires_client_cert = section.has("client_ca_file");
         if let Some((_, Some(warning))) = &key {
-            section.warning("key_file", warning);
+            section.warning("key_file", section.with_value("key_file", warning));
         }
         let certificate =
             chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, "callers reject it"));
         let serving = chain.zip(key).and_then(|(chain, (key, _))| {
             let cas = if requires_client_cert { Some(cas?) } else { None };
-            server_config(chain, &key, cas).map_err(|error| section.problem(error.key, error.message)).ok()
+            server_config(chain, &key, cas).map_err(|error| section.wrong_value(error.key, error.message)).ok()
         });
         section.finish();
         let tls = serving.zip(certificate);
@@ -127,12 +127,12 @@ pub(super) fn read_certificate(section: &Section<'_>, der: &CertificateDer<'_>, 
     match Certificate::read(der) {
         Ok((certificate, begins_at)) => {
             if let Some(warning) = certificate.validity_warning(begins_at, effect) {
-                section.warning("cert_file", warning);
+                section.warning("cert_file", section.with_value("cert_file", warning));
             }
             Some(certificate)
         }
         Err(message) => {
-            section.problem("cert_file", message);
+            section.wrong_value("cert_file", message);
             None
         }
     }

@@ -12,6 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::Problem;
+use crate::domain::quote::{quoted, shown, with_value};
 
 /// Maximum nesting. The deepest valid key is at level 4.
 const DEPTH_MAX: usize = 16;
@@ -32,7 +33,7 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Line(line) => write!(f, " (line {line})"),
-            Location::Variable(name) => write!(f, " ({name})"),
+            Location::Variable(name) => write!(f, " ({})", shown(name)),
             Location::File => Ok(()),
         }
     }
@@ -114,6 +115,25 @@ impl Node {
             ConfigValue::Plain { parsed, .. } => parsed.as_ref()?.table(),
             _ => None,
         }
+    }
+
+    /// Returns a value for messages: a string in quotes, a number, or a boolean. Returns `None` for values that no message
+    /// repeats: empty strings, lists, and tables.
+    pub(super) fn shown(&self) -> Option<String> {
+        match &self.value {
+            ConfigValue::Text(text) => Some(quoted(text)).filter(|_| !text.is_empty()),
+            ConfigValue::Integer(number) => number.map(|number| number.to_string()),
+            ConfigValue::Float(number) => Some(number.to_string()),
+            ConfigValue::Boolean(yes) => Some(yes.to_string()),
+            ConfigValue::Plain { .. } if self.list().is_some() || self.table().is_some() => None,
+            ConfigValue::Plain { raw, .. } => Some(quoted(raw)).filter(|_| !raw.is_empty()),
+            ConfigValue::Date | ConfigValue::List(_) | ConfigValue::Table(_) => None,
+        }
+    }
+
+    /// Adds the value to a message, if it can be shown.
+    pub(super) fn with_value(&self, message: String) -> String {
+        self.shown().map_or(message.clone(), |shown| with_value(&message, &shown))
     }
 
     pub(super) fn value_mut(&mut self) -> &mut ConfigValue {

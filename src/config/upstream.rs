@@ -86,7 +86,7 @@ fn limit_to(section: &Section<'_>, key: &str, timeout: &mut Duration, whole_key:
     }
     if section.has(key) {
         let message = format_args!("exceeds upstream.{whole_key}; use at most {}", show_duration(whole));
-        section.problem(key, message);
+        section.wrong_value(key, message);
     }
     *timeout = whole;
 }

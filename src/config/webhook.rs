@@ -10,6 +10,7 @@ use super::server::Server;
 use super::units::{duration, parsed};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::webhook::Token;
+use crate::domain::quote::{quoted, with_value};
 
 /// `[webhook]`: the listener for webhooks from Chat.
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ impl Webhook {
         if let Some(listen) = &listen
             && server.listen.iter().chain([&server.admin]).any(|other| other.collides_with(listen))
         {
-            section.problem("listen", "another listener has this address; give webhooks their own address");
+            section.wrong_value("listen", "another listener has this address; give webhooks their own address");
         }
         let tokens = read_tokens(&mut section, apps);
         let mut window = WINDOW_DEFAULT;
@@ -59,7 +60,7 @@ fn read_tokens(section: &mut Section<'_>, apps: &HashSet<AppName>) -> HashMap<Ap
     for entry in entries {
         let name = entry.name.parse::<AppName>().ok().filter(|name| apps.contains(name));
         if name.is_none() {
-            section.problem_at(entry.key_location, &entry.path, UNKNOWN_APP);
+            section.problem_at(entry.key_location, &entry.path, with_value(UNKNOWN_APP, &quoted(entry.name)));
         }
         let Some(table) = entry.node.table() else {
             let message = "must be a table that names the token, not the token itself; use { file = \"FILE\" }";

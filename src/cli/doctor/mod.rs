@@ -21,7 +21,7 @@ use self::report::Report;
 use super::output::{print, print_error};
 use super::start::{block_on, hide_memory};
 use super::{BAD_CONFIG, USAGE, config_path};
-use crate::config::{self, App, Config, Env, Problems, SecretError};
+use crate::config::{self, App, Config, Env, PEM_KEY, Problem, Problems};
 use crate::domain::chat::app::AppName;
 
 /// Options of `chatgate doctor`.
@@ -78,8 +78,8 @@ fn select_apps<'a>(config: &'a Config, name: Option<&AppName>) -> Result<Vec<&'a
 /// Prints the problems of an invalid configuration. A PEM file instead of the secret key has its own cause.
 fn report_bad_config(problems: &Problems, json: bool) -> ExitCode {
     print_error(problems);
-    let pem = SecretError::Pem.to_string();
-    let is_pem = problems.all().iter().any(|problem| problem.key.starts_with("app[") && problem.message == pem);
+    let is_pem_key = |problem: &Problem| problem.key.starts_with("app[") && problem.message.starts_with(PEM_KEY);
+    let is_pem = problems.all().iter().any(is_pem_key);
     let code = if is_pem { Cause::KeyIsPem.exit_code() } else { BAD_CONFIG };
     if json {
         let report = serde_json::to_value(Report { apps: Vec::new() }).expect("strings and numbers serialize to JSON");

@@ -17,6 +17,7 @@ use crate::domain::chat::region::Region;
 mod every_key;
 mod problems;
 mod proxy;
+mod quoting;
 mod tls;
 
 /// A key in the format of the console that must never be printed.
@@ -296,13 +297,13 @@ fn suspicious_settings_are_warnings() {
     for expected in [
         "config.toml:3: server.unix_mode: every user",
         "config.toml:5: server.max_buffered: less than max_body",
-        "config.toml:10: app[0].secret_key_file: the file is world-readable; run chmod o-r on it",
+        "config.toml:10: app[0].secret_key_file: the file is world-readable: \"readable\"; run chmod o-r on it",
         "config.toml:10: app[0].secret_key_file: the secret begins or ends with whitespace",
-        "config.toml:11: app[0].reads: has no effect, because chatgate knows this read",
-        "config.toml:12: app[0].quota.per_command: exceeds Chat's limit of 200/s",
-        "config.toml:13: app[0].quota.commands.\"follow/folow_add\": unknown command; did you mean \"follow/follow_add\"?",
-        "config.toml:13: app[0].quota.commands.\"im_open_login_svc/account_delete\": exceeds Chat's limit of 100/s",
-        "config.toml:15: access.allow: unknown command; did you mean \"follow/*\"?",
+        "config.toml:11: app[0].reads: has no effect, because chatgate knows this read: \"",
+        "config.toml:12: app[0].quota.per_command: exceeds Chat's limit of 200/s: \"201/s\"; lower",
+        "config.toml:13: app[0].quota.commands.\"follow/folow_add\": unknown command: \"follow/folow_add\"; did you mean \"follow/follow_add\"?",
+        "config.toml:13: app[0].quota.commands.\"im_open_login_svc/account_delete\": exceeds Chat's limit of 100/s: \"101/s\"",
+        "config.toml:15: access.allow: unknown command: \"folow/*\"; did you mean \"follow/*\"?",
     ] {
         assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}\n{warnings:#?}");
     }

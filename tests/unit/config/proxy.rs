@@ -105,7 +105,7 @@ fn credentials_come_from_a_file_or_a_url_of_the_environment() {
     folder.secret("auth", &longest);
     folder.load(&[("HTTPS_PROXY", "http://b:2")]).expect("the longest credentials");
     for (text, message) in [
-        ("me", "not credentials; write one line USER:PASSWORD"),
+        ("me", "not credentials: \"auth\"; write one line USER:PASSWORD"),
         (":password", "not credentials"),
         ("me:pass\u{7}word", "contains a control character"),
         (&format!("{longest}x"), "user or password is longer than 255 bytes"),
