@@ -10,6 +10,7 @@ mod doctor;
 mod init;
 mod output;
 mod pages;
+mod pasted;
 mod start;
 mod usersig;
 
@@ -22,6 +23,7 @@ use clap::{Parser, Subcommand};
 use self::output::{print, print_error};
 use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Env, PATH_DEFAULT};
+use crate::domain::quote::{looks_like_key, without_keys};
 use crate::runtime::reload::ConfigSource;
 use crate::sandbox::SandboxArgs;
 
@@ -86,8 +88,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // clap also returns help and version as errors, with code 0. A closed pipe is not an error here.
-            let _ = error.print();
+            // clap repeats arguments, and one of them could be a key.
+            let text = error.to_string();
+            if looks_like_key(&text) {
+                print_error(without_keys(&text).trim_end());
+            } else {
+                // clap also returns help and version as errors, with code 0. A closed pipe is not an error here.
+                let _ = error.print();
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };

@@ -1,21 +1,24 @@
 //! `chatgate usersig`: creates and inspects UserSigs, without network access.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 
 use super::output::{print, print_error};
+use super::pasted;
 use super::{USAGE, config_path, load};
 use crate::clock;
 use crate::config::{
-    App, Config, Env, USERSIG_LIFETIME_DEFAULT, USERSIG_LIFETIME_MAX, parse_duration, read_secret_file, show_duration,
+    App, Config, Env, USERSIG_LIFETIME_DEFAULT, USERSIG_LIFETIME_MAX, parse_duration, quoted_path, read_secret_file,
+    show_duration,
 };
 use crate::domain::chat::app::{AppName, Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::usersig;
 use crate::domain::chat::usersig::Document;
+use crate::domain::quote::with_value;
 
 /// Maximum input from stdin in bytes. Signatures are less than a tenth of it.
 const STDIN_LEN_MAX: u64 = 64 * 1024;
@@ -35,7 +38,7 @@ pub(super) enum UsersigCommand {
     },
     /// Decode and verify a signature; exit with 0 if it is valid, with 1 if not
     Inspect {
-        /// Signature, or `-` to read it from stdin
+        /// Signature, or `-` to read it from stdin; also the URL that contains it
         #[arg(value_name = "SIG")]
         sig: String,
         #[command(flatten)]
@@ -93,12 +96,18 @@ fn mint(signer: &SigningAccount, lifetime: Duration) -> ExitCode {
 }
 
 fn inspect(signer: &SigningAccount, text: &str) -> ExitCode {
-    let document = match usersig::parse(text) {
+    let fail = |forms: &str, problem: &str| {
+        let _ = print(&format!("{forms}{}", row("valid", &format!("no: {problem}"))));
+        ExitCode::FAILURE
+    };
+    let pasted = match pasted::read(text) {
+        Ok(pasted) => pasted,
+        Err(error) => return fail("", &error.to_string()),
+    };
+    let forms: String = pasted.forms.iter().map(|form| row("input", form.text())).collect();
+    let document = match usersig::parse(&pasted.signature) {
         Ok(document) => document,
-        Err(error) => {
-            let _ = print(&row("valid", &format!("no: {error} ({})", error.code())));
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return fail(&forms, &format!("{error} ({})", error.code())),
     };
     let now = clock::unix_now().as_secs();
     let verdict = document.verify(&signer.key, signer.sdkappid, signer.identifier.as_str(), now);
@@ -106,7 +115,7 @@ fn inspect(signer: &SigningAccount, text: &str) -> ExitCode {
         Ok(()) => "yes".to_owned(),
         Err(error) => format!("no: {error} ({})", error.code()),
     };
-    let printed = print(&(members(&document, now) + &row("valid", &shown)));
+    let printed = print(&(forms + &members(&document, now) + &row("valid", &shown)));
     if verdict.is_ok() { printed } else { ExitCode::FAILURE }
 }
 
@@ -155,13 +164,14 @@ impl SignerArgs {
                 lifetime: app.usersig_lifetime,
             });
         };
+        let shown = quoted_path(Path::new(""), &key_file.to_string_lossy());
         let fail = |message: &dyn std::fmt::Display| {
-            print_error(format_args!("--key-file: {message}"));
+            print_error(format_args!("--key-file: {}", with_value(&message.to_string(), &shown)));
             ExitCode::FAILURE
         };
         let (secret, warnings) = read_secret_file(&key_file).map_err(|error| fail(&error))?;
         for warning in warnings {
-            print_error(format_args!("warning: --key-file: {warning}"));
+            print_error(format_args!("warning: --key-file: {}", with_value(&warning.to_string(), &shown)));
         }
         let key = SecretKey::new(secret.expose())
             .ok_or_else(|| fail(&"the file is empty; it must contain the secret key"))?;
