@@ -52,6 +52,10 @@ impl Simulator {
         conn.request(&TestRequest::new("GET", "/__sandbox/journal")).await.json()
     }
 
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(crate) fn app_lines(&self) -> String {
         format!("endpoint = \"http://{}\"", self.address)
     }

@@ -32,6 +32,7 @@ mod json;
 mod leaks;
 mod lifecycle;
 mod listener_tls;
+mod messages;
 mod metrics;
 mod outcomes;
 mod overload;

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 
 use super::{PATIENCE, eventually, hosts, secrets};
 
-/// A running program. Dropping it kills the process by its ID and searches the output for secrets.
+/// A running program. Dropping it kills the process by its ID, searches the output for secrets, and checks the length of
+/// its messages.
 pub(crate) struct Process {
     child: Child,
     readers: Vec<JoinHandle<()>>,
@@ -127,6 +128,9 @@ impl Process {
     }
 }
 
+/// Maximum length of a message and of a line of the log, in bytes.
+const LINE_LEN_MAX: usize = 1024;
+
 const KEY_LOG: &str = "key-log-that-must-not-exist";
 
 impl Drop for Process {
@@ -147,6 +151,9 @@ impl Drop for Process {
         }
         secrets::assert_none_in("stdout", self.stdout().as_bytes());
         secrets::assert_none_in("stderr", self.stderr().as_bytes());
+        let stderr = self.stderr();
+        let longest = stderr.lines().max_by_key(|line| line.len()).unwrap_or_default();
+        assert!(longest.len() <= LINE_LEN_MAX, "a line of stderr has {} bytes: {longest}", longest.len());
     }
 }
 
