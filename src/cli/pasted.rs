@@ -48,7 +48,7 @@ pub(super) enum PastedError {
 pub(super) fn read(text: &str) -> Result<Pasted<'_>, PastedError> {
     let mut pasted = Pasted { signature: Cow::Borrowed(text), forms: Vec::new() };
     while pasted.forms.len() < DEPTH_MAX {
-        let Some((form, inner)) = unwrap(&pasted.signature)? else { break };
+        let Some((form, inner)) = remove_form(&pasted.signature)? else { break };
         pasted.forms.push(form);
         pasted.signature = Cow::Owned(inner);
     }
@@ -59,7 +59,7 @@ pub(super) fn read(text: &str) -> Result<Pasted<'_>, PastedError> {
 const DEPTH_MAX: usize = 6;
 
 /// Removes the outermost form; `None` if there is none.
-fn unwrap(text: &str) -> Result<Option<(Form, String)>, PastedError> {
+fn remove_form(text: &str) -> Result<Option<(Form, String)>, PastedError> {
     let trimmed = text.trim();
     if trimmed.len() < text.len() {
         return Ok(Some((Form::Blanks, trimmed.to_owned())));
