@@ -108,3 +108,17 @@ where
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     fmt::layer().with_ansi(use_colors).with_writer(writer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_not_logged() {
+        let targets = targets(Level::TRACE);
+        assert!(targets.would_enable("chatgate::gateway", &Level::TRACE));
+        for library in ["h2::proto", "hyper", "rustls", "redis"] {
+            assert!(!targets.would_enable(library, &Level::ERROR), "{library}");
+        }
+    }
+}

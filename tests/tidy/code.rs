@@ -29,6 +29,22 @@ pub(crate) fn lines_naming_other_modules(code: &str) -> Vec<(usize, String)> {
     found
 }
 
+/// Returns the lines that parse JSON and show the parser's own text, which repeats wrong values and unknown members.
+pub(crate) fn lines_showing_json_errors(source: &str) -> Vec<(usize, String)> {
+    const SHOWN: [&str; 4] = ["{error}", "%error", "error.to_string()", "display_chain("];
+    let mut found = Vec::new();
+    for (start, _) in source.match_indices("serde_json::from_") {
+        let rest = &source[start..];
+        let end = [";\n", "\n}\n"].iter().filter_map(|end| rest.find(end)).min().unwrap_or(rest.len());
+        let statement = &rest[..end];
+        if SHOWN.iter().any(|shown| statement.contains(shown)) {
+            let line = source[..start].matches('\n').count() + 1;
+            found.push((line, "shows an error of the JSON parser; use domain::json::object::describe".to_owned()));
+        }
+    }
+    found
+}
+
 /// Returns the source without comments and without the content of literals, with all line breaks, so that a match is a
 /// use of a name and not a mention.
 pub(crate) fn code_of(source: &str) -> String {
@@ -149,6 +165,19 @@ fn literal_len(text: &str, after_word: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shown_json_errors_are_found() {
+        let shown = "let a = serde_json::from_slice(b)\n.map_err(|error| format!(\"bad: {error}\"))?;\n";
+        let described = "let a = serde_json::from_slice(b).map_err(|error| describe(&error))?;\nlog(%error);\n";
+        assert_eq!(
+            lines_showing_json_errors(&format!("{described}{shown}"))
+                .into_iter()
+                .map(|(line, _)| line)
+                .collect::<Vec<_>>(),
+            [3]
+        );
+    }
 
     #[test]
     fn code_of_removes_comments_and_literals() {

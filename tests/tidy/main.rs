@@ -14,7 +14,7 @@ mod layers;
 mod manifest;
 mod words;
 
-use code::{code_of, lines_naming, lines_naming_other_modules, outside_tests};
+use code::{code_of, lines_naming, lines_naming_other_modules, lines_showing_json_errors, outside_tests};
 use documents::{
     anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme,
     subcommands,
@@ -107,6 +107,14 @@ fn only_the_clock_module_reads_clocks() {
     none_of(each_source("src").filter(|file| file.name != "src/clock.rs").flat_map(|file| {
         let code = outside_tests(&code_of(&file.text));
         file.at(CLOCK_READS.iter().flat_map(|name| lines_naming(&code, name)))
+    }));
+}
+
+#[test]
+fn errors_of_the_json_parser_are_never_shown() {
+    none_of(each_source("src").flat_map(|file| {
+        let lines = lines_showing_json_errors(&outside_tests(&file.text));
+        file.at(lines.into_iter())
     }));
 }
 
