@@ -5,39 +5,39 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A bounded counter. [`Capacity::try_acquire`] returns a guard that releases its part on drop.
 #[derive(Debug)]
-pub struct Capacity {
+pub(crate) struct Capacity {
     in_use: AtomicUsize,
     max: usize,
 }
 
 impl Capacity {
     /// Allows at most `max` units at once.
-    pub fn new(max: usize) -> Arc<Self> {
+    pub(crate) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { in_use: AtomicUsize::new(0), max })
     }
 
     /// Acquires `count` units; `None` if fewer are free.
-    pub fn try_acquire(self: &Arc<Self>, count: usize) -> Option<CapacityGuard> {
+    pub(crate) fn try_acquire(self: &Arc<Self>, count: usize) -> Option<CapacityGuard> {
         let mut guard = CapacityGuard { capacity: Arc::clone(self), count: 0 };
         guard.grow(count).then_some(guard)
     }
 
     /// Returns the number of units in use.
-    pub fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.in_use.load(Ordering::Relaxed)
     }
 }
 
 /// Units of a [`Capacity`] in use, until it is dropped.
 #[derive(Debug)]
-pub struct CapacityGuard {
+pub(crate) struct CapacityGuard {
     capacity: Arc<Capacity>,
     count: usize,
 }
 
 impl CapacityGuard {
     /// Acquires `more` units. Returns whether that many were free; if not, nothing changes.
-    pub fn grow(&mut self, more: usize) -> bool {
+    pub(crate) fn grow(&mut self, more: usize) -> bool {
         let max = self.capacity.max;
         let fits = |in_use: usize| in_use.checked_add(more).filter(|sum| *sum <= max);
         let grown = self.capacity.in_use.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).is_ok();
@@ -48,7 +48,7 @@ impl CapacityGuard {
     }
 
     /// Returns the number of units held.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count
     }
 }

@@ -44,12 +44,18 @@ pub enum GatewayError {
         "no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, each of letters, digits and '_'"
     )]
     NotFound,
+    /// The target is in absolute form, and not chatgate's own address.
+    #[error("{NO_FORWARD_PROXY}")]
+    NotOwnAddress,
     /// The request names no app, or several.
     #[error("{0}")]
     UnknownApp(String),
     /// The method is not POST.
     #[error("method not allowed; use POST")]
     MethodNotAllowed,
+    /// The method is CONNECT.
+    #[error("{NO_FORWARD_PROXY}")]
+    ConnectMethod,
     /// The body took longer than `server.body_timeout`.
     #[error("the body did not arrive within {}", humantime::format_duration(*.0))]
     BodyTimeout(Duration),
@@ -62,9 +68,9 @@ pub enum GatewayError {
     /// The headers exceed 64 KiB or 100 lines.
     #[error("the request headers are larger than 64 KiB or have more than 100 lines")]
     HeadTooLarge,
-    /// The request is not well-formed HTTP, or ambiguous.
-    #[error("malformed or ambiguous HTTP request; check the client and any proxy in front of chatgate")]
-    BadRequest,
+    /// The request is not well-formed HTTP, or ambiguous. The text says what is wrong with it.
+    #[error("malformed or ambiguous HTTP request: {0}; check the client and any proxy in front of chatgate")]
+    BadRequest(&'static str),
     /// The body is compressed.
     #[error("the body has a Content-Encoding; send it uncompressed")]
     UnsupportedEncoding,
@@ -134,6 +140,11 @@ pub enum GatewayError {
     #[error("internal error in chatgate; {MAY_HAVE_BEEN_APPLIED}")]
     Internal,
 }
+
+/// For clients that have chatgate as their forward proxy.
+pub(crate) const NO_FORWARD_PROXY: &str = "chatgate is a gateway, not a forward proxy; post to \
+     http://ADDRESS/v4/SERVICE/COMMAND at its own address, and take that address out of the client's proxy settings \
+     (unset HTTP_PROXY and HTTPS_PROXY, or add its host to NO_PROXY)";
 
 const MAY_HAVE_BEEN_APPLIED: &str = "if this was a write, it may have been applied";
 
@@ -209,16 +220,20 @@ impl GatewayError {
             GatewayError::BadParameter(_) => (Slug::BadParameter, StatusCode::BAD_REQUEST, 30001, INFO),
             GatewayError::Unauthenticated(_) => (Slug::Unauthenticated, StatusCode::UNAUTHORIZED, 129_401, INFO),
             GatewayError::Forbidden(_) => (Slug::Forbidden, StatusCode::FORBIDDEN, 129_403, INFO),
-            GatewayError::NotFound => (Slug::NotFound, StatusCode::NOT_FOUND, 60009, INFO),
+            GatewayError::NotFound | GatewayError::NotOwnAddress => {
+                (Slug::NotFound, StatusCode::NOT_FOUND, 60009, INFO)
+            }
             GatewayError::UnknownApp(_) => (Slug::UnknownApp, StatusCode::NOT_FOUND, 129_404, INFO),
-            GatewayError::MethodNotAllowed => (Slug::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, 60002, INFO),
+            GatewayError::MethodNotAllowed | GatewayError::ConnectMethod => {
+                (Slug::MethodNotAllowed, StatusCode::METHOD_NOT_ALLOWED, 60002, INFO)
+            }
             GatewayError::BodyTimeout(_) => (Slug::Timeout, StatusCode::REQUEST_TIMEOUT, 129_408, INFO),
             GatewayError::BodyTooLarge(..) => (Slug::BodyTooLarge, StatusCode::PAYLOAD_TOO_LARGE, 129_413, INFO),
             GatewayError::UriTooLong => (Slug::UriTooLong, StatusCode::URI_TOO_LONG, 129_414, INFO),
             GatewayError::HeadTooLarge => {
                 (Slug::HeadTooLarge, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 129_431, INFO)
             }
-            GatewayError::BadRequest => (Slug::BadRequest, StatusCode::BAD_REQUEST, 60002, INFO),
+            GatewayError::BadRequest(_) => (Slug::BadRequest, StatusCode::BAD_REQUEST, 60002, INFO),
             GatewayError::UnsupportedEncoding => {
                 (Slug::UnsupportedEncoding, StatusCode::UNSUPPORTED_MEDIA_TYPE, 129_415, INFO)
             }
@@ -293,7 +308,7 @@ impl GatewayError {
             GatewayError::Unauthenticated(_) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            GatewayError::MethodNotAllowed => {
+            GatewayError::MethodNotAllowed | GatewayError::ConnectMethod => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
             GatewayError::RateLimited { retry_after, .. }
@@ -306,13 +321,14 @@ impl GatewayError {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             // The rest of the body is not worth reading, or its end is unknown.
-            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(..) | GatewayError::BadRequest => {
+            GatewayError::BodyTimeout(_) | GatewayError::BodyTooLarge(..) | GatewayError::BadRequest(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             GatewayError::BadJson(_)
             | GatewayError::BadParameter(_)
             | GatewayError::Forbidden(_)
             | GatewayError::NotFound
+            | GatewayError::NotOwnAddress
             | GatewayError::UnknownApp(_)
             | GatewayError::UriTooLong
             | GatewayError::HeadTooLarge

@@ -25,9 +25,10 @@ use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{App, Gateway, route, stack};
-use crate::http::body::{BodyError, read_whole};
+use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
+use crate::http::request_id::RequestId;
 use crate::server::{ConnectionHandler, ConnectionService};
 use crate::telemetry::metrics::labels::CommandLabel;
 
@@ -70,6 +71,10 @@ impl ConnectionHandler for Webhooks {
     fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let Self(state) = self.clone();
         stack::service(move |request, _| Arc::clone(&state).handle(request))
+    }
+
+    fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
+        self.0.generations.gateway().log_rejected(error, id);
     }
 }
 
@@ -129,7 +134,7 @@ impl WebhookState {
         read.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
             BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
-            BodyError::Broken(_) => GatewayError::BadRequest,
+            BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
         })
     }
 

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use chatgate::http::headers::HEAD_LEN_MAX;
-use chatgate::server::http1::framing::{FramingError, FramingTracker};
+use chatgate::server::http1::framing::{FramingError, FramingTracker, Protocol};
 use chatgate::server::http1::head::{Framing, Head, field};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -71,7 +71,7 @@ pub fn run(data: &[u8]) {
 
 /// Passes the bytes to our reader in chunks of this size.
 fn follow(bytes: &[u8], size: usize) -> Result<FramingTracker, FramingError> {
-    let mut follower = FramingTracker::default();
+    let mut follower = FramingTracker::new(Protocol::Any);
     let mut at = 0;
     for piece in bytes.chunks(size) {
         follower.follow(piece).map_err(|stop| FramingError { valid_len: at + stop.valid_len, ..stop })?;

@@ -68,6 +68,7 @@ fn server_section(server: &Server) -> Value {
         "hosts": server.hosts,
         "max_body": show_size(server.max_body),
         "max_connections": server.max_connections,
+        "admin_max_connections": server.admin_max_connections,
         "max_requests": server.max_requests,
         "max_buffered": show_size(server.max_buffered),
         "handshake_timeout": show_duration(server.handshake_timeout),

@@ -148,6 +148,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     let buffered = gateway.buffered.in_use();
     let gauges = [
         ("chatgate_connections", "Open connections to the data listeners.", state.connections()),
+        ("chatgate_admin_connections", "Open connections to the admin listener.", state.admin_limit.in_use()),
         ("chatgate_requests_in_flight", "Requests in flight.", gateway.requests.in_use()),
         ("chatgate_buffered_bytes", "Request and response bodies held in memory, in bytes.", buffered),
     ];
@@ -165,6 +166,9 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
             text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
         }
     }
+    let help = "Idle connections to the admin listener that were closed to make room for new ones.";
+    let recycled = state.admin_limit.recycled();
+    text.single("chatgate_admin_connections_recycled_total", MetricKind::Counter, help, recycled);
     let help = "Log lines dropped because the log buffer was full.";
     text.single("chatgate_log_lines_dropped_total", MetricKind::Counter, help, log::dropped_lines());
     let name = "chatgate_build_info";

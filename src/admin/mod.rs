@@ -35,10 +35,12 @@ use crate::gateway::route::check_origin_and_host;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{Gateway, access, stack};
 use crate::http::bearer::bearer_token;
-use crate::http::body::{BodyError, read_whole};
+use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
-use crate::http::host::check_host;
+use crate::http::host::{check_host, check_host_syntax};
 use crate::http::peer::{ConnectionInfo, Peer};
+use crate::http::request_id::RequestId;
+use crate::server::connection_limit::ConnectionLimit;
 use crate::server::{ConnectionHandler, ConnectionService, Connections};
 use crate::telemetry::metrics::text::CONTENT_TYPE as CONTENT_TYPE_METRICS;
 
@@ -63,6 +65,8 @@ struct State {
     quit: CancellationToken,
     /// Connections of the data listeners, once they are open.
     connections: OnceLock<Connections>,
+    /// Connections of this listener.
+    admin_limit: ConnectionLimit,
     /// The last two minutes.
     history: History,
     /// Since 1970.
@@ -71,7 +75,7 @@ struct State {
 
 impl State {
     fn connections(&self) -> usize {
-        self.connections.get().map_or(0, |connections| connections.capacity.in_use())
+        self.connections.get().map_or(0, |connections| connections.limit.in_use())
     }
 }
 
@@ -80,7 +84,14 @@ impl Admin {
     pub(crate) fn new(current: Arc<Generations>, reload: ReloadHandle, quit: CancellationToken) -> Self {
         let (history, started_at) = (History::default(), clock::unix_now());
         let (ready, connections) = (AtomicBool::new(false), OnceLock::new());
-        Self { state: Arc::new(State { current, reload, ready, quit, connections, history, started_at }) }
+        let admin_limit = ConnectionLimit::recycling(current.gateway().config.server.admin_max_connections);
+        let state = State { current, reload, ready, quit, connections, admin_limit, history, started_at };
+        Self { state: Arc::new(state) }
+    }
+
+    /// Returns the limit of connections to this listener.
+    pub(crate) fn limit(&self) -> ConnectionLimit {
+        self.state.admin_limit.clone()
     }
 
     /// Reports these connections as those of the data listeners.
@@ -118,6 +129,9 @@ impl Admin {
     /// Answers a request without its body, or permits its action.
     fn route(&self, head: &Parts, peer: Peer) -> AdminRoute {
         if let Err(error) = access::check_uid(&self.state.current.gateway().config.server.unix_uids, peer) {
+            return AdminRoute::Respond(error.into_response());
+        }
+        if let Err(error) = check_host_syntax(head, &RequestHeaders::of(&head.headers), peer) {
             return AdminRoute::Respond(error.into_response());
         }
         let path = head.uri.path();
@@ -172,7 +186,7 @@ impl Admin {
         let Some(token) = &gateway.config.server.admin_token else {
             let rejection = "admin actions are accepted only over loopback or a Unix socket; to accept them from other \
                              machines, set server.admin_token_file\n";
-            return (!is_local(peer)).then(|| text(StatusCode::FORBIDDEN, rejection));
+            return peer.is_remote().then(|| text(StatusCode::FORBIDDEN, rejection));
         };
         let given = bearer_token(&head.headers).map(TokenDigest::of);
         if given.is_some_and(|given| given.ct_eq(&token.digest()).into()) {
@@ -220,6 +234,10 @@ impl ConnectionHandler for Admin {
         let admin = self.clone();
         stack::service(move |request, _| admin.clone().handle(request, connection.peer))
     }
+
+    fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
+        self.state.current.gateway().log_rejected(error, id);
+    }
 }
 
 /// What to do with a request, decided without its body.
@@ -262,16 +280,8 @@ where
     read.map(|(body, _guard)| body).map_err(|error| match error {
         BodyError::TooLarge => GatewayError::BodyTooLarge(max, ""),
         BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
-        BodyError::Broken(_) => GatewayError::BadRequest,
+        BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
     })
-}
-
-/// Whether a request came over loopback or a Unix socket.
-fn is_local(peer: Peer) -> bool {
-    match peer {
-        Peer::Unix { .. } => true,
-        Peer::Tcp { local } => local.is_loopback(),
-    }
 }
 
 fn no_such_path() -> Response<Full<Bytes>> {

@@ -33,6 +33,7 @@ pub(super) fn render(state: &State) -> Value {
         "uptime_seconds": rounded(now.saturating_sub(state.started_at).as_secs_f64()),
         "ready": state.ready.load(Ordering::Acquire),
         "connections": capacity(state.connections(), config.server.max_connections),
+        "admin_connections": capacity(state.admin_limit.in_use(), config.server.admin_max_connections),
         "requests_in_flight": capacity(gateway.requests.in_use(), config.server.max_requests),
         "buffered_bytes": capacity(gateway.buffered.in_use(), config.server.max_buffered),
         "log": {

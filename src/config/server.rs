@@ -42,6 +42,8 @@ pub struct Server {
     pub max_body: usize,
     /// Maximum number of connections, 1 to 1,000,000; additional ones are closed. Default 4096.
     pub max_connections: usize,
+    /// Maximum number of connections to the admin listener, 8 to 1,000,000. Default 64.
+    pub admin_max_connections: usize,
     /// Maximum number of requests in flight, 1 to 1,000,000. Default 2048.
     pub max_requests: usize,
     /// Maximum bytes of buffered bodies, of requests and responses together, 1 KiB to 64 GiB. Default 256 MiB.
@@ -85,6 +87,7 @@ impl Default for Server {
             hosts: Vec::new(),
             max_body: 1 << 20,
             max_connections: 4096,
+            admin_max_connections: 64,
             max_requests: 2048,
             max_buffered: 256 << 20,
             handshake_timeout: Duration::from_secs(10),
@@ -149,6 +152,7 @@ impl Server {
         let timeout = || duration(millis(10)..=hours(1));
         section.read("max_body", &mut self.max_body, size(1 << 10..=64 << 20));
         section.read("max_connections", &mut self.max_connections, count(1..=1_000_000));
+        section.read("admin_max_connections", &mut self.admin_max_connections, count(8..=1_000_000));
         section.read("max_requests", &mut self.max_requests, count(1..=1_000_000));
         section.read("max_buffered", &mut self.max_buffered, size(1 << 10..=64 << 30));
         section.read("handshake_timeout", &mut self.handshake_timeout, timeout());

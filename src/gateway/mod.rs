@@ -65,7 +65,7 @@ use crate::domain::follow::request::{self as follow_request, Parsed, RequestErro
 use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, is_too_deep};
 use crate::domain::json::scan;
 use crate::error::GatewayError;
-use crate::http::body::{BodyError, read_whole};
+use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
@@ -127,7 +127,7 @@ impl Worker {
         route::check_shape(head, &headers)?;
         access::check_uid(&gateway.config.server.unix_uids, connection.peer)?;
         context.caller = gateway.access.identify(&head.headers)?;
-        let route = route::read(head)?;
+        let route = route::read(head, &headers, connection.tls)?;
         context.command = CommandLabel::of(route.name);
         access::check_header(&gateway.config.access, &headers)?;
         let app = self.choose_app(&route, head, &headers)?;
@@ -171,7 +171,7 @@ impl Worker {
         let (bytes, buffered) = read.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
-            BodyError::Broken(_) => GatewayError::BadRequest,
+            BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
         })?;
         Ok(WholeBody { bytes, buffered })
     }

@@ -2,7 +2,8 @@
 //! normalized but the names of query parameters, so that no parameter of ours slips through.
 
 use http::request::Parts;
-use http::{HeaderName, Method, Version};
+use http::uri::Scheme;
+use http::{HeaderName, HeaderValue, Method, Uri, Version};
 use percent_encoding::percent_decode_str;
 
 use crate::domain::chat::app::AppName;
@@ -53,19 +54,30 @@ pub fn path(path: &str) -> Result<Route<'_>, GatewayError> {
 ///
 /// # Errors
 /// `not_found` or `method_not_allowed`.
-pub fn read(head: &Parts) -> Result<Route<'_>, GatewayError> {
+pub fn read<'h>(head: &'h Parts, headers: &RequestHeaders<'_>, is_tls: bool) -> Result<Route<'h>, GatewayError> {
     if head.method == Method::CONNECT {
-        return Err(GatewayError::MethodNotAllowed);
+        return Err(GatewayError::ConnectMethod);
     }
-    // HTTP/1 has the host in its own header. A target with a host would make two of them.
     if head.version < Version::HTTP_2 && head.uri.authority().is_some() {
-        return Err(GatewayError::NotFound);
+        check_absolute_form(&head.uri, headers, is_tls)?;
     }
     let path = path(head.uri.path())?;
     if head.method != Method::POST {
         return Err(GatewayError::MethodNotAllowed);
     }
     Ok(path)
+}
+
+/// Checks that a target in absolute form names the listener that it arrived at (RFC 9112 section 3.2.2): the scheme of
+/// the connection, and the host of the Host header, which has been checked.
+fn check_absolute_form(target: &Uri, headers: &RequestHeaders<'_>, is_tls: bool) -> Result<(), GatewayError> {
+    let own_scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+    let host = headers.host.single().map(HeaderValue::as_bytes);
+    let names_host = target
+        .authority()
+        .zip(host)
+        .is_some_and(|(authority, host)| host.eq_ignore_ascii_case(authority.as_str().as_bytes()));
+    if target.scheme() == Some(&own_scheme) && names_host { Ok(()) } else { Err(GatewayError::NotOwnAddress) }
 }
 
 /// Rejects requests of browsers, and requests for a host name that is not chatgate's.
@@ -87,6 +99,10 @@ pub fn check_origin_and_host(
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
 pub fn check_shape(head: &Parts, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
+    // RFC 9113 section 8.3.1: a request has a scheme. The http crate keeps an empty one as none.
+    if head.version >= Version::HTTP_2 && head.uri.authority().is_some() && head.uri.scheme().is_none() {
+        return Err(GatewayError::BadRequest("its :scheme is empty"));
+    }
     check_head_size(headers)?;
     check_framing(headers)?;
     let target_len = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
@@ -107,7 +123,7 @@ fn check_framing(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     let (length, codings) = (headers.content_length, headers.transfer_encoding);
     let is_chunked = codings.single().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     let is_clear = if codings.is_present() { is_chunked && !length.is_present() } else { !length.is_repeated() };
-    if is_clear { Ok(()) } else { Err(GatewayError::BadRequest) }
+    if is_clear { Ok(()) } else { Err(GatewayError::BadRequest("the length of its body is given twice or unclear")) }
 }
 
 /// Rejects requests with a header that only browsers send.
@@ -170,7 +186,30 @@ mod tests {
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let headers = RequestHeaders::of(&head.headers);
         let checked = check_origin_and_host(&head, &headers, &Hosts::new(&["gate.internal".to_owned()]), HERE);
-        slug(checked.and_then(|()| check_shape(&head, &headers)).and_then(|()| read(&head).map(drop)))
+        slug(checked.and_then(|()| check_shape(&head, &headers)).and_then(|()| read(&head, &headers, false).map(drop)))
+    }
+
+    #[test]
+    fn absolute_form_must_name_the_own_address() {
+        let read_with = |target: &str, host: &str, is_tls| {
+            let (head, ()) = Request::post(target).header("host", host).body(()).expect("a request").into_parts();
+            slug(read(&head, &RequestHeaders::of(&head.headers), is_tls).map(drop))
+        };
+        let path = "/v4/follow/follow_check";
+        for (address, host, is_tls, expected) in [
+            ("http://localhost", "localhost", false, "ok"),
+            ("http://LocalHost:8700", "localhost:8700", false, "ok"),
+            ("https://gate.internal", "gate.internal", true, "ok"),
+            ("https://localhost", "localhost", false, "not_found"),
+            ("http://localhost", "localhost", true, "not_found"),
+            ("ftp://localhost", "localhost", false, "not_found"),
+            ("http://localhost:8700", "localhost", false, "not_found"),
+            ("http://console.tim.qq.com", "localhost", false, "not_found"),
+            ("http://x@localhost", "localhost", false, "not_found"),
+        ] {
+            assert_eq!(read_with(&format!("{address}{path}"), host, is_tls), expected, "{address} {host} {is_tls}");
+        }
+        assert_eq!(read_with("http://localhost/other", "localhost", false), "not_found");
     }
 
     #[test]
@@ -226,7 +265,8 @@ mod tests {
         assert_eq!(checked("POST", good, &twice[..2]), "ok");
         assert_eq!(checked("GET", good, &[("host", "localhost")]), "method_not_allowed");
         assert_eq!(checked("GET", "/x", &[("host", "localhost")]), "not_found");
-        assert_eq!(checked("POST", "http://localhost/v4/a/b", &[("host", "localhost")]), "not_found");
+        assert_eq!(checked("POST", "http://gate.internal/v4/a/b", &[("host", "localhost")]), "not_found");
+        assert_eq!(checked("CONNECT", "gate.internal:443", &[("host", "localhost")]), "method_not_allowed");
         let long = format!("{good}?{}", "x".repeat(TARGET_LEN_MAX));
         assert_eq!(checked("POST", &long, &[("host", "localhost")]), "uri_too_long");
     }

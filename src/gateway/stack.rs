@@ -35,8 +35,10 @@ impl ConnectionHandler for ThreadWorker {
         self.load().gateway.config.server.tls.as_ref().map(|tls| Arc::clone(&tls.serving))
     }
 
-    fn record_rejected(&self, error: &GatewayError) {
-        self.load().record_rejected(Outcome::rejected(error));
+    fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
+        let worker = self.load();
+        worker.record_rejected(Outcome::rejected(error));
+        worker.gateway.log_rejected(error, id);
     }
 }
 
@@ -118,6 +120,8 @@ pub(crate) mod tests {
 
     impl ConnectionHandler for PanickingHandler {
         type ResponseBody = ResponseBody;
+
+        fn record_rejected(&self, _: &GatewayError, _: &RequestId) {}
 
         fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
             let secret = self.0.clone();

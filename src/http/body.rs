@@ -8,6 +8,9 @@ use http_body_util::BodyExt;
 
 use crate::capacity::{Capacity, CapacityGuard};
 
+/// Text about [`BodyError::Broken`].
+pub(crate) const BODY_BROKEN: &str = "its body ended early, or a chunk of it is not well-formed";
+
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BodyError {

@@ -3,13 +3,13 @@
 
 use std::net::IpAddr;
 
-use http::Version;
 use http::request::Parts;
 use http::uri::Authority;
+use http::{Method, Version};
 
 use super::headers::RequestHeaders;
 use super::peer::Peer;
-use crate::error::GatewayError;
+use crate::error::{GatewayError, NO_FORWARD_PROXY};
 
 /// The names that a request over TCP may use for chatgate: `localhost`, loopback addresses, the address that the
 /// connection came in on, and configured names. Case does not matter, nor does a trailing dot, which makes a name
@@ -36,9 +36,35 @@ impl Hosts {
 /// Rejects a request whose Host is not one of chatgate's names.
 ///
 /// # Errors
-/// `forbidden`.
+/// `forbidden`, or `bad_request` if it is no name at all (RFC 9112 section 3.2).
 pub fn check_host(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, peer: Peer) -> Result<(), GatewayError> {
-    let reject = |what: &str| Err(GatewayError::Forbidden(what.to_owned()));
+    let Some(authority) = parse_host(head, headers, peer)? else { return Ok(()) };
+    if hosts.allows(authority.host(), peer) {
+        return Ok(());
+    }
+    // A client with chatgate as its forward proxy names the host that it really wants.
+    let is_for_proxy =
+        head.method == Method::CONNECT || (head.version < Version::HTTP_2 && head.uri.authority().is_some());
+    reject(if is_for_proxy {
+        NO_FORWARD_PROXY
+    } else {
+        "unknown Host header; to accept it, add the name to server.hosts"
+    })
+}
+
+/// Rejects a request whose Host is no name and port. It need not be one of chatgate's, and may be missing.
+///
+/// # Errors
+/// `bad_request`.
+pub fn check_host_syntax(head: &Parts, headers: &RequestHeaders<'_>, peer: Peer) -> Result<(), GatewayError> {
+    match parse_host(head, headers, peer) {
+        Err(error @ GatewayError::BadRequest(_)) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Reads the Host; `None` if it may have any value or needs no further look.
+fn parse_host(head: &Parts, headers: &RequestHeaders<'_>, peer: Peer) -> Result<Option<Authority>, GatewayError> {
     if headers.host.is_repeated() {
         return reject("the request has more than one Host header; send one");
     }
@@ -56,12 +82,17 @@ pub fn check_host(head: &Parts, headers: &RequestHeaders<'_>, hosts: &Hosts, pee
     // No browser connects to a Unix socket. Clients send any name there, or an empty one, as RFC 9112 section 3.2
     // requires where the target has no authority.
     if is_plainly_local(host) || matches!(peer, Peer::Unix { .. }) {
-        return Ok(());
+        return Ok(None);
     }
-    match host.parse::<Authority>() {
-        Ok(authority) if is_host_and_port(&authority) && hosts.allows(authority.host(), peer) => Ok(()),
-        _ => reject("unknown Host header; to accept it, add the name to server.hosts"),
+    if host.is_empty() {
+        return reject("the Host header is empty; send the name and port of the listener");
     }
+    let authority = host.parse::<Authority>().ok().filter(is_host_and_port);
+    authority.map(Some).ok_or(GatewayError::BadRequest("its Host is not NAME or NAME:PORT"))
+}
+
+fn reject<T>(text: &str) -> Result<T, GatewayError> {
+    Err(GatewayError::Forbidden(text.to_owned()))
 }
 
 /// Recognizes without parsing what nearly every request sends: `localhost` or `127.0.0.1`, with or without a port.
@@ -98,17 +129,17 @@ mod tests {
     }
 
     fn is_accepted_from(peer: Peer, hosts: &[&str]) -> bool {
+        slug_of(peer, hosts).is_none()
+    }
+
+    /// The error of a request with these Hosts, over HTTP/1.1.
+    fn slug_of(peer: Peer, hosts: &[&str]) -> Option<&'static str> {
         let request = Request::post("/v4/follow/follow_check");
         let request = hosts.iter().fold(request, |request, host| request.header("host", *host));
         let (head, ()) = request.body(()).expect("a request").into_parts();
         let names = Hosts::new(&["gate.internal".to_owned()]);
-        match check_host(&head, &RequestHeaders::of(&head.headers), &names, peer) {
-            Ok(()) => true,
-            Err(error) => {
-                assert_eq!(error.wire().slug.text(), "forbidden");
-                false
-            }
-        }
+        let checked = check_host(&head, &RequestHeaders::of(&head.headers), &names, peer);
+        checked.err().map(|error| error.wire().slug.text())
     }
 
     #[test]
@@ -131,33 +162,35 @@ mod tests {
         ] {
             assert!(is_accepted(&[host]), "{host}");
         }
-        for host in [
-            "",
-            "localhost.evil",
-            "evil",
-            "10.1.2.4",
-            "x@localhost",
-            "localhost@evil",
-            "127.0.0.1.evil",
-            "localhost:x",
-            "localhost..",
-            ".",
-            "localhost:99999",
-            "localhost:+1",
-            "localhost:8[::1]:1",
-            "gate.internal.x",
-            "a b",
-        ] {
-            assert!(!is_accepted(&[host]), "{host}");
+        for host in ["", "localhost.evil", "evil", "10.1.2.4", "127.0.0.1.evil", "localhost..", ".", "gate.internal.x"]
+        {
+            assert_eq!(slug_of(LOCAL, &[host]), Some("forbidden"), "{host}");
         }
         assert!(!is_accepted(&[]));
         assert!(!is_accepted(&["localhost", "localhost"]));
     }
 
     #[test]
+    fn value_that_is_no_host_is_a_bad_request() {
+        for host in [
+            "###",
+            "a b",
+            "/run/chatgate.sock",
+            "x@localhost",
+            "localhost@evil",
+            "localhost:x",
+            "localhost:99999",
+            "localhost:+1",
+            "localhost:8[::1]:1",
+        ] {
+            assert_eq!(slug_of(LOCAL, &[host]), Some("bad_request"), "{host}");
+        }
+    }
+
+    #[test]
     fn any_single_host_is_accepted_over_a_unix_socket() {
         let unix = Peer::Unix { uid: None };
-        for host in ["", "unix", "chatgate", "docker", "_", "%2Frun%2Fchatgate.sock", "evil"] {
+        for host in ["", "unix", "chatgate", "docker", "_", "%2Frun%2Fchatgate.sock", "/run/chatgate.sock", "evil"] {
             assert!(is_accepted_from(unix, &[host]), "{host}");
         }
         assert!(!is_accepted_from(unix, &["localhost", "localhost"]));

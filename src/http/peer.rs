@@ -19,6 +19,16 @@ pub enum Peer {
     },
 }
 
+impl Peer {
+    /// Whether the peer may be on another machine: it came neither over loopback nor over a Unix socket.
+    pub fn is_remote(self) -> bool {
+        match self {
+            Peer::Tcp { local } => !local.is_loopback(),
+            Peer::Unix { .. } => false,
+        }
+    }
+}
+
 /// A connection, as its requests see it.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionInfo {

@@ -29,8 +29,13 @@ impl RequestId {
             (Some(id), None) if (1..=LEN_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic) => {
                 RequestId::Callers(id.clone())
             }
-            _ => RequestId::Generated(clock::request_number()),
+            _ => Self::generate(),
         }
+    }
+
+    /// Returns a new ID.
+    pub(crate) fn generate() -> Self {
+        RequestId::Generated(clock::request_number())
     }
 
     /// Returns the ID as text, for the log.

@@ -16,7 +16,6 @@ use super::signals::{Signals, StopSignals, reload_on_hangup};
 use super::systemd::Notifier;
 use super::workers::{self, Workers, new_runtime};
 use crate::admin::Admin;
-use crate::capacity::Capacity;
 use crate::clock;
 use crate::config::Config;
 use crate::gateway::generation::Generations;
@@ -24,11 +23,13 @@ use crate::gateway::{Gateway, GatewayBuildError, InvalidationSubscriber};
 use crate::server::listener::{BindError, Listener, SocketFile};
 use crate::server::shutdown::Drain;
 use crate::server::socket_activation::{ActivatedSockets, ActivationError};
+use crate::server::timeouts::Timeouts;
 use crate::server::{self, Connections};
 use crate::webhook::Webhooks;
 
-/// Maximum number of admin connections. Probes and people need few.
-const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Maximum time that an admin connection stays open between requests. Longer than the usual interval of a scrape, and
+/// short enough that forgotten connections do not pile up.
+const ADMIN_IDLE_MAX: Duration = Duration::from_secs(20);
 /// How long the start waits for the first connection to Redis.
 const FLEET_TIMEOUT: Duration = Duration::from_millis(300);
 /// Maximum time that the end waits for the export of the last spans. A quick end is worth more than they are.
@@ -175,12 +176,15 @@ impl Server {
 
     /// Serves the admin listener until the very end, even while the others drain.
     fn serve_admin(&self, gateway: &Gateway, drain: &Drain) -> io::Result<Connections> {
+        let all = Connections::new(&gateway.config.server, drain.clone(), TaskTracker::new());
         let connections = Connections {
-            capacity: Capacity::new(ADMIN_CONNECTIONS_MAX),
-            limit: "64 admin connections",
+            limit: self.admin.limit(),
+            limit_name: "server.admin_max_connections",
+            timeouts: Timeouts { idle: all.timeouts.idle.min(ADMIN_IDLE_MAX), ..all.timeouts },
             close: Drain::default(),
             linger: Duration::ZERO,
-            ..Connections::new(&gateway.config.server, drain.clone(), TaskTracker::new())
+            answers_half_closed: true,
+            ..all
         };
         tokio::spawn(server::serve(self.admin_listener.acceptor()?, self.admin.clone(), connections.clone()));
         Ok(connections)
@@ -191,7 +195,10 @@ impl Server {
     fn serve_webhooks(&self, gateway: &Gateway, drain: &Drain) -> io::Result<()> {
         if let Some(listener) = &self.webhook_listener {
             let webhooks = Webhooks::new(Arc::clone(&self.generations));
-            let connections = Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone());
+            let connections = Connections {
+                answers_half_closed: true,
+                ..Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone())
+            };
             tokio::spawn(server::serve(listener.acceptor()?, webhooks, connections));
         }
         Ok(())

@@ -1,6 +1,8 @@
 //! One connection, from its first byte to its last.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH};
@@ -15,15 +17,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::http1::guard::Http1Guard;
+use super::connection_limit::AdmittedConnection;
+use super::http1::framing::Protocol;
+use super::http1::guard::{self, Http1Guard};
 use super::listener::AcceptedStream;
 use super::shutdown::Drain;
 use super::timeouts::{InFlight, TimeoutStream};
+use super::tls::{ALPN_H2, Handshake};
 use super::tracked_body::TrackedBody;
 use super::{ConnectionHandler, Connections};
-use crate::capacity::CapacityGuard;
+use crate::error::GatewayError;
 use crate::http::headers::HEAD_LEN_MAX;
 use crate::http::peer::ConnectionInfo;
+use crate::http::request_id::RequestId;
 
 /// Maximum size of HTTP/2 request headers that hyper accepts, in bytes as RFC 9113 section 6.5.2 counts them. Beyond
 /// it hyper answers a bare status 431. Twice chatgate's own limit, so that headers slightly too large get chatgate's
@@ -34,22 +40,27 @@ const H2_STREAMS_MAX: u32 = 100;
 /// Maximum number of streams that a peer may open and reset at once; more is an attack (CVE-2023-44487).
 const H2_RESET_STREAMS_MAX: usize = 20;
 
-/// Serves a connection to its end. `_slot` counts it among the open connections.
+/// Cause of the refusal of plain HTTP on a port that speaks TLS.
+const PLAIN_TO_TLS: &str = "it is plain HTTP, and this port speaks TLS; use https://";
+
+/// Serves a connection to its end.
 pub(super) async fn serve(
     stream: AcceptedStream,
     mut info: ConnectionInfo,
     handler: impl ConnectionHandler,
     connections: Connections,
-    _slot: CapacityGuard,
+    admitted: AdmittedConnection,
 ) {
     match stream {
-        AcceptedStream::Unix(stream) => serve_http(stream, info, handler, connections).await,
+        AcceptedStream::Unix(stream) => {
+            serve_http(stream, Protocol::Any, info, handler, connections, admitted).await;
+        }
         AcceptedStream::Tcp(stream) => match handler.tls() {
-            None => serve_http(stream, info, handler, connections).await,
+            None => serve_http(stream, Protocol::Any, info, handler, connections, admitted).await,
             // In a box, so that plain connections do not carry its size.
             Some(tls) => {
                 info.tls = true;
-                Box::pin(serve_tls(stream, tls, info, handler, connections)).await;
+                Box::pin(serve_tls(stream, tls, info, handler, connections, admitted)).await;
             }
         },
     }
@@ -61,23 +72,44 @@ async fn serve_tls(
     info: ConnectionInfo,
     handler: impl ConnectionHandler,
     connections: Connections,
+    admitted: AdmittedConnection,
 ) {
-    let Connections { handshakes, close, linger, .. } = &connections;
-    if let Some(stream) = handshakes.accept(stream, tls, close, *linger).await {
-        serve_http(stream, info, handler, connections).await;
+    let Connections { handshakes, close, linger, lingering, .. } = &connections;
+    match handshakes.accept(stream, tls, close, *linger).await {
+        Handshake::Completed(stream) => {
+            // RFC 9113 section 3.2: HTTP/2 over TLS only if ALPN agreed on it.
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(ALPN_H2);
+            let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+            serve_http(stream, protocol, info, handler, connections, admitted).await;
+        }
+        Handshake::PlainHttp(stream) => {
+            let (error, id) = (GatewayError::BadRequest(PLAIN_TO_TLS), RequestId::generate());
+            handler.record_rejected(&error, &id);
+            guard::refuse(stream, &error, &id, lingering).await;
+        }
+        Handshake::Failed => {}
     }
 }
 
-async fn serve_http<S>(stream: S, info: ConnectionInfo, handler: impl ConnectionHandler, connections: Connections)
-where
+async fn serve_http<S>(
+    stream: S,
+    protocol: Protocol,
+    info: ConnectionInfo,
+    handler: impl ConnectionHandler,
+    connections: Connections,
+    admitted: AdmittedConnection,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let in_flight = InFlight::default();
+    let in_flight = admitted.in_flight.clone();
     let stream = TimeoutStream::new(stream, connections.timeouts, in_flight.clone());
-    let stream = TokioIo::new(Http1Guard::new(stream, in_flight.clone()));
-    let (service, requests, drain) = (handler.service(info), in_flight.clone(), connections.drain.clone());
+    let (service, lingering) = (handler.service(info), Arc::clone(&connections.lingering));
+    let record_rejected = move |error: &GatewayError, id: &RequestId| handler.record_rejected(error, id);
+    let stream = Http1Guard::new(stream, protocol, in_flight.clone(), record_rejected, lingering);
+    let stream = TokioIo::new(stream);
+    let (requests, drain) = (in_flight.clone(), connections.drain.clone());
     let service = service_fn(move |request| respond(&service, &requests, &drain, request));
-    let builder = http_builder();
+    let builder = http_builder(protocol, connections.answers_half_closed);
     let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);
     let result = tokio::select! {
@@ -87,15 +119,19 @@ where
         // that stays idle closes after `linger`.
         () = connections.close.begun() => match tokio::time::timeout(connections.linger, connection.as_mut()).await {
             Ok(result) => result,
+            // All that is left is to drop what the peer still sends.
+            Err(_) if in_flight.is_lingering() => Ok(()),
             Err(_) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         },
+        () = admitted.recycled() => {
+            // Its place was taken while it was idle. A request that has begun since then is finished.
+            connection.as_mut().graceful_shutdown();
+            if in_flight.any() { connection.await } else { Ok(()) }
+        }
     };
-    if let Some(error) = in_flight.rejection() {
-        handler.record_rejected(error);
-    }
     if let Err(error) = result {
         // The peer disconnected, or did not send HTTP. The text is hyper's and contains no bytes of the peer.
         tracing::debug!(%error, "connection ended early");
@@ -118,31 +154,45 @@ where
     // Over HTTP/1, hyper leaves out the body itself.
     let is_bodiless = is_http2 && request.method() == Method::HEAD;
     let guard = in_flight.begin(is_http2);
-    let (in_flight, drain) = (is_http2.then(|| in_flight.clone()), drain.clone());
+    let (in_flight, drain) = (in_flight.clone(), drain.clone());
     // Called here, not within the future, which would carry the request. `oneshot`, which also polls the readiness, is
     // such a future.
     let responding = service.clone().call(request);
     async move {
-        let Ok(response) = responding.await;
+        let mut responding = pin!(responding);
+        let Ok(response) = poll_fn(|cx| {
+            let polled = responding.as_mut().poll(cx);
+            if polled.is_pending() && in_flight.is_polled() {
+                cx.waker().wake_by_ref();
+            }
+            polled
+        })
+        .await;
         let (mut head, body) = response.into_parts();
         if is_bodiless && let Some(length) = body.size_hint().exact() {
             // RFC 9110 section 8.6: the length that a GET would have.
             head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
         }
-        let body = (!is_bodiless).then_some(body);
-        let body = TrackedBody::new(body, in_flight.map(|in_flight| in_flight.begin_response()));
-        let mut response = Response::from_parts(head, body);
-        if !is_http2 && drain.has_begun() {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // Over HTTP/1, the next request begins only after the rest of this one, which is not worth reading.
+        if !is_http2 && (drain.has_begun() || in_flight.is_incomplete()) {
+            head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        let body = (!is_bodiless).then_some(body);
+        let body = TrackedBody::new(body, is_http2.then(|| in_flight.begin_response()));
         drop(guard);
-        Ok(response)
+        Ok(Response::from_parts(head, body))
     }
 }
 
 /// HTTP/1.1 and HTTP/2 with every limit set.
-fn http_builder() -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn http_builder(protocol: Protocol, answers_half_closed: bool) -> auto::Builder<TokioExecutor> {
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = match protocol {
+        Protocol::Any => builder,
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
+    };
+    builder.http1().half_close(answers_half_closed);
     // `TimeoutStream` has the limits for headers and idle connections.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
     builder

@@ -173,7 +173,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
 
 /// A listening socket of one runtime.
 #[derive(Debug)]
-pub enum Acceptor {
+pub(crate) enum Acceptor {
     /// TCP.
     Tcp(TcpListener),
     /// A Unix socket.

@@ -4,8 +4,10 @@
 //! [`tower::Service`] for each connection; this module knows nothing else about it.
 
 mod connection;
+pub(crate) mod connection_limit;
 pub mod http1;
 mod http2;
+mod lingering;
 pub(crate) mod listener;
 pub(crate) mod shutdown;
 pub(crate) mod socket_activation;
@@ -16,7 +18,7 @@ mod tracked_body;
 use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -26,14 +28,17 @@ use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use self::connection_limit::ConnectionLimit;
 use self::listener::Acceptor;
 use self::shutdown::Drain;
 use self::timeouts::Timeouts;
 use self::tls::Handshakes;
 use crate::capacity::Capacity;
+use crate::clock;
 use crate::config;
 use crate::error::GatewayError;
 use crate::http::peer::ConnectionInfo;
+use crate::http::request_id::RequestId;
 use crate::http::wakeups::WakeFilter;
 
 /// Maximum time that an idle connection stays open after the drain began, for a request that is already on its way.
@@ -43,8 +48,11 @@ const LINGER_MAX: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Minimum interval of the log lines about connections over the limit, for each thread and listener.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// The owner of a listener: builds the service of each connection.
-pub trait ConnectionHandler: Clone + Send + 'static {
+pub(crate) trait ConnectionHandler: Clone + Send + Unpin + 'static {
     /// The body of its responses.
     type ResponseBody: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
 
@@ -56,8 +64,9 @@ pub trait ConnectionHandler: Clone + Send + 'static {
         None
     }
 
-    /// Records that a connection ended with bytes that were rejected before they became a request.
-    fn record_rejected(&self, _error: &GatewayError) {}
+    /// Counts and logs that bytes of a connection are rejected before they became a request. `id` is the `X-Request-Id`
+    /// of the response.
+    fn record_rejected(&self, error: &GatewayError, id: &RequestId);
 }
 
 /// The service of one connection, which is cloned for each request.
@@ -78,15 +87,20 @@ impl<S, B> ConnectionService<B> for S where
 
 /// What the connections of a listener share, in all threads.
 #[derive(Debug, Clone)]
-pub struct Connections {
+pub(crate) struct Connections {
     /// Limit of open connections.
-    pub capacity: Arc<Capacity>,
+    pub limit: ConnectionLimit,
     /// Name of that limit, for the log.
-    pub limit: &'static str,
+    pub limit_name: &'static str,
     /// Limits in time.
     pub timeouts: Timeouts,
     /// TLS handshakes and their failures.
     pub handshakes: Handshakes,
+    /// Limit of connections that linger after a refusal.
+    pub lingering: Arc<Capacity>,
+    /// A request is worked on to its end although its peer has closed its half of the connection. Otherwise it gets a
+    /// response only if that is ready at once, and counts as abandoned if not.
+    pub answers_half_closed: bool,
     /// Tasks of the connections, which a shutdown waits for.
     pub tasks: TaskTracker,
     /// Once begun, HTTP/1 responses carry `Connection: close`.
@@ -100,12 +114,14 @@ pub struct Connections {
 
 impl Connections {
     /// Applies the configuration. `tasks` are waited for by the shutdown, which begins with `drain`.
-    pub fn new(server: &config::Server, drain: Drain, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(server: &config::Server, drain: Drain, tasks: TaskTracker) -> Self {
         Self {
-            capacity: Capacity::new(server.max_connections),
-            limit: "server.max_connections",
+            limit: ConnectionLimit::fixed(server.max_connections),
+            limit_name: "server.max_connections",
             timeouts: Timeouts { head: server.head_timeout, idle: server.idle_timeout, write: server.write_timeout },
             handshakes: Handshakes::new(server.handshake_timeout),
+            lingering: Capacity::new(lingering::CONNECTIONS_MAX),
+            answers_half_closed: false,
             tasks,
             close: drain.clone(),
             drain,
@@ -115,8 +131,8 @@ impl Connections {
 }
 
 /// Accepts connections until `connections.close` begins. Each connection is a task of `connections.tasks`.
-pub async fn serve(listener: Acceptor, handler: impl ConnectionHandler, connections: Connections) {
-    let mut pause = ACCEPT_PAUSE_MIN;
+pub(crate) async fn serve(listener: Acceptor, handler: impl ConnectionHandler, connections: Connections) {
+    let (mut pause, mut refusals) = (ACCEPT_PAUSE_MIN, Refusals::default());
     loop {
         let accepted = tokio::select! {
             () = connections.close.begun() => return,
@@ -133,12 +149,34 @@ pub async fn serve(listener: Acceptor, handler: impl ConnectionHandler, connecti
         };
         pause = ACCEPT_PAUSE_MIN;
         // Closed unread beyond the limit: a response would take more of what has run out.
-        let Some(slot) = connections.capacity.try_acquire(1) else {
-            tracing::warn!(limit = connections.limit, "closed a new connection; limit of connections reached");
+        let Some(admitted) = connections.limit.admit(info.peer.is_remote()) else {
+            if let Some(closed) = refusals.add(clock::now()) {
+                let limit = connections.limit_name;
+                tracing::warn!(limit, closed, "closed new connections; limit of connections reached");
+            }
             continue;
         };
-        let serving = connection::serve(stream, info, handler.clone(), connections.clone(), slot);
+        let serving = connection::serve(stream, info, handler.clone(), connections.clone(), admitted);
         connections.tasks.spawn(WakeFilter::new(Box::pin(serving)));
+    }
+}
+
+/// Connections that were closed because of the limit, for a log that a flood of them does not fill.
+#[derive(Debug, Default)]
+struct Refusals {
+    logged: Option<Instant>,
+    count: u64,
+}
+
+impl Refusals {
+    /// Adds one. Returns the number since the last line, if a line is due.
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        let is_due = self.logged.is_none_or(|logged| now - logged >= REFUSAL_LOG_INTERVAL);
+        is_due.then(|| {
+            self.logged = Some(now);
+            std::mem::take(&mut self.count)
+        })
     }
 }
 
@@ -150,6 +188,16 @@ pub(crate) mod tests {
     use super::listener::Listener;
     use super::*;
     use crate::config::ListenAddr;
+
+    #[test]
+    fn refused_connections_are_logged_with_their_number_and_seldom() {
+        let (mut refusals, begin) = (Refusals::default(), clock::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        assert_eq!(
+            [0, 1, 9, 10, 11, 25].map(|seconds| refusals.add(at(seconds))),
+            [Some(1), None, None, Some(3), None, Some(2)]
+        );
+    }
 
     /// Serves one connection of a handler through the loop of all listeners. Sends `request` and returns everything
     /// that comes back until the connection closes.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A signal that is given once. All clones observe it.
 #[derive(Debug, Clone, Default)]
-pub struct Drain(Arc<DrainState>);
+pub(crate) struct Drain(Arc<DrainState>);
 
 #[derive(Debug, Default)]
 struct DrainState {
@@ -21,13 +21,13 @@ struct DrainState {
 
 impl Drain {
     /// Begins the drain: no connection is accepted any more, and open ones end after their requests in flight.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.0.has_begun.store(true, Ordering::Release);
         self.0.token.cancel();
     }
 
     /// Whether the drain has begun.
-    pub fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.0.has_begun.load(Ordering::Acquire)
     }
 
@@ -36,7 +36,7 @@ impl Drain {
     /// Polling a token takes its lock, and a connection is polled several times for each request. So the token is polled
     /// only to register a new waker, and once the drain has begun. (One poll is enough to register a waker: the token
     /// ignores tokio's budget for busy tasks.)
-    pub async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         let mut cancelled = pin!(self.0.token.cancelled());
         let mut registered: Option<Waker> = None;
         poll_fn(|cx| {

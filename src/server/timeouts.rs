@@ -13,8 +13,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -24,12 +24,11 @@ use tokio::time::Sleep;
 use super::http2::H2FrameTracker;
 use super::tracked_body::{PendingResponses, ResponseGuard};
 use crate::clock;
-use crate::error::GatewayError;
 use crate::http::small_writes;
 
 /// The timeouts of a connection.
 #[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
+pub(crate) struct Timeouts {
     /// For all headers of a request.
     pub head: Duration,
     /// Between requests.
@@ -46,29 +45,86 @@ pub(super) struct InFlight(Arc<RequestCounts>);
 struct RequestCounts {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// Requests that have arrived completely, over HTTP/1.
+    arrived: AtomicUsize,
     is_http2: AtomicBool,
-    rejection: OnceLock<GatewayError>,
+    is_lingering: AtomicBool,
+    /// When the last request ended, or the connection began. Recorded only on request.
+    idle_since: Option<AtomicU64>,
+    /// Polls of the request in flight since its peer closed its half, see [`InFlight::withholds_end`].
+    polls_since_end: AtomicUsize,
     responses: Arc<PendingResponses>,
 }
 
+/// A request gets this many polls after its peer has closed its half: the first may only take the end of the body.
+const POLLS_AFTER_END: usize = 2;
+
 impl InFlight {
+    /// Also records since when the connection is idle.
+    pub(super) fn watched() -> Self {
+        let idle_since = Some(AtomicU64::new(clock::tick().micros()));
+        Self(Arc::new(RequestCounts { idle_since, ..RequestCounts::default() }))
+    }
+
+    /// Returns the tick since when no request is in flight; `None` if one is, or if the connection is not watched.
+    pub(super) fn idle_since(&self) -> Option<u64> {
+        let since = self.0.idle_since.as_ref().filter(|_| !self.any())?;
+        Some(since.load(Ordering::Acquire))
+    }
+
     /// Begins a request, which is in flight until the guard is dropped.
     pub(super) fn begin(&self, is_http2: bool) -> InFlightGuard {
         if is_http2 {
             self.0.is_http2.store(true, Ordering::Release);
         }
         self.0.begun.fetch_add(1, Ordering::AcqRel);
+        self.0.polls_since_end.store(0, Ordering::Release);
         InFlightGuard(Arc::clone(&self.0))
     }
 
-    /// Records that bytes were rejected before they became a request. The connection ends with that response.
-    pub(super) fn reject(&self, error: GatewayError) {
-        let _ = self.0.rejection.set(error);
+    /// Records the number of requests that have arrived completely.
+    pub(super) fn set_arrived(&self, arrived: usize) {
+        self.0.arrived.store(arrived, Ordering::Release);
     }
 
-    /// Returns the error of [`InFlight::reject`].
-    pub(super) fn rejection(&self) -> Option<&GatewayError> {
-        self.0.rejection.get()
+    /// Whether a part of the request in flight has not arrived yet.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.0.arrived.load(Ordering::Acquire) < self.begun()
+    }
+
+    /// Records that the connection has nothing left to do but to linger.
+    pub(super) fn set_lingering(&self) {
+        self.0.is_lingering.store(true, Ordering::Release);
+    }
+
+    /// Whether [`InFlight::set_lingering`] was called.
+    pub(super) fn is_lingering(&self) -> bool {
+        self.0.is_lingering.load(Ordering::Acquire)
+    }
+
+    /// Whether hyper must not learn yet that the peer has closed its half.
+    ///
+    /// hyper takes that for the end of the connection and drops the request in flight. A peer that has sent its whole
+    /// request may do so, and gets every response that is ready at once. So the request is polled first, and only one
+    /// that is still waiting then is dropped.
+    pub(super) fn withholds_end(&self) -> bool {
+        let polls = self.0.polls_since_end.load(Ordering::Acquire);
+        let is_withheld = self.any() && !self.is_incomplete() && polls <= POLLS_AFTER_END;
+        if is_withheld && polls == 0 {
+            self.0.polls_since_end.store(1, Ordering::Release);
+        }
+        is_withheld
+    }
+
+    /// Records that the request was polled and is waiting. Returns whether the connection must be polled again: the
+    /// peer has closed its half, and nothing else may wake it.
+    pub(super) fn is_polled(&self) -> bool {
+        let polls = self.0.polls_since_end.load(Ordering::Acquire);
+        let counts = (1..=POLLS_AFTER_END).contains(&polls);
+        if counts {
+            self.0.polls_since_end.store(polls + 1, Ordering::Release);
+        }
+        counts
     }
 
     /// Begins a response over HTTP/2, which the peer must take within the write timeout.
@@ -84,7 +140,7 @@ impl InFlight {
         self.0.begun.load(Ordering::Acquire)
     }
 
-    fn any(&self) -> bool {
+    pub(super) fn any(&self) -> bool {
         self.0.ended.load(Ordering::Acquire) != self.begun()
     }
 }
@@ -95,6 +151,9 @@ pub(super) struct InFlightGuard(Arc<RequestCounts>);
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
+        if let Some(since) = &self.0.idle_since {
+            since.store(clock::tick().micros(), Ordering::Release);
+        }
         self.0.ended.fetch_add(1, Ordering::AcqRel);
     }
 }

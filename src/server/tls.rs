@@ -11,10 +11,24 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::shutdown::Drain;
+use crate::error::display_chain;
+
+/// The name of HTTP/2 in ALPN (RFC 9113 section 3.2).
+pub(super) const ALPN_H2: &[u8] = b"h2";
+
+/// How a handshake ended.
+pub(super) enum Handshake {
+    /// With a connection.
+    Completed(Box<TlsStream<TcpStream>>),
+    /// The first byte begins the method of an HTTP request. Nothing has been read.
+    PlainHttp(TcpStream),
+    /// With an error, or not in time.
+    Failed,
+}
 
 /// Why a handshake failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// `server.handshake_timeout` passed, or the drain began.
     Timeout,
     /// The peer does not speak TLS, but most likely HTTP.
@@ -27,11 +41,11 @@ pub enum HandshakeError {
 
 impl HandshakeError {
     /// Every variant.
-    pub const ALL: [HandshakeError; 4] =
+    pub(crate) const ALL: [HandshakeError; 4] =
         [HandshakeError::Timeout, HandshakeError::NotTls, HandshakeError::ClientCertificate, HandshakeError::Other];
 
     /// Returns the value of the label `cause`.
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             HandshakeError::Timeout => "timeout",
             HandshakeError::NotTls => "not_tls",
@@ -53,7 +67,7 @@ impl HandshakeError {
 
 /// Numbers of failed handshakes, by cause.
 #[derive(Debug, Default)]
-pub struct HandshakeFailures([AtomicU64; HandshakeError::ALL.len()]);
+pub(crate) struct HandshakeFailures([AtomicU64; HandshakeError::ALL.len()]);
 
 impl HandshakeFailures {
     fn add(&self, cause: HandshakeError) {
@@ -61,14 +75,14 @@ impl HandshakeFailures {
     }
 
     /// Returns the number since startup.
-    pub fn count(&self, cause: HandshakeError) -> u64 {
+    pub(crate) fn count(&self, cause: HandshakeError) -> u64 {
         self.0[cause as usize].load(Ordering::Relaxed)
     }
 }
 
 /// Accepts handshakes and counts those that fail.
 #[derive(Debug, Clone)]
-pub struct Handshakes {
+pub(crate) struct Handshakes {
     timeout: Duration,
     failures: Arc<HandshakeFailures>,
 }
@@ -80,37 +94,48 @@ impl Handshakes {
     }
 
     /// Returns the counters of failed handshakes.
-    pub fn failures(&self) -> &HandshakeFailures {
+    pub(crate) fn failures(&self) -> &HandshakeFailures {
         &self.failures
     }
 
-    /// Accepts a handshake; `None` if it failed, which is logged and counted. Once `close` has begun, it has `linger`
-    /// left.
+    /// Accepts a handshake. Failures are logged and counted. Once `close` has begun, it has `linger` left.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
         close: &Drain,
         linger: Duration,
-    ) -> Option<TlsStream<TcpStream>> {
+    ) -> Handshake {
         let closing = async {
             close.begun().await;
             tokio::time::sleep(linger).await;
         };
         let (cause, error) = tokio::select! {
-            accepted = tokio::time::timeout(self.timeout, TlsAcceptor::from(config).accept(stream)) => match accepted {
-                Ok(Ok(stream)) => return Some(stream),
+            accepted = tokio::time::timeout(self.timeout, accept(stream, config)) => match accepted {
+                Ok(Ok(Handshake::PlainHttp(stream))) => {
+                    self.failures.add(HandshakeError::NotTls);
+                    return Handshake::PlainHttp(stream);
+                }
+                Ok(Ok(handshake)) => return handshake,
                 Ok(Err(error)) => (HandshakeError::of(&error), Some(error)),
                 Err(_) => (HandshakeError::Timeout, None),
             },
             () = closing => (HandshakeError::Timeout, None),
         };
         self.failures.add(cause);
-        // The text is rustls's and contains no key.
-        let error = error.as_ref().map(tracing::field::display);
+        let error = error.as_ref().map(|error| display_chain(error));
         tracing::debug!(cause = cause.label(), error, "TLS handshake failed");
-        None
+        Handshake::Failed
     }
+}
+
+async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Handshake> {
+    // Looked at before rustls reads it: rustls answers plain text with an alert, which no HTTP client can read.
+    let mut first = [0; 1];
+    if stream.peek(&mut first).await? == 1 && first[0].is_ascii_uppercase() {
+        return Ok(Handshake::PlainHttp(stream));
+    }
+    TlsAcceptor::from(config).accept(stream).await.map(|stream| Handshake::Completed(Box::new(stream)))
 }
 
 #[cfg(test)]

@@ -191,6 +191,53 @@ async fn calls_in_flight_never_exceed_max_in_flight() {
 }
 
 #[tokio::test]
+async fn idle_connections_do_not_shut_the_admin_listener() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", "admin_max_connections = 8").start().await;
+    let mut held = Vec::new();
+    for number in 0..24 {
+        let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+        // Every other one says nothing at all.
+        if number % 2 == 0 {
+            assert_eq!(conn.request(&TestRequest::new("GET", "/livez")).await.status, 200);
+        }
+        held.push(conn);
+    }
+    assert_eq!(gateway.admin_get("/readyz").await.status, 200);
+    let status = gateway.admin_get("/status").await.json();
+    assert_eq!(status["admin_connections"], serde_json::json!({ "now": 8, "max": 8 }));
+    let text = gateway.admin_get("/metrics").await.text();
+    assert!(text.contains("chatgate_admin_connections 8\n"), "{text}");
+    let recycled = text.lines().find_map(|line| line.strip_prefix("chatgate_admin_connections_recycled_total "));
+    assert!(recycled.and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count >= 17), "{recycled:?}");
+    held[0].assert_closed().await;
+}
+
+#[tokio::test]
+async fn busy_connections_fill_the_admin_listener_with_a_warning() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", "admin_max_connections = 8").start().await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+        // A request in flight: its body is still to come.
+        conn.send("POST /cache/evict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+            .await;
+        assert_eq!(conn.read_interim_status().await, 100);
+        held.push(conn);
+    }
+    if let Ok(mut conn) = Conn::open(gateway.admin()).await {
+        conn.send(TestRequest::new("GET", "/livez").bytes()).await;
+        conn.assert_closed().await;
+    }
+    eventually("the refusal is logged", async || gateway.log().contains("server.admin_max_connections").then_some(()))
+        .await;
+    held[0].send("{}").await;
+    assert_eq!(held[0].read_response().await.status, 200);
+    assert_eq!(gateway.admin_get("/livez").await.status, 200);
+}
+
+#[tokio::test]
 async fn connections_over_max_connections_are_closed() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).set("server", "max_connections = 8").start().await;

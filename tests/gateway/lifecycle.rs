@@ -223,9 +223,12 @@ async fn unix_socket_serves_next_to_tcp_with_configured_mode() {
             conn.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
             // No browser connects to a Unix socket, so the Host does not matter there.
             for host in ["evil.example", "unix", "%2Frun%2Fgate.sock", ""] {
+                let mut conn = crate::support::client::Conn::open(address).await.expect("accepted");
                 let response = conn.request(&TestRequest::command(CALL).host(host)).await;
                 match address.starts_with("unix:") {
                     true => response.assert_relayed(200, OK),
+                    // A percent-encoded path is no name at all.
+                    false if host.contains('%') => response.assert_error(400, "bad_request", 60002),
                     false => response.assert_error(403, "forbidden", 129_403),
                 }
             }

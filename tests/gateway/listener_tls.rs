@@ -65,7 +65,29 @@ async fn alpn_selects_http2_or_http1_over_both_tls_versions() {
 }
 
 #[tokio::test]
-async fn distrusting_callers_and_plain_http_callers_fail_the_handshake() {
+async fn connection_must_speak_what_alpn_selected() {
+    let (ca, chat) = (Ca::new(), FakeChat::start().await);
+    let gateway = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).start().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for offered in [&["http/1.1"][..], &[]] {
+        let mut conn =
+            Conn::from_stream(ca.caller().alpn(offered).connect(gateway.address()).await.expect("a handshake"));
+        conn.send(&preface).await;
+        let response = conn.read_response().await;
+        response.assert_error(400, "bad_request", 60002);
+        assert!(response.text().contains("HTTP/2 preface"), "{response:?}");
+    }
+    let stream = ca.caller().alpn(&["h2"]).connect(gateway.address()).await.expect("a handshake");
+    let mut conn = Conn::from_stream(stream);
+    conn.send(TestRequest::command(CALL).bytes()).await;
+    let rest = conn.read_to_end().await;
+    // RFC 9113 section 3.4: a connection error, which GOAWAY (type 7) reports.
+    assert!(!rest.starts_with(b"HTTP/") && rest.get(3).is_some_and(|kind| [4, 7].contains(kind)), "{rest:?}");
+    assert_eq!(chat.call_count(), 0);
+}
+
+#[tokio::test]
+async fn distrusting_callers_fail_the_handshake_and_plain_http_gets_the_cause() {
     let (ca, chat) = (Ca::new(), FakeChat::start().await);
     let setup = with_tls(Setup::new(&chat), &ca.issue("localhost", YEAR), None).set("log", r#"level = "debug""#);
     let socket = format!("unix:{}", setup.dir().join("plain.sock").display());
@@ -75,10 +97,19 @@ async fn distrusting_callers_and_plain_http_callers_fail_the_handshake() {
     for text in [TestRequest::command(CALL).bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()] {
         let mut conn = gateway.connect().await;
         conn.send(text).await;
-        let rest = conn.read_to_end().await;
-        assert!(!rest.windows(4).any(|part| part == b"HTTP"), "{}", String::from_utf8_lossy(&rest));
+        let response = conn.read_response().await;
+        response.assert_error(400, "bad_request", 60002);
+        assert!(response.text().contains("https://"), "{response:?}");
+        conn.assert_closed().await;
+        let id = response.request_id();
+        eventually("the refusal is logged", async || gateway.log().contains(&*id).then_some(())).await;
     }
-    wait_for_failures(&gateway, "not_tls", 2).await;
+    // Neither HTTP nor TLS.
+    let mut conn = gateway.connect().await;
+    conn.send(b"\0\0\0\0\0\0\0\0").await;
+    let rest = conn.read_to_end().await;
+    assert!(!rest.windows(4).any(|part| part == b"HTTP"), "{}", String::from_utf8_lossy(&rest));
+    wait_for_failures(&gateway, "not_tls", 3).await;
     assert!(gateway.log().contains("TLS handshake failed"), "the failure is logged");
     assert_eq!(chat.call_count(), 0);
     // Unix sockets and the admin listener use no TLS.

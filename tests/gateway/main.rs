@@ -40,6 +40,7 @@ mod pages;
 mod proxy;
 mod proxy_programs;
 mod quota;
+mod refusals;
 mod relay;
 mod reload;
 mod reload_state;

@@ -9,6 +9,7 @@ use tracing::Level;
 use super::spans::RequestEnd;
 use crate::clock;
 use crate::error::GatewayError;
+use crate::gateway::Gateway;
 use crate::gateway::request::{RequestContext, RequestCost, RequestRecord};
 use crate::gateway::response::Reply;
 use crate::gateway::worker::Worker;
@@ -158,6 +159,18 @@ impl Worker {
     }
 }
 
+impl Gateway {
+    /// Writes the line of a request that was rejected before it could be read, on any listener.
+    pub(crate) fn log_rejected(&self, error: &GatewayError, id: &RequestId) {
+        if !self.samples.takes(self.config.log.requests, false, clock::tick()) {
+            return;
+        }
+        let wire = error.wire();
+        let (outcome, status, request_id) = (wire.slug.text(), wire.status.as_u16(), &*id.text());
+        tracing::info!(outcome, status, request_id, "{error}");
+    }
+}
+
 fn status_of(result: &Result<Reply, GatewayError>) -> StatusCode {
     result.as_ref().map_or_else(|error| error.wire().status, |reply| reply.status)
 }
@@ -169,7 +182,6 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::domain::caller::QueueKey;
-    use crate::gateway::Gateway;
     use crate::http::peer::Peer;
 
     #[test]

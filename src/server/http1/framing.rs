@@ -3,7 +3,7 @@
 //! It is stricter than hyper in everything. So while it rejects nothing, both find the same ends of requests, and a
 //! request that it rejects never reaches hyper complete.
 
-use super::head::{Framing, Head, HeadError, field};
+use super::head::{Framing, Head, HeadError, Malformed, field};
 use crate::http::headers::HEAD_LEN_MAX;
 
 /// Maximum length of a chunk-size line, and of all trailers, in bytes. hyper has the same limits.
@@ -12,6 +12,19 @@ const CHUNK_EXTRA_LEN_MAX: usize = 16 * 1024;
 const TRAILERS_MAX: usize = 100;
 /// Maximum number of hexadecimal digits of a chunk size: up to 2^60.
 const SIZE_DIGITS_MAX: usize = 15;
+/// First byte of a TLS handshake (RFC 8446 section 5.1). What follows may have no line end for a long time.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What a connection may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1, or HTTP/2 by prior knowledge: a connection without TLS.
+    Any,
+    /// HTTP/1, as TLS agreed on it (ALPN, RFC 7301), or on nothing.
+    Http1,
+    /// HTTP/2, as TLS agreed on it.
+    Http2,
+}
 
 /// The position of a connection within its requests.
 #[derive(Debug)]
@@ -20,8 +33,9 @@ pub struct FramingTracker {
     head: Head,
     /// The beginning of an incomplete line.
     line: Vec<u8>,
-    /// No request has begun yet, so HTTP/2 may.
-    is_new: bool,
+    /// No request has begun yet, and HTTP/2 or, by mistake, TLS may.
+    may_switch: bool,
+    completed: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +60,14 @@ pub struct FramingError {
     pub in_head: bool,
 }
 
-impl Default for FramingTracker {
-    fn default() -> Self {
-        Self { state: FramingState::Head, head: Head::default(), line: Vec::new(), is_new: true }
-    }
-}
-
 impl FramingTracker {
+    /// Tracks a new connection.
+    pub fn new(protocol: Protocol) -> Self {
+        let state = if protocol == Protocol::Http2 { FramingState::Http2 } else { FramingState::Head };
+        let may_switch = protocol == Protocol::Any;
+        Self { state, head: Head::default(), line: Vec::new(), may_switch, completed: 0 }
+    }
+
     /// Follows the next bytes, however they are split.
     ///
     /// # Errors
@@ -94,8 +109,21 @@ impl FramingTracker {
         self.state == FramingState::Head && self.head.is_empty() && self.line.is_empty()
     }
 
+    /// Whether the connection speaks HTTP/2, whose requests are not tracked.
+    pub fn is_http2(&self) -> bool {
+        self.state == FramingState::Http2
+    }
+
+    /// Returns the number of requests that have arrived completely.
+    pub fn completed(&self) -> usize {
+        self.completed
+    }
+
     /// Reads a line or a part of one. Most lines arrive complete and are not copied.
     fn part_of_line(&mut self, part: &[u8], is_end: bool) -> Result<(), HeadError> {
+        if self.may_switch && self.head.is_empty() && self.line.is_empty() && part.first() == Some(&TLS_HANDSHAKE) {
+            return Err(Malformed::Tls.into());
+        }
         let before = match self.state {
             FramingState::Head => self.head.len(),
             FramingState::Trailers { len, .. } => len,
@@ -103,21 +131,31 @@ impl FramingTracker {
         };
         let (limit, error) = match self.state {
             FramingState::Head => (HEAD_LEN_MAX, HeadError::TooLarge),
-            _ => (CHUNK_EXTRA_LEN_MAX, HeadError::Malformed),
+            FramingState::Trailers { .. } => (CHUNK_EXTRA_LEN_MAX, Malformed::Trailer.into()),
+            _ => (CHUNK_EXTRA_LEN_MAX, Malformed::Chunk.into()),
         };
         if before + self.line.len() + part.len() > limit {
             return Err(error);
         }
         if !is_end {
+            let unchecked = self.line.len().saturating_sub(1);
             self.line.extend_from_slice(part);
-            return Ok(());
+            // Rejected before the line ends, which may never happen.
+            let is_valid = !has_stray_cr(&self.line[unchecked..]);
+            return if is_valid { Ok(()) } else { Err(Malformed::LineEnd.into()) };
         }
         if self.line.is_empty() {
-            return self.line(part);
+            return self.complete_line(part);
         }
         let mut line = std::mem::take(&mut self.line);
         line.extend_from_slice(part);
-        self.line(&line)
+        self.complete_line(&line)
+    }
+
+    fn complete_line(&mut self, line: &[u8]) -> Result<(), HeadError> {
+        // A stray CR is invalid in every line, so it is looked for only in those that are rejected anyway.
+        let has_stray_cr = || has_stray_cr(line.strip_suffix(b"\n").unwrap_or(line));
+        self.line(line).map_err(|error| if has_stray_cr() { Malformed::LineEnd.into() } else { error })
     }
 
     fn line(&mut self, line: &[u8]) -> Result<(), HeadError> {
@@ -127,8 +165,8 @@ impl FramingTracker {
                 Some(Framing::Length(0)) => self.next_request(),
                 Some(Framing::Length(length)) => self.state = FramingState::Body { left: length },
                 Some(Framing::Chunked) => self.state = FramingState::ChunkSize,
-                Some(Framing::Http2) if self.is_new => self.state = FramingState::Http2,
-                Some(Framing::Http2) => return Err(HeadError::Malformed),
+                Some(Framing::Http2) if self.may_switch => self.state = FramingState::Http2,
+                Some(Framing::Http2) => return Err(Malformed::Http2.into()),
             },
             FramingState::ChunkSize => {
                 self.state = match chunk_size(line)? {
@@ -137,11 +175,12 @@ impl FramingTracker {
                 }
             }
             FramingState::ChunkEnd if line == b"\r\n" => self.state = FramingState::ChunkSize,
-            FramingState::ChunkEnd => return Err(HeadError::Malformed),
+            FramingState::ChunkEnd => return Err(Malformed::Chunk.into()),
             FramingState::Trailers { .. } if line == b"\r\n" => self.next_request(),
-            FramingState::Trailers { lines: TRAILERS_MAX.., .. } => return Err(HeadError::Malformed),
+            FramingState::Trailers { lines: TRAILERS_MAX.., .. } => return Err(Malformed::Trailer.into()),
             FramingState::Trailers { len, lines } => {
-                field(line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?)?;
+                let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
+                field(text).map_err(|_| Malformed::Trailer)?;
                 self.state = FramingState::Trailers { len: len + line.len(), lines: lines + 1 };
             }
             // These have no lines.
@@ -151,22 +190,30 @@ impl FramingTracker {
     }
 
     fn next_request(&mut self) {
-        *self = Self { is_new: false, ..Self::default() };
+        self.state = FramingState::Head;
+        self.head = Head::default();
+        self.may_switch = false;
+        self.completed += 1;
     }
+}
+
+/// Whether there is a CR before the last byte, which may still get its LF.
+fn has_stray_cr(part: &[u8]) -> bool {
+    memchr::memchr(b'\r', part).is_some_and(|at| at + 1 < part.len())
 }
 
 /// Reads the size of a chunk: hexadecimal digits, and maybe an extension (RFC 9112 section 7.1).
 fn chunk_size(line: &[u8]) -> Result<u64, HeadError> {
-    let text = line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?;
+    let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
     let digits = text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (digits, extension) = text.split_at(digits);
     let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
     let is_valid = extension.is_empty() || (extension[0] == b';' && extension.iter().all(is_text));
     if !(1..=SIZE_DIGITS_MAX).contains(&digits.len()) || !is_valid {
-        return Err(HeadError::Malformed);
+        return Err(Malformed::Chunk.into());
     }
-    let digits = std::str::from_utf8(digits).map_err(|_| HeadError::Malformed)?;
-    u64::from_str_radix(digits, 16).map_err(|_| HeadError::Malformed)
+    let digits = std::str::from_utf8(digits).map_err(|_| Malformed::Chunk)?;
+    u64::from_str_radix(digits, 16).map_err(|_| Malformed::Chunk.into())
 }
 
 #[cfg(test)]
@@ -184,7 +231,7 @@ mod tests {
         let bytes = text.as_bytes();
         let mut outcomes = Vec::new();
         for cut in 0..=bytes.len() {
-            let mut tracker = FramingTracker::default();
+            let mut tracker = FramingTracker::new(Protocol::Any);
             let first = tracker.follow(&bytes[..cut]);
             let outcome = first
                 .map_err(|error| (error, 0))
@@ -214,53 +261,93 @@ mod tests {
         for before in [PLAIN, CHUNKS, EMPTY, ""] {
             let lines = before.matches('\n').count();
             let twice = "POST /a HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n";
-            assert_eq!(read(&format!("{before}{twice}")), Err((lines + 2, HeadError::Malformed, true)));
+            assert_eq!(read(&format!("{before}{twice}")), Err((lines + 2, Malformed::Lengths.into(), true)));
         }
         // Bytes of a body are not read as headers.
         let inside = "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n\n\n #\0\n";
         assert_eq!(read(inside), Ok(true));
-        assert_eq!(read(&format!("{PLAIN}PRI * HTTP/2.0\r\n\r\n")), Err((4, HeadError::Malformed, true)));
+        assert_eq!(read(&format!("{PLAIN}PRI * HTTP/2.0\r\n\r\n")), Err((4, Malformed::Http2.into(), true)));
         assert_eq!(read("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0 anything"), Ok(false));
     }
 
     #[test]
     fn invalid_chunks_and_trailers_are_rejected() {
         let head = "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for (chunks, lines) in [
-            ("x\r\n", 0),
-            ("\r\n", 0),
-            ("-1\r\n", 0),
-            (" 1\r\n", 0),
-            ("1 \r\n", 0),
-            ("1\n", 0),
-            ("0x1\r\n", 0),
-            ("1;a\rb\r\n", 0),
-            ("1000000000000000\r\n", 0),
-            ("1\r\nab\r\n", 1),
-            ("1\r\na\n", 1),
-            ("0\r\nno colon\r\n", 1),
-            ("0\r\n folded: x\r\n", 1),
-            ("0\r\n\n", 1),
+        use Malformed::{Chunk, LineEnd, Trailer};
+        for (chunks, lines, cause) in [
+            ("x\r\n", 0, Chunk),
+            ("\r\n", 0, Chunk),
+            ("-1\r\n", 0, Chunk),
+            (" 1\r\n", 0, Chunk),
+            ("1 \r\n", 0, Chunk),
+            ("1\n", 0, LineEnd),
+            ("0x1\r\n", 0, Chunk),
+            ("1;a\rb\r\n", 0, LineEnd),
+            ("1000000000000000\r\n", 0, Chunk),
+            ("1\r\nab\r\n", 1, Chunk),
+            ("1\r\na\n", 1, Chunk),
+            ("0\r\nno colon\r\n", 1, Trailer),
+            ("0\r\n folded: x\r\n", 1, Trailer),
+            ("0\r\n\n", 1, LineEnd),
         ] {
-            assert_eq!(read(&format!("{head}{chunks}")), Err((4 + lines, HeadError::Malformed, false)), "{chunks:?}");
+            assert_eq!(read(&format!("{head}{chunks}")), Err((4 + lines, cause.into(), false)), "{chunks:?}");
         }
         let long = format!("{head}1;{}", "x".repeat(CHUNK_EXTRA_LEN_MAX));
         assert_eq!(
-            FramingTracker::default().follow(long.as_bytes()).map_err(|error| error.error),
-            Err(HeadError::Malformed)
+            FramingTracker::new(Protocol::Any).follow(long.as_bytes()).map_err(|error| error.error),
+            Err(Chunk.into())
         );
         let trailer = format!("t: {}\r\n", "t".repeat(CHUNK_EXTRA_LEN_MAX / 10));
         for (trailer, most) in [("t: t\r\n", TRAILERS_MAX), (&*trailer, 9)] {
-            let with =
-                |lines| FramingTracker::default().follow(format!("{head}0\r\n{}", trailer.repeat(lines)).as_bytes());
+            let with = |lines| {
+                FramingTracker::new(Protocol::Any).follow(format!("{head}0\r\n{}", trailer.repeat(lines)).as_bytes())
+            };
             assert!(with(most).is_ok());
-            assert_eq!(with(most + 1).map_err(|error| error.error), Err(HeadError::Malformed));
+            assert_eq!(with(most + 1).map_err(|error| error.error), Err(Trailer.into()));
+        }
+    }
+
+    #[test]
+    fn stray_cr_is_rejected_before_its_line_ends() {
+        for (before, lines) in [("", 0), ("POST /a HTTP/1.1\r\n", 1), ("POST /a HTTP/1.1\r\nHost: h\r\n", 2)] {
+            assert_eq!(read(&format!("{before}X\rabc")), Err((lines, Malformed::LineEnd.into(), true)), "{before:?}");
+            assert_eq!(read(&format!("{before}\rabc")), Err((lines, Malformed::LineEnd.into(), true)), "{before:?}");
+        }
+        assert_eq!(read("POST /a HTTP/1.1\r"), Ok(false));
+    }
+
+    #[test]
+    fn tls_is_recognized_by_its_first_byte() {
+        assert_eq!(read("\u{16}\u{3}\u{1}"), Err((0, Malformed::Tls.into(), true)));
+        assert_eq!(read(&format!("{EMPTY}\u{16}\u{3}\r\n")), Err((3, Malformed::RequestLine.into(), true)));
+    }
+
+    #[test]
+    fn connection_speaks_what_tls_agreed_on() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let follow = |protocol, bytes: &[u8]| {
+            let mut tracker = FramingTracker::new(protocol);
+            tracker.follow(bytes).map(|()| tracker.is_http2()).map_err(|error| error.error)
+        };
+        assert_eq!(follow(Protocol::Any, preface), Ok(true));
+        assert_eq!(follow(Protocol::Http1, preface), Err(Malformed::Http2.into()));
+        assert_eq!(follow(Protocol::Http1, PLAIN.as_bytes()), Ok(false));
+        // hyper compares the preface itself and rejects the connection.
+        assert_eq!(follow(Protocol::Http2, PLAIN.as_bytes()), Ok(true));
+    }
+
+    #[test]
+    fn complete_requests_are_counted() {
+        let mut tracker = FramingTracker::new(Protocol::Any);
+        for (bytes, completed) in [(PLAIN, 1), (CHUNKS, 2), (&EMPTY[..9], 2), (&EMPTY[9..], 3), (&PLAIN[..49], 3)] {
+            tracker.follow(bytes.as_bytes()).expect("valid");
+            assert_eq!(tracker.completed(), completed);
         }
     }
 
     #[test]
     fn endless_line_is_rejected_at_the_header_limit() {
-        let mut tracker = FramingTracker::default();
+        let mut tracker = FramingTracker::new(Protocol::Any);
         let outcome = (0..).find_map(|_| tracker.follow(&[b'x'; 1000]).err());
         assert_eq!(outcome, Some(FramingError { valid_len: 0, error: HeadError::TooLarge, in_head: true }));
         assert!(tracker.line.len() <= HEAD_LEN_MAX);

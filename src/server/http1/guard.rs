@@ -6,19 +6,26 @@
 //! - Writing: hyper answers a request that it rejects with a bare status. Such a response is replaced, so that every
 //!   response of chatgate has an envelope. A bare response has one of three statuses, no body, and no `X-Request-Id`,
 //!   which every response of a service has (`gateway::stack`).
+//! - The end of reading is withheld while the request in flight may have a response at once, see
+//!   [`InFlight::withholds_end`].
+//! - Closing: while a part of a request may still arrive, the connection lingers ([`Lingering`]).
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
 use memchr::memmem;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::framing::{FramingError, FramingTracker};
+use super::framing::{FramingError, FramingTracker, Protocol};
 use super::head::HeadError;
-use crate::clock;
+use crate::capacity::Capacity;
 use crate::error::GatewayError;
+use crate::http::request_id::RequestId;
+use crate::server::lingering::Lingering;
 use crate::server::timeouts::InFlight;
 
 /// Cuts off headers: a NUL is invalid anywhere in them, and the empty line makes hyper parse at once.
@@ -26,9 +33,11 @@ const CUT_OFF: &[u8] = b"\0\r\n\r\n";
 
 /// A connection that passes on only unambiguous requests, and replaces hyper's bare responses.
 #[derive(Debug)]
-pub(in crate::server) struct Http1Guard<S> {
+pub(in crate::server) struct Http1Guard<S, R> {
     stream: S,
     in_flight: InFlight,
+    /// Called with the error and the ID of a response that replaces hyper's.
+    record_rejected: R,
     framing: FramingTracker,
     /// Set once something was rejected: nothing more is read.
     ended: Option<ReadEnd>,
@@ -36,6 +45,18 @@ pub(in crate::server) struct Http1Guard<S> {
     /// response, and later pieces of a response may contain anything.
     at_boundary: bool,
     replacement: Option<Replacement>,
+    closing: Closing,
+    /// Limit of lingering connections.
+    lingering: Arc<Capacity>,
+}
+
+/// How far the connection is closed.
+#[derive(Debug)]
+enum Closing {
+    Open,
+    /// The sending half is closed, and the rest of a request is dropped.
+    Lingers(Lingering),
+    Closed,
 }
 
 /// What reading returns after a rejection.
@@ -54,11 +75,32 @@ struct Replacement {
     written: usize,
 }
 
-impl<S> Http1Guard<S> {
-    /// Wraps a connection. It reports a rejection to `in_flight`.
-    pub(in crate::server) fn new(stream: S, in_flight: InFlight) -> Self {
-        let framing = FramingTracker::default();
-        Self { stream, in_flight, framing, ended: None, at_boundary: true, replacement: None }
+impl<S, R> Http1Guard<S, R> {
+    /// Wraps a connection. It reports to `in_flight` what arrives, and lingers within `lingering`.
+    pub(in crate::server) fn new(
+        stream: S,
+        protocol: Protocol,
+        in_flight: InFlight,
+        record_rejected: R,
+        lingering: Arc<Capacity>,
+    ) -> Self {
+        Self {
+            stream,
+            in_flight,
+            record_rejected,
+            framing: FramingTracker::new(protocol),
+            ended: None,
+            at_boundary: true,
+            replacement: None,
+            closing: Closing::Open,
+            lingering,
+        }
+    }
+
+    /// Whether a part of a request may still arrive.
+    fn must_linger(&self) -> bool {
+        let is_cut = !self.framing.is_http2() && !self.framing.between_requests();
+        is_cut || self.ended.is_some()
     }
 
     /// Returns why headers were cut off.
@@ -77,7 +119,8 @@ fn bare_response(bytes: &[u8], error: Option<HeadError>) -> Option<GatewayError>
     let status = bytes.strip_prefix(b"HTTP/1.1 4").or_else(|| bytes.strip_prefix(b"HTTP/1.0 4"))?;
     let error = match (status.get(..2)?, error) {
         (b"00", Some(HeadError::TooLarge)) | (b"31", _) => GatewayError::HeadTooLarge,
-        (b"00", _) => GatewayError::BadRequest,
+        (b"00", Some(HeadError::Malformed(cause))) => GatewayError::BadRequest(cause.text()),
+        (b"00", None) => GatewayError::BadRequest("it cannot be read"),
         (b"14", _) => GatewayError::UriTooLong,
         _ => return None,
     };
@@ -87,26 +130,47 @@ fn bare_response(bytes: &[u8], error: Option<HeadError>) -> Option<GatewayError>
 }
 
 /// Encodes the complete response.
-fn encode_response(error: &GatewayError) -> Vec<u8> {
+fn encode_response(error: &GatewayError, id: &RequestId) -> Vec<u8> {
     let wire = error.wire();
     let body = error.envelope();
     let reason = StatusCode::canonical_reason(&wire.status).unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nx-request-id: {:032x}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nx-request-id: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         wire.status.as_u16(),
         wire.slug.text(),
-        clock::request_number(),
+        id.text(),
         body.len(),
     );
     [head.as_bytes(), &body].concat()
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
+/// Answers a connection whose bytes are not read, and closes it.
+pub(in crate::server) async fn refuse<S>(mut stream: S, error: &GatewayError, id: &RequestId, capacity: &Arc<Capacity>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // The response fits into the buffer of any socket. If the peer is gone, nothing is left to do.
+    if stream.write_all(&encode_response(error, id)).await.is_err() || stream.shutdown().await.is_err() {
+        return;
+    }
+    if let Some(mut lingering) = Lingering::begin(capacity) {
+        poll_fn(|cx| lingering.poll_drop(&mut stream, cx)).await;
+    }
+}
+
+impl<S: AsyncRead + Unpin, R: Unpin> AsyncRead for Http1Guard<S, R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.ended.is_none() {
             let before = buf.filled().len();
+            let room = buf.remaining();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-            let Err(FramingError { valid_len, error, in_head }) = self.framing.follow(&buf.filled()[before..]) else {
+            let bytes = &buf.filled()[before..];
+            if bytes.is_empty() && room > 0 && self.in_flight.withholds_end() {
+                return Poll::Pending;
+            }
+            let followed = self.framing.follow(bytes);
+            self.in_flight.set_arrived(self.framing.completed());
+            let Err(FramingError { valid_len, error, in_head }) = followed else {
                 return Poll::Ready(Ok(()));
             };
             self.ended = Some(if in_head { ReadEnd::Head { rest: CUT_OFF, error } } else { ReadEnd::Chunks });
@@ -127,14 +191,19 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http1Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
+impl<S, R> AsyncWrite for Http1Guard<S, R>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    R: Fn(&GatewayError, &RequestId) + Unpin,
+{
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.replacement.is_none()
             && self.at_boundary
             && let Some(error) = bare_response(bytes, self.head_error())
         {
-            self.replacement = Some(Replacement { bytes: encode_response(&error), written: 0 });
-            self.in_flight.reject(error);
+            let id = RequestId::generate();
+            self.replacement = Some(Replacement { bytes: encode_response(&error, &id), written: 0 });
+            (self.record_rejected)(&error, &id);
         }
         let Self { stream, at_boundary, replacement, .. } = &mut *self;
         let Some(response) = replacement else {
@@ -182,7 +251,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Http1Guard<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if let Closing::Open = self.closing {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            let lingering = if self.must_linger() { Lingering::begin(&self.lingering) } else { None };
+            self.closing = lingering.map_or(Closing::Closed, Closing::Lingers);
+            self.in_flight.set_lingering();
+        }
+        let Self { stream, closing, .. } = &mut *self;
+        if let Closing::Lingers(lingering) = closing {
+            ready!(lingering.poll_drop(stream, cx));
+            *closing = Closing::Closed;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -192,10 +272,15 @@ mod tests {
 
     use super::*;
 
+    fn guard<S>(stream: S) -> Http1Guard<S, impl Fn(&GatewayError, &RequestId) + Unpin> {
+        let record_rejected = |_: &GatewayError, _: &RequestId| {};
+        Http1Guard::new(stream, Protocol::Any, InFlight::default(), record_rejected, Capacity::new(1))
+    }
+
     /// Writes `bytes` through a guard and a pipe of 16 bytes, and returns what arrives.
     async fn written(bytes: &'static [u8]) -> String {
         let (mut peer, stream) = duplex(16);
-        let writing = tokio::spawn(async move { Http1Guard::new(stream, InFlight::default()).write_all(bytes).await });
+        let writing = tokio::spawn(async move { guard(stream).write_all(bytes).await });
         let mut got = String::new();
         peer.read_to_string(&mut got).await.expect("text");
         writing.await.expect("no panic").expect("written");

@@ -25,9 +25,65 @@ pub enum Framing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadError {
     /// There is no way to read it, or more than one.
-    Malformed,
+    Malformed(Malformed),
     /// The headers exceed [`HEAD_LEN_MAX`] or [`HEAD_LINES_MAX`].
     TooLarge,
+}
+
+/// What is malformed or ambiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the text of each says what it is")]
+pub enum Malformed {
+    Tls,
+    Http2,
+    LineEnd,
+    RequestLine,
+    Method,
+    Target,
+    Version,
+    Field,
+    Folded,
+    NoHost,
+    Hosts,
+    Length,
+    Lengths,
+    LengthAndCoding,
+    Coding,
+    CodingIn10,
+    Chunk,
+    Trailer,
+}
+
+impl Malformed {
+    /// Returns the cause in plain words, for the caller and the log.
+    pub fn text(self) -> &'static str {
+        match self {
+            Malformed::Tls => "it begins with a TLS handshake, and this port speaks plain HTTP; use http://",
+            Malformed::Http2 => "the HTTP/2 preface does not begin the connection, or TLS agreed on HTTP/1.1",
+            Malformed::LineEnd => "a line does not end with CR LF, or contains a CR",
+            Malformed::RequestLine => "the request line is not METHOD TARGET HTTP/1.1, separated by single spaces",
+            Malformed::Method => "the method contains a character that is not allowed there",
+            Malformed::Target => "the request target contains a character that is not allowed there, or a '#'",
+            Malformed::Version => "the version is not HTTP/1.1 or HTTP/1.0",
+            Malformed::Field => "a header line is not NAME: VALUE, or contains a character that is not allowed there",
+            Malformed::Folded => "a header line begins with a space or has one before the colon",
+            Malformed::NoHost => "there is no Host header",
+            Malformed::Hosts => "there is more than one Host header",
+            Malformed::Length => "the Content-Length is not a number in digits",
+            Malformed::Lengths => "there is more than one Content-Length header",
+            Malformed::LengthAndCoding => "it has both Content-Length and Transfer-Encoding",
+            Malformed::Coding => "the Transfer-Encoding is not \"chunked\", once",
+            Malformed::CodingIn10 => "HTTP/1.0 has no Transfer-Encoding",
+            Malformed::Chunk => "the size or the end of a chunk is not well-formed",
+            Malformed::Trailer => "a trailer line is not well-formed, or there are too many",
+        }
+    }
+}
+
+impl From<Malformed> for HeadError {
+    fn from(cause: Malformed) -> Self {
+        HeadError::Malformed(cause)
+    }
 }
 
 /// Request headers, as far as they have been read.
@@ -69,7 +125,7 @@ impl Head {
         if self.len > HEAD_LEN_MAX {
             return Err(HeadError::TooLarge);
         }
-        let text = line.strip_suffix(b"\r\n").ok_or(HeadError::Malformed)?;
+        let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
         let Some(version) = self.version else {
             if text.is_empty() {
                 return Ok(None);
@@ -97,14 +153,20 @@ impl Head {
             self.hosts += 1;
         } else if name.eq_ignore_ascii_case(b"content-length") {
             // Once, and digits only: a second one is rejected even if it is equal.
-            if self.content_length.is_some() || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-                return Err(HeadError::Malformed);
+            if self.content_length.is_some() {
+                return Err(Malformed::Lengths.into());
+            }
+            if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+                return Err(Malformed::Length.into());
             }
             let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
-            self.content_length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(HeadError::Malformed)?);
+            self.content_length = Some(length.filter(|length| *length <= LENGTH_MAX).ok_or(Malformed::Length)?);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if self.is_chunked || version == HttpVersion::Http10 || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(HeadError::Malformed);
+            if version == HttpVersion::Http10 {
+                return Err(Malformed::CodingIn10.into());
+            }
+            if self.is_chunked || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Malformed::Coding.into());
             }
             self.is_chunked = true;
         }
@@ -113,11 +175,13 @@ impl Head {
 
     fn end(&self, version: HttpVersion) -> Result<Framing, HeadError> {
         // RFC 9112 section 3.2: one Host, and in HTTP/1.1 no request without it.
-        if self.hosts > 1 || (self.hosts == 0 && version == HttpVersion::Http11) {
-            return Err(HeadError::Malformed);
+        match self.hosts {
+            0 if version == HttpVersion::Http11 => return Err(Malformed::NoHost.into()),
+            0 | 1 => {}
+            _ => return Err(Malformed::Hosts.into()),
         }
         match (self.content_length, self.is_chunked) {
-            (Some(_), true) => Err(HeadError::Malformed),
+            (Some(_), true) => Err(Malformed::LengthAndCoding.into()),
             (None, true) => Ok(Framing::Chunked),
             (length, false) => Ok(Framing::Length(length.unwrap_or(0))),
         }
@@ -127,17 +191,23 @@ impl Head {
 /// Reads method, target, and version, separated by single spaces (RFC 9112 section 3).
 fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
     let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
-    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(HeadError::Malformed)?;
+    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(Malformed::RequestLine)?;
     let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
+    if method.is_empty() || target.is_empty() {
+        return Err(Malformed::RequestLine.into());
+    }
+    if !are_all(method, TOKEN) {
+        return Err(Malformed::Method.into());
+    }
     // A target contains neither a space nor a fragment (RFC 9112 section 3.2).
-    let is_target = !target.is_empty() && ascii::is_all(target, b'!', [b'#']);
-    if method.is_empty() || !are_all(method, TOKEN) || !is_target {
-        return Err(HeadError::Malformed);
+    if !ascii::is_all(target, b'!', [b'#']) {
+        let has_space = target.contains(&b' ');
+        return Err(if has_space { Malformed::RequestLine } else { Malformed::Target }.into());
     }
     match version {
         b"HTTP/1.1" => Ok(HttpVersion::Http11),
         b"HTTP/1.0" => Ok(HttpVersion::Http10),
-        _ => Err(HeadError::Malformed),
+        _ => Err(Malformed::Version.into()),
     }
 }
 
@@ -146,14 +216,21 @@ fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
 /// # Errors
 /// [`HeadError::Malformed`] for folded lines, spaces before the colon, and control characters.
 pub fn field(text: &[u8]) -> Result<(&[u8], &[u8]), HeadError> {
-    let colon = memchr::memchr(b':', text).ok_or(HeadError::Malformed)?;
+    let colon = memchr::memchr(b':', text).ok_or_else(|| not_a_field(text))?;
     let (name, value) = (&text[..colon], &text[colon + 1..]);
     // Nearly all values are printable ASCII, which is checked faster.
     let is_visible = ascii::is_all(value, b' ', []) || are_all(value, VISIBLE);
     if name.is_empty() || !are_all(name, TOKEN) || !is_visible {
-        return Err(HeadError::Malformed);
+        return Err(not_a_field(name));
     }
     Ok((name, value.trim_ascii()))
+}
+
+#[cold]
+fn not_a_field(name: &[u8]) -> HeadError {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let is_folded = is_space(name.first()) || is_space(name.last());
+    if is_folded { Malformed::Folded.into() } else { Malformed::Field.into() }
 }
 
 /// Whether all bytes are of a class. It does not stop at the first that is not: nearly always all are.
@@ -225,31 +302,32 @@ mod tests {
 
     #[test]
     fn ambiguous_or_malformed_headers_are_rejected() {
-        for lines in [
-            "Content-Length: 2\r\nContent-Length: 2\r\n",
-            "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
-            "Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-            "Transfer-Encoding: gzip, chunked\r\n",
-            "Transfer-Encoding:\r\n",
-            "Content-Length: 9223372036854775808\r\n",
-            "Content-Length: 18446744073709551615\r\n",
-            "Content-Length: +2\r\n",
-            "Content-Length:\r\n",
-            "Content-Length : 2\r\n",
-            "X: a\r\n b\r\n",
-            "X: a\n",
-            "X: a\rb\r\n",
-            "X: a\0\r\n",
-            "Host: h\r\n",
-            ": x\r\n",
-            "x\r\n",
+        use Malformed::*;
+        for (lines, cause) in [
+            ("Content-Length: 2\r\nContent-Length: 2\r\n", Lengths),
+            ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", LengthAndCoding),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 2\r\n", LengthAndCoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Coding),
+            ("Transfer-Encoding: gzip, chunked\r\n", Coding),
+            ("Transfer-Encoding:\r\n", Coding),
+            ("Content-Length: 9223372036854775808\r\n", Length),
+            ("Content-Length: 18446744073709551615\r\n", Length),
+            ("Content-Length: +2\r\n", Length),
+            ("Content-Length:\r\n", Length),
+            ("Content-Length : 2\r\n", Folded),
+            ("X: a\r\n b\r\n", Folded),
+            ("X: a\n", LineEnd),
+            ("X: a\rb\r\n", Field),
+            ("X: a\0\r\n", Field),
+            ("Host: h\r\n", Hosts),
+            (": x\r\n", Field),
+            ("x\r\n", Field),
         ] {
-            assert_eq!(with(lines), Err(HeadError::Malformed), "{lines:?}");
+            assert_eq!(with(lines), Err(cause.into()), "{lines:?}");
         }
-        assert_eq!(read("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(HeadError::Malformed), "no Host");
+        assert_eq!(read("POST /v4/a/b HTTP/1.1\r\n\r\n"), Err(Malformed::NoHost.into()));
         let old = "POST /v4/a/b HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(read(old), Err(HeadError::Malformed));
+        assert_eq!(read(old), Err(Malformed::CodingIn10.into()));
     }
 
     #[test]
@@ -269,25 +347,26 @@ mod tests {
 
     #[test]
     fn malformed_request_lines_are_rejected() {
-        for line in [
-            "POST /a#b HTTP/1.1",
-            "POST  /a HTTP/1.1",
-            "POST /a  HTTP/1.1",
-            "POST /a HTTP/1.1 ",
-            " POST /a HTTP/1.1",
-            "POST /a HTTP/1.2",
-            "POST /a HTTP/2.0",
-            "POST /a http/1.1",
-            "POST /a",
-            "PO(T /a HTTP/1.1",
-            "POST /\u{e9} HTTP/1.1",
-            "POST\t/a HTTP/1.1",
+        use Malformed::*;
+        for (line, cause) in [
+            ("POST /a#b HTTP/1.1", Target),
+            ("POST  /a HTTP/1.1", RequestLine),
+            ("POST /a  HTTP/1.1", RequestLine),
+            ("POST /a HTTP/1.1 ", RequestLine),
+            (" POST /a HTTP/1.1", RequestLine),
+            ("POST /a HTTP/1.2", Version),
+            ("POST /a HTTP/2.0", Version),
+            ("POST /a http/1.1", Version),
+            ("POST /a", RequestLine),
+            ("PO(T /a HTTP/1.1", Method),
+            ("POST /\u{e9} HTTP/1.1", Target),
+            ("POST\t/a HTTP/1.1", RequestLine),
         ] {
-            assert_eq!(read(&format!("{line}\r\nHost: h\r\n\r\n")), Err(HeadError::Malformed), "{line:?}");
+            assert_eq!(read(&format!("{line}\r\nHost: h\r\n\r\n")), Err(cause.into()), "{line:?}");
         }
         assert_eq!(read("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
         assert_eq!(read("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
-        assert_eq!(read("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(HeadError::Malformed));
+        assert_eq!(read("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(Malformed::Version.into()));
     }
 
     #[test]

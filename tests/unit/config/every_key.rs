@@ -14,6 +14,7 @@ admin_token_file = "admin-token"
 hosts = ["Chatgate.Internal", "::1"]
 max_body = "2MiB"
 max_connections = 3
+admin_max_connections = 9
 max_requests = 4
 max_buffered = "5MB"
 handshake_timeout = "6s"
@@ -132,6 +133,7 @@ fn every_key_of_the_server_is_read() {
         hosts: vec!["chatgate.internal".into(), "[::1]".into()],
         max_body: 2 << 20,
         max_connections: 3,
+        admin_max_connections: 9,
         max_requests: 4,
         max_buffered: 5_000_000,
         handshake_timeout: secs(6),

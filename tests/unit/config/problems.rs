@@ -28,6 +28,7 @@ const AFTER_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[server]\nmax_body = '65MiB'", 2, "server.max_body", "out of range"),
     ("[server]\nmax_body = '1 meg'", 2, "server.max_body", "not a size"),
     ("[server]\nmax_connections = 0", 2, "server.max_connections", "must be a whole number from 1 to 1000000"),
+    ("[server]\nadmin_max_connections = 7", 2, "server.admin_max_connections", "must be a whole number from 8 to 1000000"),
     ("[server]\nmax_connections = 1000001", 2, "server.max_connections", "must be a whole number"),
     ("[server]\nmax_requests = 0", 2, "server.max_requests", "must be a whole number"),
     ("[server]\nmax_requests = '5'", 2, "server.max_requests", "must be a whole number"),

@@ -1,0 +1,262 @@
+//! Refusals arrive: at callers that write before they read, at callers that close their half, and in the log.
+
+use serde_json::Value;
+
+use crate::support::chat::FakeChat;
+use crate::support::client::{Conn, TestRequest};
+use crate::support::eventually;
+use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::reply::{Gate, Reply};
+use crate::support::setup::Setup;
+use crate::support::tls::Ca;
+
+const CALL: &str = "openim/querystate";
+/// How often each race is tried.
+const TRIES: usize = 10;
+const MIB: usize = 1 << 20;
+
+/// A request with a body of this length.
+fn large(target: &str, host: &str, headers: &str, len: usize) -> Vec<u8> {
+    let head = format!("POST {target} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {len}\r\n\r\n");
+    [head.into_bytes(), vec![b' '; len]].concat()
+}
+
+/// Asserts that a caller that writes its whole request before it reads gets this response, and that the connection is
+/// closed after it.
+async fn assert_refused(mut conn: Conn, request: &[u8], status: u16, slug: &str) {
+    conn.try_send(request).await.expect("the gateway reads to the end");
+    let response = conn.read_response().await;
+    assert_eq!((response.status, response.header("chatgate-error")), (status, Some(slug)), "{response:?}");
+    assert_eq!(response.header("connection"), Some("close"), "{response:?}");
+    conn.assert_closed().await;
+}
+
+#[tokio::test]
+async fn refusals_arrive_at_callers_that_write_before_they_read() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let socket = format!("unix:{}", setup.dir().join("data.sock").display());
+    let gateway =
+        setup.caller("feed", "feed-token-0123456789", "allow = ['*']").listen(&["127.0.0.1:0", &socket]).start().await;
+    let (path, own) = (format!("/v4/{CALL}"), "Authorization: Bearer feed-token-0123456789\r\n");
+    for address in gateway.addresses() {
+        for _ in 0..TRIES {
+            for (target, host, headers, len, status, slug) in [
+                (&*path, "localhost", own, MIB + 1, 413, "body_too_large"),
+                (&*path, "localhost", own, 5 * MIB, 413, "body_too_large"),
+                ("/v3/x", "localhost", own, 600_000, 404, "not_found"),
+                (&*path, "localhost", "", 600_000, 401, "unauthenticated"),
+            ] {
+                let conn = Conn::open(address).await.expect("accepted");
+                assert_refused(conn, &large(target, host, headers, len), status, slug).await;
+            }
+        }
+    }
+    for _ in 0..TRIES {
+        let request = large(&path, "evil.example", own, 600_000);
+        assert_refused(gateway.connect().await, &request, 403, "forbidden").await;
+        // Bytes that are no request are refused the same way.
+        let request = large(&path, "localhost", "Content-Length: 2\r\n", 600_000);
+        assert_refused(gateway.connect().await, &request, 400, "bad_request").await;
+        let chunk =
+            [b"POST /v4/a/b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx", &vec![b'x'; MIB][..]];
+        assert_refused(gateway.connect().await, &chunk.concat(), 401, "unauthenticated").await;
+    }
+    assert_eq!(chat.call_count(), 0);
+    assert_eq!(gateway.stop().await, 0);
+}
+
+#[tokio::test]
+async fn refusals_arrive_over_tls_and_from_the_admin_listener() {
+    let (ca, chat) = (Ca::new(), FakeChat::start().await);
+    let pem = ca.issue("localhost", std::time::Duration::from_secs(3600));
+    let setup = Setup::new(&chat);
+    setup.file("cert.pem", &pem.certificate);
+    setup.file("key.pem", &pem.key);
+    let gateway = setup.set("server", "tls = { cert_file = 'cert.pem', key_file = 'key.pem' }").start().await;
+    for _ in 0..TRIES {
+        let stream = ca.caller().connect(gateway.address()).await.expect("a handshake");
+        let request = large("/v4/a/b", "localhost", "", 2 * MIB);
+        assert_refused(Conn::from_stream(stream), &request, 413, "body_too_large").await;
+        let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+        conn.try_send(large("/livez", "localhost", "", 2 * MIB)).await.expect("the gateway reads to the end");
+        let response = conn.read_response().await;
+        assert_eq!((response.status, response.header("connection")), (405, Some("close")), "{response:?}");
+    }
+}
+
+#[tokio::test]
+async fn complete_request_keeps_its_connection_after_a_refusal() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).start().await;
+    let mut conn = gateway.connect().await;
+    for _ in 0..3 {
+        let refused = conn.request(&TestRequest::post("/v3/x")).await;
+        refused.assert_error(404, "not_found", 60009);
+        assert_eq!(refused.header("connection"), None, "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn lingering_connection_does_not_delay_the_stop() {
+    let chat = FakeChat::start().await;
+    let mut gateway = Setup::new(&chat).set("server", r#"drain_timeout = "8s""#).start().await;
+    let mut conn = gateway.connect().await;
+    conn.send(format!("POST /v4/{CALL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{{")).await;
+    assert_eq!(conn.read_response().await.status, 413);
+    gateway.signal("TERM");
+    // A lingering connection may stay for 10 s, and a drain that times out ends with 1.
+    assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
+}
+
+/// Sends a request and closes the sending half, as `nc` does. Returns the status, 0 without a response.
+async fn half_closed(address: &str, request: &TestRequest) -> u16 {
+    let mut conn = Conn::open(address).await.expect("accepted");
+    conn.send(request.bytes()).await;
+    conn.shutdown_write().await;
+    conn.try_read_response().await.map_or(0, |response| response.status)
+}
+
+#[tokio::test]
+async fn half_closed_caller_gets_every_answer_that_is_ready() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let gateway = Setup::new(&chat).start().await;
+    gateway.check("ann", &["bob"]).await.items();
+    let body = " ".repeat(300_000);
+    for _ in 0..TRIES {
+        for (request, status) in [
+            (TestRequest::check("ann", &["bob"]), 200),
+            (TestRequest::post("/v3/x"), 404),
+            (TestRequest::command("follow/follow_check").body(&body), 400),
+        ] {
+            assert_eq!(half_closed(gateway.address(), &request).await, status);
+        }
+        for (method, path) in [("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/status"), ("POST", "/reload")] {
+            let request = TestRequest::new(method, path);
+            assert_eq!(half_closed(gateway.admin(), &request).await, 200, "{path}");
+        }
+    }
+    assert_eq!(chat.call_count(), 1);
+    // Two requests at once: the answer to the second is ready, too.
+    let mut conn = gateway.connect().await;
+    let request = TestRequest::check("ann", &["bob"]).bytes();
+    conn.send([&*request, &*request].concat()).await;
+    conn.shutdown_write().await;
+    for _ in 0..2 {
+        assert_eq!(conn.read_response().await.follow_types(), [2]);
+    }
+    conn.assert_closed().await;
+}
+
+#[tokio::test]
+async fn half_closed_caller_whose_answer_needs_chat_counts_as_gone() {
+    let chat = FakeChat::start().await;
+    let gate = Gate::closed();
+    chat.reply_always(Reply::from_graph().after(&gate));
+    let gateway = Setup::new(&chat).start().await;
+    let mut conn = gateway.connect().await;
+    conn.send(TestRequest::check("ann", &["bob"]).bytes()).await;
+    conn.shutdown_write().await;
+    conn.assert_closed().await;
+    let abandoned = r#"chatgate_requests_total{app="main",command="follow/follow_check",outcome="abandoned"} 1"#;
+    eventually("the request is counted as abandoned", async || {
+        gateway.admin_get("/metrics").await.text().contains(abandoned).then_some(())
+    })
+    .await;
+    gate.open();
+}
+
+/// Returns the line of the log with this request ID.
+async fn line_of(gateway: &Gateway, id: &str) -> Value {
+    eventually("the refusal is logged", async || {
+        let log = gateway.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.into_iter().find(|line| line["request_id"] == id)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn refusal_before_a_request_names_its_cause_and_is_logged() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    let long = format!("POST /v4/a/b HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(70_000));
+    for (request, status, cause) in [
+        ("POST /v4/a/b HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400, "no Host"),
+        ("POST /v4/a/b HTTP/1.1\r\nHost: a\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}", 400, "more than one Host"),
+        (
+            "POST /v4/a/b HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+            400,
+            "more than one Content-Length",
+        ),
+        (
+            "POST /v4/a/b HTTP/1.1\r\nHost: a\r\nContent-Length: private\r\n\r\n{}",
+            400,
+            "Content-Length is not a number",
+        ),
+        ("POST /v4/a/b HTTP/1.2\r\nHost: a\r\n\r\n", 400, "version"),
+        ("POST /v4/a/b#private HTTP/1.1\r\nHost: a\r\n\r\n", 400, "target"),
+        ("POST /v4/a/b HTTP/1.1\r\nHost: a\r\nprivate\r\n\r\n", 400, "NAME: VALUE"),
+        ("POST /v4/a/b HTTP/1.1\nHost: a\n\n", 400, "CR LF"),
+        ("POST /v4/a/b HTTP/1.1\r\nHost: localhost\r\n\rprivate", 400, "CR LF"),
+        ("\u{16}\u{3}\u{1}\u{2}\0", 400, "TLS"),
+        (&long, 431, "64 KiB"),
+    ] {
+        for address in [gateway.address(), gateway.admin()] {
+            let mut conn = Conn::open(address).await.expect("accepted");
+            conn.send(request).await;
+            let response = conn.read_response().await;
+            assert_eq!(response.status, status, "{response:?}");
+            let info = response.json()["ErrorInfo"].as_str().expect("a text").to_owned();
+            assert!(info.contains(cause) && !info.contains("private"), "{info}");
+            let line = line_of(&gateway, response.request_id()).await;
+            assert_eq!((&line["status"], &line["level"]), (&Value::from(status), &Value::from("INFO")), "{line}");
+            assert!(line["message"].as_str().is_some_and(|message| message.contains(cause)), "{line}");
+        }
+    }
+    assert!(!gateway.log().contains("private"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn absolute_form_to_the_own_address_is_served() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).start().await;
+    let (path, address) = (format!("/v4/{CALL}"), gateway.address());
+    let own = TestRequest::post(&format!("http://{address}{path}")).host(address);
+    gateway.send(own).await.assert_relayed(200, OK);
+    for (target, host, status) in [
+        (format!("http://localhost{path}"), address, 404),
+        (format!("https://{address}{path}"), address, 404),
+        (format!("http://console.tim.qq.com{path}"), "console.tim.qq.com", 403),
+    ] {
+        let response = gateway.send(TestRequest::post(&target).host(host)).await;
+        assert_eq!(response.status, status, "{response:?}");
+        let info = response.json()["ErrorInfo"].as_str().expect("a text").to_owned();
+        assert!(info.contains("not a forward proxy") && info.contains("NO_PROXY"), "{info}");
+    }
+    for (target, status) in [("console.tim.qq.com:443", 403), (address, 405)] {
+        let mut conn = gateway.connect().await;
+        conn.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")).await;
+        let response = conn.read_response().await;
+        assert_eq!(response.status, status, "{response:?}");
+        assert!(response.text().contains("not a forward proxy"), "{response:?}");
+    }
+    assert_eq!(chat.call_count(), 1);
+}
+
+#[tokio::test]
+async fn host_that_is_no_host_is_a_bad_request() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).start().await;
+    gateway.send(TestRequest::command(CALL).host("###")).await.assert_error(400, "bad_request", 60002);
+    for path in ["/livez", "/metrics", "/status"] {
+        let response = gateway.send_to_admin(TestRequest::new("GET", path).host("###")).await;
+        response.assert_error(400, "bad_request", 60002);
+    }
+    // Old probes send none.
+    let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+    conn.send("GET /livez HTTP/1.0\r\n\r\n").await;
+    assert_eq!(conn.read_response().await.status, 200);
+}
