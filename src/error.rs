@@ -19,6 +19,7 @@ use rustls::CertificateError;
 use tracing::Level;
 
 use crate::domain::chat::envelope;
+use crate::domain::identity::SignatureError;
 use crate::domain::policy::parking::Parked;
 use crate::domain::policy::proxy::ProxyFailure;
 use crate::domain::quote::shorten;
@@ -33,9 +34,12 @@ pub enum GatewayError {
     /// A query parameter or a member of `follow_check` is outside the vendor's limits.
     #[error("{0}")]
     BadParameter(String),
-    /// The request has no valid token, or the webhook no valid signature.
+    /// The request shows no caller, or the webhook has no valid signature.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// A caller's own SDK signed the request, and the UserSig is wrong. The code is that of Chat.
+    #[error("{0}")]
+    InvalidUserSig(SignatureError),
     /// The access list does not allow the request, or it looks like a browser's.
     #[error("{0}")]
     Forbidden(String),
@@ -219,6 +223,9 @@ impl GatewayError {
             GatewayError::BadJson(_) => (Slug::BadJson, StatusCode::BAD_REQUEST, 60003, INFO),
             GatewayError::BadParameter(_) => (Slug::BadParameter, StatusCode::BAD_REQUEST, 30001, INFO),
             GatewayError::Unauthenticated(_) => (Slug::Unauthenticated, StatusCode::UNAUTHORIZED, 129_401, INFO),
+            GatewayError::InvalidUserSig(error) => {
+                (Slug::Unauthenticated, StatusCode::UNAUTHORIZED, error.code(), INFO)
+            }
             GatewayError::Forbidden(_) => (Slug::Forbidden, StatusCode::FORBIDDEN, 129_403, INFO),
             GatewayError::NotFound | GatewayError::NotOwnAddress => {
                 (Slug::NotFound, StatusCode::NOT_FOUND, 60009, INFO)
@@ -305,7 +312,7 @@ impl GatewayError {
         headers.insert("chatgate-error", HeaderValue::from_static(wire.slug.text()));
         match self {
             // RFC 9110 section 15.5.2 requires one in every 401; this is RFC 6750's (section 3).
-            GatewayError::Unauthenticated(_) => {
+            GatewayError::Unauthenticated(_) | GatewayError::InvalidUserSig(_) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             GatewayError::MethodNotAllowed | GatewayError::ConnectMethod => {

@@ -1,6 +1,7 @@
 //! Request targets and headers: one line each for the path, the query, Host and Cache-Control.
 
 use chatgate::gateway::cache_control;
+use chatgate::gateway::query::Query;
 use chatgate::gateway::route;
 use chatgate::http::headers::RequestHeaders;
 use chatgate::http::host::{Hosts, check_host};
@@ -54,12 +55,11 @@ fn query(text: &str) {
         .map(|(name, value)| (decode(name).to_lowercase(), decode(value)))
         .collect();
     let ours = pairs.iter().all(|(name, _)| OURS.contains(&name.as_str()));
-    let read = route::query(text);
-    assert_eq!(read.is_ok(), ours, "{text:?}");
-    if let Ok(apps) = read {
-        let theirs: Vec<String> =
-            pairs.into_iter().filter(|(name, _)| name == "sdkappid").map(|(_, value)| value).collect();
-        assert_eq!(apps, theirs);
+    let read = Query::read(text);
+    assert_eq!(read.check().is_ok(), ours, "{text:?}");
+    for (name, values) in [("sdkappid", read.sdkappid), ("identifier", read.identifier), ("usersig", read.usersig)] {
+        let theirs: Vec<&str> = pairs.iter().filter(|(theirs, _)| theirs == name).map(|(_, value)| &**value).collect();
+        assert_eq!(values.iter().map(str::trim).collect::<Vec<_>>(), theirs);
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) const ALLOWS_NOTHING: &str = "empty, so every command is rejected; li
 /// listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// Commands for callers without a token, up to 1000 patterns. Default: only `follow/follow_check`.
+    /// Commands if no callers are configured, up to 1000 patterns. Default: only `follow/follow_check`.
     pub allow: Vec<CommandPattern>,
     /// Whether commands that are not listed are forwarded and logged. Default false.
     pub report_only: bool,

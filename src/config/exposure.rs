@@ -13,7 +13,7 @@ use super::tree::Location;
 /// The configured ways to authenticate.
 #[derive(Clone, Copy)]
 pub(super) struct Authentication {
-    /// Each `[[caller]]` has a token.
+    /// Every request must show which `[[caller]]` it comes from.
     pub(super) callers: bool,
     /// Callers over TCP need a client certificate. The admin listener does not ask for one.
     pub(super) client_certs: bool,

@@ -48,7 +48,7 @@ pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError};
 pub use self::app::{APPS_MAX, App};
 pub(crate) use self::app::{USERSIG_LIFETIME_DEFAULT, USERSIG_LIFETIME_MAX};
 pub use self::cache::Cache;
-pub use self::caller::{CALLERS_MAX, Caller};
+pub use self::caller::{CALLERS_MAX, Caller, TOKENS_MAX};
 pub use self::fleet::{Fleet, FleetTls, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
 pub use self::follow_check::FollowCheck;
 pub use self::log::{Log, LogFormat, LogRequests, parse_level};
@@ -68,6 +68,7 @@ pub use self::units::{parse_duration, parse_rate, parse_size, show_duration, sho
 pub use self::upstream::Upstream;
 pub use self::webhook::Webhook;
 
+use self::caller::Listeners;
 use self::exposure::Authentication;
 use self::overlay::apply_overrides;
 use self::problem::{NOT_UTF8, sort_by_place};
@@ -88,10 +89,10 @@ pub struct Config {
     pub server: Server,
     /// Apps that calls are made for: 1 to [`APPS_MAX`], with unique names and SDKAppIDs.
     pub apps: Vec<App>,
-    /// Permissions of callers without a token.
+    /// Permissions if no callers are configured.
     pub access: Access,
-    /// Callers with a token: up to [`CALLERS_MAX`], with unique names and tokens. If empty, callers are not
-    /// authenticated by token.
+    /// Callers: up to [`CALLERS_MAX`], with unique names and proofs of identity. If empty, requests are not
+    /// authenticated.
     pub callers: Vec<Caller>,
     /// Cache of pairs.
     pub cache: Cache,
@@ -190,7 +191,8 @@ fn read_sections(context: &LoadContext<'_>, table: &Table) -> Config {
     let log = Log::read(root.section("log"));
     let webhook = Webhook::read(&mut root, &app_names, &server);
     let fleet = Fleet::read(&mut root);
-    let callers = caller::read_callers(&mut root, &app_names, &access);
+    let listeners = Listeners { server: &server, requires_client_cert };
+    let callers = caller::read_callers(&mut root, &app_names, &apps, &access, &listeners);
     let trace = Trace::read(context, &mut root);
     if !access.open {
         // Present but invalid settings count, so that one mistake has one problem.

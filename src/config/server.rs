@@ -191,7 +191,7 @@ impl Server {
     /// Rejects a token of operators that a caller also has.
     pub(super) fn check_with(&self, section: &Section<'_>, callers: &[Caller]) {
         let Some(digest) = self.admin_token.as_ref().map(BearerToken::digest) else { return };
-        if digest.find_in(callers.iter().map(|caller| &caller.token)).is_some() {
+        if digest.find_in(callers.iter().flat_map(|caller| &caller.tokens)).is_some() {
             let message = "a caller has the same token and could stop the gateway; create a separate token";
             section.wrong_value(ADMIN_TOKEN.present_in(section), message);
         }
@@ -205,7 +205,7 @@ fn unix_mode(node: &Node) -> ParseResult<u32> {
     mode.filter(|mode| *mode <= 0o777).ok_or_else(|| "must be octal digits in quotes, \"000\" to \"0777\"".to_owned())
 }
 
-fn uid(node: &Node) -> ParseResult<u32> {
+pub(super) fn uid(node: &Node) -> ParseResult<u32> {
     let number = node.integer().and_then(|number| u32::try_from(number).ok());
     number.ok_or_else(|| "must be a numeric user ID without quotes, as `id -u` prints it".to_owned())
 }

@@ -1,4 +1,4 @@
-//! Callers: names, bearer tokens, and the keys of the fair queue.
+//! Callers: names, bearer tokens, names in certificates, and the keys of the fair queue.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -121,7 +121,7 @@ impl fmt::Debug for BearerToken {
 /// The SHA-256 of a token: enough to recognize the token, but not to recover it. `Debug` hides it too, because a weak
 /// token could be guessed from it.
 ///
-/// It is stored in four words: one comparison takes 10 ns, so finding one of 1000 callers takes 10 µs.
+/// It is stored in four words: one comparison takes 10 ns, so finding one of 1000 tokens takes 10 µs.
 #[derive(Clone, Copy)]
 pub struct TokenDigest([u64; 4]);
 
@@ -159,9 +159,96 @@ impl fmt::Debug for TokenDigest {
     }
 }
 
+/// Maximum length of a URI in a certificate, in bytes (SPIFFE ID, section 2.3).
+const URI_LEN_MAX: usize = 2048;
+/// Maximum length of a DNS name, in bytes (RFC 1035, section 2.3.4).
+const DNS_NAME_LEN_MAX: usize = 253;
+
+/// A name of a client in its certificate: a subject alternative name (RFC 5280, section 4.2.1.6).
+///
+/// A URI and a DNS name never match each other, whatever their texts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CertificateName {
+    /// A URI, compared byte by byte.
+    Uri(Box<str>),
+    /// A DNS name in lower case.
+    Dns(Box<str>),
+}
+
+/// Why a text is not a name in a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum CertificateNameError {
+    #[error("not a name in a certificate; use a URI such as \"spiffe://prod/feed\", or a DNS name")]
+    Form,
+    #[error("patterns are not supported; list each name")]
+    Pattern,
+    #[error("too long; a URI has up to 2048 characters, a DNS name up to 253")]
+    TooLong,
+}
+
+impl CertificateName {
+    /// Returns a URI of a certificate; `None` if no caller can have it.
+    pub fn uri(text: &str) -> Option<Self> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+        (is_plain && text.contains(':') && text.len() <= URI_LEN_MAX).then(|| Self::Uri(text.into()))
+    }
+
+    /// Returns a DNS name of a certificate; `None` if no caller can have it.
+    pub fn dns(text: &str) -> Option<Self> {
+        let is_label = |label: &str| {
+            !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        };
+        let is_name = text.len() <= DNS_NAME_LEN_MAX && text.split('.').all(is_label);
+        is_name.then(|| Self::Dns(text.to_ascii_lowercase().into()))
+    }
+}
+
+impl fmt::Display for CertificateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (CertificateName::Uri(text) | CertificateName::Dns(text)) = self;
+        f.write_str(text)
+    }
+}
+
+impl FromStr for CertificateName {
+    type Err = CertificateNameError;
+
+    /// A text with a colon is a URI, any other text a DNS name.
+    fn from_str(text: &str) -> Result<Self, CertificateNameError> {
+        let (name, len_max) = match text.contains(':') {
+            true => (Self::uri(text), URI_LEN_MAX),
+            false => (Self::dns(text), DNS_NAME_LEN_MAX),
+        };
+        name.ok_or(match () {
+            () if text.len() > len_max => CertificateNameError::TooLong,
+            () if text.contains('*') => CertificateNameError::Pattern,
+            () => CertificateNameError::Form,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificate_name_is_a_uri_or_a_dns_name() {
+        let parse = |text: &str| text.parse::<CertificateName>();
+        let uri = "spiffe://prod/ns/feed/sa/feed";
+        assert_eq!(parse(uri), Ok(CertificateName::Uri(uri.into())));
+        assert_eq!(parse("Feed.Prod_1"), Ok(CertificateName::Dns("feed.prod_1".into())));
+        assert_ne!(parse("spiffe://prod/A"), parse("spiffe://prod/a"));
+        assert_eq!(CertificateName::dns(uri), None, "a DNS name of a certificate is no URI");
+        assert_eq!(CertificateName::uri("feed.prod"), None);
+        assert_eq!(parse("*.prod"), Err(CertificateNameError::Pattern));
+        for bad in ["", ".", "a..b", "a.", "feed prod", "feed\0prod", "spiffe://a b", "spiffe://ä"] {
+            assert_eq!(parse(bad), Err(CertificateNameError::Form), "{bad:?}");
+        }
+        assert!(parse(&"a".repeat(253)).is_ok() && parse(&format!("a:{}", "b".repeat(2046))).is_ok());
+        assert_eq!(parse(&"a".repeat(254)), Err(CertificateNameError::TooLong));
+        assert_eq!(parse(&format!("a:{}", "b".repeat(2047))), Err(CertificateNameError::TooLong));
+    }
 
     #[test]
     fn token_has_16_to_1024_visible_ascii_characters() {

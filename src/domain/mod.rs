@@ -7,6 +7,7 @@ pub mod caller;
 pub mod chat;
 pub mod fleet;
 pub mod follow;
+pub mod identity;
 pub mod json;
 pub mod pairs;
 pub(crate) mod policy;
@@ -16,3 +17,4 @@ pub mod tick;
 #[cfg(test)]
 #[path = "../../tests/unit/facts.rs"]
 mod facts;
+pub mod verified_signatures;

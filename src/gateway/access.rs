@@ -1,7 +1,7 @@
 //! Callers, and what each may call.
 //!
 //! Without a `[[caller]]` no request is authenticated, and `[access]` lists the allowed commands. With one, every data
-//! request needs the token of a caller, and the caller's entry lists the allowed commands.
+//! request must show which caller it comes from, and the caller's entry lists the allowed commands.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,33 +10,31 @@ use std::time::Duration;
 use http::HeaderMap;
 use parking_lot::Mutex;
 
+use super::authentication::Authenticator;
+use super::query::Query;
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::caller::{CallerName, QueueKey, TokenDigest};
+use crate::domain::caller::{CallerName, QueueKey};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern};
+use crate::domain::identity::CallerIndex;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::http::bearer::bearer_token;
 use crate::http::headers::RequestHeaders;
-use crate::http::peer::Peer;
+use crate::http::peer::{ConnectionInfo, Peer};
 use crate::limits::{CallerQuota, Reservation};
 
 /// The callers, and what each may call.
 #[derive(Debug)]
 pub(crate) struct Access {
-    /// The tokens of `callers`, in the same order.
-    tokens: Vec<TokenDigest>,
+    /// How each of `callers` is recognized.
+    authenticator: Authenticator,
     callers: Vec<Caller>,
     /// What requests may do if no callers are configured.
     anonymous: Permissions,
     reports: ReportOnlyLog,
 }
-
-/// A configured caller, by its position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CallerIndex(usize);
 
 #[derive(Debug)]
 struct Caller {
@@ -61,7 +59,10 @@ struct Permissions {
 impl Access {
     /// Builds it from the configuration. A caller that `before` has keeps its quota; if its rate has changed, the new
     /// quota starts exhausted.
-    pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
+    ///
+    /// # Errors
+    /// If the operating system returns no random numbers.
+    pub(crate) fn new(config: &Config, before: Option<&Self>) -> Result<Self, getrandom::Error> {
         // With several callers, a flood of one leaves half of all slots to the others.
         let requests_max = match config.server.max_requests {
             max if config.callers.len() > 1 => max.div_ceil(2),
@@ -87,29 +88,28 @@ impl Access {
                 .map_or_else(|| Capacity::new(requests_max), |known| Arc::clone(&known.requests)),
         };
         let config::Access { allow, report_only, .. } = &config.access;
-        Self {
-            tokens: config.callers.iter().map(|caller| caller.token).collect(),
+        Ok(Self {
+            authenticator: Authenticator::new(&config.callers)?,
             callers: config.callers.iter().map(caller).collect(),
             anonymous: Permissions { allow: allow.clone(), report_only: *report_only },
             reports: ReportOnlyLog::default(),
-        }
+        })
     }
 
     /// Identifies the caller of a request; `None` if no callers are configured.
     ///
     /// # Errors
-    /// `unauthenticated` if callers are configured and the request has no token of theirs.
-    pub(crate) fn identify(&self, headers: &HeaderMap) -> Result<Option<CallerIndex>, GatewayError> {
-        if self.tokens.is_empty() {
+    /// `unauthenticated` if callers are configured and the request shows none of them.
+    pub(crate) fn identify(
+        &self,
+        headers: &HeaderMap,
+        query: &Query<'_>,
+        connection: &ConnectionInfo,
+    ) -> Result<Option<CallerIndex>, GatewayError> {
+        if self.callers.is_empty() {
             return Ok(None);
         }
-        let token = bearer_token(headers).ok_or(GatewayError::Unauthenticated(
-            "missing or repeated token; send one header \"Authorization: Bearer TOKEN\" with the token of a [[caller]]",
-        ))?;
-        let found = TokenDigest::of(token).find_in(&self.tokens);
-        let found = found
-            .ok_or(GatewayError::Unauthenticated("unknown token; compare it with the file that token_file names"))?;
-        Ok(Some(CallerIndex(found)))
+        self.authenticator.identify(headers, query, connection).map(Some)
     }
 
     /// Checks that a caller may use a command of an app.

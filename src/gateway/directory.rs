@@ -1,9 +1,9 @@
 //! The configured apps, by the names that requests give them.
 
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::query::Values;
 use crate::config;
 use crate::domain::chat::app::{AppName, SdkAppId};
 use crate::domain::quote::plain_name;
@@ -26,14 +26,14 @@ struct Index {
 }
 
 /// The app that a request names, by every means it used.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct AppReference<'a> {
     /// `NAME` of a path `/apps/NAME/v4/...`.
     pub(crate) prefix: Option<&'a str>,
     /// Values of `Chatgate-App`.
     pub(crate) headers: &'a [&'a str],
     /// Values of the query parameter `sdkappid`.
-    pub(crate) sdkappids: &'a [String],
+    pub(crate) sdkappids: &'a Values<'a>,
 }
 
 impl<T> Directory<T> {
@@ -91,7 +91,7 @@ impl<T> Directory<T> {
             })
         });
         let numbered = reference.sdkappids.iter().map(|number| {
-            let number = number.parse::<NonZeroU32>().ok().and_then(|number| SdkAppId::new(number.get()));
+            let number = parse_sdkappid(number);
             let index = number.and_then(|number| self.index.by_sdkappid.get(&number));
             index.ok_or_else(|| match number {
                 Some(number) => unknown(&format!("no app with sdkappid {number} is configured")),
@@ -110,4 +110,9 @@ impl<T> Directory<T> {
             unknown("several apps are configured, none as the default; name one: /apps/NAME/v4/... or Chatgate-App")
         })
     }
+}
+
+/// Parses an SDKAppID as a query names it, with spaces around it.
+pub(super) fn parse_sdkappid(text: &str) -> Option<SdkAppId> {
+    SdkAppId::new(text.trim().parse().ok()?)
 }

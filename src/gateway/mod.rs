@@ -3,8 +3,8 @@
 //! [`Worker::handle`] takes a request through these phases:
 //!
 //! 1. *screen* ([`route`]): Host, Origin, framing, and the user of a Unix socket.
-//! 2. *identify* ([`access`]): the caller, by its token.
-//! 3. *route* ([`route`], `directory`): path and method, and the app that the request names.
+//! 2. *identify* (`authentication`): the caller, by its token, UserSig, client certificate, or Unix user.
+//! 3. *route* ([`route`], [`query`], `directory`): path and method, and the app that the request names.
 //! 4. *authorize* ([`access`]): what the caller may call.
 //! 5. *read the body*: whole, in time, within bounds.
 //! 6. *admit*: a slot among the requests in flight, and a deadline.
@@ -19,6 +19,7 @@
 
 pub(crate) mod access;
 mod app;
+mod authentication;
 pub mod cache_control;
 mod call;
 mod detach;
@@ -27,6 +28,7 @@ pub(crate) mod generation;
 mod invalidation;
 pub(crate) mod observe;
 mod pairs;
+pub mod query;
 mod relay;
 mod replication;
 mod request;
@@ -53,6 +55,7 @@ use http_body_util::Full;
 use self::directory::AppReference;
 use self::observe::access_log::RequestGuard;
 use self::pairs::check::LookupOptions;
+use self::query::Query;
 use self::relay::RelayRequest;
 use self::request::{CallContext, RequestContext};
 use self::response::{BUFFERED, Reply};
@@ -104,9 +107,9 @@ impl Worker {
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        let mut guard = RequestGuard::new(&self, &head, id, connection);
+        let mut guard = RequestGuard::new(&self, &head, id, &connection);
         // Pinned where it is made, here and below: an `await` would move the whole future first.
-        let result = pin!(self.respond(&head, body, connection, &mut guard.request.context)).await;
+        let result = pin!(self.respond(&head, body, &connection, &mut guard.request.context)).await;
         self.record(guard, &result);
         result.map_or_else(GatewayError::into_response, Reply::into_response)
     }
@@ -115,7 +118,7 @@ impl Worker {
         &'w self,
         head: &Parts,
         body: B,
-        connection: ConnectionInfo,
+        connection: &ConnectionInfo,
         context: &mut RequestContext<'w>,
     ) -> Result<Reply, GatewayError>
     where
@@ -126,11 +129,12 @@ impl Worker {
         // Before anything is answered on a connection it must be certain where the request ends.
         route::check_shape(head, &headers)?;
         access::check_uid(&gateway.config.server.unix_uids, connection.peer)?;
-        context.caller = gateway.access.identify(&head.headers)?;
+        let query = Query::read(head.uri.query().unwrap_or_default());
+        context.caller = gateway.access.identify(&head.headers, &query, connection)?;
         let route = route::read(head, &headers, connection.tls)?;
         context.command = CommandLabel::of(route.name);
         access::check_header(&gateway.config.access, &headers)?;
-        let app = self.choose_app(&route, head, &headers)?;
+        let app = self.choose_app(&route, head, &headers, &query)?;
         context.app = Some(app);
         gateway.access.authorize(context.caller, &app.app.name, route.name)?;
         check_encoding(&headers)?;
@@ -149,14 +153,15 @@ impl Worker {
         route: &Route<'_>,
         head: &Parts,
         headers: &RequestHeaders<'_>,
+        query: &Query<'_>,
     ) -> Result<&Arc<AppWorker>, GatewayError> {
-        let sdkappids = route::query(head.uri.query().unwrap_or_default())?;
+        query.check()?;
         let mut named = Vec::new();
         if headers.app.is_present() {
             let all = head.headers.get_all(route::APP_HEADER).into_iter();
             named.extend(all.map(|value| value.to_str().unwrap_or_default()));
         }
-        self.apps.choose(AppReference { prefix: route.app, headers: &named, sdkappids: &sdkappids })
+        self.apps.choose(AppReference { prefix: route.app, headers: &named, sdkappids: &query.sdkappid })
     }
 
     async fn read_body<B>(&self, head: &Parts, body: B, started: Instant) -> Result<WholeBody, GatewayError>
@@ -177,7 +182,7 @@ impl Worker {
     }
 
     /// Takes slots for a request. From here on its time is chatgate's own.
-    fn admit(&self, connection: ConnectionInfo, context: &RequestContext<'_>) -> Result<Admitted, GatewayError> {
+    fn admit(&self, connection: &ConnectionInfo, context: &RequestContext<'_>) -> Result<Admitted, GatewayError> {
         let Gateway { access, requests, config, .. } = &*self.gateway;
         let of_caller = access.acquire_slot(context.caller)?;
         let of_gateway = requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 
-use super::access::CallerIndex;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::caller::QueueKey;
+use crate::domain::identity::CallerIndex;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 use crate::telemetry::metrics::labels::CommandLabel;
@@ -103,7 +103,7 @@ impl CallStats {
 pub(crate) struct RequestRecord<'a> {
     pub(super) head: &'a Parts,
     pub(super) id: RequestId,
-    pub(super) connection: ConnectionInfo,
+    pub(super) connection: &'a ConnectionInfo,
     pub(super) context: RequestContext<'a>,
 }
 
@@ -112,7 +112,7 @@ impl<'a> RequestRecord<'a> {
     pub(super) fn new(
         head: &'a Parts,
         id: RequestId,
-        connection: ConnectionInfo,
+        connection: &'a ConnectionInfo,
         span: Option<Box<SpanHandle>>,
     ) -> Self {
         let context = RequestContext {

@@ -1,14 +1,11 @@
-//! What a request names: the command by its path, and the app by prefix, header, or query. Nothing is decoded or
-//! normalized but the names of query parameters, so that no parameter of ours slips through.
+//! What a request names: the command by its path, and the app by a prefix of it. Nothing is decoded or normalized.
 
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, Uri, Version};
-use percent_encoding::percent_decode_str;
 
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::CommandName;
-use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
 use crate::http::headers::{HEAD_LEN_MAX, HEAD_LINES_MAX, RequestHeaders};
 use crate::http::host::{Hosts, check_host};
@@ -19,9 +16,6 @@ pub const TARGET_LEN_MAX: usize = 8 * 1024;
 
 /// The header that names an app.
 pub const APP_HEADER: HeaderName = HeaderName::from_static("chatgate-app");
-
-/// The parameters that chatgate sets itself. A caller's values for them are never forwarded.
-const RESERVED: [&str; 5] = ["sdkappid", "identifier", "usersig", "random", "contenttype"];
 
 /// The parts of a path.
 #[derive(Debug, PartialEq, Eq)]
@@ -136,36 +130,6 @@ fn check_origin(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     Ok(())
 }
 
-/// Reads the query, which may have only the five parameters that chatgate sets itself. Returns the values of
-/// `sdkappid`, which name an app.
-///
-/// # Errors
-/// `bad_parameter` for any other parameter.
-pub fn query(query: &str) -> Result<Vec<String>, GatewayError> {
-    let mut apps = Vec::new();
-    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-        let (written, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        let name = decode(written).trim().to_lowercase();
-        if !RESERVED.contains(&name.as_str()) {
-            return Err(unknown_parameter(written));
-        }
-        if name == "sdkappid" {
-            apps.push(decode(value).trim().to_owned());
-        }
-    }
-    Ok(apps)
-}
-
-/// Names the parameter only if its name can be neither a credential nor a text of another form: it is from outside.
-fn unknown_parameter(name: &str) -> GatewayError {
-    const REMEDY: &str = "put arguments in the JSON body";
-    GatewayError::BadParameter(match plain_name(name) {
-        Some(name) => format!("unknown query parameter {name}; {REMEDY}"),
-        None => format!("a query parameter is unknown; {REMEDY}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use http::Request;
@@ -269,26 +233,5 @@ mod tests {
         assert_eq!(checked("CONNECT", "gate.internal:443", &[("host", "localhost")]), "method_not_allowed");
         let long = format!("{good}?{}", "x".repeat(TARGET_LEN_MAX));
         assert_eq!(checked("POST", &long, &[("host", "localhost")]), "uri_too_long");
-    }
-
-    #[test]
-    fn our_parameters_stay_here_however_they_are_written_and_others_are_refused() {
-        assert_eq!(query("").expect("fine"), [""; 0]);
-        assert_eq!(query("sdkappid=1&identifier=a&usersig=b&random=2&contenttype=json&&").expect("fine"), ["1"]);
-        assert_eq!(query("SdkAppId=1&%73dkappid=%31&+sdkappid+=+2&usersig").expect("fine"), ["1", "1", "2"]);
-        for bad in ["x=1", "usersig2=1", "user%00sig=1", "=1", "sdkappid[]=1", "usersig=1&callback=x"] {
-            assert_eq!(slug(query(bad)), "bad_parameter", "{bad}");
-        }
-    }
-
-    #[test]
-    fn unknown_parameter_is_named_only_if_its_name_is_plain() {
-        let text = |text: &str| query(text).expect_err("an unknown parameter").to_string();
-        assert_eq!(text("random=1&call_back=x"), "unknown query parameter call_back; put arguments in the JSON body");
-        let key = "0badc0de5ec2e70badc0de5ec2e70bad";
-        for name in ["a%20b", "a[]", "a.b", "", "eJwtzLsOgjAYQOF3", key, &"a-".repeat(40)] {
-            let unnamed = "a query parameter is unknown; put arguments in the JSON body";
-            assert_eq!(text(&format!("{name}=1")), unnamed, "{name}");
-        }
     }
 }

@@ -28,7 +28,7 @@ impl ConnectionHandler for ThreadWorker {
 
     fn service(&self, connection: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let worker = self.clone();
-        service(move |request, id| worker.load().handle(request, id, connection))
+        service(move |request, id| worker.load().handle(request, id, connection.clone()))
     }
 
     fn tls(&self) -> Option<Arc<ServerConfig>> {

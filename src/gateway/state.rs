@@ -49,7 +49,7 @@ pub(crate) struct Gateway {
 /// Why a gateway cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayBuildError {
-    /// No random key for hashing names.
+    /// No random key for hashing names and UserSigs.
     #[error("the operating system returns no random numbers: {0}")]
     Random(#[from] getrandom::Error),
     /// An app's client for Chat.
@@ -76,7 +76,7 @@ impl Gateway {
         let apps = Directory::new(&config.apps, |app| App::new(app, &config, &shared).map(Arc::new))?;
         Ok(Arc::new(Self {
             hosts: Hosts::new(&config.server.hosts),
-            access: Access::new(&config, None),
+            access: Access::new(&config, None)?,
             apps,
             metrics: Metrics::new(config.apps.len()),
             samples: LogSampler::default(),
@@ -101,7 +101,7 @@ impl Gateway {
         let before = config.apps.iter().map(|app| self.apps.position(app.sdkappid)).collect::<Vec<_>>();
         Ok(Arc::new(Self {
             hosts: Hosts::new(&config.server.hosts),
-            access: Access::new(&config, Some(&self.access)),
+            access: Access::new(&config, Some(&self.access))?,
             apps,
             metrics: self.metrics.reloaded(&before),
             samples: LogSampler::default(),

@@ -23,7 +23,7 @@ use super::http1::guard::{self, Http1Guard};
 use super::listener::AcceptedStream;
 use super::shutdown::Drain;
 use super::timeouts::{InFlight, TimeoutStream};
-use super::tls::{ALPN_H2, Handshake};
+use super::tls::{ALPN_H2, Handshake, client_names};
 use super::tracked_body::TrackedBody;
 use super::{ConnectionHandler, Connections};
 use crate::error::GatewayError;
@@ -69,7 +69,7 @@ pub(super) async fn serve(
 async fn serve_tls(
     stream: TcpStream,
     tls: Arc<ServerConfig>,
-    info: ConnectionInfo,
+    mut info: ConnectionInfo,
     handler: impl ConnectionHandler,
     connections: Connections,
     admitted: AdmittedConnection,
@@ -80,6 +80,7 @@ async fn serve_tls(
             // RFC 9113 section 3.2: HTTP/2 over TLS only if ALPN agreed on it.
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(ALPN_H2);
             let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
+            info.certificate = client_names(stream.get_ref().1);
             serve_http(stream, protocol, info, handler, connections, admitted).await;
         }
         Handshake::PlainHttp(stream) => {

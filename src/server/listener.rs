@@ -201,14 +201,14 @@ impl Acceptor {
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr()?;
                 let (peer, caller) = (Peer::Tcp { local: local.ip().to_canonical() }, key_of_address(remote.ip()));
-                Ok((AcceptedStream::Tcp(stream), ConnectionInfo { peer, caller, tls: false, port: local.port() }))
+                Ok((AcceptedStream::Tcp(stream), ConnectionInfo::plain(peer, caller, local.port())))
             }
             Acceptor::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let credentials = stream.peer_cred().ok();
                 let peer = Peer::Unix { uid: credentials.map(|peer| peer.uid()) };
                 let caller = key_of_process(credentials.and_then(|peer| peer.pid()));
-                Ok((AcceptedStream::Unix(stream), ConnectionInfo { peer, caller, tls: false, port: 0 }))
+                Ok((AcceptedStream::Unix(stream), ConnectionInfo::plain(peer, caller, 0)))
             }
         }
     }

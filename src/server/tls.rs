@@ -1,16 +1,21 @@
-//! TLS handshakes of the data listener, within a time limit.
+//! TLS handshakes of the data listener, within a time limit, and the names that client certificates show.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustls::{InvalidMessage, ServerConfig};
+use rustls::pki_types::CertificateDer;
+use rustls::{InvalidMessage, ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_cert::der::Decode as _;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 
 use super::shutdown::Drain;
+use crate::domain::caller::CertificateName;
 use crate::error::display_chain;
 
 /// The name of HTTP/2 in ALPN (RFC 9113 section 3.2).
@@ -138,9 +143,71 @@ async fn accept(stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<Hand
     TlsAcceptor::from(config).accept(stream).await.map(|stream| Handshake::Completed(Box::new(stream)))
 }
 
+/// Maximum number of names of a certificate. One with more names proves nothing, because its callers could not all be
+/// compared.
+const NAMES_MAX: usize = 64;
+
+/// Returns the names in the certificate that a client presented and TLS verified; `None` without a certificate.
+///
+/// Names that no caller can have are omitted. Resumed sessions have the certificate of their first handshake.
+pub(super) fn client_names(session: &ServerConnection) -> Option<Arc<[CertificateName]>> {
+    let certificate = session.peer_certificates()?.first()?;
+    Some(names_of(certificate).into())
+}
+
+fn names_of(certificate: &CertificateDer<'_>) -> Vec<CertificateName> {
+    let Ok(parsed) = x509_cert::Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some((_, SubjectAltName(names)))) = parsed.tbs_certificate().get_extension::<SubjectAltName>() else {
+        return Vec::new();
+    };
+    if names.len() > NAMES_MAX {
+        tracing::debug!(names = names.len(), "client certificate has more than 64 names; ignored them");
+        return Vec::new();
+    }
+    let name = |name: &GeneralName| match name {
+        GeneralName::UniformResourceIdentifier(uri) => CertificateName::uri(uri.as_str()),
+        GeneralName::DnsName(dns) => CertificateName::dns(dns.as_str()),
+        _ => None,
+    };
+    names.iter().filter_map(name).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use rcgen::SanType;
+
     use super::*;
+
+    #[test]
+    fn names_of_a_certificate_are_its_uris_and_dns_names() {
+        let names = |names: Vec<SanType>| {
+            let mut params = rcgen::CertificateParams::default();
+            params.subject_alt_names = names;
+            let key = rcgen::KeyPair::generate().expect("a key");
+            names_of(params.self_signed(&key).expect("a certificate").der())
+        };
+        let dns = |text: &str| SanType::DnsName(text.try_into().expect("ASCII"));
+        let uri = |text: &str| SanType::URI(text.try_into().expect("ASCII"));
+        let other = [
+            SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
+            SanType::Rfc822Name("feed@prod".try_into().expect("ASCII")),
+        ];
+        let found = names(
+            [dns("Feed.prod"), uri("spiffe://prod/feed"), dns("*.prod"), dns("spiffe://prod/x")]
+                .into_iter()
+                .chain(other)
+                .collect(),
+        );
+        assert_eq!(
+            found,
+            [CertificateName::Dns("feed.prod".into()), CertificateName::Uri("spiffe://prod/feed".into())]
+        );
+        assert_eq!(names(Vec::new()), []);
+        let many = |count: usize| (0..count).map(|number| dns(&format!("n{number}"))).collect();
+        assert_eq!(names(many(NAMES_MAX)).len(), NAMES_MAX);
+        assert_eq!(names(many(NAMES_MAX + 1)), []);
+        assert_eq!(names_of(&CertificateDer::from(vec![0; 16])), []);
+    }
 
     #[test]
     fn failures_are_classified_and_counted_by_cause() {

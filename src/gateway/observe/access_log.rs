@@ -39,7 +39,7 @@ pub(crate) struct RequestGuard<'a> {
 }
 
 impl<'a> RequestGuard<'a> {
-    pub(crate) fn new(worker: &'a Worker, head: &'a Parts, id: RequestId, connection: ConnectionInfo) -> Self {
+    pub(crate) fn new(worker: &'a Worker, head: &'a Parts, id: RequestId, connection: &'a ConnectionInfo) -> Self {
         let request = RequestRecord::new(head, id, connection, worker.start_request_span(head));
         Self { worker, request, answered: false }
     }
@@ -193,10 +193,10 @@ mod tests {
             config::load_text(Path::new("chatgate.toml"), text.to_owned(), &env).expect("a valid configuration");
         let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a worker");
         let (head, ()) = http::Request::new(()).into_parts();
-        let connection = ConnectionInfo { peer: Peer::Unix { uid: None }, caller: QueueKey::SELF, tls: false, port: 0 };
-        drop(RequestGuard::new(&worker, &head, RequestId::Generated(0), connection));
+        let connection = ConnectionInfo::plain(Peer::Unix { uid: None }, QueueKey::SELF, 0);
+        drop(RequestGuard::new(&worker, &head, RequestId::Generated(0), &connection));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _guard = RequestGuard::new(&worker, &head, RequestId::Generated(0), connection);
+            let _guard = RequestGuard::new(&worker, &head, RequestId::Generated(0), &connection);
             panic!("on purpose");
         }));
         assert!(panicked.is_err());

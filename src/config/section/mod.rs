@@ -1,13 +1,15 @@
 //! Reads a table key by key. Every problem is noted, and reading continues.
 
+mod secrets;
+
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+pub(super) use self::secrets::{NamedSecret, SecretNames};
 use super::overlay::Env;
 use super::problem::Problem;
-use super::secret::{SecretError, SecretText, SecretWarning, parse_secret, read_regular_secret_file};
 use super::source::NamedFile;
 use super::suggest::closest;
 use super::tree::{ConfigValue, Location, Node, Table, line_of};
@@ -18,9 +20,6 @@ use crate::domain::quote::{looks_like_key, looks_like_secret, quoted, shown, wit
 /// Maximum length in bytes of an unknown key that a message repeats. A longer one is not a typo of a key; it could be a
 /// secret on the wrong side of the `=`.
 pub(super) const KEY_SHOWN_MAX: usize = 24;
-
-/// Added to a problem of a file or a variable whose name could be a secret.
-const NOT_THE_SECRET: &str = "; set the name of a file or of a variable, not the secret itself";
 
 /// State shared by all sections of one load: the folder of relative paths, the environment, and the findings so far.
 pub(super) struct LoadContext<'a> {
@@ -71,6 +70,13 @@ impl<'a> LoadContext<'a> {
     /// Notes a warning.
     pub(super) fn warning(&self, location: &Location, key: &str, message: impl Display) {
         self.warnings.borrow_mut().push(self.at(location, key, message));
+    }
+
+    /// Returns the path of a file that is loaded with the configuration and then watched, and takes its fingerprint.
+    fn watched(&self, path: &str) -> PathBuf {
+        let path = self.folder.join(path);
+        self.files.borrow_mut().push(NamedFile::read(&path));
+        path
     }
 
     /// Returns an environment variable that is UTF-8 text.
@@ -174,9 +180,17 @@ impl<'a> Section<'a> {
     fn shown_value(&self, key: &str) -> Option<String> {
         let (_, node) = self.entry(key)?;
         match node.text() {
-            Some(written) if key.ends_with("file") => Some(quoted_path(&self.context.folder, written)),
-            Some(written) if key.ends_with("env") && looks_like_secret(written) => Some(quoted("...")),
+            Some(written) if key.ends_with("file") || key.ends_with("env") => Some(self.shown_text(key, written)),
             _ => node.shown(),
+        }
+    }
+
+    /// Returns the name of a file, as the path that it is resolved to, or of a variable, in quotes.
+    fn shown_text(&self, key: &str, written: &str) -> String {
+        match key.ends_with("file") {
+            true => quoted_path(&self.context.folder, written),
+            false if looks_like_secret(written) => quoted("..."),
+            false => quoted(written),
         }
     }
 
@@ -309,58 +323,11 @@ impl<'a> Section<'a> {
         entries.collect()
     }
 
-    /// Reads a path. A relative path starts at the folder of the configuration file.
-    pub(super) fn path_value(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.optional(key, text)?;
-        Some(self.context.folder.join(path))
-    }
-
-    /// Reads the path of a file that is loaded with the configuration and then watched. Its fingerprint is taken before
-    /// the caller reads it, so that a change in between is detected.
+    /// Reads the path of a file that is loaded with the configuration and then watched. A relative path starts at the
+    /// folder of the configuration file. The file's fingerprint is taken before the caller reads it, so that a change in
+    /// between is detected.
     pub(super) fn named_file(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.path_value(key)?;
-        self.context.files.borrow_mut().push(NamedFile::read(&path));
-        Some(path)
-    }
-
-    /// Reads a secret that is named by exactly one of `*_file` and `*_env`. A secret written inline is a problem of its
-    /// own; the message does not show it.
-    pub(super) fn secret(&mut self, names: &SecretNames, required: bool) -> Option<SecretText> {
-        let SecretNames { inline, file, env } = *names;
-        if self.has(inline) {
-            self.reported.push(inline);
-            self.problem(
-                inline,
-                format_args!(
-                    "secrets are not allowed here; put the secret into a file and set {file}, or into a variable and \
-                     set {env}"
-                ),
-            );
-        }
-        match (self.has(file), self.has(env)) {
-            (true, true) => self.problem(env, format_args!("conflicts with {file}; set only one of them")),
-            (false, false) if required && !self.has(inline) => {
-                self.problem(file, format_args!("missing; set {file} = \"FILE\" or {env} = \"VARIABLE\""));
-            }
-            _ => {}
-        }
-        let from_env = self.optional(env, text).map(|name| (env, self.context.secret_of_variable(&name)));
-        let from_file = self.named_file(file).map(|path| (file, read_regular_secret_file(&path)));
-        let (key, found) = from_file.or(from_env)?;
-        match found {
-            Ok((secret, warnings)) => {
-                for warning in warnings {
-                    self.warning(key, self.with_value(key, warning));
-                }
-                Some(secret)
-            }
-            Err(error) => {
-                let written = self.entry(key).and_then(|(_, node)| node.text()).unwrap_or_default();
-                let hint = if looks_like_secret(written) { NOT_THE_SECRET } else { "" };
-                self.problem(key, format_args!("{}{hint}", self.with_value(key, error)));
-                None
-            }
-        }
+        Some(self.context.watched(&self.optional(key, text)?))
     }
 
     /// Warns of environment variables that look as if they should set a key. All sections must have been read.
@@ -408,33 +375,14 @@ pub(super) struct NamedEntry<'a> {
     pub(super) node: &'a Node,
 }
 
-/// The keys of one secret: `inline` is always rejected, and exactly one of `file` and `env` names the secret.
-pub(super) struct SecretNames {
-    pub(super) inline: &'static str,
-    pub(super) file: &'static str,
-    pub(super) env: &'static str,
-}
-
-impl SecretNames {
-    /// Returns the key that names the secret in a section.
-    pub(super) fn present_in(&self, section: &Section<'_>) -> &'static str {
-        if section.has(self.file) { self.file } else { self.env }
-    }
-}
-
 impl LoadContext<'_> {
     /// Returns the value, or notes its problem and quotes the value.
     fn note<T>(&self, node: &Node, key: &str, result: ParseResult<T>) -> Option<T> {
         // In place of a name of a file or of a variable, anything but a string could be the secret.
-        let could_be_secret = node.text().is_none() && (key.ends_with("file") || key.ends_with("env"));
+        let name = key.trim_end_matches(|last: char| last.is_ascii_digit() || "[]".contains(last));
+        let could_be_secret = node.text().is_none() && (name.ends_with("file") || name.ends_with("env"));
         let describe = |message| if could_be_secret { message } else { node.with_value(message) };
         result.map_err(|message| self.problem(&node.location, key, describe(message))).ok()
-    }
-
-    fn secret_of_variable(&self, name: &str) -> Result<(SecretText, Vec<SecretWarning>), SecretError> {
-        self.secret_variables.borrow_mut().push(name.to_owned());
-        let value = self.env.get(name).ok_or(SecretError::NoVariable)?;
-        parse_secret(value.to_str().ok_or(SecretError::NotText)?)
     }
 }
 
