@@ -1,13 +1,15 @@
-//! Compatibility of our signatures with the vendor's package: each accepts the signatures of the other.
+//! Compatibility with the vendor's package and public SDKs: each accepts the signatures of the other.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[path = "vendor/sdks.rs"]
+mod sdks;
 mod support;
 
 use support::{Program, Stream, shell};
@@ -125,10 +127,17 @@ fn fresh(app: u32, key: &str, identifier: &str) -> Value {
 
 /// Passes requests to the vendor's package and returns the results. tests/vendor.py describes both.
 fn vendor(requests: &[Value]) -> Vec<Value> {
+    python("vendor.py", requests, None)
+}
+
+/// Passes JSON to a script of `tests/`, with this environment variable, and returns the JSON that it prints.
+fn python(script: &str, requests: &[Value], env: Option<(&str, &Path)>) -> Vec<Value> {
     let python = std::env::var_os("CHATGATE_TEST_PYTHON")
         .expect("CHATGATE_TEST_PYTHON must name a Python with the vendor's package; run tests/run, which installs one");
     let mut child = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vendor.py"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script))
+        .envs(env)
+        .env("NO_PROXY", "*")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -136,8 +145,8 @@ fn vendor(requests: &[Value]) -> Vec<Value> {
     let input = child.stdin.take().expect("it was piped");
     serde_json::to_writer(input, requests).expect("Python reads the requests");
     let output = child.wait_with_output().expect("Python exits");
-    assert!(output.status.success(), "tests/vendor.py: {}", output.status);
-    serde_json::from_slice(&output.stdout).expect("tests/vendor.py prints JSON")
+    assert!(output.status.success(), "tests/{script}: {}", output.status);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("tests/{script}: {error}"))
 }
 
 fn mint(app: u32, key: &str, identifier: &str) -> String {

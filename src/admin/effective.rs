@@ -4,12 +4,13 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{App, Config, LogFormat, Server, show_duration, show_size};
+use crate::config::{App, Caller, Config, LogFormat, Server, show_duration, show_size};
 use crate::domain::chat::command::KNOWN_COMMANDS;
 
 /// Returns the effective configuration without keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
-    let Config { server, apps, access, cache, follow_check, upstream, webhook, fleet, log, trace, .. } = config;
+    let Config { server, apps, access, callers, cache, follow_check, upstream, webhook, fleet, log, trace, .. } =
+        config;
     json!({
         "server": server_section(server),
         "app": apps.iter().map(app_section).collect::<Vec<_>>(),
@@ -18,6 +19,7 @@ pub(super) fn effective(config: &Config) -> Value {
             "require_header": access.require_header,
             "open": access.open,
         },
+        "caller": callers.iter().map(caller_section).collect::<Vec<_>>(),
         "cache": {
             "ttl": show_duration(cache.ttl),
             "max_pairs": cache.max_pairs,
@@ -106,6 +108,21 @@ fn app_section(app: &App) -> Value {
             "commands": exceptions.map(|(name, limit)| (name.to_string(), rate(limit).into()))
                 .collect::<serde_json::Map<String, Value>>(),
         },
+    })
+}
+
+/// Shows how a caller is recognized, without its tokens and its key.
+fn caller_section(caller: &Caller) -> Value {
+    json!({
+        "name": caller.name.as_str(),
+        "tokens": caller.tokens.len(),
+        "signs": caller.usersig_key.is_some(),
+        "certificates": texts(caller.certificates.iter()),
+        "unix_uids": caller.unix_uids,
+        "apps": caller.apps.as_ref().map(texts),
+        "allow": texts(caller.allow.iter()),
+        "report_only": caller.report_only,
+        "quota": caller.quota.map(|quota| format!("{quota}/s")),
     })
 }
 

@@ -72,7 +72,7 @@ fn write_callers(out: &mut String, config: &Config) -> fmt::Result {
     if config.callers.is_empty() {
         return writeln!(out, "callers may use {}{header}", allowed_commands(allow, *report_only));
     }
-    writeln!(out, "callers         need a token{header}")?;
+    writeln!(out, "callers         must show which one they are{header}")?;
     config.callers.iter().try_for_each(|caller| write_caller(out, caller))
 }
 
@@ -81,7 +81,21 @@ fn write_caller(out: &mut String, caller: &Caller) -> fmt::Result {
     let apps = apps.map_or("all".to_owned(), |apps| apps.join(", "));
     let quota = caller.quota.map_or("none of its own".to_owned(), |quota| format!("{quota}/s"));
     let commands = allowed_commands(&caller.allow, caller.report_only);
-    writeln!(out, "  {}\n    commands    {commands}\n    apps        {apps}\n    quota       {quota}", caller.name)
+    writeln!(out, "  {}\n    known by    {}", caller.name, proofs(caller))?;
+    writeln!(out, "    commands    {commands}\n    apps        {apps}\n    quota       {quota}")
+}
+
+/// Returns how a caller is recognized, without secrets.
+fn proofs(caller: &Caller) -> String {
+    let tokens = match caller.tokens.len() {
+        0 => None,
+        1 => Some("a token".to_owned()),
+        count => Some(format!("{count} tokens")),
+    };
+    let usersig = caller.usersig_key.as_ref().map(|_| format!("a usersig for identifier \"{}\"", caller.name));
+    let certificates = caller.certificates.iter().map(|name| format!("certificate {name}"));
+    let users = caller.unix_uids.iter().map(|uid| format!("Unix user {uid}"));
+    tokens.into_iter().chain(usersig).chain(certificates).chain(users).collect::<Vec<_>>().join(", ")
 }
 
 fn allowed_commands(allow: &[CommandPattern], report_only: bool) -> String {
@@ -210,7 +224,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("c.toml");
         std::fs::write(&path, text).expect("written");
-        let tokens = [("TOKEN", "a-token-that-is-long"), ("OTHER", "a-token-that-is-another")];
+        let tokens =
+            [("TOKEN", "a-token-that-is-long"), ("NEXT", "a-token-that-is-next"), ("OTHER", "a-token-that-is-another")];
         let proxy = [("AUTH", "a-user:a-password"), ("ALL_PROXY", "socks5h://a-user:a-password@10.0.0.9:1080")];
         let env: Env = tokens.into_iter().chain(proxy).chain([("KEY", KEY)]).collect();
         report(&load(&path, &env).unwrap_or_else(|problems| panic!("{problems}")))
@@ -309,16 +324,16 @@ mod tests {
         let text = report_of(
             "[server]\nlisten = '0.0.0.0:1'\nunix_uids = [0, 7]\nadmin_token_env = 'KEY'\n\
              [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
-             [[caller]]\nname = 'feed'\ntoken_env = 'TOKEN'\napps = ['one']\nallow = ['timpush/push']\nquota = '50/s'\n\
-             [[caller]]\nname = 'trial'\ntoken_env = 'OTHER'\nreport_only = true\n",
+             [[caller]]\nname = 'feed'\ntoken_env = ['TOKEN', 'NEXT']\napps = ['one']\nallow = ['timpush/push']\nquota = '50/s'\n\
+             [[caller]]\nname = 'trial'\ntoken_env = 'OTHER'\nreport_only = true\nusersig_key_env = 'KEY'\nunix_uids = [7]\n",
         );
         for line in [
             "data listener   0.0.0.0:1, reachable from other machines",
             "admin listener  127.0.0.1:8701, admin actions need the token",
             "Unix sockets    only for user IDs 0, 7",
-            "callers         need a token",
-            "  feed\n    commands    timpush/push\n    apps        one\n    quota       50/s",
-            "  trial\n    commands    follow/follow_check; others are forwarded and logged (report_only)\n    \
+            "callers         must show which one they are",
+            "  feed\n    known by    2 tokens\n    commands    timpush/push\n    apps        one\n    quota       50/s",
+            "  trial\n    known by    a token, a usersig for identifier \"trial\", Unix user 7\n    commands    follow/follow_check; others are forwarded and logged (report_only)\n    \
              apps        all\n    quota       none of its own",
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line}\n{text}");

@@ -6,6 +6,8 @@
 mod app_choice;
 mod batching;
 mod bounds;
+mod caller_proofs;
+mod caller_signatures;
 mod callers;
 mod chaos;
 mod cli;

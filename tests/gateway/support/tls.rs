@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
@@ -49,6 +49,17 @@ impl Ca {
         #[allow(clippy::disallowed_methods, reason = "tests measure the program with their own clock")]
         let now = SystemTime::now();
         params.not_after = (now + good_for).into();
+        self.pem_of(params)
+    }
+
+    /// Issues a client certificate with these alternative names: a text with a colon is a URI, any other a DNS name.
+    pub(crate) fn issue_client(&self, names: &[&str]) -> Pem {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        let name = |name: &&str| match name.contains(':') {
+            true => SanType::URI((*name).try_into().expect("ASCII")),
+            false => SanType::DnsName((*name).try_into().expect("ASCII")),
+        };
+        params.subject_alt_names = names.iter().map(name).collect();
         self.pem_of(params)
     }
 
@@ -136,6 +147,11 @@ impl<'a> TlsCaller<'a> {
 
     /// Connects with a full handshake each time.
     pub(crate) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connector().connect(address).await
+    }
+
+    /// Returns a connector that resumes its sessions.
+    pub(crate) fn connector(&self) -> ResumingCaller {
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.certificate.der().clone()).expect("a CA");
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
@@ -151,8 +167,18 @@ impl<'a> TlsCaller<'a> {
             }
         };
         config.alpn_protocols = self.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        ResumingCaller(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+/// A TLS caller that resumes its sessions.
+pub(crate) struct ResumingCaller(TlsConnector);
+
+impl ResumingCaller {
+    /// Connects, with an abbreviated handshake if the server allows it.
+    pub(crate) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
         let name = "localhost".try_into().expect("a name");
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        self.0.connect(name, stream).await
     }
 }

@@ -1,9 +1,9 @@
-//! Verifies a UserSig as Chat does, without the program's code.
+//! Makes and verifies UserSigs as Tencent's libraries and Chat do, without the program's code.
 //!
 //! Source: the vendor's page "Secure Authentication with UserSig" (1047/34385) and the verifiers of
 //! its tls-sig-api-v2 repositories. Every error names the cause; [`verify`] never panics.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -40,6 +40,31 @@ pub(crate) fn verify(text: &str, app: TestApp, now: u64) -> Result<(), String> {
     let tag = STANDARD.decode(signature).map_err(|_| "TLS.sig is not base64")?;
     let key = hmac::Key::new(hmac::HMAC_SHA256, app.key.as_bytes());
     hmac::verify(&key, signed.as_bytes(), &tag).map_err(|_| "signed with another key".into())
+}
+
+/// Returns the document of a valid signature, as Tencent's generators make it.
+pub(crate) fn sign(sdkappid: u32, identifier: &str, key: &str, issued: u64, lifetime: u64) -> Value {
+    let signed =
+        format!("TLS.identifier:{identifier}\nTLS.sdkappid:{sdkappid}\nTLS.time:{issued}\nTLS.expire:{lifetime}\n");
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()), signed.as_bytes());
+    serde_json::json!({
+        "TLS.ver": "2.0",
+        "TLS.identifier": identifier,
+        "TLS.sdkappid": sdkappid,
+        "TLS.time": issued,
+        "TLS.expire": lifetime,
+        "TLS.sig": STANDARD.encode(tag),
+    })
+}
+
+/// Encodes a document. From then on all output of every gateway is searched for it.
+pub(crate) fn encode(document: &Value) -> String {
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    deflate.write_all(document.to_string().as_bytes()).expect("memory");
+    let text = STANDARD.encode(deflate.finish().expect("memory"));
+    let usersig = text.replace('+', "*").replace('/', "-").replace('=', "_");
+    super::secrets::add(&usersig);
+    usersig
 }
 
 /// Decodes the JSON document.

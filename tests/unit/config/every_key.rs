@@ -54,7 +54,9 @@ open = true
 
 [[caller]]
 name = "feed"
-token_file = "feed-token"
+token_file = ["feed-token", "feed-token-next"]
+usersig_key_file = "feed-sdk-key"
+unix_uids = [1000, 0]
 apps = ["two", "one"]
 allow = ["*"]
 report_only = false
@@ -107,6 +109,8 @@ fn load_every_key() -> (Config, CertificateDer<'static>) {
     folder.secret("admin-token", &format!("{ADMIN_TOKEN}\n"));
     folder.secret("proxy-auth", "me:pass:word\n");
     folder.secret("feed-token", "token-of-the-feed\r\n");
+    folder.secret("feed-token-next", "next-token-of-the-feed");
+    folder.secret("feed-sdk-key", "key-of-the-sdk\n");
     let config = folder
         .load(&[("KEY", MARKED), ("CHAT_TOKEN", "token-of-the-chat")])
         .unwrap_or_else(|problems| panic!("{problems}"));
@@ -156,9 +160,14 @@ fn every_key_of_access_and_callers_is_read() {
     assert_eq!(allow, ["follow/*", "profile/portrait_get"]);
     assert!(config.access.report_only && config.access.require_header && config.access.open);
     let [feed, chat] = config.callers.as_slice() else { panic!("{:?}", config.callers) };
-    let tokens = [feed.token, chat.token];
-    assert_eq!(TokenDigest::of(b"token-of-the-feed").find_in(&tokens), Some(0));
-    assert_eq!(TokenDigest::of(b"token-of-the-chat").find_in(&tokens), Some(1));
+    let index = |token: &[u8]| TokenDigest::of(token).find_in(feed.tokens.iter().chain(&chat.tokens));
+    assert_eq!((feed.tokens.len(), chat.tokens.len()), (2, 1));
+    assert_eq!(index(b"token-of-the-feed"), Some(0));
+    assert_eq!(index(b"next-token-of-the-feed"), Some(1));
+    assert_eq!(index(b"token-of-the-chat"), Some(2));
+    assert_eq!(feed.usersig_key.as_ref().map(SecretKey::expose), Some(&b"key-of-the-sdk"[..]));
+    assert_eq!((feed.unix_uids.as_slice(), &*feed.certificates), ([1000, 0].as_slice(), [].as_slice()));
+    assert!(chat.usersig_key.is_none() && chat.unix_uids.is_empty());
     let apps: Vec<&str> = feed.apps.iter().flatten().map(AppName::as_str).collect();
     assert_eq!((feed.name.as_str(), apps.as_slice()), ("feed", ["two", "one"].as_slice()));
     assert_eq!((&feed.allow, feed.report_only), (&vec![CommandPattern::Any], false));

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::domain::caller::{BearerToken, TokenDigest};
-use crate::domain::chat::app::AppName;
+use crate::domain::chat::app::{AppName, SecretKey};
 use crate::domain::chat::command::CommandPattern;
 use crate::domain::chat::region::Region;
 

@@ -212,7 +212,22 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[caller]]\nquota = '0/s'", 2, "caller[0].quota", "not a rate"),
     ("[[caller]]\ntoken = 'x'", 2, "caller[0].token", "secrets are not allowed here"),
     ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "cannot read the file"),
-    ("[[caller]]", 1, "caller[0].token_file", "missing"),
+    ("[[caller]]\ntoken_file = []", 2, "caller[0].token_file", "must have 1 to 4 items"),
+    ("[[caller]]\ntoken_file = ['a', 'b', 'c', 'd', 'e']", 2, "caller[0].token_file", "must have 1 to 4 items"),
+    ("[[caller]]\ntoken_env = ['KEY', 'MISSING']", 2, "caller[0].token_env", "the environment variable is not set"),
+    ("[[caller]]\ntoken_file = ['empty']\ntoken_env = 'KEY'", 3, "caller[0].token_env", "conflicts with token_file"),
+    ("[[caller]]", 1, "caller[0].token_file", "missing; set token_file = \"FILE\", usersig_key_file, certificates, or unix_uids"),
+    ("[[caller]]\nusersig_key = 'x'", 2, "caller[0].usersig_key", "secrets are not allowed here"),
+    ("[[caller]]\nusersig_key_file = 'none'", 2, "caller[0].usersig_key_file", "cannot read the file"),
+    ("[[caller]]\nusersig_key_file = 'two-lines'", 2, "caller[0].usersig_key_file", "the secret has more than one line"),
+    ("[[caller]]\ncertificates = ['a.test']", 2, "caller[0].certificates", "no client shows a certificate; set server.tls.client_ca_file"),
+    ("[[caller]]\ncertificates = ['*.test']", 2, "caller[0].certificates[0]", "patterns are not supported"),
+    ("[[caller]]\ncertificates = ['a b']", 2, "caller[0].certificates[0]", "not a name in a certificate"),
+    ("[[caller]]\ncertificates = 'a.test'", 2, "caller[0].certificates", "must be a list"),
+    ("[[caller]]\ncertificates = ['a.test', 'b.test']\n[[caller]]\ncertificates = [\n'c.test',\n'B.test']", 6, "caller[1].certificates", "another caller has this name (line 2)"),
+    ("[[caller]]\nunix_uids = []", 2, "caller[0].unix_uids", "must have 1 to 100 items"),
+    ("[[caller]]\nunix_uids = ['feed']", 2, "caller[0].unix_uids[0]", "must be a numeric user ID"),
+    ("[[caller]]\nunix_uids = [7]\n[[caller]]\nunix_uids = [8, 7]", 4, "caller[1].unix_uids", "another caller has this user (line 2)"),
     ("[[caller]]", 1, "caller[0].name", "missing"),
     ("[[caller]]\nname = 'A'", 2, "caller[0].name", "may contain only a-z, 0-9, and '-'"),
     ("[[caller]]\napps = []", 2, "caller[0].apps", "must have 1 to 256 items"),
@@ -322,11 +337,47 @@ fn tokens_of_callers_and_operators_are_unique() {
     let same = problems("first-token-of-all", "second-token-of-all", "second-token-of-all");
     let expected = "config.toml:7: server.admin_token_file: a caller has the same token";
     assert!(same.len() == 1 && same[0].starts_with(expected), "{same:?}");
+    let same = problems("first-token-of-all", "first-token-of-all ", "third-token-of-all");
+    assert!(same.len() == 1 && same[0].contains("the token contains a space"), "{same:?}");
     let bad = problems("too-short", "a blank in the token", "third-token-of-all");
     assert_eq!(bad.len(), 2, "{bad:?}");
     assert!(bad[0].contains("caller[0].token_file: the token is shorter than 16 characters"), "{bad:?}");
     assert!(bad[1].contains("caller[1].token_env: the token contains a space"), "{bad:?}");
     assert!(!bad.join("").contains("too-short") && !bad.join("").contains("a blank in the token"), "{bad:?}");
+}
+
+#[test]
+fn one_caller_may_repeat_its_own_proofs() {
+    let text = "[server]\nlisten = 'unix:/run/x.sock'\n\
+        [[caller]]\nname = 'a'\ntoken_file = ['one', 'two', 'one']\nunix_uids = [7, 7]\n";
+    let folder = Folder::with(&format!("{APP}{text}"));
+    folder.secret("one", "first-token-of-all");
+    folder.secret("two", "first-token-of-all\n");
+    let config = folder.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((config.warnings.len(), config.callers[0].tokens.len()), (0, 3));
+    // Each file is watched.
+    assert_eq!(config.source.files.len(), 4);
+}
+
+#[test]
+fn suspicious_proofs_of_callers_cause_warnings() {
+    let text = "[server]\nunix_uids = [7]\n\
+        [[caller]]\nname = 'a'\nusersig_key_file = 'chat-key'\n\
+        [[caller]]\nname = 'b'\nusersig_key_file = 'key'\n\
+        [[caller]]\nname = 'c'\nusersig_key_file = 'key'\nunix_uids = [7, 8]\n";
+    let folder = Folder::with(&format!("{APP}{text}"));
+    folder.secret("key", "key-of-the-sdk");
+    let warnings = folder.warnings();
+    for (line, part) in [
+        (10, "caller[0].usersig_key_file: an [[app]] has this key, so the caller can sign for Chat itself"),
+        (16, "caller[2].usersig_key_file: another caller has this key (line 13), so each can sign as the other"),
+        (17, "caller[2].unix_uids: has no effect, because server.listen has no Unix socket"),
+        (17, "caller[2].unix_uids: user 8 may not use the Unix sockets; add it to server.unix_uids"),
+    ] {
+        let expected = format!("config.toml:{line}: {part}");
+        assert!(warnings.iter().any(|warning| warning.starts_with(&expected)), "{expected}\n{warnings:#?}");
+    }
+    assert_eq!(warnings.len(), 4, "{warnings:#?}");
 }
 
 #[test]

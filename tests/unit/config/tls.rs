@@ -143,6 +143,17 @@ fn client_ca_authenticates_callers_but_not_operators() {
 }
 
 #[test]
+fn names_in_client_certificates_require_a_client_ca() {
+    let caller = "[[caller]]\nname = 'a'\ncertificates = ['spiffe://prod/a', 'A.prod']\n";
+    let with_ca = folder(&format!("{TLS}client_ca_file = 'ca.pem'\n{caller}"), 90);
+    let config = with_ca.load(&[]).unwrap_or_else(|problems| panic!("{problems}"));
+    let names = config.callers[0].certificates.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names, ["spiffe://prod/a", "a.prod"]);
+    let problems = folder(&format!("{TLS}{caller}"), 90).problems(&[]);
+    assert!(problems.len() == 1 && problems[0].contains("no client shows a certificate"), "{problems:?}");
+}
+
+#[test]
 fn tls_without_a_tcp_listener_causes_a_warning() {
     let warnings = folder(&format!("[server]\nlisten = 'unix:/run/x.sock'\n{TLS}"), 90).warnings();
     assert!(warnings.len() == 1 && warnings[0].contains("server.tls: has no effect"), "{warnings:?}");
