@@ -21,6 +21,8 @@ use crate::domain::quote::{quoted, with_value};
 pub const CALLERS_MAX: usize = 1000;
 /// Maximum number of tokens of a caller: enough to add a new one before the old one goes.
 pub const TOKENS_MAX: usize = 4;
+/// Minimum length of a key without a warning, in bytes. Anyone who sees a UserSig can try keys on it.
+const KEY_LEN_SAFE: usize = 16;
 /// Maximum number of entries in `certificates` and in `unix_uids`.
 const ENTRIES_MAX: usize = 100;
 
@@ -120,9 +122,13 @@ impl UniqueCallers<'_> {
         }
     }
 
-    /// Warns of a key with which more than this caller can sign.
+    /// Warns of a key that can be guessed, or with which more than this caller can sign.
     fn check_key(&mut self, section: &Section<'_>, key: &SecretKey) {
         let name = USERSIG_KEY.present_in(section);
+        if key.expose().len() < KEY_LEN_SAFE {
+            let message = "the key is shorter than 16 characters; generate one with `openssl rand -hex 32`";
+            section.warning(name, message);
+        }
         if self.app_keys.contains(&key.expose()) {
             let message = "an [[app]] has this key, so the caller can sign for Chat itself; create a separate key";
             section.warning(name, message);

@@ -206,7 +206,7 @@ impl Access {
 /// # Errors
 /// `forbidden`
 pub(super) fn check_header(access: &config::Access, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    if access.require_header && headers.proof.single().is_none_or(|value| value != "1") {
+    if access.require_header && headers.chatgate.single().is_none_or(|value| value != "1") {
         return Err(GatewayError::Forbidden(
             "the header \"Chatgate: 1\" is required (access.require_header)".to_owned(),
         ));

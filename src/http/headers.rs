@@ -29,7 +29,7 @@ pub struct RequestHeaders<'a> {
     /// Compression of the body.
     pub content_encoding: HeaderValues<'a>,
     /// `Chatgate`, required by `access.require_header`.
-    pub proof: HeaderValues<'a>,
+    pub chatgate: HeaderValues<'a>,
     /// `Chatgate-App`, the name of an app.
     pub app: HeaderValues<'a>,
     /// `Chatgate-Explain`, which requests the source of each pair.
@@ -91,7 +91,7 @@ impl<'a> RequestHeaders<'a> {
             let values = match name {
                 "host" => &mut found.host,
                 "origin" => &mut found.origin,
-                "chatgate" => &mut found.proof,
+                "chatgate" => &mut found.chatgate,
                 "traceparent" => &mut found.traceparent,
                 "chatgate-app" => &mut found.app,
                 "cache-control" => &mut found.cache_control,
@@ -124,7 +124,7 @@ mod tests {
             ("Content-Length", |found| &found.content_length),
             ("Transfer-Encoding", |found| &found.transfer_encoding),
             ("Content-Encoding", |found| &found.content_encoding),
-            ("Chatgate", |found| &found.proof),
+            ("Chatgate", |found| &found.chatgate),
             ("Chatgate-App", |found| &found.app),
             ("Chatgate-Explain", |found| &found.explain),
             ("Cache-Control", |found| &found.cache_control),

@@ -39,12 +39,17 @@ struct Gateway {
 
 impl Gateway {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts with further sections.
+    fn start_with(sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("key"), "key-of-the-sandbox\n").expect("own folder");
         let mut sandbox = Program::start(&["sandbox", "--listen", "127.0.0.1:0", "--secret-key", "key-of-the-sandbox"]);
         let endpoint = address(&mut sandbox, None);
         let file = folder.path().join("chatgate.toml");
-        fs::write(&file, format!("{CONFIG}endpoint = \"http://{endpoint}\"\n")).expect("own folder");
+        fs::write(&file, format!("{CONFIG}endpoint = \"http://{endpoint}\"\n{sections}")).expect("own folder");
         let mut program = Program::start(&["serve", "--config", file.to_str().expect("a plain path")]);
         let (data, admin) = (address(&mut program, Some("data")), address(&mut program, Some("admin")));
         shell(&format!(
@@ -85,6 +90,26 @@ fn data_listener_conforms_to_its_document() {
     let document = crate::project("deploy/openapi/data.yaml");
     let output = explore(&document, &gateway.data, &["--exclude-checks", EXCLUDED_DATA_CHECKS]);
     assert!(output.status.success(), "{}", printed(&output));
+}
+
+#[test]
+fn rejected_callers_conform_to_the_document() {
+    let gateway = Gateway::start_with("[[caller]]\nname = 'sdk'\nusersig_key_file = 'key'\n");
+    let document = crate::project("deploy/openapi/data.yaml");
+    let output = explore(&document, &gateway.data, &["--exclude-checks", EXCLUDED_DATA_CHECKS]);
+    assert!(output.status.success(), "{}", printed(&output));
+    // The code of Chat is one of those in the document.
+    let target = "/v4/follow/follow_check?sdkappid=1400000001&identifier=sdk&usersig=eJx";
+    let body = shell(&format!("curl -s -d '{{}}' 'http://{}{target}'", gateway.data));
+    assert!(body.contains("\"ErrorCode\":70003"), "{body}");
+    let text = read("deploy/openapi/data.yaml");
+    let (from, to) = ("enum: [129401, 70001", "enum: [70001");
+    assert!(text.contains(from), "{from}");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let other = folder.path().join("data.yaml");
+    fs::write(&other, text.replace(from, to)).expect("own folder");
+    let output = explore(&other, &gateway.data, &["--exclude-checks", EXCLUDED_DATA_CHECKS]);
+    assert!(!output.status.success(), "a wrong document passed");
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn sdk_with_a_base_url_needs_only_another_one() {
     }
     let journal = gateway.journal();
     let paths: Vec<&str> = journal.iter().map(|(path, ..)| path.as_str()).collect();
-    assert_eq!(paths, ["/v4/im_open_login_svc/account_import", "/v4/openim/querystate"], "{journal:?}");
+    assert_eq!(paths, ["/v4/im_open_login_svc/account_import", "/v4/openim/query_online_status"], "{journal:?}");
     assert!(journal.iter().all(|(_, identifier, _)| identifier == "administrator"), "{journal:?}");
 }
 

@@ -366,7 +366,7 @@ fn suspicious_proofs_of_callers_cause_warnings() {
         [[caller]]\nname = 'b'\nusersig_key_file = 'key'\n\
         [[caller]]\nname = 'c'\nusersig_key_file = 'key'\nunix_uids = [7, 8]\n";
     let folder = Folder::with(&format!("{APP}{text}"));
-    folder.secret("key", "key-of-the-sdk");
+    folder.secret("key", "key-of-an-sdk-16");
     let warnings = folder.warnings();
     for (line, part) in [
         (10, "caller[0].usersig_key_file: an [[app]] has this key, so the caller can sign for Chat itself"),
@@ -378,6 +378,8 @@ fn suspicious_proofs_of_callers_cause_warnings() {
         assert!(warnings.iter().any(|warning| warning.starts_with(&expected)), "{expected}\n{warnings:#?}");
     }
     assert_eq!(warnings.len(), 4, "{warnings:#?}");
+    folder.secret("key", "key-of-an-sdk15");
+    assert_eq!(folder.warnings().iter().filter(|text| text.contains("shorter than 16 characters")).count(), 2);
 }
 
 #[test]
