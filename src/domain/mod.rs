@@ -13,8 +13,8 @@ pub mod pairs;
 pub(crate) mod policy;
 pub mod quote;
 pub mod tick;
+pub mod verified_signatures;
 
 #[cfg(test)]
 #[path = "../../tests/unit/facts.rs"]
 mod facts;
-pub mod verified_signatures;
