@@ -21,7 +21,7 @@ use crate::domain::quote::{quoted, with_value};
 pub const CALLERS_MAX: usize = 1000;
 /// Maximum number of tokens of a caller: enough to add a new one before the old one goes.
 pub const TOKENS_MAX: usize = 4;
-/// Minimum length of a key without a warning, in bytes. Anyone who sees a UserSig can try keys on it.
+/// Minimum length of a key without a warning, in bytes. A UserSig is enough to try keys on.
 const KEY_LEN_SAFE: usize = 16;
 /// Maximum number of entries in `certificates` and in `unix_uids`.
 const ENTRIES_MAX: usize = 100;
