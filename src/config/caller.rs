@@ -127,16 +127,16 @@ impl UniqueCallers<'_> {
         let name = USERSIG_KEY.present_in(section);
         if key.expose().len() < KEY_LEN_SAFE {
             let message = "the key is shorter than 16 characters; generate one with `openssl rand -hex 32`";
-            section.warning(name, message);
+            section.warning(name, section.with_value(name, message));
         }
         if self.app_keys.contains(&key.expose()) {
             let message = "an [[app]] has this key, so the caller can sign for Chat itself; create a separate key";
-            section.warning(name, message);
+            section.warning(name, section.with_value(name, message));
         }
         match self.keys.iter().find(|(other, _)| other.expose() == key.expose()) {
             Some((_, first)) => {
                 let message = format!("another caller has this key{first}, so each can sign as the other");
-                section.warning(name, format_args!("{message}; create a separate key"));
+                section.warning(name, section.with_value(name, format_args!("{message}; create a separate key")));
             }
             None => self.keys.push((key.clone(), section.location_of(name).clone())),
         }

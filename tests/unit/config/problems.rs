@@ -212,6 +212,7 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[caller]]\nquota = '0/s'", 2, "caller[0].quota", "not a rate"),
     ("[[caller]]\ntoken = 'x'", 2, "caller[0].token", "secrets are not allowed here"),
     ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "cannot read the file"),
+    ("[[caller]]\ntoken_env = ['KEY', 12345]", 2, "caller[0].token_env[1]", "must be a string in quotes"),
     ("[[caller]]\ntoken_file = []", 2, "caller[0].token_file", "must have 1 to 4 items"),
     ("[[caller]]\ntoken_file = ['a', 'b', 'c', 'd', 'e']", 2, "caller[0].token_file", "must have 1 to 4 items"),
     ("[[caller]]\ntoken_env = ['KEY', 'MISSING']", 2, "caller[0].token_env", "the environment variable is not set"),
@@ -347,6 +348,17 @@ fn tokens_of_callers_and_operators_are_unique() {
 }
 
 #[test]
+fn list_of_tokens_quotes_files_but_no_token() {
+    let folder = Folder::with(&format!("{APP}[[caller]]\nname = 'a'\ntoken_file = [\n'none',\n1234567890123456]\n"));
+    let problems = folder.problems(&[]);
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let missing = "config.toml:9: caller[0].token_file: cannot read the file (no such file): \"none\"; check";
+    assert!(problems[0].starts_with(missing), "{problems:?}");
+    assert_eq!(problems[1], "config.toml:10: caller[0].token_file[1]: must be a string in quotes");
+    assert!(!problems.concat().contains("1234567890123456"), "{problems:?}");
+}
+
+#[test]
 fn one_caller_may_repeat_its_own_proofs() {
     let text = "[server]\nlisten = 'unix:/run/x.sock'\n\
         [[caller]]\nname = 'a'\ntoken_file = ['one', 'two', 'one']\nunix_uids = [7, 7]\n";
@@ -372,7 +384,7 @@ fn suspicious_proofs_of_callers_cause_warnings() {
         (10, "caller[0].usersig_key_file: an [[app]] has this key, so the caller can sign for Chat itself"),
         (16, "caller[2].usersig_key_file: another caller has this key (line 13), so each can sign as the other"),
         (17, "caller[2].unix_uids: has no effect, because server.listen has no Unix socket"),
-        (17, "caller[2].unix_uids: user 8 may not use the Unix sockets; add it to server.unix_uids"),
+        (17, "caller[2].unix_uids: this user may not use the Unix sockets: 8; add it to server.unix_uids"),
     ] {
         let expected = format!("config.toml:{line}: {part}");
         assert!(warnings.iter().any(|warning| warning.starts_with(&expected)), "{expected}\n{warnings:#?}");
