@@ -20,6 +20,7 @@ use tracing::Level;
 
 use crate::domain::chat::envelope;
 use crate::domain::identity::SignatureError;
+use crate::domain::pairs::item::MissingReason;
 use crate::domain::policy::parking::Parked;
 use crate::domain::policy::proxy::ProxyFailure;
 use crate::domain::quote::shorten;
@@ -288,6 +289,16 @@ impl GatewayError {
             | Slug::UnknownApp
             | Slug::UnsupportedEncoding
             | Slug::UriTooLong => false,
+        }
+    }
+
+    /// Returns why pairs are missing, if only time or quota has run out.
+    pub(crate) fn missing_reason(&self) -> Option<MissingReason> {
+        match self.wire().slug {
+            Slug::RateLimited => Some(MissingReason::NoQuota),
+            Slug::UpstreamTimeout => Some(MissingReason::NoTime),
+            _ if matches!(self, GatewayError::InFlightFull) => Some(MissingReason::NoTime),
+            _ => None,
         }
     }
 

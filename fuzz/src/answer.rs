@@ -45,6 +45,7 @@ pub fn run(body: &[u8]) {
                 assert!(about.iter().all(|item| **item == verbatim), "{about:?} became {verbatim:?}");
                 assert!(list.contains(&verbatim));
             }
+            Some(Found::Item(Item::Missing(_))) => panic!("Chat's response has an item for {name}"),
             Some(Found::Contradiction) => {}
             None => panic!("no result for {name}, which is in {about:?}"),
         }

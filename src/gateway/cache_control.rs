@@ -40,7 +40,7 @@ pub(super) fn cache_status(summary: &CheckSummary, directives: &CacheDirectives)
     let sources = &summary.sources;
     let outcome = if summary.served_stale {
         "fwd=stale"
-    } else if sources.joined + sources.fetched == 0 {
+    } else if sources.joined + sources.fetched + sources.missing == 0 {
         "hit"
     } else if directives.no_store {
         "fwd=bypass"
@@ -68,6 +68,10 @@ pub(super) fn cache_status(summary: &CheckSummary, directives: &CacheDirectives)
     for (name, count) in rest {
         text.push_str(name);
         push_number(&mut text, count);
+    }
+    if sources.missing > 0 {
+        text.push_str(" missing=");
+        push_number(&mut text, sources.missing);
     }
     text.push('"');
     text
@@ -115,9 +119,13 @@ mod tests {
         let none = CacheDirectives::default();
         let (hit, partial, miss) = (summary(3, 0, 0), summary(1, 0, 2), summary(0, 1, 2));
         assert_eq!(cache_status(&hit, &none), "chatgate; hit; detail=\"hit=3 joined=0 fetched=0 flipped=0 stale=0\"");
-        let sources = PairSources { hit: 1000, joined: 9, fetched: 10, flipped: 99, stale: 100 };
+        let sources = PairSources { hit: 1000, joined: 9, fetched: 10, flipped: 99, stale: 100, missing: 0 };
         let many = cache_status(&CheckSummary { sources, ..hit }, &none);
         assert!(many.ends_with("detail=\"hit=1000 joined=9 fetched=10 flipped=99 stale=100\""), "{many}");
+        let sources = PairSources { hit: 27, missing: 3, ..PairSources::default() };
+        let missing = cache_status(&CheckSummary { sources, ..hit }, &none);
+        let detail = "detail=\"hit=27 joined=0 fetched=0 flipped=0 stale=0 missing=3\"";
+        assert_eq!(missing, format!("chatgate; fwd=partial; {detail}"));
         let cases = [
             (CheckSummary { served_stale: true, ..hit }, none, "chatgate; fwd=stale; "),
             (partial, none, "chatgate; fwd=partial; "),

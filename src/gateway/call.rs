@@ -15,7 +15,6 @@ use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
 use super::request::{CallContext, CallStats};
 use super::response::CallResult;
-use super::state::Gateway;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
@@ -29,9 +28,6 @@ use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, LimitChange, Permit};
 use crate::upstream::signer::Signature;
 use crate::upstream::{AttemptError, Call, ChatResponse, LeasedConnection};
-
-/// The part of a deadline that is reserved for the call itself: a tenth of `upstream.timeout`, up to this much.
-const RESERVE_MAX: Duration = Duration::from_millis(250);
 
 /// What a call is made for, and what it may do.
 pub(super) struct CallSpec<'a> {
@@ -98,7 +94,7 @@ impl AppWorker {
                         fence.get_or_insert_with(|| WriteFence::new(&self.app.pairs, &write.scope));
                         write.sent.store(true, Ordering::Relaxed);
                     }
-                    let deadline = spec.context.deadline;
+                    let deadline = spec.context.deadline.of_call(spec.kind);
                     let attempt = AttemptContext { started: now, deadline, stats: spec.stats, parent };
                     pin!(self.attempt(&session, attempt, permit, &call)).await
                 }
@@ -113,8 +109,7 @@ impl AppWorker {
                 Err(error) => error.outcome(),
             };
             let result = attempt.result.map_err(GatewayError::from);
-            let latest = self.gateway.latest_permit(spec.context.deadline);
-            let left = latest.saturating_duration_since(attempt.ended);
+            let left = spec.context.deadline.permit.saturating_duration_since(attempt.ended);
             let pause = match session.on_outcome(outcome, left, clock::random_u32(), &chat.retries) {
                 RetryDecision::Return => return result,
                 RetryDecision::RetryWithFreshSignature if !self.app.renew_signature(attempt.signature) => {
@@ -150,8 +145,8 @@ impl AppWorker {
         }
         let parked = || session.check(&chat.parking(), clock::tick()).err();
         let CallContext { queue_key, deadline, .. } = spec.context;
-        let deadline = self.gateway.latest_permit(deadline);
-        let request = AdmitRequest { caller: queue_key, room: &chat.in_flight, begun: started, deadline };
+        let request =
+            AdmitRequest { caller: queue_key, room: &chat.in_flight, begun: started, deadline: deadline.permit };
         let quota = chat.quotas.of(name);
         let admitted = pin!(quota.admit(request, self.upstream.connect(), || parked().is_none())).await;
         let waited = self.record_quota_wait(started);
@@ -261,14 +256,5 @@ impl App {
             let app = &self.name;
             tracing::warn!(%app, command = name.shown(), error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
         }
-    }
-}
-
-impl Gateway {
-    /// Returns when a call must have its permit. A permit in the last moment would be wasted: the call would be cut
-    /// off, and if it is a write, it would be unknown whether it was applied.
-    pub(super) fn latest_permit(&self, deadline: Instant) -> Instant {
-        let reserve = (self.config.upstream.timeout / 10).min(RESERVE_MAX);
-        deadline.checked_sub(reserve).unwrap_or(deadline)
     }
 }

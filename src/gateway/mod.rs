@@ -22,6 +22,7 @@ mod app;
 mod authentication;
 pub mod cache_control;
 mod call;
+mod deadline;
 mod detach;
 mod directory;
 pub(crate) mod generation;
@@ -44,7 +45,7 @@ mod worker;
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -52,6 +53,7 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 
+use self::deadline::Deadline;
 use self::directory::AppReference;
 use self::observe::access_log::RequestGuard;
 use self::pairs::check::LookupOptions;
@@ -138,8 +140,9 @@ impl Worker {
         context.app = Some(app);
         gateway.access.authorize(context.caller, &app.app.name, route.name)?;
         check_encoding(&headers)?;
+        let timeout = deadline::caller_timeout(&headers)?;
         let body = pin!(self.read_body(head, body, context.started)).await?;
-        let admitted = self.admit(connection, context)?;
+        let admitted = self.admit(connection, timeout, context)?;
         if route.name == FOLLOW_CHECK {
             return pin!(app.follow_check(head, &headers, body, admitted.context, context)).await;
         }
@@ -182,14 +185,19 @@ impl Worker {
     }
 
     /// Takes slots for a request. From here on its time is chatgate's own.
-    fn admit(&self, connection: &ConnectionInfo, context: &RequestContext<'_>) -> Result<Admitted, GatewayError> {
+    fn admit(
+        &self,
+        connection: &ConnectionInfo,
+        timeout: Option<Duration>,
+        context: &RequestContext<'_>,
+    ) -> Result<Admitted, GatewayError> {
         let Gateway { access, requests, config, .. } = &*self.gateway;
         let of_caller = access.acquire_slot(context.caller)?;
         let of_gateway = requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let context = CallContext {
             queue_key: access.queue_key(context.caller).unwrap_or(connection.caller),
             caller: context.caller,
-            deadline: clock::now() + config.upstream.timeout,
+            deadline: Deadline::new(clock::now(), timeout, config.upstream.timeout),
             trace: context.trace(),
         };
         Ok(Admitted { context, _slots: (of_caller, of_gateway) })
@@ -229,7 +237,8 @@ impl AppWorker {
             Err(error) => return Err(GatewayError::BadParameter(error.to_string())),
         };
         let explain = config.server.explain && headers.explain.single().is_some_and(|value| value == "1");
-        let options = LookupOptions { directives, explain, context: call };
+        let partial = headers.partial.single().is_some_and(|value| value == "1");
+        let options = LookupOptions { directives, explain, partial, context: call };
         pin!(self.check(&request, options, context)).await
     }
 }

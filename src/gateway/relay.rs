@@ -47,7 +47,7 @@ impl AppWorker {
     ) -> Result<Reply, GatewayError> {
         // Boxed in both cases: what a cache hit does not need must not be part of every request's future, which is
         // moved several times.
-        let known = name.known();
+        let (known, deadline) = (name.known(), request.context.deadline);
         let response = match self.app.reads.kind(name, known) {
             kind @ CommandKind::Read => Box::pin(self.relay_once(name, kind, request)).await?,
             kind @ CommandKind::Write => {
@@ -57,7 +57,14 @@ impl AppWorker {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was parsed before");
                     app.relay_once(name, kind, request).await
                 };
-                DetachOnDrop::new(write, &self.gateway.tasks).await?
+                let write = DetachOnDrop::new(write, &self.gateway.tasks);
+                if deadline.may_outlive_its_caller() {
+                    // Dropped at the caller's deadline, a write that has left continues.
+                    let answered = clock::timeout_at_lazy(deadline.response, pin!(write)).await;
+                    answered.unwrap_or(Err(GatewayError::UpstreamTimeout))?
+                } else {
+                    write.await?
+                }
             }
         };
         let body = counted(response.body, Some(response.held));
@@ -68,7 +75,7 @@ impl AppWorker {
         let RelayRequest { body, traceparent, context, stats, buffered: _buffered } = request;
         let CallContext { caller, deadline, .. } = context;
         // Before the call is queued: a caller that waits for its own quota keeps no other caller waiting.
-        let patience = || self.gateway.latest_permit(deadline).saturating_duration_since(clock::now());
+        let patience = || deadline.permit.saturating_duration_since(clock::now());
         let reserved = self.gateway.access.reserve(caller, || 1, patience)?;
         if !reserved.wait.is_zero() {
             tokio::time::sleep(reserved.wait).await;

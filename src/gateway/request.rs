@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 
+use super::deadline::Deadline;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::caller::QueueKey;
@@ -22,7 +23,7 @@ pub(crate) struct CallContext {
     pub(crate) queue_key: QueueKey,
     /// The configured caller; `None` if no callers are configured.
     pub(crate) caller: Option<CallerIndex>,
-    pub(crate) deadline: Instant,
+    pub(crate) deadline: Deadline,
     /// Its span, if traces are taken.
     pub(crate) trace: Option<Context>,
 }

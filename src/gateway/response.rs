@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::capacity::CapacityGuard;
+use crate::domain::pairs::check::LookupFailure;
 use crate::domain::pairs::directives::PairSources;
 use crate::domain::policy::outcome;
 use crate::error::GatewayError;
@@ -29,6 +30,14 @@ pub(super) fn allows_stale(result: &CallResult) -> bool {
     match result {
         Ok(response) => outcome::allows_stale(response.error_code),
         Err(error) => error.allows_stale(),
+    }
+}
+
+impl LookupFailure {
+    /// Describes a lookup that failed.
+    pub(super) fn of(result: &CallResult) -> Self {
+        let missing = result.as_ref().err().and_then(GatewayError::missing_reason);
+        Self { allows_stale: allows_stale(result), missing }
     }
 }
 

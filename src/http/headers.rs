@@ -34,6 +34,10 @@ pub struct RequestHeaders<'a> {
     pub app: HeaderValues<'a>,
     /// `Chatgate-Explain`, which requests the source of each pair.
     pub explain: HeaderValues<'a>,
+    /// `Chatgate-Timeout`, the time that the caller waits.
+    pub timeout: HeaderValues<'a>,
+    /// `Chatgate-Partial`, which requests what is known at the deadline.
+    pub partial: HeaderValues<'a>,
     /// Required freshness of the response.
     pub cache_control: HeaderValues<'a>,
     /// The caller's trace (W3C Trace Context).
@@ -98,6 +102,8 @@ impl<'a> RequestHeaders<'a> {
                 "content-length" => &mut found.content_length,
                 "sec-fetch-site" => &mut found.sec_fetch_site,
                 "chatgate-explain" => &mut found.explain,
+                "chatgate-timeout" => &mut found.timeout,
+                "chatgate-partial" => &mut found.partial,
                 "content-encoding" => &mut found.content_encoding,
                 "transfer-encoding" => &mut found.transfer_encoding,
                 _ => continue,
@@ -117,7 +123,7 @@ mod tests {
     #[test]
     fn each_header_has_its_own_field_and_all_are_counted() {
         type Pick = for<'h, 'a> fn(&'h RequestHeaders<'a>) -> &'h HeaderValues<'a>;
-        let picks: [(&'static str, Pick); 11] = [
+        let picks: [(&'static str, Pick); 13] = [
             ("Origin", |found| &found.origin),
             ("Sec-Fetch-Site", |found| &found.sec_fetch_site),
             ("Host", |found| &found.host),
@@ -127,6 +133,8 @@ mod tests {
             ("Chatgate", |found| &found.chatgate),
             ("Chatgate-App", |found| &found.app),
             ("Chatgate-Explain", |found| &found.explain),
+            ("Chatgate-Timeout", |found| &found.timeout),
+            ("Chatgate-Partial", |found| &found.partial),
             ("Cache-Control", |found| &found.cache_control),
             ("Traceparent", |found| &found.traceparent),
         ];

@@ -14,6 +14,7 @@ mod cli;
 mod clock_jumps;
 mod concurrency;
 mod control;
+mod deadline;
 mod demo;
 mod dns;
 mod doctor;

@@ -68,6 +68,15 @@ pub fn encode_response<'a>(items: impl ExactSizeIterator<Item = (&'a Cow<'a, str
                 body.push(b',');
                 body.extend_from_slice(OPEN);
             }
+            Item::Missing(reason) => {
+                // `push_text` adds quotes.
+                body.pop();
+                push_text(&mut body, name);
+                let (code, info) = (reason.code(), reason.text());
+                let rest = format!(",\"ResultCode\":{code},\"ResultInfo\":\"{info}\",\"FollowType\":0}},");
+                body.extend_from_slice(rest.as_bytes());
+                body.extend_from_slice(OPEN);
+            }
         }
     }
     // Remove the beginning of the next item, and the comma before it.

@@ -15,7 +15,7 @@ use super::cache::{CachedPair, PairCache};
 use super::dedup::dedup;
 use super::directives::{CacheDirectives, Freshness, PairSources, Source};
 use super::fence::Fence;
-use super::item::Item;
+use super::item::{Item, MissingReason};
 use super::lookups::{JoinOptions, PairResult, Wanted};
 use super::pair::Pair;
 use crate::domain::caller::QueueKey;
@@ -42,6 +42,17 @@ pub(crate) struct CheckOptions {
     pub ttl: Duration,
     /// `cache.stale_if_error`: how long past its ttl a pair may answer while Chat fails.
     pub stale_if_error: Duration,
+    /// Whether pairs that are missing for lack of time or quota are answered as missing (`Chatgate-Partial`).
+    pub partial: bool,
+}
+
+/// How a lookup failed, as far as it matters for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LookupFailure {
+    /// Chat, the connection, or the quota failed, so that a stale answer is better than none.
+    pub allows_stale: bool,
+    /// Only time or quota has run out, so that a partial answer may be given.
+    pub missing: Option<MissingReason>,
 }
 
 /// What the driver does next.
@@ -94,8 +105,8 @@ pub(crate) struct CheckSession {
     pub(super) looking_up: Vec<usize>,
     /// The caller's own quota has granted the next lookup.
     caller_quota_granted: bool,
-    /// Whether the failure reported last allows stale answers.
-    failure: Option<bool>,
+    /// The failure that was reported last.
+    failure: Option<LookupFailure>,
     /// The first scan found a pair that the caller's directives exclude.
     rejected: bool,
     /// Every pair that the first scan missed was cached, past its ttl.
@@ -173,9 +184,13 @@ impl CheckSession {
     /// Decides what comes next.
     pub(crate) fn next(&mut self, view: PairView<'_>) -> CheckStep {
         self.drop_void(view.fence);
-        if let Some(allows_stale) = self.failure.take() {
-            let answered = allows_stale && self.serve_stale(view);
-            return if answered { CheckStep::Respond } else { CheckStep::Fail };
+        if let Some(failure) = self.failure.take() {
+            if failure.allows_stale && self.serve_stale(view) {
+                return CheckStep::Respond;
+            }
+            let Some(reason) = failure.missing.filter(|_| self.options.partial) else { return CheckStep::Fail };
+            self.answer_as_missing(reason);
+            return CheckStep::Respond;
         }
         if self.missing == 0 {
             return CheckStep::Respond;
@@ -259,10 +274,18 @@ impl CheckSession {
         self.caller_quota_granted = false;
     }
 
-    /// A lookup has failed. Stale pairs may answer instead if `allows_stale`.
-    pub(crate) fn on_failure(&mut self, allows_stale: bool, now: Tick) {
+    /// A lookup has failed.
+    pub(crate) fn on_failure(&mut self, failure: LookupFailure, now: Tick) {
         self.end_of_lookup(now);
-        self.failure = Some(allows_stale);
+        self.failure = Some(failure);
+    }
+
+    /// Answers every pair that has no answer as missing.
+    fn answer_as_missing(&mut self, reason: MissingReason) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.answer.is_none()) {
+            slot.answer = Some(PairAnswer { item: Item::Missing(reason), sent: self.now, source: Source::Missing });
+        }
+        self.missing = 0;
     }
 
     fn end_of_lookup(&mut self, now: Tick) {
@@ -287,7 +310,7 @@ impl CheckSession {
 
     /// Answers all missing pairs from the cache, past their ttl, or none of them (`cache.stale_if_error`).
     fn serve_stale(&mut self, view: PairView<'_>) -> bool {
-        let CheckOptions { directives, ttl, stale_if_error } = self.options;
+        let CheckOptions { directives, ttl, stale_if_error, .. } = self.options;
         if stale_if_error == Duration::ZERO || !directives.may_serve_stale() {
             return false;
         }

@@ -85,6 +85,8 @@ pub(crate) enum Source {
     Fetched,
     /// A lookup of this request, made with the pair reversed.
     Flipped,
+    /// Nowhere: it is not known by the caller's deadline.
+    Missing,
 }
 
 impl Source {
@@ -96,6 +98,7 @@ impl Source {
             Source::Joined => "joined",
             Source::Fetched => "fetched",
             Source::Flipped => "flipped",
+            Source::Missing => "missing",
         }
     }
 }
@@ -110,6 +113,7 @@ pub(crate) struct PairSources {
     pub fetched: usize,
     pub flipped: usize,
     pub stale: usize,
+    pub missing: usize,
 }
 
 impl PairSources {
@@ -124,6 +128,7 @@ impl PairSources {
                 self.fetched += 1;
                 self.flipped += 1;
             }
+            Source::Missing => self.missing += 1,
         }
     }
 }

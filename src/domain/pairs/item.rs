@@ -18,6 +18,35 @@ pub enum Item {
     Known(Relation),
     /// Chat's item, unchanged, in JSON: an error, or a value that is newer than this program.
     Verbatim(Box<str>),
+    /// Nothing is known by the caller's deadline.
+    Missing(MissingReason),
+}
+
+/// Why an item is missing at the caller's deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MissingReason {
+    /// Chat has not answered yet.
+    NoTime,
+    /// The quota granted no call before the deadline.
+    NoQuota,
+}
+
+impl MissingReason {
+    /// Returns the vendor's ErrorCode that says the same: 60008 for a service that timed out, 60007 for too many calls.
+    pub const fn code(self) -> i64 {
+        match self {
+            MissingReason::NoTime => 60008,
+            MissingReason::NoQuota => 60007,
+        }
+    }
+
+    /// Returns the text for people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            MissingReason::NoTime => "chatgate: Chat did not answer before the deadline of the request",
+            MissingReason::NoQuota => "chatgate: no quota before the deadline of the request",
+        }
+    }
 }
 
 /// Everything that a response says of one account.

@@ -13,14 +13,14 @@ use tokio::sync::oneshot;
 
 use super::super::cache_control;
 use super::super::request::{CallContext, RequestContext};
-use super::super::response::{BUFFERED, CallResult, Reply, UNCOUNTED_MAX, allows_stale, counted};
+use super::super::response::{BUFFERED, CallResult, Reply, UNCOUNTED_MAX, counted};
 use super::super::worker::AppWorker;
 use super::{PairService, WaiterHandle};
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;
 use crate::domain::follow::request::CheckRequest;
 use crate::domain::follow::response::encode_response;
-use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep};
+use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
 use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::item::{CALL_ACCOUNTS_MAX, Item};
 use crate::domain::pairs::lookups::{PairResults, Ticket, WAITING_MAX};
@@ -39,6 +39,8 @@ pub(crate) struct LookupOptions {
     pub directives: CacheDirectives,
     /// Whether the response explains the source of each answer.
     pub explain: bool,
+    /// Whether the response at the deadline has what is known by then.
+    pub partial: bool,
     pub context: CallContext,
 }
 
@@ -65,8 +67,8 @@ impl AppWorker {
         let (pairs, cache) = (&self.app.pairs, &self.gateway.config.cache);
         let from = pairs.hasher.user(&request.from);
         let distinct = request.to.iter().map(|to| Pair { from, to: pairs.hasher.user(to) });
-        let LookupOptions { directives, .. } = options;
-        let check = CheckOptions { directives, ttl: cache.ttl, stale_if_error: cache.stale_if_error };
+        let LookupOptions { directives, partial, .. } = options;
+        let check = CheckOptions { directives, ttl: cache.ttl, stale_if_error: cache.stale_if_error, partial };
         let mut session = CheckSession::new(distinct, check);
         session.scan(pairs.view(), clock::tick());
         if self.app.fleet.is_some() && session.wants_shared_cache() {
@@ -92,7 +94,7 @@ impl AppWorker {
                 LookupEnd::Results { joined, results } => session.on_results(&joined, results, now),
                 LookupEnd::CallerQuotaGranted => session.on_caller_quota_granted(now),
                 LookupEnd::Failed(result) => {
-                    session.on_failure(allows_stale(&result), now);
+                    session.on_failure(LookupFailure::of(&result), now);
                     failure = Some(result);
                 }
             }
@@ -107,7 +109,7 @@ impl AppWorker {
         context: CallContext,
     ) -> LookupEnd {
         // Pairs that are not in flight by then could not be answered in time.
-        let latest = self.gateway.latest_permit(context.deadline);
+        let latest = context.deadline.permit;
         let wait = match self.enqueue(request, session, context, latest) {
             Ok(Enqueued::Waiting(wait)) => wait,
             Ok(Enqueued::Cached) => return LookupEnd::Cached,
@@ -125,7 +127,7 @@ impl AppWorker {
                 drop(ticket);
                 return LookupEnd::Failed(Arc::new(Err(self.no_permit())));
             }
-            Err(_) => match tokio::time::timeout_at(context.deadline.into(), rx).await {
+            Err(_) => match tokio::time::timeout_at(context.deadline.response.into(), rx).await {
                 Ok(received) => received,
                 Err(_) => return LookupEnd::Failed(Arc::new(Err(GatewayError::UpstreamTimeout))),
             },
@@ -148,7 +150,7 @@ impl AppWorker {
         latest: Instant,
     ) -> Result<Enqueued<'_>, GatewayError> {
         // Only a later round finds the deadline passed: the calls before it took the time.
-        if clock::now() >= context.deadline {
+        if clock::now() >= context.deadline.response {
             return Err(GatewayError::UpstreamTimeout);
         }
         let (chat, pairs) = (&self.app.chat, &*self.app.pairs);
@@ -166,6 +168,11 @@ impl AppWorker {
         let new = LazyCell::new(|| lookups.scheduler.new_among(join, &wanted, last_mark));
         if lookups.scheduler.has_queued() {
             reject_hopeless(&pairs.quota, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)?;
+        } else {
+            let wait = pairs.quota.next_permit();
+            if clock::now() + wait > latest && *new > 0 {
+                return Err(rate_limited(wait));
+            }
         }
         if !session.caller_quota_granted() {
             let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
@@ -303,7 +310,8 @@ fn failure_reply(failure: Option<&CallResult>) -> Result<Reply, GatewayError> {
 fn response_len(request: &CheckRequest<'_>, session: &CheckSession) -> usize {
     let item = |(account, to): (usize, &Cow<'_, str>)| match session.answer(account).map(|answer| &answer.item) {
         Some(Item::Verbatim(json)) => json.len(),
-        _ => to.len() + 72,
+        Some(Item::Missing(_)) => to.len() + 160,
+        Some(Item::Known(_)) | None => to.len() + 72,
     };
     request.to.iter().enumerate().map(item).sum()
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::super::app::App;
 use super::super::call::{Acquired, CallSpec};
+use super::super::deadline::Deadline;
 use super::super::request::CallContext;
 use super::super::response::{CallResult, allows_stale};
 use super::super::worker::AppWorker;
@@ -57,7 +58,7 @@ impl AppWorker {
         let context = CallContext {
             queue_key: QueueKey::SELF,
             caller: None,
-            deadline: clock::now() + self.gateway.config.upstream.timeout,
+            deadline: Deadline::new(clock::now(), None, self.gateway.config.upstream.timeout),
             trace: self.lookup_parent(batch.id),
         };
         let spec = CallSpec { kind: CommandKind::Read, context, write: None, stats: None, batch: Some(batch.id) };

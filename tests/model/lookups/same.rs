@@ -126,7 +126,7 @@ fn describe_reader(
             let to = setup.to[slot.account];
             let known = match &answer.item {
                 item::Item::Known(relation) => oriented(relation.number(), setup.from, to).into(),
-                item::Item::Verbatim(_) => ERROR,
+                item::Item::Verbatim(_) | item::Item::Missing(_) => ERROR,
             };
             (known, answer.sent.micros())
         });

@@ -6,7 +6,7 @@ use super::super::*;
 use super::setup::{Change, Fault, Reader, Scene, Scope, Setup, index, oriented};
 use crate::domain::follow::response::parse_items;
 use crate::domain::pairs::cache::{CachedPair, PairCache};
-use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep};
+use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
 use crate::domain::pairs::item::Item;
 
 /// Longer than an exploration: pairs do not expire.
@@ -120,7 +120,12 @@ impl World {
         let change = ChangeState { stage: Stage::Start, applied: false, read: 0, mark: 0, marks: 0, at_end: [0; 2] };
         let reader = |reader: &Reader| {
             let pairs = reader.to.iter().map(|to| scene.pair(reader.from, to));
-            let options = CheckOptions { directives: reader.directives, ttl: TTL, stale_if_error: Duration::ZERO };
+            let options = CheckOptions {
+                directives: reader.directives,
+                ttl: TTL,
+                stale_if_error: Duration::ZERO,
+                partial: false,
+            };
             ReaderState {
                 phase: Phase::Start,
                 session: CheckSession::new(pairs, options),
@@ -502,7 +507,7 @@ impl World {
         let (cache, now) = (self.cache(scene), self.now());
         self.scheduler.cancel(ticket);
         let reader = &mut self.readers[which];
-        reader.session.on_failure(false, now);
+        reader.session.on_failure(LookupFailure { allows_stale: false, missing: None }, now);
         reader.phase = Phase::Done;
         match reader.session.next(scene.judging_view(&cache)) {
             CheckStep::Fail => Ok(()),

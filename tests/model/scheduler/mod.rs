@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use self::chat::{Chat, PAIRS, USERS, pair_index};
 use super::super::cache::PairCache;
-use super::super::check::{CheckOptions, CheckSession, CheckStep, PairView};
+use super::super::check::{CheckOptions, CheckSession, CheckStep, LookupFailure, PairView};
 use super::super::directives::CacheDirectives;
 use super::super::fence::Fence;
-use super::super::item::Item;
+use super::super::item::{Item, MissingReason};
 use super::super::pair::UserHasher;
 use super::super::scope::{Scope, ScopeKeys};
 use super::*;
@@ -89,6 +89,8 @@ struct Reader {
     lookup: Option<(Ticket, Vec<bool>)>,
     /// The slots that have no result yet.
     open: BTreeSet<usize>,
+    /// Its deadline has passed.
+    was_late: bool,
 }
 
 fn holds(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
@@ -171,7 +173,7 @@ impl Simulation {
             6 => self.chat_writes(),
             7 => self.end_write(),
             8 => self.event(),
-            _ if self.below(4) == 0 => self.disconnect(),
+            _ if self.below(4) == 0 => self.leave()?,
             _ => self.apply_results()?,
         }
         Ok(())
@@ -201,11 +203,11 @@ impl Simulation {
         to.truncate(1 + self.below(3));
         let kind = self.below(6);
         let directives = CacheDirectives { no_store: kind == 0, no_cache: kind == 1, ..CacheDirectives::default() };
-        let options = CheckOptions { directives, ttl: TTL, stale_if_error: Duration::ZERO };
+        let options = CheckOptions { directives, ttl: TTL, stale_if_error: Duration::ZERO, partial: true };
         let mut session = CheckSession::new(to.iter().map(|to| self.pair(from, *to)), options);
         session.scan(self.view(), self.now());
         let caller = QueueKey(self.below(2) as u64);
-        self.proceed(Reader { from, to, caller, session, lookup: None, open: BTreeSet::new() })
+        self.proceed(Reader { from, to, caller, session, lookup: None, open: BTreeSet::new(), was_late: false })
     }
 
     /// Corresponds to the loop of `AppWorker::check` in `src/gateway/pairs/check.rs`.
@@ -229,6 +231,10 @@ impl Simulation {
     fn check_response(&mut self, reader: &Reader) -> Result<(), String> {
         for (account, to) in reader.to.iter().enumerate() {
             let answer = reader.session.answer(account).ok_or("a response without an answer")?;
+            if let Item::Missing(_) = answer.item {
+                holds(reader.was_late, || format!("account {account} is missing before the deadline"))?;
+                continue;
+            }
             let pair = pair_index(reader.from, *to);
             let read = self.chat.reading(pair, answer.sent).ok_or("an answer that Chat did not give")?;
             if let Item::Known(relation) = answer.item {
@@ -257,12 +263,18 @@ impl Simulation {
         self.waiting.insert(ticket, reader);
     }
 
-    /// The caller that has waited longest disconnects.
-    fn disconnect(&mut self) {
-        if let Some((ticket, _)) = self.waiting.pop_first() {
-            self.waiters.remove(ticket);
-            self.scheduler.cancel(ticket);
+    /// The caller that has waited longest disconnects, or takes what is known at its deadline.
+    fn leave(&mut self) -> Result<(), String> {
+        let Some((ticket, mut reader)) = self.waiting.pop_first() else { return Ok(()) };
+        self.waiters.remove(ticket);
+        self.scheduler.cancel(ticket);
+        if self.below(2) == 0 {
+            return Ok(());
         }
+        reader.was_late = true;
+        let late = LookupFailure { allows_stale: false, missing: Some(MissingReason::NoTime) };
+        reader.session.on_failure(late, self.now());
+        self.proceed(reader)
     }
 
     fn send(&mut self) {
@@ -307,7 +319,7 @@ impl Simulation {
                 Delivery::Results(results) => self.notified.push((reader, results)),
                 Delivery::Failed | Delivery::Malformed => {
                     self.scheduler.cancel(ticket);
-                    reader.session.on_failure(false, self.now());
+                    reader.session.on_failure(LookupFailure { allows_stale: false, missing: None }, self.now());
                     let step = reader.session.next(self.judging_view());
                     holds(step == CheckStep::Fail, || format!("a lookup failed, and then {step:?}"))?;
                 }
