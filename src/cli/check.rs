@@ -239,7 +239,7 @@ mod tests {
              [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
              [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
-             [trace]\notlp = 'http://collector:4317'\nsample = 0.1\n\
+             [trace]\notlp = 'http://collector:4318'\nsample = 0.1\n\
              [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
@@ -248,7 +248,7 @@ mod tests {
             "admin listener  127.0.0.1:8701",
             "webhooks        0.0.0.0:2, for one, two, signed within 1m",
             "callers may use follow/*, im_open_login_svc/*",
-            "traces          to http://collector:4317 as chatgate, 10% of the requests without a trace",
+            "traces          to http://collector:4318/v1/traces as chatgate, 10% of the requests without a trace",
             "app one",
             "  sdkappid      7",
             "  identifier    \"administrator\", signatures valid for 24h",

@@ -63,7 +63,7 @@ pub(crate) use self::section::quoted_path;
 pub use self::server::Server;
 pub use self::source::{NamedFile, Source};
 pub use self::tls::{Certificate, Tls, client_config};
-pub use self::trace::{ATTRIBUTES_MAX, SAMPLE_DEFAULT, Trace};
+pub use self::trace::{ATTRIBUTES_MAX, HEADERS_MAX, OtlpUrl, SAMPLE_DEFAULT, TRACES_PATH, Trace};
 pub use self::units::{parse_duration, parse_rate, parse_size, show_duration, show_size};
 pub use self::upstream::Upstream;
 pub use self::webhook::Webhook;

@@ -101,6 +101,7 @@ async fn lookup_call_is_a_child_of_its_request_span() {
     // The resource identifies chatgate.
     assert_eq!(collector.resource("service.name").as_deref(), Some("chatgate"));
     assert_eq!(collector.resource("service.version").as_deref(), Some(env!("CARGO_PKG_VERSION")));
+    assert_eq!(collector.path(), "/v1/traces");
 }
 
 #[tokio::test]
@@ -402,11 +403,11 @@ async fn exporter_uses_tls_and_otel_environment_variables() {
     let setup = Setup::new(&chat);
     let trusted = setup.file("collector-ca.pem", &ca.pem());
     let gateway = setup
-        .set("trace", &format!("otlp = 'https://localhost:{}'", collector.port()))
+        .set("trace", &format!("otlp = 'https://localhost:{}/of-us/'", collector.port()))
         .set("trace", &format!("ca_file = '{}'", trusted.display()))
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=a%20b,service.name=not-this,broken")
         .env("OTEL_SERVICE_NAME", "gate-of-feed")
-        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-the-collector")
+        .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-the-collector,host=not-this")
         // An unsupported setting is ignored.
         .env("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")
         .start()
@@ -416,6 +417,9 @@ async fn exporter_uses_tls_and_otel_environment_variables() {
     assert_eq!(collector.resource("service.name").as_deref(), Some("gate-of-feed"));
     assert_eq!(collector.resource("deployment.environment.name").as_deref(), Some("a b"));
     assert!(gateway.log().contains("OTEL_RESOURCE_ATTRIBUTES"), "the malformed attribute is logged");
+    assert!(gateway.log().contains("OTEL_EXPORTER_OTLP_HEADERS"), "the reserved header is logged");
+    assert_eq!(collector.path(), "/of-us/v1/traces");
+    assert_eq!(collector.header("host"), Some(format!("localhost:{}", collector.port())));
     assert_eq!(collector.header("authorization").as_deref(), Some("Bearer of-the-collector"));
     assert!(!gateway.log().contains("of-the-collector"), "{}", gateway.log());
 }
@@ -441,11 +445,12 @@ async fn changed_trace_settings_require_a_restart() {
 #[tokio::test]
 async fn check_prints_the_trace_destination() {
     let chat = FakeChat::start().await;
-    let setup = Setup::new(&chat).set("trace", "otlp = 'http://collector.test:4317'").set("trace", "sample = 0.25");
+    let setup = Setup::new(&chat).set("trace", "otlp = 'http://collector.test:4318'").set("trace", "sample = 0.25");
     let file = setup.write();
     let check = ["check", "--config", &file.to_string_lossy()];
     let outcome = within(PATIENCE, "check", Process::run(&check, setup.dir(), &[])).await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
-    let line = "traces          to http://collector.test:4317 as chatgate, 25% of the requests without a trace";
+    let line =
+        "traces          to http://collector.test:4318/v1/traces as chatgate, 25% of the requests without a trace";
     assert!(outcome.stdout.lines().any(|found| found == line), "{}", outcome.stdout);
 }

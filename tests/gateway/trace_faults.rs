@@ -84,13 +84,72 @@ async fn slow_collector_gets_all_spans_and_failures_are_counted() {
     collector.wait_for_spans(101).await;
     let exported = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await == 101.0).then_some(());
     eventually("all spans are counted as exported", exported).await;
-    collector.set_mode(Mode::Fail);
+    collector.set_mode(Mode::Fail(500));
+    let before = collector.requests();
     caller.request(&TestRequest::check("ann", &["bob"])).await.items();
-    eventually("the span is counted as dropped", async || {
-        (dropped(&gateway, "export_failed").await == 1.0).then_some(())
+    wait_for_dropped(&gateway, 1.0).await;
+    assert_eq!(collector.spans().len(), 101);
+    assert_eq!(collector.requests(), before + 1, "an error that is not retryable is not retried");
+    assert!(gateway.log().contains("the collector answered with HTTP status 500"), "{}", gateway.log());
+    assert_eq!(collector.connections(), 1, "one connection carries all batches");
+}
+
+#[tokio::test]
+async fn busy_collector_gets_the_batch_again_once() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
+    collector.set_mode(Mode::BusyOnce);
+    gateway.check("ann", &["bob"]).await.items();
+    collector.wait_for_spans(2).await;
+    let exported = async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await == 2.0).then_some(());
+    eventually("the spans are counted as exported", exported).await;
+    assert_eq!((dropped(&gateway, "export_failed").await, collector.requests()), (0.0, 2));
+    assert!(!gateway.log().contains("trace export failed"), "{}", gateway.log());
+
+    collector.set_mode(Mode::Fail(503));
+    gateway.check("ann", &["bob"]).await.items();
+    wait_for_dropped(&gateway, 1.0).await;
+    assert_eq!(collector.requests(), 4);
+}
+
+#[tokio::test]
+async fn rejected_spans_are_counted_as_dropped_without_the_collectors_text() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
+    collector.set_mode(Mode::Reject(1));
+    gateway.check("ann", &["bob"]).await.items();
+    wait_for_dropped(&gateway, 1.0).await;
+    assert_eq!(metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await, 1.0);
+    // A count beyond the batch does not exceed it.
+    collector.set_mode(Mode::Reject(i64::MAX));
+    gateway.check("ann", &["bob"]).await.items();
+    wait_for_dropped(&gateway, 2.0).await;
+    assert_eq!(metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await, 1.0);
+    let log = gateway.log();
+    assert!(log.contains("the collector rejected some of the spans"), "{log}");
+    assert!(!log.contains("a reason of the collector"), "{log}");
+}
+
+#[tokio::test]
+async fn oversized_response_is_not_read_and_its_spans_count() {
+    let (chat, collector) = (FakeChat::start().await, Collector::start().await);
+    let gateway = Setup::new(&chat).set("trace", &collector.config_line()).start().await;
+    collector.set_mode(Mode::Verbose);
+    for exported in [2.0, 3.0] {
+        gateway.check("ann", &["bob"]).await.items();
+        let reached =
+            async || (metric(&gateway, "chatgate_trace_spans_exported_total", &[]).await == exported).then_some(());
+        eventually("the spans are counted as exported", reached).await;
+    }
+    assert_eq!(collector.connections(), 2, "the connection with the rest of the response is closed");
+}
+
+/// Waits until this number of spans is counted as dropped because the export failed.
+async fn wait_for_dropped(gateway: &Gateway, count: f64) {
+    eventually("the spans are counted as dropped", async || {
+        (dropped(gateway, "export_failed").await == count).then_some(())
     })
     .await;
-    assert_eq!(collector.spans().len(), 101);
 }
 
 #[tokio::test]

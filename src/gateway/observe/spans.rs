@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, Version};
-use opentelemetry::KeyValue;
 
 use crate::clock;
 use crate::domain::chat::command::CommandName;
@@ -28,7 +27,7 @@ use crate::gateway::worker::{AppWorker, Worker};
 use crate::http::peer::Peer;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 use crate::telemetry::metrics::{PairCounts, SOURCES};
-use crate::telemetry::trace::{Context, SpanEnd, SpanHandle};
+use crate::telemetry::trace::{Attribute, Context, SpanEnd, SpanHandle, Value};
 use crate::upstream::{AttemptError, ChatResponse};
 
 /// Maximum number of requests that a lookup is linked with.
@@ -98,11 +97,11 @@ pub(crate) struct RequestEnd {
 
 /// Attributes of a span.
 #[derive(Default)]
-struct Attributes(Vec<KeyValue>);
+struct Attributes(Vec<Attribute>);
 
 impl Attributes {
-    fn add(&mut self, name: &'static str, value: impl Into<opentelemetry::Value>) {
-        self.0.push(KeyValue::new(name, value));
+    fn add(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.push(Attribute::new(name, value));
     }
 }
 

@@ -1,7 +1,6 @@
 //! The trace context of a request or a call, and its header `traceparent` (W3C Trace Context).
 
 use http::{HeaderMap, HeaderValue};
-use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 use crate::http::traceparent::{TRACEPARENT, Traceparent};
 
@@ -9,13 +8,18 @@ use crate::http::traceparent::{TRACEPARENT, Traceparent};
 const FLAGS_KNOWN: u8 = SAMPLED | 0x02;
 const SAMPLED: u8 = 0x01;
 
+/// A trace ID in network byte order. Byte arrays, because integers of this size would enlarge every type that contains a
+/// context.
+pub(super) type TraceId = [u8; 16];
+/// A span ID in network byte order.
+pub(super) type SpanId = [u8; 8];
+
 /// The context of a span: trace ID, span ID, and flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Context {
-    // Byte arrays, because integers of this size would enlarge every type that contains a context.
-    trace: [u8; 16],
-    span: [u8; 8],
-    flags: u8,
+    pub(super) trace: TraceId,
+    pub(super) span: SpanId,
+    pub(super) flags: u8,
 }
 
 impl Context {
@@ -64,16 +68,6 @@ impl Context {
         let [.., a, b, c, d, e, f, g, h] = self.trace;
         u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1
     }
-
-    pub(super) fn span_id(&self) -> SpanId {
-        SpanId::from_bytes(self.span)
-    }
-
-    /// Returns the context for an exporter. It does not contain the caller's `tracestate`.
-    pub(super) fn exported(&self) -> SpanContext {
-        let flags = TraceFlags::new(self.flags);
-        SpanContext::new(TraceId::from_bytes(self.trace), self.span_id(), flags, false, TraceState::NONE)
-    }
 }
 
 impl From<Traceparent> for Context {
@@ -104,8 +98,8 @@ mod tests {
         // Unknown flags are dropped; both known ones are kept.
         let flags = |flags: &str| parse(&VALID.replace("-01", flags)).map(|context| context.flags);
         assert_eq!((flags("-00"), flags("-03"), flags("-ff"), flags("-fe")), (Some(0), Some(3), Some(3), Some(2)));
-        assert_eq!(child.exported().trace_id().to_string(), context.trace_id());
-        assert!(context.exported().is_sampled() && !child.exported().is_sampled());
+        assert_eq!(child.trace_id(), context.trace_id());
+        assert!(!child.is_sampled());
     }
 
     #[test]

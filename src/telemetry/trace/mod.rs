@@ -1,4 +1,7 @@
-//! Traces: spans of requests and calls, sent to a collector in OTLP over gRPC.
+//! Traces: spans of requests and calls, sent to a collector in OTLP over HTTP.
+//!
+//! The messages are few and small, and hyper is here already, so this module has an encoder and a client of its own. The
+//! crates of OpenTelemetry would add 40 crates to the program for the same bytes.
 //!
 //! A span is built when its request or call has ended. Until then a request carries only its trace context. A request
 //! that is not sampled therefore costs two random numbers, and without `[trace]` there is no cost.
@@ -10,21 +13,21 @@
 //! The collector never delays a request, because no request waits for the queue. [`crate::gateway`] puts only names
 //! of closed sets, numbers, and times into spans: no query, body, user, or signature.
 
+mod collector;
 mod context;
 mod export;
+mod otlp;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use opentelemetry::trace::{Link, SpanId, SpanKind, Status};
-use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
-
+use self::collector::Collector;
+pub(crate) use self::collector::TraceError;
 pub(crate) use self::context::Context;
-pub(crate) use self::export::TraceError;
+use self::context::SpanId;
+use self::export::SpanQueue;
 pub(crate) use self::export::{DropCause, ExportStats};
-use self::export::{Exporter, SpanQueue};
 use crate::clock;
 use crate::config;
 
@@ -53,6 +56,50 @@ enum SpanRole {
     Call,
 }
 
+/// An attribute of a span.
+#[derive(Debug)]
+pub(crate) struct Attribute {
+    name: &'static str,
+    value: Value,
+}
+
+/// The value of an attribute.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Text(Cow<'static, str>),
+    Number(i64),
+}
+
+impl Attribute {
+    pub(crate) fn new(name: &'static str, value: impl Into<Value>) -> Self {
+        Self { name, value: value.into() }
+    }
+}
+
+impl From<&'static str> for Value {
+    fn from(text: &'static str) -> Self {
+        Value::Text(Cow::Borrowed(text))
+    }
+}
+
+impl From<Cow<'static, str>> for Value {
+    fn from(text: Cow<'static, str>) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Value::Text(Cow::Owned(text))
+    }
+}
+
+impl From<i64> for Value {
+    fn from(number: i64) -> Self {
+        Value::Number(number)
+    }
+}
+
 /// The data of a span that has ended.
 #[derive(Debug)]
 pub(crate) struct SpanEnd {
@@ -61,11 +108,20 @@ pub(crate) struct SpanEnd {
     /// Duration of the span. It ends now.
     pub took: Duration,
     /// Attributes, with values from closed sets and numbers only.
-    pub attributes: Vec<KeyValue>,
+    pub attributes: Vec<Attribute>,
     /// Other spans that this one worked for.
     pub links: Vec<Context>,
     /// Whether the span counts as an error.
     pub is_error: bool,
+}
+
+/// A sampled span that has ended.
+#[derive(Debug)]
+struct Span {
+    handle: SpanHandle,
+    /// End, since the Unix epoch.
+    ended_at: Duration,
+    end: SpanEnd,
 }
 
 impl Tracing {
@@ -76,7 +132,7 @@ impl Tracing {
     pub(crate) fn new(trace: &config::Trace) -> Result<Arc<Self>, TraceError> {
         // `as` saturates a value that is too large.
         let sample_threshold = (trace.sample * (1_u64 << 63) as f64) as u64;
-        Ok(Arc::new(Self { sample_threshold, queue: SpanQueue::new(Exporter::new(trace)?) }))
+        Ok(Arc::new(Self { sample_threshold, queue: SpanQueue::new(Collector::new(trace)?) }))
     }
 
     /// Exports spans until the program ends. Only the first call does anything.
@@ -99,9 +155,7 @@ impl Tracing {
     pub(crate) fn begin_request(&self, caller: Option<Context>) -> SpanHandle {
         let role = SpanRole::Request;
         match caller {
-            Some(parent) => {
-                SpanHandle { context: parent.with_span(new_span_id()), parent: Some(parent.span_id()), role }
-            }
+            Some(parent) => SpanHandle { context: parent.with_span(new_span_id()), parent: Some(parent.span), role },
             None => {
                 let root = Context::root(clock::request_number().max(1), new_span_id());
                 SpanHandle { context: root.sampled(root.sample_key() < self.sample_threshold), parent: None, role }
@@ -112,7 +166,7 @@ impl Tracing {
     /// Begins the span of a call for the request with the context `parent`.
     pub(crate) fn begin_call(&self, parent: Context) -> SpanHandle {
         let context = parent.with_span(new_span_id());
-        SpanHandle { context, parent: Some(parent.span_id()), role: SpanRole::Call }
+        SpanHandle { context, parent: Some(parent.span), role: SpanRole::Call }
     }
 
     /// Ends a span. `describe` is called only if the span is sampled.
@@ -120,36 +174,13 @@ impl Tracing {
         if !span.context.is_sampled() {
             return;
         }
-        let SpanEnd { name, took, attributes, links, is_error } = describe();
-        let end_time = SystemTime::UNIX_EPOCH + clock::unix_now();
-        let mut span_links = SpanLinks::default();
-        span_links.links = links.iter().map(|link| Link::new(link.exported(), Vec::new(), 0)).collect();
-        self.queue.put(SpanData {
-            span_context: span.context.exported(),
-            parent_span_id: span.parent.unwrap_or(SpanId::INVALID),
-            parent_span_is_remote: span.parent.is_some() && span.role == SpanRole::Request,
-            span_kind: if span.role == SpanRole::Request { SpanKind::Server } else { SpanKind::Client },
-            name,
-            start_time: end_time.checked_sub(took).unwrap_or(end_time),
-            end_time,
-            attributes,
-            dropped_attributes_count: 0,
-            events: SpanEvents::default(),
-            links: span_links,
-            // The kind of error is an attribute, so a description would only repeat it.
-            status: if is_error { Status::error("") } else { Status::Unset },
-            instrumentation_scope: scope(),
-        });
+        self.queue.put(Span { handle: *span, ended_at: clock::unix_now(), end: describe() });
     }
 }
 
 /// Returns a random span ID, never 0.
 fn new_span_id() -> u64 {
     clock::span_number().max(1)
-}
-
-fn scope() -> InstrumentationScope {
-    InstrumentationScope::builder("chatgate").with_version(env!("CARGO_PKG_VERSION")).build()
 }
 
 #[cfg(test)]
@@ -161,8 +192,10 @@ mod tests {
     use crate::http::traceparent::TRACEPARENT;
 
     fn tracing(sample: f64) -> Arc<Tracing> {
-        let otlp = "http://127.0.0.1:1".parse().expect("an endpoint");
-        let trace = config::Trace { otlp, extra_roots: Vec::new(), sample, resource: Default::default() };
+        let endpoint = "http://127.0.0.1:1".parse().expect("an endpoint");
+        let otlp = config::OtlpUrl { endpoint, path: config::TRACES_PATH.to_owned() };
+        let (resource, headers) = Default::default();
+        let trace = config::Trace { otlp, extra_roots: Vec::new(), sample, resource, headers };
         Tracing::new(&trace).expect("no certificates")
     }
 
@@ -195,7 +228,7 @@ mod tests {
         tracing.end(&unsampled, || panic!("a span that is not sampled was described"));
         let request = tracing.begin_request(caller("01"));
         let call = tracing.begin_call(request.context);
-        assert_eq!(call.parent, Some(request.context.span_id()));
+        assert_eq!(call.parent, Some(request.context.span));
         assert_eq!(call.context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
         assert_ne!(call.context, request.context);
         for _ in 0..QUEUE_MAX {

@@ -1,18 +1,20 @@
-//! A trace collector: accepts OTLP over gRPC (HTTP/2 with or without TLS), or fails on demand.
+//! A trace collector: accepts OTLP over HTTP/1.1, with or without TLS, or fails on demand.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::combinators::BoxBody;
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span as Sent;
 use parking_lot::Mutex;
@@ -24,9 +26,6 @@ use tokio_util::sync::CancellationToken;
 use super::eventually;
 use super::secrets;
 use super::wire::Stream;
-
-/// The one method of the protocol (opentelemetry-proto, `trace_service.proto`).
-const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// A collector on a loopback port. Dropping it closes the port and searches all received bytes for secrets.
 pub(crate) struct Collector {
@@ -44,8 +43,14 @@ pub(crate) enum Mode {
     Delayed(Duration),
     /// Reads it and never responds.
     Silent,
-    /// Fails with gRPC status 13.
-    Fail,
+    /// Responds with this status, and with `Retry-After: 1` if it is 503.
+    Fail(u16),
+    /// Responds once with status 503 and `Retry-After: 1`, then accepts.
+    BusyOnce,
+    /// Accepts it, and reports this number of spans as rejected.
+    Reject(i64),
+    /// Accepts it, with a response body of 1 MiB.
+    Verbose,
 }
 
 struct Shared {
@@ -54,6 +59,9 @@ struct Shared {
     resource: Mutex<Vec<KeyValue>>,
     bytes: Mutex<Vec<u8>>,
     head: Mutex<HeaderMap>,
+    path: Mutex<String>,
+    requests: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 /// A received span.
@@ -139,6 +147,9 @@ impl Collector {
             resource: Mutex::default(),
             bytes: Mutex::default(),
             head: Mutex::default(),
+            path: Mutex::default(),
+            requests: AtomicUsize::default(),
+            connections: AtomicUsize::default(),
         });
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, tls, shared.clone())));
@@ -191,6 +202,21 @@ impl Collector {
         head.get(name).map(|value| value.to_str().expect("text").to_owned())
     }
 
+    /// Returns the path of the last message.
+    pub(crate) fn path(&self) -> String {
+        self.shared.path.lock().clone()
+    }
+
+    /// Returns the number of messages so far, accepted or not.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of connections so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
     /// Returns all received bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.shared.bytes.lock().clone()
@@ -208,6 +234,7 @@ impl Drop for Collector {
 
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
+        shared.connections.fetch_add(1, Ordering::SeqCst);
         let (tls, shared) = (tls.clone(), shared.clone());
         tokio::spawn(async move {
             match tls {
@@ -225,43 +252,51 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 
 async fn serve(stream: impl Stream + 'static, shared: Arc<Shared>) {
     let service = service_fn(move |request| respond(request, shared.clone()));
-    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    let _ = serving.serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn respond(
-    request: Request<Incoming>,
-    shared: Arc<Shared>,
-) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
-    assert_eq!(request.uri().path(), METHOD);
+async fn respond(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Full<Bytes>>, Infallible> {
+    assert_eq!(request.method(), Method::POST);
+    assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+    *shared.path.lock() = request.uri().to_string();
     *shared.head.lock() = request.headers().clone();
-    let Ok(body) = request.into_body().collect().await else { return Ok(reply("1", Bytes::new())) };
+    shared.requests.fetch_add(1, Ordering::SeqCst);
+    let Ok(body) = request.into_body().collect().await else { return Ok(reply(400, Bytes::new())) };
     let body = body.to_bytes();
     let mode = *shared.mode.lock();
+    let mut response = Vec::new();
     match mode {
         Mode::Accept => {}
         Mode::Delayed(delay) => tokio::time::sleep(delay).await,
         Mode::Silent => std::future::pending().await,
-        Mode::Fail => return Ok(reply("13", Bytes::new())),
+        Mode::Fail(status) => return Ok(reply(status, Bytes::new())),
+        Mode::BusyOnce => {
+            *shared.mode.lock() = Mode::Accept;
+            return Ok(reply(503, Bytes::new()));
+        }
+        Mode::Reject(rejected_spans) => {
+            let error_message = "a reason of the collector".to_owned();
+            let partial_success = Some(ExportTracePartialSuccess { rejected_spans, error_message });
+            response = ExportTraceServiceResponse { partial_success }.encode_to_vec();
+        }
+        Mode::Verbose => response = vec![b'x'; 1024 * 1024],
     }
-    // One gRPC message: one byte for the compression flag, four for the length.
-    assert_eq!(body[0], 0, "compressed message");
-    let len = u32::from_be_bytes(body[1..5].try_into().expect("four bytes")) as usize;
-    assert_eq!(body.len(), 5 + len);
-    let message = ExportTraceServiceRequest::decode(&body[5..]).expect("an OTLP message");
+    let message = ExportTraceServiceRequest::decode(&*body).expect("an OTLP message");
     shared.bytes.lock().extend_from_slice(&body);
     for group in message.resource_spans {
         *shared.resource.lock() = group.resource.unwrap_or_default().attributes;
         let spans = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
         shared.spans.lock().extend(spans.map(Span));
     }
-    Ok(reply("0", Bytes::from_static(&[0; 5])))
+    Ok(reply(200, response.into()))
 }
 
-fn reply(status: &'static str, body: Bytes) -> Response<BoxBody<Bytes, Infallible>> {
-    let trailers = HeaderMap::from_iter([("grpc-status".parse().expect("a name"), HeaderValue::from_static(status))]);
-    let body = Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))));
-    Response::builder().header("content-type", "application/grpc").body(body.boxed()).expect("valid")
+fn reply(status: u16, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::builder().status(status).header("content-type", "application/x-protobuf");
+    if status == 503 {
+        response = response.header("retry-after", "1");
+    }
+    response.body(Full::new(body)).expect("valid")
 }
 
 fn find_attribute(attributes: &[KeyValue], name: &str) -> Option<String> {

@@ -7,7 +7,7 @@
 //! * [`link::Link`] is the network in front of it and fails on demand; [`hosts::Hosts`] holds its host names;
 //! * [`client::TestRequest`] and [`client::Conn`] are callers with control over each byte; [`h2`] is an HTTP/2 client,
 //!   [`h2_raw`] writes single HTTP/2 frames;
-//! * [`collector::Collector`] receives spans over gRPC, or fails on demand;
+//! * [`collector::Collector`] receives spans over HTTP, or fails on demand;
 //! * [`exposition`] is a strict reader of `/metrics`;
 //! * [`hook`] posts webhooks as Chat does;
 //! * [`trial::FaultTrial`] injects a network fault and asserts the guarantees that hold under every fault;

@@ -164,9 +164,9 @@ fn fleet_password_is_never_printed() {
 
 #[test]
 fn trace_settings_include_resource_attributes_of_the_environment() {
-    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://collector.test:4317'\n"));
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://collector.test:4318'\n"));
     let trace = folder.load(&[]).expect("good").trace.expect("written");
-    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("http://collector.test:4317", 1.0));
+    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("http://collector.test:4318/v1/traces", 1.0));
     assert_eq!((trace.service(), trace.resource.len()), ("chatgate", 1));
     let certificate = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate").cert;
     let folder = Folder::with(&format!("{APP}[trace]\notlp = 'https://[::1]'\nsample = 0.25\nca_file = 'ca'\n"));
@@ -174,7 +174,7 @@ fn trace_settings_include_resource_attributes_of_the_environment() {
     let attributes = "a=1, b = x%2Cy ,service.name=mine,=,c,d=%ff,";
     let config = folder.load(&[("OTEL_RESOURCE_ATTRIBUTES", attributes)]).expect("good");
     let trace = config.trace.expect("written");
-    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("https://[::1]", 0.25));
+    assert_eq!((trace.otlp.to_string().as_str(), trace.sample), ("https://[::1]/v1/traces", 0.25));
     assert_eq!(trace.extra_roots, [certificate.der().clone()]);
     let resource: Vec<(&str, &str)> = trace.resource.iter().map(|(name, value)| (&**name, &**value)).collect();
     assert_eq!(resource, [("a", "1"), ("b", "x,y"), ("service.name", "mine")]);
@@ -184,9 +184,56 @@ fn trace_settings_include_resource_attributes_of_the_environment() {
     let many: String = (0..ATTRIBUTES_MAX + 5).map(|number| format!("n{number}=x,")).collect();
     let config = folder.load(&[("OTEL_RESOURCE_ATTRIBUTES", &many)]).expect("good");
     assert_eq!(config.trace.expect("written").resource.len(), ATTRIBUTES_MAX);
-    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4317'\nca_file = 'ca'\n"));
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4318'\nca_file = 'ca'\n"));
     folder.secret("ca", &certificate.pem());
     assert!(folder.warnings().iter().any(|warning| warning.contains("trace.ca_file: has no effect")));
+}
+
+#[test]
+fn trace_url_is_a_base_and_the_grpc_port_is_noted() {
+    let longest = format!("/{}", "a".repeat(1024 - 1 - TRACES_PATH.len()));
+    for (base, path) in [
+        ("", "/v1/traces"),
+        ("/", "/v1/traces"),
+        ("/v1/traces", "/v1/traces"),
+        ("/v1/traces/", "/v1/traces"),
+        ("/otlp", "/otlp/v1/traces"),
+        ("/a/b/", "/a/b/v1/traces"),
+        (&*longest, &*format!("{longest}/v1/traces")),
+    ] {
+        let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4318{base}'\n"));
+        let config = folder.load(&[]).expect("good");
+        assert_eq!(config.trace.expect("written").otlp.to_string(), format!("http://x:4318{path}"));
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+    let too_long = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4318{longest}a'\n")).problems(&[]);
+    assert!(too_long.len() == 1 && too_long[0].contains("exceeds 1024 bytes"), "{too_long:?}");
+    let warnings = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4317'\n")).warnings();
+    let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+    assert!(warning.contains("trace.otlp: 4317 is the port for gRPC"), "{warning}");
+}
+
+#[test]
+fn trace_headers_come_from_the_environment_and_stay_hidden() {
+    let folder = Folder::with(&format!("{APP}[trace]\notlp = 'http://x:4318'\n"));
+    let load = |headers: &str| folder.load(&[("OTEL_EXPORTER_OTLP_HEADERS", headers)]).expect("good");
+    let config = load(&format!("Authorization=Bearer%20{MARKED}, x-tenant = a=b ,"));
+    let headers = &config.trace.as_ref().expect("written").headers;
+    let expected = [("authorization", format!("Bearer {MARKED}")), ("x-tenant", "a=b".to_owned())];
+    let found: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("text"))).collect();
+    assert_eq!(found, expected.each_ref().map(|(name, value)| (*name, &**value)));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(!format!("{config:?}").contains(MARKED));
+
+    let long = "a".repeat(8 * 1024);
+    let config =
+        load(&format!("{MARKED}, x y={MARKED}, a=%0a{MARKED}, content-length=1, host=x, long={long}a, fits={long}"));
+    assert_eq!(config.trace.expect("written").headers.len(), 1);
+    let warnings = format!("{:?}", config.warnings);
+    assert!(config.warnings.len() == 6 && !warnings.contains(MARKED), "{warnings}");
+    let many: String = (0..HEADERS_MAX + 5).map(|number| format!("x-{number}=y,")).collect();
+    let config = load(&many);
+    assert_eq!((config.trace.expect("written").headers.len(), config.warnings.len()), (HEADERS_MAX, 5));
 }
 
 #[test]
