@@ -20,7 +20,7 @@ use documents::{
     subcommands,
 };
 use layers::{lines_naming_lower_modules, map_of};
-use manifest::{dependencies, feature_policy_breaches};
+use manifest::{dependencies, feature_policy_breaches, uses_crate};
 
 /// Longest source file, in lines. A longer file has more than one reason to change.
 const FILE_LINES_MAX: usize = 500;
@@ -68,6 +68,13 @@ const KEEP_DEFAULTS: &[(&str, &str)] = &[
     ("arc-swap", "has none by default"),
     ("tempfile", "tests only; its default names files at random"),
 ];
+
+/// Dependencies that no code names, each with the reason.
+const NOT_IN_CODE: &[(&str, &str)] = &[("idna_adapter", "selects a version of a dependency's dependency")];
+
+/// Maximum number of packages that a build of the program compiles. Each one takes time and has to be trusted, and one
+/// feature can add twenty.
+const PACKAGES_MAX: usize = 180;
 
 #[test]
 fn modules_use_only_the_modules_above_them() {
@@ -145,6 +152,34 @@ fn every_dependency_states_its_reason() {
 }
 
 #[test]
+fn every_dependency_is_used() {
+    let in_folders = |folders: &[&str]| {
+        let files = folders.iter().flat_map(|folder| each_source(folder));
+        files.map(|file| (code_of(&file.text), file.name)).collect::<Vec<_>>()
+    };
+    let all = in_folders(&["src", "tests", "benches", "fuzz/src"]);
+    let program: Vec<_> = in_folders(&["src"]).into_iter().map(|(code, name)| (outside_tests(&code), name)).collect();
+    let manifest = read("Cargo.toml");
+    none_of(dependencies(&manifest).filter_map(|dependency| {
+        let name = dependency.name;
+        let code = if dependency.is_dev { &all } else { &program };
+        let is_used = code.iter().any(|(code, _)| uses_crate(code, name));
+        match NOT_IN_CODE.iter().any(|(listed, _)| *listed == name) {
+            false => (!is_used).then(|| format!("Cargo.toml: no code uses {name}")),
+            true => is_used.then(|| format!("NOT_IN_CODE lists {name}, but code uses it")),
+        }
+    }));
+}
+
+#[test]
+fn program_has_at_most_180_packages() {
+    let packages = compiled_packages("normal,build");
+    assert!(packages.contains("tokio") && !packages.contains("proptest"), "{packages:?}");
+    let count = packages.len();
+    assert!(count <= PACKAGES_MAX, "{count} packages, more than {PACKAGES_MAX}: look for a feature that nothing uses");
+}
+
+#[test]
 fn dependencies_disable_or_list_default_features() {
     let manifest = read("Cargo.toml");
     none_of(feature_policy_breaches(&manifest, KEEP_DEFAULTS));
@@ -152,7 +187,7 @@ fn dependencies_disable_or_list_default_features() {
 
 #[test]
 fn binary_has_only_one_crypto_provider() {
-    let packages = compiled_packages();
+    let packages = compiled_packages("all");
     assert!(packages.contains("aws-lc-rs"), "cargo tree lists no aws-lc-rs: {packages:?}");
     none_of(["ring", "openssl", "openssl-sys", "native-tls"].into_iter().filter(|name| packages.contains(*name)));
 }
@@ -300,10 +335,11 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Returns the names of the packages compiled for this machine, including build and test dependencies.
-fn compiled_packages() -> BTreeSet<String> {
+/// Returns the names of the packages that are compiled for this machine, along edges of these kinds. Two versions of a
+/// package count once.
+fn compiled_packages(edges: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--all-features", "--edges", "all", "--prefix", "none", "--format", "{p}"])
+        .args(["tree", "--locked", "--all-features", "--edges", edges, "--prefix", "none", "--format", "{p}"])
         .current_dir(root())
         .output()
         .expect("cargo starts");

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 pub(crate) struct Dependency<'a> {
     pub(crate) name: &'a str,
+    /// Whether only tests and benchmarks use it.
+    pub(crate) is_dev: bool,
     /// The value without the comment.
     value: &'a str,
     pub(crate) reason: Option<&'a str>,
@@ -12,13 +14,14 @@ pub(crate) struct Dependency<'a> {
 /// Returns the lines of every `[...dependencies]` table. A dependency with its own table has no line for a reason, so
 /// it counts as one without.
 pub(crate) fn dependencies(manifest: &str) -> impl Iterator<Item = Dependency<'_>> {
-    let mut inside = false;
+    let (mut inside, mut is_dev) = (false, false);
     manifest.lines().filter_map(move |line| {
         if let Some(table) = line.strip_prefix('[') {
             let table = table.trim_end_matches(']');
             inside = table.ends_with("dependencies");
+            is_dev = table.starts_with("dev-");
             let (head, name) = table.rsplit_once('.')?;
-            return head.ends_with("dependencies").then_some(Dependency { name, value: "", reason: None });
+            return head.ends_with("dependencies").then_some(Dependency { name, is_dev, value: "", reason: None });
         }
         if !inside || line.trim_start().starts_with('#') {
             return None;
@@ -29,7 +32,18 @@ pub(crate) fn dependencies(manifest: &str) -> impl Iterator<Item = Dependency<'_
             Some((value, _)) => (value, None),
             None => (rest, None),
         };
-        Some(Dependency { name: name.trim(), value, reason })
+        Some(Dependency { name: name.trim(), is_dev, value, reason })
+    })
+}
+
+/// Returns whether code uses a dependency: its name begins a path, or is all that a `use` names.
+pub(crate) fn uses_crate(code: &str, dependency: &str) -> bool {
+    let name = dependency.replace('-', "_");
+    code.match_indices(&name).any(|(start, _)| {
+        let (before, after) = (&code[..start], &code[start + name.len()..]);
+        // `crate::http::` is a module of the project.
+        let begins_path = !before.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '_' | ':'));
+        begins_path && (after.starts_with("::") || before.ends_with("use ") && after.starts_with([';', ' ']))
     })
 }
 
@@ -58,7 +72,20 @@ mod tests {
         let without_reason: Vec<_> =
             dependencies(manifest).filter(|found| found.reason.is_none()).map(|found| found.name).collect();
         assert_eq!(without_reason, ["bare", "empty", "own"]);
+        let of_tests: Vec<_> = dependencies(manifest).filter(|found| found.is_dev).map(|found| found.name).collect();
+        assert_eq!(of_tests, ["own"]);
         let breaches = feature_policy_breaches(manifest, &[("bare", "why"), ("good", "why")]);
         assert_eq!(breaches.len(), 3, "{breaches:?}");
+    }
+
+    #[test]
+    fn crate_is_used_by_paths_that_begin_with_its_name() {
+        for code in ["use http::Uri;", "fn f(x: http::Uri) {}", "use http;", "use http as h;", "(http::Uri)"] {
+            assert!(uses_crate(code, "http"), "{code}");
+        }
+        for code in ["use crate::http::body;", "mod http;", "use http_body::Body;", "https::x", "let http = 1;"] {
+            assert!(!uses_crate(code, "http"), "{code}");
+        }
+        assert!(uses_crate("opentelemetry_proto::x", "opentelemetry-proto"));
     }
 }
