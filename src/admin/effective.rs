@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::config::{App, Caller, Config, LogFormat, Server, show_duration, show_size};
 use crate::domain::chat::command::KNOWN_COMMANDS;
+use crate::domain::quote::shown;
 
 /// Returns the effective configuration without keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
@@ -55,7 +56,7 @@ pub(super) fn effective(config: &Config) -> Value {
             "requests": log.requests.word(),
         },
         "trace": trace.as_ref().map(|trace| json!({
-            "otlp": trace.otlp.to_string(),
+            "otlp": shown(&trace.otlp.to_string()),
             "sample": trace.sample,
             "service": trace.service(),
         })),

@@ -7,6 +7,7 @@ use crate::config::{
 };
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
+use crate::domain::quote::shown;
 
 /// Returns the effective settings as readable text, without warnings.
 pub(super) fn report(config: &Config) -> String {
@@ -57,8 +58,8 @@ fn write_other_listeners(out: &mut String, config: &Config) -> fmt::Result {
         writeln!(out, "webhooks        {}, for {}, signed within {window}", webhook.listen, apps.join(", "))?;
     }
     if let Some(trace) = &config.trace {
-        let (service, percent) = (trace.service(), trace.sample * 100.0);
-        writeln!(out, "traces          to {} as {service}, {percent}% of the requests without a trace", trace.otlp)?;
+        let (url, service, percent) = (shown(&trace.otlp.to_string()), trace.service(), trace.sample * 100.0);
+        writeln!(out, "traces          to {url} as {service}, {percent}% of the requests without a trace")?;
     }
     if !server.hosts.is_empty() {
         writeln!(out, "host names      {}", server.hosts.join(", "))?;
@@ -239,7 +240,7 @@ mod tests {
              [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
              [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
-             [trace]\notlp = 'http://collector:4318'\nsample = 0.1\n\
+             [trace]\notlp = 'http://collector:4318/0badc0de5ec2e70badc0de5ec2e70badc0de5ec2/'\nsample = 0.1\n\
              [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
@@ -248,7 +249,7 @@ mod tests {
             "admin listener  127.0.0.1:8701",
             "webhooks        0.0.0.0:2, for one, two, signed within 1m",
             "callers may use follow/*, im_open_login_svc/*",
-            "traces          to http://collector:4318/v1/traces as chatgate, 10% of the requests without a trace",
+            "traces          to http://collector:4318/.../v1/traces as chatgate, 10% of the requests without a trace",
             "app one",
             "  sdkappid      7",
             "  identifier    \"administrator\", signatures valid for 24h",
