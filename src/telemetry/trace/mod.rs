@@ -1,7 +1,7 @@
 //! Traces: spans of requests and calls, sent to a collector in OTLP over HTTP.
 //!
 //! The messages are few and small, and hyper is here already, so this module has an encoder and a client of its own. The
-//! crates of OpenTelemetry would add 40 crates to the program for the same bytes.
+//! crates of OpenTelemetry would add 25 crates to the program for the same bytes.
 //!
 //! A span is built when its request or call has ended. Until then a request carries only its trace context. A request
 //! that is not sampled therefore costs two random numbers, and without `[trace]` there is no cost.
