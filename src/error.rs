@@ -141,6 +141,9 @@ pub enum GatewayError {
     /// The deadline passed.
     #[error("Chat did not answer in time; {MAY_HAVE_BEEN_APPLIED}")]
     UpstreamTimeout,
+    /// The app of `webhook.forward` did not answer a webhook.
+    #[error("webhook not answered: {0}")]
+    NotForwarded(ForwardError),
     /// A bug of chatgate.
     #[error("internal error in chatgate; {MAY_HAVE_BEEN_APPLIED}")]
     Internal,
@@ -150,6 +153,49 @@ pub enum GatewayError {
 pub(crate) const NO_FORWARD_PROXY: &str = "chatgate is a gateway, not a forward proxy; post to \
      http://ADDRESS/v4/SERVICE/COMMAND at its own address, and take that address out of the client's proxy settings \
      (unset HTTP_PROXY and HTTPS_PROXY, or add its host to NO_PROXY)";
+
+/// Why the app of `webhook.forward` did not answer a webhook. Its texts and causes contain nothing of the webhook.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ForwardError {
+    /// The app received nothing.
+    #[error("cannot connect to the app of webhook.forward")]
+    Unreachable {
+        /// For the log.
+        cause: String,
+    },
+    /// The connection broke before a complete response. The app may have received the webhook.
+    #[error("the app of webhook.forward closed the connection before a complete response")]
+    Broken {
+        /// For the log.
+        cause: String,
+    },
+    /// The app was too slow. It may have received the webhook.
+    #[error("the app of webhook.forward did not answer within webhook.forward_timeout")]
+    Timeout,
+    /// The response is unusable.
+    #[error("the app of webhook.forward returned {0}")]
+    Invalid(&'static str),
+}
+
+impl ForwardError {
+    fn slug_and_code(&self) -> (Slug, StatusCode, i64) {
+        match self {
+            ForwardError::Unreachable { .. } | ForwardError::Broken { .. } => {
+                (Slug::UpstreamUnreachable, StatusCode::BAD_GATEWAY, 129_502)
+            }
+            ForwardError::Timeout => (Slug::UpstreamTimeout, StatusCode::GATEWAY_TIMEOUT, 60008),
+            ForwardError::Invalid(_) => (Slug::UpstreamInvalid, StatusCode::BAD_GATEWAY, 60013),
+        }
+    }
+
+    /// Returns the cause, for the log.
+    pub fn cause(&self) -> Option<&str> {
+        match self {
+            ForwardError::Unreachable { cause } | ForwardError::Broken { cause } => Some(cause),
+            ForwardError::Timeout | ForwardError::Invalid(_) => None,
+        }
+    }
+}
 
 const MAY_HAVE_BEEN_APPLIED: &str = "if this was a write, it may have been applied";
 
@@ -260,6 +306,10 @@ impl GatewayError {
             }
             GatewayError::NotCached => (Slug::NotCached, StatusCode::GATEWAY_TIMEOUT, 129_504, INFO),
             GatewayError::UpstreamTimeout => (Slug::UpstreamTimeout, StatusCode::GATEWAY_TIMEOUT, 60008, WARN),
+            GatewayError::NotForwarded(error) => {
+                let (slug, status, code) = error.slug_and_code();
+                (slug, status, code, WARN)
+            }
             GatewayError::Internal => (Slug::Internal, StatusCode::INTERNAL_SERVER_ERROR, 129_500, WARN),
         };
         WireError { slug, status, code, level }
@@ -356,6 +406,7 @@ impl GatewayError {
             | GatewayError::UpstreamInvalid(_)
             | GatewayError::NotCached
             | GatewayError::UpstreamTimeout
+            | GatewayError::NotForwarded(_)
             | GatewayError::Internal => {}
         }
         response

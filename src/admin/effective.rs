@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{App, Caller, Config, LogFormat, Server, show_duration, show_size};
+use crate::config::{App, Caller, Config, LogFormat, Server, Tls, show_duration, show_size};
 use crate::domain::chat::command::KNOWN_COMMANDS;
 use crate::domain::quote::shown;
 
@@ -43,6 +43,11 @@ pub(super) fn effective(config: &Config) -> Value {
             "listen": webhook.listen.to_string(),
             "apps": texts(webhook.tokens.keys()),
             "window": show_duration(webhook.window),
+            // Without the paths, which may contain a secret.
+            "forward": webhook.forward.iter().map(|(name, target)| (name.to_string(), target.to_string().into()))
+                .collect::<serde_json::Map<String, Value>>(),
+            "forward_timeout": show_duration(webhook.forward_timeout),
+            "tls": webhook.tls.as_ref().map(tls_section),
         })),
         // The address may contain a password.
         "fleet": fleet.as_ref().map(|fleet| json!({
@@ -82,11 +87,15 @@ fn server_section(server: &Server) -> Value {
         "drain_delay": show_duration(server.drain_delay),
         "drain_timeout": show_duration(server.drain_timeout),
         "explain": server.explain,
-        "tls": server.tls.as_ref().map(|tls| json!({
-            "certificate": tls.certificate.subject,
-            "ends_at": tls.certificate.ends_at_text(),
-            "callers_show_certificates": tls.requires_client_cert,
-        })),
+        "tls": server.tls.as_ref().map(tls_section),
+    })
+}
+
+fn tls_section(tls: &Tls) -> Value {
+    json!({
+        "certificate": tls.certificate.subject,
+        "ends_at": tls.certificate.ends_at_text(),
+        "callers_show_certificates": tls.requires_client_cert,
     })
 }
 

@@ -24,6 +24,7 @@ pub(super) fn render(state: &State) -> String {
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
     app_gauges(&mut text, gateway, &names);
+    webhooks(&mut text, gateway);
     fleet(&mut text, gateway);
     traces(&mut text, gateway);
     program(&mut text, gateway, state);
@@ -108,6 +109,58 @@ fn app_gauges(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     gauge("chatgate_upstream_state", help, &|_, app| f64::from(app.upstream_state().0 as u8));
 }
 
+/// Writes the metrics of forwarded webhooks, if any app has one.
+fn webhooks(text: &mut Exposition, gateway: &Gateway) {
+    let forwards = gateway.config.webhook.as_ref().is_some_and(|webhook| !webhook.forward.is_empty());
+    if !forwards {
+        return;
+    }
+    let name = "chatgate_webhook_forwards_total";
+    let help = "Webhooks for an app, by outcome: ok (the app answered 200), failed (it answered another status), or the \
+                reason why it did not answer.";
+    text.begin(name, MetricKind::Counter, help);
+    for app in gateway.apps.iter() {
+        for (outcome, count) in app.webhooks.forwards.outcomes() {
+            text.sample(name, &[("app", app.name.as_str()), ("outcome", outcome.text())], count);
+        }
+    }
+    let name = "chatgate_webhook_forward_duration_seconds";
+    text.begin(name, MetricKind::Histogram, "Time until an app answered a webhook or failed to, in seconds.");
+    for app in gateway.apps.iter() {
+        let time = app.webhooks.forwards.time();
+        if time.count() > 0 {
+            text.histogram(name, &[("app", app.name.as_str())], &time);
+        }
+    }
+}
+
+/// Writes the metrics of the listeners with TLS, if there are any.
+fn tls(text: &mut Exposition, gateway: &Gateway, state: &State) {
+    let webhook = gateway.config.webhook.as_ref();
+    let data = ("data", gateway.config.server.tls.as_ref().zip(state.connections.get()));
+    let webhook = ("webhook", webhook.and_then(|webhook| webhook.tls.as_ref()).zip(state.webhook_connections.get()));
+    let listeners = [data, webhook];
+    let listeners: Vec<_> = listeners.iter().filter_map(|(name, listener)| Some((*name, (*listener)?))).collect();
+    if listeners.is_empty() {
+        return;
+    }
+    let name = "chatgate_tls_certificate_expires_seconds";
+    text.begin(name, MetricKind::Gauge, "Time until the certificate of a listener expires, in seconds.");
+    for (listener, (tls, _)) in &listeners {
+        let left = tls.certificate.ends_at.as_secs_f64() - clock::unix_now().as_secs_f64();
+        text.sample(name, &[("listener", listener)], left);
+    }
+    let name = "chatgate_tls_handshakes_failed_total";
+    let help = "Failed TLS handshakes of clients, by cause (timeout, not_tls, client_certificate, other).";
+    text.begin(name, MetricKind::Counter, help);
+    for (listener, (_, connections)) in &listeners {
+        for cause in HandshakeError::ALL {
+            let labels = [("listener", *listener), ("cause", cause.label())];
+            text.sample(name, &labels, connections.handshakes.failures().count(cause));
+        }
+    }
+}
+
 /// Writes the metrics of the fleet, if it is configured.
 fn fleet(text: &mut Exposition, gateway: &Gateway) {
     let Some(fleet) = &gateway.fleet else { return };
@@ -155,17 +208,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
     for (name, help, value) in gauges {
         text.single(name, MetricKind::Gauge, help, value);
     }
-    if let (Some(tls), Some(connections)) = (&gateway.config.server.tls, state.connections.get()) {
-        let left = tls.certificate.ends_at.as_secs_f64() - clock::unix_now().as_secs_f64();
-        let help = "Time until the certificate of server.tls expires, in seconds.";
-        text.single("chatgate_tls_certificate_expires_seconds", MetricKind::Gauge, help, left);
-        let name = "chatgate_tls_handshakes_failed_total";
-        let help = "Failed TLS handshakes of callers, by cause (timeout, not_tls, client_certificate, other).";
-        text.begin(name, MetricKind::Counter, help);
-        for cause in HandshakeError::ALL {
-            text.sample(name, &[("cause", cause.label())], connections.handshakes.failures().count(cause));
-        }
-    }
+    tls(text, gateway, state);
     let help = "Idle connections to the admin listener that were closed to make room for new ones.";
     let recycled = state.admin_limit.recycled();
     text.single("chatgate_admin_connections_recycled_total", MetricKind::Counter, help, recycled);

@@ -67,6 +67,8 @@ struct State {
     connections: OnceLock<Connections>,
     /// Connections of this listener.
     admin_limit: ConnectionLimit,
+    /// Connections of the webhook listener, if there is one.
+    webhook_connections: OnceLock<Connections>,
     /// The last two minutes.
     history: History,
     /// Since 1970.
@@ -83,10 +85,21 @@ impl Admin {
     /// Not ready yet. `POST /reload` calls `reload`, and `POST /quit` cancels `quit`.
     pub(crate) fn new(current: Arc<Generations>, reload: ReloadHandle, quit: CancellationToken) -> Self {
         let (history, started_at) = (History::default(), clock::unix_now());
-        let (ready, connections) = (AtomicBool::new(false), OnceLock::new());
+        let (ready, connections, webhook_connections) = (AtomicBool::new(false), OnceLock::new(), OnceLock::new());
         let admin_limit = ConnectionLimit::recycling(current.gateway().config.server.admin_max_connections);
-        let state = State { current, reload, ready, quit, connections, admin_limit, history, started_at };
-        Self { state: Arc::new(state) }
+        Self {
+            state: Arc::new(State {
+                current,
+                reload,
+                ready,
+                quit,
+                connections,
+                admin_limit,
+                webhook_connections,
+                history,
+                started_at,
+            }),
+        }
     }
 
     /// Returns the limit of connections to this listener.
@@ -97,6 +110,11 @@ impl Admin {
     /// Reports these connections as those of the data listeners.
     pub(crate) fn watch_connections(&self, connections: &Connections) {
         let _ = self.state.connections.set(connections.clone());
+    }
+
+    /// Reports the handshakes of these connections as those of the webhook listener.
+    pub(crate) fn watch_webhook_connections(&self, connections: &Connections) {
+        let _ = self.state.webhook_connections.set(connections.clone());
     }
 
     /// Records the counters once a second, for `/status` and the page. Never returns.

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::config::Endpoint;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::region::Region;
+use crate::gateway::webhooks::FORWARDS_MAX;
 use crate::gateway::{App, Gateway};
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
@@ -95,6 +96,7 @@ fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -
         "queue": { "pairs_queued": stats.pairs_queued, "pairs_waited_for": stats.pairs_waiting },
         "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
+        "webhooks": webhooks(gateway, app),
         "last_second": point,
         "since_start": {
             "requests": requests(totals),
@@ -106,6 +108,17 @@ fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -
             "quota_wait_ms": percentiles(&totals.quota_wait),
         },
     })
+}
+
+/// Returns what became of the webhooks for an app; `None` if they are not forwarded.
+fn webhooks(gateway: &Gateway, app: &App) -> Option<Value> {
+    gateway.config.webhook.as_ref()?.forward.get(&app.name)?;
+    let outcomes = app.webhooks.forwards.outcomes().map(|(outcome, count)| (outcome.text().to_owned(), count.into()));
+    Some(json!({
+        "forwarded": outcomes.collect::<Map<String, Value>>(),
+        "in_flight": { "now": app.webhooks.in_flight.in_use(), "max": FORWARDS_MAX },
+        "response_ms": percentiles(&app.webhooks.forwards.time()),
+    }))
 }
 
 /// Returns the region; `None` if the configuration sets another endpoint.

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::config::{
-    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, lower_limit, show_duration, show_size,
+    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, Webhook, lower_limit, show_duration, show_size,
 };
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
@@ -32,11 +32,14 @@ fn write_data_listener(out: &mut String, config: &Config) -> fmt::Result {
         let tls = if has_tls { ", with TLS" } else { "" };
         writeln!(out, "data listener   {address}{}{tls}", exposure(address, is_authenticated))?;
     }
-    if let Some(Tls { certificate, requires_client_cert, .. }) = &server.tls {
-        writeln!(out, "certificate     {}\n  expires       {}", certificate.subject, certificate.ends_at_text())?;
-        if *requires_client_cert {
-            writeln!(out, "  clients       need a certificate from server.tls.client_ca_file (TCP only)")?;
-        }
+    write_tls(out, server.tls.as_ref(), "server.tls")
+}
+
+fn write_tls(out: &mut String, tls: Option<&Tls>, key: &str) -> fmt::Result {
+    let Some(Tls { certificate, requires_client_cert, .. }) = tls else { return Ok(()) };
+    writeln!(out, "certificate     {}\n  expires       {}", certificate.subject, certificate.ends_at_text())?;
+    if *requires_client_cert {
+        writeln!(out, "  clients       need a certificate from {key}.client_ca_file (TCP only)")?;
     }
     Ok(())
 }
@@ -52,10 +55,7 @@ fn write_other_listeners(out: &mut String, config: &Config) -> fmt::Result {
         writeln!(out, "Unix sockets    only for user IDs {}", uids.join(", "))?;
     }
     if let Some(webhook) = &config.webhook {
-        let mut apps: Vec<&str> = webhook.tokens.keys().map(AppName::as_str).collect();
-        apps.sort_unstable();
-        let window = show_duration(webhook.window);
-        writeln!(out, "webhooks        {}, for {}, signed within {window}", webhook.listen, apps.join(", "))?;
+        write_webhooks(out, webhook)?;
     }
     if let Some(trace) = &config.trace {
         let (url, service, percent) = (shown(&trace.otlp.to_string()), trace.service(), trace.sample * 100.0);
@@ -65,6 +65,21 @@ fn write_other_listeners(out: &mut String, config: &Config) -> fmt::Result {
         writeln!(out, "host names      {}", server.hosts.join(", "))?;
     }
     Ok(())
+}
+
+fn write_webhooks(out: &mut String, webhook: &Webhook) -> fmt::Result {
+    let Webhook { listen, window, forward, forward_timeout, tls, .. } = webhook;
+    let mut apps: Vec<&str> = webhook.tokens.keys().map(AppName::as_str).collect();
+    apps.sort_unstable();
+    let with_tls = if tls.is_some() && matches!(listen, ListenAddr::Tcp(_)) { ", with TLS" } else { "" };
+    let window = show_duration(*window);
+    writeln!(out, "webhooks        {listen}{with_tls}, for {}, signed within {window}", apps.join(", "))?;
+    let mut targets: Vec<_> = forward.iter().collect();
+    targets.sort_unstable_by_key(|(name, _)| *name);
+    for (name, target) in targets {
+        writeln!(out, "  forwarded     {name} to {target}, answered within {}", show_duration(*forward_timeout))?;
+    }
+    write_tls(out, tls.as_ref(), "webhook.tls")
 }
 
 fn write_callers(out: &mut String, config: &Config) -> fmt::Result {

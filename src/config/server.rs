@@ -125,7 +125,7 @@ impl Server {
         section.read("explain", &mut server.explain, boolean);
         server.check_collisions(section);
         let has_tcp = server.listen.iter().any(|address| matches!(address, ListenAddr::Tcp(_)));
-        let (tls, requires_client_cert) = Tls::read(section, has_tcp);
+        let (tls, requires_client_cert) = Tls::read(section, has_tcp, "callers reject it");
         server.tls = tls;
         ServerReading { server, listen_locations, requires_client_cert }
     }

@@ -1,4 +1,4 @@
-//! `[server.tls]`: the certificate of the data listener, and client certificates.
+//! `[server.tls]` and `[webhook.tls]`: the certificate of a listener, and client certificates.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,14 +24,14 @@ const ENDS_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Maximum number of names of a certificate that are shown.
 const NAMES_SHOWN_MAX: usize = 5;
 
-/// TLS of the data listener over TCP. `Debug` shows no key.
+/// TLS of a listener over TCP. `Debug` shows no key.
 #[derive(Clone)]
 pub struct Tls {
     /// Configuration of rustls: TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
     pub serving: Arc<ServerConfig>,
-    /// The certificate that callers see.
+    /// The certificate that clients see.
     pub certificate: Certificate,
-    /// Whether callers need a certificate that a CA in `client_ca_file` has signed.
+    /// Whether clients need a certificate that a CA in `client_ca_file` has signed.
     pub requires_client_cert: bool,
 }
 
@@ -70,14 +70,14 @@ impl Certificate {
 }
 
 impl Tls {
-    /// Reads `tls` of the server section. Also returns whether callers need a client certificate, even if the settings
-    /// are invalid.
-    pub(super) fn read(server: &mut Section<'_>, has_tcp_listener: bool) -> (Option<Self>, bool) {
-        let is_present = server.has("tls");
+    /// Reads `tls` of a listener's section. `rejection` says what clients do with a certificate that is not valid. Also
+    /// returns whether clients need a certificate, even if the settings are invalid.
+    pub(super) fn read(parent: &mut Section<'_>, has_tcp_listener: bool, rejection: &str) -> (Option<Self>, bool) {
+        let is_present = parent.has("tls");
         if is_present && !has_tcp_listener {
-            server.warning("tls", "has no effect, because listen has only Unix sockets; remove it or add an IP:PORT");
+            parent.warning("tls", "has no effect, because listen has only Unix sockets; remove it or add an IP:PORT");
         }
-        let mut section = server.section("tls");
+        let mut section = parent.section("tls");
         let chain = read_named(&mut section, "cert_file", is_present, read_chain);
         let key = read_named(&mut section, "key_file", is_present, read_key);
         let cas = read_named(&mut section, "client_ca_file", false, read_cas);
@@ -86,7 +86,7 @@ impl Tls {
             section.warning("key_file", section.with_value("key_file", warning));
         }
         let certificate =
-            chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, "callers reject it"));
+            chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, rejection));
         let serving = chain.zip(key).and_then(|(chain, (key, _))| {
             let cas = if requires_client_cert { Some(cas?) } else { None };
             server_config(chain, &key, cas).map_err(|error| section.wrong_value(error.key, error.message)).ok()
@@ -138,7 +138,7 @@ pub(super) fn read_certificate(section: &Section<'_>, der: &CertificateDer<'_>, 
     }
 }
 
-/// Returns the TLS configuration of the data listener. With `cas`, callers need a certificate from one of them.
+/// Returns the TLS configuration of a listener. With `cas`, clients need a certificate from one of them.
 fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: &PrivateKeyDer<'static>,

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::pairs::PairService;
+use super::webhooks::AppWebhooks;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::chat::app::{AppName, Identifier};
@@ -46,6 +47,8 @@ pub(crate) struct App {
     pub(super) chat: ChatClient,
     /// Its part in the fleet.
     pub(super) fleet: Option<FleetHandle>,
+    /// Its webhooks.
+    pub webhooks: Arc<AppWebhooks>,
     /// Tasks that a stop waits for.
     pub(super) tasks: TaskTracker,
 }
@@ -98,6 +101,7 @@ impl App {
                 parking: Arc::default(),
             },
             fleet: shared.fleet.map(|fleet| FleetHandle::new(fleet, app, config)),
+            webhooks: Arc::default(),
             tasks: shared.tasks.clone(),
         })
     }
@@ -125,6 +129,7 @@ impl App {
             },
             // Its keys are derived from the app's key, which may have changed.
             fleet: self.fleet.as_ref().map(|handle| FleetHandle::new(&handle.fleet, app, config)),
+            webhooks: Arc::clone(&self.webhooks),
             tasks: self.tasks.clone(),
         }
     }

@@ -41,6 +41,7 @@ mod simulation;
 pub(crate) mod stack;
 mod state;
 mod stats;
+pub(crate) mod webhooks;
 mod worker;
 
 use std::pin::pin;
@@ -80,6 +81,7 @@ use crate::telemetry::metrics::labels::CommandLabel;
 
 pub(crate) use self::app::App;
 pub(crate) use self::replication::InvalidationSubscriber;
+pub(crate) use self::response::counted;
 pub(crate) use self::state::{Gateway, GatewayBuildError};
 pub(crate) use self::stats::AppStats;
 pub(crate) use self::worker::Worker;

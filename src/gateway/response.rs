@@ -87,7 +87,7 @@ impl Reply {
 }
 
 /// Makes a body that counts among the buffered bytes until it is sent or dropped.
-pub(super) fn counted(body: Bytes, reserved: Option<CapacityGuard>) -> Bytes {
+pub(crate) fn counted(body: Bytes, reserved: Option<CapacityGuard>) -> Bytes {
     struct Counted(Bytes, #[allow(dead_code, reason = "it is released on drop")] CapacityGuard);
     impl AsRef<[u8]> for Counted {
         fn as_ref(&self) -> &[u8] {

@@ -193,7 +193,7 @@ fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
         "log": log,
         "trace": trace,
     );
-    // Whether callers need a certificate is decided when a connection begins; open ones would not be checked.
+    // Whether clients need a certificate is decided when a connection begins; open ones would not be checked.
     let requires_cert = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.requires_client_cert);
     if requires_cert(&new.server.tls) != requires_cert(&old.server.tls) {
         new.server.tls.clone_from(&old.server.tls);
@@ -207,11 +207,17 @@ fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
         kept.push("fleet");
     }
     match (&mut new.webhook, &old.webhook) {
-        (Some(new), Some(old)) if new.listen != old.listen => {
-            new.listen = old.listen.clone();
-            kept.push("webhook.listen");
+        (Some(new), Some(old)) => {
+            if new.listen != old.listen {
+                new.listen = old.listen.clone();
+                kept.push("webhook.listen");
+            }
+            if requires_cert(&new.tls) != requires_cert(&old.tls) {
+                new.tls.clone_from(&old.tls);
+                kept.push("webhook.tls");
+            }
         }
-        (Some(_), Some(_)) | (None, None) => {}
+        (None, None) => {}
         (webhook, old) => {
             webhook.clone_from(old);
             kept.push("webhook");

@@ -190,8 +190,8 @@ impl Server {
         Ok(connections)
     }
 
-    /// Serves the webhook listener, if there is one, on the main thread: an invalidation takes microseconds. It has its
-    /// own limit of connections, so a flood of webhooks takes none from callers.
+    /// Serves the webhook listener, if there is one, on the main thread: an invalidation takes microseconds, and
+    /// forwarding little more. It has its own limit of connections, so a flood of webhooks takes none from callers.
     fn serve_webhooks(&self, gateway: &Gateway, drain: &Drain) -> io::Result<()> {
         if let Some(listener) = &self.webhook_listener {
             let webhooks = Webhooks::new(Arc::clone(&self.generations));
@@ -199,6 +199,7 @@ impl Server {
                 answers_half_closed: true,
                 ..Connections::new(&gateway.config.server, drain.clone(), gateway.tasks.clone())
             };
+            self.admin.watch_webhook_connections(&connections);
             tokio::spawn(server::serve(listener.acceptor()?, webhooks, connections));
         }
         Ok(())

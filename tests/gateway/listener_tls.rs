@@ -28,7 +28,7 @@ fn with_tls(setup: Setup, pem: &Pem, client_ca: Option<&Ca>) -> Setup {
 
 /// Returns the number of failed handshakes of this cause from `/metrics`.
 async fn failures(gateway: &Gateway, cause: &str) -> u64 {
-    let name = format!("chatgate_tls_handshakes_failed_total{{cause=\"{cause}\"}} ");
+    let name = format!("chatgate_tls_handshakes_failed_total{{listener=\"data\",cause=\"{cause}\"}} ");
     let text = gateway.admin_get("/metrics").await.text();
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
     line.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{name}\n{text}"))

@@ -201,7 +201,17 @@ function showProgram(status) {
     ["buffered", `${bytes(status.buffered_bytes.now)} of ${bytes(status.buffered_bytes.max)}`],
     ["memory", bytes(process.resident_bytes)], ["log level", status.log.level ?? "–"],
     ["log lines dropped", number(status.log.lines_dropped)],
-    ...(status.fleet ? [["fleet", status.fleet.mode]] : [])]);
+    ...webhookValues(status.apps), ...(status.fleet ? [["fleet", status.fleet.mode]] : [])]);
+}
+
+// Returns how many webhooks the apps have answered, and how many they have not.
+function webhookValues(apps) {
+  const outcomes = apps.flatMap((app) => (app.webhooks ? Object.entries(app.webhooks.forwarded) : []));
+  if (!apps.some((app) => app.webhooks)) return [];
+  const sum = (isWanted) => outcomes.reduce((all, [name, count]) => all + (isWanted(name) ? count : 0), 0);
+  const isAnswered = (name) => name === "ok" || name === "failed";
+  return [["webhooks answered by apps", number(sum(isAnswered))],
+    ["webhooks not answered", number(sum((name) => !isAnswered(name)))]];
 }
 
 function showChoice(apps) {

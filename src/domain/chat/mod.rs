@@ -1,6 +1,7 @@
 //! What Chat defines: apps, commands, regions, UserSigs, envelopes, error codes, and webhooks.
 
 pub mod app;
+pub(crate) mod before;
 pub mod command;
 pub mod envelope;
 pub(crate) mod error_code;

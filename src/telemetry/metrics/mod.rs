@@ -4,6 +4,7 @@
 //! lock and no text, and it allocates only for the first call of a command. A reader adds up all recorders. Labels are
 //! indexes of closed sets ([`labels`]) until they are printed.
 
+pub(crate) mod forwards;
 pub(crate) mod histogram;
 pub(crate) mod labels;
 pub(crate) mod process;

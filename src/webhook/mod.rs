@@ -1,12 +1,16 @@
 //! The webhook listener: Chat reports changes, and chatgate invalidates the affected pairs.
 //!
 //! Anyone may reach this listener, so it reveals nothing and trusts nothing: a request that the app's token has signed
-//! within `webhook.window` can invalidate pairs or lower a rate limit, and nothing else. If a request cannot be read with
-//! certainty, it invalidates more. [`crate::domain::chat::webhook`] says what the signature is worth.
+//! within `webhook.window` can invalidate pairs or lower a rate limit, and reach the app of `webhook.forward`, but
+//! nothing else. If a request cannot be read with certainty, it invalidates more. [`crate::domain::chat::webhook`] says
+//! what the signature is worth.
+//!
+//! Pairs are invalidated before the app receives the webhook, so what the app does about it never sees an older answer.
+
+mod forward;
+mod log;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -14,13 +18,17 @@ use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 
+use self::forward::Forwarder;
+use self::log::LogInterval;
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
+use crate::config;
+use crate::domain::chat::before::BeforeWebhook;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::replay_guard::ReplayGuard;
 use crate::domain::chat::webhook::{Claims, Event, VerifyError};
-use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::ResponseBody;
@@ -32,12 +40,13 @@ use crate::http::request_id::RequestId;
 use crate::server::{ConnectionHandler, ConnectionService};
 use crate::telemetry::metrics::labels::CommandLabel;
 
-/// Maximum size of a body, in bytes. A body with 20 targets, the most that one call changes, has less than 2 KiB.
-const BODY_LEN_MAX: usize = 64 * 1024;
-/// Maximum bytes of all bodies. It is separate from the limit of callers, which webhooks must not affect.
+/// Maximum size of a body, in bytes. A follow event has less than 2 KiB; one with a message may have more than 12 KiB.
+const BODY_LEN_MAX: usize = 1024 * 1024;
+/// Maximum bytes of all bodies, of webhooks and of responses of apps. It is separate from the limit of callers, which
+/// webhooks must not affect.
 const BUFFERED_MAX: usize = 16 * 1024 * 1024;
-/// Minimum time between log lines about rejected webhooks, which anyone can cause.
-const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// What `overloaded` says when bodies take too much memory.
+const BUFFERED: &str = "bytes of webhooks";
 /// The response that Chat expects (vendor page "Webhook Overview", 1047/34354).
 const ACCEPTED: &[u8] = br#"{"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}"#;
 
@@ -48,17 +57,20 @@ pub(crate) struct Webhooks(Arc<WebhookState>);
 struct WebhookState {
     generations: Arc<Generations>,
     buffered: Arc<Capacity>,
-    rejections: RejectionLog,
+    forwarder: Forwarder,
+    rejections: LogInterval,
     replay_guard: Mutex<ReplayGuard>,
 }
 
 impl Webhooks {
     /// Invalidates pairs of the current generation's apps.
     pub(crate) fn new(generations: Arc<Generations>) -> Self {
+        let buffered = Capacity::new(BUFFERED_MAX);
         Self(Arc::new(WebhookState {
             generations,
-            buffered: Capacity::new(BUFFERED_MAX),
-            rejections: RejectionLog::default(),
+            forwarder: Forwarder::new(Arc::clone(&buffered)),
+            buffered,
+            rejections: LogInterval::default(),
             replay_guard: Mutex::default(),
         }))
     }
@@ -67,7 +79,6 @@ impl Webhooks {
 impl ConnectionHandler for Webhooks {
     type ResponseBody = ResponseBody;
 
-    // Without `tls`: server.tls is for callers. Webhooks are signed, and may arrive through a proxy that terminates TLS.
     fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let Self(state) = self.clone();
         stack::service(move |request, _| Arc::clone(&state).handle(request))
@@ -75,6 +86,12 @@ impl ConnectionHandler for Webhooks {
 
     fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
         self.0.generations.gateway().log_rejected(error, id);
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let gateway = self.0.generations.gateway();
+        let tls = gateway.config.webhook.as_ref()?.tls.as_ref()?;
+        Some(Arc::clone(&tls.serving))
     }
 }
 
@@ -84,21 +101,14 @@ impl WebhookState {
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
-        match self.receive(request).await {
-            Ok(()) => {
-                let mut response = Response::new(Full::new(Bytes::from_static(ACCEPTED)));
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
-            }
-            Err(error) => {
-                tracing::debug!(outcome = error.wire().slug.text(), %error, "rejected a webhook");
-                error.into_response()
-            }
-        }
+        self.receive(request).await.unwrap_or_else(|error| {
+            tracing::debug!(outcome = error.wire().slug.text(), %error, "rejected a webhook");
+            error.into_response()
+        })
     }
 
     // Host and Origin are not checked: Chat uses a public name, and a response reveals nothing to a browser.
-    async fn receive<B>(&self, request: Request<B>) -> Result<(), GatewayError>
+    async fn receive<B>(&self, request: Request<B>) -> Result<Response<Full<Bytes>>, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
@@ -108,20 +118,28 @@ impl WebhookState {
             return Err(GatewayError::MethodNotAllowed);
         }
         let gateway = self.generations.gateway();
-        let (app, claims) = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|error| {
-            self.rejections.record(error);
+        let Verified { app, config, claims } = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|error| {
+            if let Some(count) = self.rejections.count() {
+                tracing::warn!(count, last_error = %error, "rejected webhooks");
+            }
             // The same text for all causes: only the operator learns the cause.
             GatewayError::Unauthenticated(
                 "webhook rejected: unknown app, invalid signature, or RequestTime outside webhook.window",
             )
         })?;
-        let is_first = self.is_first(&gateway, &claims);
+        let is_first = self.is_first(config, &claims);
         let read = self.read_body(&gateway, body).await;
         // A body that cannot be read means that something has changed and will not be reported again. It invalidates all
         // that its command may have changed.
-        let body = read.as_ref().map_or(&b""[..], |(body, _)| body);
-        apply(app, Event::read(&claims.command, body), is_first).await;
-        read.map(drop)
+        let bytes = read.as_ref().map_or(&b""[..], |(body, _)| body);
+        apply(app, Event::read(&claims.command, bytes), is_first).await;
+        let Some(target) = config.forward.get(&app.name) else {
+            read?;
+            note_let_through(app, &claims.command);
+            return Ok(accepted());
+        };
+        let (bytes, _guard) = read.inspect_err(|error| self.forwarder.record_unread(app, error))?;
+        self.forwarder.forward(app, target, config, &head, bytes).await
     }
 
     async fn read_body<B>(&self, gateway: &Gateway, body: B) -> Result<(Bytes, CapacityGuard), GatewayError>
@@ -133,27 +151,54 @@ impl WebhookState {
         let read = read.map_err(|_| GatewayError::BodyTimeout(timeout))?;
         read.map_err(|error| match error {
             BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
-            BodyError::NoRoom => GatewayError::Overloaded("bytes of webhooks"),
+            BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
         })
     }
 
     /// Whether the signature has not been seen before.
-    fn is_first(&self, gateway: &Gateway, claims: &Claims) -> bool {
-        let (Some(at), Some(config)) = (claims.signed_at(), &gateway.config.webhook) else { return false };
+    fn is_first(&self, config: &config::Webhook, claims: &Claims) -> bool {
+        let Some(at) = claims.signed_at() else { return false };
         let (now, window) = (clock::unix_now().as_secs(), config.window.as_secs());
         self.replay_guard.lock().is_first(claims.sdkappid, at, now, window)
     }
 }
 
-/// Returns the app and the claims of a webhook, if the app's token has signed it within `webhook.window`.
-fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<(&'a Arc<App>, Claims), VerifyError> {
+/// A webhook that the token of its app has signed.
+struct Verified<'a> {
+    app: &'a Arc<App>,
+    config: &'a config::Webhook,
+    claims: Claims,
+}
+
+/// Verifies that the app's token has signed a webhook within `webhook.window`.
+fn verify<'a>(gateway: &'a Gateway, query: &str) -> Result<Verified<'a>, VerifyError> {
     let claims = Claims::read(query)?;
     let app = gateway.apps.numbered(claims.sdkappid).ok_or(VerifyError::NoToken)?;
     let config = gateway.config.webhook.as_ref().ok_or(VerifyError::NoToken)?;
     let token = config.tokens.get(&app.name).ok_or(VerifyError::NoToken)?;
     claims.verify(token, clock::unix_now(), config.window)?;
-    Ok((app, claims))
+    Ok(Verified { app, config, claims })
+}
+
+/// Returns the response that Chat expects.
+fn accepted() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(ACCEPTED)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Warns once for each "before" webhook of an app that chatgate accepts without asking the app.
+fn note_let_through(app: &App, command: &str) {
+    if let Some(webhook) = BeforeWebhook::of(command)
+        && app.webhooks.let_through(webhook)
+    {
+        tracing::warn!(
+            app = %app.name,
+            command = webhook.name(),
+            "accepting \"before\" webhooks without asking the app; set webhook.forward, or turn them off in the console"
+        );
+    }
 }
 
 /// Applies an event. `is_first`: its signature has not been seen before.
@@ -177,30 +222,6 @@ async fn apply(app: &App, event: Event, is_first: bool) {
             }
         }
         Event::Other => {}
-    }
-}
-
-/// Logs rejected webhooks, but not each of them.
-#[derive(Default)]
-struct RejectionLog {
-    /// Number since the last line.
-    count: AtomicU64,
-    /// Time of the last line, in ticks.
-    logged_at: AtomicU64,
-}
-
-impl RejectionLog {
-    fn record(&self, error: VerifyError) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let (now, logged_at) = (clock::tick(), self.logged_at.load(Ordering::Relaxed));
-        let last = Tick::from_micros(logged_at);
-        let is_due = last == Tick::NEVER || now.since(last) >= REJECTION_LOG_INTERVAL;
-        let claim =
-            || self.logged_at.compare_exchange(logged_at, now.micros(), Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if is_due && claim() {
-            let count = self.count.swap(0, Ordering::Relaxed);
-            tracing::warn!(count, last_error = %error, "rejected webhooks");
-        }
     }
 }
 
