@@ -137,9 +137,16 @@ mod tests {
     #[test]
     fn targets_without_a_plain_url_are_rejected() {
         let parse = |text: &str| text.parse::<ForwardTarget>().map(|target| target.to_string());
-        for text in
-            ["", "127.0.0.1:8080/im", "ftp://a/", "http://", "http:///im", "http://a:0/", "http://a/\u{e9}", "http://a/ b"]
-        {
+        for text in [
+            "",
+            "127.0.0.1:8080/im",
+            "ftp://a/",
+            "http://",
+            "http:///im",
+            "http://a:0/",
+            "http://a/\u{e9}",
+            "http://a/ b",
+        ] {
             assert_eq!(parse(text), Err(ForwardTargetError::Form), "{text:?}");
         }
         for text in ["http://a/im?x=1", "http://a?x", "http://a/im#x", "http://user@a/im", "http://user:password@a"] {

@@ -85,8 +85,7 @@ impl Tls {
         if let Some((_, Some(warning))) = &key {
             section.warning("key_file", section.with_value("key_file", warning));
         }
-        let certificate =
-            chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, rejection));
+        let certificate = chain.as_ref().and_then(|chain| read_certificate(&section, chain.first()?, rejection));
         let serving = chain.zip(key).and_then(|(chain, (key, _))| {
             let cas = if requires_client_cert { Some(cas?) } else { None };
             server_config(chain, &key, cas).map_err(|error| section.wrong_value(error.key, error.message)).ok()

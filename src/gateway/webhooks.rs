@@ -7,7 +7,7 @@ use crate::capacity::Capacity;
 use crate::domain::chat::before::BeforeWebhook;
 use crate::telemetry::metrics::forwards::ForwardRecorder;
 
-/// Maximum number of webhooks in flight to one app. At 20 ms each, that is over 12,000 per second.
+/// Maximum number of webhooks in flight to one app. At 20 ms each, these are 12,800 per second.
 pub(crate) const FORWARDS_MAX: usize = 256;
 
 /// The webhooks of one app.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::Full;
@@ -170,6 +170,8 @@ fn request(target: &ForwardTarget, head: &Parts, body: Bytes) -> Result<Request<
     let uri = Uri::builder().scheme(scheme).authority(&*authority).path_and_query(format!("{}?{query}", target.path));
     let mut request = Request::post(uri.build().map_err(invalid)?)
         .header(HOST, authority)
+        // hyper leaves it out if the body is empty, although RFC 9110 section 8.6 wants it.
+        .header(CONTENT_LENGTH, body.len())
         .header(CONNECTION, HeaderValue::from_static("close"));
     if let Some(content_type) = head.headers.get(CONTENT_TYPE) {
         request = request.header(CONTENT_TYPE, content_type);

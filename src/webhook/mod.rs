@@ -118,15 +118,16 @@ impl WebhookState {
             return Err(GatewayError::MethodNotAllowed);
         }
         let gateway = self.generations.gateway();
-        let Verified { app, config, claims } = verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|error| {
-            if let Some(count) = self.rejections.count() {
-                tracing::warn!(count, last_error = %error, "rejected webhooks");
-            }
-            // The same text for all causes: only the operator learns the cause.
-            GatewayError::Unauthenticated(
-                "webhook rejected: unknown app, invalid signature, or RequestTime outside webhook.window",
-            )
-        })?;
+        let Verified { app, config, claims } =
+            verify(&gateway, head.uri.query().unwrap_or_default()).map_err(|error| {
+                if let Some(count) = self.rejections.count() {
+                    tracing::warn!(count, last_error = %error, "rejected webhooks");
+                }
+                // The same text for all causes: only the operator learns the cause.
+                GatewayError::Unauthenticated(
+                    "webhook rejected: unknown app, invalid signature, or RequestTime outside webhook.window",
+                )
+            })?;
         let is_first = self.is_first(config, &claims);
         let read = self.read_body(&gateway, body).await;
         // A body that cannot be read means that something has changed and will not be reported again. It invalidates all

@@ -286,8 +286,8 @@ async fn event_with_an_unreadable_body_invalidates_the_app() {
     let setup = listen(Setup::new(&chat), &[MAIN]).set("server", r#"body_timeout = "500ms""#);
     let gateway = setup.start().await;
     let hooks = address(&gateway).await;
-    let large = signed(MAIN, ADDED, &"x".repeat(64 * 1024 + 1));
-    let chunked = signed(MAIN, ADDED, &format!("10001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x10001)));
+    let large = signed(MAIN, ADDED, &"x".repeat(1024 * 1024 + 1));
+    let chunked = signed(MAIN, ADDED, &format!("100001\r\n{}\r\n0\r\n\r\n", "x".repeat(0x10_0001)));
     for request in [&large, &chunked.header("Transfer-Encoding", "chunked")] {
         fill_cache(&gateway).await;
         post(&hooks, request).await.assert_error(413, "body_too_large", 129_413);
@@ -307,10 +307,10 @@ async fn event_with_an_unreadable_body_invalidates_the_app() {
     let unsigned =
         TestRequest::post(&format!("/?{}", unsigned_query(MAIN, ADDED))).header("Content-Length", "99999999");
     post(&hooks, &unsigned).await.assert_error(401, "unauthenticated", 129_401);
-    let other = signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024 + 1));
+    let other = signed(MAIN, "State.StateChange", &"x".repeat(1024 * 1024 + 1));
     post(&hooks, &other).await.assert_error(413, "body_too_large", 129_413);
     assert_eq!(cached(&gateway).await, [true, true, true], "only follow events invalidate");
-    post_accepted(&hooks, &signed(MAIN, "State.StateChange", &"x".repeat(64 * 1024))).await;
+    post_accepted(&hooks, &signed(MAIN, "State.StateChange", &"x".repeat(1024 * 1024))).await;
 }
 
 #[tokio::test]

@@ -54,7 +54,9 @@ mod tests {
             let other = BeforeWebhook::of(name).expect(name);
             assert_eq!((other.name(), bits | other.bit()), ("other", 0xff));
         }
-        for name in ["", "CallbackBefore", "Follow.CallbackAfterFollowAdd", "Sns.CallbackFriendAdd", "State.StateChange"] {
+        for name in
+            ["", "CallbackBefore", "Follow.CallbackAfterFollowAdd", "Sns.CallbackFriendAdd", "State.StateChange"]
+        {
             assert_eq!(BeforeWebhook::of(name), None, "{name}");
         }
     }

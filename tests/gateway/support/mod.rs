@@ -9,7 +9,7 @@
 //!   [`h2_raw`] writes single HTTP/2 frames;
 //! * [`collector::Collector`] receives spans over HTTP, or fails on demand;
 //! * [`exposition`] is a strict reader of `/metrics`;
-//! * [`hook`] posts webhooks as Chat does;
+//! * [`hook`] posts webhooks as Chat does, and [`app_server::AppServer`] is the app that they are forwarded to;
 //! * [`trial::FaultTrial`] injects a network fault and asserts the guarantees that hold under every fault;
 //! * [`response::Response`] is a response, with the contract's shapes as assertions;
 //! * `harness` tests all of these.
@@ -18,6 +18,7 @@
 //! are bounded. Tests run in parallel; a test that measures time calls [`turn::exclusive`] first.
 
 pub(crate) mod app;
+pub(crate) mod app_server;
 pub(crate) mod chat;
 pub(crate) mod client;
 pub(crate) mod collector;

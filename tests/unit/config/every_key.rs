@@ -94,6 +94,8 @@ no_proxy = ["10.0.0.0/8", ".Internal"]
 listen = "0.0.0.0:8702"
 app_tokens = { one = { env = "KEY" }, two = { file = "chat-key" } }
 window = "21s"
+forward = { two = "http://App:8080/im" }
+forward_timeout = "22ms"
 
 [log]
 format = "text"
@@ -206,6 +208,10 @@ fn every_key_of_the_other_sections_is_read() {
     assert_eq!(config.upstream, upstream);
     let webhook = config.webhook.as_ref().expect("written");
     assert_eq!((&webhook.listen, webhook.window, webhook.tokens.len()), (&address("0.0.0.0:8702"), secs(21), 2));
+    let targets: Vec<_> = webhook.forward.iter().collect();
+    let [(app, target)] = targets.as_slice() else { panic!("{targets:?}") };
+    assert_eq!((app.as_str(), target.endpoint.to_string().as_str(), &*target.path), ("two", "http://app:8080", "/im"));
+    assert!(webhook.forward_timeout == Duration::from_millis(22) && webhook.tls.is_none());
     let (format, level) = (LogFormat::Text, tracing::Level::DEBUG);
     assert_eq!(config.log, Log { format, level, requests: LogRequests::All });
 }

@@ -120,6 +120,7 @@ fn commented_file_has_every_key() {
         "follow_check",
         "upstream",
         "webhook",
+        "webhook.tls",
         "fleet",
         "log",
         "trace",
