@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use rustls::CertificateError;
 use tracing::Level;
@@ -24,6 +24,9 @@ use crate::domain::pairs::item::MissingReason;
 use crate::domain::policy::parking::Parked;
 use crate::domain::policy::proxy::ProxyFailure;
 use crate::domain::quote::shorten;
+
+/// The header with the ErrorCode of a response, so that proxies see it without reading bodies.
+pub(crate) const ERROR_CODE: HeaderName = HeaderName::from_static("chatgate-error-code");
 
 /// An error response of chatgate. Its text is what the caller reads: what is wrong, and what to do about it. It contains
 /// no secret and nothing of another caller.
@@ -371,6 +374,7 @@ impl GatewayError {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("chatgate-error", HeaderValue::from_static(wire.slug.text()));
+        headers.insert(ERROR_CODE, HeaderValue::from(wire.code));
         match self {
             // RFC 9110 section 15.5.2 requires one in every 401; this is RFC 6750's (section 3).
             GatewayError::Unauthenticated(_) | GatewayError::InvalidUserSig(_) => {
@@ -486,6 +490,7 @@ mod tests {
         let response = error.into_response();
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()["chatgate-error"], "rate_limited");
+        assert_eq!(response.headers()["chatgate-error-code"], "60007");
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["content-type"], "application/json");
     }

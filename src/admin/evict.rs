@@ -7,7 +7,7 @@ use crate::domain::json::object::{Object, describe, given};
 use crate::domain::pairs::scope::Scope;
 use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
-use crate::gateway::Gateway;
+use crate::gateway::{App, Gateway};
 
 /// Largest body, in bytes: room for about 25,000 of the longest user names.
 pub(super) const BODY_LEN_MAX: usize = 1024 * 1024;
@@ -27,11 +27,17 @@ struct EvictRequest {
     to: Option<Vec<String>>,
 }
 
-/// Evicts the pairs that the body names, from this replica and the other ones. Returns `pairs`, `user`, or `all`.
+/// The pairs that a body names.
+pub(super) struct Eviction<'a> {
+    pub(super) app: &'a App,
+    pub(super) scope: Scope,
+}
+
+/// Reads the app and the pairs that the body names.
 ///
 /// # Errors
-/// The problem of the body; the cache is unchanged.
-pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str, GatewayError> {
+/// The problem of the body.
+pub(super) fn read<'a>(gateway: &'a Gateway, body: &[u8]) -> Result<Eviction<'a>, GatewayError> {
     let (app, scope) = parse(body)?;
     let app = gateway.apps.named(app.as_deref()).ok_or_else(|| {
         GatewayError::UnknownApp(match &app {
@@ -42,10 +48,15 @@ pub(super) async fn evict(gateway: &Gateway, body: &[u8]) -> Result<&'static str
             None => "several apps are configured and none is the default; set App".to_owned(),
         })
     })?;
-    app.invalidate_everywhere(&scope).await;
+    Ok(Eviction { app, scope })
+}
+
+/// Evicts pairs of an app from this replica and the other ones. Returns `pairs`, `user`, or `all`.
+pub(super) async fn evict(app: &App, scope: &Scope) -> &'static str {
+    app.invalidate_everywhere(scope).await;
     let evicted = scope.name();
     tracing::info!(app = %app.name, evicted, "cached pairs evicted by an admin action");
-    Ok(evicted)
+    evicted
 }
 
 /// Returns the name of the app, if the body has one, and the scope.

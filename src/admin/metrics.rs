@@ -23,6 +23,7 @@ pub(super) fn render(state: &State) -> String {
     let apps: Vec<(&str, &AppTotals)> = names.iter().copied().chain([""]).zip(&totals).collect();
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
+    callers(&mut text, gateway, &names);
     app_gauges(&mut text, gateway, &names);
     webhooks(&mut text, gateway);
     fleet(&mut text, gateway);
@@ -87,6 +88,51 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
         for (source, count) in SOURCES.iter().zip(totals.pairs) {
             text.sample(name, &[("app", app), ("source", source)], count);
         }
+    }
+}
+
+/// Writes the metrics of configured callers that have sent a request.
+fn callers(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
+    let totals = gateway.caller_totals();
+    let rows: Vec<_> = names
+        .iter()
+        .copied()
+        .chain([""])
+        .zip(&totals)
+        .flat_map(|(app, rows)| rows.iter().map(move |row| (app, row)))
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    let name = "chatgate_caller_calls_total";
+    let help = "Calls to Chat, by the caller that caused them. A call for several callers counts for the one whose turn \
+                it was; retries count.";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, (caller, totals)) in &rows {
+        text.sample(name, &[("app", app), ("caller", caller.as_str())], totals.calls);
+    }
+    let name = "chatgate_caller_pairs_total";
+    let help = "Pairs answered to a caller, by source: hit, joined, fetched, flipped (included in fetched), stale.";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, (caller, totals)) in &rows {
+        for (source, count) in SOURCES.iter().zip(totals.pairs).filter(|(_, count)| *count > 0) {
+            text.sample(name, &[("app", app), ("caller", caller.as_str()), ("source", source)], count);
+        }
+    }
+    let name = "chatgate_caller_refused_total";
+    let help = "Requests of a caller that chatgate rejected or could not complete, by Chatgate-Error slug.";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, (caller, totals)) in &rows {
+        for (outcome, count) in totals.refusals() {
+            let labels = [("app", *app), ("caller", caller.as_str()), ("outcome", outcome.text())];
+            text.sample(name, &labels, count);
+        }
+    }
+    let name = "chatgate_caller_wait_seconds_total";
+    let help = "Time that requests of a caller waited for lookups or quota, in seconds.";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, (caller, totals)) in &rows {
+        text.sample(name, &[("app", app), ("caller", caller.as_str())], totals.waited_micros as f64 / 1e6);
     }
 }
 

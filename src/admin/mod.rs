@@ -1,5 +1,6 @@
 //! The admin listener: health checks, metrics, status, and admin actions.
 
+mod audit;
 mod effective;
 mod evict;
 mod history;
@@ -26,6 +27,8 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use self::audit::AdminAudit;
+use self::evict::Eviction;
 use self::history::History;
 use crate::clock;
 use crate::domain::caller::TokenDigest;
@@ -133,15 +136,42 @@ impl Admin {
     }
 
     /// Answers a request.
-    async fn handle<B>(self, request: Request<B>, peer: Peer) -> Response<Full<Bytes>>
+    async fn handle<B>(self, request: Request<B>, id: RequestId, peer: Peer) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         let (head, body) = request.into_parts();
-        match self.route(&head, peer) {
+        let action = AdminAction::of_path(head.uri.path()).filter(|_| head.method == Method::POST);
+        let mut audit = action.map(|action| AdminAudit::new(action, self.caller(&head, peer), id));
+        let response = match self.route(&head, peer) {
             AdminRoute::Respond(response) => response,
-            AdminRoute::Perform(action) => self.perform(action, body).await.unwrap_or_else(GatewayError::into_response),
+            AdminRoute::Perform(action) => {
+                let performed = self.perform(action, body, &mut audit).await;
+                performed.unwrap_or_else(GatewayError::into_response)
+            }
+        };
+        if let Some(audit) = &mut audit {
+            audit.finish(&response);
         }
+        response
+    }
+
+    /// Describes the operator for the audit log.
+    fn caller(&self, head: &Parts, peer: Peer) -> String {
+        match peer {
+            _ if self.has_token(head) == Some(true) => "token".to_owned(),
+            Peer::Unix { uid: Some(uid) } => format!("uid:{uid}"),
+            peer if !peer.is_remote() => "local".to_owned(),
+            _ => "remote".to_owned(),
+        }
+    }
+
+    /// Returns whether a request has the admin token; `None` if there is no token.
+    fn has_token(&self, head: &Parts) -> Option<bool> {
+        let gateway = self.state.current.gateway();
+        let token = gateway.config.server.admin_token.as_ref()?;
+        let given = bearer_token(&head.headers).ok().flatten().map(TokenDigest::of);
+        Some(given.is_some_and(|given| given.ct_eq(&token.digest()).into()))
     }
 
     /// Answers a request without its body, or permits its action.
@@ -201,13 +231,12 @@ impl Admin {
         if let Err(error) = check_origin_and_host(head, &RequestHeaders::of(&head.headers), &gateway.hosts, peer) {
             return Some(error.into_response());
         }
-        let Some(token) = &gateway.config.server.admin_token else {
+        let Some(has_token) = self.has_token(head) else {
             let rejection = "admin actions are accepted only over loopback or a Unix socket; to accept them from other \
                              machines, set server.admin_token_file\n";
             return peer.is_remote().then(|| text(StatusCode::FORBIDDEN, rejection));
         };
-        let given = bearer_token(&head.headers).ok().flatten().map(TokenDigest::of);
-        if given.is_some_and(|given| given.ct_eq(&token.digest()).into()) {
+        if has_token {
             return None;
         }
         let rejection =
@@ -216,7 +245,12 @@ impl Admin {
     }
 
     /// Performs a permitted action. Only some read the body.
-    async fn perform<B>(&self, action: AdminAction, body: B) -> Result<Response<Full<Bytes>>, GatewayError>
+    async fn perform<B>(
+        &self,
+        action: AdminAction,
+        body: B,
+        audit: &mut Option<AdminAudit>,
+    ) -> Result<Response<Full<Bytes>>, GatewayError>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
@@ -224,7 +258,11 @@ impl Admin {
         match action {
             AdminAction::Evict => {
                 let body = read_body(&gateway, body, evict::BODY_LEN_MAX).await?;
-                let evicted = evict::evict(&gateway, &body).await?;
+                let Eviction { app, scope } = evict::read(&gateway, &body)?;
+                if let Some(audit) = audit {
+                    audit.app = Some(app.name.to_string());
+                }
+                let evicted = evict::evict(app, &scope).await;
                 Ok(json(&serde_json::json!({ "evicted": evicted })))
             }
             AdminAction::SetLogLevel => {
@@ -250,7 +288,7 @@ impl ConnectionHandler for Admin {
 
     fn service(&self, connection: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let admin = self.clone();
-        stack::service(move |request, _| admin.clone().handle(request, connection.peer))
+        stack::service(move |request, id| admin.clone().handle(request, id, connection.peer))
     }
 
     fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
@@ -282,6 +320,16 @@ impl AdminAction {
             "/reload" => Some(AdminAction::Reload),
             "/quit" => Some(AdminAction::Quit),
             _ => None,
+        }
+    }
+
+    /// Returns its path without the first slash, for the audit log.
+    fn name(self) -> &'static str {
+        match self {
+            AdminAction::Evict => "cache/evict",
+            AdminAction::SetLogLevel => "log",
+            AdminAction::Reload => "reload",
+            AdminAction::Quit => "quit",
         }
     }
 }

@@ -9,15 +9,17 @@ use super::effective::effective;
 use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
+use crate::domain::caller::CallerName;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::region::Region;
 use crate::gateway::webhooks::FORWARDS_MAX;
 use crate::gateway::{App, Gateway};
 use crate::telemetry::log;
+use crate::telemetry::metrics::callers::CallerTotals;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 use crate::telemetry::metrics::process::Process;
-use crate::telemetry::metrics::{AppTotals, SOURCES};
+use crate::telemetry::metrics::{AppTotals, PairCounts, SOURCES};
 
 /// Returns the document.
 pub(super) fn render(state: &State) -> Value {
@@ -26,8 +28,10 @@ pub(super) fn render(state: &State) -> Value {
     let totals = gateway.metrics.totals();
     let (now, process) = (clock::unix_now(), Process::now());
     let capacity = |in_use: usize, max: usize| json!({ "now": in_use, "max": max });
+    let of_callers = gateway.caller_totals();
+    let apps = gateway.apps.iter().zip(&totals).zip(&of_callers);
     let apps: Vec<Value> =
-        gateway.apps.iter().zip(&totals).map(|(app, totals)| app_status(state, gateway, app, totals)).collect();
+        apps.map(|((app, totals), callers)| app_status(state, gateway, app, totals, callers)).collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": rounded(now.as_secs_f64()),
@@ -62,12 +66,21 @@ pub(super) fn render(state: &State) -> Value {
             })
         }),
         "apps": apps,
-        "without_app": { "requests": requests(&totals[config.apps.len()]) },
+        "without_app": {
+            "requests": requests(&totals[config.apps.len()]),
+            "callers": callers(&of_callers[config.apps.len()]),
+        },
         "config": effective(config),
     })
 }
 
-fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -> Value {
+fn app_status(
+    state: &State,
+    gateway: &Gateway,
+    app: &App,
+    totals: &AppTotals,
+    of_callers: &[(&CallerName, CallerTotals)],
+) -> Value {
     let stats = app.stats();
     let config = gateway.config.apps.iter().find(|config| config.name == app.name).expect("its configuration");
     let (point, rates) = state.history.latest(&config.name);
@@ -97,17 +110,38 @@ fn app_status(state: &State, gateway: &Gateway, app: &App, totals: &AppTotals) -
         "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
         "webhooks": webhooks(gateway, app),
+        "callers": callers(of_callers),
         "last_second": point,
         "since_start": {
             "requests": requests(totals),
-            "pairs": SOURCES.iter().zip(totals.pairs).map(|(source, count)| ((*source).to_owned(), count.into()))
-                .collect::<Map<String, Value>>(),
+            "pairs": pairs(&totals.pairs),
             "calls": calls(totals),
             "request_ms": percentiles(&request_time),
             "call_ms": percentiles(&totals.call_time),
             "quota_wait_ms": percentiles(&totals.quota_wait),
         },
     })
+}
+
+/// Returns the configured callers that have sent a request, those with the most calls first.
+fn callers(totals: &[(&CallerName, CallerTotals)]) -> Vec<Value> {
+    let mut totals: Vec<_> = totals.iter().collect();
+    totals.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.calls));
+    let caller = |(name, totals): &(&CallerName, CallerTotals)| {
+        let refused = totals.refusals().map(|(outcome, count)| (outcome.text().to_owned(), count.into()));
+        json!({
+            "name": name.as_str(),
+            "calls": totals.calls,
+            "pairs": pairs(&totals.pairs),
+            "refused": refused.collect::<Map<String, Value>>(),
+            "waited_seconds": rounded(totals.waited_micros as f64 / 1e6),
+        })
+    };
+    totals.into_iter().map(caller).collect()
+}
+
+fn pairs(counts: &PairCounts) -> Map<String, Value> {
+    SOURCES.iter().zip(counts).map(|(source, count)| ((*source).to_owned(), (*count).into())).collect()
 }
 
 /// Returns what became of the webhooks for an app; `None` if they are not forwarded.

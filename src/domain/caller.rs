@@ -27,6 +27,11 @@ impl QueueKey {
         name.hash(&mut hasher);
         QueueKey((hasher.finish() << 2).max(4))
     }
+
+    /// Whether it is the key of a configured caller.
+    pub fn is_named(self) -> bool {
+        self.0 & 3 == 0 && self != Self::SELF
+    }
 }
 
 /// The configured name of a caller: `[a-z0-9-]{1,32}`.

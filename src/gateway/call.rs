@@ -17,6 +17,7 @@ use super::request::{CallContext, CallStats};
 use super::response::CallResult;
 use super::worker::AppWorker;
 use crate::clock;
+use crate::domain::caller::QueueKey;
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::chat::envelope::Envelope;
 use crate::domain::pairs::lookups::BatchId;
@@ -34,6 +35,8 @@ pub(super) struct CallSpec<'a> {
     pub kind: CommandKind,
     /// All attempts and waits end by its deadline.
     pub context: CallContext,
+    /// The caller that the call is counted for.
+    pub caused_by: QueueKey,
     /// What the call may change: the fence is marked when the call leaves, and again when it has ended.
     pub write: Option<&'a PendingWrite>,
     /// Of the request that makes the call, if one request does.
@@ -95,7 +98,8 @@ impl AppWorker {
                         write.sent.store(true, Ordering::Relaxed);
                     }
                     let deadline = spec.context.deadline.of_call(spec.kind);
-                    let attempt = AttemptContext { started: now, deadline, stats: spec.stats, parent };
+                    let attempt =
+                        AttemptContext { started: now, deadline, caused_by: spec.caused_by, stats: spec.stats, parent };
                     pin!(self.attempt(&session, attempt, permit, &call)).await
                 }
                 Acquired::NotConnected(error) => {

@@ -256,6 +256,7 @@ fn relay_request(
         buffered: body.buffered,
         traceparent: traceparent(headers),
         context: call,
+        id: context.id.clone(),
         stats: context.start_call(),
     }
 }

@@ -11,6 +11,7 @@ use http::HeaderValue;
 
 use super::call::{CallSpec, PendingWrite};
 use super::detach::DetachOnDrop;
+use super::observe::audit::WriteAudit;
 use super::request::{CallContext, CallStats};
 use super::response::{CallResult, Reply, counted};
 use super::worker::AppWorker;
@@ -20,6 +21,7 @@ use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::follow::writes;
 use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
+use crate::http::request_id::RequestId;
 use crate::upstream::Call;
 
 /// After this time Chat is certainly done with a call that it did not answer: its own timeout of 3 s (vendor page
@@ -34,6 +36,8 @@ pub(super) struct RelayRequest {
     pub buffered: CapacityGuard,
     pub traceparent: Option<HeaderValue>,
     pub context: CallContext,
+    /// Of the request, for the audit log.
+    pub id: RequestId,
     /// Filled in by the call.
     pub stats: Arc<CallStats>,
 }
@@ -55,7 +59,10 @@ impl AppWorker {
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
                 let write = async move {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was parsed before");
-                    app.relay_once(name, kind, request).await
+                    let audit = WriteAudit::new(&app, name, request.id.clone(), request.context);
+                    let result = app.relay_once(name, kind, request).await;
+                    audit.finish(&result);
+                    result
                 };
                 let write = DetachOnDrop::new(write, &self.gateway.tasks);
                 if deadline.may_outlive_its_caller() {
@@ -72,16 +79,18 @@ impl AppWorker {
     }
 
     async fn relay_once(&self, name: CommandName<'_>, kind: CommandKind, request: RelayRequest) -> CallResult {
-        let RelayRequest { body, traceparent, context, stats, buffered: _buffered } = request;
-        let CallContext { caller, deadline, .. } = context;
+        let RelayRequest { body, traceparent, context, stats, buffered: _buffered, .. } = request;
+        let CallContext { caller, queue_key, deadline, .. } = context;
         // Before the call is queued: a caller that waits for its own quota keeps no other caller waiting.
         let patience = || deadline.permit.saturating_duration_since(clock::now());
         let reserved = self.gateway.access.reserve(caller, || 1, patience)?;
         if !reserved.wait.is_zero() {
             tokio::time::sleep(reserved.wait).await;
+            stats.add_wait(reserved.wait);
         }
         let write = writes::scope(name, &body).map(|scope| PendingWrite { scope, sent: AtomicBool::new(false) });
-        let spec = CallSpec { kind, context, write: write.as_ref(), stats: Some(&*stats), batch: None };
+        let spec =
+            CallSpec { kind, context, caused_by: queue_key, write: write.as_ref(), stats: Some(&*stats), batch: None };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);

@@ -30,6 +30,7 @@ pub(crate) struct CallContext {
 
 /// What becomes known of a request on its way.
 pub(crate) struct RequestContext<'a> {
+    pub(crate) id: RequestId,
     /// `None` if no callers are configured, or the request is not authenticated.
     pub(crate) caller: Option<CallerIndex>,
     /// `None` until an app is chosen.
@@ -103,7 +104,6 @@ impl CallStats {
 /// A request as its log line and its span show it.
 pub(crate) struct RequestRecord<'a> {
     pub(super) head: &'a Parts,
-    pub(super) id: RequestId,
     pub(super) connection: &'a ConnectionInfo,
     pub(super) context: RequestContext<'a>,
 }
@@ -117,6 +117,7 @@ impl<'a> RequestRecord<'a> {
         span: Option<Box<SpanHandle>>,
     ) -> Self {
         let context = RequestContext {
+            id,
             caller: None,
             app: None,
             command: CommandLabel::other(),
@@ -125,6 +126,6 @@ impl<'a> RequestRecord<'a> {
             waited: Duration::ZERO,
             call: None,
         };
-        Self { head, id, connection, context }
+        Self { head, connection, context }
     }
 }

@@ -9,7 +9,7 @@ use crate::capacity::CapacityGuard;
 use crate::domain::pairs::check::LookupFailure;
 use crate::domain::pairs::directives::PairSources;
 use crate::domain::policy::outcome;
-use crate::error::GatewayError;
+use crate::error::{ERROR_CODE, GatewayError};
 use crate::upstream::ChatResponse;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -70,6 +70,12 @@ impl Reply {
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
+        let error_code = match self.error_code {
+            // Nearly every response has this one.
+            0 => HeaderValue::from_static("0"),
+            code => HeaderValue::from(code),
+        };
+        headers.insert(ERROR_CODE, error_code);
         let text = |text: String| HeaderValue::try_from(text).ok();
         let values = [
             (CONTENT_TYPE, self.content_type),

@@ -11,6 +11,7 @@ use super::directory::Directory;
 use super::observe::samples::LogSampler;
 use crate::capacity::Capacity;
 use crate::config::Config;
+use crate::domain::caller::QueueKey;
 use crate::domain::chat::app::AppName;
 use crate::fleet::{Fleet, FleetError};
 use crate::http::host::Hosts;
@@ -117,6 +118,7 @@ impl Gateway {
 
     /// Takes over from `before`.
     pub(super) fn activate(&self, before: &Self) {
+        self.metrics.retain_callers(&self.config.callers.iter().map(|caller| QueueKey::named(&caller.name)).collect());
         if let (Some(fleet), Some(config)) = (&self.fleet, &self.config.fleet) {
             fleet.reconfigure(config);
         }

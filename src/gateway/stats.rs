@@ -1,7 +1,11 @@
 //! The state of an app, for operators.
 
+use rustc_hash::FxHashMap;
+
 use super::app::App;
+use super::state::Gateway;
 use crate::clock;
+use crate::domain::caller::{CallerName, QueueKey};
 use crate::domain::chat::command::CommandName;
 use crate::domain::policy::failover::Side;
 use crate::domain::policy::parking::ParkReason;
@@ -9,6 +13,20 @@ use crate::domain::policy::proxy::ProxyFailure;
 use crate::domain::quote::shorten;
 use crate::limits::QuotaStats;
 use crate::telemetry::metrics::UpstreamState;
+use crate::telemetry::metrics::callers::CallerTotals;
+
+impl Gateway {
+    /// Returns what each configured caller has done with each app, in the order of the configuration, and with a last
+    /// entry for requests without an app. Callers without requests are left out.
+    pub(crate) fn caller_totals(&self) -> Vec<Vec<(&CallerName, CallerTotals)>> {
+        let keys: Vec<_> =
+            self.config.callers.iter().map(|caller| (QueueKey::named(&caller.name), &caller.name)).collect();
+        let of_app = |totals: &FxHashMap<QueueKey, CallerTotals>| {
+            keys.iter().filter_map(|(key, name)| Some((*name, *totals.get(key)?))).collect()
+        };
+        self.metrics.caller_totals().iter().map(of_app).collect()
+    }
+}
 
 /// The state of an app at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

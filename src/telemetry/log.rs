@@ -87,10 +87,14 @@ pub(crate) fn set_level(level: Level) -> bool {
     is_set
 }
 
-/// Returns the filter for a level. Libraries are not logged: some of them log what they send or receive, and calls to
-/// Chat contain a signature. chatgate logs their errors in its own words.
+/// Target of the audit log: relayed writes and admin actions.
+pub(crate) const AUDIT: &str = "chatgate::audit";
+
+/// Returns the filter for a level. The audit log is written at every level. Libraries are not logged: some of them log
+/// what they send or receive, and calls to Chat contain a signature. chatgate logs their errors in its own words.
 fn targets(level: Level) -> Targets {
-    Targets::new().with_target("chatgate", LevelFilter::from_level(level))
+    let level = LevelFilter::from_level(level);
+    Targets::new().with_target("chatgate", level).with_target(AUDIT, level.max(LevelFilter::INFO))
 }
 
 fn json<S>(writer: BoundedLines) -> impl tracing_subscriber::Layer<S> + Send + Sync

@@ -6,6 +6,7 @@
 mod app_choice;
 mod batching;
 mod bounds;
+mod by_caller;
 mod caller_proofs;
 mod caller_signatures;
 mod callers;

@@ -2,6 +2,7 @@
 "use strict";
 
 const POINTS_MAX = 120;
+const CALLERS_MAX = 50;
 const WIDTH = 400;
 const HEIGHT = 150;
 const LEFT = 54;
@@ -178,6 +179,26 @@ function codeRow({ code, count, meaning }) {
   return [[code], [number(count), "number"], [words, code === "0" ? "text" : "text warn"]];
 }
 
+// Returns the row of a caller; all is the number of calls of all callers of the app.
+function callerRow(caller, all) {
+  const { hit, joined, fetched, stale } = caller.pairs;
+  const pairs = hit + joined + fetched + stale;
+  const share = all > 0 ? caller.calls / all : 0;
+  const meter = make("meter", { min: 0, max: 1, value: share, "aria-label": `${caller.name}: ${percent(share)} of the calls` });
+  const refused = Object.entries(caller.refused).map(([slug, count]) => `${number(count)} ${slug}`);
+  return [[caller.name], [number(caller.calls), "number"], [meter], [number(pairs), "number"],
+    [percent(pairs > 0 ? (hit + stale) / pairs : null), "number"], [duration(caller.waited_seconds), "number"],
+    [refused.join(", "), refused.length ? "text warn" : "text"]];
+}
+
+function showCallers(callers) {
+  byId("callers-section").hidden = callers.length === 0;
+  const all = callers.reduce((sum, caller) => sum + caller.calls, 0);
+  fillRows(byId("callers"), callers.slice(0, CALLERS_MAX).map((caller) => callerRow(caller, all)));
+  const rest = callers.length - CALLERS_MAX;
+  byId("callers-rest").textContent = rest > 0 ? `${number(rest)} more callers with fewer calls: see /status.` : "";
+}
+
 let points = [];
 let shownApp = null;
 
@@ -236,6 +257,7 @@ async function show(status) {
   if (now.at > (points.at(-1)?.at ?? 0)) points = [...points, now].slice(-POINTS_MAX);
   if (points.length) for (const plot of PLOTS) drawPlot(plot, points);
   fillRows(byId("quota"), app.quota.map(quotaRow));
+  showCallers(app.callers);
   fillRows(byId("codes"), app.since_start.calls.map(codeRow));
   document.body.dataset.shown = String(now.at);
 }

@@ -18,6 +18,7 @@ use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 use crate::http::traceparent::traceparent;
 use crate::telemetry::metrics::PairCounts;
+use crate::telemetry::metrics::callers::CallerRequest;
 use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
 
 /// How a request ended.
@@ -56,7 +57,7 @@ impl Drop for RequestGuard<'_> {
             false => Outcome::ABANDONED,
         };
         let took = clock::now() - self.request.context.started;
-        self.worker.count_request(&self.request.context, outcome, took);
+        self.worker.count_request(&self.request.context, outcome, took, None);
         let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None };
         self.worker.end_request_span(&self.request, &end);
     }
@@ -68,9 +69,22 @@ impl Worker {
         self.recorder.request(CommandLabel::other(), outcome, Duration::ZERO);
     }
 
-    pub(crate) fn count_request(&self, context: &RequestContext<'_>, outcome: Outcome, took: Duration) {
+    fn count_request(
+        &self,
+        context: &RequestContext<'_>,
+        outcome: Outcome,
+        took: Duration,
+        pairs: Option<&PairCounts>,
+    ) {
         let recorder = context.app.map_or(&self.recorder, |app| &app.recorder);
         recorder.request(context.command, outcome, took);
+        if let Some(pairs) = pairs {
+            recorder.pairs(pairs);
+        }
+        if let Some(caller) = self.gateway.access.queue_key(context.caller) {
+            let waited_micros = context.cost().waited_us;
+            recorder.callers.request(caller, CallerRequest { outcome, pairs, waited_micros });
+        }
     }
 
     /// Records a request that has its response.
@@ -85,13 +99,10 @@ impl Worker {
             Ok(_) => Outcome::FAILED,
             Err(error) => Outcome::rejected(error),
         };
-        self.count_request(context, outcome, took);
         let pairs = result.as_ref().ok().and_then(|reply| reply.pairs).map(|sources| {
             [sources.hit, sources.joined, sources.fetched, sources.flipped, sources.stale].map(|count| count as u64)
         });
-        if let (Some(app), Some(pairs)) = (context.app, &pairs) {
-            app.recorder.pairs(pairs);
-        }
+        self.count_request(context, outcome, took, pairs.as_ref());
         if context.span.is_some() {
             let error_code = result.as_ref().map_or(0, |reply| reply.error_code);
             let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs };
@@ -108,7 +119,7 @@ impl Worker {
     /// Writes the line. It names no user, and contains nothing of body, query, or signature.
     #[cold]
     fn log(&self, request: &RequestRecord<'_>, result: &Result<Reply, GatewayError>, summary: &RequestSummary) {
-        let RequestRecord { head, id, connection, context } = request;
+        let RequestRecord { head, connection, context } = request;
         let error = result.as_ref().err();
         let cause = match error {
             Some(GatewayError::UpstreamUnreachable { cause, .. } | GatewayError::ProxyFailed { cause, .. }) => {
@@ -121,7 +132,7 @@ impl Worker {
             Some(caller) => self.gateway.access.name_of(caller).to_string(),
             None => connection.caller.0.to_string(),
         };
-        let request_id = &*id.text();
+        let request_id = &*context.id.text();
         let traceparent = traceparent(&RequestHeaders::of(&head.headers));
         let of_caller = || traceparent.as_ref().and_then(|value| value.to_str().ok()?.split('-').nth(1));
         let own = context.trace().map(|context| context.trace_id());

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::spans::{CallParent, CallSpan};
 use crate::clock;
+use crate::domain::caller::QueueKey;
 use crate::gateway::request::CallStats;
 use crate::gateway::worker::AppWorker;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel};
@@ -15,6 +16,7 @@ use crate::upstream::{AttemptError, AttemptTime, Call, ChatResponse, LeasedConne
 pub(crate) struct AttemptContext<'a> {
     pub(crate) started: Instant,
     pub(crate) deadline: Instant,
+    pub(crate) caused_by: QueueKey,
     pub(crate) stats: Option<&'a CallStats>,
     /// `None` if no traces are taken.
     pub(crate) parent: Option<CallParent>,
@@ -27,7 +29,7 @@ impl AppWorker {
     /// See [`Upstream::send`](crate::upstream::Upstream::send).
     pub(crate) async fn send_recorded(
         &self,
-        AttemptContext { started, deadline, stats, parent }: AttemptContext<'_>,
+        AttemptContext { started, deadline, caused_by, stats, parent }: AttemptContext<'_>,
         connection: LeasedConnection,
         signer: &Signer,
         signature: &Signature,
@@ -38,8 +40,16 @@ impl AppWorker {
         if let Some(span) = &span {
             call.traceparent = Some(span.header());
         }
-        let mut guard =
-            CallGuard { app: self, command, stats, started, ended: None, result: CallLabel::abandoned(), span };
+        let mut guard = CallGuard {
+            app: self,
+            command,
+            caused_by,
+            stats,
+            started,
+            ended: None,
+            result: CallLabel::abandoned(),
+            span,
+        };
         let sent =
             pin!(self.upstream.send(connection, signer, signature, call, AttemptTime { begun: started, deadline }))
                 .await;
@@ -66,6 +76,7 @@ impl AppWorker {
 struct CallGuard<'a> {
     app: &'a AppWorker,
     command: CommandLabel,
+    caused_by: QueueKey,
     stats: Option<&'a CallStats>,
     started: Instant,
     /// `None` if the call is cut off.
@@ -78,6 +89,7 @@ impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         let took = self.ended.unwrap_or_else(clock::now) - self.started;
         self.app.recorder.call(self.command, self.result, took);
+        self.app.recorder.callers.call(self.caused_by);
         if let Some(span) = &self.span {
             self.app.end_call_span(span, self.command, self.result, took);
         }

@@ -61,7 +61,8 @@ impl AppWorker {
             deadline: Deadline::new(clock::now(), None, self.gateway.config.upstream.timeout),
             trace: self.lookup_parent(batch.id),
         };
-        let spec = CallSpec { kind: CommandKind::Read, context, write: None, stats: None, batch: Some(batch.id) };
+        let (kind, caused_by) = (CommandKind::Read, batch.caller);
+        let spec = CallSpec { kind, context, caused_by, write: None, stats: None, batch: Some(batch.id) };
         guard.complete(self.call(spec, call, Some(acquired)).await);
     }
 }

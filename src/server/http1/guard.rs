@@ -135,9 +135,10 @@ fn encode_response(error: &GatewayError, id: &RequestId) -> Vec<u8> {
     let body = error.envelope();
     let reason = StatusCode::canonical_reason(&wire.status).unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nx-request-id: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\nchatgate-error: {}\r\nchatgate-error-code: {}\r\nx-request-id: {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
         wire.status.as_u16(),
         wire.slug.text(),
+        wire.code,
         id.text(),
         body.len(),
     );

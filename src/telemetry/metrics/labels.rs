@@ -72,6 +72,11 @@ impl Outcome {
         Self(ANSWERED.len() + error.wire().slug as usize)
     }
 
+    /// Whether chatgate has rejected the request, or could not complete it.
+    pub(crate) fn is_rejection(self) -> bool {
+        self.0 >= ANSWERED.len()
+    }
+
     /// Iterates over all outcomes.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)

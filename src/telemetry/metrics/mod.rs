@@ -4,20 +4,25 @@
 //! lock and no text, and it allocates only for the first call of a command. A reader adds up all recorders. Labels are
 //! indexes of closed sets ([`labels`]) until they are printed.
 
+pub(crate) mod callers;
 pub(crate) mod forwards;
 pub(crate) mod histogram;
 pub(crate) mod labels;
 pub(crate) mod process;
 pub(crate) mod text;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 
+use self::callers::{CallerRecorder, CallerTotals};
 use self::histogram::{Histogram, HistogramSnapshot};
 use self::labels::{CallLabel, CommandLabel, Outcome};
+use crate::domain::caller::QueueKey;
 
 /// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
 pub(crate) const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
@@ -52,6 +57,13 @@ impl Metrics {
         Self { recorders: Mutex::new(recorders), taken: AtomicUsize::new(0), apps: old_indexes.len() }
     }
 
+    /// Forgets the counters of callers that are not among `callers`.
+    pub(crate) fn retain_callers(&self, callers: &HashSet<QueueKey>) {
+        for app in self.recorders.lock().iter().flat_map(|recorder| &recorder.apps) {
+            app.callers.retain(|caller| callers.contains(&caller));
+        }
+    }
+
     /// Returns the recorder of one more thread.
     pub(crate) fn recorder(&self) -> Arc<Recorder> {
         let index = self.taken.fetch_add(1, Ordering::Relaxed);
@@ -77,6 +89,20 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Returns the sums over all threads in the order of [`Metrics::totals`], for callers with at least one request or
+    /// call.
+    pub(crate) fn caller_totals(&self) -> Vec<FxHashMap<QueueKey, CallerTotals>> {
+        let mut totals: Vec<FxHashMap<_, _>> = (0..=self.apps).map(|_| FxHashMap::default()).collect();
+        for recorder in self.recorders.lock().iter() {
+            for (totals, app) in totals.iter_mut().zip(&recorder.apps) {
+                app.callers.add_to(totals);
+            }
+        }
+        totals
+    }
+}
+
 /// The counters of one thread. Other threads may add to them too, but more slowly.
 #[derive(Debug)]
 pub(crate) struct Recorder {
@@ -92,6 +118,8 @@ pub(crate) struct AppRecorder {
     pairs: [AtomicU64; SOURCES.len()],
     call_time: Histogram,
     quota_wait: Histogram,
+    /// By caller.
+    pub(crate) callers: CallerRecorder,
 }
 
 #[derive(Debug)]
@@ -110,6 +138,7 @@ impl Default for AppRecorder {
             pairs: Default::default(),
             call_time: Histogram::default(),
             quota_wait: Histogram::default(),
+            callers: CallerRecorder::default(),
         }
     }
 }

@@ -189,9 +189,14 @@ impl Gateway {
 
 /// Returns the addresses that the log reports for this listener.
 pub(crate) fn listener_addresses(log: &str, listener: &str) -> Vec<String> {
-    log.lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+    log_events(log)
+        .into_iter()
         .filter(|line| line["message"] == "listening" && line["listener"] == listener)
         .filter_map(|line| Some(line["address"].as_str()?.to_owned()))
         .collect()
+}
+
+/// Returns the complete lines of a JSON log.
+pub(crate) fn log_events(log: &str) -> Vec<Value> {
+    log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::pair::{Pair, UserKey};
 use super::LookupScheduler;
 use super::graph::{Batching, EdgeId};
+use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 
 /// The number of a batch.
@@ -22,6 +23,8 @@ pub struct Batch {
     pub from: Arc<str>,
     /// The `To_Account`s of the call: 1 to the given maximum, each once.
     pub to: Vec<Arc<str>>,
+    /// The caller whose turn it was. Pairs of other callers may travel with its own.
+    pub caller: QueueKey,
 }
 
 /// A batch whose call has no response yet.
@@ -59,7 +62,7 @@ impl LookupScheduler {
         self.estimate.on_sent(edges.len());
         let shared = self.is_shared(&edges);
         self.in_flight.insert(id, InFlightBatch { from, sent: now, edges, shared });
-        Some(Batch { id, from: from_name?, to })
+        Some(Batch { id, from: from_name?, to, caller })
     }
 
     /// Returns the end of the edge whose call spares more calls, `from` if both spare the same.
