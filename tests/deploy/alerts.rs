@@ -30,6 +30,12 @@ fn each_alert_fires_only_for_its_condition() {
         ("> 0.01", "> 0.001"),
         ("< 14 *", "< 1 *"),
         ("connected == 0", "connected == 1"),
+        ("\"ok|failed\"", "\"ok\""),
+        (
+            "0.5 * sum by (instance, app) (rate(chatgate_upstream",
+            "0.4 * sum by (instance, app) (rate(chatgate_upstream",
+        ),
+        ("> 0.001 + (sum", "> -0.001 + (sum"),
     ] {
         assert!(rules.contains(from), "{from}");
         assert!(!run_rule_tests(&rules.replace(from, to)).status.success(), "{to} passed");
