@@ -80,6 +80,66 @@ fn admin_page_shows_live_status_without_console_errors() {
     );
 }
 
+/// Starts a gateway with two callers, whose webhooks go to an app that is down.
+#[test]
+fn admin_page_lists_callers_and_webhooks() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in ["key", "token-of-the-feed", "token-of-the-shop"] {
+        std::fs::write(folder.path().join(name), format!("{name}-{}", "5b".repeat(20))).expect("own folder");
+    }
+    let key = format!("key-{}", "5b".repeat(20));
+    let mut sandbox = Program::start(&["sandbox", "--listen", "127.0.0.1:0", "--secret-key", &key]);
+    let chat = sandbox.address("sandbox");
+    let users = r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#;
+    shell(&format!("curl -sf http://{chat}/__sandbox/graph -d '{users}'"));
+    let callers = ["feed", "shop"].map(|name| {
+        format!("[[caller]]\nname = '{name}'\ntoken_file = 'token-of-the-{name}'\nallow = ['follow/follow_check']\n")
+    });
+    let config = format!(
+        "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[[app]]\nname = 'main'\nsdkappid = 1400000001\n\
+         secret_key_file = 'key'\nendpoint = 'http://{chat}'\n[webhook]\nlisten = '127.0.0.1:0'\n\
+         app_tokens = {{ main = {{ file = 'key' }} }}\nforward = {{ main = 'http://127.0.0.1:9/' }}\n{}",
+        callers.concat()
+    );
+    let file = folder.path().join("chatgate.toml");
+    std::fs::write(&file, config).expect("own folder");
+    let mut gateway = Program::start(&["serve", "--config", &file.to_string_lossy()]);
+    let (data, admin) = (gateway.address("data"), gateway.address("admin"));
+    let send = |caller: &str, command: &str, to: &str| {
+        let token = format!("token-of-the-{caller}-{}", "5b".repeat(20));
+        let body = format!(r#"{{"From_Account":"ann","To_Account":["{to}"]}}"#);
+        shell(&format!("curl -s http://{data}/v4/{command} -H 'Authorization: Bearer {token}' -d '{body}'"));
+    };
+    for (caller, command, to) in [
+        ("feed", "follow/follow_check", "bob"),
+        ("feed", "follow/follow_check", "bob"),
+        ("feed", "follow/follow_check", "cyd"),
+        ("shop", "follow/follow_check", "bob"),
+        ("shop", "openim/sendmsg", "bob"),
+    ] {
+        send(caller, command, to);
+    }
+    let browser = Browser::start();
+    browser.open(&format!("http://{admin}/"));
+    browser.until("both callers", "return document.querySelectorAll('#callers tbody tr').length === 2");
+    let row = |number: usize| {
+        let cells = format!("[...document.querySelector('#callers tbody tr:nth-child({number})').children]");
+        browser.run(&format!("return {cells}.map(cell => cell.textContent).join('|')"))
+    };
+    assert_eq!(row(1), "feed|2||3|33.3 %|0 s|");
+    assert_eq!(row(2), "shop|0||1|100 %|0 s|1 forbidden");
+    let values = browser.run("return document.querySelector('#program').textContent");
+    assert!(values.as_str().is_some_and(|text| text.contains("webhooks not answered0")), "{values}");
+    let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";
+    for (name, width, scheme) in [("callers", 1200, "light"), ("callers-phone", 390, "dark")] {
+        browser.resize(width, scheme);
+        assert_eq!(browser.run(wide), false, "{name}: the page is wider than its window");
+        browser.save_screenshot(name);
+    }
+    assert_eq!(browser.console_messages(), Vec::<String>::new(), "the console is not empty");
+    assert!(gateway.stop().success() && sandbox.stop().success());
+}
+
 /// Uses a simulator for each app. One app is reachable only at its standby domain, two get permanent errors, and one is
 /// behind a proxy that is unreachable.
 #[test]

@@ -215,6 +215,57 @@ async fn webhook_that_cannot_be_received_is_not_forwarded() {
     assert_eq!(app.requests()[0].body, largest.as_bytes());
 }
 
+#[tokio::test]
+async fn bytes_of_webhooks_and_responses_are_limited() {
+    let (chat, app) = (FakeChat::start().await, AppServer::start().await);
+    let setup = forward(Setup::new(&chat), &app.url("/")).set("webhook", r#"forward_timeout = "2s""#);
+    let gateway = setup.start().await;
+    let hooks = address(&gateway).await;
+    gateway.check("ann", &["bob"]).await.items();
+    let largest = signed(MAIN, ADDED, &"x".repeat(1024 * 1024)).bytes();
+    app.reply(Reply::hang());
+    // At most 16 MiB are in flight. On a slow machine the first may time out before the last is sent, so try again.
+    eventually("a webhook beyond the limit", async || {
+        let mut sent = Vec::new();
+        for _ in 0..24 {
+            let mut conn = Conn::open(&hooks).await.expect("accepted");
+            conn.send(&largest).await;
+            sent.push(conn);
+        }
+        let mut rejected = 0;
+        for conn in &mut sent {
+            let response = conn.read_response().await;
+            match response.status {
+                503 => response.assert_error(503, "overloaded", 129_503),
+                _ => response.assert_error(504, "upstream_timeout", 60008),
+            }
+            rejected += usize::from(response.status == 503);
+        }
+        (rejected > 0).then_some(())
+    })
+    .await;
+    assert!(!is_cached(&gateway).await, "the pair is invalidated all the same");
+    // Responses that Chat does not read count too. The kernel holds the first ones of a connection.
+    app.reply(Reply::json("x".repeat(1024 * 1024)));
+    let rejected = forwards(&gateway, "overloaded").await;
+    let mut unread = Vec::new();
+    while forwards(&gateway, "overloaded").await == rejected {
+        assert!(unread.len() < 64, "over 16 MiB of responses are held");
+        let answered = forwards(&gateway, "ok").await;
+        let mut conn = Conn::open_with_small_buffer(&hooks).await;
+        conn.send(signed(MAIN, BEFORE_SEND, "{}").bytes().repeat(8)).await;
+        unread.push(conn);
+        eventually("the app has answered, or there is no room", async || {
+            let sum = forwards(&gateway, "ok").await + forwards(&gateway, "overloaded").await;
+            (sum > answered + rejected).then_some(())
+        })
+        .await;
+    }
+    drop(unread);
+    let answered = async || (post(&hooks, &signed(MAIN, BEFORE_SEND, "{}")).await.status == 200).then_some(());
+    eventually("room for a response", answered).await;
+}
+
 /// Sends a webhook on a new connection, without waiting for the response.
 async fn send(hooks: &str, app: TestApp) -> Conn {
     let mut conn = Conn::open(hooks).await.expect("accepted");
