@@ -161,22 +161,22 @@ pub(crate) const NO_FORWARD_PROXY: &str = "chatgate is a gateway, not a forward 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ForwardError {
     /// The app received nothing.
-    #[error("cannot connect to the app of webhook.forward")]
+    #[error("cannot connect to the app of webhook.forward; start it, or correct the URL")]
     Unreachable {
         /// For the log.
         cause: String,
     },
     /// The connection broke before a complete response. The app may have received the webhook.
-    #[error("the app of webhook.forward closed the connection before a complete response")]
+    #[error("the app of webhook.forward closed the connection before a complete response; see its log")]
     Broken {
         /// For the log.
         cause: String,
     },
     /// The app was too slow. It may have received the webhook.
-    #[error("the app of webhook.forward did not answer within webhook.forward_timeout")]
+    #[error("the app of webhook.forward did not answer within webhook.forward_timeout; make it faster")]
     Timeout,
     /// The response is unusable.
-    #[error("the app of webhook.forward returned {0}")]
+    #[error("the app of webhook.forward returned {0}; see its log")]
     Invalid(&'static str),
 }
 

@@ -15,7 +15,8 @@
 //! lookup brings one for its first attempt: `pairs::dispatcher` takes it before it fills the call.
 //!
 //! The rest is wiring: `state` and `app` are shared by all threads, `worker` is what each thread adds, [`generation`]
-//! replaces them on a reload, `invalidation` and `replication` connect them to writes and to other replicas.
+//! replaces them on a reload, `invalidation` and `replication` connect them to writes and to other replicas, and
+//! [`webhooks`] is what the webhook listener keeps of an app.
 
 pub(crate) mod access;
 mod app;
