@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::collector::{Collector, Span};
+use crate::support::gateway::log_events;
 use crate::support::graph::error_response;
 use crate::support::h2::Http2;
 use crate::support::process::Process;
@@ -118,8 +119,9 @@ async fn relayed_call_and_log_continue_the_callers_trace() {
     assert_eq!((call.trace_id(), call.parent_id()), (TRACE.to_owned(), request.id()));
     request.assert_attributes(&[("chatgate.command", "openim/sendmsg"), ("chatgate.attempts", "1")]);
     assert_eq!(chat.last_call().header("traceparent"), Some(&*format!("00-{TRACE}-{}-01", call.id())));
-    let logged = async || gateway.log().lines().find(|line| line.contains("openim/sendmsg")).map(str::to_owned);
-    let line: Value = serde_json::from_str(&eventually("the request is logged", logged).await).expect("JSON");
+    let is_of_request = |line: &Value| line["message"] == "request" && line["command"] == "openim/sendmsg";
+    let logged = async || log_events(&gateway.log()).into_iter().find(is_of_request);
+    let line = eventually("the request is logged", logged).await;
     assert_eq!(line["trace_id"], TRACE);
     // A request without a trace is logged with the trace that chatgate starts.
     gateway.check("ann", &["bob"]).await.items();
