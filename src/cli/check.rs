@@ -3,7 +3,8 @@
 use std::fmt::{self, Write};
 
 use crate::config::{
-    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, Webhook, lower_limit, show_duration, show_size,
+    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, Webhook, lower_limit, show_duration,
+    show_size,
 };
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
