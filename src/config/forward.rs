@@ -12,6 +12,7 @@ use super::caller::UNKNOWN_APP;
 use super::section::Section;
 use super::units::parsed;
 use crate::domain::chat::app::AppName;
+use crate::domain::quote::{quoted, with_value};
 
 /// Maximum length of the path in bytes.
 const PATH_LEN_MAX: usize = 1024;
@@ -97,7 +98,7 @@ pub(super) fn read_targets(
     for entry in section.named_entries("forward") {
         let name = entry.name.parse::<AppName>().ok().filter(|name| apps.contains(name));
         match &name {
-            None => section.problem_at(entry.key_location, &entry.path, UNKNOWN_APP),
+            None => section.problem_at(entry.key_location, &entry.path, with_value(UNKNOWN_APP, &quoted(entry.name))),
             // Without any token, the missing app_tokens are the problem.
             Some(name) if !with_token.is_empty() && !with_token.contains(name) => {
                 let message = "no webhook of this app is accepted; add its token to webhook.app_tokens";

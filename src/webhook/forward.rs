@@ -163,7 +163,7 @@ impl Forwarder {
 
 /// Returns the request for the app: the query, the Content-Type, and the body of Chat.
 fn request(target: &ForwardTarget, head: &Parts, body: Bytes) -> Result<Request<Full<Bytes>>, GatewayError> {
-    let invalid = |_: http::Error| GatewayError::BadRequest;
+    let invalid = |_: http::Error| GatewayError::BadRequest("the query of the webhook is malformed");
     let authority = target.endpoint.authority();
     let query = head.uri.query().unwrap_or_default();
     let scheme = if target.endpoint.tls { "https" } else { "http" };

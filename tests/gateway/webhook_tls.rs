@@ -54,7 +54,8 @@ async fn webhooks_are_accepted_over_tls_only() {
     }
     let mut plain = Conn::open(&hooks).await.expect("accepted by the kernel");
     plain.send(webhook().bytes()).await;
-    assert!(plain.try_read_response().await.is_none(), "plain HTTP is not answered");
+    plain.read_response().await.assert_error(400, "bad_request", 60002);
+    plain.assert_closed().await;
     let failed = r#"chatgate_tls_handshakes_failed_total{listener="webhook",cause="not_tls"}"#;
     eventually("the failure is counted", async || (metric(&gateway, failed).await == Some(1.0)).then_some(())).await;
     let expiry = metric(&gateway, r#"chatgate_tls_certificate_expires_seconds{listener="webhook"}"#).await;

@@ -1,7 +1,7 @@
 //! The audit log of relayed writes: one line for each, whatever `log.level` and `log.requests` say.
 //!
-//! A line contains names, numbers, and a result, never a body. The command may be outside the built-in table; it consists
-//! of letters, digits, underscores, and one slash.
+//! A line contains names, numbers, and a result, never a body. A command outside the built-in table is shown too, unless
+//! it could be a key.
 
 use crate::domain::chat::command::CommandName;
 use crate::gateway::request::CallContext;
@@ -43,6 +43,6 @@ impl Drop for WriteAudit<'_> {
             None => context.queue_key.0.to_string(),
         };
         let (app, request_id) = (&app.app.name, &*id.text());
-        tracing::info!(target: AUDIT, caller, %app, command = %name, error_code, request_id, "write");
+        tracing::info!(target: AUDIT, caller, %app, command = name.shown(), error_code, request_id, "write");
     }
 }
