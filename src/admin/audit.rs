@@ -1,11 +1,16 @@
 //! The audit log of admin actions: one line for each, also for rejected ones.
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use subtle::ConstantTimeEq as _;
 
-use super::AdminAction;
+use super::{Admin, AdminAction};
+use crate::domain::caller::TokenDigest;
 use crate::error::ERROR_CODE;
+use crate::http::bearer::bearer_token;
+use crate::http::peer::Peer;
 use crate::http::request_id::RequestId;
 use crate::telemetry::log::AUDIT;
 
@@ -40,5 +45,37 @@ impl Drop for AdminAudit {
         let Self { action, caller, id, app, .. } = self;
         let (app, command, request_id) = (app.as_deref(), action.name(), &*id.text());
         tracing::info!(target: AUDIT, caller, app, command, status, error_code, request_id, "admin action");
+    }
+}
+
+impl Admin {
+    /// Describes the operator for the audit log.
+    pub(super) fn caller(&self, head: &Parts, peer: Peer) -> String {
+        match peer {
+            _ if self.has_token(head) == Some(true) => "token".to_owned(),
+            Peer::Unix { uid: Some(uid) } => format!("uid:{uid}"),
+            peer if !peer.is_remote() => "local".to_owned(),
+            _ => "remote".to_owned(),
+        }
+    }
+
+    /// Returns whether a request has the admin token; `None` if there is no token.
+    pub(super) fn has_token(&self, head: &Parts) -> Option<bool> {
+        let gateway = self.state.current.gateway();
+        let token = gateway.config.server.admin_token.as_ref()?;
+        let given = bearer_token(&head.headers).ok().flatten().map(TokenDigest::of);
+        Some(given.is_some_and(|given| given.ct_eq(&token.digest()).into()))
+    }
+}
+
+impl AdminAction {
+    /// Returns its path without the first slash, for the audit log.
+    fn name(self) -> &'static str {
+        match self {
+            AdminAction::Evict => "cache/evict",
+            AdminAction::SetLogLevel => "log",
+            AdminAction::Reload => "reload",
+            AdminAction::Quit => "quit",
+        }
     }
 }

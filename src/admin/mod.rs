@@ -23,7 +23,6 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use serde_json::Value;
-use subtle::ConstantTimeEq as _;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -31,13 +30,11 @@ use self::audit::AdminAudit;
 use self::evict::Eviction;
 use self::history::History;
 use crate::clock;
-use crate::domain::caller::TokenDigest;
 use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::route::check_origin_and_host;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{Gateway, access, stack};
-use crate::http::bearer::bearer_token;
 use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::host::{check_host, check_host_syntax};
@@ -154,24 +151,6 @@ impl Admin {
             audit.finish(&response);
         }
         response
-    }
-
-    /// Describes the operator for the audit log.
-    fn caller(&self, head: &Parts, peer: Peer) -> String {
-        match peer {
-            _ if self.has_token(head) == Some(true) => "token".to_owned(),
-            Peer::Unix { uid: Some(uid) } => format!("uid:{uid}"),
-            peer if !peer.is_remote() => "local".to_owned(),
-            _ => "remote".to_owned(),
-        }
-    }
-
-    /// Returns whether a request has the admin token; `None` if there is no token.
-    fn has_token(&self, head: &Parts) -> Option<bool> {
-        let gateway = self.state.current.gateway();
-        let token = gateway.config.server.admin_token.as_ref()?;
-        let given = bearer_token(&head.headers).ok().flatten().map(TokenDigest::of);
-        Some(given.is_some_and(|given| given.ct_eq(&token.digest()).into()))
     }
 
     /// Answers a request without its body, or permits its action.
@@ -320,16 +299,6 @@ impl AdminAction {
             "/reload" => Some(AdminAction::Reload),
             "/quit" => Some(AdminAction::Quit),
             _ => None,
-        }
-    }
-
-    /// Returns its path without the first slash, for the audit log.
-    fn name(self) -> &'static str {
-        match self {
-            AdminAction::Evict => "cache/evict",
-            AdminAction::SetLogLevel => "log",
-            AdminAction::Reload => "reload",
-            AdminAction::Quit => "quit",
         }
     }
 }

@@ -127,7 +127,7 @@ const AFTER_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward = { main = 'http://127.0.0.1:1/' }", 4, "webhook.forward.\"main\"", "this is a listener of chatgate itself"),
     ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward = { main = 'http://localhost:8700/' }", 4, "webhook.forward.\"main\"", "this is a listener of chatgate itself"),
     ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward = 'http://a/'", 4, "webhook.forward", "must be a table"),
-    ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward_timeout = '2001ms'", 4, "webhook.forward_timeout", "out of range; use a duration from \"10ms\" to \"2s\""),
+    ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward_timeout = '2001ms'", 4, "webhook.forward_timeout", "out of range: \"2001ms\"; use a duration from \"10ms\" to \"2s\""),
     ("[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\n[webhook.tls]\nkey_file = 'b'", 4, "webhook.tls.cert_file", "missing; set cert_file = \"FILE\""),
     ("[[app]]\nname = 'two'\nsdkappid = 2\nregion = 'tokyo'\nsecret_key_file = 'chat-key'\n[webhook]\nlisten = '0.0.0.0:1'\napp_tokens = { main = { file = 'chat-key' } }\nforward = { two = 'http://a/' }", 9, "webhook.forward.\"two\"", "no webhook of this app is accepted; add its token"),
     // TLS.
