@@ -255,10 +255,16 @@ impl App {
     }
 
     fn on_throttled(&self, name: CommandName<'_>, error_code: i64) {
-        // One line per change, not one per call.
-        if let Some(LimitChange { old: old_limit, new: new_limit }) = self.chat.quotas.of(name).on_throttled() {
-            let app = &self.name;
+        let Some(LimitChange { old: old_limit, new: new_limit, is_first }) = self.chat.quotas.of(name).on_throttled()
+        else {
+            return;
+        };
+        let app = &self.name;
+        // One warning until the limit has recovered. /status shows the limit, and the metrics count throttled calls.
+        if is_first {
             tracing::warn!(%app, command = name.shown(), error_code, old_limit, new_limit, "throttled by Chat; lowering the command's rate limit");
+        } else {
+            tracing::debug!(%app, command = name.shown(), error_code, old_limit, new_limit, "throttled again; lowering the command's rate limit");
         }
     }
 }

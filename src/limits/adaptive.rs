@@ -76,6 +76,11 @@ impl AdaptiveLimit {
         self.next_change_at().is_none() && !cut_matters
     }
 
+    /// Whether throttling has lowered the limit, and it has not recovered yet.
+    pub(super) fn is_cut(&self) -> bool {
+        self.limit < self.configured
+    }
+
     /// Lowers the limit after Chat throttled a call.
     pub(crate) fn on_throttled(&mut self, now: Tick) {
         let since = now.since(self.cut_at);

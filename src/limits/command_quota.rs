@@ -50,6 +50,8 @@ pub(crate) struct CommandQuota<C: Clock = MonotonicClock> {
 pub(crate) struct LimitChange {
     pub(crate) old: u32,
     pub(crate) new: u32,
+    /// Whether nothing but a cap had lowered the limit before.
+    pub(crate) is_first: bool,
 }
 
 /// A snapshot of a quota.
@@ -135,10 +137,10 @@ impl<C: Clock + Clone> CommandQuota<C> {
 
     fn change_limit(&self, change: impl FnOnce(&mut AdaptiveLimit)) -> Option<LimitChange> {
         let mut adaptive = self.adaptive.lock();
-        let old = adaptive.limit();
+        let (old, is_first) = (adaptive.limit(), !adaptive.is_cut());
         change(&mut adaptive);
         let new = adaptive.limit();
-        let changed = (new != old).then_some(LimitChange { old, new });
+        let changed = (new != old).then_some(LimitChange { old, new, is_first });
         if changed.is_some() {
             self.reset_limiter(&adaptive);
         }
@@ -307,9 +309,29 @@ mod tests {
     fn throttled_call_lowers_the_limit_and_grants_no_burst() {
         let clock = FakeRelativeClock::default();
         let quota = without_total(100, &clock);
-        quota.on_throttled();
-        assert_eq!(quota.limit(), 95);
+        let change = quota.on_throttled();
+        assert_eq!(change, Some(LimitChange { old: 100, new: 95, is_first: true }));
         assert!(take(&quota).is_err());
+    }
+
+    #[test]
+    fn only_the_first_cut_until_recovery_is_first() {
+        let clock = FakeRelativeClock::default();
+        let quota = without_total(100, &clock);
+        let start = clock::tick();
+        let is_first = |secs| {
+            let change = quota.on_throttled_at(start.after(Duration::from_secs(secs)));
+            change.expect("the limit changes").is_first
+        };
+        quota.cap_until(number(50), start.after(Duration::from_secs(10)));
+        assert!(is_first(0), "a cap is no cut");
+        assert!(!is_first(1));
+        assert!(!is_first(2));
+        quota.adaptive.lock().on_tick(start.after(Duration::from_secs(3600)));
+        while quota.adaptive.lock().is_cut() {
+            quota.adaptive.lock().on_tick(start.after(Duration::from_secs(3700 + u64::from(quota.limit()) * 100)));
+        }
+        assert!(is_first(100_000), "the limit had recovered");
     }
 
     #[test]

@@ -353,3 +353,17 @@ async fn throttle_code_lowers_the_limit_of_its_command() {
     eventually("the new limit is logged", async || gateway.log().contains("\"new_limit\":38").then_some(())).await;
     gateway.call(WRITE, "{}").await.assert_relayed(200, OK);
 }
+
+#[tokio::test]
+async fn throttling_is_warned_of_once_until_it_recovers() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("app.quota", "per_command = \"40/s\"").set("log", "level = \"debug\"");
+    let gateway = setup.start().await;
+    chat.script(|_| Some(Reply::json(error_response(60007, "too many"))));
+    eventually("the limit is lowered a second time", async || {
+        gateway.call(WRITE, "{}").await;
+        gateway.log().contains("throttled again").then_some(())
+    })
+    .await;
+    assert_eq!(gateway.log().matches("throttled by Chat").count(), 1, "{}", gateway.log());
+}
