@@ -1,6 +1,7 @@
 //! The admin page in a real browser: headless Chromium, driven by chromedriver over WebDriver (W3C).
 //!
-//! If `CHATGATE_PAGE_SHOTS` names a folder, the tests save screenshots of the page there.
+//! If `CHATGATE_PAGE_SHOTS` names a folder, the tests save screenshots of the page there. The picture in the documents is
+//! made by `cargo test --test page -- --ignored`.
 
 mod support;
 
@@ -258,6 +259,46 @@ fn admin_page_explains_the_state_of_each_app() {
     assert!(gateway.stop().success());
 }
 
+/// Takes the picture for the README: two minutes of changing load on a demo.
+#[test]
+#[ignore = "takes two minutes; writes docs/status-page.png"]
+fn picture_of_the_admin_page_is_taken() {
+    const SECONDS: usize = 118;
+    let (mut demo, data, admin) = Program::demo();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let requests = folder.path().join("requests");
+    let browser = Browser::start();
+    browser.open(&format!("http://{admin}/"));
+    let points = || -> usize {
+        let history = shell(&format!("curl -s http://{admin}/status/history/demo"));
+        let history: Value = serde_json::from_str(&history).expect("JSON");
+        history["points"].as_array().expect("points").len()
+    };
+    let users = ["alice", "bob", "carol", "dave"];
+    let mut second = 0;
+    while points() < SECONDS {
+        second += 1;
+        // A wave of requests. Every fifth one fetches from Chat, and one in nine seconds names an unknown user.
+        let count = 6 + [0, 2, 5, 9, 12, 14, 12, 9, 5, 2][second / 4 % 10];
+        let entries = (0..count).map(|at| {
+            let (from, to) = (users[(second + at) % 4], users[(second + 2 * at + 1) % 4]);
+            let to = if at == 3 && second % 9 == 0 { "erin" } else { to };
+            let freshness = if at % 5 == 0 { "no-cache" } else { "max-stale=0" };
+            let body = format!(r#"{{\"From_Account\":\"{from}\",\"To_Account\":[\"{to}\"]}}"#);
+            format!("url = http://{data}/v4/follow/follow_check\nheader = \"Cache-Control: {freshness}\"\ndata = \"{body}\"\n")
+        });
+        std::fs::write(&requests, entries.collect::<Vec<_>>().join("next\n")).expect("own folder");
+        shell(&format!("curl -s --config {} > {}", requests.display(), folder.path().join("responses").display()));
+        sleep(Duration::from_secs(1));
+    }
+    let height = browser.run("return Math.ceil(document.body.getBoundingClientRect().bottom) + 16");
+    browser.resize_to(1000, height.as_u64().expect("a height"), "light");
+    let picture = browser.screenshot();
+    assert!(picture.len() < 120 * 1024, "{} bytes", picture.len());
+    std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/status-page.png"), picture).expect("docs/");
+    assert!(demo.stop().success());
+}
+
 /// A browser. Dropping it ends the process.
 struct Browser {
     driver: std::process::Child,
@@ -341,10 +382,14 @@ impl Browser {
     }
 
     fn resize(&self, width: u32, scheme: &str) {
+        self.resize_to(width, 1400, scheme);
+    }
+
+    fn resize_to(&self, width: u32, height: u64, scheme: &str) {
         let devtools = |command: &str, parameters: Value| {
             self.post("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }));
         };
-        let size = json!({ "width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 600 });
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
         devtools("Emulation.setDeviceMetricsOverride", size);
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         devtools("Emulation.setEmulatedMedia", features);
@@ -352,11 +397,15 @@ impl Browser {
 
     fn save_screenshot(&self, name: &str) {
         let Some(folder) = std::env::var_os("CHATGATE_PAGE_SHOTS") else { return };
+        std::fs::write(Path::new(&folder).join(format!("{name}.png")), self.screenshot()).expect("the folder exists");
+    }
+
+    /// Returns the visible part of the page as PNG.
+    fn screenshot(&self) -> Vec<u8> {
         let response = shell(&format!("curl -s {}/screenshot", self.session));
         let response: Value = serde_json::from_str(&response).expect("JSON");
         let text = response["value"].as_str().expect("a picture");
-        let picture = base64::engine::general_purpose::STANDARD.decode(text).expect("base64");
-        std::fs::write(Path::new(&folder).join(format!("{name}.png")), picture).expect("the folder exists");
+        base64::engine::general_purpose::STANDARD.decode(text).expect("base64")
     }
 
     /// Returns the messages in the browser's console.

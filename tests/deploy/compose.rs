@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use crate::support::{Program, Stream};
-use crate::{check_configuration, printed, project, python_tool, read, run_with, tool, yaml};
+use crate::{
+    assert_redis_evicts_nothing, check_configuration, printed, project, python_tool, read, run_with, tool, yaml,
+};
 
 /// Validates a Compose file strictly, including references between its parts.
 const VALIDATE: &str = "
@@ -48,6 +50,12 @@ fn compose_mounts_exist_and_ports_are_on_loopback() {
         }
     }
     assert!(mounted >= 3, "no mount was found");
+}
+
+#[test]
+fn redis_of_the_demo_environment_evicts_nothing() {
+    let file = yaml(&read("deploy/compose/compose.yaml")).remove(0);
+    assert_redis_evicts_nothing(&file["services"]["redis"]["command"]);
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::{check_configuration, printed, project, python_tool, read, run_with, yaml};
+use crate::support::{Program, shell};
+use crate::{
+    assert_redis_evicts_nothing, check_configuration, guide, printed, project, python_tool, read, run_with, yaml,
+};
 
 /// Applies the sidecar's patch to a Deployment as Kustomize does: merges objects and concatenates lists.
 fn merge(under: Value, over: &Value) -> Value {
@@ -121,4 +124,64 @@ fn check_accepts_the_kubernetes_configurations() {
     check_configuration("deploy/kubernetes/sidecar/chatgate.toml", &[&secret("chat-key")]);
     let secrets = ["chat-key", "admin-token", "redis-url"].map(secret);
     check_configuration("deploy/kubernetes/overlays/fleet/chatgate.toml", &secrets.each_ref().map(String::as_str));
+}
+
+#[test]
+fn redis_of_the_overlay_evicts_nothing() {
+    let redis = yaml(&read("deploy/kubernetes/overlays/fleet/redis.yaml")).remove(0);
+    assert_redis_evicts_nothing(&redis["spec"]["template"]["spec"]["containers"][0]["args"]);
+}
+
+#[test]
+fn guide_names_version_image_and_configuration() {
+    let (guide, deployment) = (guide("Kubernetes"), deployment());
+    let image = deployment["spec"]["template"]["spec"]["initContainers"][0]["image"].as_str().expect("an image");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(image, format!("chatgate:{version}"));
+    for text in
+        ["Kubernetes 1.29", &format!("/chatgate:{version} ."), "- name: chatgate", &format!("newTag: {version}")]
+    {
+        assert!(guide.contains(text), "the guide does not contain {text}");
+    }
+    // What a reader must change in the ConfigMap.
+    for key in ["sdkappid", "region", "access.allow"] {
+        assert!(guide.contains(&format!("`{key}`")), "the guide does not mention {key}");
+    }
+}
+
+/// Runs a gateway with the sidecar's configuration in front of a simulator, and sends the requests of the guide and of
+/// the example service.
+#[test]
+fn documented_requests_pass_the_configuration_of_the_sidecar() {
+    let key = "5b".repeat(32);
+    let sdkappid = ["--sdkappid", "1400000001", "--identifier", "administrator", "--secret-key", &key];
+    let mut sandbox = Program::start(&[&["sandbox", "--listen", "127.0.0.1:0"][..], &sdkappid].concat());
+    let simulator = format!("http://{}", sandbox.address("sandbox"));
+    shell(&format!("curl -sf {simulator}/__sandbox/graph -d '{{\"users\":[\"u1\",\"u2\",\"alice\",\"bob\"],\"edges\":[]}}'"));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("chat-key");
+    std::fs::write(&file, &key).expect("own folder");
+    let config = project("deploy/kubernetes/sidecar/chatgate.toml");
+    let mut gateway = Program::start_with(
+        &["serve", "--config", config.to_str().expect("a plain path")],
+        &[
+            ("CHATGATE__SERVER__LISTEN", "127.0.0.1:0"),
+            ("CHATGATE__SERVER__ADMIN", "127.0.0.1:0"),
+            ("CHATGATE__APP__0__SECRET_KEY_FILE", file.to_str().expect("a plain path")),
+            ("CHATGATE__APP__0__ENDPOINT", &simulator),
+        ],
+    );
+    let address = gateway.address("data");
+    let service = read("deploy/kubernetes/base/service.yaml");
+    let guide = guide("Kubernetes");
+    for (name, text, end) in [("guide", &guide, "\n```"), ("service", &service, "sleep")] {
+        let (_, request) =
+            text.split_once("curl -s http://127.0.0.1:8700").unwrap_or_else(|| panic!("{name}: no curl"));
+        let request = request.split(end).next().unwrap_or_default();
+        let send = |request: &str| shell(&format!("curl -s http://{address}{request}"));
+        assert!(send(request).contains("\"ErrorCode\":0"), "{name}: {request}: {}", send(request));
+        let without = request.replace("-H 'Chatgate: 1'", "");
+        assert!(send(&without).contains("129403"), "{name}: the header is not required");
+    }
+    assert!(gateway.stop().success());
 }

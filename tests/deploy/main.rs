@@ -67,6 +67,32 @@ fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// Returns a section of docs/deployment.md, up to the next heading of its level.
+fn guide(heading: &str) -> String {
+    let page = read("docs/deployment.md");
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no heading {heading}"));
+    section.split("\n## ").next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn every_guide_ends_in_a_command_that_proves_it_works() {
+    for heading in ["systemd", "Kubernetes", "Docker", "Demo environment"] {
+        let guide = guide(heading);
+        let last = guide.rsplit("```sh\n").next().and_then(|rest| rest.split_once("\n```"));
+        let (commands, remedy) = last.unwrap_or_else(|| panic!("{heading}: no commands"));
+        assert!(commands.contains("/v4/follow/follow_check"), "{heading} ends in: {commands}");
+        assert!(remedy.contains("ErrorCode\":0"), "{heading} does not say what the last command prints");
+    }
+    assert!(guide("Debian package").contains("last step tests the service"));
+}
+
+/// Asserts that the arguments of a Redis server forbid evictions, as docs/fleet.md demands.
+fn assert_redis_evicts_nothing(arguments: &Value) {
+    let arguments: Vec<&str> = arguments.as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert!(arguments.windows(2).any(|pair| pair == ["--maxmemory-policy", "noeviction"]), "{arguments:?}");
+    assert!(read("docs/fleet.md").contains("`maxmemory-policy noeviction`"), "docs/fleet.md no longer demands it");
+}
+
 /// Parses the documents of a YAML text.
 fn yaml(text: &str) -> Vec<Value> {
     let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(sys.stdin))))";

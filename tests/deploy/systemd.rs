@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::{check_configuration, printed, read, tool};
+use crate::{check_configuration, guide, printed, project, read, tool};
 
 /// Maximum exposure level of `systemd-analyze security`, in tenths: 0 is no exposure, 100 is full exposure.
 const EXPOSURE_MAX: &str = "20";
@@ -78,4 +78,24 @@ fn configuration_names_the_socket_of_the_unit() {
         read("deploy/systemd/chatgate.service").contains("LoadCredential=chat-key:"),
         "the service does not load the key"
     );
+}
+
+/// The path of the credential exists only inside the unit, so the guide sets a variable for commands outside of it.
+#[test]
+fn documented_variable_makes_the_configuration_usable_outside_the_unit() {
+    const VARIABLE: &str = "CHATGATE__APP__0__SECRET_KEY_FILE";
+    let (guide, config) = (guide("systemd"), read("deploy/systemd/chatgate.toml"));
+    for text in [&guide, &config] {
+        assert!(text.contains(&format!("{VARIABLE}=/etc/chatgate/chat-key")), "{text}");
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let key = folder.path().join("chat-key");
+    fs::write(&key, "5b".repeat(32)).expect("own folder");
+    let check = |key: Option<&Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_chatgate"));
+        command.args(["check", "--config"]).arg(project("deploy/systemd/chatgate.toml"));
+        let output = command.envs(key.map(|key| (VARIABLE, key))).output().expect("the program starts");
+        output.status.code()
+    };
+    assert_eq!((check(Some(&key)), check(None)), (Some(0), Some(78)));
 }

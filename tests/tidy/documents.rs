@@ -9,18 +9,18 @@ pub(crate) fn subcommands(help: &str) -> BTreeSet<&str> {
     rows.filter_map(|row| row.split_whitespace().next()).filter(|name| *name != "help").collect()
 }
 
-/// Returns whether the README shows the subcommand: `chatgate serve`, or `cargo run ... -- demo`.
-pub(crate) fn names_subcommand(readme: &str, name: &str) -> bool {
+/// Returns whether the document shows the subcommand: `chatgate serve`, or `cargo run ... -- demo`.
+pub(crate) fn names_subcommand(document: &str, name: &str) -> bool {
     [format!("chatgate {name}"), format!("-- {name}")].iter().any(|form| {
-        readme.match_indices(form.as_str()).any(|(start, _)| {
-            !readme[start + form.len()..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-')
+        document.match_indices(form.as_str()).any(|(start, _)| {
+            !document[start + form.len()..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '-')
         })
     })
 }
 
 /// Returns the slugs in the first column of the table headed `Chatgate-Error`; a row may list several slugs.
-pub(crate) fn slugs_of_the_readme(readme: &str) -> BTreeSet<String> {
-    let table = readme.lines().skip_while(|line| !line.starts_with("| `Chatgate-Error`"));
+pub(crate) fn slugs_of_the_table(document: &str) -> BTreeSet<String> {
+    let table = document.lines().skip_while(|line| !line.starts_with("| `Chatgate-Error`"));
     let rows = table.skip(2).take_while(|line| line.starts_with('|'));
     let cells = rows.filter_map(|row| row.split('|').nth(1));
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
@@ -92,7 +92,7 @@ mod tests {
         assert!(names_subcommand("cargo run -- demo", "demo"));
         assert!(!names_subcommand("chatgate server, chatgate serve-all", "serve"));
         let table = "x\n| `Chatgate-Error` | HTTP |\n| --- | --- |\n| `a_b`, `c` | 1 |\n| `d` | `no` |\n\n| `e` |\n";
-        assert_eq!(slugs_of_the_readme(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
+        assert_eq!(slugs_of_the_table(table), BTreeSet::from(["a_b", "c", "d"].map(str::to_owned)));
         let code = "x = \"d\";\nslugs! {\n    AB = \"a_b\",\n    C = \"c\",\n}\ny = \"e\"";
         assert_eq!(slugs_of_the_code(code), BTreeSet::from(["a_b", "c"].map(str::to_owned)));
         let links = local_links("[a](LICENSE) [b](https://x.y) [c](#d) [e](F.md#g)");

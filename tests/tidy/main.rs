@@ -16,7 +16,7 @@ mod words;
 
 use code::{code_of, lines_naming, lines_naming_other_modules, lines_showing_json_errors, outside_tests};
 use documents::{
-    anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_readme,
+    anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_table,
     subcommands,
 };
 use layers::{lines_naming_lower_modules, map_of};
@@ -193,27 +193,27 @@ fn binary_has_only_one_crypto_provider() {
 }
 
 #[test]
-fn readme_names_every_subcommand() {
+fn commands_page_names_every_subcommand() {
     let help = help_of_the_program();
     let commands = subcommands(&help);
     assert!(commands.contains("serve"), "the help lists no `serve`:\n{help}");
-    let readme = read("README.md");
+    let page = read("docs/cli.md");
     none_of(
         commands
             .iter()
-            .filter(|name| !names_subcommand(&readme, name))
-            .map(|name| format!("README.md does not mention `chatgate {name}`")),
+            .filter(|name| !names_subcommand(&page, name))
+            .map(|name| format!("docs/cli.md does not mention `chatgate {name}`")),
     );
 }
 
 #[test]
-fn readme_lists_exactly_the_slugs_of_the_program() {
-    let readme = read("README.md");
+fn errors_page_lists_exactly_the_slugs_of_the_program() {
+    let page = read("docs/errors.md");
     let sources: String = each_source("src").map(|file| file.text).collect();
-    let (listed, existing) = (slugs_of_the_readme(&readme), slugs_of_the_code(&sources));
+    let (listed, existing) = (slugs_of_the_table(&page), slugs_of_the_code(&sources));
     assert!(existing.contains("bad_json"), "the error table of the code has no bad_json: {existing:?}");
-    none_of(listed.difference(&existing).map(|slug| format!("README.md lists {slug}, which does not exist")));
-    none_of(existing.difference(&listed).map(|slug| format!("README.md does not list {slug}")));
+    none_of(listed.difference(&existing).map(|slug| format!("docs/errors.md lists {slug}, which does not exist")));
+    none_of(existing.difference(&listed).map(|slug| format!("docs/errors.md does not list {slug}")));
 }
 
 #[test]
@@ -241,15 +241,16 @@ fn links_between_documents_resolve() {
 }
 
 #[test]
-fn operations_page_covers_each_slug_alert_and_error_class() {
-    let operations = read("docs/operations.md");
-    let headings = anchors(&operations);
+fn errors_page_and_runbook_cover_each_slug_alert_and_error_class() {
+    let errors = read("docs/errors.md");
+    let (headings, runbook) = (anchors(&errors), anchors(&read("docs/operations.md")));
     let sources: String = each_source("src").map(|file| file.text).collect();
     let alerts = read("deploy/prometheus/alerts.yml");
     let alerts = alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_lowercase);
-    let wanted: BTreeSet<String> = slugs_of_the_code(&sources).into_iter().chain(alerts).collect();
-    assert!(wanted.contains("bad_json") && wanted.contains("chatgatedown"), "slugs or alerts not found: {wanted:?}");
-    none_of(wanted.difference(&headings).map(|name| format!("docs/operations.md has no heading {name}")));
+    let (slugs, alerts): (_, BTreeSet<String>) = (slugs_of_the_code(&sources), alerts.collect());
+    assert!(slugs.contains("bad_json") && alerts.contains("chatgatedown"), "not found: {slugs:?}, {alerts:?}");
+    none_of(slugs.difference(&headings).map(|name| format!("docs/errors.md has no heading {name}")));
+    none_of(alerts.difference(&runbook).map(|name| format!("docs/operations.md has no heading {name}")));
 
     let table = read("src/domain/chat/error_codes.csv");
     let classes = column(&table, "class");
@@ -258,7 +259,7 @@ fn operations_page_covers_each_slug_alert_and_error_class() {
 
     let parking = codes_with_effect(&read("src/domain/policy/outcome.rs"), &["ParkApp", "ParkCommand", "Lockout"]);
     assert!(parking.len() > 10, "parking codes not found: {parking:?}");
-    let (_, section) = operations.split_once("### Codes that park").expect("a heading");
+    let (_, section) = errors.split_once("### Codes that park").expect("a heading");
     none_of(
         parking
             .iter()
