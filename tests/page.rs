@@ -291,8 +291,10 @@ fn picture_of_the_admin_page_is_taken() {
         shell(&format!("curl -s --config {} > {}", requests.display(), folder.path().join("responses").display()));
         sleep(Duration::from_secs(1));
     }
-    let height = browser.run("return Math.ceil(document.body.getBoundingClientRect().bottom) + 16");
-    browser.resize_to(1000, height.as_u64().expect("a height"), "light");
+    browser.resize(1200, "light");
+    let bottom =
+        "return Math.ceil([...document.querySelectorAll('figure')].at(-1).getBoundingClientRect().bottom) + 12";
+    browser.resize_to(1200, browser.run(bottom).as_u64().expect("a height"), "light");
     let picture = browser.screenshot();
     assert!(picture.len() < 120 * 1024, "{} bytes", picture.len());
     std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/status-page.png"), picture).expect("docs/");

@@ -157,7 +157,9 @@ fn documented_requests_pass_the_configuration_of_the_sidecar() {
     let sdkappid = ["--sdkappid", "1400000001", "--identifier", "administrator", "--secret-key", &key];
     let mut sandbox = Program::start(&[&["sandbox", "--listen", "127.0.0.1:0"][..], &sdkappid].concat());
     let simulator = format!("http://{}", sandbox.address("sandbox"));
-    shell(&format!("curl -sf {simulator}/__sandbox/graph -d '{{\"users\":[\"u1\",\"u2\",\"alice\",\"bob\"],\"edges\":[]}}'"));
+    shell(&format!(
+        "curl -sf {simulator}/__sandbox/graph -d '{{\"users\":[\"u1\",\"u2\",\"alice\",\"bob\"],\"edges\":[]}}'"
+    ));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("chat-key");
     std::fs::write(&file, &key).expect("own folder");
