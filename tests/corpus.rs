@@ -5,6 +5,9 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+#[path = "support/suites.rs"]
+mod suites;
+
 use std::fs;
 use std::path::Path;
 
@@ -59,6 +62,31 @@ fn mutated(file: &[u8], all: &[Vec<u8>], seed: u64) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[test]
+fn http1_requests_of_other_suites() {
+    for case in suites::http_requests() {
+        eprintln!("{}", case.name);
+        // The first byte is the size of the pieces.
+        for size in [1, 7, 255] {
+            targets::http1::run(&[&[size], &*case.bytes].concat());
+        }
+    }
+}
+
+#[test]
+fn json_texts_of_another_suite() {
+    for case in suites::json_texts() {
+        eprintln!("{}", case.name);
+        let wrapped = [b"{\"ErrorCode\":", &*case.bytes, b"}"].concat();
+        for text in [&case.bytes, &wrapped] {
+            targets::question::run(text);
+            targets::answer::run(text);
+            targets::envelope::run(text);
+            targets::webhook::run(text);
+        }
+    }
 }
 
 macro_rules! targets {

@@ -132,4 +132,15 @@ mod tests {
         let error = parse(br#"{"From_Account":"ann","To_Account":["bob",""]}"#).expect_err("an empty name");
         assert_eq!(error.to_string(), "To_Account[1] is empty");
     }
+
+    #[test]
+    fn parse_rejects_every_text_that_is_not_json() {
+        for case in crate::domain::json::json_suite::suites::json_texts() {
+            let wrapped = [b"{\"App\":", &*case.bytes, b"}"].concat();
+            for body in [&wrapped, &case.bytes] {
+                let outcome = parse(body).map_err(|error| error.wire().slug.text());
+                assert!(!case.name.starts_with("n_") || outcome == Err("bad_json"), "{}", case.name);
+            }
+        }
+    }
 }

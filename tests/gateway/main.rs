@@ -54,6 +54,7 @@ mod shares;
 mod slow;
 mod smuggling;
 mod status;
+mod suites;
 mod support;
 mod systemd;
 mod tls;

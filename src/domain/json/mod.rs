@@ -3,3 +3,7 @@
 pub(crate) mod ascii;
 pub mod object;
 pub mod scan;
+
+#[cfg(test)]
+#[path = "../../../tests/unit/json_suite.rs"]
+pub(crate) mod json_suite;
