@@ -69,7 +69,7 @@ use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::FOLLOW_CHECK;
 use crate::domain::follow::request::{self as follow_request, Parsed, RequestError};
-use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, is_too_deep};
+use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, describe_bytes, is_too_deep};
 use crate::domain::json::scan;
 use crate::error::GatewayError;
 use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
@@ -276,7 +276,7 @@ fn check_object(body: &[u8]) -> Result<(), GatewayError> {
     }
     // It is not an object, or an unusual one. The general reader says what is wrong.
     let bad = |what: String| GatewayError::BadJson(format!("the body is not a JSON object in UTF-8: {what}"));
-    let text = std::str::from_utf8(body).map_err(|error| bad(error.to_string()))?;
+    let text = std::str::from_utf8(body).map_err(|error| bad(describe_bytes(body, error)))?;
     if let Some(problem) = describe_beginning(text) {
         return Err(bad(problem.to_owned()));
     }

@@ -7,7 +7,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::fast_path;
 use crate::domain::chat::app::{NameError, check_user_id};
-use crate::domain::json::object::{describe, describe_beginning};
+use crate::domain::json::object::{describe, describe_beginning, describe_bytes};
 
 /// A body that chatgate can answer itself: exactly the two members, both valid.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub enum RequestError {
 
 /// Parses a body. Names are borrowed from it unless they contain escapes.
 pub fn parse(body: &[u8], max_to: usize) -> Result<Parsed<'_>, RequestError> {
-    let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(error.to_string()))?;
+    let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(describe_bytes(body, error)))?;
     match fast_path::read(text, max_to) {
         Some(request) => Ok(Parsed::Known(request)),
         None => parse_general(text, max_to),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::str::Utf8Error;
 
 use memchr::{memchr2, memchr2_iter};
 use serde::Deserialize;
@@ -56,6 +57,19 @@ pub fn describe(error: &serde_json::Error) -> String {
     }
 }
 
+/// Describes why a body is not UTF-8, without repeating any of it.
+pub fn describe_bytes(body: &[u8], error: Utf8Error) -> String {
+    match body {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => IS_UTF_16.to_owned(),
+        // RFC 1952 section 2.3.1.
+        [0x1f, 0x8b, ..] => "it is compressed with gzip; send it uncompressed".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+const IS_UTF_16: &str = "it is UTF-16; send UTF-8";
+const IS_A_FORM: &str = "it looks like a form; send JSON";
+
 /// Returns what is wrong with the beginning of a text that should be an object; `None` if it begins like one. JSON has
 /// no byte order mark (RFC 8259 section 8.1).
 pub fn describe_beginning(text: &str) -> Option<&'static str> {
@@ -64,10 +78,18 @@ pub fn describe_beginning(text: &str) -> Option<&'static str> {
     }
     let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
     match text.as_bytes().first() {
+        Some(b'{') if text.starts_with("{\0") => Some(IS_UTF_16),
+        Some(b'{') if text[1..].trim_ascii_start().starts_with('\'') => {
+            Some("its strings are in single quotes; use double quotes")
+        }
         Some(b'{') => None,
         None => Some("it is empty; send at least {}"),
         Some(b'"') => Some("it is a string; if it contains an object, do not encode the object twice"),
-        Some(byte) if byte.is_ascii_alphabetic() && text.contains('=') => Some("it looks like a form; send JSON"),
+        Some(byte) if byte.is_ascii_alphabetic() && text.contains('=') => Some(IS_A_FORM),
+        // The first line of multipart/form-data (RFC 2046 section 5.1.1), and an encoded brace.
+        Some(b'-') if text.starts_with("--") => Some(IS_A_FORM),
+        Some(b'%') => Some("it is percent-encoded; send it unencoded"),
+        Some(0) => Some(IS_UTF_16),
         Some(_) => Some("it does not start with '{'"),
     }
 }
@@ -134,13 +156,31 @@ mod tests {
             ("\u{feff}{}", "byte order mark"),
             ("\"{}\"", "twice"),
             ("From_Account=ann&To_Account=bob", "a form"),
+            ("%7B%22From_Account%22%3A%22ann%22%7D", "percent-encoded"),
+            ("--boundary\r\nContent-Disposition: form-data", "a form"),
+            ("{'From_Account': 'ann'}", "double quotes"),
+            ("{ 'From_Account': 'ann'}", "double quotes"),
+            ("{\0\"\0", "UTF-16"),
+            ("\0{\0\"", "UTF-16"),
+            ("-1", "'{'"),
             ("[1]", "'{'"),
             ("true", "'{'"),
             ("12345", "'{'"),
         ] {
             assert!(describe_beginning(text).is_some_and(|says| says.contains(part)), "{text:?}");
         }
-        assert_eq!(describe_beginning("\t{}"), None);
+        for text in ["\t{}", "{\"'\":1}", "{}", "{"] {
+            assert_eq!(describe_beginning(text), None, "{text}");
+        }
+        for (body, part) in [
+            (&b"\xff\xfe{\0}\0"[..], "UTF-16"),
+            (b"\xfe\xff\0{\0}", "UTF-16"),
+            (b"\x1f\x8b\x08\0secret", "gzip"),
+            (b"{\"secret\":\"\xe9\"}", "index 11"),
+        ] {
+            let description = describe_bytes(body, std::str::from_utf8(body).expect_err("not UTF-8"));
+            assert!(description.contains(part) && !description.contains("secret"), "{description}");
+        }
         for text in ["\"secret\"", "{\"one\":\"secret\"}", "{\"one\":\"secret", "{\"secret\"}"] {
             let error = serde_json::from_str::<Object<One>>(text).map(drop).expect_err("not an object of One");
             assert!(!describe(&error).contains("secret") && describe(&error).contains("line 1 column"), "{text}");

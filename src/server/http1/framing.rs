@@ -119,6 +119,16 @@ impl FramingTracker {
         self.completed
     }
 
+    /// Returns why the headers that have begun are invalid if their last line ends here. hyper rejects some lines before
+    /// they end, and does not report why.
+    pub fn unfinished_error(&self) -> Option<HeadError> {
+        if self.state != FramingState::Head || self.line.is_empty() {
+            return None;
+        }
+        let text = self.line.strip_suffix(b"\r").unwrap_or(&self.line);
+        self.head.clone().line(&[text, b"\r\n"].concat()).err()
+    }
+
     /// Reads a line or a part of one. Most lines arrive complete and are not copied.
     fn part_of_line(&mut self, part: &[u8], is_end: bool) -> Result<(), HeadError> {
         if self.may_switch && self.head.is_empty() && self.line.is_empty() && part.first() == Some(&TLS_HANDSHAKE) {
@@ -314,6 +324,28 @@ mod tests {
             assert_eq!(read(&format!("{before}\rabc")), Err((lines, Malformed::LineEnd.into(), true)), "{before:?}");
         }
         assert_eq!(read("POST /a HTTP/1.1\r"), Ok(false));
+    }
+
+    #[test]
+    fn unfinished_line_has_the_error_of_a_complete_one() {
+        let unfinished = |text: &str| {
+            let mut tracker = FramingTracker::new(Protocol::Any);
+            tracker.follow(text.as_bytes()).expect("nothing is invalid yet");
+            tracker.unfinished_error()
+        };
+        for (text, cause) in [
+            (" /a HTTP/1.1", Malformed::RequestLine),
+            ("PROXY TCP4 1.2.3.4 5.6.7", Malformed::RequestLine),
+            ("PO(T /a HTTP/1.1\r", Malformed::Method),
+            ("GET /a HTTP/1.2", Malformed::Version),
+            ("GET /a HTTP/1.1\r\nHost: h\r\nX Y: z", Malformed::Field),
+        ] {
+            assert_eq!(unfinished(text), Some(cause.into()), "{text:?}");
+            assert_eq!(unfinished(&format!("{PLAIN}{text}")), Some(cause.into()), "{text:?}");
+        }
+        for text in ["", PLAIN, "GET /a HTTP/1.1", "GET /a HTTP/1.1\r\nHost: h\r", &CHUNKS[..CHUNKS.len() - 8]] {
+            assert_eq!(unfinished(text), None, "{text:?}");
+        }
     }
 
     #[test]

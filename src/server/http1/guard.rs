@@ -103,11 +103,12 @@ impl<S, R> Http1Guard<S, R> {
         is_cut || self.ended.is_some()
     }
 
-    /// Returns why headers were cut off.
+    /// Returns why headers were cut off, or why hyper has probably rejected them before the end of a line.
     fn head_error(&self) -> Option<HeadError> {
         match self.ended {
             Some(ReadEnd::Head { error, .. }) => Some(error),
-            _ => None,
+            Some(ReadEnd::Chunks) => None,
+            None => self.framing.unfinished_error(),
         }
     }
 }

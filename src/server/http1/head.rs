@@ -87,7 +87,7 @@ impl From<Malformed> for HeadError {
 }
 
 /// Request headers, as far as they have been read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Head {
     len: usize,
     lines: usize,
