@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tower::{Service, ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -16,6 +15,7 @@ use crate::error::GatewayError;
 use crate::gateway::generation::ThreadWorker;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::{REQUEST_ID, RequestId};
+use crate::server::request_body::RequestBody;
 use crate::server::{ConnectionHandler, ConnectionService};
 use crate::telemetry::metrics::labels::Outcome;
 
@@ -47,7 +47,7 @@ impl ConnectionHandler for ThreadWorker {
 /// A layer must always be ready, see [`ConnectionService`].
 pub(crate) fn service<H, F>(mut handler: H) -> impl ConnectionService<ResponseBody>
 where
-    H: FnMut(Request<Incoming>, RequestId) -> F + Clone + Send + 'static,
+    H: FnMut(Request<RequestBody>, RequestId) -> F + Clone + Send + 'static,
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     ServiceBuilder::new()
@@ -67,7 +67,7 @@ where
 /// the request's extensions it would cost 760 instructions, 2.6 % of a cached response.
 struct Identified {
     id: RequestId,
-    body: Incoming,
+    body: RequestBody,
 }
 
 fn add_request_id<S>(mut inner: S) -> impl ConnectionService<ResponseBody>
@@ -77,7 +77,7 @@ where
         + Send
         + 'static,
 {
-    service_fn(move |request: Request<Incoming>| {
+    service_fn(move |request: Request<RequestBody>| {
         let id = RequestId::of(request.headers());
         let header = id.clone();
         let responding = inner.call(request.map(|body| Identified { id, body }));

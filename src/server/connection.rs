@@ -13,14 +13,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot::Receiver;
 use tower::Service;
 
 use super::connection_limit::AdmittedConnection;
 use super::http1::framing::Protocol;
 use super::http1::guard::{self, Http1Guard};
+use super::lent::lend;
 use super::listener::AcceptedStream;
+use super::request_body::{RequestBody, RestLimits};
 use super::shutdown::Drain;
 use super::timeouts::{InFlight, TimeoutStream};
 use super::tls::{ALPN_H2, Handshake, client_names};
@@ -107,35 +110,60 @@ async fn serve_http<S>(
     let (service, lingering) = (handler.service(info), Arc::clone(&connections.lingering));
     let record_rejected = move |error: &GatewayError, id: &RequestId| handler.record_rejected(error, id);
     let stream = Http1Guard::new(stream, protocol, in_flight.clone(), record_rejected, lingering);
+    let (stream, returned) = lend(stream);
     let stream = TokioIo::new(stream);
     let (requests, drain) = (in_flight.clone(), connections.drain.clone());
-    let service = service_fn(move |request| respond(&service, &requests, &drain, request));
+    let rest = RestLimits { lingering: Arc::clone(&connections.lingering), close: connections.close.clone() };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let is_http2 = request.version() >= Version::HTTP_2;
+        let request = request.map(|body| RequestBody::new(body, is_http2.then(|| rest.clone())));
+        respond(&service, &requests, &drain, request)
+    });
     let builder = http_builder(protocol, connections.answers_half_closed);
-    let connection = builder.serve_connection(stream, service);
-    tokio::pin!(connection);
-    let result = tokio::select! {
-        biased;
-        result = connection.as_mut() => result,
-        // A request may be on its way on a kept connection: it is still served, with `Connection: close`. A connection
-        // that stays idle closes after `linger`.
-        () = connections.close.begun() => match tokio::time::timeout(connections.linger, connection.as_mut()).await {
-            Ok(result) => result,
-            // All that is left is to drop what the peer still sends.
-            Err(_) if in_flight.is_lingering() => Ok(()),
-            Err(_) => {
+    let result = {
+        let connection = builder.serve_connection(stream, service);
+        tokio::pin!(connection);
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => result,
+            // A request may be on its way on a kept connection: it is still served, with `Connection: close`. A connection
+            // that stays idle closes after `linger`.
+            () = connections.close.begun() => match tokio::time::timeout(connections.linger, connection.as_mut()).await {
+                Ok(result) => result,
+                // All that is left is to drop what the peer still sends.
+                Err(_) if in_flight.is_lingering() => Ok(()),
+                Err(_) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            },
+            () = admitted.recycled() => {
+                // Its place was taken while it was idle. A request that has begun since then is finished.
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                if in_flight.any() { connection.await } else { Ok(()) }
             }
-        },
-        () = admitted.recycled() => {
-            // Its place was taken while it was idle. A request that has begun since then is finished.
-            connection.as_mut().graceful_shutdown();
-            if in_flight.any() { connection.await } else { Ok(()) }
         }
     };
-    if let Err(error) = result {
+    match result {
+        // hyper has shut the stream down, except after a request with `Upgrade` or CONNECT.
+        Ok(()) => shut_down(returned, &connections, &admitted).await,
         // The peer disconnected, or did not send HTTP. The text is hyper's and contains no bytes of the peer.
-        tracing::debug!(%error, "connection ended early");
+        Err(error) => tracing::debug!(%error, "connection ended early"),
+    }
+}
+
+/// Shuts down a stream that hyper has dropped, unless it is to end at once.
+async fn shut_down<S>(mut returned: Receiver<S>, connections: &Connections, admitted: &AdmittedConnection)
+where
+    S: AsyncWrite + Unpin,
+{
+    let Ok(mut stream) = returned.try_recv() else { return };
+    tokio::select! {
+        biased;
+        // Any error is the end, too.
+        _ = stream.shutdown() => {}
+        () = connections.close.begun() => {}
+        () = admitted.recycled() => {}
     }
 }
 
@@ -145,10 +173,10 @@ fn respond<S, B>(
     service: &S,
     in_flight: &InFlight,
     drain: &Drain,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> impl Future<Output = Result<Response<TrackedBody<B>>, Infallible>> + use<S, B>
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone,
     B: Body,
 {
     let is_http2 = request.version() >= Version::HTTP_2;

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body::Body;
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Sleep;
 
@@ -22,7 +25,7 @@ use crate::capacity::{Capacity, CapacityGuard};
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Maximum time for them.
 const TIME_MAX: Duration = Duration::from_secs(10);
-/// Maximum number of lingering connections of a listener. They count as open connections too.
+/// Maximum number of lingering connections and HTTP/2 requests of a listener. The connections count as open connections too.
 pub(super) const CONNECTIONS_MAX: usize = 256;
 /// How much is read at once.
 const BUFFER_LEN: usize = 16 * 1024;
@@ -61,6 +64,21 @@ impl Lingering {
         }
         Poll::Ready(())
     }
+}
+
+/// Reads and drops the rest of an HTTP/2 request until it ends or a limit is reached. `slot` counts it.
+pub(super) async fn drop_body<B: Body<Data = Bytes> + Unpin>(mut body: B, slot: CapacityGuard) {
+    let reading = async {
+        let mut left = BYTES_MAX;
+        while left > 0
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    // The limit of time is as good an end as any other.
+    let _ = tokio::time::timeout(TIME_MAX, reading).await;
+    drop(slot);
 }
 
 #[cfg(test)]
@@ -105,6 +123,26 @@ mod tests {
         linger(&mut ours, Duration::MAX).await;
         drop(ours);
         assert!(matches!(sending.await, Ok(Ok(0))));
+    }
+
+    #[tokio::test]
+    async fn endless_body_is_dropped_after_its_bytes() {
+        struct Endless<'a>(&'a mut usize);
+        impl Body for Endless<'_> {
+            type Data = Bytes;
+            type Error = std::convert::Infallible;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+                *self.0 += 1;
+                Poll::Ready(Some(Ok(http_body::Frame::data(Bytes::from_static(&[b'x'; BUFFER_LEN])))))
+            }
+        }
+        let (mut frames, capacity) = (0, Capacity::new(1));
+        drop_body(Endless(&mut frames), capacity.try_acquire(1).expect("room")).await;
+        assert_eq!((frames, capacity.in_use()), (BYTES_MAX / BUFFER_LEN, 0));
     }
 
     #[tokio::test]

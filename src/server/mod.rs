@@ -7,8 +7,10 @@ mod connection;
 pub(crate) mod connection_limit;
 pub mod http1;
 mod http2;
+mod lent;
 mod lingering;
 pub(crate) mod listener;
+pub mod request_body;
 pub(crate) mod shutdown;
 pub(crate) mod socket_activation;
 pub(crate) mod timeouts;
@@ -23,13 +25,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
 use rustls::ServerConfig;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::connection_limit::ConnectionLimit;
 use self::listener::Acceptor;
+use self::request_body::RequestBody;
 use self::shutdown::Drain;
 use self::timeouts::Timeouts;
 use self::tls::Handshakes;
@@ -73,12 +75,15 @@ pub(crate) trait ConnectionHandler: Clone + Send + Unpin + 'static {
 ///
 /// It must always be ready: the server calls it without polling its readiness.
 pub trait ConnectionService<B>:
-    Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static
+    Service<Request<RequestBody>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + 'static
 {
 }
 
 impl<S, B> ConnectionService<B> for S where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible, Future: Send + 'static>
         + Clone
         + Send
         + 'static
@@ -96,7 +101,7 @@ pub(crate) struct Connections {
     pub timeouts: Timeouts,
     /// TLS handshakes and their failures.
     pub handshakes: Handshakes,
-    /// Limit of connections that linger after a refusal.
+    /// Limit of connections and HTTP/2 requests that linger after a refusal.
     pub lingering: Arc<Capacity>,
     /// A request is worked on to its end although its peer has closed its half of the connection. Otherwise it gets a
     /// response only if that is ready at once, and counts as abandoned if not.

@@ -4,12 +4,15 @@ use serde_json::Value;
 
 use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
-use crate::support::eventually;
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
+use crate::support::h2_raw::{
+    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, RawHttp2, field_line, frame, post_headers,
+};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
 use crate::support::tls::Ca;
+use crate::support::{PATIENCE, eventually, within};
 
 const CALL: &str = "openim/querystate";
 /// How often each race is tried.
@@ -40,12 +43,15 @@ async fn refusals_arrive_at_callers_that_write_before_they_read() {
     let gateway =
         setup.caller("feed", "feed-token-0123456789", "allow = ['*']").listen(&["127.0.0.1:0", &socket]).start().await;
     let (path, own) = (format!("/v4/{CALL}"), "Authorization: Bearer feed-token-0123456789\r\n");
+    let upgrade = format!("{own}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n");
     for address in gateway.addresses() {
         for _ in 0..TRIES {
             for (target, host, headers, len, status, slug) in [
                 (&*path, "localhost", own, MIB + 1, 413, "body_too_large"),
                 (&*path, "localhost", own, 5 * MIB, 413, "body_too_large"),
                 ("/v3/x", "localhost", own, 600_000, 404, "not_found"),
+                // Java's HttpClient offers HTTP/2 this way.
+                (&*path, "localhost", &upgrade, 5 * MIB, 413, "body_too_large"),
                 (&*path, "localhost", "", 600_000, 401, "unauthenticated"),
             ] {
                 let conn = Conn::open(address).await.expect("accepted");
@@ -105,9 +111,55 @@ async fn lingering_connection_does_not_delay_the_stop() {
     let mut conn = gateway.connect().await;
     conn.send(format!("POST /v4/{CALL} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999\r\n\r\n{{")).await;
     assert_eq!(conn.read_response().await.status, 413);
+    let mut http2 = refused_over_http2(gateway.address(), 9_999_999).await;
+    tokio::spawn(async move {
+        while let Some((kind, flags, _, payload)) = http2.next().await {
+            // The gateway pings before it closes.
+            if (kind, flags) == (PING, 0) {
+                http2.send(&frame(PING, 1, 0, &payload)).await;
+            }
+        }
+    });
     gateway.signal("TERM");
     // A lingering connection may stay for 10 s, and a drain that times out ends with 1.
     assert_eq!(gateway.exit_code_within(crate::support::PATIENCE).await, 0);
+}
+
+/// Sends the headers of a request with a body of this length, and reads the refusal to its end.
+async fn refused_over_http2(address: &str, len: usize) -> RawHttp2 {
+    let mut raw = RawHttp2::open(address).await;
+    let block = [post_headers("/v4/openim/querystate"), field_line("content-length", &len.to_string())].concat();
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &block)).await;
+    loop {
+        let (kind, flags, stream, _) = within(PATIENCE, "a frame", raw.next()).await.expect("open");
+        assert_ne!(kind, RST_STREAM);
+        if stream == 1 && matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0 {
+            return raw;
+        }
+    }
+}
+
+#[tokio::test]
+async fn http2_refusal_does_not_reset_a_request_whose_body_is_still_sent() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", r#"max_body = "16KiB""#).start().await;
+    // Less than the window of a stream.
+    const LEN: usize = 40_000;
+    let mut raw = refused_over_http2(gateway.address(), LEN).await;
+    for at in (0..LEN).step_by(10_000) {
+        let flags = if at + 10_000 == LEN { END_STREAM } else { 0 };
+        assert!(raw.send(&frame(DATA, flags, 1, &[b' '; 10_000])).await);
+        // The response to the ping follows all frames about the data.
+        raw.send(&frame(PING, 0, 0, &[7; 8])).await;
+        loop {
+            let (kind, flags, ..) = within(PATIENCE, "a frame", raw.next()).await.expect("open");
+            assert!(![RST_STREAM, GOAWAY].contains(&kind), "{kind} after {at} bytes");
+            if (kind, flags) == (PING, 1) {
+                break;
+            }
+        }
+    }
+    assert_eq!(chat.call_count(), 0);
 }
 
 /// Sends a request and closes the sending half, as `nc` does. Returns the status, 0 without a response.
@@ -197,6 +249,9 @@ async fn refusal_before_a_request_names_its_cause_and_is_logged() {
             "Content-Length is not a number",
         ),
         ("POST /v4/a/b HTTP/1.2\r\nHost: a\r\n\r\n", 400, "version"),
+        // Rejected before the line ends.
+        ("PROXY TCP4 192.0.2.1 192.0.2.2 private", 400, "METHOD TARGET"),
+        ("{\"private\":\"private private\"}", 400, "METHOD TARGET"),
         ("POST /v4/a/b#private HTTP/1.1\r\nHost: a\r\n\r\n", 400, "target"),
         ("POST /v4/a/b HTTP/1.1\r\nHost: a\r\nprivate\r\n\r\n", 400, "NAME: VALUE"),
         ("POST /v4/a/b HTTP/1.1\nHost: a\n\n", 400, "CR LF"),
