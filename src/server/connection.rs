@@ -113,10 +113,10 @@ async fn serve_http<S>(
     let (stream, returned) = lend(stream);
     let stream = TokioIo::new(stream);
     let (requests, drain) = (in_flight.clone(), connections.drain.clone());
-    let rest = RestLimits { lingering: Arc::clone(&connections.lingering), close: connections.close.clone() };
+    let rest = Arc::new(RestLimits { lingering: Arc::clone(&connections.lingering), close: connections.close.clone() });
     let service = service_fn(move |request: Request<Incoming>| {
         let is_http2 = request.version() >= Version::HTTP_2;
-        let request = request.map(|body| RequestBody::new(body, is_http2.then(|| rest.clone())));
+        let request = request.map(|body| RequestBody::new(body, is_http2.then(|| Arc::clone(&rest))));
         respond(&service, &requests, &drain, request)
     });
     let builder = http_builder(protocol, connections.answers_half_closed);

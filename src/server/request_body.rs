@@ -21,11 +21,11 @@ pub struct RequestBody {
     /// `None` only within `drop`.
     body: Option<Incoming>,
     /// `None` over HTTP/1.
-    limits: Option<RestLimits>,
+    limits: Option<Arc<RestLimits>>,
 }
 
-/// What bounds the reading of a rest.
-#[derive(Debug, Clone)]
+/// What bounds the reading of a rest on one connection.
+#[derive(Debug)]
 pub(super) struct RestLimits {
     /// Limit of requests and connections that linger.
     pub(super) lingering: Arc<Capacity>,
@@ -35,7 +35,7 @@ pub(super) struct RestLimits {
 
 impl RequestBody {
     /// Wraps a body. `limits` are those of a rest over HTTP/2.
-    pub(super) fn new(body: Incoming, limits: Option<RestLimits>) -> Self {
+    pub(super) fn new(body: Incoming, limits: Option<Arc<RestLimits>>) -> Self {
         Self { body: Some(body), limits }
     }
 }

@@ -103,7 +103,7 @@ fn request_at(bytes: &[u8], begin: usize) -> Option<Found> {
         ([], []) => Some((Vec::new(), at)),
         ([length], []) if length.iter().all(u8::is_ascii_digit) => {
             let end = at.checked_add(std::str::from_utf8(length).ok()?.parse().ok()?)?;
-            (end <= bytes.len()).then(|| (vec![at..end], end))
+            (end <= bytes.len()).then(|| (std::iter::once(at..end).collect(), end))
         }
         ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && request.version == Some(1) => chunks(bytes, at),
         _ => return None,
