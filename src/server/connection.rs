@@ -77,7 +77,7 @@ async fn serve_tls(
     connections: Connections,
     admitted: AdmittedConnection,
 ) {
-    let Connections { handshakes, close, linger, lingering, .. } = &connections;
+    let Connections { handshakes, close, linger, .. } = &connections;
     match handshakes.accept(stream, tls, close, *linger).await {
         Handshake::Completed(stream) => {
             // RFC 9113 section 3.2: HTTP/2 over TLS only if ALPN agreed on it.
@@ -89,7 +89,11 @@ async fn serve_tls(
         Handshake::PlainHttp(stream) => {
             let (error, id) = (GatewayError::BadRequest(PLAIN_TO_TLS), RequestId::generate());
             handler.record_rejected(&error, &id);
-            guard::refuse(stream, &error, &id, lingering).await;
+            let (limits, closing) = (connections.linger_limits(), connections.closing());
+            tokio::select! {
+                () = guard::refuse(stream, &error, &id, &limits) => {}
+                () = closing => {}
+            }
         }
         Handshake::Failed => {}
     }
@@ -107,7 +111,7 @@ async fn serve_http<S>(
 {
     let in_flight = admitted.in_flight.clone();
     let stream = TimeoutStream::new(stream, connections.timeouts, in_flight.clone());
-    let (service, lingering) = (handler.service(info), Arc::clone(&connections.lingering));
+    let (service, lingering) = (handler.service(info), connections.linger_limits());
     let record_rejected = move |error: &GatewayError, id: &RequestId| handler.record_rejected(error, id);
     let stream = Http1Guard::new(stream, protocol, in_flight.clone(), record_rejected, lingering);
     let (stream, returned) = lend(stream);
@@ -140,7 +144,7 @@ async fn serve_http<S>(
             () = admitted.recycled() => {
                 // Its place was taken while it was idle. A request that has begun since then is finished.
                 connection.as_mut().graceful_shutdown();
-                if in_flight.any() { connection.await } else { Ok(()) }
+                if in_flight.is_busy() { connection.await } else { Ok(()) }
             }
         }
     };
@@ -162,7 +166,7 @@ where
         biased;
         // Any error is the end, too.
         _ = stream.shutdown() => {}
-        () = connections.close.begun() => {}
+        () = connections.closing() => {}
         () = admitted.recycled() => {}
     }
 }

@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Sleep;
 
+use super::shutdown::Drain;
 use crate::capacity::{Capacity, CapacityGuard};
 
 /// Maximum number of bytes that are read and dropped. The largest body that a client sends by mistake, such as a file,
@@ -30,6 +31,17 @@ pub(super) const CONNECTIONS_MAX: usize = 256;
 /// How much is read at once.
 const BUFFER_LEN: usize = 16 * 1024;
 
+/// The limits of the connections of one listener.
+#[derive(Debug, Clone)]
+pub(crate) struct LingerLimits {
+    /// How many connections and HTTP/2 requests may linger at once.
+    pub(super) slots: Arc<Capacity>,
+    /// Begun once the listener closes.
+    pub(super) close: Drain,
+    /// Maximum time for what begins to linger after that.
+    pub(super) at_close: Duration,
+}
+
 /// A connection that reads and drops.
 #[derive(Debug)]
 pub(super) struct Lingering {
@@ -40,8 +52,10 @@ pub(super) struct Lingering {
 
 impl Lingering {
     /// Begins, unless too many connections of the listener linger already.
-    pub(super) fn begin(capacity: &Arc<Capacity>) -> Option<Self> {
-        Self::begin_for(TIME_MAX, capacity)
+    pub(super) fn begin(limits: &LingerLimits) -> Option<Self> {
+        // A listener that closes has no time for them.
+        let time = if limits.close.has_begun() { limits.at_close } else { TIME_MAX };
+        Self::begin_for(time, &limits.slots)
     }
 
     fn begin_for(time: Duration, capacity: &Arc<Capacity>) -> Option<Self> {
@@ -147,11 +161,24 @@ mod tests {
 
     #[tokio::test]
     async fn number_of_lingering_connections_is_limited() {
-        let capacity = Capacity::new(2);
-        let first = Lingering::begin(&capacity);
-        let _second = Lingering::begin(&capacity);
-        assert!(first.is_some() && Lingering::begin(&capacity).is_none());
+        let limits = limits(2);
+        let first = Lingering::begin(&limits);
+        let _second = Lingering::begin(&limits);
+        assert!(first.is_some() && Lingering::begin(&limits).is_none());
         drop(first);
-        assert!(Lingering::begin(&capacity).is_some());
+        assert!(Lingering::begin(&limits).is_some());
+    }
+
+    #[tokio::test]
+    async fn listener_that_closes_does_not_wait() {
+        let limits = limits(1);
+        limits.close.begin();
+        let (mut ours, _theirs) = duplex(64);
+        let mut lingering = Lingering::begin(&limits).expect("room");
+        poll_fn(|cx| lingering.poll_drop(&mut ours, cx)).await;
+    }
+
+    fn limits(slots: usize) -> LingerLimits {
+        LingerLimits { slots: Capacity::new(slots), close: Drain::default(), at_close: Duration::from_millis(1) }
     }
 }

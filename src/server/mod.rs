@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use self::connection_limit::ConnectionLimit;
+use self::lingering::LingerLimits;
 use self::listener::Acceptor;
 use self::request_body::RequestBody;
 use self::shutdown::Drain;
@@ -132,6 +133,19 @@ impl Connections {
             drain,
             linger: LINGER_MAX.min(server.drain_timeout / 4),
         }
+    }
+}
+
+impl Connections {
+    /// Returns how connections of this listener linger.
+    fn linger_limits(&self) -> LingerLimits {
+        LingerLimits { slots: Arc::clone(&self.lingering), close: self.close.clone(), at_close: self.linger }
+    }
+
+    /// Waits until an idle connection must end: a moment after the listener has closed.
+    async fn closing(&self) {
+        self.close.begun().await;
+        tokio::time::sleep(self.linger).await;
     }
 }
 

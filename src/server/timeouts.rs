@@ -49,6 +49,8 @@ struct RequestCounts {
     arrived: AtomicUsize,
     is_http2: AtomicBool,
     is_lingering: AtomicBool,
+    /// A part of a response is not in the socket yet.
+    is_writing: AtomicBool,
     /// When the last request ended, or the connection began. Recorded only on request.
     idle_since: Option<AtomicU64>,
     /// Polls of the request in flight since its peer closed its half, see [`InFlight::withholds_end`].
@@ -66,9 +68,9 @@ impl InFlight {
         Self(Arc::new(RequestCounts { idle_since, ..RequestCounts::default() }))
     }
 
-    /// Returns the tick since when no request is in flight; `None` if one is, or if the connection is not watched.
+    /// Returns the tick since when the connection is idle; `None` if it is busy, or not watched.
     pub(super) fn idle_since(&self) -> Option<u64> {
-        let since = self.0.idle_since.as_ref().filter(|_| !self.any())?;
+        let since = self.0.idle_since.as_ref().filter(|_| !self.is_busy())?;
         Some(since.load(Ordering::Acquire))
     }
 
@@ -90,6 +92,16 @@ impl InFlight {
     /// Whether a part of the request in flight has not arrived yet.
     pub(super) fn is_incomplete(&self) -> bool {
         self.0.arrived.load(Ordering::Acquire) < self.begun()
+    }
+
+    /// Records whether a part of a response still has to be written.
+    pub(super) fn set_writing(&self, is_writing: bool) {
+        self.0.is_writing.store(is_writing, Ordering::Release);
+    }
+
+    /// Whether a request is in flight, or a response is not completely written.
+    pub(super) fn is_busy(&self) -> bool {
+        self.any() || self.0.is_writing.load(Ordering::Acquire) || self.0.responses.oldest().is_some()
     }
 
     /// Records that the connection has nothing left to do but to linger.

@@ -167,14 +167,18 @@ async fn half_closed(address: &str, request: &TestRequest) -> u16 {
     let mut conn = Conn::open(address).await.expect("accepted");
     conn.send(request.bytes()).await;
     conn.shutdown_write().await;
-    conn.try_read_response().await.map_or(0, |response| response.status)
+    let status = conn.try_read_response().await.map_or(0, |response| response.status);
+    conn.assert_closed().await;
+    status
 }
 
 #[tokio::test]
 async fn half_closed_caller_gets_every_answer_that_is_ready() {
     let chat = FakeChat::start().await;
     chat.follow("ann", "bob");
-    let gateway = Setup::new(&chat).start().await;
+    // No timeout closes a connection that is forgotten.
+    let setup = Setup::new(&chat).set("server", r#"head_timeout = "1h""#).set("server", r#"idle_timeout = "1h""#);
+    let gateway = setup.start().await;
     gateway.check("ann", &["bob"]).await.items();
     let body = " ".repeat(300_000);
     for _ in 0..TRIES {
@@ -199,6 +203,27 @@ async fn half_closed_caller_gets_every_answer_that_is_ready() {
     for _ in 0..2 {
         assert_eq!(conn.read_response().await.follow_types(), [2]);
     }
+    conn.assert_closed().await;
+}
+
+#[tokio::test]
+async fn half_closed_caller_gets_a_long_answer_to_its_end() {
+    let chat = FakeChat::start().await;
+    // Longer than the buffer of a Unix socket.
+    let setup = Setup::new(&chat).set("follow_check", "max_to = 10000").timeout("60s");
+    let socket = format!("unix:{}", setup.dir().join("data.sock").display());
+    let gateway = setup.listen(&[&socket]).start().await;
+    let names: Vec<String> = (0..10_000).map(|number| format!("{number:032}")).collect();
+    gateway.send(TestRequest::check("ann", &names)).await.items();
+    let mut conn = Conn::open(&socket).await.expect("accepted");
+    conn.send(TestRequest::check("ann", &names).bytes()).await;
+    conn.shutdown_write().await;
+    let answered = r#"chatgate_requests_total{app="main",command="follow/follow_check",outcome="ok"} 2"#;
+    eventually("the answer waits for its reader", async || {
+        gateway.admin_get("/metrics").await.text().contains(answered).then_some(())
+    })
+    .await;
+    assert_eq!(conn.read_response().await.items().len(), 10_000);
     conn.assert_closed().await;
 }
 

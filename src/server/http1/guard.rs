@@ -7,13 +7,12 @@
 //!   response of chatgate has an envelope. A bare response has one of three statuses, no body, and no `X-Request-Id`,
 //!   which every response of a service has (`gateway::stack`).
 //! - The end of reading is withheld while the request in flight may have a response at once, see
-//!   [`InFlight::withholds_end`].
+//!   [`InFlight::withholds_end`], and while a response is being written.
 //! - Closing: while a part of a request may still arrive, the connection lingers ([`Lingering`]).
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::StatusCode;
@@ -22,10 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::framing::{FramingError, FramingTracker, Protocol};
 use super::head::HeadError;
-use crate::capacity::Capacity;
 use crate::error::GatewayError;
 use crate::http::request_id::RequestId;
-use crate::server::lingering::Lingering;
+use crate::server::lingering::{LingerLimits, Lingering};
 use crate::server::timeouts::InFlight;
 
 /// Cuts off headers: a NUL is invalid anywhere in them, and the empty line makes hyper parse at once.
@@ -44,10 +42,14 @@ pub(in crate::server) struct Http1Guard<S, R> {
     /// Nothing has been written since the last flush. Only then can a response begin: hyper flushes after each complete
     /// response, and later pieces of a response may contain anything.
     at_boundary: bool,
+    /// Bytes have been given to the stream since the last flush.
+    is_unflushed: bool,
+    /// hyper has not learned yet that the peer has closed its half.
+    owes_end: bool,
     replacement: Option<Replacement>,
     closing: Closing,
     /// Limit of lingering connections.
-    lingering: Arc<Capacity>,
+    lingering: LingerLimits,
 }
 
 /// How far the connection is closed.
@@ -82,7 +84,7 @@ impl<S, R> Http1Guard<S, R> {
         protocol: Protocol,
         in_flight: InFlight,
         record_rejected: R,
-        lingering: Arc<Capacity>,
+        lingering: LingerLimits,
     ) -> Self {
         Self {
             stream,
@@ -91,9 +93,18 @@ impl<S, R> Http1Guard<S, R> {
             framing: FramingTracker::new(protocol),
             ended: None,
             at_boundary: true,
+            is_unflushed: false,
+            owes_end: false,
             replacement: None,
             closing: Closing::Open,
             lingering,
+        }
+    }
+
+    fn set_unflushed(&mut self, is_unflushed: bool) {
+        if self.is_unflushed != is_unflushed {
+            self.is_unflushed = is_unflushed;
+            self.in_flight.set_writing(is_unflushed);
         }
     }
 
@@ -147,7 +158,7 @@ fn encode_response(error: &GatewayError, id: &RequestId) -> Vec<u8> {
 }
 
 /// Answers a connection whose bytes are not read, and closes it.
-pub(in crate::server) async fn refuse<S>(mut stream: S, error: &GatewayError, id: &RequestId, capacity: &Arc<Capacity>)
+pub(in crate::server) async fn refuse<S>(mut stream: S, error: &GatewayError, id: &RequestId, limits: &LingerLimits)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -155,7 +166,7 @@ where
     if stream.write_all(&encode_response(error, id)).await.is_err() || stream.shutdown().await.is_err() {
         return;
     }
-    if let Some(mut lingering) = Lingering::begin(capacity) {
+    if let Some(mut lingering) = Lingering::begin(limits) {
         poll_fn(|cx| lingering.poll_drop(&mut stream, cx)).await;
     }
 }
@@ -167,7 +178,10 @@ impl<S: AsyncRead + Unpin, R: Unpin> AsyncRead for Http1Guard<S, R> {
             let room = buf.remaining();
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
             let bytes = &buf.filled()[before..];
-            if bytes.is_empty() && room > 0 && self.in_flight.withholds_end() {
+            // While a response is being written, hyper would drop the rest of it.
+            let is_early = |guard: &Self| guard.is_unflushed || guard.in_flight.withholds_end();
+            if bytes.is_empty() && room > 0 && !self.framing.is_http2() && is_early(&self) {
+                self.owes_end = true;
                 return Poll::Pending;
             }
             let followed = self.framing.follow(bytes);
@@ -199,6 +213,7 @@ where
     R: Fn(&GatewayError, &RequestId) + Unpin,
 {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.set_unflushed(true);
         if self.replacement.is_none()
             && self.at_boundary
             && let Some(error) = bare_response(bytes, self.head_error())
@@ -235,6 +250,7 @@ where
                 self.poll_write(cx, first)
             }
             _ => {
+                self.set_unflushed(true);
                 let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
                 self.at_boundary &= !matches!(written, Poll::Ready(Ok(1..)));
                 written
@@ -248,7 +264,15 @@ where
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.at_boundary |= matches!(flushed, Poll::Ready(Ok(())));
+        if let Poll::Ready(Ok(())) = flushed {
+            self.at_boundary = true;
+            self.set_unflushed(false);
+            // Nothing else wakes the reader, for which there was nothing to read yet.
+            if self.owes_end && !self.in_flight.any() {
+                self.owes_end = false;
+                cx.waker().wake_by_ref();
+            }
+        }
         flushed
     }
 
@@ -270,13 +294,19 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::capacity::Capacity;
+    use crate::server::shutdown::Drain;
 
     fn guard<S>(stream: S) -> Http1Guard<S, impl Fn(&GatewayError, &RequestId) + Unpin> {
         let record_rejected = |_: &GatewayError, _: &RequestId| {};
-        Http1Guard::new(stream, Protocol::Any, InFlight::default(), record_rejected, Capacity::new(1))
+        let (slots, close) = (Capacity::new(1), Drain::default());
+        let lingering = LingerLimits { slots, close, at_close: Duration::ZERO };
+        Http1Guard::new(stream, Protocol::Any, InFlight::default(), record_rejected, lingering)
     }
 
     /// Writes `bytes` through a guard and a pipe of 16 bytes, and returns what arrives.
