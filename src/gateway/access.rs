@@ -34,6 +34,8 @@ pub(crate) struct Access {
     /// What requests may do if no callers are configured.
     anonymous: Permissions,
     reports: ReportOnlyLog,
+    /// `upstream.timeout`: no request waits longer.
+    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl Access {
             callers: config.callers.iter().map(caller).collect(),
             anonymous: Permissions { allow: allow.clone(), report_only: *report_only },
             reports: ReportOnlyLog::default(),
+            timeout: config.upstream.timeout,
         })
     }
 
@@ -172,7 +175,7 @@ impl Access {
         let (calls, patience) = (u32::try_from(calls()).unwrap_or(u32::MAX), patience());
         quota.reserve(calls, clock::tick(), patience).map_err(|retry_after| {
             let caller = name.to_string();
-            match quota.can_ever(calls, patience) {
+            match quota.can_ever(calls, self.timeout) {
                 true => GatewayError::CallerQuotaExhausted { caller, retry_after },
                 false => GatewayError::CallerQuotaTooSmall { caller, calls, retry_after },
             }

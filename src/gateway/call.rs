@@ -51,6 +51,13 @@ pub(super) struct PendingWrite {
     pub sent: AtomicBool,
 }
 
+impl PendingWrite {
+    /// It has not left.
+    pub(super) fn new(scope: Scope) -> Self {
+        Self { scope, sent: AtomicBool::new(false) }
+    }
+}
+
 /// How acquiring a connection and a permit ended.
 pub(super) enum Acquired {
     /// The call may be sent.

@@ -96,8 +96,13 @@ struct WholeBody {
 /// A request that may be worked on now.
 struct Admitted {
     context: CallContext,
-    /// Slots of the caller and of the gateway, released on drop.
-    _slots: (Option<CapacityGuard>, CapacityGuard),
+    slots: Slots,
+}
+
+/// Slots of the caller and of the gateway among the requests in flight, released on drop.
+struct Slots {
+    _of_caller: Option<CapacityGuard>,
+    _of_gateway: CapacityGuard,
 }
 
 impl Worker {
@@ -147,10 +152,10 @@ impl Worker {
         let body = pin!(self.read_body(head, body, context.started)).await?;
         let admitted = self.admit(connection, timeout, context)?;
         if route.name == FOLLOW_CHECK {
-            return pin!(app.follow_check(head, &headers, body, admitted.context, context)).await;
+            return pin!(app.follow_check(head, &headers, body, admitted, context)).await;
         }
         check_object(&body.bytes)?;
-        let request = relay_request(&headers, body, admitted.context, context);
+        let request = relay_request(&headers, body, admitted, context);
         pin!(app.relay(route.name, request)).await
     }
 
@@ -203,7 +208,7 @@ impl Worker {
             deadline: Deadline::new(clock::now(), timeout, config.upstream.timeout),
             trace: context.trace(),
         };
-        Ok(Admitted { context, _slots: (of_caller, of_gateway) })
+        Ok(Admitted { context, slots: Slots { _of_caller: of_caller, _of_gateway: of_gateway } })
     }
 }
 
@@ -214,7 +219,7 @@ impl AppWorker {
         head: &Parts,
         headers: &RequestHeaders<'_>,
         body: WholeBody,
-        call: CallContext,
+        admitted: Admitted,
         context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
@@ -229,7 +234,7 @@ impl AppWorker {
                 }
                 // A second handle on the bytes: the parser's result still borrows the first one.
                 let body = WholeBody { bytes: body.bytes.clone(), buffered: body.buffered };
-                let request = relay_request(headers, body, call, context);
+                let request = relay_request(headers, body, admitted, context);
                 let mut reply = pin!(self.relay(FOLLOW_CHECK, request)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
@@ -241,7 +246,7 @@ impl AppWorker {
         };
         let explain = config.server.explain && headers.explain.single().is_some_and(|value| value == "1");
         let partial = headers.partial.single().is_some_and(|value| value == "1");
-        let options = LookupOptions { directives, explain, partial, context: call };
+        let options = LookupOptions { directives, explain, partial, context: admitted.context };
         pin!(self.check(&request, options, context)).await
     }
 }
@@ -249,7 +254,7 @@ impl AppWorker {
 fn relay_request(
     headers: &RequestHeaders<'_>,
     body: WholeBody,
-    call: CallContext,
+    Admitted { context: call, slots }: Admitted,
     context: &mut RequestContext<'_>,
 ) -> RelayRequest {
     RelayRequest {
@@ -257,6 +262,7 @@ fn relay_request(
         buffered: body.buffered,
         traceparent: traceparent(headers),
         context: call,
+        slots,
         id: context.id.clone(),
         stats: context.start_call(),
     }

@@ -3,12 +3,13 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 
+use super::Slots;
 use super::call::{CallSpec, PendingWrite};
 use super::detach::DetachOnDrop;
 use super::observe::audit::WriteAudit;
@@ -36,6 +37,9 @@ pub(super) struct RelayRequest {
     pub buffered: CapacityGuard,
     pub traceparent: Option<HeaderValue>,
     pub context: CallContext,
+    /// Slots of the request, which its call keeps to its end.
+    #[allow(dead_code, reason = "they are released on drop")]
+    pub slots: Slots,
     /// Of the request, for the audit log.
     pub id: RequestId,
     /// Filled in by the call.
@@ -53,22 +57,26 @@ impl AppWorker {
         // moved several times.
         let (known, deadline) = (name.known(), request.context.deadline);
         let response = match self.app.reads.kind(name, known) {
-            kind @ CommandKind::Read => Box::pin(self.relay_once(name, kind, request)).await?,
+            kind @ CommandKind::Read => Box::pin(self.relay_once(name, kind, request, None)).await?,
             kind @ CommandKind::Write => {
                 let (app, known) = (Arc::clone(self), known.map(|known| known.name));
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
+                let pending = writes::scope(name, &request.body).map(PendingWrite::new).map(Arc::new);
+                let shared = pending.clone();
                 let write = async move {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was parsed before");
                     let audit = WriteAudit::new(&app, name, request.id.clone(), request.context);
-                    let result = app.relay_once(name, kind, request).await;
+                    let result = app.relay_once(name, kind, request, shared.as_deref()).await;
                     audit.finish(&result);
                     result
                 };
                 let write = DetachOnDrop::new(write, &self.gateway.tasks);
                 if deadline.may_outlive_its_caller() {
                     // Dropped at the caller's deadline, a write that has left continues.
-                    let answered = clock::timeout_at_lazy(deadline.response, pin!(write)).await;
-                    answered.unwrap_or(Err(GatewayError::UpstreamTimeout))?
+                    match clock::timeout_at_lazy(deadline.response, pin!(write)).await {
+                        Some(result) => result?,
+                        None => return Err(self.end_before_the_write(pending.as_deref()).await),
+                    }
                 } else {
                     write.await?
                 }
@@ -78,8 +86,24 @@ impl AppWorker {
         Ok(Reply::from_chat(response.status, response.content_type, body, response.error_code))
     }
 
-    async fn relay_once(&self, name: CommandName<'_>, kind: CommandKind, request: RelayRequest) -> CallResult {
-        let RelayRequest { body, traceparent, context, stats, buffered: _buffered, .. } = request;
+    /// Answers the caller of a write that has not ended at the caller's deadline. What was looked up before this answer
+    /// must not be returned after it, here or elsewhere; the end of the write invalidates once more.
+    async fn end_before_the_write(&self, pending: Option<&PendingWrite>) -> GatewayError {
+        if let Some(pending) = pending.filter(|pending| pending.sent.load(Ordering::Relaxed)) {
+            Box::pin(self.app.invalidate_everywhere(&pending.scope)).await;
+        }
+        GatewayError::UpstreamTimeout
+    }
+
+    /// `write` is what the call may change.
+    async fn relay_once(
+        &self,
+        name: CommandName<'_>,
+        kind: CommandKind,
+        request: RelayRequest,
+        write: Option<&PendingWrite>,
+    ) -> CallResult {
+        let RelayRequest { body, traceparent, context, stats, buffered: _buffered, slots: _slots, .. } = request;
         let CallContext { caller, queue_key, deadline, .. } = context;
         // Before the call is queued: a caller that waits for its own quota keeps no other caller waiting.
         let patience = || deadline.permit.saturating_duration_since(clock::now());
@@ -88,18 +112,16 @@ impl AppWorker {
             tokio::time::sleep(reserved.wait).await;
             stats.add_wait(reserved.wait);
         }
-        let write = writes::scope(name, &body).map(|scope| PendingWrite { scope, sent: AtomicBool::new(false) });
-        let spec =
-            CallSpec { kind, context, caused_by: queue_key, write: write.as_ref(), stats: Some(&*stats), batch: None };
+        let spec = CallSpec { kind, context, caused_by: queue_key, write, stats: Some(&*stats), batch: None };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);
         }
         if let Some(PendingWrite { scope, .. }) = write.filter(|write| write.sent.load(Ordering::Relaxed)) {
             // The other replicas learn of the write before its caller does.
-            Box::pin(self.app.publish_invalidation(&scope)).await;
+            Box::pin(self.app.publish_invalidation(scope)).await;
             if result.is_err() {
-                self.invalidate_when_chat_is_done(scope);
+                self.invalidate_when_chat_is_done(scope.clone());
             }
         }
         result

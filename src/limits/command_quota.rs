@@ -238,7 +238,8 @@ impl<C: Clock + Clone> CommandQuota<C> {
         QuotaStats { configured, limit, next_permit: self.next_permit(), waiting: self.queue.waiting() }
     }
 
-    pub(super) fn next_at(&self) -> Tick {
+    /// Returns when the next permit may be granted, as far as is known.
+    pub(crate) fn next_at(&self) -> Tick {
         Tick::from_micros(self.next_at.load(Ordering::Relaxed))
     }
 

@@ -112,6 +112,47 @@ async fn partial_answer_has_what_is_known_and_the_lookup_continues() {
 }
 
 #[tokio::test]
+async fn pairs_looked_up_before_the_early_answer_of_a_write_are_void_after_it() {
+    let chat = FakeChat::start().await;
+    let gate = Gate::closed();
+    chat.script({
+        let gate = gate.clone();
+        move |call| (call.command() == WRITE).then(|| Reply::from_graph().after(&gate))
+    });
+    let gateway = Setup::new(&chat).timeout("60s").set("cache", r#"write_settle = "0s""#).start().await;
+    let body = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
+    let mut conn = gateway.connect().await;
+    conn.send(TestRequest::command(WRITE).body(body).header("Chatgate-Timeout", "4s").bytes()).await;
+    chat.wait_for_calls(1).await;
+    let cached = || TestRequest::check("ann", &["bob"]).header("Cache-Control", "only-if-cached");
+    assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0], "Chat has not applied the write yet");
+    assert_eq!(gateway.send(cached()).await.follow_types(), [0]);
+    conn.read_response().await.assert_error(504, "upstream_timeout", 60008);
+    gateway.send(cached()).await.assert_error(504, "not_cached", 129_504);
+    gate.open();
+}
+
+#[tokio::test]
+async fn partial_answer_has_the_results_of_calls_that_have_ended() {
+    let chat = FakeChat::start().await;
+    let gate = Gate::closed();
+    chat.script({
+        let gate = gate.clone();
+        move |call| String::from_utf8_lossy(&call.body).contains("\"last\"").then(|| Reply::from_graph().after(&gate))
+    });
+    let gateway = Setup::new(&chat).timeout("60s").start().await;
+    let names: Vec<String> = (0..249).map(|number| format!("user{number}")).chain(["last".to_owned()]).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.iter().for_each(|name| chat.follow("ann", name));
+    let response = gateway.send(partial("ann", &names, "4s")).await;
+    let (known, missing): (Vec<_>, Vec<_>) = items(&response).into_iter().partition(|(_, code, _)| *code == 0);
+    assert!(known.iter().all(|(_, _, follow_type)| *follow_type == 2), "{known:?}");
+    assert!(missing.iter().all(|(_, code, follow_type)| (*code, *follow_type) == (60008, 0)), "{missing:?}");
+    assert!((1..=100).contains(&missing.len()) && missing.iter().any(|(name, ..)| name == "last"), "{missing:?}");
+    gate.open();
+}
+
+#[tokio::test]
 async fn forecast_beyond_the_deadline_answers_at_once() {
     let chat = FakeChat::start().await;
     let setup = Setup::new(&chat).timeout("60s").set("app.quota", r#"per_command = "1/s""#);

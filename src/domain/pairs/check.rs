@@ -176,6 +176,11 @@ impl CheckSession {
         }
     }
 
+    /// Returns whether the caller takes an answer in which pairs are missing.
+    pub(crate) fn takes_partial_answers(&self) -> bool {
+        self.options.partial
+    }
+
     /// Returns whether pairs are missing that other replicas may have cached.
     pub(crate) fn wants_shared_cache(&self) -> bool {
         self.missing > 0 && self.options.directives.may_use_cache()
@@ -189,6 +194,8 @@ impl CheckSession {
                 return CheckStep::Respond;
             }
             let Some(reason) = failure.missing.filter(|_| self.options.partial) else { return CheckStep::Fail };
+            // Calls that have ended meanwhile stored what they found.
+            self.scan(view, self.now);
             self.answer_as_missing(reason);
             return CheckStep::Respond;
         }

@@ -25,6 +25,7 @@ use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::item::{CALL_ACCOUNTS_MAX, Item};
 use crate::domain::pairs::lookups::{PairResults, Ticket, WAITING_MAX};
 use crate::domain::pairs::pair::Pair;
+use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::limits::CommandQuota;
 
@@ -109,7 +110,7 @@ impl AppWorker {
         context: CallContext,
     ) -> LookupEnd {
         // Pairs that are not in flight by then could not be answered in time.
-        let latest = context.deadline.permit;
+        let (latest, begun) = (context.deadline.permit, clock::tick());
         let wait = match self.enqueue(request, session, context, latest) {
             Ok(Enqueued::Waiting(wait)) => wait,
             Ok(Enqueued::Cached) => return LookupEnd::Cached,
@@ -125,7 +126,7 @@ impl AppWorker {
             Ok(received) => received,
             Err(_) if ticket.is_queued() => {
                 drop(ticket);
-                return LookupEnd::Failed(Arc::new(Err(self.no_permit())));
+                return LookupEnd::Failed(Arc::new(Err(self.no_permit(begun))));
             }
             Err(_) => match tokio::time::timeout_at(context.deadline.response.into(), rx).await {
                 Ok(received) => received,
@@ -166,14 +167,16 @@ impl AppWorker {
         let join = session.join_options(context.queue_key);
         // Counted at most once, and only if it is needed.
         let new = LazyCell::new(|| lookups.scheduler.new_among(join, &wanted, last_mark));
-        if lookups.scheduler.has_queued() {
-            reject_hopeless(&pairs.quota, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)?;
+        let forecast = if lookups.scheduler.has_queued() {
+            reject_hopeless(&pairs.quota, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)
         } else {
             let wait = pairs.quota.next_permit();
-            if clock::now() + wait > latest && *new > 0 {
-                return Err(rate_limited(wait));
-            }
-        }
+            let is_late = clock::now() + wait > latest && *new > 0;
+            if is_late { Err(rate_limited(wait)) } else { Ok(()) }
+        };
+        // Pairs that are in flight may be known by the deadline, whatever becomes of the others.
+        let may_know_some = session.takes_partial_answers() && *new < wanted.len();
+        forecast.or_else(|error| if may_know_some { Ok(()) } else { Err(error) })?;
         if !session.caller_quota_granted() {
             let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
             let patience = || latest.saturating_duration_since(clock::now());
@@ -192,11 +195,16 @@ impl AppWorker {
         Ok(Enqueued::Waiting(LookupWait { rx, joined, ticket: TicketGuard { pairs, ticket } }))
     }
 
-    /// Returns what was missing for pairs that are still queued when it is too late.
-    fn no_permit(&self) -> GatewayError {
-        match self.app.chat.in_flight.available_permits() {
-            0 => GatewayError::InFlightFull,
-            _ => rate_limited(self.app.pairs.quota.interval()),
+    /// Returns what was missing for pairs that were queued at `begun` and still are when it is too late.
+    fn no_permit(&self, begun: Tick) -> GatewayError {
+        let quota = &self.app.pairs.quota;
+        if self.app.chat.in_flight.available_permits() == 0 {
+            GatewayError::InFlightFull
+        } else if quota.next_at() >= begun {
+            rate_limited(quota.interval())
+        } else {
+            // There was quota. Connecting took too long.
+            GatewayError::UpstreamTimeout
         }
     }
 
