@@ -93,8 +93,11 @@ pub fn check_origin_and_host(
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
 pub fn check_shape(head: &Parts, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    // RFC 9113 section 8.3.1: a request has a scheme. The http crate keeps an empty one as none.
-    if head.version >= Version::HTTP_2 && head.uri.authority().is_some() && head.uri.scheme().is_none() {
+    // RFC 9113 section 8.3.1: a request has a scheme, which RFC 3986 section 3.1 does not allow to be empty.
+    if head.version >= Version::HTTP_2
+        && head.uri.authority().is_some()
+        && head.uri.scheme_str().is_none_or(str::is_empty)
+    {
         return Err(GatewayError::BadRequest("its :scheme is empty"));
     }
     check_head_size(headers)?;
