@@ -186,7 +186,7 @@ async fn abandoned_write_in_flight_finishes_before_the_exit() {
     write.send(TestRequest::command("follow/follow_add").body(body).bytes()).await;
     chat.wait_for_calls(1).await;
     drop(write);
-    gateway.wait_for_in_flight(0).await;
+    gateway.wait_for_no_connections().await;
     gateway.signal("TERM");
     wait_until_draining(&gateway).await;
     gate.open();

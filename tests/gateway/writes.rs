@@ -211,7 +211,7 @@ async fn abandoned_write_continues_and_invalidates_its_pairs() {
     write.send(TestRequest::command(ADD).body(add_body("ann", "bob")).bytes()).await;
     eventually("the write is upstream", async || (!chat.calls_of(ADD).is_empty()).then_some(())).await;
     drop(write);
-    gateway.wait_for_in_flight(0).await;
+    gateway.wait_for_no_connections().await;
     // A pair that is fetched before Chat carries out the write must not stay cached.
     assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [0]);
     gate.open();

@@ -178,6 +178,14 @@ impl Gateway {
         .await;
     }
 
+    /// Waits until no connection to the data listener is left. What its callers have abandoned then runs on its own.
+    pub(crate) async fn wait_for_no_connections(&self) {
+        eventually("no connections", async || {
+            (self.admin_get("/status").await.json()["connections"]["now"] == 0).then_some(())
+        })
+        .await;
+    }
+
     /// Makes 20 round trips through the gateway. It has then very likely started on everything written to it before.
     /// Tests use this to make a race likely, never to make a wrong response pass.
     pub(crate) async fn round_trips(&self) {
