@@ -28,6 +28,7 @@
 //! | module | contents |
 //! | --- | --- |
 //! | [`domain`] | pure logic: Chat's rules, the pair engine, `follow_check`, and policies |
+//! | [`platform`] | the differences between Linux and other systems |
 //! | [`clock`] | the only reader of clocks and randomness |
 //! | [`capacity`] | bounded counters of requests, bytes, and connections |
 //! | [`config`] | the configuration, with all problems reported at once |
@@ -55,6 +56,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod http;
 pub(crate) mod limits;
+pub(crate) mod platform;
 pub mod runtime;
 pub mod sandbox;
 pub mod server;

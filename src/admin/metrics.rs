@@ -4,11 +4,11 @@ use super::State;
 use crate::clock;
 use crate::fleet::Mode;
 use crate::gateway::{App, AppStats, Gateway};
+use crate::platform;
 use crate::server::tls::HandshakeError;
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, Outcome};
-use crate::telemetry::metrics::process::Process;
 use crate::telemetry::metrics::text::{Exposition, MetricKind};
 use crate::telemetry::metrics::{AppTotals, SOURCES};
 use crate::telemetry::trace::DropCause;
@@ -267,7 +267,7 @@ fn program(text: &mut Exposition, gateway: &Gateway, state: &State) {
 
 /// Writes the resource usage of the process, under the names that Prometheus' client libraries use.
 fn process(text: &mut Exposition, state: &State) {
-    let process = Process::now();
+    let process = platform::resource_usage();
     let help = "Start time of the process, in seconds since 1970.";
     text.single("process_start_time_seconds", MetricKind::Gauge, help, state.started_at.as_secs_f64());
     if let Some(value) = process.cpu_secs {

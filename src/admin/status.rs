@@ -14,11 +14,11 @@ use crate::domain::chat::command::CommandName;
 use crate::domain::chat::region::Region;
 use crate::gateway::webhooks::FORWARDS_MAX;
 use crate::gateway::{App, Gateway};
+use crate::platform;
 use crate::telemetry::log;
 use crate::telemetry::metrics::callers::CallerTotals;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
-use crate::telemetry::metrics::process::Process;
 use crate::telemetry::metrics::{AppTotals, PairCounts, SOURCES};
 
 /// Returns the document.
@@ -26,7 +26,7 @@ pub(super) fn render(state: &State) -> Value {
     let gateway = &state.current.gateway();
     let config = &gateway.config;
     let totals = gateway.metrics.totals();
-    let (now, process) = (clock::unix_now(), Process::now());
+    let (now, process) = (clock::unix_now(), platform::resource_usage());
     let capacity = |in_use: usize, max: usize| json!({ "now": in_use, "max": max });
     let of_callers = gateway.caller_totals();
     let apps = gateway.apps.iter().zip(&totals).zip(&of_callers);

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -12,19 +11,15 @@ use crate::cli::demo;
 use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Log};
 use crate::error::display_chain;
+use crate::platform;
 use crate::runtime::reload::ConfigSource;
 use crate::runtime::serve::Server;
 use crate::sandbox::{Sandbox, SandboxArgs, SandboxConfig};
 use crate::telemetry::log::Telemetry;
 
 /// Protects the memory of this process, which contains secret keys. It must run before the first secret is read.
-///
-/// PR_SET_DUMPABLE of prctl(2) excludes debuggers and /proc/PID/mem of other processes of the same user. RLIMIT_CORE
-/// prevents core files.
 pub(super) fn hide_memory() {
-    let result = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
-    if let Err(error) = result {
+    if let Err(error) = platform::protect_memory() {
         // Some sandboxes forbid these calls. The program continues; the key is then as safe as in other programs.
         print_error(format_args!("warning: cannot turn off core dumps: {error}; allow setrlimit and prctl"));
     }
@@ -106,19 +101,4 @@ fn run_sandbox(config: SandboxConfig) -> Result<(), Box<dyn std::error::Error>> 
         tokio::join!(sandbox.run(stop.clone()), on_signal);
         Ok(())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use rustix::process::{dumpable_behavior, getrlimit};
-
-    use super::*;
-
-    #[test]
-    fn memory_is_hidden_from_core_dumps_and_debuggers() {
-        hide_memory();
-        assert_eq!(dumpable_behavior().expect("readable"), DumpableBehavior::NotDumpable);
-        let core = getrlimit(Resource::Core);
-        assert_eq!((core.current, core.maximum), (Some(0), Some(0)));
-    }
 }

@@ -7,8 +7,7 @@ use std::str::FromStr;
 
 use rustls::pki_types::ServerName;
 
-/// Maximum length of a Unix socket path in bytes: 108 with the final NUL on Linux (unix(7)).
-pub(crate) const UNIX_PATH_LEN_MAX: usize = 107;
+use crate::platform::UNIX_PATH_LEN_MAX;
 
 /// The address of a listener: `127.0.0.1:8700`, or `unix:/run/chatgate/chatgate.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -58,7 +57,7 @@ pub enum ListenError {
     Name,
     #[error("the path must be absolute; use \"unix:/run/chatgate/chatgate.sock\"")]
     Relative,
-    #[error("the path of a Unix socket must not exceed 107 bytes; use a shorter path")]
+    #[error("the path of a Unix socket must not exceed {UNIX_PATH_LEN_MAX} bytes; use a shorter path")]
     TooLong,
     #[error("contains a control character; remove it")]
     Control,
@@ -227,7 +226,7 @@ mod tests {
         for text in ["127.0.0.1:8700", "[::1]:0", "0.0.0.0:1", "unix:/run/chatgate/chatgate.sock"] {
             assert_eq!(text.parse::<ListenAddr>().expect(text).to_string(), text);
         }
-        let long = format!("unix:/{}", "x".repeat(107));
+        let long = format!("unix:/{}", "x".repeat(UNIX_PATH_LEN_MAX));
         assert!(long[..long.len() - 1].parse::<ListenAddr>().is_ok());
         for (text, error) in [
             ("", ListenError::Form),

@@ -43,8 +43,6 @@ use std::io::Read;
 use std::path::Path;
 
 pub use self::access::Access;
-#[cfg(test)]
-pub(crate) use self::address::UNIX_PATH_LEN_MAX;
 pub use self::address::{Endpoint, EndpointError, ListenAddr, ListenError};
 pub use self::app::{APPS_MAX, App};
 pub(crate) use self::app::{USERSIG_LIFETIME_DEFAULT, USERSIG_LIFETIME_MAX};

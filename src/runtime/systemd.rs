@@ -7,8 +7,6 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::config::Env;
+use crate::platform;
 
 /// How long a message may wait for a manager that does not read. It blocks only the main thread.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
@@ -115,13 +114,9 @@ impl Manager {
     }
 }
 
-/// Returns a socket and the address to send to: the path of a Unix socket, or an abstract name after `@` (unix(7)).
+/// Returns a socket and the address to send to.
 fn connect(name: &OsStr) -> io::Result<(UnixDatagram, SocketAddr)> {
-    let address = match name.as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        [b'/', ..] => SocketAddr::from_pathname(name)?,
-        _ => return Err(io::Error::other("neither an absolute path nor an abstract name after @")),
-    };
+    let address = platform::notify_address(name)?;
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
     Ok((socket, address))
@@ -178,36 +173,29 @@ mod tests {
     }
 
     #[test]
-    fn messages_reach_path_and_abstract_sockets_until_the_stop() {
+    fn messages_reach_the_socket_until_the_stop() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("notify");
-        let name = format!("chatgate-test-{:x}", clock::request_number());
-        let abstract_address = SocketAddr::from_abstract_name(&name).expect("a name");
-        let receivers = [
-            (UnixDatagram::bind(&path).expect("free"), path.display().to_string()),
-            (UnixDatagram::bind_addr(&abstract_address).expect("free"), format!("@{name}")),
-        ];
-        for (receiver, address) in receivers {
-            let notifier = Notifier::new(&env(&[("NOTIFY_SOCKET", &address)]));
-            let before = clock::monotonic_micros();
-            notifier.reloading();
-            notifier.ready();
-            notifier.clone().stopping();
-            notifier.reloading();
-            notifier.ready();
-            receiver.set_nonblocking(true).expect("a socket");
-            let next = || {
-                let mut bytes = [0; 256];
-                let len = receiver.recv(&mut bytes).ok()?;
-                Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
-            };
-            let reloading = next().expect("a message");
-            let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
-            assert!((before..=clock::monotonic_micros()).contains(&micros.parse().expect("a number")), "{reloading}");
-            assert_eq!(next().as_deref(), Some("READY=1"));
-            assert_eq!(next().as_deref(), Some("STOPPING=1"));
-            assert_eq!(next(), None);
-        }
+        let receiver = UnixDatagram::bind(&path).expect("free");
+        let notifier = Notifier::new(&env(&[("NOTIFY_SOCKET", path.to_str().expect("a plain path"))]));
+        let before = clock::monotonic_micros();
+        notifier.reloading();
+        notifier.ready();
+        notifier.clone().stopping();
+        notifier.reloading();
+        notifier.ready();
+        receiver.set_nonblocking(true).expect("a socket");
+        let next = || {
+            let mut bytes = [0; 256];
+            let len = receiver.recv(&mut bytes).ok()?;
+            Some(String::from_utf8_lossy(&bytes[..len]).into_owned())
+        };
+        let reloading = next().expect("a message");
+        let micros = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect(&reloading);
+        assert!((before..=clock::monotonic_micros()).contains(&micros.parse().expect("a number")), "{reloading}");
+        assert_eq!(next().as_deref(), Some("READY=1"));
+        assert_eq!(next().as_deref(), Some("STOPPING=1"));
+        assert_eq!(next(), None);
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn key_of_connection() -> QueueKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::UNIX_PATH_LEN_MAX;
+    use crate::platform::UNIX_PATH_LEN_MAX;
 
     fn unix(path: &Path) -> Result<Listener, BindError> {
         Listener::bind(&ListenAddr::Unix(path.to_owned()), 0o600)

@@ -1,12 +1,12 @@
 //! Callers with several tokens, with client certificates, and with Unix users; and requests that show several proofs.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::callers::own_uid;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
@@ -179,7 +179,7 @@ async fn certificates_without_a_client_ca_exit_78() {
 #[tokio::test]
 async fn unix_user_names_its_caller() {
     let chat = FakeChat::start().await;
-    let uid = std::fs::metadata("/proc/self").expect("a process directory").uid();
+    let uid = own_uid();
     for (users, is_known) in [(format!("[{uid}, {}]", uid + 1), true), (format!("[{}]", uid + 1), false)] {
         let setup = Setup::new(&chat);
         let data = format!("unix:{}", setup.dir().join("data.sock").display());

@@ -349,6 +349,7 @@ async fn unread_log_delays_no_request() {
     child.wait().expect("own child");
 }
 
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn process_memory_is_excluded_from_core_dumps_and_proc() {
     use std::os::unix::fs::MetadataExt;
@@ -360,7 +361,7 @@ async fn process_memory_is_excluded_from_core_dumps_and_proc() {
     let words: Vec<&str> = core.split_whitespace().collect();
     assert_eq!(words[4..6], ["0", "0"], "{core}");
     // In /proc, root owns the files of a process that is not dumpable, regardless of its user (proc(5)). If root
-    // runs the tests, root owns them anyway, and only the test in src/cli/start.rs can fail.
+    // runs the tests, root owns them anyway, and only the test in src/platform/linux.rs can fail.
     assert_eq!(std::fs::metadata(proc("environ")).expect("the file exists").uid(), 0);
     assert_eq!(gateway.stop().await, 0);
 }

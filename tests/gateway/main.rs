@@ -2,6 +2,8 @@
 //!
 //! Each module tests one guarantee of the project. The shared helpers are in `support`; start there to write
 //! another test.
+//!
+//! Tests that need namespaces, /proc, or another part of Linux are compiled on Linux only.
 
 mod app_choice;
 mod batching;
@@ -12,15 +14,18 @@ mod caller_signatures;
 mod callers;
 mod chaos;
 mod cli;
+#[cfg(target_os = "linux")]
 mod clock_jumps;
 mod concurrency;
 mod control;
 mod deadline;
 mod demo;
+#[cfg(target_os = "linux")]
 mod dns;
 mod doctor;
 mod errors;
 mod evict;
+#[cfg(target_os = "linux")]
 mod exhaustion;
 mod faults;
 mod fleet;
@@ -31,6 +36,7 @@ mod fleet_tls;
 mod follow;
 mod forward;
 mod freshness;
+#[cfg(target_os = "linux")]
 mod h2_floods;
 mod http;
 mod json;
@@ -43,6 +49,7 @@ mod outcomes;
 mod overload;
 mod pages;
 mod proxy;
+#[cfg(target_os = "linux")]
 mod proxy_programs;
 mod quota;
 mod refusals;
@@ -56,6 +63,7 @@ mod smuggling;
 mod status;
 mod suites;
 mod support;
+#[cfg(target_os = "linux")]
 mod systemd;
 mod tls;
 mod trace;

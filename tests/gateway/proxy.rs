@@ -237,6 +237,7 @@ async fn other_answers_are_named_and_move_nothing() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn headers_of_the_proxy_are_bounded() {
     let site = Site::start(ProxyKind::Http).await;
@@ -279,6 +280,7 @@ async fn connect_timeout_covers_proxy_and_tunnel_together() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[tokio::test]
 async fn exceptions_and_loopback_are_called_directly() {
     let dead = format!("proxy = \"http://{}\"", free_address());

@@ -14,6 +14,12 @@ pub(crate) fn lines_naming(code: &str, name: &str) -> Vec<(usize, String)> {
     code.lines().zip(1..).filter(|(line, _)| whole(line)).map(|(_, at)| (at, format!("names {name}"))).collect()
 }
 
+/// Returns the lines that contain one of these texts, in code, literals, or comments.
+pub(crate) fn lines_containing(source: &str, texts: &[&str]) -> Vec<(usize, String)> {
+    let found = |line: &str| texts.iter().find(|text| line.contains(**text)).map(|text| format!("contains {text}"));
+    source.lines().zip(1..).filter_map(|(line, at)| Some((at, found(line)?))).collect()
+}
+
 /// Returns the lines of the core that name a module outside the core.
 pub(crate) fn lines_naming_other_modules(code: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
@@ -195,6 +201,12 @@ mod tests {
         assert_eq!(outside_tests("fn a() {}\n\n#[cfg(test)]\nmod tests {\n    x.unwrap();\n}\n"), "fn a() {}\n");
         let helper = "#[cfg(test)]\nfn only_for_tests() {}\nfn a() {}\n";
         assert_eq!(outside_tests(helper), helper);
+    }
+
+    #[test]
+    fn lines_containing_reads_literals() {
+        let found = lines_containing("let a = 1;\nread(\"/proc/self\");\n", &["\"/sys/", "\"/proc"]);
+        assert_eq!(found, [(2, "contains \"/proc".to_owned())]);
     }
 
     #[test]

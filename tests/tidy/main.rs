@@ -14,7 +14,9 @@ mod layers;
 mod manifest;
 mod words;
 
-use code::{code_of, lines_naming, lines_naming_other_modules, lines_showing_json_errors, outside_tests};
+use code::{
+    code_of, lines_containing, lines_naming, lines_naming_other_modules, lines_showing_json_errors, outside_tests,
+};
 use documents::{
     anchors, codes_with_effect, column, local_links, names_subcommand, slugs_of_the_code, slugs_of_the_table,
     subcommands,
@@ -49,6 +51,12 @@ const IMPURE: &[&str] = &[
 
 /// Names that read a clock. `elapsed()` does so too, which is easy to overlook.
 const CLOCK_READS: &[&str] = &["Instant::now", "SystemTime::now", ".elapsed()"];
+
+/// Names of operating systems, and of calls that only some of them have.
+const SYSTEM_NAMES: &[&str] = &["target_os", "chatgate_portable", "std::os::linux", "rustix::process", "is_listener"];
+
+/// Directories of Linux's kernel.
+const SYSTEM_FILES: &[&str] = &["\"/proc", "\"/sys/"];
 
 /// Dependencies that keep their default features, each with the reason. All others disable them, so that Cargo.toml
 /// lists all compiled features.
@@ -114,6 +122,16 @@ fn only_the_clock_module_reads_clocks() {
     none_of(each_source("src").filter(|file| file.name != "src/clock.rs").flat_map(|file| {
         let code = outside_tests(&code_of(&file.text));
         file.at(CLOCK_READS.iter().flat_map(|name| lines_naming(&code, name)))
+    }));
+}
+
+#[test]
+fn only_the_platform_module_names_an_operating_system() {
+    none_of(each_source("src").filter(|file| !file.name.starts_with("src/platform/")).flat_map(|file| {
+        let code = code_of(&file.text);
+        let names = SYSTEM_NAMES.iter().flat_map(|name| lines_naming(&code, name));
+        let files = lines_containing(&file.text, SYSTEM_FILES);
+        file.at(names.chain(files))
     }));
 }
 

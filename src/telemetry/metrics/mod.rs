@@ -8,7 +8,6 @@ pub(crate) mod callers;
 pub(crate) mod forwards;
 pub(crate) mod histogram;
 pub(crate) mod labels;
-pub(crate) mod process;
 pub(crate) mod text;
 
 use std::collections::HashSet;

@@ -32,10 +32,12 @@ pub(crate) struct ProcessOutput {
 }
 
 impl Process {
-    /// Starts `chatgate` with these arguments in `dir`, with the host names of `dir` if it has a hosts file. Proxy and
-    /// key-log variables are traps: proxies would break every upstream call, and a key log would leave a file.
+    /// Starts `chatgate` with these arguments in `dir`, with the host names of `dir` if it has a hosts file. The variable
+    /// `CHATGATE_TEST_PROGRAM` names another build of it. Proxy and key-log variables are traps: proxies would break every
+    /// upstream call, and a key log would leave a file.
     pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
-        let mut command = hosts::command(env!("CARGO_BIN_EXE_chatgate"), dir);
+        let program = std::env::var("CHATGATE_TEST_PROGRAM");
+        let mut command = hosts::command(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_chatgate")), dir);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         Process::spawn(command, dir, env)
     }
