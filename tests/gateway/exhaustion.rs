@@ -8,6 +8,7 @@ use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
+use crate::support::process::program;
 use crate::support::setup::Setup;
 use crate::support::wire::free_address;
 use crate::support::{eventually, now, turn};
@@ -68,7 +69,7 @@ async fn requests_are_served_when_the_log_cannot_be_written() {
     let file = setup.write();
     // Every write to this device fails with ENOSPC (full(4)).
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a Linux system");
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
+    let mut child = std::process::Command::new(program())
         .args(["serve", "--config", &file.to_string_lossy()])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())

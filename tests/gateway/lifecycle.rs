@@ -10,7 +10,7 @@ use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
-use crate::support::process::{Process, ProcessOutput};
+use crate::support::process::{Process, ProcessOutput, program};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
 use crate::support::wire::free_address;
@@ -333,7 +333,7 @@ async fn unread_log_delays_no_request() {
     let setup = setup.listen(&[&data]).set("server", &format!("admin = \"{admin}\""));
     let file = setup.write();
     // A pipe that is never read holds 64 KiB, far less than these requests log.
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_chatgate"))
+    let mut child = std::process::Command::new(program())
         .args(["serve", "--config", &file.to_string_lossy()])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())

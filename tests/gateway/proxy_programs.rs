@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::doctor::{HEX, HEX_KEY};
-use crate::support::process::{Process, ProcessOutput};
+use crate::support::process::{Process, ProcessOutput, program};
 use crate::support::secrets;
 use crate::support::setup::Setup;
 
@@ -90,7 +90,7 @@ impl Program {
             command.arg("--map-root-user");
         }
         command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", SCRIPT, "sh"]);
-        command.arg(setup.dir()).arg(self.command).arg(env!("CARGO_BIN_EXE_chatgate"));
+        command.arg(setup.dir()).arg(self.command).arg(program());
         command.env("CHATGATE_SANDBOX_KEY", HEX_KEY);
         command
     }

@@ -14,7 +14,7 @@ use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
-use crate::support::process::Process;
+use crate::support::process::{Process, program};
 use crate::support::setup::Setup;
 use crate::support::{eventually, turn};
 
@@ -27,7 +27,7 @@ const CALL: &str = "openim/querystate";
 fn with_sockets(first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Command {
     let script = "exec 3<&0 4<&1 0</dev/null 1>/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$; exec \"$@\"";
     let mut command = Command::new("sh");
-    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_chatgate")]).env("LISTEN_FDNAMES", "one:two");
+    command.args(["-c", script, "sh", program()]).env("LISTEN_FDNAMES", "one:two");
     command.stdin(Stdio::from(first.into())).stdout(Stdio::from(second.into()));
     command
 }
@@ -238,10 +238,10 @@ async fn watchdog_notifications_stop_while_one_thread_hangs() {
     let setup = setup.env("NOTIFY_SOCKET", &path.display().to_string()).env("WATCHDOG_USEC", "400000");
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     let command = if is_root {
-        Command::new(env!("CARGO_BIN_EXE_chatgate"))
+        Command::new(program())
     } else {
         let mut command = Command::new("unshare");
-        command.args(["--map-root-user", env!("CARGO_BIN_EXE_chatgate")]);
+        command.args(["--map-root-user", program()]);
         command
     };
     let gateway = setup.start_with_command(command).await;
@@ -303,7 +303,7 @@ async fn failed_start_at_any_point_leaves_no_socket_behind() {
     for limit in 8..64 {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {limit} || exit 99; exec \"$@\"");
-        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_chatgate"), "serve", "--config"]).arg(&file);
+        command.args(["-c", &script, "sh", program(), "serve", "--config"]).arg(&file);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = Process::spawn(command, setup.dir(), &[]);
         let up = async || {

@@ -3,13 +3,19 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::{PATIENCE, eventually, hosts, secrets};
+
+/// Returns the path of the tested program. The variable `CHATGATE_TEST_PROGRAM` selects another build of it.
+pub(crate) fn program() -> &'static str {
+    static CHOSEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("CHATGATE_TEST_PROGRAM").ok());
+    CHOSEN.as_deref().unwrap_or(env!("CARGO_BIN_EXE_chatgate"))
+}
 
 /// A running program. Dropping it kills the process by its ID, searches the output for secrets, and checks the length of
 /// its messages.
@@ -32,12 +38,10 @@ pub(crate) struct ProcessOutput {
 }
 
 impl Process {
-    /// Starts `chatgate` with these arguments in `dir`, with the host names of `dir` if it has a hosts file. The variable
-    /// `CHATGATE_TEST_PROGRAM` names another build of it. Proxy and key-log variables are traps: proxies would break every
-    /// upstream call, and a key log would leave a file.
+    /// Starts `chatgate` with these arguments in `dir`, with the host names of `dir` if it has a hosts file. Proxy and
+    /// key-log variables are traps: proxies would break every upstream call, and a key log would leave a file.
     pub(crate) fn start(args: &[&str], dir: &Path, env: &[(&str, &str)]) -> Process {
-        let program = std::env::var("CHATGATE_TEST_PROGRAM");
-        let mut command = hosts::command(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_chatgate")), dir);
+        let mut command = hosts::command(program(), dir);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped());
         Process::spawn(command, dir, env)
     }
