@@ -52,6 +52,23 @@ fn commands_printed_by_the_demo_work_in_a_shell() {
     assert!(demo.program.stop().success(), "the demo exits with an error");
 }
 
+/// zsh, the usual shell of macOS, runs typed lines that begin with `#`: an apostrophe would take in the next commands.
+#[test]
+fn all_lines_printed_by_the_demo_can_be_pasted_into_a_shell() {
+    let mut demo = Demo::start();
+    demo.commands();
+    assert!(demo.program.stop().success(), "the demo exits with an error");
+    let (comments, commands): (Vec<&str>, Vec<&str>) =
+        demo.program.lines_on(Stream::Stdout).filter(|line| !line.is_empty()).partition(|line| line.starts_with("# "));
+    assert!(commands.len() > 3 && commands.iter().all(|line| line.starts_with("curl ")), "{commands:#?}");
+    for comment in comments {
+        assert!(
+            !comment.contains(['\'', '"', '`', ';', '?', '*', '!', '&', '|', '<', '>', '(', ')', '$']),
+            "{comment}"
+        );
+    }
+}
+
 #[test]
 fn demo_prints_the_first_command_of_the_readme_first() {
     let mut demo = Demo::start();

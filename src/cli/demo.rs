@@ -121,7 +121,8 @@ fn fleet_prefix() -> String {
     format!("chatgate-demo-{:08x}", clock::random_u32())
 }
 
-/// Returns the introduction and the commands to try.
+/// Returns the introduction and the commands to try, which can be pasted as a whole. zsh runs the lines that begin with
+/// `#`, too, if they are typed, so they contain no character that a shell treats specially.
 fn guide(data: &str, admin: &str) -> String {
     let check =
         |body: &str, options: &str| format!("curl -s -D- http://{data}/v4/follow/follow_check{options} -d '{body}'");
@@ -131,20 +132,20 @@ fn guide(data: &str, admin: &str) -> String {
     let after = check(r#"{"From_Account":"alice","To_Account":["bob","carol"]}"#, "");
     let cached = check(r#"{"From_Account":"bob","To_Account":["dave"]}"#, " -H 'Cache-Control: only-if-cached'");
     format!(
-        "chatgate is listening on {data}, in front of a Chat simulator in which\n\
-         alice and bob follow each other, alice follows carol, and dave follows alice.\n\
-         Run these commands in a second terminal. Ctrl-C ends the demo.\n\
+        "# chatgate is listening on {data}, in front of a Chat simulator in which\n\
+         # alice and bob follow each other, alice follows carol, and dave follows alice.\n\
+         # Run these commands in a second terminal. Ctrl-C ends the demo.\n\
          \n\
-         # Which accounts does alice follow, and which follow her? One signed call to Chat, over TLS:\n\
+         # Relations between alice and three accounts, with one signed call to Chat over TLS:\n\
          {first}\n\
-         # The same request again is a hit; chatgate does not call Chat:\n\
+         # The same request again is a hit. No call to Chat is made:\n\
          {first}\n\
          # A cached pair answers in both directions:\n\
          {flipped}\n\
          # chatgate relays every other command. After a write, it fetches only the affected pairs again:\n\
          curl -s http://{data}/v4/follow/follow_delete -d '{write}'\n\
          {after}\n\
-         # Errors of chatgate have the form of Chat's errors:\n\
+         # Errors of chatgate have the same form as errors of Chat:\n\
          {cached}\n\
          # The admin listener reports whether the gateway is ready:\n\
          curl -s http://{admin}/readyz\n"

@@ -12,7 +12,7 @@ use crate::support::{eventually, turn, within};
 
 /// Parses the data and admin addresses of all replicas from the output of the demo.
 fn addresses(printed: &str) -> Vec<(String, String)> {
-    let first = printed.lines().find_map(|line| line.strip_prefix("chatgate is listening on "));
+    let first = printed.lines().find_map(|line| line.strip_prefix("# chatgate is listening on "));
     let first = first.and_then(|line| line.split(',').next()).map(str::to_owned);
     let admin = printed.lines().find_map(|line| line.strip_prefix("curl -s http://")?.strip_suffix("/readyz"));
     let others = printed.lines().filter_map(|line| {
