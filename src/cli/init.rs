@@ -24,7 +24,7 @@ pub(super) fn run(args: &InitArgs) -> ExitCode {
         Ok(()) => {
             print_error(format_args!(
                 "wrote {file}; next, set sdkappid, region, and secret_key_file in it, then run `chatgate check --config \
-                 {file}`"
+                 {file}` and `chatgate doctor --config {file}`"
             ));
             ExitCode::SUCCESS
         }

@@ -221,9 +221,9 @@ fn findings(shape: KeyShape, skew: i64, primary: &DomainResult, standby: Option<
 fn chat_error(result: &DomainResult, shape: KeyShape, is_skewed: bool) -> Option<Finding> {
     let DomainResult::Responded { code, info } = result else { return None };
     let cause = cause_of_error(*code, shape, is_skewed).filter(|cause| *cause != Cause::Clock)?;
-    let error = format!("ErrorCode {code} {info}");
+    let error = format!("ErrorCode {code}: {info}");
     let key = if cause == Cause::KeyIsUnusual { format!("; the key: {shape}") } else { String::new() };
-    Some(Finding::new(cause, &format!("{}{key}", error.trim_end()), None))
+    Some(Finding::new(cause, &format!("{}{key}", error.trim_end_matches([':', ' '])), None))
 }
 
 /// Returns the finding for a domain that failed. Calls go to the standby domain only if the primary domain is
