@@ -6,8 +6,8 @@ mod compose;
 mod image;
 mod kubernetes;
 mod openapi;
-mod package;
 mod queries;
+mod release;
 #[path = "../support/mod.rs"]
 mod support;
 mod systemd;
