@@ -162,7 +162,7 @@ impl Limited {
             qps: NonZeroU32::new(qps).expect("not 0"),
             latency: LATENCY,
             webhook: None,
-            seed_graph: Some(SeedGraph { users: (0..SEEDED).map(user).collect(), edges: Vec::new() }),
+            seed_graph: Some(SeedGraph { users: (0..SEEDED).map(user).collect(), ..SeedGraph::default() }),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let (stop, (tx, rx)) = (CancellationToken::new(), std::sync::mpsc::channel());

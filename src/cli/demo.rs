@@ -186,6 +186,7 @@ impl DemoSimulator {
             seed_graph: Some(SeedGraph {
                 users: ["alice", "bob", "carol", "dave"].map(str::to_owned).to_vec(),
                 edges: vec![edge("alice", "bob"), edge("bob", "alice"), edge("alice", "carol"), edge("dave", "alice")],
+                ..SeedGraph::default()
             }),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

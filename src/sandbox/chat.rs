@@ -13,14 +13,14 @@ use tracing::debug;
 
 use super::auth::{AppAccount, CallQuery};
 use super::chat_error::ChatError;
-use super::commands;
+use super::commands::Simulation;
 use super::connection::Connection;
-use super::faults::{AppliedFault, FaultKind, Faults};
+use super::faults::{AppliedFault, FaultKind, Faults, ItemFault};
 use super::graph::{Graph, GraphHandle, SeedGraph};
 use super::journal::{self, Journal, Parameter, RecordedBody, RecordedCall};
 use super::rate_limit::RateLimits;
 use super::skew::SkewedClock;
-use super::webhook::{Webhook, WebhookQueue};
+use super::webhook::{EventSource, Webhook, WebhookQueue};
 use crate::clock;
 use crate::domain::chat::command::{CommandName, KnownCommand};
 use crate::domain::chat::envelope;
@@ -97,7 +97,8 @@ impl SimulatedChat {
         self.rates.lock().reset();
         self.journal().reset();
         let mut fresh = Graph::default();
-        let administrator = SeedGraph { users: vec![self.account.identifier.as_str().to_owned()], edges: Vec::new() };
+        let administrator =
+            SeedGraph { users: vec![self.account.identifier.as_str().to_owned()], ..SeedGraph::default() };
         let at = self.clock.unix_now().as_secs();
         for seed in [&administrator, &self.seed] {
             // The seed was validated when the sandbox was bound, so this cannot fail.
@@ -126,19 +127,19 @@ impl SimulatedChat {
         let checked = checked.and_then(|known| object(body).map(|object| (known.name, object)));
         let name = command_of(head);
         let fault = name.and_then(|name| self.faults().take(name, checked.is_err(), fastrand::f64()));
-        let kind = fault.and_then(|fault| fault.kind);
+        let kind = fault.as_ref().and_then(|fault| fault.kind.as_ref());
         let (error_code, response) = match (checked, kind) {
             (Err(error), _) => (Some(error.code), error.envelope()),
-            (Ok(_), Some(FaultKind::ErrorCode(code))) => (Some(code), envelope::write(code, "injected fault")),
+            (Ok(_), Some(FaultKind::ErrorCode(code))) => (Some(*code), envelope::write(*code, "injected fault")),
             (Ok(_), Some(FaultKind::Status(_))) => (None, b"<html><body>injected fault</body></html>\n".to_vec()),
-            (Ok((name, object)), _) => match self.execute(name, &object, connection) {
+            (Ok((name, object)), _) => match self.execute(name, &object, item_fault(kind), connection) {
                 Ok(body) => (Some(0), body),
                 Err(error) => (Some(error.code), error.envelope()),
             },
         };
-        self.record(head, body, &query, Recorded { error_code, fault, connection, at });
+        self.record(head, body, &query, Recorded { error_code, fault: fault.as_ref(), connection, at });
         let (status, content_type) = match kind {
-            Some(FaultKind::Status(status)) if error_code.is_none() => (status, "text/html"),
+            Some(FaultKind::Status(status)) if error_code.is_none() => (*status, "text/html"),
             _ => (StatusCode::OK, "application/json"),
         };
         let on_the_way = [FaultKind::Reset, FaultKind::Truncate, FaultKind::Drop];
@@ -146,8 +147,8 @@ impl SimulatedChat {
             status,
             content_type,
             body: response.into(),
-            fault: kind.filter(|kind| on_the_way.contains(kind)),
-            latency: self.latency + fault.map_or(Duration::ZERO, |fault| fault.latency),
+            fault: kind.filter(|kind| on_the_way.contains(kind)).cloned(),
+            latency: self.latency + fault.as_ref().map_or(Duration::ZERO, |fault| fault.latency),
         }
     }
 
@@ -197,21 +198,25 @@ impl SimulatedChat {
         &self,
         name: CommandName<'_>,
         body: &Map<String, Value>,
+        item_fault: Option<&ItemFault>,
         connection: &Connection,
     ) -> Result<Vec<u8>, ChatError> {
         let now = self.clock.unix_now();
         let mut graph = self.graph.lock();
-        let result = commands::execute(name, &mut graph, body, now.as_secs())?;
+        let mut simulation = Simulation { graph: &mut graph, now_secs: now.as_secs(), item_fault };
+        let result = simulation.execute(name, body)?;
         if let (Some(event), Some(webhooks)) = (&result.event, &self.webhooks) {
+            let administrator = &self.account.identifier;
+            let source = EventSource { client_ip: connection.peer.ip(), at: now, administrator };
             // Still under the lock, so that webhooks are sent in the order of the changes.
-            webhooks.post(Webhook::follow_event(event, connection.peer.ip(), now));
+            webhooks.post(Webhook::event(event, source));
         }
         Ok(result.body)
     }
 
     fn record(&self, head: &Parts, body: &Bytes, query: &CallQuery, recorded: Recorded<'_>) {
         let name = command_of(head);
-        let kind = recorded.fault.and_then(|fault| fault.kind).map(FaultKind::name);
+        let kind = recorded.fault.and_then(|fault| fault.kind.as_ref()).map(FaultKind::name);
         let error_code = recorded.error_code;
         debug!(command = %name.map(|name| name.to_string()).unwrap_or_default(), error_code, fault = kind, "call");
         self.journal().push(RecordedCall {
@@ -238,9 +243,16 @@ impl SimulatedChat {
 /// What the journal records of a call in addition to its request.
 struct Recorded<'a> {
     error_code: Option<i64>,
-    fault: Option<AppliedFault>,
+    fault: Option<&'a AppliedFault>,
     connection: &'a Connection,
     at: Duration,
+}
+
+fn item_fault(kind: Option<&FaultKind>) -> Option<&ItemFault> {
+    match kind {
+        Some(FaultKind::Items(fault)) => Some(fault),
+        _ => None,
+    }
 }
 
 /// Returns the command that a path names, known or not.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::chat::SimulatedChat;
 use super::faults::{FAULTS_MAX, Fault};
-use super::graph::SeedGraph;
+use super::graph::{GraphSize, SeedGraph};
 use super::skew::SKEW_MAX_SECS;
 use crate::domain::json::object::{Object, describe};
 
@@ -77,9 +77,10 @@ fn add_fault(chat: &SimulatedChat, body: &[u8]) -> Result<Vec<u8>, String> {
 
 fn seed(chat: &SimulatedChat, body: &[u8]) -> Result<Vec<u8>, String> {
     let Object(seed): Object<SeedGraph> = serde_json::from_slice(body).map_err(|error| {
-        format!("the body must be {{\"users\":[..],\"edges\":[[from,to],..]}}: {}", describe(&error))
+        let form = r#"{"users":[..],"edges":[[from,to],..],"friends":[[from,to],..],"blocks":[[from,to],..]}"#;
+        format!("the body must be {form}: {}", describe(&error))
     })?;
     chat.graph.seed(&seed, chat.clock.unix_now().as_secs()).map_err(|error| error.to_string())?;
-    let (users, edges) = chat.graph.size();
-    Ok(json!({"users": users, "edges": edges}).to_string().into_bytes())
+    let GraphSize { users, edges, friends, blocks } = chat.graph.size();
+    Ok(json!({"users": users, "edges": edges, "friends": friends, "blocks": blocks}).to_string().into_bytes())
 }

@@ -8,12 +8,14 @@
 //! | `"reset":true` | the connection is reset (TCP RST) instead of a response | yes |
 //! | `"truncate":true` | the headers and half of the body, then the connection closes | yes |
 //! | `"drop":true` | the connection closes instead of a response | yes |
+//! | `"item_error_code":N` | the items of the response fail with that code, or only those of the user `"to"` | for the other items |
 //!
-//! `latency_ms` can be combined with one of the others. `"next":K` applies to the next K calls, `"share":0.1` to
+//! `item_error_code` is for commands whose items have a `To_Account`. `latency_ms` can be combined with one of the others. `"next":K` applies to the next K calls, `"share":0.1` to
 //! a tenth of the calls until `reset`. `"command"` is a command or a pattern; the default is every command.
 //! A call gets the oldest fault that matches it. A call with an error of its own (signature, rate, body) keeps that
-//! error and uses up no `error_code` or `status`; it can get the other faults.
+//! error and uses up no `error_code`, `status`, or `item_error_code`; it can get the other faults.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -41,13 +43,29 @@ pub(super) struct Fault {
 }
 
 /// The effect of a fault, apart from a delay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum FaultKind {
     ErrorCode(i64),
     Status(StatusCode),
     Reset,
     Truncate,
     Drop,
+    Items(Arc<ItemFault>),
+}
+
+/// A fault that hits items of a response.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ItemFault {
+    pub(super) code: i64,
+    /// The only user whose items it hits; `None` hits every item.
+    pub(super) to: Option<String>,
+}
+
+impl ItemFault {
+    /// Returns the ResultCode of the items of a user, if the fault hits them.
+    pub(super) fn code_for(&self, user: &str) -> Option<i64> {
+        self.to.as_ref().is_none_or(|to| to == user).then_some(self.code)
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -57,7 +75,7 @@ enum FaultFrequency {
 }
 
 /// The effect of a fault on one call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AppliedFault {
     pub(super) kind: Option<FaultKind>,
     pub(super) latency: Duration,
@@ -85,7 +103,7 @@ impl Faults {
     /// and `roll` is a random number in [0, 1).
     pub(super) fn take(&mut self, name: CommandName<'_>, has_error: bool, roll: f64) -> Option<AppliedFault> {
         let at = self.0.iter().position(|fault| {
-            let is_match = fault.pattern.matches(name) && !(has_error && fault.replaces_response());
+            let is_match = fault.pattern.matches(name) && !(has_error && fault.needs_success());
             is_match
                 && match fault.frequency {
                     FaultFrequency::Next(_) => true,
@@ -93,7 +111,7 @@ impl Faults {
                 }
         })?;
         let fault = &mut self.0[at];
-        let applied = AppliedFault { kind: fault.kind, latency: fault.latency };
+        let applied = AppliedFault { kind: fault.kind.clone(), latency: fault.latency };
         if let FaultFrequency::Next(left) = &mut fault.frequency {
             *left -= 1;
             if *left == 0 {
@@ -119,6 +137,8 @@ impl Fault {
             truncate: bool,
             #[serde(default)]
             drop: bool,
+            item_error_code: Option<i64>,
+            to: Option<String>,
             next: Option<u64>,
             share: Option<f64>,
             command: Option<String>,
@@ -134,8 +154,16 @@ impl Fault {
         kinds.extend(request.reset.then_some(FaultKind::Reset));
         kinds.extend(request.truncate.then_some(FaultKind::Truncate));
         kinds.extend(request.drop.then_some(FaultKind::Drop));
+        match (request.item_error_code, request.to) {
+            (None, None) => {}
+            (Some(code), to) if code != 0 => kinds.push(FaultKind::Items(Arc::new(ItemFault { code, to }))),
+            _ => return Err("item_error_code must not be 0, and \"to\" requires it".into()),
+        }
         if kinds.len() > 1 || kinds.is_empty() && request.latency_ms.is_none() {
-            return Err("no single kind; set one of error_code, status, latency_ms, reset, truncate, drop".into());
+            return Err(
+                "no single kind; set one of error_code, status, latency_ms, reset, truncate, drop, item_error_code"
+                    .into(),
+            );
         }
         let latency = Duration::from_millis(request.latency_ms.unwrap_or(0));
         if latency > LATENCY_MAX {
@@ -153,20 +181,22 @@ impl Fault {
         Ok(Fault { kind: kinds.pop(), latency, frequency, pattern })
     }
 
-    fn replaces_response(&self) -> bool {
-        matches!(self.kind, Some(FaultKind::ErrorCode(_) | FaultKind::Status(_)))
+    /// Returns whether only a call without an error of its own can get this fault.
+    fn needs_success(&self) -> bool {
+        matches!(self.kind, Some(FaultKind::ErrorCode(_) | FaultKind::Status(_) | FaultKind::Items(_)))
     }
 }
 
 impl FaultKind {
     /// Returns the name that the journal shows.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self {
             FaultKind::ErrorCode(_) => "error_code",
             FaultKind::Status(_) => "status",
             FaultKind::Reset => "reset",
             FaultKind::Truncate => "truncate",
             FaultKind::Drop => "drop",
+            FaultKind::Items(_) => "item_error_code",
         }
     }
 }
@@ -205,7 +235,7 @@ mod tests {
         assert_eq!(faults.take(FOLLOW_CHECK, false, 0.25), None);
         let applied = AppliedFault { kind: None, latency: Duration::from_millis(40) };
         for _ in 0..3 {
-            assert_eq!(faults.take(FOLLOW_CHECK, false, 0.2499), Some(applied));
+            assert_eq!(faults.take(FOLLOW_CHECK, false, 0.2499).as_ref(), Some(&applied));
         }
         faults.clear();
         assert_eq!(faults.take(FOLLOW_CHECK, false, 0.0), None);
@@ -231,6 +261,17 @@ mod tests {
     }
 
     #[test]
+    fn item_faults_hit_one_user_or_all() {
+        let mut faults =
+            faults(&[r#"{"item_error_code":30006,"to":"bob","next":1}"#, r#"{"item_error_code":1,"share":1}"#]);
+        assert!(faults.take(FOLLOW_CHECK, true, 0.0).is_none(), "a call with an error keeps it");
+        for expected in [[Some(30006), None], [Some(1), Some(1)]] {
+            let Some(FaultKind::Items(fault)) = faults.take(FOLLOW_CHECK, false, 0.0).unwrap().kind else { panic!() };
+            assert_eq!(["bob", "ann"].map(|user| fault.code_for(user)), expected);
+        }
+    }
+
+    #[test]
     fn invalid_faults_are_rejected() {
         for text in [
             "",
@@ -248,6 +289,9 @@ mod tests {
             r#"{"status":"502","next":1}"#,
             r#"{"latency_ms":60001,"next":1}"#,
             r#"{"error_code":1,"next":1,"command":"follow"}"#,
+            r#"{"error_code":1,"next":1,"to":"bob"}"#,
+            r#"{"item_error_code":0,"next":1}"#,
+            r#"{"item_error_code":1,"error_code":1,"next":1}"#,
             r#"{"error_code":1,"next":1,"commando":"x/y"}"#,
         ] {
             assert!(Fault::parse(text.as_bytes()).is_err(), "{text}");

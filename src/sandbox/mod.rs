@@ -1,12 +1,12 @@
 //! The Chat simulator (`chatgate sandbox`).
 //!
-//! It verifies every signature and parameter, stores a follow graph, enforces the rate limit, and posts signed
-//! webhooks, so that a gateway and its callers can be tested without an account. A call passes these steps:
+//! It verifies every signature and parameter, stores follows, friends, and blocklists, enforces the rate limit, and posts
+//! signed webhooks, so that a gateway and its callers can be tested without an account. A call passes these steps:
 //!
 //! 1. `server`: connections, TLS (`tls`), and their bounds; `connection` is the part of a connection that calls use.
 //! 2. `chat`: method, path, parameters and signature (`auth`), rate limit (`rate_limit`), and body.
 //! 3. `faults`: the injected fault, if one matches.
-//! 4. `commands`: the follow and account commands, which use the `graph`; all other commands answer OK.
+//! 4. `commands`: the simulated commands, which use the `graph`; all other commands answer OK.
 //! 5. `journal`: the record of the call, without signatures. `webhook`: the event it causes.
 //!
 //! The control API under `/__sandbox/` (`control`) injects faults, seeds the graph, and sets the clock (`skew`).
@@ -44,7 +44,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 
 pub use args::{SandboxArgs, SandboxArgsError};
-pub use graph::{GraphHandle, SeedError, SeedGraph};
+pub use graph::{GraphHandle, GraphSize, SeedError, SeedGraph};
 use tls::CA_FILE;
 pub use tls::CertificateError;
 pub use webhook::{WebhookTarget, WebhookUrlError};
@@ -70,7 +70,7 @@ pub struct SandboxConfig {
     pub latency: Duration,
     /// Target of webhooks; `None` sends none.
     pub webhook: Option<WebhookTarget>,
-    /// Initial users and follows, which `reset` restores.
+    /// Initial users and relations, which `reset` restores.
     pub seed_graph: Option<SeedGraph>,
 }
 
@@ -108,7 +108,7 @@ pub enum SandboxError {
         source: std::io::Error,
     },
     /// The initial graph is invalid.
-    #[error("the initial users and follows of the simulator are invalid")]
+    #[error("the initial users and relations of the simulator are invalid")]
     Seed(#[from] SeedError),
 }
 

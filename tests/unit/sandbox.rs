@@ -30,7 +30,7 @@ fn config() -> SandboxConfig {
         qps: NonZeroU32::new(200).unwrap(),
         latency: Duration::ZERO,
         webhook: None,
-        seed_graph: Some(SeedGraph { users: vec!["ann".into(), "bob".into(), "cyd".into()], edges: Vec::new() }),
+        seed_graph: Some(SeedGraph { users: vec!["ann".into(), "bob".into(), "cyd".into()], ..SeedGraph::default() }),
     }
 }
 
@@ -275,12 +275,18 @@ async fn skewed_clock_affects_signatures_and_the_date_header() {
 #[tokio::test]
 async fn control_requests_succeed_or_return_an_error_text() {
     let sandbox = start(config()).await;
-    let sizes = sandbox.control("graph", json!({"users":["eve"],"edges":[["eve","ann"],["ann","eve"]]})).await;
-    assert_eq!(sizes, json!({"users":5,"edges":2}));
+    let sizes = sandbox
+        .control(
+            "graph",
+            json!({"users":["eve"],"edges":[["eve","ann"],["ann","eve"]],
+        "friends":[["ann","eve"]],"blocks":[["bob","ann"]]}),
+        )
+        .await;
+    assert_eq!(sizes, json!({"users":5,"edges":2,"friends":1,"blocks":1}));
     sandbox.control("faults", json!({"drop":true,"share":1.0})).await;
     sandbox.control("clock", json!({"skew":5000})).await;
     assert_eq!(sandbox.control("reset", json!({})).await, json!({}));
-    assert_eq!(sandbox.graph.size(), (4, 0));
+    assert_eq!(sandbox.graph.size(), GraphSize { users: 4, edges: 0, friends: 0, blocks: 0 });
     assert_eq!(sandbox.call(CHECK, check("ann", "bob")).await["ErrorCode"], 0);
     assert_eq!(sandbox.journal().await["total"], 1);
     for (method, name, body) in [
@@ -293,6 +299,7 @@ async fn control_requests_succeed_or_return_an_error_text() {
         (Method::POST, "faults", "{\"drop\":true}"),
         (Method::POST, "graph", "{\"edges\":[[\"ann\"]]}"),
         (Method::POST, "graph", "{\"users\":[\"\"]}"),
+        (Method::POST, "graph", "{\"friends\":[[\"ann\",\"ann\"]]}"),
     ] {
         let response = sandbox.send(method, &format!("/__sandbox/{name}"), body).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{name} {body}");
@@ -419,6 +426,6 @@ async fn bind_fails_for_used_address_or_invalid_seed() {
     let sandbox = start(config()).await;
     let taken = Sandbox::bind(SandboxConfig { listen: sandbox.address, ..config() }).await;
     assert!(matches!(taken, Err(SandboxError::Listen { .. })));
-    let seed_graph = Some(SeedGraph { users: vec![String::new()], edges: Vec::new() });
+    let seed_graph = Some(SeedGraph { users: vec![String::new()], ..SeedGraph::default() });
     assert!(matches!(Sandbox::bind(SandboxConfig { seed_graph, ..config() }).await, Err(SandboxError::Seed(_))));
 }
