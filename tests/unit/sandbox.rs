@@ -210,6 +210,21 @@ async fn faults_that_replace_the_response_skip_the_command() {
 }
 
 #[tokio::test]
+async fn item_faults_fail_one_item_under_an_ok_envelope() {
+    let sandbox = start(config()).await;
+    sandbox.control("graph", json!({"friends":[["ann","bob"],["ann","cyd"]]})).await;
+    sandbox.control("faults", json!({"item_error_code":30006,"to":"cyd","next":1,"command":"sns/friend_check"})).await;
+    let body = json!({"From_Account":"ann","To_Account":["bob","cyd"],"CheckType":"CheckResult_Type_Both"});
+    let response = sandbox.call("sns/friend_check", body.clone()).await;
+    let code = |response: &Value, at: usize| response["InfoItem"][at]["ResultCode"].clone();
+    assert_eq!((code(&response, 0), code(&response, 1)), (json!(0), json!(30006)));
+    assert_eq!((&response["ErrorCode"], &response["Fail_Account"]), (&json!(0), &json!(["cyd"])));
+    let response = sandbox.call("sns/friend_check", body).await;
+    assert_eq!((code(&response, 1), &response["Fail_Account"]), (json!(0), &json!(null)));
+    assert_eq!(sandbox.journal().await["calls"][0]["fault"], "item_error_code");
+}
+
+#[tokio::test]
 async fn connection_faults_hit_after_the_command_is_executed() {
     let sandbox = start(config()).await;
     sandbox.control("faults", json!({"reset":true,"next":1})).await;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::fields::{self, Body};
 use super::items::{Details, ItemError, items_response_with_failures, ok_envelope};
 use super::relation_check::Check;
-use super::{CommandResult, Event, EventPair, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation};
+use super::{CommandResult, Event, EventPair, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation, from_account};
 use crate::sandbox::chat_error::ChatError;
 use crate::sandbox::graph::{Graph, RelationError};
 
@@ -45,7 +45,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn black_list_get(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let start = fields::number(body, "StartIndex", RELATION_BAD_PARAMETER)?;
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let max = fields::number(body, "MaxLimited", RELATION_BAD_PARAMETER)?;
@@ -71,7 +71,7 @@ impl Simulation<'_> {
         body: &Body,
         mut change: impl FnMut(&mut Graph, &str, &str) -> Result<(), RelationError>,
     ) -> Result<(Vec<u8>, Vec<EventPair>), ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         self.require_user(from)?;
         let mut pairs = Vec::new();

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::fields::{self, Body};
 use super::items::{Counts, Details, Field, ItemError, items_response, ok_envelope};
-use super::{CommandResult, Event, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation};
+use super::{CommandResult, Event, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation, from_account};
 use crate::sandbox::chat_error::ChatError;
 use crate::sandbox::graph::{FollowList, Graph, NICK, RelationError};
 
@@ -21,7 +21,7 @@ const TOO_MANY_FOLLOWED: i64 = 32100;
 
 impl Simulation<'_> {
     pub(super) fn follow_add(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users_in(body, "FollowItem", "To_Account", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         let now_secs = self.now_secs;
         let (body, to) = self.change_follows(from, &targets, |graph, to| graph.follow(from, to, now_secs))?;
@@ -30,7 +30,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn follow_delete(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         let (body, to) = self.change_follows(from, &targets, |graph, to| graph.unfollow(from, to))?;
         let event = (!to.is_empty()).then(|| Event::Unfollowed { from: from.to_owned(), to });
@@ -38,7 +38,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn follow_check(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", CHECK_MAX, RELATION_BAD_PARAMETER)?;
         self.require_user(from)?;
         let details = |graph: &mut Graph, to: &str| Details {
@@ -55,7 +55,7 @@ impl Simulation<'_> {
 
     pub(super) fn follow_get(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
         let bad = |info: &'static str| ChatError::new(RELATION_BAD_PARAMETER, info);
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let list = match body.get("FollowType").and_then(Value::as_u64) {
             Some(1) => FollowList::Followers,
             Some(2) => FollowList::Following,
@@ -83,7 +83,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn follow_get_info(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         self.require_user(from)?;
         let counts = |graph: &mut Graph, to: &str| graph.counts(to).map(Counts::from);

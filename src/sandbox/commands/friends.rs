@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::fields::{self, Body};
 use super::items::{Details, Field, Item, ItemError, items_response_with_failures, ok_envelope};
 use super::relation_check::Check;
-use super::{CommandResult, Event, EventPair, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation};
+use super::{CommandResult, Event, EventPair, RELATION_BAD_PARAMETER, RELATION_NO_ACCOUNT, Simulation, from_account};
 use crate::domain::chat::envelope;
 use crate::sandbox::chat_error::ChatError;
 use crate::sandbox::graph::{AddMode, Friend, Graph, RelationError, Sides, known_tag};
@@ -58,7 +58,7 @@ const CHECK: Check = Check {
 
 impl Simulation<'_> {
     pub(super) fn friend_add(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let friends = self.new_friends(body, one_group)?;
         let both = fields::choice(body, "AddType", ADD_TYPES, Some(BOTH), RELATION_BAD_PARAMETER)? == BOTH;
         let forced = match body.get("ForceAddFlags").map(Value::as_u64) {
@@ -80,7 +80,7 @@ impl Simulation<'_> {
 
     /// Adds friends on one side, without a webhook.
     pub(super) fn friend_import(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let friends = self.new_friends(body, many_groups)?;
         self.require_user(from)?;
         let items = self.friend_items(friends, |graph, to, friend| {
@@ -91,7 +91,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn friend_update(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let updates = fields::objects(body, "UpdateItem", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         let updates = updates.into_iter().map(|update| {
             let to = fields::user(update, "To_Account", RELATION_BAD_PARAMETER)?;
@@ -109,7 +109,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn friend_delete(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", TARGETS_MAX, RELATION_BAD_PARAMETER)?;
         let both = deletes_both(body)?;
         self.require_user(from)?;
@@ -128,7 +128,7 @@ impl Simulation<'_> {
 
     /// Empties a friend list, without a webhook.
     pub(super) fn friend_delete_all(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let both = deletes_both(body)?;
         self.require_user(from)?;
         self.graph.delete_all_friends(from, both);
@@ -140,7 +140,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn friend_get(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let start = fields::number(body, "StartIndex", RELATION_BAD_PARAMETER)?;
         let start = usize::try_from(start).unwrap_or(usize::MAX);
         let known = match body.get("StandardSequence") {
@@ -169,7 +169,7 @@ impl Simulation<'_> {
     }
 
     pub(super) fn friend_get_list(&mut self, body: &Body) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", GET_LIST_MAX, RELATION_BAD_PARAMETER)?;
         let tags = fields::list(body, "TagList", GET_LIST_MAX, RELATION_BAD_PARAMETER)?;
         let tags: Option<Vec<Tag>> = tags.iter().map(|tag| Tag::parse(tag.as_str()?)).collect();

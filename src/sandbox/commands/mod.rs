@@ -91,15 +91,15 @@ impl Simulation<'_> {
         }
     }
 
-    /// Returns the user that a relation command is about.
-    fn from_account<'b>(&self, body: &'b Body) -> Result<&'b str, ChatError> {
-        fields::user(body, "From_Account", RELATION_BAD_PARAMETER)
-    }
-
     fn require_user(&self, from: &str) -> Result<(), ChatError> {
         let is_known = self.graph.exists(from);
         if is_known { Ok(()) } else { Err(ChatError::new(RELATION_NO_ACCOUNT, "From_Account does not exist")) }
     }
+}
+
+/// Returns the user that a relation command is about.
+fn from_account(body: &Body) -> Result<&str, ChatError> {
+    fields::user(body, "From_Account", RELATION_BAD_PARAMETER)
 }
 
 impl CommandResult {

@@ -2,7 +2,7 @@
 
 use super::fields::{self, Body};
 use super::items::{Details, items_response_with_failures};
-use super::{CommandResult, RELATION_BAD_PARAMETER, Simulation};
+use super::{CommandResult, RELATION_BAD_PARAMETER, Simulation, from_account};
 use crate::sandbox::chat_error::ChatError;
 use crate::sandbox::graph::Graph;
 
@@ -29,7 +29,7 @@ impl Simulation<'_> {
         check: &Check,
         directions: impl Fn(&Graph, &str, &str) -> u8,
     ) -> Result<CommandResult, ChatError> {
-        let from = self.from_account(body)?;
+        let from = from_account(body)?;
         let targets = fields::users(body, "To_Account", CHECK_MAX, RELATION_BAD_PARAMETER)?;
         let check_type = fields::choice(body, "CheckType", check.check_types, None, RELATION_BAD_PARAMETER)?;
         self.require_user(from)?;

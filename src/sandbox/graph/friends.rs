@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn each_side_is_added_and_removed_by_itself_or_with_the_other() {
+    fn each_side_is_added_and_removed_alone_or_together() {
         let mut graph = graph(&["ann", "bob"]);
         assert_eq!(add(&mut graph, "ann", "bob", SINGLE), Ok(Sides { own: true, peer: false }));
         assert_eq!((graph.friend_type("ann", "bob"), graph.friend_type("bob", "ann")), (2, 1));
