@@ -14,13 +14,12 @@ use chatgate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use chatgate::domain::chat::command::FOLLOW_CHECK;
 use chatgate::domain::chat::envelope::Envelope;
 use chatgate::domain::chat::usersig;
-use chatgate::domain::follow::request;
-use chatgate::domain::follow::response::{encode_response, parse_items};
 use chatgate::domain::json::scan;
 use chatgate::domain::pairs::cache::{CachedPair, PairCache};
 use chatgate::domain::pairs::item::Item;
 use chatgate::domain::pairs::lookups::{BatchOutcome, JoinOptions, LookupScheduler, Wanted};
-use chatgate::domain::pairs::pair::{Pair, PairKey, Relation, UserHasher};
+use chatgate::domain::pairs::pair::{Pair, PairKey, Relation, Sides, UserHasher};
+use chatgate::domain::relation::FOLLOW;
 use chatgate::domain::tick::Tick;
 use chatgate::upstream::signer::Signer;
 
@@ -70,16 +69,18 @@ fn signing() {
 fn reading_and_writing(accounts: usize) {
     let names: Vec<String> = (0..accounts).map(|number| format!("user{number:08}")).collect();
     let body = serde_json::json!({"From_Account": "user99999999", "To_Account": names}).to_string();
-    time(&format!("a request for {accounts}, fast path"), || request::parse(body.as_bytes(), 1000).is_ok());
+    time(&format!("a request for {accounts}, fast path"), || FOLLOW.parse_request(body.as_bytes(), 1000).is_ok());
     // One escape is enough to leave the fast path.
     let escaped = body.replacen("user99999999", "user9999999\\u0039", 1);
-    time(&format!("a request for {accounts}, slow path"), || request::parse(escaped.as_bytes(), 1000).is_ok());
+    time(&format!("a request for {accounts}, slow path"), || FOLLOW.parse_request(escaped.as_bytes(), 1000).is_ok());
     let item = Item::Known(Relation::new(2).expect("0 to 3"));
     let names: Vec<Cow<'_, str>> = names.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
-    time(&format!("a response for {accounts}"), || encode_response(names.iter().map(|name| (name, &item))));
-    let answer = encode_response(names.iter().map(|name| (name, &item)));
+    time(&format!("a response for {accounts}"), || {
+        FOLLOW.encode_response(Sides::Both, names.iter().map(|name| (name, &item)))
+    });
+    let answer = FOLLOW.encode_response(Sides::Both, names.iter().map(|name| (name, &item)));
     time(&format!("Chat's response for {accounts}: ErrorCode"), || Envelope::error_code(&answer).is_ok());
-    time(&format!("Chat's response for {accounts}: items"), || parse_items(&answer).is_some());
+    time(&format!("Chat's response for {accounts}: items"), || FOLLOW.parse_items(Sides::Both, &answer).is_some());
 }
 
 fn looking_up() {
@@ -126,16 +127,16 @@ fn planning() {
         slot,
     };
     let wanted: Vec<Wanted<'_>> = (0..100).map(wanted).collect();
-    let terms = JoinOptions { caller: QueueKey(7), join: true, keep: true };
+    let terms = JoinOptions { caller: QueueKey(7), join: true, keep: true, sides: Sides::Both };
     let never = |_: Pair| Tick::NEVER;
     let item = Item::Known(Relation::new(2).expect("0 to 3"));
     let answered: Vec<Cow<'_, str>> = names[..100].iter().map(|name| Cow::Borrowed(name.as_str())).collect();
-    let answer = encode_response(answered.iter().map(|name| (name, &item)));
-    let items = parse_items(&answer).expect("items");
-    let mut pending = LookupScheduler::new(true);
+    let answer = FOLLOW.encode_response(Sides::Both, answered.iter().map(|name| (name, &item)));
+    let items = FOLLOW.parse_items(Sides::Both, &answer).expect("items");
+    let mut pending = LookupScheduler::new(true, 100);
     time("100 pairs queued, sent in a call and resolved", || {
         pending.enqueue(terms, &wanted, never).expect("room");
-        let call = pending.next_batch(100, Tick::from_micros(1)).expect("it is queued");
+        let call = pending.next_batch(Tick::from_micros(1)).expect("it is queued");
         pending.complete(call.id, &BatchOutcome::Answered(&items), never).0.len()
     });
 }

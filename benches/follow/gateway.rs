@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chatgate::clock;
 use chatgate::config::{
-    Access, App, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, Server, Upstream,
+    Access, App, Cache, Config, Endpoint, Fleet, ListenAddr, Log, Quota, Relation, Server, Upstream,
 };
 use chatgate::domain::chat::app::{SdkAppId, SecretKey};
 use chatgate::domain::chat::command::DeclaredReads;
@@ -62,7 +62,7 @@ impl Gateway {
             apps: vec![app],
             access: Access::default(),
             cache: Cache::default(),
-            follow_check: FollowCheck::default(),
+            relation: Relation::default(),
             upstream: Upstream::default(),
             log: Log::default(),
             trace: None,

@@ -1,9 +1,10 @@
-//! Chat's responses to `follow_check`.
+//! Chat's responses to checks.
 
 use std::collections::HashSet;
 
-use chatgate::domain::follow::response::parse_items;
 use chatgate::domain::pairs::item::{Found, Item};
+use chatgate::domain::pairs::pair::{Relation, Sides};
+use chatgate::domain::relation::{FOLLOW, FRIEND, RelationKind};
 
 use super::json::{self, Json};
 
@@ -12,17 +13,24 @@ pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
     }
-    let items = parse_items(body);
+    for (kind, list) in [(&FOLLOW, "ResultItem"), (&FRIEND, "InfoItem")] {
+        for sides in [Sides::Both, Sides::First] {
+            read_as(kind, sides, list, body);
+        }
+    }
+}
+
+fn read_as(kind: &RelationKind, sides: Sides, list: &str, body: &[u8]) {
+    let items = kind.parse_items(sides, body);
     let other = json::read(body);
     let Some(items) = items else {
-        let readable = other.is_some_and(|json| {
-            !json.is_odd() && json.depth() < 100 && matches!(json.only("ResultItem"), Some(Json::List(_)))
-        });
+        let readable = other
+            .is_some_and(|json| !json.is_odd() && json.depth() < 100 && matches!(json.only(list), Some(Json::List(_))));
         assert!(!readable, "a response with items was not read");
         return;
     };
     let json = other.expect("the two readers disagree on whether this is JSON");
-    let Some(Json::List(list)) = json.only("ResultItem") else { panic!("items without a list") };
+    let Some(Json::List(list)) = json.only(list) else { panic!("items without a list") };
     let name = |item: &'_ Json<'_>| item.only("To_Account").and_then(Json::text).map(str::to_owned);
     let names: HashSet<String> = list.iter().filter_map(name).collect();
     for name in &names {
@@ -36,8 +44,8 @@ pub fn run(body: &[u8]) {
             Some(Found::Item(Item::Known(relation))) => {
                 for item in about {
                     assert_eq!(item.only("ResultCode").and_then(Json::whole), Some(0), "{item:?}");
-                    let Some(Json::Number(digits)) = item.only("FollowType") else { panic!("{item:?}") };
-                    assert_eq!(digits.parse(), Ok(i64::from(relation.number())), "{item:?}");
+                    assert_eq!(relation_of(item), Some(*relation), "{item:?}");
+                    assert_eq!(relation.restricted_to(sides), *relation, "{item:?}");
                 }
             }
             Some(Found::Item(Item::Verbatim(text))) => {
@@ -59,4 +67,17 @@ pub fn run(body: &[u8]) {
     for other in elsewhere.chain(["", "unknown"]) {
         assert!(names.contains(other) || items.get(other).is_none(), "a result for {other}, which is in no item");
     }
+}
+
+/// Returns the relation that an item of either command has.
+fn relation_of(item: &Json<'_>) -> Option<Relation> {
+    let number = match (item.only("FollowType"), item.only("Relation").and_then(Json::text)) {
+        (Some(Json::Number(digits)), _) => digits.parse().ok()?,
+        (_, Some("CheckResult_Type_NoRelation")) => 0,
+        (_, Some("CheckResult_Type_BWithA")) => 1,
+        (_, Some("CheckResult_Type_AWithB")) => 2,
+        (_, Some("CheckResult_Type_BothWay")) => 3,
+        _ => return None,
+    };
+    Relation::new(number)
 }

@@ -72,7 +72,7 @@ fn has_a_place(problem: &Problem, text: &str) {
 }
 
 fn is_within_bounds(config: &Config) {
-    let Config { server, apps, callers, cache, follow_check, upstream, .. } = config;
+    let Config { server, apps, callers, cache, relation, upstream, .. } = config;
     assert!((1..=16).contains(&server.listen.len()) && server.unix_mode <= 0o777);
     assert!(server.hosts.len() <= 100 && server.unix_uids.len() <= 100);
     assert!((1..=APPS_MAX).contains(&apps.len()) && callers.len() <= CALLERS_MAX);
@@ -88,7 +88,8 @@ fn is_within_bounds(config: &Config) {
     }
     assert!(server.drain_delay <= hour && server.drain_timeout <= hour);
     assert!(cache.ttl <= hour * 24 && (1..=100_000_000).contains(&cache.max_pairs));
-    assert!((1..=10_000).contains(&follow_check.max_to));
+    assert!((1..=10_000).contains(&relation.max_to) && (1..=1000).contains(&relation.call_max));
+    assert!(distinct(relation.kinds.iter().map(|kind| kind.name.to_owned()).collect()));
     assert!((1..=10).contains(&upstream.attempts) && (0.0..=1.0).contains(&upstream.retry_budget));
     assert!(upstream.connect_timeout <= upstream.attempt_timeout && upstream.attempt_timeout <= upstream.timeout);
     for app in apps {

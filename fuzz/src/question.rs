@@ -1,13 +1,13 @@
-//! Bodies of `follow_check`, and the requests and responses written from them.
+//! Bodies of checks, and the requests and responses written from them.
 
 use std::borrow::Cow;
 
 use chatgate::domain::chat::app::{USER_ID_LEN_MAX, check_user_id};
-use chatgate::domain::follow::request::{CheckRequest, Parsed, RequestError, parse};
-use chatgate::domain::follow::response::{encode_call, encode_response, parse_items};
 use chatgate::domain::json::object::{DEPTH_MAX, is_too_deep};
 use chatgate::domain::pairs::item::{Found, Item};
-use chatgate::domain::pairs::pair::Relation;
+use chatgate::domain::pairs::pair::{Relation, Sides};
+use chatgate::domain::relation::request::{CheckRequest, Parsed, RequestError};
+use chatgate::domain::relation::{FOLLOW, FRIEND, RelationKind};
 
 use super::json::{self, Json};
 
@@ -19,7 +19,12 @@ pub fn run(body: &[u8]) {
     if json::is_too_long(body) {
         return;
     }
-    let reading = parse(body, TO_MAX);
+    read_as(&FOLLOW, &["From_Account", "To_Account"], body);
+    read_as(&FRIEND, &["From_Account", "To_Account", "CheckType"], body);
+}
+
+fn read_as(kind: &RelationKind, names: &[&str], body: &[u8]) {
+    let reading = kind.parse_request(body, TO_MAX);
     let other = json::read(body);
     if let Some(json) = &other {
         assert_eq!(is_too_deep(body), json.depth() > DEPTH_MAX);
@@ -29,9 +34,16 @@ pub fn run(body: &[u8]) {
         return;
     };
     let object = Json::Object(members.clone());
-    let known = |name: &Option<String>| matches!(name.as_deref(), Some("From_Account" | "To_Account"));
-    let twice = ["From_Account", "To_Account"].iter().any(|name| object.members(name).len() > 1);
-    let further = members.iter().any(|(name, _)| !known(name));
+    let known = |name: &Option<String>| name.as_deref().is_some_and(|name| names.contains(&name));
+    let twice = names.iter().any(|name| object.members(name).len() > 1);
+    let check_type = object.only("CheckType").and_then(Json::text);
+    let sides = match check_type {
+        _ if !names.contains(&"CheckType") => Some(Sides::Both),
+        Some("CheckResult_Type_Both") => Some(Sides::Both),
+        Some("CheckResult_Type_Single") => Some(Sides::First),
+        _ => None,
+    };
+    let further = members.iter().any(|(name, _)| !known(name)) || sides.is_none();
     if !object.is_odd() {
         assert!(!matches!(reading, Err(RequestError::NotJson(_))), "{reading:?}, but the body is an object");
         assert_eq!(matches!(reading, Err(RequestError::Repeated(_))), twice);
@@ -49,7 +61,8 @@ pub fn run(body: &[u8]) {
                 assert!(check_user_id(name).is_ok() && (1..=USER_ID_LEN_MAX).contains(&name.len()));
                 assert!(!name.contains(char::is_control));
             }
-            writes_what_it_read(&question);
+            assert_eq!(Some(question.sides), sides);
+            writes_what_it_read(kind, &question);
         }
         Ok(Parsed::Extended) => assert!(further && !twice),
         Err(
@@ -75,31 +88,36 @@ fn is_sound(object: &Json<'_>) -> bool {
     from && object.only("To_Account").is_some_and(to)
 }
 
-fn writes_what_it_read(question: &CheckRequest<'_>) {
-    let body = encode_call(&question.from, question.to.iter().map(|name| &**name));
-    assert_eq!(parse(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
+fn writes_what_it_read(kind: &RelationKind, question: &CheckRequest<'_>) {
+    let sides = question.sides;
+    let body = kind.encode_call(sides, &question.from, question.to.iter().map(|name| &**name));
+    assert_eq!(kind.parse_request(&body, TO_MAX).expect("our own output"), Parsed::Known(clone(question)));
     let items: Vec<Item> =
         (0..question.to.len()).map(|at| Item::Known(Relation::new(at as i64 % 4).expect("0 to 3"))).collect();
-    let answer = encode_response(question.to.iter().zip(&items));
+    let answer = kind.encode_response(sides, question.to.iter().zip(&items));
     let json = json::read(&answer).expect("our own output");
-    let Some(Json::List(written)) = json.only("ResultItem") else { panic!("no items") };
+    let list = if *kind == FOLLOW { "ResultItem" } else { "InfoItem" };
+    let Some(Json::List(written)) = json.only(list) else { panic!("no items") };
     assert_eq!(written.len(), question.to.len());
     for ((name, item), at) in question.to.iter().zip(written).zip(0..) {
         assert_eq!(item.only("To_Account").and_then(Json::text), Some(&**name));
-        assert_eq!(item.only("FollowType").and_then(Json::whole), Some(at % 4));
+        if *kind == FOLLOW {
+            assert_eq!(item.only("FollowType").and_then(Json::whole), Some(at % 4));
+        }
         assert_eq!(item.only("ResultCode").and_then(Json::whole), Some(0));
     }
     // The same response from Chat is read with the same meaning, if it repeats no name.
     let names: std::collections::HashSet<_> = question.to.iter().collect();
     if names.len() == question.to.len() {
-        let read = parse_items(&answer).expect("our own output");
+        let read = kind.parse_items(sides, &answer).expect("our own output");
         for (name, item) in question.to.iter().zip(items) {
-            assert_eq!(read.get(name), Some(&Found::Item(item)));
+            let Item::Known(relation) = item else { unreachable!() };
+            assert_eq!(read.get(name), Some(&Found::Item(Item::Known(relation.restricted_to(sides)))));
         }
     }
 }
 
 fn clone<'a>(question: &CheckRequest<'a>) -> CheckRequest<'a> {
-    let CheckRequest { from, to } = question;
-    CheckRequest { from: Cow::clone(from), to: to.clone() }
+    let CheckRequest { from, to, sides } = question;
+    CheckRequest { from: Cow::clone(from), to: to.clone(), sides: *sides }
 }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use chatgate::domain::chat::command::{ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE};
+use chatgate::domain::chat::command::{
+    ACCOUNT_DELETE, CommandName, FOLLOW_ADD, FOLLOW_DELETE, FRIEND_ADD, FRIEND_DELETE_ALL,
+};
 use chatgate::domain::chat::webhook::{Claims, Event, Token};
-use chatgate::domain::follow::writes::scope;
 use chatgate::domain::pairs::scope::Scope;
+use chatgate::domain::relation::KINDS;
+use chatgate::domain::relation::changes::of_write;
 
 use super::json::{self, Json};
 
@@ -28,27 +31,30 @@ pub fn run(bytes: &[u8]) {
         ("Follow.CallbackAfterFollowAdd", None, list("FollowList", "To_Account")),
         ("Follow.CallbackAfterFollowDelete", Some(FOLLOW_DELETE), list("", "To_Account")),
         ("", Some(FOLLOW_ADD), list("FollowItem", "To_Account")),
+        ("", Some(FRIEND_ADD), list("AddFriendItem", "To_Account")),
+        ("", Some(FRIEND_DELETE_ALL), list("", "")),
     ] {
         let named = Named::of(json.as_ref(), &object, name);
         if let Some(write) = write {
-            named.covered_by(&scope(write, body).expect("a write"));
+            named.covered_by(&of_write(&KINDS, write, body).expect("a write"));
         }
         if !event.is_empty() {
-            let Event::Follow(scope) = Event::read(event, body) else { panic!("{event} is a follow event") };
+            let Event::Relation(scope) = Event::read(&KINDS, event, body) else { panic!("{event} is an event") };
             named.covered_by(&scope);
         }
     }
-    let deleted = scope(ACCOUNT_DELETE, body).expect("a write");
-    assert!(!matches!(deleted, Scope::Pairs { .. }));
+    pair_list(json.as_ref(), body);
+    let deleted = of_write(&KINDS, ACCOUNT_DELETE, body).expect("a write");
+    assert!(!matches!(deleted, Scope::Pairs(_)));
     for user in Named::of(json.as_ref(), "DeleteItem", "UserID").to {
         assert!(deleted == Scope::All || matches!(&deleted, Scope::Users(users) if users.contains(&user)), "{user}");
     }
-    if let Event::OverLimit { command, limit } = Event::read("Alert.RequestOverLimit", body) {
+    if let Event::OverLimit { command, limit } = Event::read(&KINDS, "Alert.RequestOverLimit", body) {
         assert!(CommandName::parse(&command).is_ok());
         let json = json.expect("a rate alert is JSON");
         assert_eq!(json.only("Limit").and_then(Json::whole), Some(limit.get().into()));
     }
-    assert_eq!(Event::read("C2C.CallbackAfterSendMsg", body), Event::Other);
+    assert_eq!(Event::read(&KINDS, "C2C.CallbackAfterSendMsg", body), Event::Other);
 }
 
 /// Every UserID that any reader of the body could find.
@@ -75,10 +81,29 @@ impl Named {
         match scope {
             Scope::All => {}
             Scope::Users(users) => assert!(self.from.iter().all(|from| users.contains(from)), "{users:?}"),
-            Scope::Pairs { from, to } => {
-                assert!(self.from.iter().all(|one| one == from), "{:?}", self.from);
-                assert!(self.to.iter().all(|one| to.contains(one)), "{:?} but {to:?}", self.to);
+            Scope::Pairs(pairs) => {
+                let [pairs] = pairs.as_slice() else { panic!("{pairs:?}") };
+                assert!(self.from.iter().all(|one| *one == pairs.from), "{:?}", self.from);
+                assert!(self.to.iter().all(|one| pairs.to.contains(one)), "{:?} but {pairs:?}", self.to);
             }
+        }
+    }
+}
+
+/// Asserts that the scope of an event with a list of pairs contains each of them.
+fn pair_list(json: Option<&Json<'_>>, body: &[u8]) {
+    let event = Event::read(&KINDS, "Sns.CallbackFriendDelete", body);
+    let Event::Relation(scope) = event else { panic!("an event") };
+    let Scope::Pairs(pairs) = scope else {
+        assert_eq!(scope, Scope::All);
+        return;
+    };
+    let texts = |item: &Json<'_>, name: &'static str| -> Vec<String> {
+        item.members(name).iter().filter_map(|value| value.text().map(str::to_owned)).collect()
+    };
+    for item in json.into_iter().flat_map(|json| json.members("PairList")).flat_map(items) {
+        for (from, to) in texts(item, "From_Account").iter().zip(texts(item, "To_Account")) {
+            assert!(pairs.iter().any(|pairs| pairs.from == *from && pairs.to.contains(&to)), "{from} and {to}");
         }
     }
 }

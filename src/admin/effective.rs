@@ -10,8 +10,7 @@ use crate::domain::quote::shown;
 
 /// Returns the effective configuration without keys and tokens.
 pub(super) fn effective(config: &Config) -> Value {
-    let Config { server, apps, access, callers, cache, follow_check, upstream, webhook, fleet, log, trace, .. } =
-        config;
+    let Config { server, apps, access, callers, cache, relation, upstream, webhook, fleet, log, trace, .. } = config;
     json!({
         "server": server_section(server),
         "app": apps.iter().map(app_section).collect::<Vec<_>>(),
@@ -26,7 +25,12 @@ pub(super) fn effective(config: &Config) -> Value {
             "max_pairs": cache.max_pairs,
             "write_settle": show_duration(cache.write_settle),
         },
-        "follow_check": { "max_to": follow_check.max_to, "flip": follow_check.flip },
+        "relation": {
+            "kinds": relation.kinds.iter().map(|kind| kind.name).collect::<Vec<_>>(),
+            "max_to": relation.max_to,
+            "call_max": relation.call_max,
+            "flip": relation.flip,
+        },
         "upstream": {
             "timeout": show_duration(upstream.timeout),
             "attempt_timeout": show_duration(upstream.attempt_timeout),

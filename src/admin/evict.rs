@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::domain::chat::app::check_user_id;
 use crate::domain::json::object::{Object, describe, given};
-use crate::domain::pairs::scope::Scope;
+use crate::domain::pairs::scope::{Scope, UserPairs};
 use crate::domain::quote::plain_name;
 use crate::error::GatewayError;
 use crate::gateway::{App, Gateway};
@@ -79,7 +79,7 @@ fn parse(body: &[u8]) -> Result<(Option<String>, Scope), GatewayError> {
         (Some(_), Some(to)) if to.is_empty() => {
             return Err(bad("To_Account is empty; omit it to evict all pairs of From_Account".to_owned()));
         }
-        (Some(from), Some(to)) => Scope::Pairs { from, to },
+        (Some(from), Some(to)) => Scope::Pairs(vec![UserPairs { from, to }]),
         (None, Some(_)) => return Err(bad("To_Account without From_Account; add From_Account".to_owned())),
     };
     Ok((app, scope))
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn parse_returns_pairs_a_user_or_a_whole_app() {
         let parse = |text: &str| parse(text.as_bytes()).expect(text);
-        let pairs = Scope::Pairs { from: "ann".into(), to: vec!["bob".into()] };
+        let pairs = Scope::pairs_of("ann", &["bob"]);
         let text = r#"{"To_Account":["bob"],"App":"main","From_Account":"ann"}"#;
         assert_eq!(parse(text), (Some("main".into()), pairs));
         assert_eq!(parse(r#"{"From_Account":"ann"}"#), (None, Scope::Users(vec!["ann".into()])));

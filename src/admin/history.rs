@@ -155,7 +155,7 @@ impl CounterSnapshot {
             calls_by_command.push((*label, all));
             request_time.add(&command.request_time);
         }
-        Self { at, requests, pairs: totals.pairs, calls_ok, calls_failed, calls_by_command, request_time }
+        Self { at, requests, pairs: totals.pairs(), calls_ok, calls_failed, calls_by_command, request_time }
     }
 
     /// Returns the point between `previous` and this snapshot, and the calls per second of each command. The latency
@@ -216,6 +216,7 @@ mod tests {
 
     use super::*;
     use crate::domain::chat::command::FOLLOW_CHECK;
+    use crate::domain::relation::{FOLLOW, FRIEND};
     use crate::telemetry::metrics::Metrics;
 
     #[test]
@@ -231,7 +232,8 @@ mod tests {
             count(outcome, 1);
         }
         recorder.request(check, Outcome::rejected(&crate::error::GatewayError::NotFound), Duration::ZERO);
-        recorder.pairs(&[6, 1, 3, 2, 0]);
+        recorder.pairs(&FOLLOW, &[4, 1, 3, 2, 0]);
+        recorder.pairs(&FRIEND, &[2, 0, 0, 0, 0]);
         for code in [0, 60007, 60007] {
             recorder.call(check, CallLabel::answered(code), Duration::ZERO);
         }

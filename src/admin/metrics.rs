@@ -2,6 +2,7 @@
 
 use super::State;
 use crate::clock;
+use crate::domain::relation::FOLLOW;
 use crate::fleet::Mode;
 use crate::gateway::{App, AppStats, Gateway};
 use crate::platform;
@@ -23,6 +24,7 @@ pub(super) fn render(state: &State) -> String {
     let apps: Vec<(&str, &AppTotals)> = names.iter().copied().chain([""]).zip(&totals).collect();
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
+    relations(&mut text, gateway, &apps[..names.len()]);
     callers(&mut text, gateway, &names);
     app_gauges(&mut text, gateway, &names);
     webhooks(&mut text, gateway);
@@ -82,11 +84,26 @@ fn calls(text: &mut Exposition, apps: &[(&str, &AppTotals)]) {
     text.begin(name, MetricKind::Histogram, "Time that calls waited for quota and a connection, in seconds.");
     text.histogram(name, &[], &sum_of(|totals| &totals.quota_wait));
     let name = "chatgate_follow_pairs_total";
-    let help = "Pairs answered, by source: hit, joined, fetched, flipped (included in fetched), stale.";
+    let help = "Pairs of follows answered, by source: hit, joined, fetched, flipped (included in fetched), stale.";
     text.begin(name, MetricKind::Counter, help);
     for (app, totals) in apps {
-        for (source, count) in SOURCES.iter().zip(totals.pairs) {
+        for (source, count) in SOURCES.iter().zip(totals.relations[FOLLOW.index]) {
             text.sample(name, &[("app", app), ("source", source)], count);
+        }
+    }
+}
+
+/// Writes the pairs of each relation that is enabled.
+fn relations(text: &mut Exposition, gateway: &Gateway, apps: &[(&str, &AppTotals)]) {
+    let kinds = &gateway.config.relation.kinds;
+    let name = "chatgate_relation_pairs_total";
+    let help = "Pairs answered, by relation and source: hit, joined, fetched, flipped (included in fetched), stale.";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, totals) in apps {
+        for kind in kinds {
+            for (source, count) in SOURCES.iter().zip(totals.relations[kind.index]) {
+                text.sample(name, &[("app", app), ("relation", kind.name), ("source", source)], count);
+            }
         }
     }
 }

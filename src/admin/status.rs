@@ -12,6 +12,7 @@ use crate::config::Endpoint;
 use crate::domain::caller::CallerName;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::region::Region;
+use crate::domain::relation::RelationKind;
 use crate::gateway::webhooks::FORWARDS_MAX;
 use crate::gateway::{App, Gateway};
 use crate::platform;
@@ -104,8 +105,9 @@ fn app_status(
         "cache": {
             "pairs": stats.cache_pairs,
             "max_pairs": gateway.config.cache.max_pairs,
-            "hit_ratio": hit_ratio(totals),
+            "hit_ratio": hit_ratio(&totals.pairs()),
         },
+        "relations": relations(app, totals),
         "queue": { "pairs_queued": stats.pairs_queued, "pairs_waited_for": stats.pairs_waiting },
         "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
@@ -114,7 +116,7 @@ fn app_status(
         "last_second": point,
         "since_start": {
             "requests": requests(totals),
-            "pairs": pairs(&totals.pairs),
+            "pairs": pairs(&totals.pairs()),
             "calls": calls(totals),
             "request_ms": percentiles(&request_time),
             "call_ms": percentiles(&totals.call_time),
@@ -140,6 +142,16 @@ fn callers(totals: &[(&CallerName, CallerTotals)]) -> Vec<Value> {
     totals.into_iter().map(caller).collect()
 }
 
+/// Returns the pairs of each relation that is enabled, by its name.
+fn relations(app: &App, totals: &AppTotals) -> Map<String, Value> {
+    let relation = |(kind, cached): (&RelationKind, usize)| {
+        let counts = &totals.relations[kind.index];
+        let value = json!({ "pairs_cached": cached, "hit_ratio": hit_ratio(counts), "pairs": pairs(counts) });
+        (kind.name.to_owned(), value)
+    };
+    app.cached_by_relation().map(relation).collect()
+}
+
 fn pairs(counts: &PairCounts) -> Map<String, Value> {
     SOURCES.iter().zip(counts).map(|(source, count)| ((*source).to_owned(), (*count).into())).collect()
 }
@@ -161,8 +173,8 @@ fn region(config: &crate::config::App) -> Option<&'static str> {
 }
 
 /// Returns the fraction of pairs that were cached; `None` without pairs.
-fn hit_ratio(totals: &AppTotals) -> Option<f64> {
-    let [hit, joined, fetched, _, stale] = totals.pairs;
+fn hit_ratio(pairs: &PairCounts) -> Option<f64> {
+    let [hit, joined, fetched, _, stale] = *pairs;
     let all = hit + joined + fetched + stale;
     (all > 0).then(|| rounded((hit + stale) as f64 / all as f64))
 }

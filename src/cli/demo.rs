@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::{
-    Access, Cache, Config, Endpoint, Fleet, FollowCheck, ListenAddr, Log, Quota, RedisUrl, Server, Upstream,
+    Access, Cache, Config, Endpoint, Fleet, ListenAddr, Log, Quota, RedisUrl, Relation, Server, Upstream,
 };
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandPattern, DeclaredReads};
@@ -232,7 +232,7 @@ impl DemoSimulator {
             access: Access { allow: vec![CommandPattern::Any], ..Access::default() },
             callers: Vec::new(),
             cache: Cache { max_pairs: 100_000, ..Cache::default() },
-            follow_check: FollowCheck::default(),
+            relation: Relation::default(),
             upstream: Upstream::default(),
             webhook: None,
             fleet: self.fleet.clone(),

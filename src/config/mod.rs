@@ -17,7 +17,6 @@ mod cache;
 mod caller;
 mod exposure;
 mod fleet;
-mod follow_check;
 mod forward;
 mod log;
 mod no_proxy;
@@ -26,6 +25,7 @@ mod pem;
 mod problem;
 mod proxy;
 mod quota;
+mod relation;
 mod secret;
 mod section;
 mod server;
@@ -49,7 +49,6 @@ pub(crate) use self::app::{USERSIG_LIFETIME_DEFAULT, USERSIG_LIFETIME_MAX};
 pub use self::cache::Cache;
 pub use self::caller::{CALLERS_MAX, Caller, TOKENS_MAX};
 pub use self::fleet::{Fleet, FleetTls, PREFIX_DEFAULT, RedisUrl, SHARE_DEFAULT};
-pub use self::follow_check::FollowCheck;
 pub use self::forward::{ForwardTarget, ForwardTargetError};
 pub use self::log::{Log, LogFormat, LogRequests, parse_level};
 pub use self::no_proxy::Bypass;
@@ -57,6 +56,7 @@ pub use self::overlay::{Env, PREFIX};
 pub use self::problem::{Problem, Problems};
 pub use self::proxy::{Proxy, ProxyAuth, ProxyProtocol};
 pub use self::quota::{Quota, lower_limit};
+pub use self::relation::Relation;
 pub(crate) use self::secret::PEM_KEY;
 pub use self::secret::{SecretError, SecretText, SecretWarning, read_secret_file};
 pub(crate) use self::section::quoted_path;
@@ -96,8 +96,8 @@ pub struct Config {
     pub callers: Vec<Caller>,
     /// Cache of pairs.
     pub cache: Cache,
-    /// Handling of `follow/follow_check`.
-    pub follow_check: FollowCheck,
+    /// Checks of relations.
+    pub relation: Relation,
     /// Calls to Chat.
     pub upstream: Upstream,
     /// Listener for webhooks from Chat; `None`: disabled.
@@ -186,7 +186,7 @@ fn read_sections(context: &LoadContext<'_>, table: &Table) -> Config {
     let mut access_section = root.section("access");
     let access = Access::read(&mut access_section);
     let cache = Cache::read(root.section("cache"));
-    let follow_check = FollowCheck::read(root.section("follow_check"));
+    let relation = Relation::read(&mut root);
     let upstream = Upstream::read(root.section("upstream"));
     let log = Log::read(root.section("log"));
     let webhook = Webhook::read(&mut root, &app_names, &server);
@@ -215,7 +215,7 @@ fn read_sections(context: &LoadContext<'_>, table: &Table) -> Config {
         access,
         callers,
         cache,
-        follow_check,
+        relation,
         upstream,
         webhook,
         fleet,

@@ -6,12 +6,12 @@
 pub mod caller;
 pub mod chat;
 pub mod fleet;
-pub mod follow;
 pub mod identity;
 pub mod json;
 pub mod pairs;
 pub(crate) mod policy;
 pub mod quote;
+pub mod relation;
 pub mod tick;
 pub mod verified_signatures;
 

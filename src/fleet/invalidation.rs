@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::{Fleet, FleetApp};
 use crate::clock;
 use crate::domain::fleet::message;
-use crate::domain::pairs::scope::Scope;
+use crate::domain::pairs::scope::{Scope, UserPairs};
+use crate::domain::relation::KINDS;
 
 /// Marks outlive cached pairs by this time, so that no late store outlives the mark that rejects it.
 const MARKS_OUTLIVE_PAIRS: Duration = Duration::from_secs(60);
@@ -31,8 +32,11 @@ impl Fleet {
         let marks: Vec<Vec<u8>> = match &scope {
             Scope::All => vec![self.app_mark(shared).into_bytes()],
             Scope::Users(users) => users.iter().map(|user| self.user_mark(shared, user)).collect(),
-            Scope::Pairs { from, to } => {
-                to.iter().map(|to| self.pair_key(shared, shared.keys.pair(from, to).key())).collect()
+            // Marks for every relation: another replica may have entries of one that is not enabled here.
+            Scope::Pairs(pairs) => {
+                let named = pairs.iter().flat_map(|UserPairs { from, to }| to.iter().map(move |to| (from, to)));
+                let keys = named.map(|(from, to)| shared.keys.pair(from, to).key());
+                keys.flat_map(|pair| KINDS.iter().map(move |kind| self.pair_key(shared, kind, pair))).collect()
             }
         };
         let mut nonce = [0; 12];

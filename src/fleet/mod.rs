@@ -46,6 +46,7 @@ use crate::domain::fleet::keys::FleetKeys;
 
 pub use self::lease::{Granted, LeaseRequest, Pace};
 pub use self::link::OnInvalidation;
+pub use self::pairs::FetchedPairs;
 
 /// How long a command waits for Redis. Then the replica is disconnected.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(70);

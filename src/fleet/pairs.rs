@@ -11,6 +11,7 @@ use super::{Fleet, FleetApp};
 use crate::clock;
 use crate::domain::fleet::entry::{self, Entry};
 use crate::domain::pairs::pair::{Pair, PairKey, Relation};
+use crate::domain::relation::RelationKind;
 use crate::domain::tick::Tick;
 
 /// How long a request waits for pairs from Redis. Then it calls Chat.
@@ -21,6 +22,13 @@ const PAIRS_PER_COMMAND: usize = 500;
 /// A value in Redis, if the key exists.
 type Value = Option<Vec<u8>>;
 
+/// The pairs of one `MGET`.
+struct ReadPairs<'a> {
+    shared: &'a FleetApp,
+    kind: &'a RelationKind,
+    pairs: &'a [Pair],
+}
+
 /// The instants that decide whether an entry counts, on Redis' clock.
 struct ReadTimes {
     /// When the read was sent, on our clock.
@@ -29,15 +37,31 @@ struct ReadTimes {
     redis_time: u64,
 }
 
+/// The pairs of one lookup.
+pub struct FetchedPairs<'a> {
+    /// The relation that was looked up.
+    pub kind: &'static RelationKind,
+    /// The user that the lookup was for, the other user, and the relation as the first one sees it.
+    pub pairs: &'a [(&'a str, &'a str, Relation)],
+    /// When the lookup was sent.
+    pub sent: Tick,
+}
+
 impl Fleet {
     /// Returns the cached pairs of `from` with each of `to`, in order: the relation as `from` sees it, and when its
     /// lookup was sent on our own clock, if anything too early. The result is empty if Redis is slow or the replica is
     /// disconnected.
-    pub async fn read(&self, shared: &FleetApp, from: &str, to: &[&str]) -> Vec<Option<(Relation, Tick)>> {
+    pub async fn read(
+        &self,
+        shared: &FleetApp,
+        kind: &RelationKind,
+        from: &str,
+        to: &[&str],
+    ) -> Vec<Option<(Relation, Tick)>> {
         let Some(link) = self.link.load_full() else { return Vec::new() };
         let sent_at = clock::tick();
         let pairs: Vec<Pair> = to.iter().map(|to| shared.keys.pair(from, to)).collect();
-        let command = self.read_command(shared, from, to, &pairs);
+        let command = self.read_command(shared, kind, from, to);
         let reading = self.query::<Vec<Vec<Value>>>(&link, &command);
         let Ok(read) = tokio::time::timeout(READ_TIMEOUT, reading).await else {
             self.note_slow(&link);
@@ -51,7 +75,9 @@ impl Fleet {
         let times = ReadTimes { sent_at, redis_time };
         let mut found = Vec::with_capacity(to.len());
         for (reply, pairs) in replies.iter().zip(pairs.chunks(PAIRS_PER_COMMAND)) {
-            let Some(entries) = read_entries(shared, pairs, reply, &times) else { return Vec::new() };
+            let Some(entries) = read_entries(&ReadPairs { shared, kind, pairs }, reply, &times) else {
+                return Vec::new();
+            };
             found.extend(entries);
         }
         let hits = found.iter().flatten().count();
@@ -59,28 +85,28 @@ impl Fleet {
         found
     }
 
-    fn read_command(&self, shared: &FleetApp, from: &str, to: &[&str], pairs: &[Pair]) -> Pipeline {
+    fn read_command(&self, shared: &FleetApp, kind: &RelationKind, from: &str, to: &[&str]) -> Pipeline {
         let mut command = redis::pipe();
         let from_mark = self.user_mark(shared, from);
-        for (pairs, to) in pairs.chunks(PAIRS_PER_COMMAND).zip(to.chunks(PAIRS_PER_COMMAND)) {
+        for to in to.chunks(PAIRS_PER_COMMAND) {
             command.cmd("MGET").arg(self.since_key()).arg(self.app_mark(shared)).arg(&from_mark);
-            for (pair, to) in pairs.iter().zip(to) {
-                command.arg(self.user_mark(shared, to)).arg(self.pair_key(shared, pair.key()));
+            for to in to {
+                let pair = shared.keys.pair(from, to).key();
+                command.arg(self.user_mark(shared, to)).arg(self.pair_key(shared, kind, pair));
             }
         }
         command.cmd("TIME");
         command
     }
 
-    /// Stores the pairs of one lookup, which was sent at `sent`, for the other replicas: the user that the lookup was
-    /// for, the other user, and the relation as the first one sees it. Returns at once.
+    /// Stores the pairs of one lookup for the other replicas. Returns at once.
     ///
     /// Stores nothing if the replica is disconnected or was so when the lookup was sent.
-    pub fn store(self: &Arc<Self>, shared: &FleetApp, fetched: &[(&str, &str, Relation)], sent: Tick) {
+    pub fn store(self: &Arc<Self>, shared: &FleetApp, fetched: &FetchedPairs<'_>) {
         let Some(link) = self.link.load_full() else { return };
-        let Some(redis_time) = link.watermarks.lock().before(sent) else { return };
+        let Some(redis_time) = link.watermarks.lock().before(fetched.sent) else { return };
         let Some(guard) = self.stores.try_acquire(1) else { return };
-        if fetched.is_empty() {
+        if fetched.pairs.is_empty() {
             return;
         }
         let command = self.store_command(&link, shared, fetched, redis_time);
@@ -95,18 +121,18 @@ impl Fleet {
         &self,
         link: &Link,
         shared: &FleetApp,
-        fetched: &[(&str, &str, Relation)],
+        FetchedPairs { kind, pairs, .. }: &FetchedPairs<'_>,
         redis_time: u64,
     ) -> Pipeline {
         let mut command = redis::pipe();
-        command.cmd("EVALSHA").arg(&link.scripts.store).arg(2 + 3 * fetched.len());
+        command.cmd("EVALSHA").arg(&link.scripts.store).arg(2 + 3 * pairs.len());
         command.arg(self.since_key()).arg(self.app_mark(shared));
-        let mut entries = Vec::with_capacity(fetched.len());
-        for (from, to, seen) in fetched {
+        let mut entries = Vec::with_capacity(pairs.len());
+        for (from, to, seen) in *pairs {
             let pair = shared.keys.pair(from, to);
             command.arg(self.user_mark(shared, from)).arg(self.user_mark(shared, to));
-            command.arg(self.pair_key(shared, pair.key()));
-            entries.push(entry::write(&shared.keys, pair.key(), pair.stored_as(*seen), redis_time));
+            command.arg(self.pair_key(shared, kind, pair.key()));
+            entries.push(entry::write(&shared.keys, kind, pair.key(), pair.stored_as(*seen), redis_time));
         }
         command.arg(redis_time).arg(shared.ttl.as_millis() as u64);
         entries.iter().for_each(|entry| {
@@ -125,15 +151,15 @@ impl Fleet {
         self.hashed_key(shared, b'u', &shared.keys.user_name(user))
     }
 
-    /// Returns the key of a pair, which holds its entry or the mark that invalidates it.
-    pub(super) fn pair_key(&self, shared: &FleetApp, pair: PairKey) -> Vec<u8> {
-        self.hashed_key(shared, b'p', &shared.keys.pair_name(pair))
+    /// Returns the key of a pair's relation, which holds its entry or the mark that invalidates it.
+    pub(super) fn pair_key(&self, shared: &FleetApp, kind: &RelationKind, pair: PairKey) -> Vec<u8> {
+        self.hashed_key(shared, kind.fleet_letter, &shared.keys.pair_name(pair))
     }
 
-    /// Returns `PREFIX:SDKAPPID:u:` or `:p:`, followed by the 16 bytes of the hash.
-    fn hashed_key(&self, shared: &FleetApp, kind: u8, hash: &[u8; 16]) -> Vec<u8> {
+    /// Returns `PREFIX:SDKAPPID:u:`, or the letter of a relation instead of `u`, followed by the 16 bytes of the hash.
+    fn hashed_key(&self, shared: &FleetApp, letter: u8, hash: &[u8; 16]) -> Vec<u8> {
         let mut key = format!("{}:{}:", self.prefix, shared.app.get()).into_bytes();
-        key.extend([kind, b':']);
+        key.extend([letter, b':']);
         key.extend(hash);
         key
     }
@@ -141,8 +167,7 @@ impl Fleet {
 
 /// Parses the reply to one `MGET`. Returns `None` if it is malformed or Redis has lost its data.
 fn read_entries(
-    shared: &FleetApp,
-    pairs: &[Pair],
+    ReadPairs { shared, kind, pairs }: &ReadPairs<'_>,
     reply: &[Value],
     times: &ReadTimes,
 ) -> Option<Vec<Option<(Relation, Tick)>>> {
@@ -151,7 +176,7 @@ fn read_entries(
     let invalidated_at = since.max(mark_time(app)).max(mark_time(from));
     let read_entry = |(values, pair): (&[Value], &Pair)| {
         let [user_mark, entry] = values else { return None };
-        let entry = entry.as_deref().and_then(|bytes| entry::read(&shared.keys, pair.key(), bytes));
+        let entry = entry.as_deref().and_then(|bytes| entry::read(&shared.keys, kind, pair.key(), bytes));
         Some(match entry {
             // An entry from the future was stored under another clock.
             Some(Entry::Cached { stored, sent })
@@ -164,7 +189,7 @@ fn read_entries(
             _ => None,
         })
     };
-    rest.chunks(2).zip(pairs).map(read_entry).collect()
+    rest.chunks(2).zip(*pairs).map(read_entry).collect()
 }
 
 /// Returns the time of a mark; 0 if there is none.

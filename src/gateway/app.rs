@@ -12,12 +12,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::pairs::PairService;
+use super::pairs::Relations;
 use super::webhooks::AppWebhooks;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::domain::chat::app::{AppName, Identifier};
-use crate::domain::chat::command::{CommandName, DeclaredReads, FOLLOW_CHECK};
+use crate::domain::chat::command::{CommandName, DeclaredReads};
 use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
@@ -42,7 +42,7 @@ pub(crate) struct App {
     /// `upstream.max_in_flight`
     pub(super) max_in_flight: usize,
     /// What is cached and looked up.
-    pub(super) pairs: Arc<PairService>,
+    pub(super) relations: Arc<Relations>,
     /// What all calls of the app share.
     pub(super) chat: ChatClient,
     /// Its part in the fleet.
@@ -91,7 +91,7 @@ impl App {
             reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
             max_in_flight: config.upstream.max_in_flight,
-            pairs: Arc::new(PairService::new(&hash_key, config, quotas.of(FOLLOW_CHECK))),
+            relations: Arc::new(Relations::new(&hash_key, config, &quotas)),
             chat: ChatClient {
                 signer: Arc::new(ArcSwap::from_pointee(signer)),
                 quotas: Arc::new(quotas),
@@ -118,7 +118,7 @@ impl App {
             reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
             max_in_flight: config.upstream.max_in_flight,
-            pairs: Arc::clone(&self.pairs),
+            relations: Arc::clone(&self.relations),
             chat: ChatClient {
                 signer: Arc::clone(&self.chat.signer),
                 quotas: Arc::clone(&self.chat.quotas),

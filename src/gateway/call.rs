@@ -13,6 +13,7 @@ use super::app::App;
 use super::invalidation::WriteFence;
 use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
+use super::pairs::LookupId;
 use super::request::{CallContext, CallStats};
 use super::response::CallResult;
 use super::worker::AppWorker;
@@ -20,7 +21,6 @@ use crate::clock;
 use crate::domain::caller::QueueKey;
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::chat::envelope::Envelope;
-use crate::domain::pairs::lookups::BatchId;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect};
@@ -41,8 +41,8 @@ pub(super) struct CallSpec<'a> {
     pub write: Option<&'a PendingWrite>,
     /// Of the request that makes the call, if one request does.
     pub stats: Option<&'a CallStats>,
-    /// The batch of pairs that the call looks up, if it is a lookup.
-    pub batch: Option<BatchId>,
+    /// The pairs that the call looks up, if it is a lookup.
+    pub lookup: Option<LookupId>,
 }
 
 /// The pairs that a call may change, and whether the call has left.
@@ -86,8 +86,8 @@ impl AppWorker {
         let mut fence = None;
         let mut last = None;
         loop {
-            let batch = spec.batch;
-            let parent = spec.context.trace.map(|above| CallParent { above, batch, attempts: session.attempts() });
+            let lookup = spec.lookup;
+            let parent = spec.context.trace.map(|above| CallParent { above, lookup, attempts: session.attempts() });
             let started = clock::now();
             let acquired = match acquired.take() {
                 Some(acquired) => acquired,
@@ -101,7 +101,7 @@ impl AppWorker {
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
                     if let Some(write) = spec.write {
-                        fence.get_or_insert_with(|| WriteFence::new(&self.app.pairs, &write.scope));
+                        fence.get_or_insert_with(|| WriteFence::new(&self.app.relations, &write.scope));
                         write.sent.store(true, Ordering::Relaxed);
                     }
                     let deadline = spec.context.deadline.of_call(spec.kind);

@@ -3,16 +3,28 @@
 use std::sync::Arc;
 
 use super::app::{App, FleetHandle};
-use super::pairs::PairService;
-use crate::clock;
+use super::pairs::Relations;
+use crate::domain::chat::command::CommandName;
+use crate::domain::chat::webhook::Event;
 use crate::domain::pairs::scope::{Scope, ScopeKeys};
+use crate::domain::relation::changes;
 
 impl App {
+    /// Returns the pairs that a call may change; `None` if it changes no relation that is checked here or in the fleet.
+    pub(super) fn scope_of_write(&self, name: CommandName<'_>, body: &[u8]) -> Option<Scope> {
+        changes::of_write(self.relations.fenced(), name, body)
+    }
+
+    /// Reads the event that a webhook reports.
+    pub(crate) fn read_event(&self, command: &str, body: &[u8]) -> Event {
+        Event::read(self.relations.fenced(), command, body)
+    }
+
     /// Invalidates the pairs of a scope. Once this returns, no answer comes from a lookup that was sent before, neither
     /// from the cache nor from a lookup in flight. For `cache.write_settle` results about these pairs are not cached,
     /// as after a write.
     pub(crate) fn invalidate(&self, scope: &Scope) {
-        self.pairs.invalidate(&ScopeKeys::new(scope, &self.pairs.hasher));
+        self.relations.invalidate(&self.relations.keys(scope));
     }
 
     /// Invalidates the pairs of a scope here and in the other replicas. Once this returns, Redis has passed it on, or is
@@ -33,29 +45,23 @@ impl App {
     }
 }
 
-impl PairService {
-    fn invalidate(&self, keys: &ScopeKeys) {
-        keys.invalidate(&self.fence, &self.cache, clock::tick());
-    }
-}
-
 /// A write in flight: marks the pairs that it may change when the call leaves, and invalidates them when it has ended,
 /// however it ended.
 pub(super) struct WriteFence {
-    pairs: Arc<PairService>,
+    relations: Arc<Relations>,
     keys: ScopeKeys,
 }
 
 impl WriteFence {
-    pub(super) fn new(pairs: &Arc<PairService>, scope: &Scope) -> Self {
-        let keys = ScopeKeys::new(scope, &pairs.hasher);
-        keys.mark(&pairs.fence, clock::tick());
-        Self { pairs: Arc::clone(pairs), keys }
+    pub(super) fn new(relations: &Arc<Relations>, scope: &Scope) -> Self {
+        let keys = relations.keys(scope);
+        relations.mark(&keys);
+        Self { relations: Arc::clone(relations), keys }
     }
 }
 
 impl Drop for WriteFence {
     fn drop(&mut self) {
-        self.pairs.invalidate(&self.keys);
+        self.relations.invalidate(&self.keys);
     }
 }

@@ -8,7 +8,7 @@
 //! 4. *authorize* ([`access`]): what the caller may call.
 //! 5. *read the body*: whole, in time, within bounds.
 //! 6. *admit*: a slot among the requests in flight, and a deadline.
-//! 7. *answer*: a `follow_check` from the cache and from lookups (`pairs`), every other command by a call (`relay`).
+//! 7. *answer*: a check of pairs from the cache and from lookups (`pairs`), every other command by a call (`relay`).
 //! 8. *respond* (`response`), and record what happened (`observe`).
 //!
 //! Relayed calls and lookups both end in `call`, which signs and sends them. A relayed call takes its permit there. A
@@ -58,6 +58,7 @@ use http_body_util::Full;
 use self::deadline::Deadline;
 use self::directory::AppReference;
 use self::observe::access_log::RequestGuard;
+use self::pairs::PairService;
 use self::pairs::check::LookupOptions;
 use self::query::Query;
 use self::relay::RelayRequest;
@@ -67,10 +68,9 @@ use self::route::Route;
 use self::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
-use crate::domain::chat::command::FOLLOW_CHECK;
-use crate::domain::follow::request::{self as follow_request, Parsed, RequestError};
 use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, describe_bytes, is_too_deep};
 use crate::domain::json::scan;
+use crate::domain::relation::request::{Parsed, RequestError};
 use crate::error::GatewayError;
 use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
@@ -91,6 +91,13 @@ pub(crate) use self::worker::Worker;
 struct WholeBody {
     bytes: Bytes,
     buffered: CapacityGuard,
+}
+
+/// A request to check a relation.
+struct CheckBody<'a> {
+    head: &'a Parts,
+    headers: &'a RequestHeaders<'a>,
+    body: WholeBody,
 }
 
 /// A request that may be worked on now.
@@ -151,8 +158,9 @@ impl Worker {
         let timeout = deadline::caller_timeout(&headers)?;
         let body = pin!(self.read_body(head, body, context.started)).await?;
         let admitted = self.admit(connection, timeout, context)?;
-        if route.name == FOLLOW_CHECK {
-            return pin!(app.follow_check(head, &headers, body, admitted, context)).await;
+        if let Some(pairs) = app.app.relations.of(route.name) {
+            let request = CheckBody { head, headers: &headers, body };
+            return pin!(app.answer_check(pairs, request, admitted, context)).await;
         }
         check_object(&body.bytes)?;
         let request = relay_request(&headers, body, admitted, context);
@@ -213,19 +221,18 @@ impl Worker {
 }
 
 impl AppWorker {
-    /// Answers a `follow_check` from its pairs, or relays it if it has members that chatgate does not know.
-    async fn follow_check(
+    /// Answers a check from its pairs, or relays it if only Chat understands its body.
+    async fn answer_check(
         self: &Arc<Self>,
-        head: &Parts,
-        headers: &RequestHeaders<'_>,
-        body: WholeBody,
+        pairs: &Arc<PairService>,
+        CheckBody { head, headers, body }: CheckBody<'_>,
         admitted: Admitted,
         context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
         let directives =
             if headers.cache_control.is_present() { cache_control::read(&head.headers) } else { Default::default() };
-        let request = match follow_request::parse(&body.bytes, config.follow_check.max_to) {
+        let request = match pairs.kind.parse_request(&body.bytes, config.relation.max_to) {
             Ok(Parsed::Known(request)) => request,
             Ok(Parsed::Extended) => {
                 check_depth(&body.bytes)?;
@@ -235,7 +242,7 @@ impl AppWorker {
                 // A second handle on the bytes: the parser's result still borrows the first one.
                 let body = WholeBody { bytes: body.bytes.clone(), buffered: body.buffered };
                 let request = relay_request(headers, body, admitted, context);
-                let mut reply = pin!(self.relay(FOLLOW_CHECK, request)).await?;
+                let mut reply = pin!(self.relay(pairs.kind.check, request)).await?;
                 reply.cache_status = Some("chatgate; fwd=bypass".to_owned());
                 return Ok(reply);
             }
@@ -247,7 +254,7 @@ impl AppWorker {
         let explain = config.server.explain && headers.explain.single().is_some_and(|value| value == "1");
         let partial = headers.partial.single().is_some_and(|value| value == "1");
         let options = LookupOptions { directives, explain, partial, context: admitted.context };
-        pin!(self.check(&request, options, context)).await
+        pin!(self.check(pairs, &request, options, context)).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Relayed calls: every command but a `follow_check` that chatgate can answer. Bodies pass unchanged in both
+//! Relayed calls: every command but a check that chatgate can answer. Bodies pass unchanged in both
 //! directions.
 
 use std::pin::pin;
@@ -19,7 +19,6 @@ use super::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
-use crate::domain::follow::writes;
 use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::http::request_id::RequestId;
@@ -61,7 +60,7 @@ impl AppWorker {
             kind @ CommandKind::Write => {
                 let (app, known) = (Arc::clone(self), known.map(|known| known.name));
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
-                let pending = writes::scope(name, &request.body).map(PendingWrite::new).map(Arc::new);
+                let pending = self.app.scope_of_write(name, &request.body).map(PendingWrite::new).map(Arc::new);
                 let shared = pending.clone();
                 let write = async move {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was parsed before");
@@ -112,7 +111,7 @@ impl AppWorker {
             tokio::time::sleep(reserved.wait).await;
             stats.add_wait(reserved.wait);
         }
-        let spec = CallSpec { kind, context, caused_by: queue_key, write, stats: Some(&*stats), batch: None };
+        let spec = CallSpec { kind, context, caused_by: queue_key, write, stats: Some(&*stats), lookup: None };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);

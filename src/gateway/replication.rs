@@ -7,29 +7,35 @@ use std::sync::Arc;
 
 use super::app::{App, FleetHandle};
 use super::generation::Generations;
+use super::pairs::PairService;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::message;
-use crate::domain::follow::request::CheckRequest;
 use crate::domain::pairs::cache::CachedPair;
 use crate::domain::pairs::check::CheckSession;
 use crate::domain::pairs::lookups::CacheablePair;
 use crate::domain::pairs::pair::Pair;
 use crate::domain::pairs::scope::Scope;
-use crate::fleet::{Mode, OnInvalidation};
+use crate::domain::relation::RelationKind;
+use crate::domain::relation::request::CheckRequest;
+use crate::fleet::{FetchedPairs, Mode, OnInvalidation};
 
 impl AppWorker {
     /// Reads the pairs that are missing here from the cache of the fleet, and caches them.
-    pub(super) async fn read_from_fleet(&self, request: &CheckRequest<'_>, session: &CheckSession) {
-        let App { fleet, pairs, .. } = &*self.app;
-        let Some(FleetHandle { fleet, shared }) = fleet else { return };
+    pub(super) async fn read_from_fleet(
+        &self,
+        pairs: &PairService,
+        request: &CheckRequest<'_>,
+        session: &CheckSession,
+    ) {
+        let Some(FleetHandle { fleet, shared }) = &self.app.fleet else { return };
         if fleet.mode() == Mode::Disconnected || shared.ttl.is_zero() {
             return;
         }
         let missing: Vec<(usize, Pair)> = session.missing_accounts().collect();
         let to: Vec<&str> = missing.iter().map(|(account, _)| &*request.to[*account]).collect();
-        let found = fleet.read(shared, &request.from, &to).await;
+        let found = fleet.read(shared, pairs.kind, &request.from, &to).await;
         let now = clock::tick();
         for ((_, pair), found) in missing.iter().zip(found) {
             let Some((seen, sent)) = found else { continue };
@@ -43,7 +49,7 @@ impl AppWorker {
 
 impl App {
     /// Writes the pairs of one response to the cache of the fleet.
-    pub(super) fn publish_pairs(&self, cached: &[&CacheablePair]) {
+    pub(super) fn publish_pairs(&self, kind: &'static RelationKind, cached: &[&CacheablePair]) {
         let (Some(FleetHandle { fleet, shared }), Some(first)) = (&self.fleet, cached.first()) else { return };
         if shared.ttl.is_zero() {
             return;
@@ -51,7 +57,7 @@ impl App {
         let seen = |one: &&CacheablePair| one.pair.seen_from(one.cached.stored);
         let learned: Vec<_> = cached.iter().map(|cached| (&*cached.from, &*cached.to, seen(cached))).collect();
         // All of them came with one response.
-        fleet.store(shared, &learned, first.cached.sent);
+        fleet.store(shared, &FetchedPairs { kind, pairs: &learned, sent: first.cached.sent });
     }
 }
 

@@ -9,6 +9,7 @@ use crate::capacity::CapacityGuard;
 use crate::domain::pairs::check::LookupFailure;
 use crate::domain::pairs::directives::PairSources;
 use crate::domain::policy::outcome;
+use crate::domain::relation::RelationKind;
 use crate::error::{ERROR_CODE, GatewayError};
 use crate::upstream::ChatResponse;
 
@@ -53,7 +54,14 @@ pub(crate) struct Reply {
     /// 0 unless Chat returned an error.
     pub(crate) error_code: i64,
     /// Where the answers came from, if pairs were checked.
-    pub(crate) pairs: Option<PairSources>,
+    pub(crate) pairs: Option<CheckedPairs>,
+}
+
+/// The pairs of an answered check.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CheckedPairs {
+    pub(crate) kind: &'static RelationKind,
+    pub(crate) sources: PairSources,
 }
 
 impl Reply {

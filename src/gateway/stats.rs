@@ -11,6 +11,7 @@ use crate::domain::policy::failover::Side;
 use crate::domain::policy::parking::ParkReason;
 use crate::domain::policy::proxy::ProxyFailure;
 use crate::domain::quote::shorten;
+use crate::domain::relation::RelationKind;
 use crate::limits::QuotaStats;
 use crate::telemetry::metrics::UpstreamState;
 use crate::telemetry::metrics::callers::CallerTotals;
@@ -48,19 +49,26 @@ pub(crate) struct AppStats {
 impl App {
     /// Returns its state.
     pub(crate) fn stats(&self) -> AppStats {
-        let (pairs_waiting, pairs_queued) = {
-            let lookups = self.pairs.lookups();
-            (lookups.scheduler.waiting(), lookups.scheduler.queued())
-        };
+        let (mut pairs_waiting, mut pairs_queued) = (0, 0);
+        for service in self.relations.iter() {
+            let lookups = service.lookups();
+            pairs_waiting += lookups.scheduler.waiting();
+            pairs_queued += lookups.scheduler.queued();
+        }
         let (signature_issued_at, signature_lifetime) = self.chat.signer.load().validity();
         AppStats {
-            cache_pairs: self.pairs.cache.len(),
+            cache_pairs: self.relations.iter().map(|service| service.cache.len()).sum(),
             pairs_waiting,
             pairs_queued,
             calls_in_flight: self.max_in_flight.saturating_sub(self.chat.in_flight.available_permits()),
             signature_issued_at,
             signature_lifetime,
         }
+    }
+
+    /// Iterates over the relations that are enabled, each with its number of cached pairs, expired ones included.
+    pub(crate) fn cached_by_relation(&self) -> impl Iterator<Item = (&'static RelationKind, usize)> {
+        self.relations.iter().map(|service| (service.kind, service.cache.len()))
     }
 
     /// Returns where its calls go, and if not to the primary domain, why.

@@ -133,7 +133,7 @@ impl WebhookState {
         // A body that cannot be read means that something has changed and will not be reported again. It invalidates all
         // that its command may have changed.
         let bytes = read.as_ref().map_or(&b""[..], |(body, _)| body);
-        apply(app, Event::read(&claims.command, bytes), is_first).await;
+        apply(app, app.read_event(&claims.command, bytes), is_first).await;
         let Some(target) = config.forward.get(&app.name) else {
             read?;
             note_let_through(app, &claims.command);
@@ -206,7 +206,7 @@ fn note_let_through(app: &App, command: &str) {
 async fn apply(app: &App, event: Event, is_first: bool) {
     let name = &app.name;
     match event {
-        Event::Follow(scope) => {
+        Event::Relation(scope) => {
             app.invalidate_everywhere(&scope).await;
             tracing::debug!(app = %name, scope = scope.name(), "webhook invalidated cached pairs");
         }

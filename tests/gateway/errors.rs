@@ -111,7 +111,7 @@ fn chat_response(command: &str) -> String {
 #[tokio::test]
 async fn invalid_follow_check_fields_are_rejected() {
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("follow_check", "max_to = 150").start().await;
+    let gateway = Setup::new(&chat).set("relation", "max_to = 150").start().await;
     let too_many: Vec<String> = (0..151).map(|n| format!("u{n}")).collect();
     let repeated = vec!["same".to_owned(); 151];
     let long = "x".repeat(33);

@@ -9,8 +9,10 @@ use chatgate::config;
 use chatgate::domain::chat::app::{SdkAppId, SecretKey};
 use chatgate::domain::fleet::keys::FleetKeys;
 use chatgate::domain::pairs::pair::Relation;
-use chatgate::domain::pairs::scope::Scope;
-use chatgate::fleet::{Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
+use chatgate::domain::pairs::scope::{Scope, UserPairs};
+use chatgate::domain::relation::{FOLLOW, FRIEND, KINDS, RelationKind};
+use chatgate::domain::tick::Tick;
+use chatgate::fleet::{FetchedPairs, Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;
 use crate::support::{eventually, within};
@@ -50,8 +52,9 @@ fn follow_type(number: i64) -> Relation {
 /// Stores and reads a last pair, so that all earlier stores are done.
 async fn flush_stores(fleet: &Arc<Fleet>, shared: &FleetApp, name: &str) {
     eventually("a store", async || {
-        fleet.store(shared, &[("last", name, follow_type(0))], clock::tick());
-        fleet.read(shared, "last", &[name]).await.first().copied().flatten()
+        let pairs = &[("last", name, follow_type(0))];
+        fleet.store(shared, &FetchedPairs { kind: &FOLLOW, pairs, sent: clock::tick() });
+        fleet.read(shared, &FOLLOW, "last", &[name]).await.first().copied().flatten()
     })
     .await;
 }
@@ -60,34 +63,57 @@ async fn flush_stores(fleet: &Arc<Fleet>, shared: &FleetApp, name: &str) {
 async fn store_sent_before_an_invalidation_is_rejected() {
     let redis = Redis::start().await;
     let (fleet, shared) = (connect(&redis).await, shared());
-    let pairs = |from: &str, to: &str| Scope::Pairs { from: from.to_owned(), to: vec![to.to_owned()] };
+    // An invalidation concerns every relation.
+    for kind in KINDS {
+        reject_earlier_stores(kind, &fleet, &shared).await;
+    }
+}
+
+#[tokio::test]
+async fn entry_of_one_relation_answers_no_other() {
+    let redis = Redis::start().await;
+    let (fleet, shared) = (connect(&redis).await, shared());
+    flush_stores(&fleet, &shared, "before").await;
+    let pairs = &[("ann", "bob", follow_type(1))];
+    fleet.store(&shared, &FetchedPairs { kind: &FRIEND, pairs, sent: clock::tick() });
+    flush_stores(&fleet, &shared, "after").await;
+    for kind in KINDS {
+        let found = fleet.read(&shared, kind, "ann", &["bob"]).await.first().copied().flatten();
+        assert_eq!(found.is_some(), *kind == FRIEND, "{}", kind.name);
+    }
+}
+
+async fn reject_earlier_stores(kind: &'static RelationKind, fleet: &Arc<Fleet>, shared: &FleetApp) {
+    let listed = |from: &str, to: &str| UserPairs { from: from.to_owned(), to: vec![to.to_owned()] };
     let scopes = [
-        pairs("ann", "bob"),
-        pairs("bob", "ann"),
+        Scope::pairs_of("ann", &["bob"]),
+        Scope::pairs_of("bob", &["ann"]),
+        Scope::Pairs(vec![listed("eve", "ann"), listed("bob", "ann")]),
         Scope::Users(vec!["bob".into()]),
         Scope::Users(vec!["ann".into()]),
         Scope::All,
     ];
+    let store = |pairs: &[(&str, &str, Relation)], sent: Tick| fleet.store(shared, &FetchedPairs { kind, pairs, sent });
     for (round, scope) in scopes.iter().enumerate() {
-        flush_stores(&fleet, &shared, &format!("before-{round}")).await;
+        flush_stores(fleet, shared, &format!("before-{}-{round}", kind.name)).await;
         let sent = clock::tick();
-        fleet.store(&shared, &[("ann", "bob", follow_type(1)), ("cyd", "dan", follow_type(3))], sent);
-        let cached = async || fleet.read(&shared, "bob", &["ann"]).await.first().copied().flatten();
+        store(&[("ann", "bob", follow_type(1)), ("cyd", "dan", follow_type(3))], sent);
+        let cached = async || fleet.read(shared, kind, "bob", &["ann"]).await.first().copied().flatten();
         // The pair of the previous round has another relation.
         let stored = async || cached().await.filter(|(relation, _)| *relation != follow_type(0));
         let (relation, looked_up) = eventually("the pair is stored", stored).await;
         assert_eq!(relation, follow_type(2), "the flipped relation");
         assert!(looked_up <= sent, "a pair is never newer than its lookup");
-        fleet.invalidate(&shared, scope).await;
+        fleet.invalidate(shared, scope).await;
         assert_eq!(cached().await, None, "{scope:?}");
-        fleet.store(&shared, &[("ann", "bob", follow_type(1))], sent);
-        flush_stores(&fleet, &shared, &format!("after-{round}")).await;
+        store(&[("ann", "bob", follow_type(1))], sent);
+        flush_stores(fleet, shared, &format!("after-{}-{round}", kind.name)).await;
         assert_eq!(cached().await, None, "{scope:?}: a store sent earlier");
-        let others = fleet.read(&shared, "cyd", &["dan"]).await.first().copied().flatten();
+        let others = fleet.read(shared, kind, "cyd", &["dan"]).await.first().copied().flatten();
         assert_eq!(others.is_some(), *scope != Scope::All, "{scope:?}");
         // A pair looked up after the invalidation is stored again.
         eventually("the pair is stored again", async || {
-            fleet.store(&shared, &[("ann", "bob", follow_type(0))], clock::tick());
+            store(&[("ann", "bob", follow_type(0))], clock::tick());
             cached().await
         })
         .await;

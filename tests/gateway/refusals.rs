@@ -210,7 +210,7 @@ async fn half_closed_caller_gets_every_answer_that_is_ready() {
 async fn half_closed_caller_gets_a_long_answer_to_its_end() {
     let chat = FakeChat::start().await;
     // Longer than the buffer of a Unix socket.
-    let setup = Setup::new(&chat).set("follow_check", "max_to = 10000").timeout("60s");
+    let setup = Setup::new(&chat).set("relation", "max_to = 10000").timeout("60s");
     let socket = format!("unix:{}", setup.dir().join("data.sock").display());
     let gateway = setup.listen(&[&socket]).start().await;
     let names: Vec<String> = (0..10_000).map(|number| format!("{number:032}")).collect();

@@ -95,7 +95,7 @@ async fn twenty_reloads_under_load_fail_no_request() {
     let chat = FakeChat::start().await;
     chat.script(|call| (call.command() == READ).then(|| Reply::json(crate::support::graph::OK)));
     let setup = Setup::new(&chat).set("cache", r#"ttl = "1h""#);
-    let texts = [r#"max_to = 500"#, r#"max_to = 700"#].map(|line| format!("{}[follow_check]\n{line}\n", setup.text()));
+    let texts = [r#"max_to = 500"#, r#"max_to = 700"#].map(|line| format!("{}[relation]\n{line}\n", setup.text()));
     let gateway = setup.start().await;
     let load = Load::begin(&gateway);
     for times in 1..=20 {
@@ -201,10 +201,10 @@ async fn invalid_config_changes_nothing_and_is_logged() {
     let setup = Setup::new(&chat);
     let (text, dir) = (setup.text(), setup.dir().to_owned());
     let gateway = setup.start().await;
-    rewrite(&gateway, &format!("{text}[follow_check]\nmax_to = 0\n[cache]\nttl = 'soon'\n"));
+    rewrite(&gateway, &format!("{text}[relation]\nmax_to = 0\n[cache]\nttl = 'soon'\n"));
     let response = reload(&gateway).await;
     assert_eq!(response.status, 400, "{response:?}");
-    assert!(response.text().contains("follow_check.max_to") && response.text().contains("cache.ttl"), "{response:?}");
+    assert!(response.text().contains("relation.max_to") && response.text().contains("cache.ttl"), "{response:?}");
     gateway.signal("HUP");
     let logged =
         async || (count_in_log(&gateway, "reload failed; keeping the current configuration") >= 4).then_some(());

@@ -141,7 +141,7 @@ async fn write_in_flight_survives_reloads_and_invalidates_its_pair() {
     writing.send(TestRequest::command("follow/follow_add").body(body).bytes()).await;
     chat.wait_for_calls(before + 1).await;
     for max_to in [500, 700] {
-        reload(&gateway, &format!("{text}[follow_check]\nmax_to = {max_to}\n")).await;
+        reload(&gateway, &format!("{text}[relation]\nmax_to = {max_to}\n")).await;
     }
     gate.open();
     assert_eq!(writing.read_response().await.json()["ErrorCode"], 0);

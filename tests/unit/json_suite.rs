@@ -7,7 +7,8 @@ use serde::de::IgnoredAny;
 
 use super::object::{describe, is_too_deep, read};
 use super::scan::{integer, is_object};
-use crate::domain::follow::request::{Parsed, RequestError, parse};
+use crate::domain::relation::FOLLOW;
+use crate::domain::relation::request::{Parsed, RequestError};
 use suites::json_texts;
 
 /// Returns whether the general parser accepts the text.
@@ -31,7 +32,7 @@ fn readers_follow_the_suite_for_a_value_of_any_kind() {
         assert!(kind != "y_" || is_object(&wrapped), "{name}");
         let numbered = [b"{\"n\":7,\"X\":", &*case.bytes, b"}"].concat();
         assert!(kind != "n_" || integer(&numbered, b"n").is_none(), "{name}");
-        match parse(&wrapped, 100) {
+        match FOLLOW.parse_request(&wrapped, 100) {
             Ok(parsed) => assert!(is_valid && parsed == Parsed::Extended, "{name}: {parsed:?}"),
             Err(RequestError::NotJson(problem)) => {
                 assert!(kind != "y_", "{name}: {problem}");
@@ -52,7 +53,11 @@ fn readers_follow_the_suite_for_a_whole_body() {
         }
         assert_eq!(is_object(body), is_valid_object, "{name}");
         assert_eq!(read::<serde_json::Map<String, serde_json::Value>>(body).is_some(), is_valid_object, "{name}");
-        assert_eq!(matches!(parse(body, 100), Err(RequestError::NotJson(_))), !is_valid_object, "{name}");
+        assert_eq!(
+            matches!(FOLLOW.parse_request(body, 100), Err(RequestError::NotJson(_))),
+            !is_valid_object,
+            "{name}"
+        );
     }
 }
 

@@ -3,13 +3,13 @@ use std::collections::BTreeMap;
 use super::super::fence::Fence;
 use super::super::pair::UserHasher;
 use super::*;
-use crate::domain::follow::response::parse_items;
+use crate::domain::relation::FOLLOW;
 
 const ANN: QueueKey = QueueKey(1);
 const BEN: QueueKey = QueueKey(2);
 
 pub(super) fn options(caller: QueueKey) -> JoinOptions {
-    JoinOptions { caller, join: true, keep: true }
+    JoinOptions { caller, join: true, keep: true, sides: Sides::Both }
 }
 
 pub(super) fn pair(from: &str, to: &str) -> Pair {
@@ -35,7 +35,7 @@ fn enqueue(scheduler: &mut LookupScheduler, caller: QueueKey, from: &str, to: &[
 }
 
 fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
-    let call = scheduler.next_batch(100, at(now))?;
+    let call = scheduler.next_batch(at(now))?;
     Some((call.id, call.from.to_string(), call.to.iter().map(ToString::to_string).collect()))
 }
 
@@ -49,7 +49,7 @@ fn following(to: &[String]) -> String {
 }
 
 fn complete(scheduler: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
-    let items = parse_items(body.as_bytes()).expect("items");
+    let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked).0
 }
 
@@ -62,7 +62,7 @@ fn relation(result: &PairResult, pair: Pair) -> Option<u8> {
 
 #[test]
 fn single_request_is_a_single_call_in_its_direction() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let (ticket, joined) = enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
     assert_eq!(joined, [false, false]);
     let (call, from, to) = next(&mut scheduler, 1).expect("a call");
@@ -78,7 +78,7 @@ fn single_request_is_a_single_call_in_its_direction() {
 
 #[test]
 fn pair_in_flight_is_joined_from_either_side() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let (first, _) = enqueue(&mut scheduler, ANN, "ann", &["bob"]);
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
     let (second, joined) = enqueue(&mut scheduler, BEN, "bob", &["ann"]);
@@ -93,7 +93,7 @@ fn pair_in_flight_is_joined_from_either_side() {
 
 #[test]
 fn pairs_of_one_star_are_batched_from_the_star() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let names: Vec<String> = (0..150).map(|n| format!("fan{n:03}")).collect();
     for name in &names {
         enqueue(&mut scheduler, ANN, name, &["star"]);
@@ -118,7 +118,7 @@ fn feeds(count: usize) -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn star_of_many_feeds_gets_no_call_of_its_own() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     for (viewer, accounts) in feeds(200) {
         let accounts: Vec<&str> = accounts.iter().map(String::as_str).collect();
         enqueue(&mut scheduler, ANN, &viewer, &accounts);
@@ -129,7 +129,7 @@ fn star_of_many_feeds_gets_no_call_of_its_own() {
 
 #[test]
 fn pairs_of_stars_only_are_batched_from_the_stars() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     for (viewer, accounts) in feeds(200) {
         enqueue(&mut scheduler, ANN, &viewer, &[&accounts[0], &accounts[1]]);
     }
@@ -139,7 +139,7 @@ fn pairs_of_stars_only_are_batched_from_the_stars() {
 
 #[test]
 fn without_flip_pairs_keep_their_direction() {
-    let mut scheduler = LookupScheduler::new(false);
+    let mut scheduler = LookupScheduler::new(false, 100);
     for name in ["a", "b", "c"] {
         enqueue(&mut scheduler, ANN, name, &["star"]);
     }
@@ -151,7 +151,7 @@ fn without_flip_pairs_keep_their_direction() {
 
 #[test]
 fn callers_are_served_round_robin() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     for n in 0..50 {
         enqueue(&mut scheduler, ANN, &format!("a{n}"), &[&format!("b{n}")]);
     }
@@ -163,7 +163,7 @@ fn callers_are_served_round_robin() {
 
 #[test]
 fn failed_item_of_a_flipped_lookup_is_looked_up_as_requested() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let fans: Vec<Ticket> =
         ["a", "b", "c"].iter().map(|name| enqueue(&mut scheduler, ANN, name, &["star"]).0).collect();
     let (call, from, _) = next(&mut scheduler, 1).expect("a call");
@@ -185,7 +185,7 @@ fn failed_item_of_a_flipped_lookup_is_looked_up_as_requested() {
 
 #[test]
 fn rejected_shared_call_is_repeated_for_each_request() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let fans: Vec<Ticket> = (0..5).map(|n| enqueue(&mut scheduler, ANN, &format!("fan{n}"), &["star"]).0).collect();
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
     let (results, _) = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
@@ -201,7 +201,7 @@ fn rejected_shared_call_is_repeated_for_each_request() {
 
 #[test]
 fn requests_merged_into_a_call_in_flight_share_it() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     enqueue(&mut scheduler, ANN, "ann", &["bob"]);
     let (first, _, to) = next(&mut scheduler, 1).expect("a call");
     // A write marks the pair at 2, so the second request makes a call of its own.
@@ -211,7 +211,7 @@ fn requests_merged_into_a_call_in_flight_share_it() {
     assert_eq!(joined, [false]);
     // The first call is from before the write, so its request waits for the second call too.
     let body = following(&to);
-    let items = parse_items(body.as_bytes()).expect("items");
+    let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     assert!(scheduler.complete(first, &BatchOutcome::Answered(&items), marked).0.is_empty());
     assert!(next(&mut scheduler, 4).is_none());
     let (results, _) = scheduler.complete(second, &BatchOutcome::RejectedArguments, marked);
@@ -221,7 +221,7 @@ fn requests_merged_into_a_call_in_flight_share_it() {
 
 #[test]
 fn rejected_unshared_call_and_failed_calls_fail_at_once() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
     assert_eq!(scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked).0.len(), 2);
@@ -234,12 +234,12 @@ fn rejected_unshared_call_and_failed_calls_fail_at_once() {
 
 #[test]
 fn omitted_and_contradictory_items_are_malformed() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd", "dan"]);
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
     let body = r#"{"ResultItem":[{"To_Account":"cyd","ResultCode":0,"FollowType":1},{"To_Account":"cyd","ResultCode":0,"FollowType":2},
         {"To_Account":"eve","ResultCode":0,"FollowType":1},{"To_Account":"dan","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
-    let items = parse_items(body.as_bytes()).expect("items");
+    let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     let (results, cacheable) = scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked);
     let mut malformed: Vec<_> =
         results.iter().filter(|one| one.result == PairResult::Malformed).map(|one| one.slot).collect();
@@ -250,7 +250,7 @@ fn omitted_and_contradictory_items_are_malformed() {
 
 #[test]
 fn cancel_drops_only_pairs_without_other_waiters() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let (first, _) = enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
     let (second, joined) = enqueue(&mut scheduler, BEN, "ann", &["bob"]);
     assert_eq!(joined, [true]);
@@ -265,7 +265,7 @@ fn cancel_drops_only_pairs_without_other_waiters() {
 
 #[test]
 fn waiting_pairs_are_bounded_in_total_and_per_caller() {
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut tickets = Vec::new();
@@ -285,7 +285,7 @@ fn waiting_pairs_are_bounded_in_total_and_per_caller() {
 fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     let fence = Fence::default();
     let mark = |pair: Pair| fence.last_mark(pair);
-    let mut scheduler = LookupScheduler::new(true);
+    let mut scheduler = LookupScheduler::new(true, 100);
     let ab = pair("ann", "bob");
     let (first, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), mark).expect("room");
     let (old, _, to) = next(&mut scheduler, 10).expect("a call");
@@ -293,14 +293,14 @@ fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     let (second, joined) = scheduler.enqueue(options(BEN), &wanted("bob", &["ann"]), mark).expect("room");
     assert_eq!(joined, [false]);
     let body = following(&to);
-    let items = parse_items(body.as_bytes()).expect("items");
+    let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     let (results, cacheable) = scheduler.complete(old, &BatchOutcome::Answered(&items), mark);
     assert_eq!((results.len(), cacheable.len()), (0, 0));
     let (new, from, to) = next(&mut scheduler, 30).expect("another lookup");
     assert!(next(&mut scheduler, 30).is_none(), "one lookup for both");
     let response = serde_json::json!({"ResultItem":[{"To_Account":to[0],"ResultCode":0,"FollowType":3}],"ErrorCode":0});
     let body = response.to_string();
-    let items = parse_items(body.as_bytes()).expect("items");
+    let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     let (results, cacheable) = scheduler.complete(new, &BatchOutcome::Answered(&items), mark);
     assert_eq!(from, "bob");
     let mut tickets: Vec<_> = results.iter().map(|one| one.ticket).collect();

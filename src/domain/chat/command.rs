@@ -13,14 +13,35 @@ use crate::domain::quote::looks_like_key;
 const SEGMENT_LEN_MAX: usize = 64;
 
 /// The command that callers use most, and that the cache answers.
-pub const FOLLOW_CHECK: CommandName<'static> = CommandName { service: "follow", command: "follow_check" };
+pub const FOLLOW_CHECK: CommandName<'static> = named("follow", "follow_check");
 /// A write that adds follow relations.
-pub const FOLLOW_ADD: CommandName<'static> = CommandName { service: "follow", command: "follow_add" };
+pub const FOLLOW_ADD: CommandName<'static> = named("follow", "follow_add");
 /// A write that removes follow relations.
-pub const FOLLOW_DELETE: CommandName<'static> = CommandName { service: "follow", command: "follow_delete" };
+pub const FOLLOW_DELETE: CommandName<'static> = named("follow", "follow_delete");
+/// Checks whether users are in each other's friend lists.
+pub const FRIEND_CHECK: CommandName<'static> = named("sns", "friend_check");
+/// A write that adds friends.
+pub const FRIEND_ADD: CommandName<'static> = named("sns", "friend_add");
+/// A write that adds friends, without a webhook.
+pub const FRIEND_IMPORT: CommandName<'static> = named("sns", "friend_import");
+/// A write that removes friends.
+pub const FRIEND_DELETE: CommandName<'static> = named("sns", "friend_delete");
+/// A write that removes every friend of its user.
+pub const FRIEND_DELETE_ALL: CommandName<'static> = named("sns", "friend_delete_all");
+/// Checks whether users are in each other's blocklists.
+pub const BLACK_LIST_CHECK: CommandName<'static> = named("sns", "black_list_check");
+/// A write that blocks users.
+pub const BLACK_LIST_ADD: CommandName<'static> = named("sns", "black_list_add");
+/// A write that unblocks users.
+pub const BLACK_LIST_DELETE: CommandName<'static> = named("sns", "black_list_delete");
 /// A write that removes every relation of its users.
-pub const ACCOUNT_DELETE: CommandName<'static> =
-    CommandName { service: "im_open_login_svc", command: "account_delete" };
+pub const ACCOUNT_DELETE: CommandName<'static> = named("im_open_login_svc", "account_delete");
+/// A write that removes the account of a chatbot.
+pub const DELETE_ROBOT: CommandName<'static> = named("openim_robot_http_svc", "delete_robot");
+
+const fn named(service: &'static str, command: &'static str) -> CommandName<'static> {
+    CommandName { service, command }
+}
 
 /// The two path segments after `/v4/`, each `[A-Za-z0-9_]{1,64}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -231,7 +252,7 @@ mod tests {
         let lines = include_str!("commands.csv").lines().count() - 1;
         assert_eq!(KNOWN_COMMANDS.len(), lines);
         assert_eq!(ROWS.len(), lines, "a command is listed twice");
-        for name in [FOLLOW_CHECK, FOLLOW_ADD, FOLLOW_DELETE, ACCOUNT_DELETE] {
+        for name in [FOLLOW_CHECK, FOLLOW_ADD, FOLLOW_DELETE, ACCOUNT_DELETE, DELETE_ROBOT] {
             assert!(name.known().is_some(), "{name}");
         }
     }

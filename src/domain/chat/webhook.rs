@@ -16,9 +16,9 @@ use zeroize::Zeroizing;
 
 use super::app::SdkAppId;
 use super::command::CommandName;
-use crate::domain::follow::writes::event_scope;
 use crate::domain::json::object;
 use crate::domain::pairs::scope::Scope;
+use crate::domain::relation::{RelationKind, changes};
 
 /// Maximum number of digits of a `RequestTime`. Seconds since 1970 have ten.
 const TIME_LEN_MAX: usize = 20;
@@ -145,8 +145,8 @@ fn digits(text: &str) -> Option<u64> {
 /// The effect of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A user followed or unfollowed others: invalidate these pairs.
-    Follow(Scope),
+    /// A relation of users has changed: invalidate these pairs.
+    Relation(Scope),
     /// A rate-limit alert: a command is close to its limit ("Alarm webhook", 1047/60256).
     OverLimit {
         /// `service/command`, in or outside the built-in table.
@@ -159,15 +159,13 @@ pub enum Event {
 }
 
 impl Event {
-    /// Reads the event that the query names. If the pairs of a follow event cannot be read with certainty, the scope
-    /// widens.
-    pub fn read(command: &str, body: &[u8]) -> Self {
-        match command {
-            "Follow.CallbackAfterFollowAdd" => Event::Follow(event_scope(true, body)),
-            "Follow.CallbackAfterFollowDelete" => Event::Follow(event_scope(false, body)),
-            "Alert.RequestOverLimit" => over_limit(body).unwrap_or(Event::Other),
-            _ => Event::Other,
+    /// Reads the event that the query names, as far as it concerns these relations. If its pairs cannot be read with
+    /// certainty, the scope widens.
+    pub fn read(kinds: &[&RelationKind], command: &str, body: &[u8]) -> Self {
+        if command == "Alert.RequestOverLimit" {
+            return over_limit(body).unwrap_or(Event::Other);
         }
+        changes::of_event(kinds, command, body).map_or(Event::Other, Event::Relation)
     }
 }
 
@@ -188,6 +186,7 @@ fn over_limit(body: &[u8]) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::relation::FOLLOW;
 
     const SIGN: &str = "17773bc39a671d7b9aa835458704d2a6db81360a5940292b587d6d760d484061";
     const NOW: Duration = Duration::from_secs(1_669_872_112);
@@ -275,19 +274,20 @@ mod tests {
     #[test]
     fn follow_events_name_pairs_and_others_have_no_effect() {
         let added = br#"{"From_Account":"ann","FollowList":[{"To_Account":"bob"}]}"#;
-        let pairs = Scope::Pairs { from: "ann".into(), to: vec!["bob".into()] };
-        assert_eq!(Event::read("Follow.CallbackAfterFollowAdd", added), Event::Follow(pairs.clone()));
+        let pairs = Scope::pairs_of("ann", &["bob"]);
+        let read = |command: &str, body: &[u8]| Event::read(&[&FOLLOW], command, body);
+        assert_eq!(read("Follow.CallbackAfterFollowAdd", added), Event::Relation(pairs.clone()));
         let deleted = br#"{"From_Account":"ann","To_Account":["bob"]}"#;
-        assert_eq!(Event::read("Follow.CallbackAfterFollowDelete", deleted), Event::Follow(pairs));
-        assert_eq!(Event::read("Follow.CallbackAfterFollowDelete", b"\xff"), Event::Follow(Scope::All));
+        assert_eq!(read("Follow.CallbackAfterFollowDelete", deleted), Event::Relation(pairs));
+        assert_eq!(read("Follow.CallbackAfterFollowDelete", b"\xff"), Event::Relation(Scope::All));
         for other in ["", "follow.callbackafterfollowadd", "State.StateChange", "Follow.CallbackAfterFollowAdd "] {
-            assert_eq!(Event::read(other, added), Event::Other, "{other}");
+            assert_eq!(read(other, added), Event::Other, "{other}");
         }
     }
 
     #[test]
     fn rate_alert_names_a_command_and_its_limit() {
-        let read = |body: &str| Event::read("Alert.RequestOverLimit", body.as_bytes());
+        let read = |body: &str| Event::read(&[], "Alert.RequestOverLimit", body.as_bytes());
         let alert =
             r#"{"CallbackCommand":"x","ServiceName":"follow","Command":"follow_check","Request":170,"Limit":200}"#;
         let limit = NonZeroU32::new(200).expect("not 0");

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::domain::chat::app::{SdkAppId, SecretKey};
 use crate::domain::pairs::pair::{Pair, PairKey, UserHasher};
+use crate::domain::relation::RelationKind;
 
 /// The keys of one app.
 pub struct FleetKeys {
@@ -62,9 +63,10 @@ impl FleetKeys {
         self.users.user(user).bytes()
     }
 
-    /// Returns the tag that shows that a replica wrote an entry for this pair.
-    pub(super) fn tag(&self, pair: PairKey, word: u64) -> u64 {
+    /// Returns the tag that shows that a replica wrote an entry for this pair and relation.
+    pub(super) fn tag(&self, kind: &RelationKind, pair: PairKey, word: u64) -> u64 {
         let mut hasher = self.entries;
+        hasher.write(&[kind.fleet_letter]);
         hasher.write(&pair.bytes());
         hasher.write(&word.to_be_bytes());
         hasher.finish()

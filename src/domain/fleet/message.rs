@@ -6,33 +6,46 @@ use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use serde::{Deserialize, Serialize};
 
 use super::keys::FleetKeys;
-use crate::domain::pairs::scope::Scope;
+use crate::domain::pairs::scope::{Scope, UserPairs};
 
-/// With more pairs, the message names all pairs of the user that they have in common.
+/// With more pairs, the message names all pairs of the users that they have in common.
 const PAIRS_MAX: usize = 500;
 /// With more users, the message names the whole app.
 const USERS_MAX: usize = 100;
 
 #[derive(Serialize, Deserialize)]
 enum DecodedMessage {
-    Pairs { from: String, to: Vec<String> },
+    Pairs(Vec<DecodedPairs>),
     Users(Vec<String>),
     All,
 }
 
+#[derive(Serialize, Deserialize)]
+struct DecodedPairs {
+    from: String,
+    to: Vec<String>,
+}
+
 /// Returns the scope, or the next wider one that fits the maximum length of a message.
 pub(crate) fn bounded(scope: &Scope) -> Scope {
-    match scope {
-        Scope::Pairs { from, to } if to.len() > PAIRS_MAX => Scope::Users(vec![from.clone()]),
-        Scope::Users(users) if users.len() > USERS_MAX => Scope::All,
+    let widened = match scope {
+        Scope::Pairs(pairs) if pairs.iter().map(|pairs| pairs.to.len()).sum::<usize>() > PAIRS_MAX => {
+            Scope::Users(pairs.iter().map(|pairs| pairs.from.clone()).collect())
+        }
         scope => scope.clone(),
+    };
+    match widened {
+        Scope::Users(users) if users.len() > USERS_MAX => Scope::All,
+        scope => scope,
     }
 }
 
 /// Encrypts a scope. A nonce must never repeat; 96 random bits do not.
 pub(crate) fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
     let message = match scope.clone() {
-        Scope::Pairs { from, to } => DecodedMessage::Pairs { from, to },
+        Scope::Pairs(pairs) => {
+            DecodedMessage::Pairs(pairs.into_iter().map(|UserPairs { from, to }| DecodedPairs { from, to }).collect())
+        }
         Scope::Users(users) => DecodedMessage::Users(users),
         Scope::All => DecodedMessage::All,
     };
@@ -49,7 +62,9 @@ pub(crate) fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let message = serde_json::from_slice(keys.events.open_in_place(nonce, Aad::empty(), &mut text).ok()?).ok()?;
     Some(match message {
-        DecodedMessage::Pairs { from, to } => Scope::Pairs { from, to },
+        DecodedMessage::Pairs(pairs) => {
+            Scope::Pairs(pairs.into_iter().map(|DecodedPairs { from, to }| UserPairs { from, to }).collect())
+        }
         DecodedMessage::Users(users) => Scope::Users(users),
         DecodedMessage::All => Scope::All,
     })
@@ -64,7 +79,8 @@ mod tests {
     fn message_opens_only_with_its_key() {
         let keys = for_test("secret", 1);
         for scope in [
-            Scope::Pairs { from: "ann".into(), to: vec!["bob".into(), "日本".into()] },
+            Scope::pairs_of("ann", &["bob", "日本"]),
+            Scope::Pairs(["ann", "bob"].map(|from| UserPairs { from: from.into(), to: vec!["cyd".into()] }).into()),
             Scope::Users(vec!["ann".into()]),
             Scope::All,
         ] {
@@ -82,9 +98,15 @@ mod tests {
     #[test]
     fn long_scope_is_widened() {
         let names = |count: usize| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
-        let pairs = |count| Scope::Pairs { from: "ann".into(), to: names(count) };
+        let pairs = |count| Scope::Pairs(vec![UserPairs { from: "ann".into(), to: names(count) }]);
+        let mixed = |count: usize| {
+            let pair = |from| UserPairs { from, to: names(PAIRS_MAX / count + 1) };
+            Scope::Pairs(names(count).into_iter().map(pair).collect())
+        };
         assert_eq!(bounded(&pairs(PAIRS_MAX)), pairs(PAIRS_MAX));
         assert_eq!(bounded(&pairs(PAIRS_MAX + 1)), Scope::Users(vec!["ann".into()]));
+        assert_eq!(bounded(&mixed(USERS_MAX)), Scope::Users(names(USERS_MAX)));
+        assert_eq!(bounded(&mixed(USERS_MAX + 1)), Scope::All);
         assert_eq!(bounded(&Scope::Users(names(USERS_MAX + 1))), Scope::All);
     }
 }

@@ -1,5 +1,6 @@
 //! Strict JSON objects.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::Utf8Error;
@@ -7,8 +8,9 @@ use std::str::Utf8Error;
 use memchr::{memchr2, memchr2_iter};
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
+use serde_json::value::RawValue;
 
 /// Reads `T` from an object only: a derived implementation would also accept an array of the right length.
 #[derive(Debug)]
@@ -40,6 +42,48 @@ impl<'a, T: Deserialize<'a>> Visitor<'a> for ObjectVisitor<T> {
 pub fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     let text = std::str::from_utf8(json).ok()?;
     serde_json::from_str(text).ok().map(|Object(read)| read)
+}
+
+/// Returns the values of these members of an object, `None` for each that is missing; `None` for anything but one object
+/// with nothing after it, and if one of the members is repeated.
+pub fn members<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Option<[Option<&'a RawValue>; N]> {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    let members = NamedMembers(names).deserialize(&mut reader).ok()?;
+    reader.end().is_ok().then_some(members)
+}
+
+/// A string. It borrows if there are no escapes; serde's own `Cow` always copies.
+#[derive(Debug, Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+struct NamedMembers<'n, const N: usize>([&'n str; N]);
+
+impl<'a, const N: usize> DeserializeSeed<'a> for NamedMembers<'_, N> {
+    type Value = [Option<&'a RawValue>; N];
+
+    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'a, const N: usize> Visitor<'a> for NamedMembers<'_, N> {
+    type Value = [Option<&'a RawValue>; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut members = [None; N];
+        while let Some(Text(name)) = map.next_key()? {
+            match self.0.iter().position(|wanted| *wanted == name) {
+                None => drop(map.next_value::<IgnoredAny>()?),
+                Some(at) if members[at].is_none() => members[at] = Some(map.next_value()?),
+                Some(_) => return Err(M::Error::custom("a repeated member")),
+            }
+        }
+        Ok(members)
+    }
 }
 
 /// Describes why JSON cannot be read, without repeating any of it: the parser's own text about a value of another type

@@ -17,7 +17,7 @@ use super::directives::{CacheDirectives, Freshness, PairSources, Source};
 use super::fence::Fence;
 use super::item::{Item, MissingReason};
 use super::lookups::{JoinOptions, PairResult, Wanted};
-use super::pair::Pair;
+use super::pair::{Pair, Sides};
 use crate::domain::caller::QueueKey;
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
@@ -44,6 +44,8 @@ pub(crate) struct CheckOptions {
     pub stale_if_error: Duration,
     /// Whether pairs that are missing for lack of time or quota are answered as missing (`Chatgate-Partial`).
     pub partial: bool,
+    /// What the request asks of each pair.
+    pub sides: Sides,
 }
 
 /// How a lookup failed, as far as it matters for the answer.
@@ -226,8 +228,8 @@ impl CheckSession {
 
     /// Returns how its lookups may be shared with those of others.
     pub(crate) fn join_options(&self, caller: QueueKey) -> JoinOptions {
-        let directives = &self.options.directives;
-        JoinOptions { caller, join: directives.may_join(), keep: !directives.no_store }
+        let CheckOptions { directives, sides, .. } = &self.options;
+        JoinOptions { caller, join: directives.may_join(), keep: !directives.no_store, sides: *sides }
     }
 
     /// Returns the positions of the accounts that have no answer.

@@ -1,15 +1,12 @@
 //! The items of a response from Chat, as plain values: what it says of each account.
 //!
-//! A command's own module reads them from Chat's JSON, such as [`crate::domain::follow::response`].
+//! [`crate::domain::relation::response`] reads them from Chat's JSON.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::pair::Relation;
-
-/// Maximum number of accounts in one call (vendor page 1047/70349).
-pub const CALL_ACCOUNTS_MAX: usize = 100;
 
 /// The result for one account.
 #[derive(Debug, Clone, PartialEq, Eq)]

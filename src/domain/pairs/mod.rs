@@ -1,8 +1,7 @@
 //! The pair engine: cached pairs, the fence, and scheduled lookups.
 //!
 //! The engine knows users, pairs, and a [`Relation`](pair::Relation) of two bits. It knows no command of Chat and no
-//! JSON. A command that checks pairs has a module of its own, which reads requests, writes responses, and names the
-//! pairs that a write changes: today [`follow`](super::follow), later its siblings.
+//! JSON: [`relation`](super::relation) has what Chat says of each relation.
 //!
 //! ```text
 //!   request ──> pair ──> cache (known pairs) ──> response

@@ -4,9 +4,9 @@ use siphasher::sip128::SipHasher13;
 
 /// The relation of two users, seen from the first: one bit for each direction.
 ///
-/// Bit 1 is set if the first user has the relation to the second, bit 0 if the second has it to the first. For
-/// `follow_check` it is the vendor's `FollowType` (vendor page "Verifying Follow Relationships", 1047/70349): bit 1 is
-/// "I follow the other user", bit 0 is "the other user follows me".
+/// Bit 1 is set if the first user has the relation to the second, bit 0 if the second has it to the first. The number is
+/// the vendor's `FollowType` (vendor page "Verifying Follow Relationships", 1047/70349). Chat's texts for friends and
+/// blocklists say the same of A and B: `AWithB` is bit 1, `BWithA` is bit 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Relation(u8);
 
@@ -25,6 +25,24 @@ impl Relation {
     pub const fn flipped(self) -> Self {
         Self((self.0 >> 1) | ((self.0 & 1) << 1))
     }
+
+    /// Returns it with only the bits that were asked for; the other one is 0.
+    pub const fn restricted_to(self, sides: Sides) -> Self {
+        match sides {
+            Sides::Both => self,
+            Sides::First => Self(self.0 & 2),
+        }
+    }
+}
+
+/// Which bits of a relation a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Sides {
+    /// Both bits.
+    #[default]
+    Both,
+    /// Only whether the first user has the relation to the second.
+    First,
 }
 
 /// A user of one app, as a keyed hash of 128 bits.

@@ -9,23 +9,33 @@ use crate::domain::tick::Tick;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// These pairs, in both directions.
-    Pairs {
-        /// The user that all of them have in common.
-        from: String,
-        /// The other users.
-        to: Vec<String>,
-    },
+    Pairs(Vec<UserPairs>),
     /// Every pair of these users.
     Users(Vec<String>),
     /// Every pair of the app.
     All,
 }
 
+/// Pairs of one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserPairs {
+    /// The user that all of them have in common.
+    pub from: String,
+    /// The other users.
+    pub to: Vec<String>,
+}
+
 impl Scope {
+    /// Returns the pairs of one user with others.
+    pub fn pairs_of(from: &str, to: &[&str]) -> Self {
+        let to = to.iter().copied().map(str::to_owned).collect();
+        Scope::Pairs(vec![UserPairs { from: from.to_owned(), to }])
+    }
+
     /// Returns its kind as the admin API and the logs show it: `pairs`, `user`, or `all`.
     pub fn name(&self) -> &'static str {
         match self {
-            Scope::Pairs { .. } => "pairs",
+            Scope::Pairs(_) => "pairs",
             Scope::Users(_) => "user",
             Scope::All => "all",
         }
@@ -46,9 +56,11 @@ impl ScopeKeys {
         let user = |name: &String| hasher.user(name);
         let mut keys = Self { pairs: Vec::new(), users: Vec::new(), all: false };
         match scope {
-            Scope::Pairs { from, to } => {
-                let from = user(from);
-                keys.pairs = to.iter().map(|to| Pair { from, to: user(to) }.key()).collect();
+            Scope::Pairs(pairs) => {
+                for UserPairs { from, to } in pairs {
+                    let from = user(from);
+                    keys.pairs.extend(to.iter().map(|to| Pair { from, to: user(to) }.key()));
+                }
             }
             Scope::Users(names) => keys.users = names.iter().map(user).collect(),
             Scope::All => keys.all = true,
@@ -65,10 +77,9 @@ impl ScopeKeys {
         }
     }
 
-    /// Marks the fence and removes cached pairs. The fence alone keeps the promise; removing only frees what can
-    /// never be read again.
-    pub fn invalidate(&self, fence: &Fence, cache: &PairCache, now: Tick) {
-        self.mark(fence, now);
+    /// Removes its pairs from a cache, after [`ScopeKeys::mark`]. The fence alone keeps the promise; removing only frees
+    /// what can never be read again.
+    pub fn remove_from(&self, cache: &PairCache) {
         self.pairs.iter().for_each(|pair| cache.remove(*pair));
     }
 }

@@ -8,10 +8,12 @@ use tracing::Level;
 
 use super::spans::RequestEnd;
 use crate::clock;
+use crate::domain::pairs::directives::PairSources;
+use crate::domain::relation::RelationKind;
 use crate::error::GatewayError;
 use crate::gateway::Gateway;
 use crate::gateway::request::{RequestContext, RequestCost, RequestRecord};
-use crate::gateway::response::Reply;
+use crate::gateway::response::{CheckedPairs, Reply};
 use crate::gateway::worker::Worker;
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
@@ -28,6 +30,12 @@ struct RequestSummary {
     pairs: Option<PairCounts>,
     /// The failure is not the caller's.
     is_failure: bool,
+}
+
+/// The pairs of an answered check.
+struct RelationCounts {
+    kind: &'static RelationKind,
+    counts: PairCounts,
 }
 
 /// A request until it has its response. If its caller disconnects before that, the guard is dropped with the future
@@ -74,15 +82,16 @@ impl Worker {
         context: &RequestContext<'_>,
         outcome: Outcome,
         took: Duration,
-        pairs: Option<&PairCounts>,
+        pairs: Option<&RelationCounts>,
     ) {
         let recorder = context.app.map_or(&self.recorder, |app| &app.recorder);
         recorder.request(context.command, outcome, took);
-        if let Some(pairs) = pairs {
-            recorder.pairs(pairs);
+        if let Some(RelationCounts { kind, counts }) = pairs {
+            recorder.pairs(kind, counts);
         }
         if let Some(caller) = self.gateway.access.queue_key(context.caller) {
             let waited_micros = context.cost().waited_us;
+            let pairs = pairs.map(|pairs| &pairs.counts);
             recorder.callers.request(caller, CallerRequest { outcome, pairs, waited_micros });
         }
     }
@@ -99,10 +108,12 @@ impl Worker {
             Ok(_) => Outcome::FAILED,
             Err(error) => Outcome::rejected(error),
         };
-        let pairs = result.as_ref().ok().and_then(|reply| reply.pairs).map(|sources| {
-            [sources.hit, sources.joined, sources.fetched, sources.flipped, sources.stale].map(|count| count as u64)
+        let pairs = result.as_ref().ok().and_then(|reply| reply.pairs).map(|CheckedPairs { kind, sources }| {
+            let PairSources { hit, joined, fetched, flipped, stale, .. } = sources;
+            RelationCounts { kind, counts: [hit, joined, fetched, flipped, stale].map(|count| count as u64) }
         });
         self.count_request(context, outcome, took, pairs.as_ref());
+        let pairs = pairs.map(|pairs| pairs.counts);
         if context.span.is_some() {
             let error_code = result.as_ref().map_or(0, |reply| reply.error_code);
             let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs };

@@ -20,7 +20,7 @@ use crate::clock;
 use crate::domain::chat::command::CommandName;
 use crate::domain::pairs::lookups::BatchId;
 use crate::domain::policy::failover::Side;
-use crate::gateway::pairs::LookupState;
+use crate::gateway::pairs::{LookupId, LookupState};
 use crate::gateway::request::RequestRecord;
 use crate::gateway::route;
 use crate::gateway::worker::{AppWorker, Worker};
@@ -49,8 +49,8 @@ const PAIRS: [&str; SOURCES.len()] = [
 pub(crate) struct CallParent {
     /// The span above.
     pub(crate) above: Context,
-    /// The batch that is looked up, if the call is a lookup.
-    pub(crate) batch: Option<BatchId>,
+    /// The pairs that are looked up, if the call is a lookup.
+    pub(crate) lookup: Option<LookupId>,
     /// The number of attempts before this one.
     pub(crate) attempts: u32,
 }
@@ -245,7 +245,7 @@ impl AppWorker {
             attributes.add("error.type", result.text());
         }
         let above = span.parent.above;
-        let waiting = span.parent.batch.map(|batch| app.pairs.lookups().traces_of(batch));
+        let waiting = span.parent.lookup.map(|lookup| self.traces_of(lookup));
         let links = waiting.into_iter().flatten().filter(|context| context.is_sampled() && *context != above);
         SpanEnd {
             name: name(Some("POST"), Some(TEMPLATES[0])),
@@ -257,10 +257,16 @@ impl AppWorker {
     }
 
     /// Returns the span above a lookup: that of the first waiting request that is recorded, or else of the first one.
-    pub(crate) fn lookup_parent(&self, batch: BatchId) -> Option<Context> {
+    pub(crate) fn lookup_parent(&self, lookup: LookupId) -> Option<Context> {
         self.gateway.tracing.as_ref()?;
-        let waiting = self.app.pairs.lookups().traces_of(batch);
+        let waiting = self.traces_of(lookup);
         waiting.iter().find(|context| context.is_sampled()).or(waiting.first()).copied()
+    }
+
+    /// Returns the spans of requests that wait for a lookup.
+    fn traces_of(&self, lookup: LookupId) -> Vec<Context> {
+        let service = self.app.relations.of(lookup.kind.check);
+        service.map_or_else(Vec::new, |service| service.lookups().traces_of(lookup.batch))
     }
 }
 

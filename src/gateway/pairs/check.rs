@@ -1,4 +1,4 @@
-//! `follow_check`, driven from the cache to the response.
+//! A check of pairs, driven from the cache to the response.
 //!
 //! [`CheckSession`] decides; this file reads the clock, locks the lookups, and waits.
 
@@ -13,21 +13,18 @@ use tokio::sync::oneshot;
 
 use super::super::cache_control;
 use super::super::request::{CallContext, RequestContext};
-use super::super::response::{BUFFERED, CallResult, Reply, UNCOUNTED_MAX, counted};
+use super::super::response::{BUFFERED, CallResult, CheckedPairs, Reply, UNCOUNTED_MAX, counted};
 use super::super::worker::AppWorker;
 use super::{PairService, WaiterHandle};
 use crate::clock;
-use crate::domain::chat::command::FOLLOW_CHECK;
-use crate::domain::follow::request::CheckRequest;
-use crate::domain::follow::response::encode_response;
 use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
 use crate::domain::pairs::directives::CacheDirectives;
-use crate::domain::pairs::item::{CALL_ACCOUNTS_MAX, Item};
+use crate::domain::pairs::item::Item;
 use crate::domain::pairs::lookups::{PairResults, Ticket, WAITING_MAX};
 use crate::domain::pairs::pair::Pair;
+use crate::domain::relation::request::CheckRequest;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
-use crate::limits::CommandQuota;
 
 /// `Chatgate-Explain` lists this many accounts, so that a header stays a header.
 const EXPLAINED_MAX: usize = 200;
@@ -58,35 +55,42 @@ enum LookupEnd {
 }
 
 impl AppWorker {
-    /// Answers a check.
-    pub(crate) async fn check(
+    /// Answers a check of one relation.
+    pub(in crate::gateway) async fn check(
         self: &Arc<Self>,
+        pairs: &Arc<PairService>,
         request: &CheckRequest<'_>,
         options: LookupOptions,
         request_context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
-        let (pairs, cache) = (&self.app.pairs, &self.gateway.config.cache);
+        let cache = &self.gateway.config.cache;
         let from = pairs.hasher.user(&request.from);
         let distinct = request.to.iter().map(|to| Pair { from, to: pairs.hasher.user(to) });
         let LookupOptions { directives, partial, .. } = options;
-        let check = CheckOptions { directives, ttl: cache.ttl, stale_if_error: cache.stale_if_error, partial };
+        let check = CheckOptions {
+            directives,
+            ttl: cache.ttl,
+            stale_if_error: cache.stale_if_error,
+            partial,
+            sides: request.sides,
+        };
         let mut session = CheckSession::new(distinct, check);
         session.scan(pairs.view(), clock::tick());
         if self.app.fleet.is_some() && session.wants_shared_cache() {
             // Boxed, here and below: what a hit does not need must not be part of every request's future.
-            Box::pin(self.read_from_fleet(request, &session)).await;
+            Box::pin(self.read_from_fleet(pairs, request, &session)).await;
             session.scan(pairs.view(), clock::tick());
         }
         let mut failure = None;
         loop {
             match session.next(pairs.view()) {
-                CheckStep::Respond => return self.check_reply(request, &session, &options),
+                CheckStep::Respond => return self.check_reply(pairs, request, &session, &options),
                 CheckStep::NotCached => return Err(GatewayError::NotCached),
                 CheckStep::Fail => return failure_reply(failure.as_deref()),
                 CheckStep::Lookup => {}
             }
             let started = clock::now();
-            let end = Box::pin(self.lookup(request, &mut session, options.context)).await;
+            let end = Box::pin(self.lookup(pairs, request, &mut session, options.context)).await;
             let ended = clock::now();
             request_context.add_wait(ended - started);
             let now = clock::tick_at(ended);
@@ -105,13 +109,14 @@ impl AppWorker {
     /// Looks the missing pairs up.
     async fn lookup(
         self: &Arc<Self>,
+        pairs: &Arc<PairService>,
         request: &CheckRequest<'_>,
         session: &mut CheckSession,
         context: CallContext,
     ) -> LookupEnd {
         // Pairs that are not in flight by then could not be answered in time.
         let (latest, begun) = (context.deadline.permit, clock::tick());
-        let wait = match self.enqueue(request, session, context, latest) {
+        let wait = match self.enqueue(pairs, request, session, context) {
             Ok(Enqueued::Waiting(wait)) => wait,
             Ok(Enqueued::Cached) => return LookupEnd::Cached,
             Ok(Enqueued::CallerQuotaWait(wait)) => {
@@ -120,13 +125,13 @@ impl AppWorker {
             }
             Err(error) => return LookupEnd::Failed(Arc::new(Err(error))),
         };
-        self.ensure_dispatcher();
+        self.ensure_dispatcher(pairs);
         let LookupWait { mut rx, joined, ticket } = wait;
         let received = match tokio::time::timeout_at(latest.into(), &mut rx).await {
             Ok(received) => received,
             Err(_) if ticket.is_queued() => {
                 drop(ticket);
-                return LookupEnd::Failed(Arc::new(Err(self.no_permit(begun))));
+                return LookupEnd::Failed(Arc::new(Err(self.no_permit(pairs, begun))));
             }
             Err(_) => match tokio::time::timeout_at(context.deadline.response.into(), rx).await {
                 Ok(received) => received,
@@ -143,19 +148,19 @@ impl AppWorker {
 
     /// Queues the missing pairs, unless that is hopeless. A caller with a quota of its own is charged for the calls that
     /// its new pairs need, as if it were alone; pairs that are being looked up already cost it nothing.
-    fn enqueue(
-        self: &Arc<Self>,
+    fn enqueue<'p>(
+        &self,
+        pairs: &'p PairService,
         request: &CheckRequest<'_>,
         session: &mut CheckSession,
         context: CallContext,
-        latest: Instant,
-    ) -> Result<Enqueued<'_>, GatewayError> {
+    ) -> Result<Enqueued<'p>, GatewayError> {
+        let latest = context.deadline.permit;
         // Only a later round finds the deadline passed: the calls before it took the time.
         if clock::now() >= context.deadline.response {
             return Err(GatewayError::UpstreamTimeout);
         }
-        let (chat, pairs) = (&self.app.chat, &*self.app.pairs);
-        chat.parking().check(FOLLOW_CHECK, clock::tick()).map_err(GatewayError::Parked)?;
+        self.app.chat.parking().check(pairs.kind.check, clock::tick()).map_err(GatewayError::Parked)?;
         let last_mark = |pair: Pair| pairs.fence.last_mark(pair);
         let mut lookups = pairs.lookups();
         // A lookup in flight may have ended since the last scan. It stores its results under this lock.
@@ -168,17 +173,17 @@ impl AppWorker {
         // Counted at most once, and only if it is needed.
         let new = LazyCell::new(|| lookups.scheduler.new_among(join, &wanted, last_mark));
         let forecast = if lookups.scheduler.has_queued() {
-            reject_hopeless(&pairs.quota, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)
+            reject_hopeless(pairs, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)
         } else {
             let wait = pairs.quota.next_permit();
             let is_late = clock::now() + wait > latest && *new > 0;
-            if is_late { Err(rate_limited(wait)) } else { Ok(()) }
+            if is_late { Err(pairs.rate_limited(wait)) } else { Ok(()) }
         };
         // Pairs that are in flight may be known by the deadline, whatever becomes of the others.
         let may_know_some = session.takes_partial_answers() && *new < wanted.len();
         forecast.or_else(|error| if may_know_some { Ok(()) } else { Err(error) })?;
         if !session.caller_quota_granted() {
-            let calls = || new.div_ceil(CALL_ACCOUNTS_MAX);
+            let calls = || new.div_ceil(lookups.scheduler.call_max());
             let patience = || latest.saturating_duration_since(clock::now());
             let wait = self.gateway.access.reserve(context.caller, calls, patience)?.wait;
             // Its pairs are not queued before its quota grants them: calls of others would carry them.
@@ -196,12 +201,12 @@ impl AppWorker {
     }
 
     /// Returns what was missing for pairs that were queued at `begun` and still are when it is too late.
-    fn no_permit(&self, begun: Tick) -> GatewayError {
-        let quota = &self.app.pairs.quota;
+    fn no_permit(&self, pairs: &PairService, begun: Tick) -> GatewayError {
+        let quota = &pairs.quota;
         if self.app.chat.in_flight.available_permits() == 0 {
             GatewayError::InFlightFull
         } else if quota.next_at() >= begun {
-            rate_limited(quota.interval())
+            pairs.rate_limited(quota.interval())
         } else {
             // There was quota. Connecting took too long.
             GatewayError::UpstreamTimeout
@@ -210,17 +215,19 @@ impl AppWorker {
 
     fn check_reply(
         &self,
+        pairs: &PairService,
         request: &CheckRequest<'_>,
         session: &CheckSession,
         options: &LookupOptions,
     ) -> Result<Reply, GatewayError> {
         // An item of Chat may be long, and the response has it once for each account that the request repeats.
-        let reserved = match response_len(request, session) {
+        let reserved = match response_len(pairs, request, session) {
             ..=UNCOUNTED_MAX => None,
             len => Some(self.gateway.buffered.try_acquire(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
         };
         let answer = |account: usize| session.answer(account).expect("the check is complete");
-        let body = encode_response(request.to.iter().enumerate().map(|(account, to)| (to, &answer(account).item)));
+        let items = request.to.iter().enumerate().map(|(account, to)| (to, &answer(account).item));
+        let body = pairs.kind.encode_response(request.sides, items);
         let summary = session.summary();
         let explain = options.explain.then(|| {
             let account = |account: usize| {
@@ -237,7 +244,7 @@ impl AppWorker {
             age: Some(summary.oldest.as_secs()),
             explain,
             error_code: 0,
-            pairs: Some(summary.sources),
+            pairs: Some(CheckedPairs { kind: pairs.kind, sources: summary.sources }),
         })
     }
 }
@@ -282,17 +289,19 @@ impl Drop for TicketGuard<'_> {
 /// Rejects at once pairs that would not get their last permit by `latest`. The estimate is raised by a tenth: a
 /// request that is admitted and comes just too late has waited for nothing, and another one would have been served in its
 /// place.
-fn reject_hopeless(quota: &CommandQuota, calls_ahead: usize, latest: Instant) -> Result<(), GatewayError> {
+fn reject_hopeless(pairs: &PairService, calls_ahead: usize, latest: Instant) -> Result<(), GatewayError> {
     if calls_ahead == 0 {
         return Ok(());
     }
     let calls_ahead = u32::try_from(calls_ahead).unwrap_or(u32::MAX);
-    let wait = quota.next_permit() + quota.interval().saturating_mul(calls_ahead);
-    if clock::now() + wait + wait / MARGIN_PART > latest { Err(rate_limited(wait)) } else { Ok(()) }
+    let wait = pairs.quota.next_permit() + pairs.quota.interval().saturating_mul(calls_ahead);
+    if clock::now() + wait + wait / MARGIN_PART > latest { Err(pairs.rate_limited(wait)) } else { Ok(()) }
 }
 
-fn rate_limited(wait: Duration) -> GatewayError {
-    GatewayError::RateLimited { command: FOLLOW_CHECK.to_string(), retry_after: wait }
+impl PairService {
+    fn rate_limited(&self, wait: Duration) -> GatewayError {
+        GatewayError::RateLimited { command: self.kind.check.to_string(), retry_after: wait }
+    }
 }
 
 const fn waiting_pairs() -> &'static str {
@@ -315,11 +324,12 @@ fn failure_reply(failure: Option<&CallResult>) -> Result<Reply, GatewayError> {
 }
 
 /// Returns about how long the response will be, in bytes.
-fn response_len(request: &CheckRequest<'_>, session: &CheckSession) -> usize {
+fn response_len(pairs: &PairService, request: &CheckRequest<'_>, session: &CheckSession) -> usize {
     let item = |(account, to): (usize, &Cow<'_, str>)| match session.answer(account).map(|answer| &answer.item) {
-        Some(Item::Verbatim(json)) => json.len(),
-        Some(Item::Missing(_)) => to.len() + 160,
-        Some(Item::Known(_)) | None => to.len() + 72,
+        // A failed item names its account once more in the list of failures.
+        Some(Item::Verbatim(json)) => json.len() + to.len(),
+        Some(Item::Missing(_)) => 2 * to.len() + pairs.kind.item_len() + 96,
+        Some(Item::Known(_)) | None => to.len() + pairs.kind.item_len(),
     };
     request.to.iter().enumerate().map(item).sum()
 }

@@ -12,13 +12,12 @@ use super::super::deadline::Deadline;
 use super::super::request::CallContext;
 use super::super::response::{CallResult, allows_stale};
 use super::super::worker::AppWorker;
-use super::{LookupState, PairService};
+use super::{LookupId, PairService};
 use crate::clock;
 use crate::domain::caller::QueueKey;
-use crate::domain::chat::command::{CommandKind, FOLLOW_CHECK};
-use crate::domain::follow::response::{encode_call, parse_items};
-use crate::domain::pairs::item::CALL_ACCOUNTS_MAX;
+use crate::domain::chat::command::CommandKind;
 use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, CacheablePair, Delivery};
+use crate::domain::pairs::pair::Sides;
 use crate::domain::policy::outcome;
 use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest};
@@ -33,36 +32,38 @@ const DISPATCHER_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 impl AppWorker {
     /// Makes sure that queued pairs are sent: while pairs are queued, a dispatcher is on its way to take them. Starts
     /// one more, unless there are as many dispatchers as pairs.
-    pub(super) fn ensure_dispatcher(self: &Arc<Self>) {
+    pub(super) fn ensure_dispatcher(self: &Arc<Self>, pairs: &Arc<PairService>) {
         // A runtime that is shutting down drops what is spawned on it at once.
         if self.gateway.stopped.load(Ordering::Acquire) {
             return;
         }
         let dispatcher = {
-            let mut lookups = self.app.pairs.lookups();
+            let mut lookups = pairs.lookups();
             if lookups.dispatchers >= lookups.scheduler.queued().min(DISPATCHERS_MAX) {
                 return;
             }
             lookups.dispatchers += 1;
-            Dispatcher { worker: Arc::clone(self) }
+            Dispatcher { worker: Arc::clone(self), pairs: Arc::clone(pairs) }
         };
         // Without the lock: dropping a dispatcher takes it.
         self.gateway.tasks.spawn(dispatcher.run());
     }
 
     /// Makes the call of a batch. It belongs to no request: requests come and go while it is in flight.
-    async fn run_lookup(self: &Arc<Self>, batch: Batch, acquired: Acquired) {
-        let guard = CompletionGuard { worker: self, batch: Some(batch.id) };
-        let body = Bytes::from(encode_call(&batch.from, batch.to.iter().map(|to| &**to)));
-        let call = Call { name: FOLLOW_CHECK, body, traceparent: None };
+    async fn run_lookup(self: &Arc<Self>, pairs: &Arc<PairService>, batch: Batch, acquired: Acquired) {
+        let kind = pairs.kind;
+        let guard = CompletionGuard { worker: self, pairs, batch: Some((batch.id, batch.sides)) };
+        let body = Bytes::from(kind.encode_call(batch.sides, &batch.from, batch.to.iter().map(|to| &**to)));
+        let call = Call { name: kind.check, body, traceparent: None };
+        let lookup = LookupId { kind, batch: batch.id };
         let context = CallContext {
             queue_key: QueueKey::SELF,
             caller: None,
             deadline: Deadline::new(clock::now(), None, self.gateway.config.upstream.timeout),
-            trace: self.lookup_parent(batch.id),
+            trace: self.lookup_parent(lookup),
         };
         let (kind, caused_by) = (CommandKind::Read, batch.caller);
-        let spec = CallSpec { kind, context, caused_by, write: None, stats: None, batch: Some(batch.id) };
+        let spec = CallSpec { kind, context, caused_by, write: None, stats: None, lookup: Some(lookup) };
         guard.complete(self.call(spec, call, Some(acquired)).await);
     }
 }
@@ -71,17 +72,18 @@ impl AppWorker {
 /// that are queued meanwhile travel with it.
 struct Dispatcher {
     worker: Arc<AppWorker>,
+    pairs: Arc<PairService>,
 }
 
 impl Dispatcher {
     async fn run(self) {
-        let worker = Arc::clone(&self.worker);
-        let acquired = worker.acquire_for_lookups().await;
-        let batch = acquired.as_ref().and_then(|_| worker.app.pairs.lookups().next_batch());
+        let (worker, pairs) = (Arc::clone(&self.worker), Arc::clone(&self.pairs));
+        let acquired = worker.acquire_for_lookups(&pairs).await;
+        let batch = acquired.as_ref().and_then(|_| pairs.lookups().scheduler.next_batch(clock::tick()));
         // From here on it is not a dispatcher. If pairs are still queued, the next one starts.
         drop(self);
         match (batch, acquired) {
-            (Some(batch), Some(acquired)) => worker.run_lookup(batch, acquired).await,
+            (Some(batch), Some(acquired)) => worker.run_lookup(&pairs, batch, acquired).await,
             // Another dispatcher was faster. The permit is lost.
             (None, Some(Acquired::Ready(permit))) => worker.upstream.release(permit.ready),
             _ => {}
@@ -91,16 +93,16 @@ impl Dispatcher {
 
 impl Drop for Dispatcher {
     fn drop(&mut self) {
-        self.worker.app.pairs.lookups().dispatchers -= 1;
-        self.worker.ensure_dispatcher();
+        self.pairs.lookups().dispatchers -= 1;
+        self.worker.ensure_dispatcher(&self.pairs);
     }
 }
 
 impl AppWorker {
     /// Waits for a connection and a permit. `None` if no pairs are queued any more.
-    async fn acquire_for_lookups(&self) -> Option<Acquired> {
-        let (chat, pairs) = (&self.app.chat, &self.app.pairs);
-        let parked = || chat.parking().check(FOLLOW_CHECK, clock::tick()).err().map(GatewayError::Parked);
+    async fn acquire_for_lookups(&self, pairs: &PairService) -> Option<Acquired> {
+        let chat = &self.app.chat;
+        let parked = || chat.parking().check(pairs.kind.check, clock::tick()).err().map(GatewayError::Parked);
         if let Some(error) = parked() {
             return Some(Acquired::Rejected(error));
         }
@@ -131,39 +133,40 @@ impl AppWorker {
 /// Completes a batch whatever happens to its call, so that no request waits forever.
 struct CompletionGuard<'a> {
     worker: &'a Arc<AppWorker>,
-    batch: Option<BatchId>,
+    pairs: &'a Arc<PairService>,
+    /// The batch, and what its call asks.
+    batch: Option<(BatchId, Sides)>,
 }
 
 impl CompletionGuard<'_> {
     fn complete(mut self, result: CallResult) {
-        if let Some(batch) = self.batch.take() {
-            self.apply(batch, result);
+        if let Some((batch, sides)) = self.batch.take() {
+            self.apply(batch, sides, result);
         }
     }
 
-    fn apply(&self, batch: BatchId, result: CallResult) {
-        let app = &self.worker.app;
-        app.pairs.stale_gate.record(allows_stale(&result), clock::tick());
-        app.apply_response(batch, result);
-        self.worker.ensure_dispatcher();
+    fn apply(&self, batch: BatchId, sides: Sides, result: CallResult) {
+        self.pairs.stale_gate.record(allows_stale(&result), clock::tick());
+        self.worker.app.apply_response(self.pairs, batch, sides, result);
+        self.worker.ensure_dispatcher(self.pairs);
     }
 }
 
 impl Drop for CompletionGuard<'_> {
     fn drop(&mut self) {
         // Only a panic, or the end of the program, leaves it here.
-        if let Some(batch) = self.batch.take() {
-            self.apply(batch, Err(GatewayError::Internal));
+        if let Some((batch, sides)) = self.batch.take() {
+            self.apply(batch, sides, Err(GatewayError::Internal));
         }
     }
 }
 
 impl App {
     /// Applies the result of a batch: caches what may be cached, and notifies the requests whose wait has ended.
-    fn apply_response(&self, batch: BatchId, result: CallResult) {
-        let PairService { cache, fence, .. } = &*self.pairs;
+    fn apply_response(&self, pairs: &PairService, batch: BatchId, sides: Sides, result: CallResult) {
+        let PairService { kind, cache, fence, .. } = pairs;
         let items = match &result {
-            Ok(response) if response.error_code == 0 => Some(parse_items(&response.body)),
+            Ok(response) if response.error_code == 0 => Some(kind.parse_items(sides, &response.body)),
             _ => None,
         };
         let outcome = match (&items, &result) {
@@ -171,7 +174,7 @@ impl App {
             (None, Ok(response)) if outcome::is_about_arguments(response.error_code) => BatchOutcome::RejectedArguments,
             _ => BatchOutcome::Failed,
         };
-        let mut lookups = self.pairs.lookups();
+        let mut lookups = pairs.lookups();
         let (results, cacheable) = lookups.scheduler.complete(batch, &outcome, |pair| fence.last_mark(pair));
         let stored: Vec<&CacheablePair> =
             cacheable.iter().filter(|pair| pair.store(cache, fence, self.write_settle)).collect();
@@ -187,15 +190,9 @@ impl App {
             let _ = handle.tx.send(delivered);
         }
         drop(lookups);
-        self.publish_pairs(&stored);
+        self.publish_pairs(kind, &stored);
     }
 }
 
 const UNREADABLE: &str = "its items cannot be read";
 const MALFORMED: &str = "it leaves out an account that was asked for, or contradicts itself";
-
-impl LookupState {
-    fn next_batch(&mut self) -> Option<Batch> {
-        self.scheduler.next_batch(CALL_ACCOUNTS_MAX, clock::tick())
-    }
-}

@@ -22,6 +22,7 @@ use self::callers::{CallerRecorder, CallerTotals};
 use self::histogram::{Histogram, HistogramSnapshot};
 use self::labels::{CallLabel, CommandLabel, Outcome};
 use crate::domain::caller::QueueKey;
+use crate::domain::relation::{KINDS, RelationKind};
 
 /// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
 pub(crate) const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "stale"];
@@ -114,7 +115,8 @@ pub(crate) struct Recorder {
 pub(crate) struct AppRecorder {
     /// By [`CommandLabel`]; allocated by the first call of a command.
     commands: Box<[OnceLock<Box<CommandRecorder>>]>,
-    pairs: [AtomicU64; SOURCES.len()],
+    /// By the index of the relation.
+    pairs: [[AtomicU64; SOURCES.len()]; KINDS.len()],
     call_time: Histogram,
     quota_wait: Histogram,
     /// By caller.
@@ -166,9 +168,9 @@ impl AppRecorder {
         row.request_time.add(took);
     }
 
-    /// Counts the pairs of an answered `follow_check`.
-    pub(crate) fn pairs(&self, pairs: &PairCounts) {
-        for (sum, count) in self.pairs.iter().zip(pairs) {
+    /// Counts the pairs of an answered check.
+    pub(crate) fn pairs(&self, kind: &RelationKind, pairs: &PairCounts) {
+        for (sum, count) in self.pairs[kind.index].iter().zip(pairs) {
             if *count > 0 {
                 sum.fetch_add(*count, Ordering::Relaxed);
             }
@@ -209,7 +211,9 @@ impl AppRecorder {
             add_all(&mut command.calls, &row.calls);
             row.request_time.add_to(&mut command.request_time);
         }
-        add_all(&mut totals.pairs, &self.pairs);
+        for (sums, counts) in totals.relations.iter_mut().zip(&self.pairs) {
+            add_all(sums, counts);
+        }
         self.call_time.add_to(&mut totals.call_time);
         self.quota_wait.add_to(&mut totals.quota_wait);
     }
@@ -226,12 +230,19 @@ fn add_all(sums: &mut [u64], counts: &[AtomicU64]) {
 pub(crate) struct AppTotals {
     /// Commands with at least one request or call, sorted by label.
     pub commands: Vec<(CommandLabel, CommandTotals)>,
-    /// Pairs by source.
-    pub pairs: PairCounts,
+    /// Pairs by source, by the index of the relation.
+    pub relations: [PairCounts; KINDS.len()],
     /// Durations of calls to Chat.
     pub call_time: HistogramSnapshot,
     /// Times that calls waited for quota.
     pub quota_wait: HistogramSnapshot,
+}
+
+impl AppTotals {
+    /// Returns the pairs of all relations by source.
+    pub(crate) fn pairs(&self) -> PairCounts {
+        std::array::from_fn(|source| self.relations.iter().map(|counts| counts[source]).sum())
+    }
 }
 
 /// The counters of a command, summed over all threads.
@@ -279,6 +290,7 @@ impl UpstreamState {
 mod tests {
     use super::*;
     use crate::domain::chat::command::{FOLLOW_ADD, FOLLOW_CHECK};
+    use crate::domain::relation::{BLACKLIST, FOLLOW};
 
     #[test]
     fn totals_sum_all_threads_by_app_and_command() {
@@ -290,8 +302,9 @@ mod tests {
         two.apps()[1].request(check, Outcome::OK, took);
         two.apps()[1].request(add, Outcome::FAILED, took);
         one.no_app().request(CommandLabel::other(), Outcome::OK, took);
-        one.apps()[1].pairs(&[3, 0, 2, 1, 0]);
-        two.apps()[1].pairs(&[1, 0, 0, 0, 0]);
+        one.apps()[1].pairs(&FOLLOW, &[3, 0, 2, 1, 0]);
+        two.apps()[1].pairs(&FOLLOW, &[1, 0, 0, 0, 0]);
+        two.apps()[1].pairs(&BLACKLIST, &[0, 1, 0, 0, 0]);
         two.apps()[1].call(check, CallLabel::answered(60007), took);
         two.apps()[1].waited(took);
         let totals = metrics.totals();
@@ -303,7 +316,8 @@ mod tests {
         assert_eq!(totals_of(check).requests[Outcome::OK.index()], 2);
         assert_eq!(totals_of(add).requests[Outcome::FAILED.index()], 1);
         assert_eq!((totals_of(check).call_count(), totals_of(add).call_count()), (1, 0));
-        assert_eq!((app.pairs, app.call_time.count(), app.quota_wait.count()), ([4, 0, 2, 1, 0], 1, 1));
+        assert_eq!(app.relations, [[4, 0, 2, 1, 0], [0; 5], [0, 1, 0, 0, 0]]);
+        assert_eq!((app.pairs(), app.call_time.count(), app.quota_wait.count()), ([4, 1, 2, 1, 0], 1, 1));
         assert_eq!(totals[2].commands[0].0, CommandLabel::other());
     }
 

@@ -10,7 +10,7 @@ use super::super::{Batching, CacheablePair, EdgeId, LookupScheduler, PairResult,
 use super::setup::{Scene, index, oriented};
 use super::world::{Phase, Stage, World};
 use crate::domain::pairs::item;
-use crate::domain::pairs::pair::Pair;
+use crate::domain::pairs::pair::{Pair, Sides};
 
 /// Returns the description of a state.
 pub(super) fn same(world: &World, scene: &Scene) -> Box<[u8]> {
@@ -187,9 +187,10 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         match edge.batching {
             Batching::Any => plain(put, 0),
             Batching::AsRequested => plain(put, 1),
-            Batching::Solo(ticket) => {
+            Batching::Solo(ticket, sides) => {
                 plain(put, 2);
                 put(Item::Number(ticket.0));
+                plain(put, usize::from(sides == Sides::First));
             }
         }
         plain(put, edge.batch.is_some().into());
@@ -199,6 +200,7 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
             put(Item::Number(waiter.ticket.0));
             plain(put, waiter.slot);
             plain(put, waiter.flipped.into());
+            plain(put, usize::from(waiter.sides == Sides::First));
         }
     }
     let mut batches: Vec<_> = scheduler.in_flight.iter().collect();
@@ -207,6 +209,7 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         put(Item::Number(id.0));
         put(Item::Moment(in_flight.sent.micros()));
         plain(put, user(in_flight.from));
+        plain(put, usize::from(in_flight.sides == Sides::First));
         describe_edges(scheduler, &in_flight.edges, put);
     }
     let mut tickets: Vec<_> = scheduler.tickets.iter().collect();

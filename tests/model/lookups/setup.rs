@@ -136,9 +136,7 @@ impl Scene {
     /// Returns the scope of a change, as the gateway reads it from a request or an event.
     pub(super) fn scope_keys(&self, scope: Scope) -> ScopeKeys {
         let scope = match scope {
-            Scope::Pair(index) => {
-                pairs::Scope::Pairs { from: PAIRS[index].0.to_owned(), to: vec![PAIRS[index].1.to_owned()] }
-            }
+            Scope::Pair(index) => pairs::Scope::pairs_of(PAIRS[index].0, &[PAIRS[index].1]),
             Scope::User(name) => pairs::Scope::Users(vec![name.to_owned()]),
             Scope::All => pairs::Scope::All,
         };

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::super::*;
 use super::setup::{Change, Fault, Reader, Scene, Scope, Setup, index, oriented};
-use crate::domain::follow::response::parse_items;
 use crate::domain::pairs::cache::{CachedPair, PairCache};
 use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
 use crate::domain::pairs::item::Item;
+use crate::domain::relation::FOLLOW;
 
 /// Longer than an exploration: pairs do not expire.
 const TTL: Duration = Duration::from_secs(3600);
@@ -125,6 +125,7 @@ impl World {
                 ttl: TTL,
                 stale_if_error: Duration::ZERO,
                 partial: false,
+                sides: Sides::Both,
             };
             ReaderState {
                 phase: Phase::Start,
@@ -136,7 +137,7 @@ impl World {
         Self {
             clock: 1,
             last_sent: 0,
-            scheduler: LookupScheduler::new(setup.flip),
+            scheduler: LookupScheduler::new(setup.flip, 100),
             waiters: Waiters::default(),
             cached: [None; 2],
             storing: Vec::new(),
@@ -270,7 +271,7 @@ impl World {
             Step::Send { later } => {
                 let now = self.read_clock(later);
                 self.last_sent = now;
-                let call = self.scheduler.next_batch(100, Tick::from_micros(now)).ok_or("queued, but no call")?;
+                let call = self.scheduler.next_batch(Tick::from_micros(now)).ok_or("queued, but no call")?;
                 self.calls.push((call, None));
             }
             Step::Read(which) => {
@@ -474,7 +475,7 @@ impl World {
     fn arrive(&mut self, which: usize, end: CallEnd, scene: &Scene) -> Result<(), String> {
         let (call, read) = self.calls.remove(which);
         let body = response(&call, &read.ok_or("nothing was read")?, end);
-        let items = parse_items(body.as_bytes()).ok_or("no items")?;
+        let items = FOLLOW.parse_items(call.sides, body.as_bytes()).ok_or("no items")?;
         let outcome = match end {
             CallEnd::Answered | CallEnd::ItemsFail => BatchOutcome::Answered(&items),
             CallEnd::Rejected => BatchOutcome::RejectedArguments,

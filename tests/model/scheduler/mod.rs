@@ -18,8 +18,8 @@ use super::super::item::{Item, MissingReason};
 use super::super::pair::UserHasher;
 use super::super::scope::{Scope, ScopeKeys};
 use super::*;
-use crate::domain::follow::response::parse_items;
 use crate::domain::policy::stale_gate::StaleGate;
+use crate::domain::relation::FOLLOW;
 
 /// Longer than a schedule: pairs do not expire.
 const TTL: Duration = Duration::from_secs(3600);
@@ -47,8 +47,6 @@ struct Simulation {
     /// Readers with the results of all their pairs, which they have not applied yet.
     notified: Vec<(Reader, PairResults)>,
     fault: Option<Fault>,
-    /// Maximum number of accounts in one call.
-    call_max: usize,
     responses: u64,
 }
 
@@ -103,7 +101,7 @@ impl Simulation {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             now: 1,
             hasher: UserHasher::new(&[3; 16]),
-            scheduler: LookupScheduler::new(!seed.is_multiple_of(5)),
+            scheduler: LookupScheduler::new(!seed.is_multiple_of(5), if seed.is_multiple_of(2) { 2 } else { 100 }),
             waiters: Waiters::default(),
             cache: PairCache::new(64),
             fence: Fence::default(),
@@ -116,7 +114,6 @@ impl Simulation {
             waiting: BTreeMap::new(),
             notified: Vec::new(),
             fault,
-            call_max: if seed.is_multiple_of(2) { 2 } else { 100 },
             responses: 0,
         }
     }
@@ -203,7 +200,8 @@ impl Simulation {
         to.truncate(1 + self.below(3));
         let kind = self.below(6);
         let directives = CacheDirectives { no_store: kind == 0, no_cache: kind == 1, ..CacheDirectives::default() };
-        let options = CheckOptions { directives, ttl: TTL, stale_if_error: Duration::ZERO, partial: true };
+        let options =
+            CheckOptions { directives, ttl: TTL, stale_if_error: Duration::ZERO, partial: true, sides: Sides::Both };
         let mut session = CheckSession::new(to.iter().map(|to| self.pair(from, *to)), options);
         session.scan(self.view(), self.now());
         let caller = QueueKey(self.below(2) as u64);
@@ -278,7 +276,7 @@ impl Simulation {
     }
 
     fn send(&mut self) {
-        if let Some(batch) = self.scheduler.next_batch(self.call_max, self.now()) {
+        if let Some(batch) = self.scheduler.next_batch(self.now()) {
             self.calls.push(Call { batch, sent: self.now(), was_read: false });
             self.now += 1;
         }
@@ -301,7 +299,7 @@ impl Simulation {
         let random = self.random;
         let fails = |account: usize| kind == 0 && (random >> account).is_multiple_of(3);
         let body = self.chat.response(&call.batch, call.sent, fails);
-        let items = parse_items(body.as_bytes()).expect("items");
+        let items = FOLLOW.parse_items(call.batch.sides, body.as_bytes()).expect("items");
         let outcome = match kind {
             1 => BatchOutcome::RejectedArguments,
             2 => BatchOutcome::Failed,
@@ -363,7 +361,7 @@ impl Simulation {
             _ => {
                 let pair = self.below(6);
                 let (from, to) = PAIRS[pair];
-                (Scope::Pairs { from: USERS[from].to_owned(), to: vec![USERS[to].to_owned()] }, vec![pair])
+                (Scope::pairs_of(USERS[from], &[USERS[to]]), vec![pair])
             }
         };
         Change { scope: ScopeKeys::new(&scope, &self.hasher), pairs }

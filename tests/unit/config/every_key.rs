@@ -3,6 +3,7 @@
 use rustls::pki_types::CertificateDer;
 
 use super::*;
+use crate::domain::relation::{BLACKLIST, FOLLOW};
 
 const EVERY_KEY: &str = r#"
 [server]
@@ -72,8 +73,10 @@ max_pairs = 14
 write_settle = "15ms"
 stale_if_error = "21s"
 
-[follow_check]
+[relation]
+kinds = ["blacklist", "follow"]
 max_to = 16
+call_max = 200
 flip = false
 
 [upstream]
@@ -185,7 +188,7 @@ fn every_key_of_the_other_sections_is_read() {
         config.cache,
         Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }
     );
-    assert_eq!(config.follow_check, FollowCheck { max_to: 16, flip: false });
+    assert_eq!(config.relation, Relation { kinds: vec![&FOLLOW, &BLACKLIST], max_to: 16, call_max: 200, flip: false });
     let upstream = Upstream {
         attempts: 2,
         retry_budget: 0.3,

@@ -78,7 +78,7 @@ fn assert_defaults(config: &Config) {
     assert_eq!(config.server, Server::default());
     assert_eq!(config.access, Access::default());
     assert_eq!(config.cache, Cache::default());
-    assert_eq!(config.follow_check, FollowCheck::default());
+    assert_eq!(config.relation, Relation::default());
     assert_eq!(config.upstream, Upstream::default());
     assert_eq!(config.log, Log::default());
     assert!(config.webhook.is_none() && config.callers.is_empty() && config.trace.is_none());
@@ -117,7 +117,7 @@ fn commented_file_has_every_key() {
         "app.0.quota",
         "access",
         "cache",
-        "follow_check",
+        "relation",
         "upstream",
         "webhook",
         "webhook.tls",

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::super::pair::{Pair, UserKey};
+use super::super::pair::{Pair, Sides, UserKey};
 use super::LookupScheduler;
 use super::graph::{Batching, EdgeId};
 use crate::domain::caller::QueueKey;
@@ -21,8 +21,10 @@ pub struct Batch {
     pub id: BatchId,
     /// The `From_Account` of the call.
     pub from: Arc<str>,
-    /// The `To_Account`s of the call: 1 to the given maximum, each once.
+    /// The `To_Account`s of the call: 1 to the maximum of a call, each once.
     pub to: Vec<Arc<str>>,
+    /// What the call asks of each pair.
+    pub sides: Sides,
     /// The caller whose turn it was. Pairs of other callers may travel with its own.
     pub caller: QueueKey,
 }
@@ -32,6 +34,7 @@ pub struct Batch {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct InFlightBatch {
     pub(super) from: UserKey,
+    pub(super) sides: Sides,
     pub(super) sent: Tick,
     pub(super) edges: Vec<EdgeId>,
     /// More than one request has waited for it. Some of them may have been cancelled.
@@ -39,15 +42,16 @@ pub(super) struct InFlightBatch {
 }
 
 impl LookupScheduler {
-    /// Returns the next batch, with at most `max` accounts; `None` if nothing is queued. The batch counts as sent at
-    /// `now`, so its call must leave after that moment.
-    pub fn next_batch(&mut self, max: usize, now: Tick) -> Option<Batch> {
+    /// Returns the next batch; `None` if nothing is queued. The batch counts as sent at `now`, so its call must leave
+    /// after that moment.
+    pub fn next_batch(&mut self, now: Tick) -> Option<Batch> {
         let caller = self.turns.pop_front()?;
         // The caller goes to the end of the line at once. Dequeuing its last edge removes it.
         self.turns.push_back(caller);
         let &(_, seed) = self.queues.get(&caller)?.first()?;
-        let from = self.better_end(seed, max);
-        let edges = self.gather(seed, from, max);
+        let from = self.better_end(seed);
+        let edges = self.gather(seed, from);
+        let sides = self.edges[&seed].batching.sides();
         let id = BatchId(self.next_id());
         let mut to = Vec::with_capacity(edges.len());
         let mut from_name = None;
@@ -61,8 +65,8 @@ impl LookupScheduler {
         }
         self.estimate.on_sent(edges.len());
         let shared = self.is_shared(&edges);
-        self.in_flight.insert(id, InFlightBatch { from, sent: now, edges, shared });
-        Some(Batch { id, from: from_name?, to, caller })
+        self.in_flight.insert(id, InFlightBatch { from, sides, sent: now, edges, shared });
+        Some(Batch { id, from: from_name?, to, sides, caller })
     }
 
     /// Returns the end of the edge whose call spares more calls, `from` if both spare the same.
@@ -72,30 +76,30 @@ impl LookupScheduler {
     /// star too: calls from the star spare none of them. So each edge of a call counts as the part of a call that it
     /// spares the user at its other end: one divided by the number of edges queued there. This is the greedy
     /// approximation of the fewest calls, which is a vertex cover.
-    fn better_end(&self, id: EdgeId, max: usize) -> UserKey {
+    fn better_end(&self, id: EdgeId) -> UserKey {
         let edge = &self.edges[&id];
         let Pair { from, to } = edge.pair;
         if edge.batching != Batching::Any || !self.flip {
             return from;
         }
-        if self.spared_calls(to, max) > self.spared_calls(from, max) { to } else { from }
+        if self.spared_calls(to) > self.spared_calls(from) { to } else { from }
     }
 
     /// Returns how many calls of other users a call from this user spares.
-    fn spared_calls(&self, user: UserKey, max: usize) -> f64 {
+    fn spared_calls(&self, user: UserKey) -> f64 {
         let Some(node) = self.nodes.get(&user) else { return 0.0 };
         let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
-        node.edges.iter().take(max).map(|(_, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64).sum()
+        node.edges.iter().take(self.call_max).map(|(_, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64).sum()
     }
 
     /// Returns the seed and the edges that can share a call from `from` with it, oldest first, each account once.
-    fn gather(&self, seed: EdgeId, from: UserKey, max: usize) -> Vec<EdgeId> {
+    fn gather(&self, seed: EdgeId, from: UserKey) -> Vec<EdgeId> {
         let first = &self.edges[&seed];
         let mut accounts = HashSet::from([first.other_end(from)]);
         let mut edges = vec![seed];
         let Some(node) = self.nodes.get(&from) else { return edges };
         for &(_, id) in &node.edges {
-            if edges.len() >= max {
+            if edges.len() >= self.call_max {
                 break;
             }
             let edge = &self.edges[&id];

@@ -8,12 +8,13 @@
 use super::LookupScheduler;
 use super::graph::{EdgeId, Node};
 use crate::domain::caller::QueueKey;
-use crate::domain::pairs::item::CALL_ACCOUNTS_MAX;
 
 /// The totals over all queued edges.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Estimate {
+    /// Maximum number of accounts in one call.
+    call_max: usize,
     edges: usize,
     calls: usize,
     /// Moving average of the edges per call; `None` since the queues were last empty.
@@ -24,6 +25,10 @@ pub(super) struct Estimate {
 const FILL_WEIGHT: f64 = 0.25;
 
 impl Estimate {
+    pub(super) fn new(call_max: usize) -> Self {
+        Self { call_max, edges: 0, calls: 0, fill: None }
+    }
+
     /// Records a call with this number of edges.
     pub(super) fn on_sent(&mut self, edges: usize) {
         let edges = edges as f64;
@@ -38,15 +43,10 @@ impl Estimate {
     }
 
     fn change(&mut self, node: &mut Node, change: impl FnOnce(&mut usize)) {
-        self.calls -= calls(node.counted);
+        self.calls -= node.counted.div_ceil(self.call_max);
         change(&mut node.counted);
-        self.calls += calls(node.counted);
+        self.calls += node.counted.div_ceil(self.call_max);
     }
-}
-
-/// Returns the number of calls for this number of pairs of one user.
-fn calls(pairs: usize) -> usize {
-    pairs.div_ceil(CALL_ACCOUNTS_MAX)
 }
 
 impl LookupScheduler {
@@ -64,7 +64,7 @@ impl LookupScheduler {
         if edges == 0 || more == 0 {
             return 0;
         }
-        let (queued, new) = (self.queued_for(caller), calls(more));
+        let (queued, new) = (self.queued_for(caller), more.div_ceil(self.call_max));
         let own = (all * queued).div_ceil(edges) + new;
         // While the caller has its turns, each other caller has at most as many.
         let callers = self.callers_queued() + usize::from(queued == 0);
@@ -107,7 +107,7 @@ mod tests {
 
     /// Takes batches until nothing is queued, and returns their number.
     fn drain(scheduler: &mut LookupScheduler) -> usize {
-        std::iter::from_fn(|| scheduler.next_batch(100, at(1))).count()
+        std::iter::from_fn(|| scheduler.next_batch(at(1))).count()
     }
 
     fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn first_request_has_no_calls_ahead() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         assert_eq!(scheduler.calls_ahead(ANN, 1000), 0);
         enqueue(&mut scheduler, 7, "ann", &["bob"]);
         assert_eq!(scheduler.calls_ahead(ANN, 0), 0, "it needs no new lookup");
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn pairs_without_a_common_user_count_a_call_each() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         for number in 0..300 {
             assert_eq!(scheduler.calls_ahead(QueueKey(1000 + number), 1), number as usize);
             enqueue(&mut scheduler, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
@@ -135,14 +135,14 @@ mod tests {
 
     #[test]
     fn pairs_of_one_star_count_full_calls() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         for fan in names("fan", 500) {
             enqueue(&mut scheduler, 7, &fan, &["star"]);
         }
         let ahead = scheduler.calls_ahead(ANN, 1);
         assert!(drain(&mut scheduler) == 5 && (1..=6).contains(&ahead), "{ahead}");
         // Without flipping, each fan needs a call of its own.
-        let mut scheduler = LookupScheduler::new(false);
+        let mut scheduler = LookupScheduler::new(false, 100);
         for fan in names("fan", 500) {
             enqueue(&mut scheduler, 7, &fan, &["star"]);
         }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn caller_behind_a_busy_caller_has_its_turn_soon() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         for number in 0..300 {
             enqueue(&mut scheduler, 7, &format!("from{number}"), &[&format!("to{number}")]);
         }
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn request_of_many_pairs_counts_the_calls_that_it_fills() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         let to = names("to", 250);
         enqueue(&mut scheduler, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!((scheduler.calls_ahead(QueueKey(7), 1), scheduler.calls_ahead(QueueKey(7), 250)), (3, 5));
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn estimate_follows_the_fill_of_sent_calls() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         // Feeds of 30 out of 60 accounts: each account is in the feeds of half of the viewers.
         for viewer in 0..200_usize {
             let to: Vec<String> = (0..30).map(|at| format!("to{}", (viewer * 7 + at * at) % 60)).collect();
@@ -181,7 +181,7 @@ mod tests {
                 &to.into_iter().collect::<Vec<_>>(),
             );
         }
-        (0..10).for_each(|_| drop(scheduler.next_batch(100, at(1)).expect("one more")));
+        (0..10).for_each(|_| drop(scheduler.next_batch(at(1)).expect("one more")));
         let (ahead, queued) = (scheduler.calls_ahead(ANN, 1), scheduler.queued());
         let left = drain(&mut scheduler);
         assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} estimated, {left} needed for {queued}");
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn cancelled_pairs_are_not_counted() {
-        let mut scheduler = LookupScheduler::new(true);
+        let mut scheduler = LookupScheduler::new(true, 100);
         let (first, _) =
             scheduler.enqueue(options(ANN), &wanted("ann", &["bob", "cyd"]), |_| Tick::NEVER).expect("room");
         let (second, _) =

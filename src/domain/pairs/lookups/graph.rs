@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::pair::{Pair, UserKey};
+use super::super::pair::{Pair, Sides, UserKey};
 use super::{BatchId, LookupScheduler, Ticket};
 use crate::domain::caller::QueueKey;
 
@@ -44,16 +44,25 @@ pub(super) enum Batching {
     Any,
     /// Calls in the requested direction, together with any other edges: the flipped lookup failed.
     AsRequested,
-    /// Calls in the requested direction, with edges of the same request only: Chat rejected a shared call.
-    Solo(Ticket),
+    /// Calls that ask what this request asks, in its direction and with its edges only: Chat rejected a shared call, or
+    /// an item of a call that asked for more.
+    Solo(Ticket, Sides),
 }
 
 impl Batching {
     /// Returns the only request whose edges may share the call.
     pub(super) fn only_ticket(self) -> Option<Ticket> {
         match self {
-            Batching::Solo(ticket) => Some(ticket),
+            Batching::Solo(ticket, _) => Some(ticket),
             Batching::Any | Batching::AsRequested => None,
+        }
+    }
+
+    /// Returns what a call that carries the edge asks of each pair.
+    pub(super) fn sides(self) -> Sides {
+        match self {
+            Batching::Solo(_, sides) => sides,
+            Batching::Any | Batching::AsRequested => Sides::Both,
         }
     }
 }
@@ -65,6 +74,8 @@ pub(super) struct Waiter {
     pub(super) slot: usize,
     /// Its pair is the reverse of the edge's pair.
     pub(super) flipped: bool,
+    /// What its request asks of the pair.
+    pub(super) sides: Sides,
 }
 
 /// The queued edges of one user.

@@ -35,7 +35,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use self::batch::InFlightBatch;
 use self::estimate::Estimate;
 use self::graph::{Batching, Edge, EdgeId, Node, QueuePosition, Waiter};
-use super::pair::{Pair, PairKey, UserKey};
+use super::pair::{Pair, PairKey, Sides, UserKey};
 use crate::domain::caller::QueueKey;
 use crate::domain::tick::Tick;
 
@@ -75,6 +75,9 @@ pub struct JoinOptions {
     pub join: bool,
     /// Whether its results may be cached.
     pub keep: bool,
+    /// What it asks of each pair. A lookup asks for both sides, which answers either question; only an error makes it
+    /// ask again as the request did.
+    pub sides: Sides,
 }
 
 /// The limit of waiting pairs is reached.
@@ -86,6 +89,8 @@ pub struct SchedulerFull;
 #[cfg_attr(test, derive(Clone))]
 pub struct LookupScheduler {
     flip: bool,
+    /// Maximum number of accounts in one call.
+    call_max: usize,
     last_id: u64,
     edges: HashMap<EdgeId, Edge>,
     /// The edge that a new request for the pair joins.
@@ -113,10 +118,12 @@ struct TicketState {
 }
 
 impl LookupScheduler {
-    /// Returns an empty scheduler. Without `flip`, a pair is looked up only in the direction of the request.
-    pub fn new(flip: bool) -> Self {
+    /// Returns an empty scheduler of calls with at most `call_max` accounts. Without `flip`, a pair is looked up only in
+    /// the direction of the request.
+    pub fn new(flip: bool, call_max: usize) -> Self {
         Self {
             flip,
+            call_max,
             last_id: 0,
             edges: HashMap::new(),
             joinable: HashMap::new(),
@@ -125,7 +132,7 @@ impl LookupScheduler {
             turns: VecDeque::new(),
             in_flight: HashMap::new(),
             tickets: HashMap::new(),
-            estimate: Estimate::default(),
+            estimate: Estimate::new(call_max),
             waiting: 0,
             waiting_by_caller: HashMap::new(),
         }
@@ -207,6 +214,11 @@ impl LookupScheduler {
         self.queues.get(&caller).map_or(0, BTreeSet::len)
     }
 
+    /// Returns the maximum number of accounts in one call.
+    pub fn call_max(&self) -> usize {
+        self.call_max
+    }
+
     /// Returns the number of pairs that requests wait for, counted once per waiter.
     pub fn waiting(&self) -> usize {
         self.waiting
@@ -235,7 +247,7 @@ impl LookupScheduler {
             batch: None,
             counted: None,
             keep: options.keep,
-            waiters: vec![Waiter { ticket, slot: wanted.slot, flipped: false }],
+            waiters: vec![Waiter { ticket, slot: wanted.slot, flipped: false, sides: options.sides }],
         });
         false
     }
@@ -253,7 +265,7 @@ impl LookupScheduler {
     fn join(&mut self, id: EdgeId, ticket: Ticket, options: JoinOptions, wanted: &Wanted<'_>) {
         let Some(edge) = self.edges.get_mut(&id) else { return };
         let flipped = edge.pair.from != wanted.pair.from;
-        edge.waiters.push(Waiter { ticket, slot: wanted.slot, flipped });
+        edge.waiters.push(Waiter { ticket, slot: wanted.slot, flipped, sides: options.sides });
         edge.keep |= options.keep;
         let (age, batch) = (edge.age, edge.batch);
         match batch {

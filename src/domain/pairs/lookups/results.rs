@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::cache::{CachedPair, PairCache};
 use super::super::fence::Fence;
 use super::super::item::{Found, Item, Items};
-use super::super::pair::{Pair, Relation};
+use super::super::pair::{Pair, Relation, Sides};
 use super::batch::InFlightBatch;
 use super::graph::{Batching, Edge, EdgeId, Waiter};
 use super::{BatchId, LookupScheduler, Ticket};
@@ -95,8 +95,8 @@ impl LookupScheduler {
             let Some(mut edge) = self.remove_edge(id) else { continue };
             edge.batch = None;
             match outcome {
-                BatchOutcome::RejectedArguments if in_flight.shared || in_flight.flips(&edge) => {
-                    self.requeue_solo(&edge);
+                BatchOutcome::RejectedArguments if in_flight.shared || in_flight.asks_otherwise(&edge) => {
+                    self.requeue_solo(&edge, edge.waiters.iter().copied());
                 }
                 BatchOutcome::RejectedArguments | BatchOutcome::Failed => {
                     self.finish(edge.waiters, &PairResult::Failed, &mut completion);
@@ -126,13 +126,14 @@ impl LookupScheduler {
             let flipped = waiter.flipped != batch_flips;
             self.finish([waiter], &PairResult::Known { cached, flipped }, completion);
         }
-        if edge.keep {
+        // A call for one side says nothing of the other one.
+        if edge.keep && in_flight.sides == Sides::Both {
             completion.cacheable.push(CacheablePair { pair: edge.pair, cached, from: edge.from, to: edge.to });
         }
     }
 
-    /// An error answers only the waiters that requested the direction of the call. The others need a call of their
-    /// own: an error refers to the request as its caller sent it.
+    /// An error answers only the waiters that requested what the call asked. The others need a call of their own: an
+    /// error refers to the request as its caller sent it.
     fn apply_error(
         &mut self,
         mut edge: Edge,
@@ -145,12 +146,15 @@ impl LookupScheduler {
             Some(Found::Item(Item::Verbatim(json))) => PairResult::Verbatim(Arc::from(&**json), in_flight.sent),
             _ => PairResult::Malformed,
         };
+        let (fitting, widened): (Vec<_>, Vec<_>) =
+            edge.waiters.drain(..).partition(|waiter| waiter.sides == in_flight.sides);
         let (as_called, reversed): (Vec<_>, Vec<_>) =
-            edge.waiters.drain(..).partition(|waiter| waiter.flipped == batch_flips);
+            fitting.into_iter().partition(|waiter| waiter.flipped == batch_flips);
         self.finish(as_called, &result, completion);
         if !reversed.is_empty() {
             self.requeue_as_requested(&edge, Batching::AsRequested, reversed);
         }
+        self.requeue_solo(&edge, widened);
     }
 
     /// Gives waiters their result.
@@ -192,13 +196,15 @@ impl LookupScheduler {
     }
 
     /// Queues a lookup of its own for every request, in the requested direction.
-    fn requeue_solo(&mut self, edge: &Edge) {
+    fn requeue_solo(&mut self, edge: &Edge, waiters: impl IntoIterator<Item = Waiter>) {
         let mut by_request: BTreeMap<(Ticket, bool), Vec<Waiter>> = BTreeMap::new();
-        for waiter in &edge.waiters {
-            by_request.entry((waiter.ticket, waiter.flipped)).or_default().push(*waiter);
+        for waiter in waiters {
+            by_request.entry((waiter.ticket, waiter.flipped)).or_default().push(waiter);
         }
         for ((ticket, _), waiters) in by_request {
-            self.requeue_as_requested(edge, Batching::Solo(ticket), waiters);
+            // What a request asks of its pairs is the same for all of them.
+            let sides = waiters.first().map_or(Sides::Both, |waiter| waiter.sides);
+            self.requeue_as_requested(edge, Batching::Solo(ticket, sides), waiters);
         }
     }
 
@@ -229,6 +235,11 @@ struct Completion {
 }
 
 impl InFlightBatch {
+    /// Returns whether a waiter did not request what the call asks.
+    fn asks_otherwise(&self, edge: &Edge) -> bool {
+        self.flips(edge) || edge.waiters.iter().any(|waiter| waiter.sides != self.sides)
+    }
+
     /// Returns whether the call has the pair in the reverse of the edge's direction.
     fn flips(&self, edge: &Edge) -> bool {
         edge.pair.from != self.from

@@ -1,44 +1,40 @@
-//! A parser for the usual form of a `follow_check` body, in one pass.
+//! A parser for the usual form of the body of a check, in one pass.
 //!
-//! Nearly every body has two members without escapes, with names in printable ASCII. [`read`] accepts only that form
+//! Nearly every body has its two or three members without escapes, with names in printable ASCII. [`read`] accepts only that form
 //! and takes a third of the time of the general parser (`benches/micro`). Any other body, valid or not, is left to
 //! [`request`](super::request). Both return the same result for a body that both accept.
 
 use std::borrow::Cow;
 
+use super::RelationKind;
 use super::request::CheckRequest;
 use crate::domain::chat::app::USER_ID_LEN_MAX;
 use crate::domain::json::scan::plain_prefix;
+use crate::domain::pairs::pair::Sides;
 
 /// Length of the longest name with its closing quote, rounded up to a multiple of 8 bytes.
 const NAME_ROOM: usize = (USER_ID_LEN_MAX + 1).next_multiple_of(8);
 
 /// Parses a body with 1 to `max_to` accounts; `None` if it does not have the usual form.
-pub(super) fn read(text: &str, max_to: usize) -> Option<CheckRequest<'_>> {
+pub(super) fn read<'a>(kind: &RelationKind, text: &'a str, max_to: usize) -> Option<CheckRequest<'a>> {
     let mut cursor = Cursor { text, at: 0 };
+    let (mut from, mut to, mut sides) = (None, None, None);
     cursor.expect(b'{')?;
-    let request = match cursor.member()? {
-        "From_Account" => {
-            let from = Cow::Borrowed(cursor.string()?);
-            cursor.expect(b',')?;
-            if cursor.member()? != "To_Account" {
-                return None;
-            }
-            CheckRequest { from, to: cursor.names(max_to)? }
+    loop {
+        match cursor.member()? {
+            "From_Account" if from.is_none() => from = Some(Cow::Borrowed(cursor.string()?)),
+            "To_Account" if to.is_none() => to = Some(cursor.names(max_to)?),
+            "CheckType" if sides.is_none() => sides = Some(kind.sides_of(cursor.string()?)?),
+            _ => return None,
         }
-        "To_Account" => {
-            let to = cursor.names(max_to)?;
-            cursor.expect(b',')?;
-            if cursor.member()? != "From_Account" {
-                return None;
-            }
-            CheckRequest { from: Cow::Borrowed(cursor.string()?), to }
+        if cursor.expect(b',').is_none() {
+            break;
         }
-        _ => return None,
-    };
+    }
     cursor.expect(b'}')?;
     cursor.skip_space();
-    (cursor.at == text.len()).then_some(request)
+    let sides = if kind.check_types.is_some() { sides? } else { Sides::Both };
+    (cursor.at == text.len()).then_some(CheckRequest { from: from?, to: to?, sides })
 }
 
 /// Returns the length of leading JSON white space (RFC 8259, section 2). Not inlined, because there is hardly any.
@@ -116,6 +112,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::request::{Parsed, parse_general};
+    use super::super::{FOLLOW, FRIEND, KINDS};
     use super::*;
 
     #[test]
@@ -125,7 +122,7 @@ mod tests {
             r#"{"To_Account":["bob","c d"],"From_Account":"ann"}"#,
             "\r\n\t { \"From_Account\" : \"ann\" ,\n \"To_Account\" : [ \"bob\" , \"c d\" ] } \n",
         ] {
-            let request = read(body, 2).expect(body);
+            let request = read(&FOLLOW, body, 2).expect(body);
             assert!(matches!(request.from, Cow::Borrowed("ann")) && request.to == ["bob", "c d"], "{body}");
         }
     }
@@ -135,7 +132,7 @@ mod tests {
         let long = [33, 39, 40, 41, 100].map(|len| "x".repeat(len));
         for name in long.iter().map(String::as_str).chain(["日", "x日", &format!("{}日", long[2])]) {
             let body = format!(r#"{{"From_Account":"{name}","To_Account":["bob"]}}"#);
-            assert_eq!(read(&body, 2), None, "{body}");
+            assert_eq!(read(&FOLLOW, &body, 2), None, "{body}");
         }
         for body in [
             "",
@@ -156,9 +153,39 @@ mod tests {
             r#"{"From_Account":"ann","To_Account":["a","b","c"]}"#,
             "{\"From_Account\":\"ann\",\"To_Account\":[\"b\u{7f}b\"]}",
         ] {
-            assert_eq!(read(body, 2), None, "{body}");
+            assert_eq!(read(&FOLLOW, body, 2), None, "{body}");
         }
     }
+
+    #[test]
+    fn check_type_is_read_where_the_command_has_one() {
+        for (check_type, sides) in [("Both", Sides::Both), ("Single", Sides::First)] {
+            for body in [
+                format!(r#"{{"From_Account":"ann","To_Account":["bob"],"CheckType":"CheckResult_Type_{check_type}"}}"#),
+                format!(
+                    r#"{{"CheckType" : "CheckResult_Type_{check_type}","To_Account":["bob"],"From_Account":"ann"}}"#
+                ),
+            ] {
+                assert_eq!(read(&FRIEND, &body, 2).expect(&body).sides, sides);
+                assert_eq!(read(&FOLLOW, &body, 2), None, "{body}");
+            }
+        }
+        for body in [
+            r#"{"From_Account":"ann","To_Account":["bob"]}"#,
+            r#"{"From_Account":"ann","To_Account":["bob"],"CheckType":"BlackCheckResult_Type_Both"}"#,
+            r#"{"From_Account":"ann","To_Account":["bob"],"CheckType":""}"#,
+        ] {
+            assert_eq!(read(&FRIEND, body, 2), None, "{body}");
+        }
+    }
+
+    const CHECK_TYPES: [&str; 5] = [
+        "",
+        "",
+        r#","CheckType":"CheckResult_Type_Both""#,
+        r#", "CheckType":"BlackCheckResult_Type_Single""#,
+        r#","CheckType":"CheckResult_Type_Both","CheckType":"CheckResult_Type_Single""#,
+    ];
 
     /// Returns bodies near the usual form, with one byte changed or none.
     fn bodies() -> impl Strategy<Value = String> {
@@ -171,7 +198,8 @@ mod tests {
             let from = format!("\"From_Account\"{space}:\"{from}\"");
             let to = format!("\"To_Account\":{space}[{to}{space}]");
             let (first, second) = if to_first { (to, from) } else { (from, to) };
-            let mut body = format!("{space}{{{first}{space},{second}}}{space}").into_bytes();
+            let check_type = CHECK_TYPES[usize::from(place) % CHECK_TYPES.len()];
+            let mut body = format!("{space}{{{first}{space},{second}{check_type}}}{space}").into_bytes();
             if let Some(byte) = edit {
                 let at = usize::from(place) % body.len();
                 body[at] = byte;
@@ -185,8 +213,10 @@ mod tests {
 
         #[test]
         fn fast_path_agrees_with_the_general_parser(body in bodies()) {
-            if let Some(request) = read(&body, 3) {
-                prop_assert_eq!(parse_general(&body, 3), Ok(Parsed::Known(request)));
+            for kind in KINDS {
+                if let Some(request) = read(kind, &body, 3) {
+                    prop_assert_eq!(parse_general(kind, &body, 3), Ok(Parsed::Known(request)));
+                }
             }
         }
 
@@ -195,7 +225,7 @@ mod tests {
             from in "[ !#-\\[\\]-~]{1,32}", to in proptest::collection::vec("[ !#-\\[\\]-~]{1,32}", 1..4),
         ) {
             let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
-            prop_assert!(read(&body, 3).is_some(), "{}", body);
+            prop_assert!(read(&FOLLOW, &body, 3).is_some(), "{}", body);
         }
     }
 }

@@ -1,29 +1,32 @@
-//! `follow_check` requests of callers.
+//! Requests of callers to check a relation.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::fast_path;
+use super::{RelationKind, fast_path};
 use crate::domain::chat::app::{NameError, check_user_id};
 use crate::domain::json::object::{describe, describe_beginning, describe_bytes};
+use crate::domain::pairs::pair::Sides;
 
-/// A body that chatgate can answer itself: exactly the two members, both valid.
+/// A body that chatgate can answer itself: exactly the command's members, all valid.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CheckRequest<'a> {
     /// The user from whose side the relations are seen.
     pub from: Cow<'a, str>,
     /// The other users: 1 to `max_to` UserIDs in the caller's order, with repeats.
     pub to: Vec<Cow<'a, str>>,
+    /// Its `CheckType`. A command without that member asks for both sides.
+    pub sides: Sides,
 }
 
 /// A well-formed body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'a> {
-    /// Exactly the two members.
+    /// Exactly the command's members, with a `CheckType` that chatgate knows.
     Known(CheckRequest<'a>),
-    /// A JSON object with additional members, which only Chat understands.
+    /// A JSON object that only Chat understands.
     Extended,
 }
 
@@ -33,7 +36,7 @@ pub enum RequestError {
     /// Not a JSON object in UTF-8.
     #[error("the body is not a JSON object in UTF-8: {0}")]
     NotJson(String),
-    /// One of the two members is repeated.
+    /// One of the members is repeated.
     #[error("the body repeats {0}; send it once")]
     Repeated(&'static str),
     /// A member is missing or has the wrong type.
@@ -43,7 +46,7 @@ pub enum RequestError {
     #[error("To_Account[{0}] is not a string")]
     NotAString(usize),
     /// Too many accounts.
-    #[error("To_Account has {0} accounts; send at most {1} per request (follow_check.max_to)")]
+    #[error("To_Account has {0} accounts; send at most {1} per request (relation.max_to)")]
     TooMany(usize, usize),
     /// From_Account is not a valid UserID.
     #[error("From_Account {0}")]
@@ -53,22 +56,37 @@ pub enum RequestError {
     To(usize, NameError),
 }
 
-/// Parses a body. Names are borrowed from it unless they contain escapes.
-pub fn parse(body: &[u8], max_to: usize) -> Result<Parsed<'_>, RequestError> {
-    let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(describe_bytes(body, error)))?;
-    match fast_path::read(text, max_to) {
-        Some(request) => Ok(Parsed::Known(request)),
-        None => parse_general(text, max_to),
+impl RelationKind {
+    /// Parses the body of a check. Names are borrowed from it unless they contain escapes.
+    ///
+    /// # Errors
+    /// A body that is no object, or whose `From_Account` or `To_Account` is not valid.
+    pub fn parse_request<'a>(&self, body: &'a [u8], max_to: usize) -> Result<Parsed<'a>, RequestError> {
+        let text = std::str::from_utf8(body).map_err(|error| RequestError::NotJson(describe_bytes(body, error)))?;
+        match fast_path::read(self, text, max_to) {
+            Some(request) => Ok(Parsed::Known(request)),
+            None => parse_general(self, text, max_to),
+        }
+    }
+
+    /// Returns what a `CheckType` asks for; `None` if chatgate does not know it.
+    pub(super) fn sides_of(&self, check_type: &str) -> Option<Sides> {
+        let types = self.check_types.as_ref()?;
+        match check_type {
+            both if both == types.both => Some(Sides::Both),
+            single if single == types.single => Some(Sides::First),
+            _ => None,
+        }
     }
 }
 
 /// Parses a body of any form.
-pub(super) fn parse_general(text: &str, max_to: usize) -> Result<Parsed<'_>, RequestError> {
+pub(super) fn parse_general<'a>(kind: &RelationKind, text: &'a str, max_to: usize) -> Result<Parsed<'a>, RequestError> {
     let mut json = serde_json::Deserializer::from_str(text);
     let raw = json.deserialize_any(Members { max_to }).and_then(|raw| json.end().map(|()| raw)).map_err(|error| {
         RequestError::NotJson(describe_beginning(text).map_or_else(|| describe(&error), str::to_owned))
     })?;
-    raw.validate(max_to)
+    raw.validate(kind, max_to)
 }
 
 /// The members before validation: an error of shape must not hide an error of syntax.
@@ -76,18 +94,23 @@ pub(super) fn parse_general(text: &str, max_to: usize) -> Result<Parsed<'_>, Req
 struct Raw<'a> {
     from: Option<StringOrOther<'a>>,
     to: Option<Accounts<'a>>,
+    check_type: Option<StringOrOther<'a>>,
     repeated: Option<&'static str>,
     has_others: bool,
 }
 
 impl<'a> Raw<'a> {
-    fn validate(self, max_to: usize) -> Result<Parsed<'a>, RequestError> {
-        if let Some(name) = self.repeated {
+    fn validate(self, kind: &RelationKind, max_to: usize) -> Result<Parsed<'a>, RequestError> {
+        let has_check_type = kind.check_types.is_some();
+        if let Some(name) = self.repeated.filter(|name| has_check_type || *name != "CheckType") {
             return Err(RequestError::Repeated(name));
         }
-        if self.has_others {
-            return Ok(Parsed::Extended);
-        }
+        let sides = match (&self.check_type, has_check_type) {
+            (None, false) => Some(Sides::Both),
+            (Some(StringOrOther::String(check_type)), true) => kind.sides_of(check_type),
+            _ => None,
+        };
+        let Some(sides) = sides.filter(|_| !self.has_others) else { return Ok(Parsed::Extended) };
         let from = match self.from {
             Some(StringOrOther::String(from)) => from,
             Some(StringOrOther::Other) => return Err(RequestError::Shape("From_Account must be a string")),
@@ -107,7 +130,7 @@ impl<'a> Raw<'a> {
         for (index, name) in to.iter().enumerate() {
             check_user_id(name).map_err(|error| RequestError::To(index, error))?;
         }
-        Ok(Parsed::Known(CheckRequest { from, to }))
+        Ok(Parsed::Known(CheckRequest { from, to, sides }))
     }
 }
 
@@ -134,6 +157,11 @@ impl<'a> Visitor<'a> for Members {
                 "To_Account" => {
                     if raw.to.replace(map.next_value_seed(AnyAccounts { max: self.max_to })?).is_some() {
                         raw.repeated = Some("To_Account");
+                    }
+                }
+                "CheckType" => {
+                    if raw.check_type.replace(map.next_value_seed(AnyValue)?).is_some() {
+                        raw.repeated = raw.repeated.or(Some("CheckType"));
                     }
                 }
                 _ => {
@@ -282,10 +310,11 @@ impl<'a> Visitor<'a> for MemberName {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{FOLLOW, FRIEND};
     use super::*;
 
     fn read(body: &str) -> Result<Parsed<'_>, RequestError> {
-        super::parse(body.as_bytes(), 3)
+        FOLLOW.parse_request(body.as_bytes(), 3)
     }
 
     #[test]
@@ -302,6 +331,27 @@ mod tests {
         assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"],"X":{"a":[1]}}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1,"From_Account":7}"#), Ok(Parsed::Extended));
+    }
+
+    #[test]
+    fn check_without_a_known_check_type_is_extended() {
+        let read =
+            |body: &str| FRIEND.parse_request(body.as_bytes(), 3).map(|parsed| matches!(parsed, Parsed::Known(_)));
+        let check_type =
+            |value: &str| format!(r#"{{"From_Account":"ann","To_Account":["b\u006fb"],"CheckType":{value}}}"#);
+        for known in [r#""CheckResult_Type_Both""#, r#""CheckResult_Type_Sin\u0067le""#] {
+            assert_eq!(read(&check_type(known)), Ok(true), "{known}");
+        }
+        for other in ["\"\"", "\"CheckResult_Type_New\"", "\"BlackCheckResult_Type_Both\"", "7", "null", "[]", "{}"] {
+            assert_eq!(read(&check_type(other)), Ok(false), "{other}");
+        }
+        assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"]}"#), Ok(false));
+        assert_eq!(read(&check_type(r#""CheckResult_Type_Both","X":1"#)), Ok(false));
+        let repeated = check_type(r#""CheckResult_Type_Both","CheckType":"CheckResult_Type_Both""#);
+        assert_eq!(read(&repeated), Err(RequestError::Repeated("CheckType")));
+        assert_eq!(FOLLOW.parse_request(repeated.as_bytes(), 3), Ok(Parsed::Extended));
+        let body = r#"{"To_Account":["bob"],"CheckType":"CheckResult_Type_Both"}"#;
+        assert_eq!(read(body), Err(RequestError::Shape("From_Account is missing")));
     }
 
     #[test]
@@ -322,7 +372,7 @@ mod tests {
         ] {
             assert!(matches!(read(body), Err(RequestError::NotJson(_))), "{:.40}", body);
         }
-        assert!(matches!(super::parse(b"{\"From_Account\":\"\xff\"}", 3), Err(RequestError::NotJson(_))));
+        assert!(matches!(FOLLOW.parse_request(b"{\"From_Account\":\"\xff\"}", 3), Err(RequestError::NotJson(_))));
         for body in [
             "{}",
             r#"{"From_Account":"ann"}"#,
@@ -370,14 +420,14 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = super::parse(&body, 3);
+            let _ = FOLLOW.parse_request(&body, 3);
         }
 
         #[test]
         fn valid_request_is_parsed_back(from in "[^\\p{Cc}]{1,8}", to in proptest::collection::vec("[^\\p{Cc}]{1,8}", 1..4)) {
             prop_assume!(check_user_id(&from).is_ok() && to.iter().all(|name| check_user_id(name).is_ok()));
             let body = serde_json::json!({"From_Account": from, "To_Account": to}).to_string();
-            let Ok(Parsed::Known(request)) = super::parse(body.as_bytes(), 3) else { panic!("not a request") };
+            let Ok(Parsed::Known(request)) = FOLLOW.parse_request(body.as_bytes(), 3) else { panic!("not a request") };
             prop_assert_eq!(request.from, from);
             prop_assert_eq!(request.to, to);
         }
