@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use crate::config::{
-    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Server, Tls, Webhook, lower_limit, show_duration,
-    show_size,
+    Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Relation, Server, Tls, Webhook, lower_limit,
+    show_duration, show_size,
 };
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
@@ -209,7 +209,9 @@ fn write_way_out(out: &mut String, proxy: Option<&Proxy>) -> fmt::Result {
 fn write_limits(out: &mut String, config: &Config) -> fmt::Result {
     let (Config { cache, upstream, .. }, Server { max_requests, max_buffered, .. }) = (config, &config.server);
     write_way_out(out, upstream.proxy.as_ref())?;
-    writeln!(out, "cache           {} pairs per app, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
+    write_relations(out, &config.relation)?;
+    let per = if config.relation.kinds.len() > 1 { "app and relation" } else { "app" };
+    writeln!(out, "cache           {} pairs per {per}, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
     let buffered = show_size(*max_buffered);
     writeln!(out, "in flight       up to {max_requests} requests with {buffered} of bodies")?;
     let attempts = match upstream.attempts {
@@ -220,6 +222,18 @@ fn write_limits(out: &mut String, config: &Config) -> fmt::Result {
     writeln!(out, "attempts        {attempts}, {attempt} each; retry budget {}", upstream.retry_budget)?;
     let timeout = show_duration(upstream.timeout);
     writeln!(out, "response time   at most {timeout} (upstream.timeout), then `upstream_timeout` or `rate_limited`")
+}
+
+fn write_relations(out: &mut String, relation: &Relation) -> fmt::Result {
+    if relation.kinds.is_empty() {
+        return writeln!(out, "relations       none; every check is relayed");
+    }
+    for (index, kind) in relation.kinds.iter().enumerate() {
+        let title = if index == 0 { "relations" } else { "" };
+        let accounts = relation.call_max_of(kind);
+        writeln!(out, "{title:<16}{}: {}, up to {accounts} accounts per call", kind.name, kind.check)?;
+    }
+    Ok(())
 }
 
 fn exposure(address: &ListenAddr, is_authenticated: bool) -> &'static str {
@@ -257,7 +271,7 @@ mod tests {
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
              [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
              [trace]\notlp = 'http://collector:4318/0badc0de5ec2e70badc0de5ec2e70badc0de5ec2/'\nsample = 0.1\n\
-             [upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
+             [relation]\nkinds = ['friend', 'follow']\ncall_max = 300\n[upstream]\ntimeout = '17s'\n[access]\nallow = ['follow/*', 'im_open_login_svc/*']\n",
         );
         for line in [
             "data listener   127.0.0.1:1",
@@ -274,6 +288,9 @@ mod tests {
             "app two, default",
             "  primary       http://127.0.0.1:9700, without a standby",
             "way out         direct, without a proxy",
+            "relations       follow: follow/follow_check, up to 100 accounts per call",
+            "                friend: sns/friend_check, up to 300 accounts per call",
+            "cache           1000000 pairs per app and relation, each for 30s",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

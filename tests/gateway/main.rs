@@ -53,6 +53,7 @@ mod proxy;
 mod proxy_programs;
 mod quota;
 mod refusals;
+mod relations;
 mod relay;
 mod reload;
 mod reload_state;

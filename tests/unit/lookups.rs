@@ -307,3 +307,72 @@ fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     tickets.sort_unstable();
     assert_eq!((tickets, cacheable.len()), (vec![first, second], 1));
 }
+
+fn one_sided(caller: QueueKey) -> JoinOptions {
+    JoinOptions { sides: Sides::First, ..options(caller) }
+}
+
+/// Completes a batch with one failed item, or with one item of this number.
+fn complete_with(scheduler: &mut LookupScheduler, batch: &Batch, number: Option<u8>) -> (Vec<WaiterResult>, usize) {
+    let code = if number.is_some() { 0 } else { 30006 };
+    let items = serde_json::json!([{"To_Account": &*batch.to[0], "ResultCode": code, "FollowType": number}]);
+    let body = serde_json::json!({"ResultItem": items}).to_string();
+    let items = FOLLOW.parse_items(batch.sides, body.as_bytes()).expect("items");
+    let (results, cacheable) = scheduler.complete(batch.id, &BatchOutcome::Answered(&items), unmarked);
+    (results, cacheable.len())
+}
+
+#[test]
+fn request_for_one_side_shares_calls_for_both_sides() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let (first, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
+    let batch = scheduler.next_batch(at(1)).expect("a call");
+    assert_eq!(batch.sides, Sides::Both);
+    let (second, joined) = scheduler.enqueue(options(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
+    assert_eq!(joined, [true]);
+    let (results, cacheable) = complete_with(&mut scheduler, &batch, Some(1));
+    let got: BTreeMap<Ticket, &PairResult> = results.iter().map(|one| (one.ticket, &one.result)).collect();
+    assert_eq!(relation(got[&first], pair("ann", "bob")), Some(1), "the codec leaves out the other side");
+    assert_eq!((relation(got[&second], pair("bob", "ann")), cacheable), (Some(2), 1));
+}
+
+#[test]
+fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let (both, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
+    let (first, _) = scheduler.enqueue(one_sided(BEN), &wanted("ann", &["bob"]), unmarked).expect("room");
+    let (back, _) = scheduler.enqueue(one_sided(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
+    let batch = scheduler.next_batch(at(1)).expect("a call");
+    let (results, _) = complete_with(&mut scheduler, &batch, None);
+    let [WaiterResult { ticket, result: PairResult::Verbatim(..), .. }] = results.as_slice() else {
+        panic!("{results:?}")
+    };
+    assert_eq!(*ticket, both, "the error belongs to the question for both sides");
+    // It may travel with no other pair.
+    enqueue(&mut scheduler, ANN, "ann", &["cyd"]);
+    let mut asked = Vec::new();
+    while let Some(batch) = scheduler.next_batch(at(2)) {
+        asked.push((batch.from.to_string(), batch.to.len(), batch.sides));
+        if batch.sides == Sides::First {
+            let (results, cacheable) = complete_with(&mut scheduler, &batch, Some(2));
+            let ticket = if &*batch.from == "ann" { first } else { back };
+            assert_eq!((results.len(), results[0].ticket, cacheable), (1, ticket, 0));
+        }
+    }
+    asked.sort_unstable_by_key(|(from, _, sides)| (from.clone(), *sides == Sides::First));
+    let expected = [("ann", Sides::Both), ("ann", Sides::First), ("bob", Sides::First)];
+    assert_eq!(asked, expected.map(|(from, sides)| (from.to_owned(), 1, sides)));
+}
+
+#[test]
+fn rejected_wider_call_is_repeated_as_requested() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let (ticket, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
+    let batch = scheduler.next_batch(at(1)).expect("a call");
+    let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
+    assert_eq!(results, []);
+    let batch = scheduler.next_batch(at(2)).expect("a call as requested");
+    assert_eq!((batch.sides, &*batch.from), (Sides::First, "ann"));
+    let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
+    assert_eq!(results, [WaiterResult { ticket, slot: 0, result: PairResult::Failed }]);
+}

@@ -191,6 +191,15 @@ function callerRow(caller, all) {
     [refused.join(", "), refused.length ? "text warn" : "text"]];
 }
 
+// With one relation, the table of apps has its values.
+function showRelations(relations) {
+  const rows = Object.entries(relations).map(([name, { pairs, pairs_cached: cached, hit_ratio: ratio }]) =>
+    [[name], [number(pairs.hit + pairs.joined + pairs.fetched + pairs.stale), "number"], [percent(ratio), "number"],
+      [number(cached), "number"]]);
+  byId("relations-section").hidden = rows.length < 2;
+  fillRows(byId("relations"), rows);
+}
+
 function showCallers(callers) {
   byId("callers-section").hidden = callers.length === 0;
   const all = callers.reduce((sum, caller) => sum + caller.calls, 0);
@@ -257,6 +266,7 @@ async function show(status) {
   if (now.at > (points.at(-1)?.at ?? 0)) points = [...points, now].slice(-POINTS_MAX);
   if (points.length) for (const plot of PLOTS) drawPlot(plot, points);
   fillRows(byId("quota"), app.quota.map(quotaRow));
+  showRelations(app.relations);
   showCallers(app.callers);
   fillRows(byId("codes"), app.since_start.calls.map(codeRow));
   document.body.dataset.shown = String(now.at);

@@ -1,9 +1,13 @@
-//! The simulated Chat: the relations of a few pairs, and what it has read for calls.
+//! The simulated Chat: one relation of a few pairs, and what it has read for calls.
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use super::super::Batch;
-use crate::domain::pairs::pair::Relation;
+use super::Call;
+use crate::domain::pairs::pair::{Relation, Sides};
+use crate::domain::relation::RelationKind;
 use crate::domain::tick::Tick;
 
 pub(super) const USERS: [&str; 4] = ["ann", "bob", "cyd", "dan"];
@@ -48,16 +52,31 @@ impl Chat {
     }
 
     /// Returns the response to a call whose pairs were read. `fails` chooses the accounts whose items are errors.
-    pub(super) fn response(&self, batch: &Batch, sent: Tick, fails: impl Fn(usize) -> bool) -> String {
+    pub(super) fn response(&self, kind: &RelationKind, call: &Call, fails: impl Fn(usize) -> bool) -> String {
+        let Call { batch, sent, .. } = call;
         let from = user(&batch.from);
         let items = batch.to.iter().enumerate().map(|(account, to)| {
             let to_user = user(to);
-            let read = self.readings[&(pair_index(from, to_user), sent)];
-            let code = if fails(account) { 30003 } else { 0 };
-            let relation = read.seen_from(from, to_user).number();
-            serde_json::json!({"To_Account": &**to, "ResultCode": code, "FollowType": relation})
+            let read = self.readings[&(pair_index(from, to_user), *sent)];
+            let number = usize::from(read.seen_from(from, to_user).number());
+            match kind.name {
+                "follow" if fails(account) => json!({"To_Account": &**to, "ResultCode": 30003}),
+                "follow" => json!({"To_Account": &**to, "ResultCode": 0, "FollowType": number}),
+                _ => {
+                    // A call for one side has only these two texts, and a failed item always the first.
+                    let number =
+                        if fails(account) { 0 } else { number & if batch.sides == Sides::Both { 3 } else { 2 } };
+                    let code = if fails(account) { 30006 } else { 0 };
+                    json!({"To_Account": &**to, "Relation": text(kind, number), "ResultCode": code, "ResultInfo": ""})
+                }
+            }
         });
-        serde_json::json!({"ResultItem": items.collect::<Vec<_>>(), "ErrorCode": 0}).to_string()
+        let list = match kind.name {
+            "follow" => "ResultItem",
+            "friend" => "InfoItem",
+            _ => "BlackListCheckItem",
+        };
+        json!({list: items.collect::<Vec<_>>(), "ErrorCode": 0}).to_string()
     }
 
     /// Changes the relation of a pair, and returns its new version.
@@ -68,7 +87,14 @@ impl Chat {
     }
 }
 
-fn user(name: &str) -> usize {
+fn text(kind: &RelationKind, number: usize) -> String {
+    match kind.name {
+        "friend" => format!("CheckResult_Type_{}", ["NoRelation", "BWithA", "AWithB", "BothWay"][number]),
+        _ => format!("BlackCheckResult_Type_{}", ["NO", "BWithA", "AWithB", "BothWay"][number]),
+    }
+}
+
+pub(super) fn user(name: &str) -> usize {
     USERS.iter().position(|user| *user == name).expect("a user")
 }
 
