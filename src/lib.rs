@@ -1,7 +1,7 @@
 //! chatgate: an authenticating sidecar gateway for the Tencent Cloud Chat server REST API.
 //!
 //! Services post plain JSON to a local address. chatgate signs the call as the app's administrator,
-//! keeps it within the quota, sends it to the app's region over TLS, and answers `follow_check` from a
+//! keeps it within the quota, sends it to the app's region over TLS, and answers checks of relations from a
 //! cache of pairs. Chat counts calls, and one call carries up to 100 pairs: the design of lookups
 //! follows from that.
 //!
@@ -10,7 +10,7 @@
 //! 1. [`server`] accepts the connection, bounds its time, and checks what hyper does not.
 //! 2. [`gateway::stack`] gives the request an id and turns a panic into a response.
 //! 3. [`gateway`] routes the request, checks what its caller may do, reads the body, and
-//!    - answers a `follow_check` from the cache; missing pairs are queued, and a dispatcher fills a call with them when
+//!    - answers a check of a relation from the cache; missing pairs are queued, and a dispatcher fills a call with them when
 //!      it has a permit, or
 //!    - relays it; a write runs to its end even if its caller disconnects.
 //! 4. A call to Chat waits for its permit in [`limits`], with its connection ready, and is signed last.
@@ -27,7 +27,7 @@
 //!
 //! | module | contents |
 //! | --- | --- |
-//! | [`domain`] | pure logic: Chat's rules, the pair engine, `follow_check`, and policies |
+//! | [`domain`] | pure logic: Chat's rules, the pair engine, its relations, and policies |
 //! | [`platform`] | the differences between Linux and other systems |
 //! | [`clock`] | the only reader of clocks and randomness |
 //! | [`capacity`] | bounded counters of requests, bytes, and connections |

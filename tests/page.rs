@@ -98,7 +98,7 @@ fn admin_page_lists_callers_and_webhooks() {
     });
     let config = format!(
         "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[[app]]\nname = 'main'\nsdkappid = 1400000001\n\
-         secret_key_file = 'key'\nendpoint = 'http://{chat}'\n[webhook]\nlisten = '127.0.0.1:0'\n\
+         secret_key_file = 'key'\nendpoint = 'http://{chat}'\n[relation]\nkinds = ['follow', 'blacklist']\n[webhook]\nlisten = '127.0.0.1:0'\n\
          app_tokens = {{ main = {{ file = 'key' }} }}\nforward = {{ main = 'http://127.0.0.1:9/' }}\n{}",
         callers.concat()
     );
@@ -123,12 +123,14 @@ fn admin_page_lists_callers_and_webhooks() {
     let browser = Browser::start();
     browser.open(&format!("http://{admin}/"));
     browser.until("both callers", "return document.querySelectorAll('#callers tbody tr').length === 2");
-    let row = |number: usize| {
-        let cells = format!("[...document.querySelector('#callers tbody tr:nth-child({number})').children]");
+    let row = |table: &str, number: usize| {
+        let cells = format!("[...document.querySelector('#{table} tbody tr:nth-child({number})').children]");
         browser.run(&format!("return {cells}.map(cell => cell.textContent).join('|')"))
     };
-    assert_eq!(row(1), "feed|2||3|33.3 %|0 s|");
-    assert_eq!(row(2), "shop|0||1|100 %|0 s|1 forbidden");
+    assert_eq!(row("callers", 1), "feed|2||3|33.3 %|0 s|");
+    assert_eq!(row("callers", 2), "shop|0||1|100 %|0 s|1 forbidden");
+    assert_eq!(row("relations", 1), "blacklist|0|–|0");
+    assert_eq!(row("relations", 2), "follow|4|50 %|2");
     let values = browser.run("return document.querySelector('#program').textContent");
     assert!(values.as_str().is_some_and(|text| text.contains("webhooks not answered0")), "{values}");
     let wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth";

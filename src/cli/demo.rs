@@ -17,6 +17,7 @@ use crate::config::{
 };
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandPattern, DeclaredReads};
+use crate::domain::relation::KINDS;
 use crate::runtime::serve;
 use crate::runtime::serve::ServeError;
 use crate::sandbox::{Sandbox, SandboxConfig, SandboxTls, SeedGraph};
@@ -128,12 +129,13 @@ fn guide(data: &str, admin: &str) -> String {
         |body: &str, options: &str| format!("curl -s -D- http://{data}/v4/follow/follow_check{options} -d '{body}'");
     let first = check(r#"{"From_Account":"alice","To_Account":["bob","carol","dave"]}"#, "");
     let flipped = check(r#"{"From_Account":"carol","To_Account":["alice"]}"#, "");
+    let friends = r#"{"From_Account":"alice","To_Account":["bob","carol"],"CheckType":"CheckResult_Type_Both"}"#;
     let write = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
     let after = check(r#"{"From_Account":"alice","To_Account":["bob","carol"]}"#, "");
     let cached = check(r#"{"From_Account":"bob","To_Account":["dave"]}"#, " -H 'Cache-Control: only-if-cached'");
     format!(
         "# chatgate is listening on {data}, in front of a Chat simulator in which\n\
-         # alice and bob follow each other, alice follows carol, and dave follows alice.\n\
+         # alice and bob follow each other and are friends, alice follows carol, and dave follows alice.\n\
          # Run these commands in a second terminal. Ctrl-C ends the demo.\n\
          \n\
          # Relations between alice and three accounts, with one signed call to Chat over TLS:\n\
@@ -142,6 +144,8 @@ fn guide(data: &str, admin: &str) -> String {
          {first}\n\
          # A cached pair answers in both directions:\n\
          {flipped}\n\
+         # Friends are checked in the same way, and so are blocklists:\n\
+         curl -s -D- http://{data}/v4/sns/friend_check -d '{friends}'\n\
          # chatgate relays every other command. After a write, it fetches only the affected pairs again:\n\
          curl -s http://{data}/v4/follow/follow_delete -d '{write}'\n\
          {after}\n\
@@ -186,6 +190,7 @@ impl DemoSimulator {
             seed_graph: Some(SeedGraph {
                 users: ["alice", "bob", "carol", "dave"].map(str::to_owned).to_vec(),
                 edges: vec![edge("alice", "bob"), edge("bob", "alice"), edge("alice", "carol"), edge("dave", "alice")],
+                friends: vec![edge("alice", "bob"), edge("bob", "alice")],
                 ..SeedGraph::default()
             }),
         };
@@ -232,7 +237,7 @@ impl DemoSimulator {
             access: Access { allow: vec![CommandPattern::Any], ..Access::default() },
             callers: Vec::new(),
             cache: Cache { max_pairs: 100_000, ..Cache::default() },
-            relation: Relation::default(),
+            relation: Relation { kinds: KINDS.to_vec(), ..Relation::default() },
             upstream: Upstream::default(),
             webhook: None,
             fleet: self.fleet.clone(),
