@@ -59,6 +59,7 @@ mod reload;
 mod reload_state;
 mod request_log;
 mod shares;
+mod simulated_relations;
 mod slow;
 mod smuggling;
 mod status;
