@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -111,6 +111,59 @@ fn program_for_another_target_or_unknown_arguments_are_rejected() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", printed(&output));
         assert!(!out.exists(), "{arguments:?} left files");
     }
+}
+
+/// A `cargo` whose builds only copy a program and log their arguments and flags, and a `rustc` that says which target is
+/// installed. Their folder is the first of `PATH`, and the real ones do the rest.
+const COMPILERS: &str = r#"#!/bin/sh
+here=$(dirname "$0") tool=$(basename "$0")
+case "$tool $1 $2" in
+    "rustc --print target-libdir")
+        [ "$4" = "$(cat "$here/installed")" ] && echo "$here" || echo "$here/missing"
+        ;;
+    "cargo build --release")
+        echo "$* $RUSTFLAGS $CFLAGS" >>"$here/log"
+        mkdir -p "$CARGO_TARGET_DIR/$5/release"
+        cp "$here/../program" "$CARGO_TARGET_DIR/$5/release/chatgate"
+        ;;
+    *) PATH=${PATH#*:} exec "$tool" "$@" ;;
+esac
+"#;
+
+#[test]
+fn program_is_built_for_musl_if_installed_and_else_for_glibc() {
+    let tools = RELEASE.folder.path().join("tools");
+    fs::create_dir(&tools).expect("own folder");
+    for name in ["cargo", "rustc"] {
+        fs::write(tools.join(name), COMPILERS).expect("own folder");
+        fs::set_permissions(tools.join(name), fs::Permissions::from_mode(0o755)).expect("own file");
+    }
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("a path"));
+    let build = |installed: &str| {
+        fs::write(tools.join("installed"), installed).expect("own folder");
+        let mut command = Command::new(project("deploy/release"));
+        command.arg("--out").arg(tools.join(installed)).env("PATH", &path);
+        command.env("CARGO_TARGET_DIR", tools.join("target")).env("SOURCE_DATE_EPOCH", EPOCH).stdin(Stdio::null());
+        let output = command.output().expect("the script starts");
+        let log = fs::read_to_string(tools.join("log")).expect("a build");
+        (output.status.code(), printed(&output), log.lines().last().unwrap_or_default().to_owned())
+    };
+    let cpu = std::env::consts::ARCH;
+    let (gnu, musl) = (format!("{cpu}-unknown-linux-gnu"), format!("{cpu}-unknown-linux-musl"));
+    let (code, output, log) = build(&gnu);
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("not static") && output.contains(&musl), "{output}");
+    assert!(log.starts_with(&format!("build --release --locked --target {gnu} ")), "{log}");
+    for flag in
+        [format!("--remap-path-prefix={}=/chatgate", env!("CARGO_MANIFEST_DIR")), "-ffile-prefix-map=".to_owned()]
+    {
+        assert!(log.contains(&flag), "{flag}: {log}");
+    }
+    // The copied program is for glibc, which the script notices.
+    let (code, output, log) = build(&musl);
+    assert!(log.starts_with(&format!("build --release --locked --target {musl} ")), "{log}");
+    assert_eq!(code, Some(1), "{output}");
+    assert!(output.contains(&format!("for {gnu}, not for {musl}")), "{output}");
 }
 
 #[test]
