@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use chatgate::clock;
-use chatgate::domain::caller::QueueKey;
+use chatgate::domain::caller::{CallerQueue, Class, QueueKey};
 use chatgate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use chatgate::domain::chat::command::FOLLOW_CHECK;
 use chatgate::domain::chat::envelope::Envelope;
@@ -127,7 +127,8 @@ fn planning() {
         slot,
     };
     let wanted: Vec<Wanted<'_>> = (0..100).map(wanted).collect();
-    let terms = JoinOptions { caller: QueueKey(7), join: true, keep: true, sides: Sides::Both };
+    let terms =
+        JoinOptions { queue: CallerQueue::interactive(QueueKey(7)), join: true, keep: true, sides: Sides::Both };
     let never = |_: Pair| Tick::NEVER;
     let item = Item::Known(Relation::new(2).expect("0 to 3"));
     let answered: Vec<Cow<'_, str>> = names[..100].iter().map(|name| Cow::Borrowed(name.as_str())).collect();
@@ -136,7 +137,7 @@ fn planning() {
     let mut pending = LookupScheduler::new(true, 100);
     time("100 pairs queued, sent in a call and resolved", || {
         pending.enqueue(terms, &wanted, never).expect("room");
-        let call = pending.next_batch(Tick::from_micros(1)).expect("it is queued");
+        let call = pending.next_batch(Class::Interactive, Tick::from_micros(1)).expect("it is queued");
         pending.complete(call.id, &BatchOutcome::Answered(&items), never).0.len()
     });
 }

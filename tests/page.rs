@@ -127,8 +127,8 @@ fn admin_page_lists_callers_and_webhooks() {
         let cells = format!("[...document.querySelector('#{table} tbody tr:nth-child({number})').children]");
         browser.run(&format!("return {cells}.map(cell => cell.textContent).join('|')"))
     };
-    assert_eq!(row("callers", 1), "feed|2||3|33.3 %|0 s|");
-    assert_eq!(row("callers", 2), "shop|0||1|100 %|0 s|1 forbidden");
+    assert_eq!(row("callers", 1), "feed|interactive|2||3|33.3 %|0 s|");
+    assert_eq!(row("callers", 2), "shop|interactive|0||1|100 %|0 s|1 forbidden");
     assert_eq!(row("relations", 1), "blacklist|0|–|0");
     assert_eq!(row("relations", 2), "follow|4|50 %|2");
     let values = browser.run("return document.querySelector('#program').textContent");

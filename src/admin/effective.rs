@@ -119,6 +119,7 @@ fn app_section(app: &App) -> Value {
         "quota": {
             "per_command": rate(app.quota.per_command),
             "total": app.quota.total.map(rate),
+            "reserve": app.quota.reserve.map(rate),
             "commands": exceptions.map(|(name, limit)| (name.to_string(), rate(limit).into()))
                 .collect::<serde_json::Map<String, Value>>(),
         },
@@ -136,6 +137,7 @@ fn caller_section(caller: &Caller) -> Value {
         "apps": caller.apps.as_ref().map(texts),
         "allow": texts(caller.allow.iter()),
         "report_only": caller.report_only,
+        "class": caller.class.name(),
         "quota": caller.quota.map(|quota| format!("{quota}/s")),
     })
 }

@@ -110,7 +110,7 @@ impl History {
             for (label, rate) in &rates {
                 let Some(name) = label.name() else { continue };
                 let quota = app.quota_stats(name);
-                point.queued += quota.waiting;
+                point.queued += quota.waiting();
                 let fraction = rounded(rate / f64::from(quota.limit));
                 if fraction > point.quota_use {
                     (point.quota_use, point.quota_command) = (fraction, Some(name.to_string()));

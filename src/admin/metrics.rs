@@ -110,7 +110,7 @@ fn relations(text: &mut Exposition, gateway: &Gateway, apps: &[(&str, &AppTotals
 
 /// Writes the metrics of configured callers that have sent a request.
 fn callers(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
-    let totals = gateway.caller_totals();
+    let totals = gateway.caller_stats();
     let rows: Vec<_> = names
         .iter()
         .copied()
@@ -125,31 +125,37 @@ fn callers(text: &mut Exposition, gateway: &Gateway, names: &[&str]) {
     let help = "Calls to Chat, by the caller that caused them. A call for several callers counts for the one whose turn \
                 it was; retries count.";
     text.begin(name, MetricKind::Counter, help);
-    for (app, (caller, totals)) in &rows {
-        text.sample(name, &[("app", app), ("caller", caller.as_str())], totals.calls);
+    for (app, caller) in &rows {
+        text.sample(name, &[("app", app), ("caller", caller.name.as_str())], caller.totals.calls);
     }
     let name = "chatgate_caller_pairs_total";
     let help = "Pairs answered to a caller, by source: hit, joined, fetched, flipped (included in fetched), stale.";
     text.begin(name, MetricKind::Counter, help);
-    for (app, (caller, totals)) in &rows {
-        for (source, count) in SOURCES.iter().zip(totals.pairs).filter(|(_, count)| *count > 0) {
-            text.sample(name, &[("app", app), ("caller", caller.as_str()), ("source", source)], count);
+    for (app, caller) in &rows {
+        for (source, count) in SOURCES.iter().zip(caller.totals.pairs).filter(|(_, count)| *count > 0) {
+            text.sample(name, &[("app", app), ("caller", caller.name.as_str()), ("source", source)], count);
         }
     }
     let name = "chatgate_caller_refused_total";
     let help = "Requests of a caller that chatgate rejected or could not complete, by Chatgate-Error slug.";
     text.begin(name, MetricKind::Counter, help);
-    for (app, (caller, totals)) in &rows {
-        for (outcome, count) in totals.refusals() {
-            let labels = [("app", *app), ("caller", caller.as_str()), ("outcome", outcome.text())];
+    for (app, caller) in &rows {
+        for (outcome, count) in caller.totals.refusals() {
+            let labels = [("app", *app), ("caller", caller.name.as_str()), ("outcome", outcome.text())];
             text.sample(name, &labels, count);
         }
     }
     let name = "chatgate_caller_wait_seconds_total";
     let help = "Time that requests of a caller waited for lookups or quota, in seconds.";
     text.begin(name, MetricKind::Counter, help);
-    for (app, (caller, totals)) in &rows {
-        text.sample(name, &[("app", app), ("caller", caller.as_str())], totals.waited_micros as f64 / 1e6);
+    for (app, caller) in &rows {
+        let labels = [("app", *app), ("caller", caller.name.as_str())];
+        text.sample(name, &labels, caller.totals.waited_micros as f64 / 1e6);
+    }
+    let name = "chatgate_caller_info";
+    text.begin(name, MetricKind::Gauge, "1 for each configured caller, with its class: interactive or batch.");
+    for caller in &gateway.config.callers {
+        text.sample(name, &[("caller", caller.name.as_str()), ("class", caller.class.name())], 1);
     }
 }
 

@@ -9,15 +9,14 @@ use super::effective::effective;
 use super::history::{millis, rounded};
 use crate::clock;
 use crate::config::Endpoint;
-use crate::domain::caller::CallerName;
+use crate::domain::caller::Class;
 use crate::domain::chat::command::CommandName;
 use crate::domain::chat::region::Region;
 use crate::domain::relation::RelationKind;
 use crate::gateway::webhooks::FORWARDS_MAX;
-use crate::gateway::{App, Gateway};
+use crate::gateway::{App, CallerStats, Gateway};
 use crate::platform;
 use crate::telemetry::log;
-use crate::telemetry::metrics::callers::CallerTotals;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
 use crate::telemetry::metrics::{AppTotals, PairCounts, SOURCES};
@@ -29,7 +28,7 @@ pub(super) fn render(state: &State) -> Value {
     let totals = gateway.metrics.totals();
     let (now, process) = (clock::unix_now(), platform::resource_usage());
     let capacity = |in_use: usize, max: usize| json!({ "now": in_use, "max": max });
-    let of_callers = gateway.caller_totals();
+    let of_callers = gateway.caller_stats();
     let apps = gateway.apps.iter().zip(&totals).zip(&of_callers);
     let apps: Vec<Value> =
         apps.map(|((app, totals), callers)| app_status(state, gateway, app, totals, callers)).collect();
@@ -80,7 +79,7 @@ fn app_status(
     gateway: &Gateway,
     app: &App,
     totals: &AppTotals,
-    of_callers: &[(&CallerName, CallerTotals)],
+    of_callers: &[CallerStats<'_>],
 ) -> Value {
     let stats = app.stats();
     let config = gateway.config.apps.iter().find(|config| config.name == app.name).expect("its configuration");
@@ -126,20 +125,21 @@ fn app_status(
 }
 
 /// Returns the configured callers that have sent a request, those with the most calls first.
-fn callers(totals: &[(&CallerName, CallerTotals)]) -> Vec<Value> {
-    let mut totals: Vec<_> = totals.iter().collect();
-    totals.sort_by_key(|(_, totals)| std::cmp::Reverse(totals.calls));
-    let caller = |(name, totals): &(&CallerName, CallerTotals)| {
+fn callers(stats: &[CallerStats<'_>]) -> Vec<Value> {
+    let mut stats: Vec<_> = stats.iter().collect();
+    stats.sort_by_key(|caller| std::cmp::Reverse(caller.totals.calls));
+    let caller = |CallerStats { name, class, totals }: &CallerStats<'_>| {
         let refused = totals.refusals().map(|(outcome, count)| (outcome.text().to_owned(), count.into()));
         json!({
             "name": name.as_str(),
+            "class": class.name(),
             "calls": totals.calls,
             "pairs": pairs(&totals.pairs),
             "refused": refused.collect::<Map<String, Value>>(),
             "waited_seconds": rounded(totals.waited_micros as f64 / 1e6),
         })
     };
-    totals.into_iter().map(caller).collect()
+    stats.into_iter().map(caller).collect()
 }
 
 /// Returns the pairs of each relation that is enabled, by its name.
@@ -190,7 +190,8 @@ fn quotas(app: &App, rates: &[(CommandLabel, f64)]) -> Vec<Value> {
             "lowered": stats.limit < stats.configured,
             "calls_per_second": rate,
             "next_permit_seconds": rounded(stats.next_permit.as_secs_f64()),
-            "calls_waiting": stats.waiting,
+            "calls_waiting": stats.waiting(),
+            "batch_calls_waiting": stats.waiting[Class::Batch],
         })
     };
     rates.iter().filter_map(|(label, rate)| Some(quota(label.name()?, *rate))).collect()

@@ -6,6 +6,7 @@ use crate::config::{
     Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Relation, Server, Tls, Webhook, lower_limit,
     show_duration, show_size,
 };
+use crate::domain::caller::Class;
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 use crate::domain::quote::shown;
@@ -99,7 +100,11 @@ fn write_caller(out: &mut String, caller: &Caller) -> fmt::Result {
     let quota = caller.quota.map_or("none of its own".to_owned(), |quota| format!("{quota}/s"));
     let commands = allowed_commands(&caller.allow, caller.report_only);
     writeln!(out, "  {}\n    known by    {}", caller.name, proofs(caller))?;
-    writeln!(out, "    commands    {commands}\n    apps        {apps}\n    quota       {quota}")
+    writeln!(out, "    commands    {commands}\n    apps        {apps}\n    quota       {quota}")?;
+    match caller.class {
+        Class::Interactive => Ok(()),
+        Class::Batch => writeln!(out, "    class       batch: its calls go when no interactive caller waits"),
+    }
 }
 
 /// Returns how a caller is recognized, without secrets.
@@ -173,6 +178,10 @@ fn write_app(out: &mut String, app: &App, config: &Config) -> fmt::Result {
     writeln!(out, "  quota         {}/s per command, {total}{except}", quota.per_command)?;
     for (name, rate, reason) in exceptions {
         writeln!(out, "    {name:<55} {rate:>9}  {reason}")?;
+    }
+    if let Some(reserve) = quota.reserve {
+        let per_command = quota.per_command;
+        writeln!(out, "  reserve       {reserve}/s of each {per_command}/s, which batch callers leave alone")?;
     }
     Ok(())
 }
@@ -267,7 +276,7 @@ mod tests {
         let text = report_of(
             "[server]\nlisten = ['127.0.0.1:1', 'unix:/run/x.sock']\n\
              [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
-             [app.quota]\nper_command = '150/s'\ntotal = '900/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
+             [app.quota]\nper_command = '150/s'\ntotal = '900/s'\nreserve = '15/s'\ncommands = { 'follow/follow_add' = '3/s' }\n\
              [[app]]\nname = 'two'\nsdkappid = 8\nendpoint = 'http://127.0.0.1:9700'\nsecret_key_env = 'KEY'\ndefault = true\n\
              [webhook]\nlisten = '0.0.0.0:2'\napp_tokens = { two = { env = 'KEY' }, one = { env = 'KEY' } }\n\
              [trace]\notlp = 'http://collector:4318/0badc0de5ec2e70badc0de5ec2e70badc0de5ec2/'\nsample = 0.1\n\
@@ -285,6 +294,7 @@ mod tests {
             "  identifier    \"administrator\", signatures valid for 24h",
             "  primary       https://adminapijpn.im.qcloud.com in tokyo",
             "  quota         150/s per command, 900/s in total, except",
+            "  reserve       15/s of each 150/s, which batch callers leave alone",
             "app two, default",
             "  primary       http://127.0.0.1:9700, without a standby",
             "way out         direct, without a proxy",
@@ -358,7 +368,7 @@ mod tests {
         let text = report_of(
             "[server]\nlisten = '0.0.0.0:1'\nunix_uids = [0, 7]\nadmin_token_env = 'KEY'\n\
              [[app]]\nname = 'one'\nsdkappid = 7\nregion = 'tokyo'\nsecret_key_env = 'KEY'\n\
-             [[caller]]\nname = 'feed'\ntoken_env = ['TOKEN', 'NEXT']\napps = ['one']\nallow = ['timpush/push']\nquota = '50/s'\n\
+             [[caller]]\nname = 'feed'\ntoken_env = ['TOKEN', 'NEXT']\napps = ['one']\nallow = ['timpush/push']\nquota = '50/s'\nclass = 'batch'\n\
              [[caller]]\nname = 'trial'\ntoken_env = 'OTHER'\nreport_only = true\nusersig_key_env = 'KEY'\nunix_uids = [7]\n",
         );
         for line in [
@@ -366,7 +376,8 @@ mod tests {
             "admin listener  127.0.0.1:8701, admin actions need the token",
             "Unix sockets    only for user IDs 0, 7",
             "callers         must show which one they are",
-            "  feed\n    known by    2 tokens\n    commands    timpush/push\n    apps        one\n    quota       50/s",
+            "  feed\n    known by    2 tokens\n    commands    timpush/push\n    apps        one\n    quota       50/s\n    \
+             class       batch: its calls go when no interactive caller waits",
             "  trial\n    known by    a token, a usersig for identifier \"trial\", Unix user 7\n    commands    follow/follow_check; others are forwarded and logged (report_only)\n    \
              apps        all\n    quota       none of its own",
         ] {

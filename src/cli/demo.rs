@@ -224,7 +224,7 @@ impl DemoSimulator {
             usersig_lifetime: Duration::from_secs(24 * 60 * 60),
             default: true,
             reads: DeclaredReads::default(),
-            quota: Quota { per_command: PER_SECOND, total: None, commands: Default::default() },
+            quota: Quota { per_command: PER_SECOND, ..Quota::default() },
         };
         Config {
             server: Server {

@@ -12,7 +12,7 @@ use super::section::{NamedSecret, SecretNames, Section};
 use super::server::{Server, uid};
 use super::tree::{Location, Node};
 use super::units::{ParseResult, boolean, parsed, rate};
-use crate::domain::caller::{BearerToken, CallerName, CertificateName, TokenDigest};
+use crate::domain::caller::{BearerToken, CallerName, CertificateName, Class, TokenDigest};
 use crate::domain::chat::app::{AppName, SecretKey};
 use crate::domain::chat::command::CommandPattern;
 use crate::domain::quote::{quoted, with_value};
@@ -50,6 +50,8 @@ pub struct Caller {
     pub allow: Vec<CommandPattern>,
     /// Whether commands that are not listed are forwarded and logged. Default `access.report_only`.
     pub report_only: bool,
+    /// Whose calls go first. Default interactive.
+    pub class: Class,
     /// Calls per second that it may cause, across all apps and commands; `None`: no quota of its own.
     pub quota: Option<NonZeroU32>,
 }
@@ -280,6 +282,8 @@ impl Caller {
         if report_only {
             section.warning("report_only", "every command of this caller is forwarded, even if it is not in allow");
         }
+        let mut class = Class::default();
+        section.read("class", &mut class, parse_class);
         let quota = section.optional("quota", rate);
         if let Some(name) = &name {
             unique.check_name(&section, name);
@@ -295,9 +299,15 @@ impl Caller {
             apps: apps.map(|apps| apps.into_iter().map(|(name, _)| name).collect()),
             allow: allow.unwrap_or_else(allow_default),
             report_only,
+            class,
             quota,
         })
     }
+}
+
+fn parse_class(node: &Node) -> ParseResult<Class> {
+    let class = Class::ALL.into_iter().find(|class| node.text() == Some(class.name()));
+    class.ok_or_else(|| "must be \"interactive\" or \"batch\"".to_owned())
 }
 
 /// Reads a token by reference, like other secrets.

@@ -16,13 +16,16 @@ pub struct Quota {
     pub per_command: NonZeroU32,
     /// Rate of all commands of the app together; `None`: unlimited.
     pub total: Option<NonZeroU32>,
+    /// The part of `per_command` that callers of class `batch` leave to interactive callers; less than `per_command`.
+    /// `None`: nothing. See [`Quota::reserve_of`].
+    pub reserve: Option<NonZeroU32>,
     /// Rates of single commands, by `service/command`.
     pub commands: HashMap<String, NonZeroU32>,
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { per_command: VENDOR_QPS_DEFAULT, total: None, commands: HashMap::new() }
+        Self { per_command: VENDOR_QPS_DEFAULT, total: None, reserve: None, commands: HashMap::new() }
     }
 }
 
@@ -44,6 +47,14 @@ impl Quota {
             None => self.per_command,
         }
     }
+
+    /// Returns how many calls per second of a rate callers of class `batch` leave alone. A rate below `per_command`
+    /// reserves the same fraction, so that each command has calls for both classes.
+    pub fn reserve_of(&self, rate: NonZeroU32) -> u32 {
+        let reserve = self.reserve.map_or(0, NonZeroU32::get);
+        let part = u64::from(reserve) * u64::from(rate.get()) / u64::from(self.per_command.get());
+        u32::try_from(part).map_or(reserve, |part| part.min(reserve))
+    }
 }
 
 impl Quota {
@@ -54,6 +65,11 @@ impl Quota {
             section.warning("per_command", section.with_value("per_command", above_vendor_limit(VENDOR_QPS_DEFAULT)));
         }
         quota.total = section.optional("total", rate);
+        quota.reserve = section.optional("reserve", rate);
+        if quota.reserve.is_some_and(|reserve| reserve >= quota.per_command) {
+            let message = "leaves nothing to callers of class \"batch\"; set it below per_command";
+            section.wrong_value("reserve", message);
+        }
         for entry in section.named_entries("commands") {
             if let Some(per_second) = read_command_rate(&section, &entry) {
                 quota.commands.insert(entry.name.to_owned(), per_second);
@@ -134,9 +150,19 @@ mod tests {
             ("im_open_login_svc/account_delete".to_owned(), rate(300)),
             ("follow/follow_check".to_owned(), rate(7)),
         ]);
-        let quota = Quota { commands, per_command: rate(50), total: None };
+        let quota = Quota { commands, per_command: rate(50), ..Quota::default() };
         assert_eq!(limit(&quota, "im_open_login_svc/account_delete"), 300);
         assert_eq!(limit(&quota, "follow/follow_check"), 7);
         assert_eq!(limit(&quota, "follow/follow_add"), 50);
+    }
+
+    #[test]
+    fn lower_rates_reserve_the_same_fraction() {
+        let quota = Quota { reserve: Some(rate(20)), ..Quota::default() };
+        let reserved = [200, 1000, 100, 10, 9, 1].map(|per_second| quota.reserve_of(rate(per_second)));
+        assert_eq!(reserved, [20, 20, 10, 1, 0, 0]);
+        assert_eq!(Quota::default().reserve_of(rate(200)), 0);
+        let large = Quota { per_command: rate(u32::MAX), reserve: Some(rate(u32::MAX - 1)), ..Quota::default() };
+        assert_eq!(large.reserve_of(rate(u32::MAX)), u32::MAX - 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::ops::{Index, IndexMut};
 use std::str::FromStr;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -31,6 +32,93 @@ impl QueueKey {
     /// Whether it is the key of a configured caller.
     pub fn is_named(self) -> bool {
         self.0 & 3 == 0 && self != Self::SELF
+    }
+}
+
+/// How urgent the requests of a caller are. Calls of an earlier class go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum Class {
+    /// Its users wait for responses.
+    #[default]
+    Interactive,
+    /// No user waits: backfills, exports, reports.
+    Batch,
+}
+
+impl Class {
+    /// All classes, the first to be served first.
+    pub const ALL: [Class; 2] = [Class::Interactive, Class::Batch];
+
+    /// The class that is served last.
+    pub const LAST: Class = Class::Batch;
+
+    /// Returns its name in the configuration and in `/status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        }
+    }
+
+    /// Returns the classes that are served before this one.
+    pub fn earlier(self) -> impl Iterator<Item = Class> {
+        Class::ALL.into_iter().filter(move |class| *class < self)
+    }
+
+    /// Returns this class after those that are served before it.
+    pub fn and_earlier(self) -> impl Iterator<Item = Class> {
+        Class::ALL.into_iter().filter(move |class| *class <= self)
+    }
+
+    /// Returns this class and those that are served after it.
+    pub fn and_later(self) -> impl Iterator<Item = Class> {
+        Class::ALL.into_iter().filter(move |class| *class >= self)
+    }
+}
+
+/// One value for each class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ByClass<T>([T; Class::ALL.len()]);
+
+impl<T> ByClass<T> {
+    /// Makes a value for each class.
+    pub fn new(value: impl FnMut(Class) -> T) -> Self {
+        Self(Class::ALL.map(value))
+    }
+}
+
+impl<T> Index<Class> for ByClass<T> {
+    type Output = T;
+
+    fn index(&self, class: Class) -> &T {
+        &self.0[class as usize]
+    }
+}
+
+impl<T> IndexMut<Class> for ByClass<T> {
+    fn index_mut(&mut self, class: Class) -> &mut T {
+        &mut self.0[class as usize]
+    }
+}
+
+/// The queue of one caller, among the queues of its class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallerQueue {
+    /// Queues of earlier classes are served first.
+    pub class: Class,
+    /// Queues of one class are served round-robin.
+    pub caller: QueueKey,
+}
+
+impl CallerQueue {
+    /// Returns the queue of an interactive caller.
+    pub const fn interactive(caller: QueueKey) -> Self {
+        Self { class: Class::Interactive, caller }
+    }
+
+    /// Returns the queue for calls that chatgate makes on behalf of several callers of a class.
+    pub const fn of_chatgate(class: Class) -> Self {
+        Self { class, caller: QueueKey::SELF }
     }
 }
 

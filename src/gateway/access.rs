@@ -15,7 +15,7 @@ use super::query::Query;
 use crate::capacity::{Capacity, CapacityGuard};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::domain::caller::{CallerName, QueueKey};
+use crate::domain::caller::{CallerName, CallerQueue, Class, QueueKey};
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern};
 use crate::domain::identity::CallerIndex;
@@ -31,6 +31,8 @@ pub(crate) struct Access {
     /// How each of `callers` is recognized.
     authenticator: Authenticator,
     callers: Vec<Caller>,
+    /// Requests in flight of all callers of class `batch`.
+    batch_requests: Arc<Capacity>,
     /// What requests may do if no callers are configured.
     anonymous: Permissions,
     reports: ReportOnlyLog,
@@ -42,6 +44,7 @@ pub(crate) struct Access {
 struct Caller {
     name: CallerName,
     id: QueueKey,
+    class: Class,
     /// Its apps; `None` means all.
     apps: Option<Vec<AppName>>,
     permissions: Permissions,
@@ -49,6 +52,13 @@ struct Caller {
     quota: Option<Arc<CallerQuota>>,
     /// Its requests in flight.
     requests: Arc<Capacity>,
+}
+
+/// The slots of one request among those of its caller and class, released on drop.
+#[derive(Debug)]
+pub(super) struct CallerSlot {
+    _of_caller: CapacityGuard,
+    _of_class: Option<CapacityGuard>,
 }
 
 #[derive(Debug)]
@@ -82,6 +92,7 @@ impl Access {
         let caller = |caller: &config::Caller| Caller {
             name: caller.name.clone(),
             id: QueueKey::named(&caller.name),
+            class: caller.class,
             apps: caller.apps.clone(),
             permissions: Permissions { allow: caller.allow.clone(), report_only: caller.report_only },
             quota: quota(caller),
@@ -93,6 +104,8 @@ impl Access {
         Ok(Self {
             authenticator: Authenticator::new(&config.callers)?,
             callers: config.callers.iter().map(caller).collect(),
+            batch_requests: before
+                .map_or_else(|| Capacity::new(requests_max), |before| Arc::clone(&before.batch_requests)),
             anonymous: Permissions { allow: allow.clone(), report_only: *report_only },
             reports: ReportOnlyLog::default(),
             timeout: config.upstream.timeout,
@@ -152,11 +165,19 @@ impl Access {
     /// Takes a slot for a request of a caller; `None` if no callers are configured.
     ///
     /// # Errors
-    /// `overloaded` if the caller has no slot left.
-    pub(super) fn acquire_slot(&self, caller: Option<CallerIndex>) -> Result<Option<CapacityGuard>, GatewayError> {
-        let Some(caller) = caller else { return Ok(None) };
-        let place = self.caller(caller).requests.try_acquire(1);
-        place.map(Some).ok_or(GatewayError::Overloaded("requests of one caller (half of server.max_requests)"))
+    /// `overloaded` if the caller, or its class, has no slot left.
+    pub(super) fn acquire_slot(&self, caller: Option<CallerIndex>) -> Result<Option<CallerSlot>, GatewayError> {
+        let Some(caller) = caller.map(|caller| self.caller(caller)) else { return Ok(None) };
+        let acquire = |capacity: &Arc<Capacity>, limit| capacity.try_acquire(1).ok_or(GatewayError::Overloaded(limit));
+        Ok(Some(CallerSlot {
+            _of_caller: acquire(&caller.requests, "requests of one caller (half of server.max_requests)")?,
+            _of_class: match caller.class {
+                Class::Interactive => None,
+                Class::Batch => {
+                    Some(acquire(&self.batch_requests, "requests of batch callers (half of server.max_requests)")?)
+                }
+            },
+        }))
     }
 
     /// Reserves calls of a caller's quota, if it has one. The reservation says how long to wait before making them.
@@ -186,6 +207,14 @@ impl Access {
     pub(super) fn cancel(&self, caller: Option<CallerIndex>, reserved: Reservation) {
         if let Some(quota) = caller.and_then(|caller| self.caller(caller).quota.as_ref()) {
             quota.cancel(reserved);
+        }
+    }
+
+    /// Returns the queue of a request in fair queues.
+    pub(super) fn queue(&self, caller: Option<CallerIndex>, connection: &ConnectionInfo) -> CallerQueue {
+        match caller.map(|caller| self.caller(caller)) {
+            Some(caller) => CallerQueue { class: caller.class, caller: caller.id },
+            None => CallerQueue::interactive(connection.caller),
         }
     }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::pairs::Relations;
@@ -23,7 +22,7 @@ use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
 use crate::fleet::{Fleet, FleetApp};
-use crate::limits::AppQuotas;
+use crate::limits::{AppQuotas, FairQueue};
 use crate::upstream::SharedFailover;
 use crate::upstream::signer::Signer;
 
@@ -39,8 +38,6 @@ pub(crate) struct App {
     pub(super) reads: DeclaredReads,
     /// `cache.write_settle`
     pub(super) write_settle: Duration,
-    /// `upstream.max_in_flight`
-    pub(super) max_in_flight: usize,
     /// What is cached and looked up.
     pub(super) relations: Arc<Relations>,
     /// What all calls of the app share.
@@ -58,8 +55,8 @@ pub(super) struct ChatClient {
     /// Replaced in place, so that every call after a reload has a new signature.
     pub(super) signer: Arc<ArcSwap<Signer>>,
     pub(super) quotas: Arc<AppQuotas>,
-    /// A permit for each call in flight.
-    pub(super) in_flight: Arc<Semaphore>,
+    /// The slots of the calls in flight.
+    pub(super) in_flight: Arc<FairQueue>,
     pub(super) failover: Arc<SharedFailover>,
     pub(super) retries: RetryBudget,
     parking: Arc<Mutex<Parking>>,
@@ -90,12 +87,11 @@ impl App {
             standby: app.standby.clone(),
             reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
-            max_in_flight: config.upstream.max_in_flight,
             relations: Arc::new(Relations::new(&hash_key, config, &quotas)),
             chat: ChatClient {
                 signer: Arc::new(ArcSwap::from_pointee(signer)),
                 quotas: Arc::new(quotas),
-                in_flight: Arc::new(Semaphore::new(config.upstream.max_in_flight)),
+                in_flight: FairQueue::new(config.upstream.max_in_flight),
                 failover: SharedFailover::new(app.standby.is_some()),
                 retries: RetryBudget::new(config.upstream.retry_budget),
                 parking: Arc::default(),
@@ -117,7 +113,6 @@ impl App {
             standby: app.standby.clone(),
             reads: app.reads.clone(),
             write_settle: config.cache.write_settle,
-            max_in_flight: config.upstream.max_in_flight,
             relations: Arc::clone(&self.relations),
             chat: ChatClient {
                 signer: Arc::clone(&self.chat.signer),

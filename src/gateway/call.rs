@@ -155,9 +155,8 @@ impl AppWorker {
             return Acquired::Rejected(GatewayError::Parked(parked));
         }
         let parked = || session.check(&chat.parking(), clock::tick()).err();
-        let CallContext { queue_key, deadline, .. } = spec.context;
-        let request =
-            AdmitRequest { caller: queue_key, room: &chat.in_flight, begun: started, deadline: deadline.permit };
+        let CallContext { queue, deadline, .. } = spec.context;
+        let request = AdmitRequest { queue, room: &chat.in_flight, begun: started, deadline: deadline.permit };
         let quota = chat.quotas.of(name);
         let admitted = pin!(quota.admit(request, self.upstream.connect(), || parked().is_none())).await;
         let waited = self.record_quota_wait(started);

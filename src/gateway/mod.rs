@@ -84,7 +84,7 @@ pub(crate) use self::app::App;
 pub(crate) use self::replication::InvalidationSubscriber;
 pub(crate) use self::response::counted;
 pub(crate) use self::state::{Gateway, GatewayBuildError};
-pub(crate) use self::stats::AppStats;
+pub(crate) use self::stats::{AppStats, CallerStats};
 pub(crate) use self::worker::Worker;
 
 /// A body that has been read, and what counts its bytes.
@@ -108,7 +108,7 @@ struct Admitted {
 
 /// Slots of the caller and of the gateway among the requests in flight, released on drop.
 struct Slots {
-    _of_caller: Option<CapacityGuard>,
+    _of_caller: Option<access::CallerSlot>,
     _of_gateway: CapacityGuard,
 }
 
@@ -211,7 +211,7 @@ impl Worker {
         let of_caller = access.acquire_slot(context.caller)?;
         let of_gateway = requests.try_acquire(1).ok_or(GatewayError::Overloaded("requests (server.max_requests)"))?;
         let context = CallContext {
-            queue_key: access.queue_key(context.caller).unwrap_or(connection.caller),
+            queue: access.queue(context.caller, connection),
             caller: context.caller,
             deadline: Deadline::new(clock::now(), timeout, config.upstream.timeout),
             trace: context.trace(),

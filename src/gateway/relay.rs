@@ -103,7 +103,7 @@ impl AppWorker {
         write: Option<&PendingWrite>,
     ) -> CallResult {
         let RelayRequest { body, traceparent, context, stats, buffered: _buffered, slots: _slots, .. } = request;
-        let CallContext { caller, queue_key, deadline, .. } = context;
+        let CallContext { caller, queue, deadline, .. } = context;
         // Before the call is queued: a caller that waits for its own quota keeps no other caller waiting.
         let patience = || deadline.permit.saturating_duration_since(clock::now());
         let reserved = self.gateway.access.reserve(caller, || 1, patience)?;
@@ -111,7 +111,7 @@ impl AppWorker {
             tokio::time::sleep(reserved.wait).await;
             stats.add_wait(reserved.wait);
         }
-        let spec = CallSpec { kind, context, caused_by: queue_key, write, stats: Some(&*stats), lookup: None };
+        let spec = CallSpec { kind, context, caused_by: queue.caller, write, stats: Some(&*stats), lookup: None };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);

@@ -9,7 +9,7 @@ use http::request::Parts;
 use super::deadline::Deadline;
 use super::worker::AppWorker;
 use crate::clock;
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::CallerQueue;
 use crate::domain::identity::CallerIndex;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
@@ -19,8 +19,8 @@ use crate::telemetry::trace::{Context, SpanHandle};
 /// The caller that waits for a call, and its deadline.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallContext {
-    /// Its place in fair queues.
-    pub(crate) queue_key: QueueKey,
+    /// Its queue in fair queues.
+    pub(crate) queue: CallerQueue,
     /// The configured caller; `None` if no callers are configured.
     pub(crate) caller: Option<CallerIndex>,
     pub(crate) deadline: Deadline,

@@ -5,7 +5,8 @@ use rustc_hash::FxHashMap;
 use super::app::App;
 use super::state::Gateway;
 use crate::clock;
-use crate::domain::caller::{CallerName, QueueKey};
+use crate::config::Caller;
+use crate::domain::caller::{CallerName, Class, QueueKey};
 use crate::domain::chat::command::CommandName;
 use crate::domain::policy::failover::Side;
 use crate::domain::policy::parking::ParkReason;
@@ -19,14 +20,25 @@ use crate::telemetry::metrics::callers::CallerTotals;
 impl Gateway {
     /// Returns what each configured caller has done with each app, in the order of the configuration, and with a last
     /// entry for requests without an app. Callers without requests are left out.
-    pub(crate) fn caller_totals(&self) -> Vec<Vec<(&CallerName, CallerTotals)>> {
-        let keys: Vec<_> =
-            self.config.callers.iter().map(|caller| (QueueKey::named(&caller.name), &caller.name)).collect();
+    pub(crate) fn caller_stats<'a>(&'a self) -> Vec<Vec<CallerStats<'a>>> {
+        let keys: Vec<_> = self.config.callers.iter().map(|caller| (QueueKey::named(&caller.name), caller)).collect();
         let of_app = |totals: &FxHashMap<QueueKey, CallerTotals>| {
-            keys.iter().filter_map(|(key, name)| Some((*name, *totals.get(key)?))).collect()
+            let of_caller = |(key, caller): &(QueueKey, &'a Caller)| {
+                let totals = *totals.get(key)?;
+                Some(CallerStats { name: &caller.name, class: caller.class, totals })
+            };
+            keys.iter().filter_map(of_caller).collect()
         };
         self.metrics.caller_totals().iter().map(of_app).collect()
     }
+}
+
+/// What one configured caller has done with one app.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallerStats<'a> {
+    pub(crate) name: &'a CallerName,
+    pub(crate) class: Class,
+    pub(crate) totals: CallerTotals,
 }
 
 /// The state of an app at one moment.
@@ -60,7 +72,7 @@ impl App {
             cache_pairs: self.relations.iter().map(|service| service.cache.len()).sum(),
             pairs_waiting,
             pairs_queued,
-            calls_in_flight: self.max_in_flight.saturating_sub(self.chat.in_flight.available_permits()),
+            calls_in_flight: self.chat.in_flight.in_use(),
             signature_issued_at,
             signature_lifetime,
         }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 use governor::clock::Clock;
@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::rate_limiter::{CommandLimiter, LimitShare};
 use super::shared_quota::share_in;
+use crate::domain::caller::{ByClass, Class};
 use crate::fleet::Fleet;
 
 /// The total quota of an app, if it has one.
@@ -22,6 +23,8 @@ pub(super) struct AppQuota<C: Clock> {
     /// The epoch of the fleet that the limiter was made for.
     epoch: AtomicU64,
     replacing: Mutex<()>,
+    /// How many calls of each class wait for the total quota, and for nothing else.
+    waiting: ByClass<AtomicUsize>,
     clock: C,
 }
 
@@ -45,6 +48,7 @@ impl<C: Clock + Clone> AppQuota<C> {
             fleet,
             epoch: AtomicU64::new(epoch),
             replacing: Mutex::new(()),
+            waiting: ByClass::default(),
             clock,
         }
     }
@@ -69,6 +73,17 @@ impl<C: Clock + Clone> AppQuota<C> {
         self.replace_limiter(per_second, Replace::Always);
     }
 
+    /// Returns whether a call of an earlier class waits for the total quota, whatever its command.
+    pub(super) fn is_preceded(&self, class: Class) -> bool {
+        class.earlier().any(|earlier| self.waiting[earlier].load(Ordering::SeqCst) > 0)
+    }
+
+    /// Counts a call that waits for the total quota while the guard lives.
+    pub(super) fn count_waiting(&self, class: Class) -> WaitsForTotal<'_> {
+        self.waiting[class].fetch_add(1, Ordering::SeqCst);
+        WaitsForTotal(&self.waiting[class])
+    }
+
     fn replace_limiter(&self, per_second: Option<NonZeroU32>, when: Replace) {
         let _replacing = self.replacing.lock();
         let epoch = self.fleet.as_ref().map_or(0, |fleet| fleet.epoch());
@@ -80,5 +95,14 @@ impl<C: Clock + Clone> AppQuota<C> {
         let limiter = per_second.map(|per_second| CommandLimiter::exhausted(per_second, share, self.clock.clone()));
         self.limiter.store(limiter.map(Arc::new));
         self.epoch.store(epoch, Ordering::Release);
+    }
+}
+
+/// A call that waits for the total quota.
+pub(super) struct WaitsForTotal<'a>(&'a AtomicUsize);
+
+impl Drop for WaitsForTotal<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

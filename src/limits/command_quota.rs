@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,14 +11,14 @@ use parking_lot::Mutex;
 
 use super::adaptive::AdaptiveLimit;
 use super::app_quota::AppQuota;
-use super::fair_queue::FairQueue;
+use super::lane::Lanes;
 use super::rate_limiter::{CommandLimiter, LimitShare};
+use super::reserve::{CommandRate, TakenPermits};
 use super::shared_quota::{Leased, SharedQuota};
 use crate::clock;
+use crate::domain::caller::{ByClass, Class};
 use crate::domain::tick::Tick;
 
-/// How many calls of one command may hold a connection while they wait for their permit.
-const READY_MAX: usize = 8;
 /// The longest time for which calls of the past matter: a window of one second with its jitter, rounded up.
 const MEMORY: Duration = Duration::from_secs(2);
 
@@ -31,16 +31,16 @@ pub(crate) struct CommandQuota<C: Clock = MonotonicClock> {
     adaptive: Mutex<AdaptiveLimit>,
     /// When the adaptive limit may change without a call, in ticks; `u64::MAX` if it does not.
     next_change_at: AtomicU64,
+    /// The configured rates.
+    rate: Mutex<CommandRate>,
     /// The total quota of the app.
-    total: Arc<AppQuota<C>>,
+    pub(super) total: Arc<AppQuota<C>>,
     /// The permits of the fleet, if there is one.
     shared: Option<SharedQuota>,
-    /// Calls in front of the quota. Those that have their turn connect and take a permit.
-    pub(super) queue: Arc<FairQueue>,
-    /// How many calls hold a connection and wait for their permit.
-    pub(super) ready: AtomicUsize,
-    /// Held by the call that takes the next permit.
-    pub(super) taking: tokio::sync::Mutex<()>,
+    /// Calls in front of the quota.
+    pub(super) lanes: Lanes,
+    /// The permits taken so far. Locked while a permit is taken.
+    taken: Mutex<TakenPermits>,
     /// When the next permit is or was available, in ticks.
     next_at: AtomicU64,
 }
@@ -63,20 +63,33 @@ pub(crate) struct QuotaStats {
     pub limit: u32,
     /// The time until the next permit.
     pub next_permit: Duration,
-    /// How many calls are queued.
-    pub waiting: usize,
+    /// How many calls of each class are queued.
+    pub waiting: ByClass<usize>,
+}
+
+impl QuotaStats {
+    /// Returns how many calls are queued.
+    pub(crate) fn waiting(&self) -> usize {
+        Class::ALL.into_iter().map(|class| self.waiting[class]).sum()
+    }
 }
 
 /// What a call has to do for a permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotYet {
-    /// Retry after this time.
+    /// Retry after this time. Until then, no call of the command gets a permit.
     RetryAfter(Duration),
+    /// The same, because of the app's total quota.
+    TotalExhausted(Duration),
+    /// Retry after this time. Until then, only calls of earlier classes get a permit.
+    Reserved(Duration),
     /// Lease permits.
     NeedsLease,
 }
 
 impl<C: Clock + Clone> CommandQuota<C> {
-    pub(super) fn new(per_second: NonZeroU32, total: Arc<AppQuota<C>>, shared: Option<SharedQuota>, clock: C) -> Self {
+    pub(super) fn new(rate: CommandRate, total: Arc<AppQuota<C>>, shared: Option<SharedQuota>, clock: C) -> Self {
+        let per_second = rate.per_second;
         let limiter = match &shared {
             None => CommandLimiter::new(per_second, clock.clone()),
             Some(shared) => CommandLimiter::exhausted(per_second, shared.limit_share(), clock.clone()),
@@ -84,13 +97,13 @@ impl<C: Clock + Clone> CommandQuota<C> {
         Self {
             limiter: ArcSwap::from_pointee(limiter),
             shared,
-            ready: AtomicUsize::new(0),
             clock,
             adaptive: Mutex::new(AdaptiveLimit::new(per_second.get())),
             next_change_at: AtomicU64::new(u64::MAX),
+            rate: Mutex::new(rate),
             total,
-            queue: FairQueue::new(READY_MAX),
-            taking: tokio::sync::Mutex::new(()),
+            lanes: Lanes::new(),
+            taken: Mutex::new(TakenPermits::new()),
             next_at: AtomicU64::new(0),
         }
     }
@@ -114,9 +127,10 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.change_limit(|adaptive| adaptive.on_throttled(now))
     }
 
-    /// Sets the configured limit. An unchanged limit has no effect.
-    pub(super) fn configure(&self, per_second: NonZeroU32) {
-        self.change_limit(|adaptive| adaptive.configure(per_second.get()));
+    /// Sets the configured rates. An unchanged limit keeps its state.
+    pub(super) fn configure(&self, rate: CommandRate) {
+        *self.rate.lock() = rate;
+        self.change_limit(|adaptive| adaptive.configure(rate.per_second.get()));
     }
 
     /// Returns the current limit, in calls per second.
@@ -131,7 +145,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// check takes the burst, so a quota that returns `true` must be dropped.
     pub(super) fn retire(&mut self, now: Tick) -> bool {
         self.on_tick(now);
-        let last_matters_until = self.next_at().after(MEMORY);
+        let last_matters_until = self.next_at().max(self.taken.get_mut().next_at(Class::Batch)).after(MEMORY);
         self.adaptive.get_mut().is_settled(now) && last_matters_until <= now && self.limiter.load().take_burst()
     }
 
@@ -151,8 +165,11 @@ impl<C: Clock + Clone> CommandQuota<C> {
     /// Replaces the limiter. The new one starts without a burst, so that both together grant no more than either.
     fn reset_limiter(&self, adaptive: &AdaptiveLimit) {
         let limit = NonZeroU32::new(adaptive.limit()).unwrap_or(NonZeroU32::MIN);
-        let share = self.shared.as_ref().map_or(LimitShare::Whole, SharedQuota::limit_share);
-        self.limiter.store(Arc::new(CommandLimiter::exhausted(limit, share, self.clock.clone())));
+        self.limiter.store(Arc::new(CommandLimiter::exhausted(limit, self.share(), self.clock.clone())));
+    }
+
+    fn share(&self) -> LimitShare {
+        self.shared.as_ref().map_or(LimitShare::Whole, SharedQuota::limit_share)
     }
 
     fn on_tick(&self, now: Tick) {
@@ -162,9 +179,9 @@ impl<C: Clock + Clone> CommandQuota<C> {
     }
 
     /// Takes a permit of the fleet, or of this replica if it is disconnected or there is no fleet.
-    pub(super) fn try_take(&self) -> Result<(), NotYet> {
+    pub(super) fn try_take(&self, class: Class) -> Result<(), NotYet> {
         let now = clock::tick();
-        let Some(shared) = &self.shared else { return self.take_at(now).map_err(NotYet::RetryAfter) };
+        let Some(shared) = &self.shared else { return self.take_at(class, now) };
         self.on_tick(now);
         if shared.epoch_changed() {
             let adaptive = self.adaptive.lock();
@@ -172,46 +189,69 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 self.reset_limiter(&adaptive);
             }
         }
+        let mut taken = self.taken.lock();
+        let reserved = taken.next_at(class).since(now);
+        if !reserved.is_zero() {
+            return Err(NotYet::Reserved(reserved));
+        }
         match shared.draw(now) {
             Leased::Permit => {
+                self.record(&mut taken, class, now);
                 self.next_at.fetch_max(now.micros(), Ordering::Relaxed);
                 Ok(())
             }
             Leased::From(at) => Err(NotYet::RetryAfter(at.since(now))),
             Leased::Empty => Err(NotYet::NeedsLease),
-            Leased::Disconnected => self.take_at(now).map_err(NotYet::RetryAfter),
+            Leased::Disconnected => {
+                drop(taken);
+                self.take_at(class, now)
+            }
         }
     }
 
-    /// Leases permits for the calls that are ready. Returns how long to wait if Redis granted none, and `None` if it
-    /// granted some or the replica is disconnected.
-    pub(super) async fn lease(&self) -> Option<Duration> {
+    /// Leases permits for the calls of a class that are ready. Returns how long to wait if Redis granted none, and `None`
+    /// if it granted some or the replica is disconnected.
+    pub(super) async fn lease(&self, class: Class) -> Option<Duration> {
         let shared = self.shared.as_ref()?;
         let limit = NonZeroU32::new(self.limit()).unwrap_or(NonZeroU32::MIN);
-        shared.lease(limit, self.total.per_second(), self.ready.load(Ordering::Relaxed)).await
+        shared.lease(limit, self.total.per_second(), self.lanes.ready(class)).await
     }
 
     /// Takes a permit of this replica for one call.
     ///
-    /// Both the command's limit and the app's total must have one. A permit that is taken and not used is lost, so the
-    /// command's limit is checked first and taken last. Calls come here one by one, so hardly any permit is lost.
+    /// The command's limit, the app's total, and for batch calls the reserve must all have one. A permit that is taken and
+    /// not used is lost, so the command's limit is checked first and taken last.
     ///
     /// # Errors
     /// The time after which to retry.
-    pub(super) fn take_at(&self, now: Tick) -> Result<(), Duration> {
+    pub(super) fn take_at(&self, class: Class, now: Tick) -> Result<(), NotYet> {
         self.on_tick(now);
+        let mut taken = self.taken.lock();
+        let reserved = taken.next_at(class).since(now);
+        if !reserved.is_zero() {
+            return Err(NotYet::Reserved(reserved));
+        }
         let limiter = self.limiter.load();
         if let Some(total) = &*self.total.limiter() {
             let wait = self.next_at().since(now);
             if wait > Duration::ZERO {
-                return Err(wait);
+                return Err(NotYet::RetryAfter(wait));
             }
-            total.take()?;
+            if self.total.is_preceded(class) {
+                return Err(NotYet::Reserved(total.interval()));
+            }
+            total.take().map_err(NotYet::TotalExhausted)?;
         }
-        limiter.take()?;
+        limiter.take().map_err(NotYet::RetryAfter)?;
+        self.record(&mut taken, class, now);
         let next_at = |next| Some(limiter.next_after(Tick::from_micros(next), now).micros());
         let _ = self.next_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next_at);
         Ok(())
+    }
+
+    fn record(&self, taken: &mut TakenPermits, class: Class, now: Tick) {
+        let rate = *self.rate.lock();
+        taken.record(class, rate, self.limit(), self.share(), now);
     }
 
     /// Notes that no permit is available before `at`. The app's total may delay a command longer than its own limit.
@@ -219,14 +259,15 @@ impl<C: Clock + Clone> CommandQuota<C> {
         self.next_at.fetch_max(at.micros(), Ordering::Relaxed);
     }
 
-    /// Returns the time between two permits once the burst is used up.
-    pub(crate) fn interval(&self) -> Duration {
-        self.limiter.load().interval()
+    /// Returns the expected time between two permits of a class once the burst is used up.
+    pub(crate) fn interval(&self, class: Class) -> Duration {
+        let (interval, limit, rate) = (self.limiter.load().interval(), self.limit(), *self.rate.lock());
+        self.taken.lock().interval(class, rate, limit, interval, clock::tick())
     }
 
-    /// Returns the time until the next permit.
-    pub(crate) fn next_permit(&self) -> Duration {
-        self.next_at().since(clock::tick())
+    /// Returns the time until the next permit of a class.
+    pub(crate) fn next_permit(&self, class: Class) -> Duration {
+        self.next_at_for(class).since(clock::tick())
     }
 
     /// Returns a snapshot of the quota.
@@ -235,19 +276,25 @@ impl<C: Clock + Clone> CommandQuota<C> {
             let adaptive = self.adaptive.lock();
             (adaptive.configured(), adaptive.limit())
         };
-        QuotaStats { configured, limit, next_permit: self.next_permit(), waiting: self.queue.waiting() }
+        let waiting = ByClass::new(|class| self.lanes.waiting(class));
+        QuotaStats { configured, limit, next_permit: self.next_permit(Class::Interactive), waiting }
     }
 
     /// Returns when the next permit may be granted, as far as is known.
-    pub(crate) fn next_at(&self) -> Tick {
+    fn next_at(&self) -> Tick {
         Tick::from_micros(self.next_at.load(Ordering::Relaxed))
     }
 
-    /// Returns how long an entry with this number of entries ahead waits, if none of them leaves.
-    pub(super) fn predicted_wait(&self, ahead: usize) -> Duration {
+    /// Returns when the next permit of a class may be granted, as far as is known.
+    pub(crate) fn next_at_for(&self, class: Class) -> Tick {
+        self.next_at().max(self.taken.lock().next_at(class))
+    }
+
+    /// Returns how long an entry of a class with this number of entries ahead waits, if none of them leaves.
+    pub(super) fn predicted_wait(&self, class: Class, ahead: usize) -> Duration {
         match u32::try_from(ahead).unwrap_or(u32::MAX) {
             0 => Duration::ZERO,
-            ahead => self.next_permit() + self.interval().saturating_mul(ahead),
+            ahead => self.next_permit(class) + self.interval(class).saturating_mul(ahead),
         }
     }
 }
@@ -271,7 +318,8 @@ mod tests {
         total: Arc<AppQuota<FakeRelativeClock>>,
         clock: &FakeRelativeClock,
     ) -> CommandQuota<FakeRelativeClock> {
-        CommandQuota::new(number(per_second), total, None, clock.clone())
+        let rate = CommandRate { per_second: number(per_second), reserve: 0 };
+        CommandQuota::new(rate, total, None, clock.clone())
     }
 
     fn without_total(per_second: u32, clock: &FakeRelativeClock) -> CommandQuota<FakeRelativeClock> {
@@ -279,7 +327,10 @@ mod tests {
     }
 
     fn take(quota: &CommandQuota<FakeRelativeClock>) -> Result<(), Duration> {
-        quota.take_at(clock::tick())
+        quota.take_at(Class::Interactive, clock::tick()).map_err(|not_yet| match not_yet {
+            NotYet::RetryAfter(wait) | NotYet::TotalExhausted(wait) | NotYet::Reserved(wait) => wait,
+            NotYet::NeedsLease => panic!("there is no fleet"),
+        })
     }
 
     #[test]
@@ -339,15 +390,15 @@ mod tests {
     fn cap_ends_on_time_and_never_raises_the_limit() {
         let clock = FakeRelativeClock::default();
         let quota = without_total(100, &clock);
-        let configured = quota.interval();
+        let configured = quota.interval(Class::Interactive);
         quota.cap_until(number(10), clock::tick().after(Duration::from_secs(3600)));
         assert!(take(&quota).is_err(), "the change grants no burst");
-        assert!(quota.interval() > configured * 8);
+        assert!(quota.interval(Class::Interactive) > configured * 8);
         quota.cap_until(number(5000), clock::tick().after(Duration::from_secs(3600)));
-        assert_eq!(quota.interval(), configured);
+        assert_eq!(quota.interval(Class::Interactive), configured);
         quota.cap_until(number(10), clock::tick());
         let _ = take(&quota);
-        assert_eq!(quota.interval(), configured, "the cap has ended");
+        assert_eq!(quota.interval(Class::Interactive), configured, "the cap has ended");
     }
 
     #[test]
@@ -356,7 +407,7 @@ mod tests {
         let start = clock::tick();
         let at = |secs| start.after(Duration::from_secs(secs));
         let mut quota = without_total(100, &clock);
-        quota.take_at(at(0)).expect("a full burst");
+        quota.take_at(Class::Interactive, at(0)).expect("a full burst");
         clock.advance(Duration::from_secs(1));
         assert!(!quota.retire(at(1)), "a call of the last second");
         quota.cap_until(number(50), at(600));
@@ -365,5 +416,29 @@ mod tests {
         assert!(!quota.retire(at(600)), "the new limiter has no burst yet");
         clock.advance(Duration::from_secs(2));
         assert!(quota.retire(at(602)));
+    }
+
+    #[test]
+    fn reserve_is_left_to_interactive_calls() {
+        let (clock, start) = (FakeRelativeClock::default(), clock::tick());
+        let total = Arc::new(AppQuota::new(None, None, clock.clone()));
+        let quota = CommandQuota::new(CommandRate { per_second: number(200), reserve: 50 }, total, None, clock.clone());
+        let mut granted = ByClass::new(|_| 0);
+        for milli in 0..10_000 {
+            let now = start.after(Duration::from_millis(milli));
+            if quota.take_at(Class::Batch, now).is_ok() {
+                granted[Class::Batch] += 1;
+            }
+            // An interactive call every 500 ms never waits: the reserve has filled the burst again.
+            if milli % 500 == 499 {
+                assert_eq!(quota.take_at(Class::Interactive, now), Ok(()), "{milli}");
+                granted[Class::Interactive] += 1;
+            }
+            clock.advance(Duration::from_millis(1));
+        }
+        assert!((1300..=1500).contains(&granted[Class::Batch]) && granted[Class::Interactive] == 20, "{granted:?}");
+        let late = start.after(Duration::from_secs(10));
+        assert_eq!(quota.predicted_wait(Class::Batch, 0), Duration::ZERO);
+        assert!(quota.take_at(Class::Batch, late).is_err_and(|not_yet| matches!(not_yet, NotYet::Reserved(_))));
     }
 }

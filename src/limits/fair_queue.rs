@@ -1,29 +1,30 @@
-//! A fair queue: callers are served round-robin, so a busy caller cannot starve the others.
+//! A fair queue: callers of one class are served round-robin, so a busy caller cannot starve the others.
 //!
 //! A fixed number of entries hold a turn at the same time. The other entries wait, those of one caller in the order of
-//! arrival. When a turn ends, the next caller gets it for its first entry. This is deficit round-robin with items of
-//! equal cost.
+//! arrival. When a turn ends, the next caller of the first class with waiting entries gets it for its first entry. Within
+//! a class, this is deficit round-robin with items of equal cost.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{ByClass, CallerQueue, Class, QueueKey};
 
 /// A fair queue.
 #[derive(Debug)]
-pub(super) struct FairQueue(Mutex<Turns>);
+pub(crate) struct FairQueue(Mutex<Turns>);
 
 #[derive(Debug)]
 struct Turns {
     free: usize,
     max: usize,
     /// Waiting entries by caller. No queue is empty.
-    waiting: HashMap<QueueKey, VecDeque<Waiting>>,
-    /// Each caller of `waiting` once; the next one to be served is first.
-    order: VecDeque<QueueKey>,
+    waiting: HashMap<CallerQueue, VecDeque<Waiting>>,
+    /// Each caller of `waiting` once in the order of its class; the next one to be served is first.
+    order: ByClass<VecDeque<QueueKey>>,
     /// The number of the last entry that had to wait.
     last_number: u64,
 }
@@ -36,34 +37,45 @@ struct Waiting {
 
 /// A turn. The next entry gets it when the guard is dropped.
 #[derive(Debug)]
-pub(super) struct TurnGuard(Option<Arc<FairQueue>>);
+pub(crate) struct TurnGuard(Option<Arc<FairQueue>>);
 
 impl FairQueue {
     /// Returns a queue in which up to `max` entries have a turn at the same time.
-    pub(super) fn new(max: usize) -> Arc<Self> {
-        let (waiting, order) = (HashMap::new(), VecDeque::new());
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        let (waiting, order) = (HashMap::new(), ByClass::default());
         Arc::new(Self(Mutex::new(Turns { free: max, max, waiting, order, last_number: 0 })))
     }
 
     /// Joins the queue. Counting the entries ahead and joining are one step, so of two entries that join at the same
     /// time one is behind the other.
-    pub(super) fn join(self: &Arc<Self>, caller: QueueKey) -> QueueEntry<'_> {
+    pub(super) fn join(self: &Arc<Self>, queue: CallerQueue) -> QueueEntry<'_> {
         let mut turns = self.0.lock();
-        let ahead = turns.ahead_of(caller);
+        let ahead = turns.ahead_of(queue);
         if turns.free > 0 {
             turns.free -= 1;
             return QueueEntry { ahead, state: EntryState::Served(TurnGuard(Some(Arc::clone(self)))) };
         }
         let (tx, rx) = oneshot::channel();
         let Turns { waiting, order, last_number, .. } = &mut *turns;
-        let queue = waiting.entry(caller).or_default();
-        if queue.is_empty() {
-            order.push_back(caller);
+        let entries = waiting.entry(queue).or_default();
+        if entries.is_empty() {
+            order[queue.class].push_back(queue.caller);
         }
         *last_number += 1;
         let number = *last_number;
-        queue.push_back(Waiting { number, tx });
-        QueueEntry { ahead, state: EntryState::Waits(rx, LeaveGuard { queue: self, caller, number }) }
+        entries.push_back(Waiting { number, tx });
+        QueueEntry { ahead, state: EntryState::Waits(rx, LeaveGuard { turns: self, queue, number }) }
+    }
+
+    /// Returns how many entries have a turn.
+    pub(crate) fn in_use(&self) -> usize {
+        let turns = self.0.lock();
+        turns.max - turns.free
+    }
+
+    /// Returns whether a new entry would have to wait.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.lock().free == 0
     }
 
     /// Returns how many entries wait for a turn.
@@ -72,23 +84,24 @@ impl FairQueue {
     }
 
     #[cfg(test)]
-    pub(super) fn ahead_of(&self, caller: QueueKey) -> usize {
-        self.0.lock().ahead_of(caller)
+    pub(super) fn ahead_of(&self, queue: CallerQueue) -> usize {
+        self.0.lock().ahead_of(queue)
     }
 
     /// Removes the entry that is next in order; without one, frees a turn.
     fn pop_next(&self) -> Option<oneshot::Sender<TurnGuard>> {
         let mut turns = self.0.lock();
-        let Some(caller) = turns.order.pop_front() else {
+        let pop = |class| Some(CallerQueue { class, caller: turns.order[class].pop_front()? });
+        let Some(queue) = Class::ALL.into_iter().find_map(pop) else {
             turns.free += 1;
             return None;
         };
-        let queue = turns.waiting.get_mut(&caller)?;
-        let next = queue.pop_front().map(|entry| entry.tx);
-        if queue.is_empty() {
-            turns.waiting.remove(&caller);
+        let entries = turns.waiting.get_mut(&queue)?;
+        let next = entries.pop_front().map(|entry| entry.tx);
+        if entries.is_empty() {
+            turns.waiting.remove(&queue);
         } else {
-            turns.order.push_back(caller);
+            turns.order[queue.class].push_back(queue.caller);
         }
         next
     }
@@ -96,11 +109,15 @@ impl FairQueue {
 
 impl Turns {
     /// Returns how many entries are served before a new one of this caller, including those that have their turn.
-    fn ahead_of(&self, caller: QueueKey) -> usize {
-        let own = self.waiting.get(&caller).map_or(0, VecDeque::len);
-        let others = self.waiting.iter().filter(|(other, _)| **other != caller);
-        let queued: usize = own + others.map(|(_, queue)| queue.len().min(own + 1)).sum::<usize>();
-        self.max - self.free + queued
+    fn ahead_of(&self, queue: CallerQueue) -> usize {
+        let own = self.waiting.get(&queue).map_or(0, VecDeque::len);
+        let others = self.waiting.iter().filter(|(other, _)| **other != queue);
+        let ahead = |(other, entries): (&CallerQueue, &VecDeque<Waiting>)| match other.class.cmp(&queue.class) {
+            Ordering::Less => entries.len(),
+            Ordering::Equal => entries.len().min(own + 1),
+            Ordering::Greater => 0,
+        };
+        self.max - self.free + own + others.map(ahead).sum::<usize>()
     }
 }
 
@@ -128,20 +145,21 @@ impl QueueEntry<'_> {
 
 /// Removes an entry that no longer waits, if it is still queued.
 struct LeaveGuard<'a> {
-    queue: &'a FairQueue,
-    caller: QueueKey,
+    turns: &'a FairQueue,
+    queue: CallerQueue,
     number: u64,
 }
 
 impl Drop for LeaveGuard<'_> {
     fn drop(&mut self) {
-        let mut turns = self.queue.0.lock();
+        let CallerQueue { class, caller } = self.queue;
+        let mut turns = self.turns.0.lock();
         let Turns { waiting, order, .. } = &mut *turns;
-        let Some(queue) = waiting.get_mut(&self.caller) else { return };
-        queue.retain(|entry| entry.number != self.number);
-        if queue.is_empty() {
-            waiting.remove(&self.caller);
-            order.retain(|caller| *caller != self.caller);
+        let Some(entries) = waiting.get_mut(&self.queue) else { return };
+        entries.retain(|entry| entry.number != self.number);
+        if entries.is_empty() {
+            waiting.remove(&self.queue);
+            order[class].retain(|other| *other != caller);
         }
     }
 }
@@ -163,8 +181,9 @@ impl Drop for TurnGuard {
 mod tests {
     use super::*;
 
-    const BUSY: QueueKey = QueueKey(1);
-    const OTHER: QueueKey = QueueKey(2);
+    const BUSY: CallerQueue = CallerQueue::interactive(QueueKey(1));
+    const OTHER: CallerQueue = CallerQueue::interactive(QueueKey(2));
+    const BATCH: CallerQueue = CallerQueue { class: Class::Batch, caller: QueueKey(3) };
 
     /// Polls a future and asserts that it is pending.
     macro_rules! assert_waits {
@@ -219,6 +238,31 @@ mod tests {
         drop(again);
         assert_eq!(queue.ahead_of(OTHER), 0);
         let turns = queue.0.lock();
-        assert!(turns.waiting.is_empty() && turns.order.is_empty());
+        assert!(turns.waiting.is_empty() && turns.order == ByClass::default());
+    }
+
+    #[tokio::test]
+    async fn earlier_class_is_served_first() {
+        let queue = FairQueue::new(1);
+        let first = queue.join(BATCH).turn().await;
+        let mut batch: Vec<_> = (0..3).map(|_| Box::pin(queue.join(BATCH).turn())).collect();
+        for entry in &mut batch {
+            assert_waits!(*entry);
+        }
+        assert_eq!((queue.ahead_of(BATCH), queue.ahead_of(BUSY)), (4, 1));
+        let mut interactive = [Box::pin(queue.join(BUSY).turn()), Box::pin(queue.join(BUSY).turn())];
+        for entry in &mut interactive {
+            assert_waits!(*entry);
+        }
+        let other_batch = CallerQueue { caller: QueueKey(4), ..BATCH };
+        assert_eq!((queue.ahead_of(other_batch), queue.waiting()), (4, 5), "every interactive one, and one in turn");
+        drop(first);
+        for entry in &mut interactive {
+            let turn = entry.await;
+            assert_waits!(batch[0]);
+            drop(turn);
+        }
+        let _turn = batch.remove(0).await;
+        assert_waits!(batch[0]);
     }
 }

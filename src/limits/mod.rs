@@ -6,13 +6,15 @@
 //! second plus 50 ms, because the time between permit and socket varies.
 //!
 //! Calls wait in a fair queue, and only if their turn comes before the deadline. A call takes its permit last, when it
-//! already has a connection, so that calls reach the wire at the pace of their permits.
+//! already has a connection, so that calls reach the wire at the pace of their permits. Calls of class `batch` get the
+//! permits that no interactive call wants, without the reserve.
 //!
 //! In a [fleet](crate::fleet) Redis leases the permits, at the pace of all replicas together. A disconnected replica
 //! uses its own limiter with a share of the limit.
 //!
-//! In reading order: `AppQuotas` finds the quota of a command, `admission` is the path of one call, `command_quota`
-//! grants permits, and `adaptive` lowers the limit if Chat accepts less.
+//! In reading order: `AppQuotas` finds the quota of a command, `admission` is the path of one call, `lane` orders the
+//! classes, `command_quota` grants permits, `reserve` paces batch calls, and `adaptive` lowers the limit if Chat accepts
+//! less.
 
 mod adaptive;
 mod admission;
@@ -20,7 +22,9 @@ mod app_quota;
 mod caller_quota;
 mod command_quota;
 mod fair_queue;
+mod lane;
 mod rate_limiter;
+mod reserve;
 mod shared_quota;
 mod unlisted;
 
@@ -32,6 +36,7 @@ use arc_swap::ArcSwap;
 use governor::clock::MonotonicClock;
 
 use self::app_quota::AppQuota;
+use self::reserve::CommandRate;
 use self::shared_quota::SharedQuota;
 use self::unlisted::{QuotaOf, UnlistedQuotas};
 use crate::clock;
@@ -44,6 +49,7 @@ use crate::fleet::Fleet;
 pub(crate) use self::admission::{Admission, AdmitError, AdmitRequest, Permit};
 pub(crate) use self::caller_quota::{CallerQuota, Reservation};
 pub(crate) use self::command_quota::{CommandQuota, LimitChange, QuotaStats};
+pub(crate) use self::fair_queue::FairQueue;
 
 #[cfg(test)]
 pub(crate) use self::adaptive::AdaptiveLimit;
@@ -83,8 +89,8 @@ impl AppQuotas {
             fleet,
         };
         for row in KNOWN_COMMANDS.iter() {
-            let limit = quotas.config.load().limit(row.name);
-            quotas.known.push(Arc::new(quotas.create(&row.name.to_string(), limit)));
+            let rate = rate_of(&quotas.config.load(), Some(row.name));
+            quotas.known.push(Arc::new(quotas.create(&row.name.to_string(), rate)));
         }
         quotas
     }
@@ -121,9 +127,9 @@ impl AppQuotas {
         // Before the quotas change: a quota that is created meanwhile has the new limit or is visited below.
         self.config.store(Arc::clone(&config));
         for (row, quota) in KNOWN_COMMANDS.iter().zip(&self.known) {
-            quota.configure(config.limit(row.name));
+            quota.configure(rate_of(&config, Some(row.name)));
         }
-        self.unlisted.for_each(|of, quota| quota.configure(limit_of(&config, of)));
+        self.unlisted.for_each(|of, quota| quota.configure(rate_of(&config, name_of(of))));
     }
 
     /// Returns the quota of a command.
@@ -142,32 +148,35 @@ impl AppQuotas {
     }
 
     fn create_unlisted(&self, of: QuotaOf<'_>) -> CommandQuota {
-        let limit = limit_of(&self.config.load(), of);
+        let rate = rate_of(&self.config.load(), name_of(of));
         match of {
-            QuotaOf::Command(name) => self.create(name, limit),
-            QuotaOf::Rest => self.create(REST, limit),
+            QuotaOf::Command(name) => self.create(name, rate),
+            QuotaOf::Rest => self.create(REST, rate),
         }
     }
 
-    fn create(&self, name: &str, limit: NonZeroU32) -> CommandQuota {
+    fn create(&self, name: &str, rate: CommandRate) -> CommandQuota {
         let shared = self.fleet.as_ref().map(|(fleet, app)| SharedQuota::new(Arc::clone(fleet), *app, name));
-        CommandQuota::new(limit, Arc::clone(&self.total), shared, MonotonicClock)
+        CommandQuota::new(rate, Arc::clone(&self.total), shared, MonotonicClock)
     }
 }
 
-/// Returns the configured limit of an unlisted command, or of all those without a quota of their own.
-fn limit_of(config: &config::Quota, of: QuotaOf<'_>) -> NonZeroU32 {
-    let name = match of {
+/// Returns the name of an unlisted command; `None` for all those without a quota of their own.
+fn name_of(of: QuotaOf<'_>) -> Option<CommandName<'_>> {
+    match of {
         QuotaOf::Command(name) => CommandName::parse(name).ok(),
         QuotaOf::Rest => None,
-    };
-    name.map_or(config.per_command, |name| config.limit(name))
+    }
+}
+
+/// Returns the configured rates of a command, or of all those without a quota of their own.
+fn rate_of(config: &config::Quota, name: Option<CommandName<'_>>) -> CommandRate {
+    let per_second = name.map_or(config.per_command, |name| config.limit(name));
+    CommandRate { per_second, reserve: config.reserve_of(per_second) }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
 
     fn number(n: u32) -> NonZeroU32 {
@@ -175,7 +184,7 @@ mod tests {
     }
 
     fn config(per_command: u32) -> config::Quota {
-        config::Quota { per_command: number(per_command), total: None, commands: HashMap::new() }
+        config::Quota { per_command: number(per_command), ..config::Quota::default() }
     }
 
     fn name(text: &str) -> CommandName<'_> {

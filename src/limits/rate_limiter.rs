@@ -47,6 +47,27 @@ pub(super) enum LimitShare {
     Fleet,
 }
 
+impl LimitShare {
+    /// Returns the pace of this share of a limit. A share below one call per second has longer intervals, so that many
+    /// disconnected replicas never add up to more than the limit.
+    pub(super) fn pace(self, per_second: NonZeroU32) -> Pace {
+        let (burst, interval) = pace(per_second);
+        match self {
+            LimitShare::Whole => Pace { interval, burst: burst.get() },
+            LimitShare::Share(share) => {
+                let burst = (f64::from(burst.get()) * share) as u32;
+                Pace { interval: interval.div_f64(share), burst: burst.max(1) }
+            }
+            LimitShare::Fleet => fleet_pace(per_second),
+        }
+    }
+}
+
+/// Returns when the next permit is available if one was available at `next` and one is taken at `now`.
+pub(super) fn next_after(pace: Pace, next: Tick, now: Tick) -> Tick {
+    next.max(now.before(pace.interval.saturating_mul(pace.burst - 1))).after(pace.interval)
+}
+
 /// GCRA with one rate.
 #[derive(Debug)]
 pub(super) struct CommandLimiter<C: Clock> {
@@ -63,22 +84,10 @@ impl<C: Clock + Clone> CommandLimiter<C> {
         Self::with_pace(burst, interval, clock)
     }
 
-    /// Returns a limiter without a burst, so that it can replace another one within a second. A share below one call
-    /// per second has longer intervals, so that many disconnected replicas never add up to more than the limit.
+    /// Returns a limiter without a burst, so that it can replace another one within a second.
     pub(super) fn exhausted(per_second: NonZeroU32, share: LimitShare, clock: C) -> Self {
-        let (burst, interval) = pace(per_second);
-        let (burst, interval) = match share {
-            LimitShare::Whole => (burst, interval),
-            LimitShare::Share(share) => {
-                let burst = (f64::from(burst.get()) * share) as u32;
-                (NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval.div_f64(share))
-            }
-            LimitShare::Fleet => {
-                let pace = fleet_pace(per_second);
-                (NonZeroU32::new(pace.burst).unwrap_or(NonZeroU32::MIN), pace.interval)
-            }
-        };
-        let limiter = Self::with_pace(burst, interval, clock);
+        let Pace { burst, interval } = share.pace(per_second);
+        let limiter = Self::with_pace(NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN), interval, clock);
         let was_full = limiter.take_burst();
         debug_assert!(was_full, "a new limiter has its whole burst");
         limiter
@@ -104,9 +113,7 @@ impl<C: Clock + Clone> CommandLimiter<C> {
 
     /// Returns when the next permit is available if one was available at `next` and one is taken at `now`.
     pub(super) fn next_after(&self, next: Tick, now: Tick) -> Tick {
-        let burst = self.interval.saturating_mul(self.burst.get() - 1);
-        let earliest = Tick::from_micros(now.micros().saturating_sub(Tick::NEVER.after(burst).micros()));
-        next.max(earliest).after(self.interval)
+        next_after(Pace { interval: self.interval, burst: self.burst.get() }, next, now)
     }
 
     /// Returns the time between two permits once the burst is used up.

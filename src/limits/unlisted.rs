@@ -143,7 +143,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::app_quota::AppQuota;
+    use super::super::reserve::CommandRate;
     use super::*;
+    use crate::domain::caller::{CallerQueue, Class, QueueKey};
 
     const PER_SECOND: NonZeroU32 = NonZeroU32::new(5).expect("not 0");
 
@@ -177,7 +179,12 @@ mod tests {
 
         fn create(&self) -> Quota {
             self.created.set(self.created.get() + 1);
-            CommandQuota::new(PER_SECOND, Arc::clone(&self.total), None, self.clock.clone())
+            CommandQuota::new(
+                CommandRate { per_second: PER_SECOND, reserve: 0 },
+                Arc::clone(&self.total),
+                None,
+                self.clock.clone(),
+            )
         }
 
         /// Uses other names until the map is full and has been swept.
@@ -219,7 +226,7 @@ mod tests {
         let mut fixture = Fixture::new(4);
         // A queued call borrows the quota, as its caller holds it.
         let held = fixture.get("a/b");
-        let _entry = held.queue.join(crate::domain::caller::QueueKey(1));
+        let _entry = held.lanes.join(CallerQueue::interactive(QueueKey(1)));
         for _ in 0..10 {
             fixture.advance(Duration::from_secs(3600));
             fixture.fill();
@@ -270,7 +277,7 @@ mod tests {
         let mut fixture = Fixture::new(8);
         for n in 0..1000 {
             let quota = fixture.get(&format!("a/{n}"));
-            let _ = quota.take_at(fixture.now);
+            let _ = quota.take_at(Class::Interactive, fixture.now);
             fixture.advance(Duration::from_millis(500));
             assert!(fixture.quotas.quotas.lock().own.len() <= 8);
         }
@@ -324,7 +331,7 @@ mod tests {
                 prop_assert!(held[name].iter().all(|held| Arc::ptr_eq(held, &quota)), "two quotas of {name}");
                 prop_assert!(fixture.now >= capped_until[name] || quota.limit() == 1, "{name} lost its cap");
                 match step {
-                    Step::Take(_) => if quota.take_at(fixture.now).is_ok() {
+                    Step::Take(_) => if quota.take_at(Class::Interactive, fixture.now).is_ok() {
                         taken[name].push(fixture.now);
                     },
                     Step::Hold(_) => held[name].push(quota),

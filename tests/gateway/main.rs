@@ -13,6 +13,7 @@ mod caller_proofs;
 mod caller_signatures;
 mod callers;
 mod chaos;
+mod classes;
 mod cli;
 #[cfg(target_os = "linux")]
 mod clock_jumps;

@@ -5,11 +5,11 @@ use super::super::pair::UserHasher;
 use super::*;
 use crate::domain::relation::FOLLOW;
 
-const ANN: QueueKey = QueueKey(1);
-const BEN: QueueKey = QueueKey(2);
+const ANN: CallerQueue = CallerQueue::interactive(QueueKey(1));
+const BEN: CallerQueue = CallerQueue::interactive(QueueKey(2));
 
-pub(super) fn options(caller: QueueKey) -> JoinOptions {
-    JoinOptions { caller, join: true, keep: true, sides: Sides::Both }
+pub(super) fn options(queue: CallerQueue) -> JoinOptions {
+    JoinOptions { queue, join: true, keep: true, sides: Sides::Both }
 }
 
 pub(super) fn pair(from: &str, to: &str) -> Pair {
@@ -30,12 +30,12 @@ fn unmarked(_: Pair) -> Tick {
     Tick::NEVER
 }
 
-fn enqueue(scheduler: &mut LookupScheduler, caller: QueueKey, from: &str, to: &[&str]) -> (Ticket, Vec<bool>) {
-    scheduler.enqueue(options(caller), &wanted(from, to), unmarked).expect("room")
+fn enqueue(scheduler: &mut LookupScheduler, queue: CallerQueue, from: &str, to: &[&str]) -> (Ticket, Vec<bool>) {
+    scheduler.enqueue(options(queue), &wanted(from, to), unmarked).expect("room")
 }
 
 fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
-    let call = scheduler.next_batch(at(now))?;
+    let call = scheduler.next_batch(Class::LAST, at(now))?;
     Some((call.id, call.from.to_string(), call.to.iter().map(ToString::to_string).collect()))
 }
 
@@ -159,6 +159,73 @@ fn callers_are_served_round_robin() {
     next(&mut scheduler, 1).expect("a call");
     let (_, from, _) = next(&mut scheduler, 1).expect("a call");
     assert_eq!(from, "x", "the quiet caller is next, not after the busy one");
+}
+
+const JOB: CallerQueue = CallerQueue { class: Class::Batch, caller: QueueKey(3) };
+
+#[test]
+fn interactive_pairs_go_before_batch_pairs() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    for n in 0..50 {
+        enqueue(&mut scheduler, JOB, &format!("a{n}"), &[&format!("b{n}")]);
+    }
+    let waits_behind = |scheduler: &LookupScheduler, queue| scheduler.calls_ahead(queue, 1);
+    let other_job = CallerQueue { caller: QueueKey(4), ..JOB };
+    let ahead = [ANN, JOB, other_job].map(|queue| waits_behind(&scheduler, queue));
+    assert_eq!(ahead, [0, 50, 1], "interactive callers do not wait for batch callers");
+    assert!(!scheduler.has_queued(Class::Interactive) && scheduler.next_batch(Class::Interactive, at(1)).is_none());
+    enqueue(&mut scheduler, ANN, "x", &["y"]);
+    enqueue(&mut scheduler, BEN, "v", &["w"]);
+    assert_eq!((scheduler.queued_in(Class::Interactive), scheduler.queued_in(Class::Batch)), (2, 50));
+    assert_eq!([ANN, other_job].map(|queue| waits_behind(&scheduler, queue)), [2, 3]);
+    let from = |scheduler: &mut LookupScheduler| next(scheduler, 1).expect("a call").1;
+    assert_eq!([from(&mut scheduler), from(&mut scheduler), from(&mut scheduler)], ["x", "v", "a0"]);
+}
+
+#[test]
+fn pair_goes_with_the_first_class_that_waits_for_it() {
+    let mut scheduler = LookupScheduler::new(false, 100);
+    enqueue(&mut scheduler, JOB, "a", &["b", "c"]);
+    enqueue(&mut scheduler, JOB, "d", &["e"]);
+    let (ticket, joined) = enqueue(&mut scheduler, ANN, "d", &["e"]);
+    assert_eq!((joined, scheduler.queued_in(Class::Interactive)), (vec![true], 1));
+    // Without the interactive request, the pair is a batch pair again.
+    scheduler.cancel(ticket);
+    assert_eq!((scheduler.queued_in(Class::Interactive), scheduler.queued_for(ANN)), (0, 0));
+    assert!(scheduler.next_batch(Class::Interactive, at(1)).is_none());
+    enqueue(&mut scheduler, ANN, "d", &["e"]);
+    let batch = scheduler.next_batch(Class::Interactive, at(1)).expect("a call");
+    assert_eq!((&*batch.from, batch.queue), ("d", ANN));
+    assert_eq!(scheduler.waiting_for(batch.id).count(), 2, "both requests wait for it");
+    assert_eq!(next(&mut scheduler, 1).expect("a call").1, "a");
+    assert_eq!((scheduler.queued(), scheduler.has_queued(Class::LAST)), (0, false));
+}
+
+#[test]
+fn calls_are_filled_with_interactive_pairs_first() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let names: Vec<String> = (0..150).map(|n| format!("b{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    enqueue(&mut scheduler, JOB, "ann", &names);
+    enqueue(&mut scheduler, ANN, "ann", &["x", "b149"]);
+    let (_, _, to) = next(&mut scheduler, 1).expect("a call");
+    assert_eq!((to.len(), to.contains(&"x".to_owned()), to.contains(&"b149".to_owned())), (100, true, true));
+    assert_eq!(next(&mut scheduler, 1).expect("a call").2.len(), 51);
+}
+
+#[test]
+fn batch_pairs_leave_room_for_interactive_ones() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut fill = |caller, class| {
+        let queue = CallerQueue { class, caller: QueueKey(caller) };
+        (0..100)
+            .filter(|n| scheduler.enqueue(options(queue), &wanted(&format!("u{n}"), &names), unmarked).is_ok())
+            .count()
+    };
+    let half = WAITING_MAX / 2 / 1000;
+    assert_eq!([fill(3, Class::Batch), fill(4, Class::Batch), fill(1, Class::Interactive)], [half, 0, half]);
 }
 
 #[test]
@@ -308,8 +375,8 @@ fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     assert_eq!((tickets, cacheable.len()), (vec![first, second], 1));
 }
 
-fn one_sided(caller: QueueKey) -> JoinOptions {
-    JoinOptions { sides: Sides::First, ..options(caller) }
+fn one_sided(queue: CallerQueue) -> JoinOptions {
+    JoinOptions { sides: Sides::First, ..options(queue) }
 }
 
 /// Completes a batch with one failed item, or with one item of this number.
@@ -326,7 +393,7 @@ fn complete_with(scheduler: &mut LookupScheduler, batch: &Batch, number: Option<
 fn request_for_one_side_shares_calls_for_both_sides() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (first, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
     assert_eq!(batch.sides, Sides::Both);
     let (second, joined) = scheduler.enqueue(options(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
     assert_eq!(joined, [true]);
@@ -342,7 +409,7 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
     let (both, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let (first, _) = scheduler.enqueue(one_sided(BEN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let (back, _) = scheduler.enqueue(one_sided(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
     let (results, _) = complete_with(&mut scheduler, &batch, None);
     let [WaiterResult { ticket, result: PairResult::Verbatim(..), .. }] = results.as_slice() else {
         panic!("{results:?}")
@@ -351,7 +418,7 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
     // It may travel with no other pair.
     enqueue(&mut scheduler, ANN, "ann", &["cyd"]);
     let mut asked = Vec::new();
-    while let Some(batch) = scheduler.next_batch(at(2)) {
+    while let Some(batch) = scheduler.next_batch(Class::LAST, at(2)) {
         asked.push((batch.from.to_string(), batch.to.len(), batch.sides));
         if batch.sides == Sides::First {
             let (results, cacheable) = complete_with(&mut scheduler, &batch, Some(2));
@@ -368,10 +435,10 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
 fn rejected_wider_call_is_repeated_as_requested() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (ticket, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
     let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, []);
-    let batch = scheduler.next_batch(at(2)).expect("a call as requested");
+    let batch = scheduler.next_batch(Class::LAST, at(2)).expect("a call as requested");
     assert_eq!((batch.sides, &*batch.from), (Sides::First, "ann"));
     let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, [WaiterResult { ticket, slot: 0, result: PairResult::Failed }]);

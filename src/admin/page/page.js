@@ -186,7 +186,7 @@ function callerRow(caller, all) {
   const share = all > 0 ? caller.calls / all : 0;
   const meter = make("meter", { min: 0, max: 1, value: share, "aria-label": `${caller.name}: ${percent(share)} of the calls` });
   const refused = Object.entries(caller.refused).map(([slug, count]) => `${number(count)} ${slug}`);
-  return [[caller.name], [number(caller.calls), "number"], [meter], [number(pairs), "number"],
+  return [[caller.name], [caller.class], [number(caller.calls), "number"], [meter], [number(pairs), "number"],
     [percent(pairs > 0 ? (hit + stale) / pairs : null), "number"], [duration(caller.waited_seconds), "number"],
     [refused.join(", "), refused.length ? "text warn" : "text"]];
 }

@@ -18,7 +18,7 @@ use super::fence::Fence;
 use super::item::{Item, MissingReason};
 use super::lookups::{JoinOptions, PairResult, Wanted};
 use super::pair::{Pair, Sides};
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::CallerQueue;
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
 
@@ -227,9 +227,9 @@ impl CheckSession {
     }
 
     /// Returns how its lookups may be shared with those of others.
-    pub(crate) fn join_options(&self, caller: QueueKey) -> JoinOptions {
+    pub(crate) fn join_options(&self, queue: CallerQueue) -> JoinOptions {
         let CheckOptions { directives, sides, .. } = &self.options;
-        JoinOptions { caller, join: directives.may_join(), keep: !directives.no_store, sides: *sides }
+        JoinOptions { queue, join: directives.may_join(), keep: !directives.no_store, sides: *sides }
     }
 
     /// Returns the positions of the accounts that have no answer.

@@ -40,7 +40,7 @@ impl Drop for WriteAudit<'_> {
         let caller = match context.caller {
             Some(caller) => app.gateway.access.name_of(caller).to_string(),
             // As in the lines of requests: the number of the connection or process.
-            None => context.queue_key.0.to_string(),
+            None => context.queue.caller.0.to_string(),
         };
         let (app, request_id) = (&app.app.name, &*id.text());
         tracing::info!(target: AUDIT, caller, %app, command = name.shown(), error_code, request_id, "write");

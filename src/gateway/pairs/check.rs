@@ -17,6 +17,7 @@ use super::super::response::{BUFFERED, CallResult, CheckedPairs, Reply, UNCOUNTE
 use super::super::worker::AppWorker;
 use super::{PairService, WaiterHandle};
 use crate::clock;
+use crate::domain::caller::Class;
 use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
 use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::item::Item;
@@ -131,7 +132,7 @@ impl AppWorker {
             Ok(received) => received,
             Err(_) if ticket.is_queued() => {
                 drop(ticket);
-                return LookupEnd::Failed(Arc::new(Err(self.no_permit(pairs, begun))));
+                return LookupEnd::Failed(Arc::new(Err(self.no_permit(pairs, context.queue.class, begun))));
             }
             Err(_) => match tokio::time::timeout_at(context.deadline.response.into(), rx).await {
                 Ok(received) => received,
@@ -169,13 +170,14 @@ impl AppWorker {
             return Ok(Enqueued::Cached);
         }
         let wanted = session.wanted(&request.from, |account| &request.to[account]);
-        let join = session.join_options(context.queue_key);
+        let join = session.join_options(context.queue);
+        let class = context.queue.class;
         // Counted at most once, and only if it is needed.
         let new = LazyCell::new(|| lookups.scheduler.new_among(join, &wanted, last_mark));
-        let forecast = if lookups.scheduler.has_queued() {
-            reject_hopeless(pairs, lookups.scheduler.calls_ahead(context.queue_key, *new), latest)
+        let forecast = if lookups.scheduler.has_queued(class) {
+            reject_hopeless(pairs, class, lookups.scheduler.calls_ahead(context.queue, *new), latest)
         } else {
-            let wait = pairs.quota.next_permit();
+            let wait = pairs.quota.next_permit(class);
             let is_late = clock::now() + wait > latest && *new > 0;
             if is_late { Err(pairs.rate_limited(wait)) } else { Ok(()) }
         };
@@ -201,12 +203,12 @@ impl AppWorker {
     }
 
     /// Returns what was missing for pairs that were queued at `begun` and still are when it is too late.
-    fn no_permit(&self, pairs: &PairService, begun: Tick) -> GatewayError {
+    fn no_permit(&self, pairs: &PairService, class: Class, begun: Tick) -> GatewayError {
         let quota = &pairs.quota;
-        if self.app.chat.in_flight.available_permits() == 0 {
+        if self.app.chat.in_flight.is_full() {
             GatewayError::InFlightFull
-        } else if quota.next_at() >= begun {
-            pairs.rate_limited(quota.interval())
+        } else if quota.next_at_for(class) >= begun {
+            pairs.rate_limited(quota.interval(class))
         } else {
             // There was quota. Connecting took too long.
             GatewayError::UpstreamTimeout
@@ -289,12 +291,12 @@ impl Drop for TicketGuard<'_> {
 /// Rejects at once pairs that would not get their last permit by `latest`. The estimate is raised by a tenth: a
 /// request that is admitted and comes just too late has waited for nothing, and another one would have been served in its
 /// place.
-fn reject_hopeless(pairs: &PairService, calls_ahead: usize, latest: Instant) -> Result<(), GatewayError> {
+fn reject_hopeless(pairs: &PairService, class: Class, calls_ahead: usize, latest: Instant) -> Result<(), GatewayError> {
     if calls_ahead == 0 {
         return Ok(());
     }
     let calls_ahead = u32::try_from(calls_ahead).unwrap_or(u32::MAX);
-    let wait = pairs.quota.next_permit() + pairs.quota.interval().saturating_mul(calls_ahead);
+    let wait = pairs.quota.next_permit(class) + pairs.quota.interval(class).saturating_mul(calls_ahead);
     if clock::now() + wait + wait / MARGIN_PART > latest { Err(pairs.rate_limited(wait)) } else { Ok(()) }
 }
 

@@ -14,7 +14,7 @@ use super::super::response::{CallResult, allows_stale};
 use super::super::worker::AppWorker;
 use super::{LookupId, PairService};
 use crate::clock;
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{CallerQueue, Class};
 use crate::domain::chat::command::CommandKind;
 use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, CacheablePair, Delivery};
 use crate::domain::pairs::pair::Sides;
@@ -23,30 +23,32 @@ use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest};
 use crate::upstream::Call;
 
-/// Maximum number of dispatchers of one app: as many as can have a connection ready for one command.
+/// Maximum number of dispatchers of one app and class: as many as can have a connection ready for one command.
 const DISPATCHERS_MAX: usize = 8;
 /// How long a dispatcher may wait: longer than any queue. If it were rejected because the queue is long, the next
 /// one would start at once.
 const DISPATCHER_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl AppWorker {
-    /// Makes sure that queued pairs are sent: while pairs are queued, a dispatcher is on its way to take them. Starts
-    /// one more, unless there are as many dispatchers as pairs.
+    /// Makes sure that queued pairs are sent: while pairs of a class are queued, a dispatcher of the class is on its way
+    /// to take them. Starts one more, unless there are as many dispatchers as pairs.
     pub(super) fn ensure_dispatcher(self: &Arc<Self>, pairs: &Arc<PairService>) {
         // A runtime that is shutting down drops what is spawned on it at once.
         if self.gateway.stopped.load(Ordering::Acquire) {
             return;
         }
-        let dispatcher = {
-            let mut lookups = pairs.lookups();
-            if lookups.dispatchers >= lookups.scheduler.queued().min(DISPATCHERS_MAX) {
-                return;
-            }
-            lookups.dispatchers += 1;
-            Dispatcher { worker: Arc::clone(self), pairs: Arc::clone(pairs) }
-        };
-        // Without the lock: dropping a dispatcher takes it.
-        self.gateway.tasks.spawn(dispatcher.run());
+        for class in Class::ALL {
+            let dispatcher = {
+                let mut lookups = pairs.lookups();
+                if lookups.dispatchers[class] >= lookups.scheduler.queued_in(class).min(DISPATCHERS_MAX) {
+                    continue;
+                }
+                lookups.dispatchers[class] += 1;
+                Dispatcher { worker: Arc::clone(self), pairs: Arc::clone(pairs), class }
+            };
+            // Without the lock: dropping a dispatcher takes it.
+            self.gateway.tasks.spawn(dispatcher.run());
+        }
     }
 
     /// Makes the call of a batch. It belongs to no request: requests come and go while it is in flight.
@@ -57,12 +59,12 @@ impl AppWorker {
         let call = Call { name: kind.check, body, traceparent: None };
         let lookup = LookupId { kind, batch: batch.id };
         let context = CallContext {
-            queue_key: QueueKey::SELF,
+            queue: CallerQueue::of_chatgate(batch.queue.class),
             caller: None,
             deadline: Deadline::new(clock::now(), None, self.gateway.config.upstream.timeout),
             trace: self.lookup_parent(lookup),
         };
-        let (kind, caused_by) = (CommandKind::Read, batch.caller);
+        let (kind, caused_by) = (CommandKind::Read, batch.queue.caller);
         let spec = CallSpec { kind, context, caused_by, write: None, stats: None, lookup: Some(lookup) };
         guard.complete(self.call(spec, call, Some(acquired)).await);
     }
@@ -73,13 +75,15 @@ impl AppWorker {
 struct Dispatcher {
     worker: Arc<AppWorker>,
     pairs: Arc<PairService>,
+    /// Whose permit it waits for.
+    class: Class,
 }
 
 impl Dispatcher {
     async fn run(self) {
-        let (worker, pairs) = (Arc::clone(&self.worker), Arc::clone(&self.pairs));
-        let acquired = worker.acquire_for_lookups(&pairs).await;
-        let batch = acquired.as_ref().and_then(|_| pairs.lookups().scheduler.next_batch(clock::tick()));
+        let (worker, pairs, class) = (Arc::clone(&self.worker), Arc::clone(&self.pairs), self.class);
+        let acquired = worker.acquire_for_lookups(&pairs, class).await;
+        let batch = acquired.as_ref().and_then(|_| pairs.lookups().scheduler.next_batch(class, clock::tick()));
         // From here on it is not a dispatcher. If pairs are still queued, the next one starts.
         drop(self);
         match (batch, acquired) {
@@ -93,24 +97,24 @@ impl Dispatcher {
 
 impl Drop for Dispatcher {
     fn drop(&mut self) {
-        self.pairs.lookups().dispatchers -= 1;
+        self.pairs.lookups().dispatchers[self.class] -= 1;
         self.worker.ensure_dispatcher(&self.pairs);
     }
 }
 
 impl AppWorker {
-    /// Waits for a connection and a permit. `None` if no pairs are queued any more.
-    async fn acquire_for_lookups(&self, pairs: &PairService) -> Option<Acquired> {
+    /// Waits for a connection and a permit of a class. `None` if no pairs are queued for it any more.
+    async fn acquire_for_lookups(&self, pairs: &PairService, class: Class) -> Option<Acquired> {
         let chat = &self.app.chat;
         let parked = || chat.parking().check(pairs.kind.check, clock::tick()).err().map(GatewayError::Parked);
         if let Some(error) = parked() {
             return Some(Acquired::Rejected(error));
         }
-        let wanted = || pairs.lookups().scheduler.has_queued() && parked().is_none();
+        let wanted = || pairs.lookups().scheduler.has_queued(class) && parked().is_none();
         let begun = clock::now();
         // The waiting requests have their own deadlines. The dispatcher gives up when none is left.
         let deadline = begun + DISPATCHER_PATIENCE;
-        let request = AdmitRequest { caller: QueueKey::SELF, room: &chat.in_flight, begun, deadline };
+        let request = AdmitRequest { queue: CallerQueue::of_chatgate(class), room: &chat.in_flight, begun, deadline };
         let admitted = pairs.quota.admit(request, self.upstream.connect(), wanted).await;
         if !matches!(admitted, Ok(Admission::Cancelled(_))) {
             self.record_quota_wait(begun);

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::response::CallResult;
 use crate::clock;
 use crate::config::Config;
+use crate::domain::caller::ByClass;
 use crate::domain::chat::command::CommandName;
 use crate::domain::pairs::cache::PairCache;
 use crate::domain::pairs::check::PairView;
@@ -59,8 +60,8 @@ pub(super) struct LookupState {
     pub(super) scheduler: LookupScheduler,
     /// The requests that wait for them.
     pub(super) waiters: Waiters<WaiterHandle>,
-    /// Tasks that are on their way to take a batch from the scheduler.
-    pub(super) dispatchers: usize,
+    /// Tasks that are on their way to take a batch of a class from the scheduler.
+    pub(super) dispatchers: ByClass<usize>,
 }
 
 /// How a waiting request is notified.
@@ -128,7 +129,7 @@ impl PairService {
             lookups: Mutex::new(LookupState {
                 scheduler: LookupScheduler::new(config.relation.flip, config.relation.call_max_of(kind)),
                 waiters: Waiters::default(),
-                dispatchers: 0,
+                dispatchers: ByClass::default(),
             }),
         }
     }

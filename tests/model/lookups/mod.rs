@@ -24,6 +24,7 @@ mod world;
 
 use self::explore::{Report, explore};
 use self::setup::{Change, Fault, Reader, Scope, Setup};
+use crate::domain::caller::Class;
 use crate::domain::pairs::directives::CacheDirectives;
 
 const ANN_BOB: usize = 0;
@@ -38,7 +39,11 @@ fn event(scope: Scope) -> Change {
 }
 
 fn reader(from: &'static str, to: &[&'static str]) -> Reader {
-    Reader { from, to: to.to_vec(), directives: CacheDirectives::default() }
+    Reader { from, to: to.to_vec(), directives: CacheDirectives::default(), class: Class::Interactive }
+}
+
+fn batch(reader: Reader) -> Reader {
+    Reader { class: Class::Batch, ..reader }
 }
 
 fn no_cache(reader: Reader) -> Reader {
@@ -153,6 +158,17 @@ fn holds_for_failing_calls_and_disconnecting_readers() {
     let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
     holds(Setup { failing: true, ..setup.clone() });
     holds(Setup { leaving: true, ..setup });
+}
+
+#[test]
+fn holds_for_readers_of_two_classes() {
+    let readers = [batch(reader("ann", &["bob"])), reader("bob", &["ann"])];
+    let one_pair = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
+    holds(Setup { leaving: true, ..one_pair.clone() });
+    holds(Setup { failing: true, ..one_pair });
+    // Without flipping, pairs of one user do not share a call.
+    let readers = [batch(reader("bob", &["ann"])), batch(reader("cyd", &["ann"])), reader("cyd", &["ann"])];
+    holds(Setup { leaving: true, flip: false, ..setup(&[event(Scope::Pair(ANN_CYD))], &readers) });
 }
 
 #[test]

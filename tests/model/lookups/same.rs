@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::super::{Batching, CacheablePair, EdgeId, LookupScheduler, PairResult, Ticket};
 use super::setup::{Scene, index, oriented};
 use super::world::{Phase, Stage, World};
+use crate::domain::caller::Class;
 use crate::domain::pairs::item;
 use crate::domain::pairs::pair::{Pair, Sides};
 
@@ -222,12 +223,16 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
     let queues: BTreeSet<_> =
         scheduler.queues.iter().flat_map(|(caller, queue)| queue.iter().map(|at| (*caller, *at))).collect();
     plain(put, queues.len());
-    for (caller, (age, id)) in queues {
-        plain(put, caller.0 as usize);
+    for (queue, (age, id)) in queues {
+        plain(put, queue.class as usize);
+        plain(put, queue.caller.0 as usize);
         put(Item::Number(age));
         put(Item::Number(id));
     }
-    scheduler.turns.iter().for_each(|caller| plain(put, caller.0 as usize));
+    for class in Class::ALL {
+        plain(put, scheduler.turns[class].len());
+        scheduler.turns[class].iter().for_each(|caller| plain(put, caller.0 as usize));
+    }
 }
 
 /// Leaves out edges that no longer exist: they are never read again.

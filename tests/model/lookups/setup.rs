@@ -2,6 +2,7 @@
 
 use super::super::{Pair, UserKey};
 use super::world::ChangeState;
+use crate::domain::caller::Class;
 use crate::domain::pairs::cache::PairCache;
 use crate::domain::pairs::check::PairView;
 use crate::domain::pairs::directives::CacheDirectives;
@@ -83,6 +84,7 @@ pub(super) struct Reader {
     pub from: &'static str,
     pub to: Vec<&'static str>,
     pub directives: CacheDirectives,
+    pub class: Class,
 }
 
 /// The parts that all worlds of one exploration share, and the fences of the world that takes a step.

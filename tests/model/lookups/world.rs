@@ -27,8 +27,8 @@ pub(super) enum Step {
     Enqueue(usize),
     /// A reader disconnects.
     Disconnect(usize),
-    /// A call is sent.
-    Send { later: bool },
+    /// A call is sent with a permit of a class.
+    Send { class: Class, later: bool },
     /// Chat reads the pairs of a call.
     Read(usize),
     /// The response of a call arrives.
@@ -180,10 +180,11 @@ impl World {
                 Phase::Start | Phase::Waiting(_) | Phase::Done => {}
             }
         }
-        if self.scheduler.has_queued() {
-            steps.push(Step::Send { later: true });
+        // Each class whose pairs are queued has a dispatcher, whatever order their permits come in.
+        for class in Class::ALL.into_iter().filter(|class| self.scheduler.queued_in(*class) > 0) {
+            steps.push(Step::Send { class, later: true });
             if self.marked_now() {
-                steps.push(Step::Send { later: false });
+                steps.push(Step::Send { class, later: false });
             }
         }
         for (which, (_, read)) in self.calls.iter().enumerate() {
@@ -245,6 +246,14 @@ impl World {
     /// # Errors
     /// The violation in that response.
     pub(super) fn take(&mut self, step: Step, scene: &mut Scene) -> Result<bool, String> {
+        let has_responded = self.apply(step, scene)?;
+        if self.has_queued_reader(Class::Interactive, scene) && self.scheduler.queued_in(Class::Interactive) == 0 {
+            return Err("an interactive reader waits with the batch readers".to_owned());
+        }
+        Ok(has_responded)
+    }
+
+    fn apply(&mut self, step: Step, scene: &mut Scene) -> Result<bool, String> {
         scene.set_fence(&self.changes);
         match step {
             Step::Change { which, later } => self.continue_change(which, later, scene),
@@ -268,12 +277,7 @@ impl World {
             Step::Decide(which) => return self.decide(which, scene),
             Step::Enqueue(which) => return self.enqueue(which, scene),
             Step::Disconnect(which) => self.disconnect(which),
-            Step::Send { later } => {
-                let now = self.read_clock(later);
-                self.last_sent = now;
-                let call = self.scheduler.next_batch(Tick::from_micros(now)).ok_or("queued, but no call")?;
-                self.calls.push((call, None));
-            }
+            Step::Send { class, later } => self.send(class, later, scene)?,
             Step::Read(which) => {
                 let call = &self.calls[which].0;
                 let read = call.to.iter().map(|to| oriented(self.chat[index(&call.from, to)], &call.from, to));
@@ -303,13 +307,51 @@ impl World {
         if !self.readers.iter().all(|reader| reader.phase == Phase::Done) {
             return Err("a reader waits forever".to_owned());
         }
-        if !(empty && turns.is_empty() && in_flight.is_empty() && tickets.is_empty() && self.waiters.is_empty()) {
+        if !(empty
+            && *turns == ByClass::default()
+            && in_flight.is_empty()
+            && tickets.is_empty()
+            && self.waiters.is_empty())
+        {
             return Err("something is left behind".to_owned());
         }
-        if *waiting > 0 || !waiting_by_caller.is_empty() {
+        if *waiting != ByClass::default() || !waiting_by_caller.is_empty() {
             return Err("the waiting pairs are miscounted".to_owned());
         }
         Ok(())
+    }
+
+    /// Sends a call, and checks that calls of interactive readers come first and that no other uses their permits.
+    fn send(&mut self, class: Class, later: bool, scene: &Scene) -> Result<(), String> {
+        let now = self.read_clock(later);
+        self.last_sent = now;
+        let must_go_first = self.has_queued_reader(Class::Interactive, scene);
+        let call = self.scheduler.next_batch(class, Tick::from_micros(now)).ok_or("queued, but no call")?;
+        let mut tickets = self.scheduler.waiting_for(call.id);
+        let is_interactive = tickets.any(|ticket| {
+            let waits = |reader: &ReaderState| matches!(reader.phase, Phase::Waiting(own) if own == ticket);
+            let reader = self.readers.iter().position(waits);
+            reader.is_some_and(|which| scene.setup.readers[which].class == Class::Interactive)
+        });
+        drop(tickets);
+        match (is_interactive, class) {
+            (false, Class::Interactive) => return Err("a batch call uses an interactive permit".to_owned()),
+            (false, Class::Batch) if must_go_first => {
+                return Err("a batch call goes before an interactive one".to_owned());
+            }
+            _ => {}
+        }
+        self.calls.push((call, None));
+        Ok(())
+    }
+
+    /// Returns whether a reader of a class waits for a pair that is queued.
+    fn has_queued_reader(&self, class: Class, scene: &Scene) -> bool {
+        let readers = self.readers.iter().zip(&scene.setup.readers).filter(|(_, setup)| setup.class == class);
+        readers.into_iter().any(|(reader, _)| match reader.phase {
+            Phase::Waiting(ticket) => self.scheduler.is_queued(ticket),
+            _ => false,
+        })
     }
 
     fn read_clock(&mut self, later: bool) -> u64 {
@@ -446,7 +488,7 @@ impl World {
     /// Corresponds to `AppWorker::enqueue` in `src/gateway/pairs/check.rs`.
     fn enqueue(&mut self, which: usize, scene: &Scene) -> Result<bool, String> {
         let (cache, now) = (self.cache(scene), self.now());
-        let Reader { from, to, .. } = &scene.setup.readers[which];
+        let Reader { from, to, class, .. } = scene.setup.readers[which].clone();
         let ReaderState { phase, session, joined, .. } = &mut self.readers[which];
         session.scan(scene.view(&cache), now);
         if session.is_complete() {
@@ -455,7 +497,7 @@ impl World {
             return if scene.setup.fine_readers { Ok(false) } else { self.decide(which, scene) };
         }
         let wanted = session.wanted(from, |account| to[account]);
-        let join = session.join_options(QueueKey(0));
+        let join = session.join_options(CallerQueue::of_chatgate(class));
         let fence = scene.fence();
         let (ticket, joins) = self.scheduler.enqueue(join, &wanted, |pair| fence.last_mark(pair)).expect("room");
         self.waiters.insert(ticket, wanted.len(), which);

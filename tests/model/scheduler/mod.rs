@@ -91,7 +91,7 @@ struct Reader {
     sides: Sides,
     from: usize,
     to: Vec<usize>,
-    caller: QueueKey,
+    queue: CallerQueue,
     session: CheckSession,
     /// The ticket of its lookup, and which of the wanted pairs joined a lookup.
     lookup: Option<(Ticket, Vec<bool>)>,
@@ -160,7 +160,7 @@ impl Simulation {
                 edges, joinable, nodes, queues, turns, in_flight, tickets, waiting_by_caller, ..
             } = scheduler;
             let empty = edges.is_empty() && joinable.is_empty() && nodes.is_empty() && queues.is_empty();
-            let empty = empty && turns.is_empty() && in_flight.is_empty() && tickets.is_empty();
+            let empty = empty && *turns == ByClass::default() && in_flight.is_empty() && tickets.is_empty();
             let empty = empty && waiting_by_caller.is_empty() && waiters.is_empty();
             holds(empty, || "something is left behind".to_owned())?;
         }
@@ -230,12 +230,13 @@ impl Simulation {
         let mut session = CheckSession::new(to.iter().map(|to| self.pair(from, *to)), options);
         session.scan(self.view(relation), self.now());
         let caller = QueueKey(self.below(2) as u64);
+        let queue = CallerQueue { class: Class::ALL[self.below(2)], caller };
         self.proceed(Reader {
             relation,
             sides,
             from,
             to,
-            caller,
+            queue,
             session,
             lookup: None,
             open: BTreeSet::new(),
@@ -287,7 +288,7 @@ impl Simulation {
     fn enqueue(&mut self, mut reader: Reader) {
         let to = reader.to.clone();
         let wanted = reader.session.wanted(USERS[reader.from], |account| USERS[to[account]]);
-        let options = reader.session.join_options(reader.caller);
+        let options = reader.session.join_options(reader.queue);
         let last_mark = |pair| self.fence.last_mark(pair);
         let Service { scheduler, waiters, waiting, .. } = &mut self.services[reader.relation];
         let new = scheduler.new_among(options, &wanted, last_mark);
@@ -316,8 +317,8 @@ impl Simulation {
     }
 
     fn send(&mut self, relation: usize) {
-        let now = self.now();
-        if let Some(batch) = self.services[relation].scheduler.next_batch(now) {
+        let (now, class) = (self.now(), Class::ALL[self.below(2)]);
+        if let Some(batch) = self.services[relation].scheduler.next_batch(class, now) {
             self.calls.push(Call { relation, batch, sent: self.now(), was_read: false });
             self.now += 1;
         }

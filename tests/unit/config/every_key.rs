@@ -37,6 +37,7 @@ usersig_lifetime = "10s"
 reads = ["future/get", "future/list"]
 quota.per_command = "20/s"
 quota.total = "30/s"
+quota.reserve = "4/s"
 quota.commands = { "follow/follow_add" = "7/s" }
 
 [[app]]
@@ -66,6 +67,7 @@ quota = "50/s"
 [[caller]]
 name = "chat-2"
 token_env = "CHAT_TOKEN"
+class = "batch"
 
 [cache]
 ttl = "13s"
@@ -178,6 +180,7 @@ fn every_key_of_access_and_callers_is_read() {
     assert_eq!((&feed.allow, feed.report_only), (&vec![CommandPattern::Any], false));
     assert_eq!(feed.quota.map(|quota| quota.get()), Some(50));
     assert_eq!((chat.name.as_str(), &chat.apps, chat.quota), ("chat-2", &None, None));
+    assert_eq!((feed.class.name(), chat.class.name()), ("interactive", "batch"));
     assert_eq!((&chat.allow, chat.report_only), (&Access::default().allow, true));
 }
 
@@ -227,6 +230,7 @@ fn every_key_of_an_app_is_read() {
     assert_eq!((one.endpoint.to_string().as_str(), &one.standby), ("http://127.0.0.1:9700", &None));
     assert_eq!((one.identifier.as_str(), one.secret_key.expose()), ("boss", MARKED.as_bytes()));
     assert_eq!(one.usersig_lifetime, secs(10));
+    assert_eq!(one.quota.reserve.map(|reserve| reserve.get()), Some(4));
     assert_eq!((one.quota.per_command.get(), one.quota.total.map(|total| total.get())), (20, Some(30)));
     assert_eq!((one.region, one.reads.iter().collect::<Vec<_>>()), (None, vec!["future/get", "future/list"]));
     assert_eq!(one.quota.commands.get("follow/follow_add").map(|rate| rate.get()), Some(7));

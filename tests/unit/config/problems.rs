@@ -110,6 +110,8 @@ const AFTER_AN_APP: &[(&str, usize, &str, &str)] = &[
     // The quota.
     ("[app.quota]\nper_command = '0/s'", 2, "app[0].quota.per_command", "not a rate"),
     ("[app.quota]\nper_command = 200", 2, "app[0].quota.per_command", "not a rate"),
+    ("[app.quota]\nreserve = '0/s'", 2, "app[0].quota.reserve", "not a rate"),
+    ("[app.quota]\nreserve = '200/s'", 2, "app[0].quota.reserve", "leaves nothing to callers of class \"batch\""),
     ("[app.quota]\ntotal = '0/s'", 2, "app[0].quota.total", "not a rate"),
     ("[app.quota]\ntotal = '10000001/s'", 2, "app[0].quota.total", "not a rate"),
     ("[app.quota.commands]\n'follow/follow_add' = '0/s'", 2, "app[0].quota.commands.\"follow/follow_add\"", "not a rate"),
@@ -226,6 +228,7 @@ const WHOLE: &[(&str, usize, &str, &str)] = &[
     ("[[caller]]\nname = 'a'\n[[caller]]\nname = 'a'", 4, "caller[1].name", "another caller has this name (line 2)"),
     ("[[app]]\nname = 'a'\n[[caller]]\napps = ['a', 'b']", 4, "caller[0].apps[1]", "unknown app"),
     ("[[caller]]\nallow = ['follow']", 2, "caller[0].allow[0]", "is not a pattern"),
+    ("[[caller]]\nclass = 'bulk'", 2, "caller[0].class", "must be \"interactive\" or \"batch\""),
     ("[[caller]]\nquota = '0/s'", 2, "caller[0].quota", "not a rate"),
     ("[[caller]]\ntoken = 'x'", 2, "caller[0].token", "secrets are not allowed here"),
     ("[[caller]]\ntoken_file = 'none'", 2, "caller[0].token_file", "cannot read the file"),

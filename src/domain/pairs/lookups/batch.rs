@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::pair::{Pair, Sides, UserKey};
 use super::LookupScheduler;
 use super::graph::{Batching, EdgeId};
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{CallerQueue, Class};
 use crate::domain::tick::Tick;
 
 /// The number of a batch.
@@ -26,7 +26,7 @@ pub struct Batch {
     /// What the call asks of each pair.
     pub sides: Sides,
     /// The caller whose turn it was. Pairs of other callers may travel with its own.
-    pub caller: QueueKey,
+    pub queue: CallerQueue,
 }
 
 /// A batch whose call has no response yet.
@@ -42,13 +42,15 @@ pub(super) struct InFlightBatch {
 }
 
 impl LookupScheduler {
-    /// Returns the next batch; `None` if nothing is queued. The batch counts as sent at `now`, so its call must leave
-    /// after that moment.
-    pub fn next_batch(&mut self, now: Tick) -> Option<Batch> {
-        let caller = self.turns.pop_front()?;
+    /// Returns the next batch for a permit of this class; `None` if nothing is queued for the class or an earlier one. The
+    /// batch counts as sent at `now`, so its call must leave after that moment.
+    pub fn next_batch(&mut self, class: Class, now: Tick) -> Option<Batch> {
+        let class = class.and_earlier().find(|class| !self.turns[*class].is_empty())?;
+        let caller = self.turns[class].pop_front()?;
         // The caller goes to the end of the line at once. Dequeuing its last edge removes it.
-        self.turns.push_back(caller);
-        let &(_, seed) = self.queues.get(&caller)?.first()?;
+        self.turns[class].push_back(caller);
+        let queue = CallerQueue { class, caller };
+        let &(_, seed) = self.queues.get(&queue)?.first()?;
         let from = self.better_end(seed);
         let edges = self.gather(seed, from);
         let sides = self.edges[&seed].batching.sides();
@@ -66,7 +68,7 @@ impl LookupScheduler {
         self.estimate.on_sent(edges.len());
         let shared = self.is_shared(&edges);
         self.in_flight.insert(id, InFlightBatch { from, sides, sent: now, edges, shared });
-        Some(Batch { id, from: from_name?, to, sides, caller })
+        Some(Batch { id, from: from_name?, to, sides, queue })
     }
 
     /// Returns the end of the edge whose call spares more calls, `from` if both spare the same.
@@ -89,16 +91,21 @@ impl LookupScheduler {
     fn spared_calls(&self, user: UserKey) -> f64 {
         let Some(node) = self.nodes.get(&user) else { return 0.0 };
         let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
-        node.edges.iter().take(self.call_max).map(|(_, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64).sum()
+        node.edges
+            .iter()
+            .take(self.call_max)
+            .map(|(_, _, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64)
+            .sum()
     }
 
-    /// Returns the seed and the edges that can share a call from `from` with it, oldest first, each account once.
+    /// Returns the seed and the edges that can share a call from `from` with it, each account once: those of earlier
+    /// classes first, then the oldest.
     fn gather(&self, seed: EdgeId, from: UserKey) -> Vec<EdgeId> {
         let first = &self.edges[&seed];
         let mut accounts = HashSet::from([first.other_end(from)]);
         let mut edges = vec![seed];
         let Some(node) = self.nodes.get(&from) else { return edges };
-        for &(_, id) in &node.edges {
+        for &(_, _, id) in &node.edges {
             if edges.len() >= self.call_max {
                 break;
             }

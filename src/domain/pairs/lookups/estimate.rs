@@ -7,16 +7,16 @@
 
 use super::LookupScheduler;
 use super::graph::{EdgeId, Node};
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{ByClass, CallerQueue, Class};
 
-/// The totals over all queued edges.
+/// The totals over the queued edges of each class and earlier ones.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Estimate {
     /// Maximum number of accounts in one call.
     call_max: usize,
-    edges: usize,
-    calls: usize,
+    edges: ByClass<usize>,
+    calls: ByClass<usize>,
     /// Moving average of the edges per call; `None` since the queues were last empty.
     fill: Option<f64>,
 }
@@ -26,70 +26,80 @@ const FILL_WEIGHT: f64 = 0.25;
 
 impl Estimate {
     pub(super) fn new(call_max: usize) -> Self {
-        Self { call_max, edges: 0, calls: 0, fill: None }
+        Self { call_max, edges: ByClass::default(), calls: ByClass::default(), fill: None }
     }
 
     /// Records a call with this number of edges.
     pub(super) fn on_sent(&mut self, edges: usize) {
         let edges = edges as f64;
         let fill = self.fill.map_or(edges, |fill| fill + (edges - fill) * FILL_WEIGHT);
-        self.fill = (self.edges > 0).then_some(fill);
+        self.fill = (self.edges[Class::LAST] > 0).then_some(fill);
     }
 
-    /// Returns the estimated number of calls for all queued edges.
-    fn all(&self) -> usize {
+    /// Returns the estimated number of calls for the queued edges of a class and earlier ones.
+    fn calls(&self, class: Class) -> usize {
+        let (edges, calls) = (self.edges[class], self.calls[class]);
         // `as` rounds down: a call that is nearly full counts as full.
-        self.fill.map_or(self.calls, |fill| self.calls.min((self.edges as f64 / fill.max(1.0)) as usize + 1))
+        self.fill.map_or(calls, |fill| calls.min((edges as f64 / fill.max(1.0)) as usize + 1))
     }
 
-    fn change(&mut self, node: &mut Node, change: impl FnOnce(&mut usize)) {
-        self.calls -= node.counted.div_ceil(self.call_max);
-        change(&mut node.counted);
-        self.calls += node.counted.div_ceil(self.call_max);
+    fn change(&mut self, node: &mut Node, class: Class, change: impl Fn(&mut usize)) {
+        for class in class.and_later() {
+            self.calls[class] -= node.counted[class].div_ceil(self.call_max);
+            change(&mut node.counted[class]);
+            self.calls[class] += node.counted[class].div_ceil(self.call_max);
+            change(&mut self.edges[class]);
+        }
     }
 }
 
 impl LookupScheduler {
     /// Returns the number of queued pairs.
     pub fn queued(&self) -> usize {
-        self.estimate.edges
+        self.estimate.edges[Class::LAST]
+    }
+
+    /// Returns the number of queued pairs that no caller of an earlier class waits for.
+    pub fn queued_in(&self, class: Class) -> usize {
+        let earlier = class.earlier().last().map_or(0, |earlier| self.estimate.edges[earlier]);
+        self.estimate.edges[class] - earlier
     }
 
     /// Estimates how many calls are sent before the last call of a new request of this caller, if `more` of its pairs
     /// need a new lookup. The estimate assumes that they share no call with other pairs, so it is rather too high than
     /// too low.
-    pub fn calls_ahead(&self, caller: QueueKey, more: usize) -> usize {
-        let (edges, all) = (self.estimate.edges, self.estimate.all());
+    pub fn calls_ahead(&self, queue: CallerQueue, more: usize) -> usize {
+        let CallerQueue { class, .. } = queue;
         // Without new pairs, the request waits only for lookups of others, which are ahead of everything new.
-        if edges == 0 || more == 0 {
+        if !self.has_queued(class) || more == 0 {
             return 0;
         }
-        let (queued, new) = (self.queued_for(caller), more.div_ceil(self.call_max));
-        let own = (all * queued).div_ceil(edges) + new;
-        // While the caller has its turns, each other caller has at most as many.
-        let callers = self.callers_queued() + usize::from(queued == 0);
-        (all + new).min(own.saturating_mul(callers)) - 1
+        let (all, queued, new) = (self.estimate.calls(class), self.queued_for(queue), more.div_ceil(self.call_max));
+        let earlier = class.earlier().last().map_or(0, |earlier| self.estimate.calls(earlier)).min(all);
+        let own = ((all - earlier) * queued).div_ceil(self.queued_in(class).max(1)) + new;
+        // While the caller has its turns, each other caller of its class has at most as many.
+        let callers = self.callers_queued(class) + usize::from(queued == 0);
+        (all + new).min(earlier + own.saturating_mul(callers)) - 1
     }
 
     /// Counts an edge that was queued.
     pub(super) fn count_in(&mut self, id: EdgeId) {
         let Some(edge) = self.edges.get(&id).filter(|edge| edge.counted.is_none()) else { return };
-        let [from, to] = self.ends(edge);
+        let ([from, to], class) = (self.ends(edge), edge.class);
         let queued = |user| self.nodes.get(&user).map_or(0, |node| node.edges.len());
         let end = if queued(to) > queued(from) { to } else { from };
         if let Some(node) = self.nodes.get_mut(&end) {
-            self.estimate.change(node, |counted| *counted += 1);
-            self.estimate.edges += 1;
+            self.estimate.change(node, class, |count| *count += 1);
             self.edges.entry(id).and_modify(|edge| edge.counted = Some(end));
         }
     }
 
-    /// Stops counting an edge that leaves the queues.
+    /// Stops counting an edge that leaves the queues, or its class.
     pub(super) fn count_out(&mut self, id: EdgeId) {
-        let Some(end) = self.edges.get_mut(&id).and_then(|edge| edge.counted.take()) else { return };
-        self.estimate.edges -= 1;
-        if let Some(node) = self.nodes.get_mut(&end) {
-            self.estimate.change(node, |counted| *counted -= 1);
+        let Some(edge) = self.edges.get_mut(&id) else { return };
+        let (counted, class) = (edge.counted.take(), edge.class);
+        if let Some(node) = counted.and_then(|end| self.nodes.get_mut(&end)) {
+            self.estimate.change(node, class, |count| *count -= 1);
         }
     }
 }
@@ -99,15 +109,19 @@ mod tests {
     use super::super::tests::{at, options, wanted};
     use super::super::*;
 
-    const ANN: QueueKey = QueueKey(1);
+    const ANN: CallerQueue = caller(1);
+
+    const fn caller(number: u64) -> CallerQueue {
+        CallerQueue::interactive(QueueKey(number))
+    }
 
     fn enqueue(scheduler: &mut LookupScheduler, caller: u64, from: &str, to: &[&str]) {
-        scheduler.enqueue(options(QueueKey(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
+        scheduler.enqueue(options(super::tests::caller(caller)), &wanted(from, to), |_| Tick::NEVER).expect("room");
     }
 
     /// Takes batches until nothing is queued, and returns their number.
     fn drain(scheduler: &mut LookupScheduler) -> usize {
-        std::iter::from_fn(|| scheduler.next_batch(at(1))).count()
+        std::iter::from_fn(|| scheduler.next_batch(Class::LAST, at(1))).count()
     }
 
     fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -126,7 +140,7 @@ mod tests {
     fn pairs_without_a_common_user_count_a_call_each() {
         let mut scheduler = LookupScheduler::new(true, 100);
         for number in 0..300 {
-            assert_eq!(scheduler.calls_ahead(QueueKey(1000 + number), 1), number as usize);
+            assert_eq!(scheduler.calls_ahead(caller(1000 + number), 1), number as usize);
             enqueue(&mut scheduler, 1000 + number, &format!("from{number}"), &[&format!("to{number}")]);
         }
         assert_eq!((scheduler.queued(), scheduler.calls_ahead(ANN, 1)), (300, 300));
@@ -146,7 +160,7 @@ mod tests {
         for fan in names("fan", 500) {
             enqueue(&mut scheduler, 7, &fan, &["star"]);
         }
-        assert_eq!((scheduler.calls_ahead(QueueKey(7), 1), drain(&mut scheduler)), (500, 500));
+        assert_eq!((scheduler.calls_ahead(caller(7), 1), drain(&mut scheduler)), (500, 500));
     }
 
     #[test]
@@ -156,7 +170,7 @@ mod tests {
             enqueue(&mut scheduler, 7, &format!("from{number}"), &[&format!("to{number}")]);
         }
         assert_eq!((scheduler.calls_ahead(ANN, 1), scheduler.calls_ahead(ANN, 250)), (1, 5));
-        assert_eq!(scheduler.calls_ahead(QueueKey(7), 1), 300);
+        assert_eq!(scheduler.calls_ahead(caller(7), 1), 300);
     }
 
     #[test]
@@ -164,7 +178,7 @@ mod tests {
         let mut scheduler = LookupScheduler::new(true, 100);
         let to = names("to", 250);
         enqueue(&mut scheduler, 7, "ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!((scheduler.calls_ahead(QueueKey(7), 1), scheduler.calls_ahead(QueueKey(7), 250)), (3, 5));
+        assert_eq!((scheduler.calls_ahead(caller(7), 1), scheduler.calls_ahead(caller(7), 250)), (3, 5));
     }
 
     #[test]
@@ -181,7 +195,7 @@ mod tests {
                 &to.into_iter().collect::<Vec<_>>(),
             );
         }
-        (0..10).for_each(|_| drop(scheduler.next_batch(at(1)).expect("one more")));
+        (0..10).for_each(|_| drop(scheduler.next_batch(Class::LAST, at(1)).expect("one more")));
         let (ahead, queued) = (scheduler.calls_ahead(ANN, 1), scheduler.queued());
         let left = drain(&mut scheduler);
         assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} estimated, {left} needed for {queued}");
@@ -200,6 +214,6 @@ mod tests {
         assert_eq!(scheduler.queued(), 2);
         scheduler.cancel(second);
         assert_eq!((scheduler.queued(), scheduler.calls_ahead(ANN, 1)), (0, 0));
-        assert_eq!((scheduler.estimate.calls, scheduler.nodes.len()), (0, 0));
+        assert_eq!((scheduler.estimate.calls, scheduler.nodes.len()), (ByClass::default(), 0));
     }
 }

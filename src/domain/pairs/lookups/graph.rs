@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::super::pair::{Pair, Sides, UserKey};
 use super::{BatchId, LookupScheduler, Ticket};
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{ByClass, CallerQueue, Class};
 
 pub(super) type EdgeId = u64;
 /// The position of an edge in a queue: by the age of the first request for it, then by its own number.
 pub(super) type QueuePosition = (u64, EdgeId);
+/// The position of an edge among those of a user: by the class of its callers first.
+pub(super) type NodePosition = (Class, u64, EdgeId);
 
 /// A pair that is being looked up.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(super) struct Edge {
     /// When it was first enqueued, in numbers that only grow.
     pub(super) age: u64,
     pub(super) batching: Batching,
+    /// The earliest class of its callers.
+    pub(super) class: Class,
     /// The batch that carries it; `None` while it is queued.
     pub(super) batch: Option<BatchId>,
     /// The end that it counts for in the estimate, while it is queued.
@@ -83,9 +87,9 @@ pub(super) struct Waiter {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Node {
     /// The edges that a call from this user can carry: those in its direction, and those that may be flipped.
-    pub(super) edges: BTreeSet<QueuePosition>,
-    /// How many of them count for this user in the estimate.
-    pub(super) counted: usize,
+    pub(super) edges: BTreeSet<NodePosition>,
+    /// How many of them count for this user in the estimate: those of each class and earlier ones.
+    pub(super) counted: ByClass<usize>,
 }
 
 impl LookupScheduler {
@@ -104,34 +108,88 @@ impl LookupScheduler {
 
     /// Puts an edge into the queues of both users and of the callers of all its waiters.
     pub(super) fn queue_edge(&mut self, id: EdgeId) {
-        let Some(edge) = self.edges.get(&id) else { return };
-        let position = (edge.age, id);
-        for user in self.ends(edge) {
-            self.nodes.entry(user).or_default().edges.insert(position);
+        let queues = self.queues_of(id);
+        let Some(edge) = self.edges.get_mut(&id) else { return };
+        let (position, is_queued) = ((edge.age, id), edge.counted.is_some());
+        if !is_queued {
+            edge.class = queues.iter().map(|queue| queue.class).min().unwrap_or(edge.class);
+            self.enter_nodes(id);
         }
-        self.count_in(id);
-        let tickets: Vec<Ticket> = self.edges[&id].waiters.iter().map(|waiter| waiter.ticket).collect();
-        for ticket in tickets {
-            if let Some(caller) = self.tickets.get(&ticket).map(|state| state.caller) {
-                self.queue_for(caller, position);
-            }
+        for queue in queues {
+            self.queue_for(queue, position);
         }
     }
 
     /// Puts a queued edge into the queue of one more caller.
-    pub(super) fn queue_for(&mut self, caller: QueueKey, position: QueuePosition) {
-        let queue = self.queues.entry(caller).or_default();
-        if queue.is_empty() {
-            self.turns.push_back(caller);
+    pub(super) fn queue_for(&mut self, queue: CallerQueue, position: QueuePosition) {
+        let positions = self.queues.entry(queue).or_default();
+        if positions.is_empty() {
+            self.turns[queue.class].push_back(queue.caller);
         }
-        queue.insert(position);
+        positions.insert(position);
+        self.set_class(position.1, |class| class.min(queue.class));
+    }
+
+    /// Takes a queued edge out of the queue of a caller, unless another request of this caller waits for it.
+    pub(super) fn leave_queue(&mut self, queue: CallerQueue, id: EdgeId) {
+        let others = self.queues_of(id);
+        if others.contains(&queue) {
+            return;
+        }
+        self.remove_from_queue(queue, id);
+        if let Some(earliest) = others.iter().map(|queue| queue.class).min() {
+            self.set_class(id, |_| earliest);
+        }
     }
 
     /// Takes an edge out of all queues.
     pub(super) fn dequeue(&mut self, id: EdgeId) {
+        self.leave_nodes(id);
+        for queue in self.queues_of(id) {
+            self.remove_from_queue(queue, id);
+        }
+    }
+
+    /// Returns the queues of the callers that wait for an edge, possibly one queue several times.
+    fn queues_of(&self, id: EdgeId) -> Vec<CallerQueue> {
+        let waiters = self.edges.get(&id).into_iter().flat_map(|edge| &edge.waiters);
+        waiters.filter_map(|waiter| self.tickets.get(&waiter.ticket)).map(|state| state.queue).collect()
+    }
+
+    fn remove_from_queue(&mut self, queue: CallerQueue, id: EdgeId) {
+        let Some(age) = self.edges.get(&id).map(|edge| edge.age) else { return };
+        let Some(positions) = self.queues.get_mut(&queue) else { return };
+        positions.remove(&(age, id));
+        if positions.is_empty() {
+            self.queues.remove(&queue);
+            self.turns[queue.class].retain(|other| *other != queue.caller);
+        }
+    }
+
+    /// Changes the class of a queued edge.
+    fn set_class(&mut self, id: EdgeId, class: impl FnOnce(Class) -> Class) {
+        let Some(before) = self.edges.get(&id).map(|edge| edge.class) else { return };
+        let class = class(before);
+        if class != before {
+            self.leave_nodes(id);
+            self.edges.entry(id).and_modify(|edge| edge.class = class);
+            self.enter_nodes(id);
+        }
+    }
+
+    fn enter_nodes(&mut self, id: EdgeId) {
+        let Some(edge) = self.edges.get(&id) else { return };
+        let position = (edge.class, edge.age, id);
+        for user in self.ends(edge) {
+            self.nodes.entry(user).or_default().edges.insert(position);
+        }
+        self.count_in(id);
+    }
+
+    fn leave_nodes(&mut self, id: EdgeId) {
         self.count_out(id);
         let Some(edge) = self.edges.get(&id) else { return };
-        let position = (edge.age, id);
+        let position = (edge.class, edge.age, id);
         for user in self.ends(edge) {
             if let Some(node) = self.nodes.get_mut(&user) {
                 node.edges.remove(&position);
@@ -140,15 +198,6 @@ impl LookupScheduler {
                 }
             }
         }
-        // All queues are searched, and they are few. A caller still has the edge queued after its last waiter was
-        // cancelled, so the waiters do not show which queues contain it.
-        let turns = &mut self.turns;
-        self.queues.retain(|caller, queue| {
-            if queue.remove(&position) && queue.is_empty() {
-                turns.retain(|other| other != caller);
-            }
-            !queue.is_empty()
-        });
     }
 
     /// Removes an edge that is in no queue.

@@ -6,8 +6,9 @@
 //! While calls may be sent, the pairs of a request leave at once. While calls must wait (for quota, or for room in
 //! flight), edges are queued here, and each call that becomes possible takes as many edges as it can carry:
 //!
-//! - Callers are served round-robin, one call per turn, because calls are the scarce resource. This is deficit round
-//!   robin in which every item costs one quantum.
+//! - Callers of one class are served round-robin, one call per turn, because calls are the scarce resource. This is
+//!   deficit round robin in which every item costs one quantum. Callers of an earlier class come first. A pair that
+//!   callers of several classes wait for is in the queue of each, so it goes with the first.
 //! - The caller's oldest edge starts the batch, so no edge starves.
 //! - The call is made from that end of the edge which spares more calls later. It is filled up with the other edges of
 //!   that user, oldest first, whichever requests wait for them.
@@ -36,7 +37,7 @@ use self::batch::InFlightBatch;
 use self::estimate::Estimate;
 use self::graph::{Batching, Edge, EdgeId, Node, QueuePosition, Waiter};
 use super::pair::{Pair, PairKey, Sides, UserKey};
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{ByClass, CallerQueue, Class, QueueKey};
 use crate::domain::tick::Tick;
 
 pub use self::batch::{Batch, BatchId};
@@ -48,6 +49,14 @@ pub use self::waiters::{Delivery, PairResults, Waiters};
 pub const WAITING_MAX: usize = 100_000;
 /// Maximum number of those pairs for one caller, so that a busy caller leaves room for the others.
 pub const WAITING_PER_CALLER_MAX: usize = WAITING_MAX / 2;
+
+/// Returns the maximum number of those pairs for a class: all batch callers together leave room for interactive ones.
+const fn waiting_max(class: Class) -> usize {
+    match class {
+        Class::Interactive => WAITING_MAX,
+        Class::Batch => WAITING_MAX / 2,
+    }
+}
 
 /// One waiting request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,7 +79,7 @@ pub struct Wanted<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct JoinOptions {
     /// The queue of its caller.
-    pub caller: QueueKey,
+    pub queue: CallerQueue,
     /// Whether it may join a lookup that is already in flight.
     pub join: bool,
     /// Whether its results may be cached.
@@ -98,21 +107,21 @@ pub struct LookupScheduler {
     /// Queued edges by user.
     nodes: HashMap<UserKey, Node>,
     /// Queued edges by caller, oldest first.
-    queues: HashMap<QueueKey, BTreeSet<QueuePosition>>,
-    /// Callers with queued edges, each once, the next in turn first.
-    turns: VecDeque<QueueKey>,
+    queues: HashMap<CallerQueue, BTreeSet<QueuePosition>>,
+    /// Callers with queued edges, each once in its class, the next in turn first.
+    turns: ByClass<VecDeque<QueueKey>>,
     in_flight: HashMap<BatchId, InFlightBatch>,
     tickets: HashMap<Ticket, TicketState>,
     estimate: Estimate,
-    waiting: usize,
-    waiting_by_caller: HashMap<QueueKey, usize>,
+    waiting: ByClass<usize>,
+    waiting_by_caller: HashMap<CallerQueue, usize>,
 }
 
 /// A request whose wait has not ended.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 struct TicketState {
-    caller: QueueKey,
+    queue: CallerQueue,
     /// Edges that it has waited for. Some of them may no longer exist.
     edges: Vec<EdgeId>,
 }
@@ -129,11 +138,11 @@ impl LookupScheduler {
             joinable: HashMap::new(),
             nodes: HashMap::new(),
             queues: HashMap::new(),
-            turns: VecDeque::new(),
+            turns: ByClass::default(),
             in_flight: HashMap::new(),
             tickets: HashMap::new(),
             estimate: Estimate::new(call_max),
-            waiting: 0,
+            waiting: ByClass::default(),
             waiting_by_caller: HashMap::new(),
         }
     }
@@ -150,12 +159,17 @@ impl LookupScheduler {
         wanted: &[Wanted<'_>],
         last_mark: impl Fn(Pair) -> Tick,
     ) -> Result<(Ticket, Vec<bool>), SchedulerFull> {
-        let of_caller = self.waiting_by_caller.get(&options.caller).copied().unwrap_or(0);
-        if self.waiting + wanted.len() > WAITING_MAX || of_caller + wanted.len() > WAITING_PER_CALLER_MAX {
+        let of_caller = self.waiting_by_caller.get(&options.queue).copied().unwrap_or(0);
+        let of_class = self.waiting[options.queue.class];
+        let is_full = |waiting: usize, max: usize| waiting + wanted.len() > max;
+        if is_full(self.waiting(), WAITING_MAX)
+            || is_full(of_caller, WAITING_PER_CALLER_MAX)
+            || is_full(of_class, waiting_max(options.queue.class))
+        {
             return Err(SchedulerFull);
         }
         let ticket = Ticket(self.next_id());
-        self.tickets.insert(ticket, TicketState { caller: options.caller, edges: Vec::with_capacity(wanted.len()) });
+        self.tickets.insert(ticket, TicketState { queue: options.queue, edges: Vec::with_capacity(wanted.len()) });
         let joined = wanted.iter().map(|one| self.enqueue_one(ticket, options, one, &last_mark)).collect();
         Ok((ticket, joined))
     }
@@ -175,11 +189,16 @@ impl LookupScheduler {
             let before = edge.waiters.len();
             edge.waiters.retain(|waiter| waiter.ticket != ticket);
             let removed = before - edge.waiters.len();
-            let is_unused = edge.waiters.is_empty() && edge.batch.is_none();
-            self.subtract_waiting(state.caller, removed);
-            if is_unused {
-                self.dequeue(id);
-                self.remove_edge(id);
+            let (is_unused, is_queued) = (edge.waiters.is_empty(), edge.batch.is_none());
+            self.subtract_waiting(state.queue, removed);
+            match (is_queued, is_unused) {
+                (true, true) => {
+                    self.leave_queue(state.queue, id);
+                    self.dequeue(id);
+                    self.remove_edge(id);
+                }
+                (true, false) => self.leave_queue(state.queue, id),
+                (false, _) => {}
             }
         }
     }
@@ -199,19 +218,19 @@ impl LookupScheduler {
         waiters.map(|waiter| waiter.ticket)
     }
 
-    /// Returns whether any pair is queued.
-    pub fn has_queued(&self) -> bool {
-        !self.turns.is_empty()
+    /// Returns whether any pair is queued for this class or an earlier one.
+    pub fn has_queued(&self, class: Class) -> bool {
+        class.and_earlier().any(|class| !self.turns[class].is_empty())
     }
 
-    /// Returns the number of callers with queued pairs.
-    pub fn callers_queued(&self) -> usize {
-        self.turns.len()
+    /// Returns the number of callers of a class with queued pairs.
+    pub fn callers_queued(&self, class: Class) -> usize {
+        self.turns[class].len()
     }
 
     /// Returns the number of queued pairs of one caller.
-    pub fn queued_for(&self, caller: QueueKey) -> usize {
-        self.queues.get(&caller).map_or(0, BTreeSet::len)
+    pub fn queued_for(&self, queue: CallerQueue) -> usize {
+        self.queues.get(&queue).map_or(0, BTreeSet::len)
     }
 
     /// Returns the maximum number of accounts in one call.
@@ -221,7 +240,7 @@ impl LookupScheduler {
 
     /// Returns the number of pairs that requests wait for, counted once per waiter.
     pub fn waiting(&self) -> usize {
-        self.waiting
+        Class::ALL.into_iter().map(|class| self.waiting[class]).sum()
     }
 
     fn enqueue_one(
@@ -231,8 +250,8 @@ impl LookupScheduler {
         wanted: &Wanted<'_>,
         last_mark: &impl Fn(Pair) -> Tick,
     ) -> bool {
-        self.waiting += 1;
-        *self.waiting_by_caller.entry(options.caller).or_default() += 1;
+        self.waiting[options.queue.class] += 1;
+        *self.waiting_by_caller.entry(options.queue).or_default() += 1;
         if let Some(id) = self.edge_to_join(options, wanted.pair, last_mark) {
             self.join(id, ticket, options, wanted);
             return true;
@@ -244,6 +263,7 @@ impl LookupScheduler {
             to: wanted.to.into(),
             age,
             batching: Batching::Any,
+            class: options.queue.class,
             batch: None,
             counted: None,
             keep: options.keep,
@@ -269,7 +289,7 @@ impl LookupScheduler {
         edge.keep |= options.keep;
         let (age, batch) = (edge.age, edge.batch);
         match batch {
-            None => self.queue_for(options.caller, (age, id)),
+            None => self.queue_for(options.queue, (age, id)),
             Some(batch) => {
                 if let Some(in_flight) = self.in_flight.get_mut(&batch) {
                     in_flight.shared = true;
@@ -285,12 +305,12 @@ impl LookupScheduler {
         self.last_id
     }
 
-    fn subtract_waiting(&mut self, caller: QueueKey, removed: usize) {
-        self.waiting -= removed;
-        if let Some(waiting) = self.waiting_by_caller.get_mut(&caller) {
+    fn subtract_waiting(&mut self, queue: CallerQueue, removed: usize) {
+        self.waiting[queue.class] -= removed;
+        if let Some(waiting) = self.waiting_by_caller.get_mut(&queue) {
             *waiting -= removed;
             if *waiting == 0 {
-                self.waiting_by_caller.remove(&caller);
+                self.waiting_by_caller.remove(&queue);
             }
         }
     }

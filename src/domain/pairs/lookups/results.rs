@@ -160,8 +160,8 @@ impl LookupScheduler {
     /// Gives waiters their result.
     fn finish(&mut self, waiters: impl IntoIterator<Item = Waiter>, result: &PairResult, completion: &mut Completion) {
         for Waiter { ticket, slot, .. } in waiters {
-            let Some(caller) = self.tickets.get(&ticket).map(|state| state.caller) else { continue };
-            self.subtract_waiting(caller, 1);
+            let Some(queue) = self.tickets.get(&ticket).map(|state| state.queue) else { continue };
+            self.subtract_waiting(queue, 1);
             completion.results.push(WaiterResult { ticket, slot, result: result.clone() });
         }
     }
@@ -219,6 +219,7 @@ impl LookupScheduler {
             to: Arc::clone(to),
             age: edge.age,
             batching,
+            class: edge.class,
             batch: None,
             counted: None,
             keep: edge.keep,
