@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chatgate::clock;
-use chatgate::config::Fleet;
+use chatgate::config::{Fleet, RedisForm};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -211,7 +211,7 @@ impl Redis {
     async fn replicas(&self, chat: &Chat, name: &str, count: u32) -> Vec<Gateway> {
         let quota = if name.starts_with("limit") { QUOTA } else { PLENTY };
         let url = format!("redis://{}", self.address).parse().expect("an address");
-        let fleet = Fleet::new(url, &format!("bench-{name}"), 1.0 / f64::from(count));
+        let fleet = Fleet::new(RedisForm::Primary(url), &format!("bench-{name}"), 1.0 / f64::from(count));
         let start = |_| Gateway::start_in(chat.address, quota, Some(fleet.clone()));
         let gateways: Vec<_> = (0..count).map(start).collect();
         for gateway in &gateways {

@@ -55,6 +55,7 @@ pub(super) fn effective(config: &Config) -> Value {
         })),
         // The address may contain a password.
         "fleet": fleet.as_ref().map(|fleet| json!({
+            "form": fleet.redis.name(),
             "tls": fleet.tls.is_some(),
             "prefix": fleet.prefix,
             "share": fleet.share,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::{
-    Access, Cache, Config, Endpoint, Fleet, ListenAddr, Log, Quota, RedisUrl, Relation, Server, Upstream,
+    Access, Cache, Config, Endpoint, Fleet, ListenAddr, Log, Quota, RedisForm, RedisUrl, Relation, Server, Upstream,
 };
 use crate::domain::chat::app::{Identifier, SdkAppId, SecretKey};
 use crate::domain::chat::command::{CommandPattern, DeclaredReads};
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &DemoArgs, print: impl FnOnce(&str)) -> Result<ExitCode,
     }
     let mut simulator = DemoSimulator::start()?;
     let share = 1.0 / f64::from(args.replicas);
-    simulator.fleet = args.redis.clone().map(|redis| Fleet::new(redis, &fleet_prefix(), share));
+    simulator.fleet = args.redis.clone().map(|redis| Fleet::new(RedisForm::Primary(redis), &fleet_prefix(), share));
     let first = bind_first(args, &simulator)?;
     let others = (1..args.replicas).map(|_| serve::Server::bind(simulator.gateway_config(ANY, ANY), None));
     let others = others.collect::<Result<Vec<_>, _>>()?;

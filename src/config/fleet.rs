@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use redis::IntoConnectionInfo as _;
 use rustls::ClientConfig;
 use zeroize::Zeroizing;
 
 use super::pem::{certified, read_cas, read_chain, read_key, read_named};
+use super::redis_form::{RedisForm, RedisLogin, RedisUrl};
 use super::section::{SecretNames, Section};
 use super::tls::{client_config, read_certificate};
 use super::tree::Node;
@@ -16,9 +16,11 @@ use super::units::{ParseResult, fraction, parsed, text};
 /// `[fleet]`: the Redis through which replicas share quota, cached pairs, and invalidations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fleet {
-    /// URL of Redis or Valkey.
-    pub redis: RedisUrl,
-    /// TLS of the connection; `None`: plain TCP.
+    /// The form and the addresses of Redis or Valkey.
+    pub redis: RedisForm,
+    /// The login at Redis, in addition to what a URL contains.
+    pub login: RedisLogin,
+    /// TLS of all connections; `None`: plain TCP.
     pub tls: Option<FleetTls>,
     /// Prefix of all keys and of the channel. Default `chatgate`.
     pub prefix: String,
@@ -27,11 +29,11 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Creates a fleet that trusts the public roots, if the URL has TLS.
-    pub fn new(redis: RedisUrl, prefix: &str, share: f64) -> Self {
+    /// Creates a fleet that trusts the public roots, if its URLs have TLS.
+    pub fn new(redis: RedisForm, prefix: &str, share: f64) -> Self {
         let public = || client_config(&[], None).expect("the public roots are valid");
         let tls = redis.has_tls().then(|| FleetTls(Arc::new(public())));
-        Self { redis, tls, prefix: prefix.to_owned(), share }
+        Self { redis, login: RedisLogin::default(), tls, prefix: prefix.to_owned(), share }
     }
 }
 
@@ -51,106 +53,117 @@ impl PartialEq for FleetTls {
     }
 }
 
-/// A URL of Redis, which may contain a password. It has no `Display`, `Debug` hides it, and it is wiped on drop.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(Zeroizing<String>);
-
-impl RedisUrl {
-    /// Returns the URL, only for the code that connects.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Returns address and credentials, without TLS.
-    ///
-    /// # Errors
-    /// If the client library cannot parse the URL.
-    pub fn connection_info(&self) -> redis::RedisResult<redis::ConnectionInfo> {
-        connection_info(&self.0)
-    }
-
-    /// Returns whether the connection uses TLS.
-    pub fn has_tls(&self) -> bool {
-        self.0.starts_with("rediss://")
-    }
-}
-
-impl fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RedisUrl(hidden)")
-    }
-}
-
-impl std::str::FromStr for RedisUrl {
-    type Err = &'static str;
-
-    fn from_str(url: &str) -> Result<Self, Self::Err> {
-        let host = url.strip_prefix("redis://").or_else(|| url.strip_prefix("rediss://"));
-        let has_host = host.is_some_and(|rest| !rest.is_empty() && rest.len() <= URL_LEN_MAX);
-        // The client library parses it here already, so that an invalid URL is a configuration problem.
-        if !has_host || connection_info(url).is_err() {
-            return Err("not a Redis URL; use \"redis://HOST:PORT\" or \"rediss://HOST:PORT\"");
-        }
-        if url.contains('#') {
-            return Err("must not contain '#'; certificate verification cannot be turned off");
-        }
-        Ok(Self(Zeroizing::new(url.to_owned())))
-    }
-}
-
-/// Parses a URL as if it had no TLS, because chatgate makes the TLS connection and not the client library.
-fn connection_info(url: &str) -> redis::RedisResult<redis::ConnectionInfo> {
-    let plain = Zeroizing::new(url.replacen("rediss://", "redis://", 1));
-    plain.as_str().into_connection_info()
-}
-
 /// Default of `fleet.prefix`.
 pub const PREFIX_DEFAULT: &str = "chatgate";
 /// Default of `fleet.share`.
 pub const SHARE_DEFAULT: f64 = 0.25;
-/// Maximum length of the URL in bytes.
-const URL_LEN_MAX: usize = 4096;
+/// Maximum number of sentinels, and of listed nodes of a Redis Cluster.
+const URLS_MAX: usize = 16;
+/// Maximum length of names in bytes: of the primary at its sentinels, and of users.
+const NAME_LEN_MAX: usize = 128;
 /// Maximum length of the prefix in bytes.
 const PREFIX_LEN_MAX: usize = 64;
 const CA: &str = "ca_file";
 const CERT: &str = "cert_file";
 const KEY: &str = "key_file";
+const REDIS: &str = "redis";
+const SENTINELS: &str = "sentinels";
+const MASTER: &str = "master";
 const URL: SecretNames = SecretNames { inline: "url", file: "url_file", env: "url_env" };
+const PASSWORD: SecretNames = SecretNames { inline: "password", file: "password_file", env: "password_env" };
+const SENTINEL_PASSWORD: SecretNames =
+    SecretNames { inline: "sentinel_password", file: "sentinel_password_file", env: "sentinel_password_env" };
 
 impl Fleet {
     /// Reads the section if it is present.
     pub(super) fn read(root: &mut Section<'_>) -> Option<Self> {
         let is_present = root.has("fleet");
         let mut section = root.section("fleet");
-        let redis = read_url(&mut section, is_present);
+        let redis = read_form(&mut section, is_present);
+        let login = read_login(&mut section, "username", &PASSWORD);
         let (mut prefix, mut share) = (PREFIX_DEFAULT.to_owned(), SHARE_DEFAULT);
         section.read("prefix", &mut prefix, parse_prefix);
         section.read("share", &mut share, fraction(0.01..=1.0));
         let tls = read_tls(&mut section, redis.as_ref());
         section.finish();
-        Some(Self { tls, redis: redis?, prefix, share })
+        Some(Self { tls, redis: redis?, login, prefix, share })
     }
 }
 
-/// Reads the URL from `redis`, or from the file or variable that holds a URL with a password.
-fn read_url(section: &mut Section<'_>, is_present: bool) -> Option<RedisUrl> {
-    let inline = section.optional("redis", |node| {
-        if text(node)?.contains('@') {
-            return Err("must not contain a password; put the whole URL into a file and set url_file".to_owned());
-        }
-        parsed::<RedisUrl>(node)
-    });
+/// Reads the form of Redis from the keys that are set: `sentinels` and `master`, or `redis`, or a URL with a password.
+fn read_form(section: &mut Section<'_>, is_present: bool) -> Option<RedisForm> {
+    let sentinels = read_sentinels(section);
+    let form = match section.is_list(REDIS) {
+        true => read_urls(section, REDIS).map(RedisForm::Cluster),
+        false => section.optional(REDIS, parse_url).map(RedisForm::Primary),
+    };
     let secret = section.secret(&URL, false).and_then(|secret| {
         let url = secret.expose().parse::<RedisUrl>();
         url.map_err(|message| section.wrong_value(URL.present_in(section), message)).ok()
     });
     let has_secret = section.has(URL.file) || section.has(URL.env);
-    if section.has("redis") && has_secret {
-        section.problem("redis", "conflicts with url_file or url_env; set only one of them");
-    } else if is_present && !section.has("redis") && !has_secret && !section.has(URL.inline) {
-        section.problem("redis", "missing; set redis = \"redis://HOST:PORT\", or url_file for a URL with a password");
+    if section.has(REDIS) && has_secret {
+        section.problem(REDIS, "conflicts with url_file or url_env; set only one of them");
+    } else if section.has(SENTINELS) && (section.has(REDIS) || has_secret) {
+        section.problem(SENTINELS, "conflicts with redis, url_file, or url_env; set only one of them");
+    } else if is_present && ![REDIS, SENTINELS, URL.inline].iter().any(|key| section.has(key)) && !has_secret {
+        section.problem(
+            REDIS,
+            "missing; set redis = \"redis://HOST:PORT\", url_file for a URL with a password, a list for a Redis \
+             Cluster, or sentinels",
+        );
     }
-    inline.or(secret)
+    sentinels.or(form).or(secret.map(RedisForm::Primary))
+}
+
+/// Reads `sentinels` with `master`, and the login at the sentinels.
+fn read_sentinels(section: &mut Section<'_>) -> Option<RedisForm> {
+    let is_present = section.has(SENTINELS);
+    let sentinels = read_urls(section, SENTINELS);
+    let master = section.optional(MASTER, parse_name);
+    let login = read_login(section, "sentinel_username", &SENTINEL_PASSWORD);
+    let with_sentinels = [MASTER, SENTINEL_PASSWORD.file, SENTINEL_PASSWORD.env, "sentinel_username"];
+    if is_present && !section.has(MASTER) {
+        section.problem(MASTER, "missing; set master to the name that the sentinels monitor");
+    } else if let Some(key) = with_sentinels.into_iter().find(|key| !is_present && section.has(key)) {
+        section.problem(key, "requires sentinels; set sentinels = [\"redis://HOST:PORT\", ...], or remove this key");
+    }
+    Some(RedisForm::Sentinel { sentinels: sentinels?, master: master?, login })
+}
+
+/// Reads a list of URLs without passwords and databases, with one scheme.
+fn read_urls(section: &mut Section<'_>, key: &'static str) -> Option<Vec<RedisUrl>> {
+    let parse = |node: &Node| {
+        let url = parse_url(node)?;
+        url.is_bare().then_some(url).ok_or_else(|| "must be only \"redis://HOST:PORT\" in a list".to_owned())
+    };
+    let urls: Vec<RedisUrl> = section.list(key, false, 1..=URLS_MAX, parse)?.into_iter().map(|(url, _)| url).collect();
+    if urls.iter().any(|url| url.has_tls() != urls[0].has_tls()) {
+        section.problem(key, "must have one scheme for all; use either redis:// or rediss://");
+        return None;
+    }
+    (!urls.is_empty()).then_some(urls)
+}
+
+fn read_login(section: &mut Section<'_>, username: &'static str, password: &SecretNames) -> RedisLogin {
+    let secret = section.secret(password, false).map(|secret| Zeroizing::new(secret.expose().to_owned()));
+    if section.has(username) && !section.has(password.file) && !section.has(password.env) {
+        section.problem(username, format_args!("requires a password; set {} or {}", password.file, password.env));
+    }
+    RedisLogin { username: section.optional(username, parse_name), password: secret }
+}
+
+fn parse_url(node: &Node) -> ParseResult<RedisUrl> {
+    if text(node)?.contains('@') {
+        return Err("must not contain a password; put the whole URL into a file and set url_file".to_owned());
+    }
+    parsed::<RedisUrl>(node)
+}
+
+fn parse_name(node: &Node) -> ParseResult<String> {
+    let name = text(node)?;
+    let is_valid = (1..=NAME_LEN_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
+    is_valid.then_some(name).ok_or_else(|| "must be 1 to 128 visible ASCII characters".to_owned())
 }
 
 fn parse_prefix(node: &Node) -> ParseResult<String> {
@@ -164,7 +177,7 @@ fn parse_prefix(node: &Node) -> ParseResult<String> {
 }
 
 /// Reads trusted roots and client certificate. Problems of the files are noted even if the URL is invalid.
-fn read_tls(section: &mut Section<'_>, redis: Option<&RedisUrl>) -> Option<FleetTls> {
+fn read_tls(section: &mut Section<'_>, redis: Option<&RedisForm>) -> Option<FleetTls> {
     let has_client_cert = section.has(CERT) || section.has(KEY);
     let extra_roots = read_named(section, CA, false, read_cas);
     let chain = read_named(section, CERT, has_client_cert, read_chain);

@@ -49,7 +49,8 @@ impl Fleet {
             command.arg(mark);
         });
         let marks_ttl = shared.ttl + MARKS_OUTLIVE_PAIRS;
-        command.arg(marks_ttl.as_millis() as u64).arg(self.channel()).arg(message);
+        command.arg(marks_ttl.as_millis() as u64).arg(self.publish_command()).arg(self.channel());
+        command.arg(message);
         let sent = self.query::<(u64,)>(&link, &command).await.is_some();
         if sent {
             self.counters.invalidations_sent.fetch_add(1, Ordering::Relaxed);

@@ -10,8 +10,8 @@ use redis::{AsyncConnectionConfig, FromRedisValue, InfoDict, Pipeline, PushInfo,
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::reach::{LinkError, describe};
-use super::{Fleet, RESPONSE_TIMEOUT, scripts};
+use super::reach::{Address, LinkError, describe};
+use super::{CONNECT_TIMEOUT, Fleet, RESPONSE_TIMEOUT, scripts};
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::health::{Health, SLOW, pause};
@@ -21,8 +21,6 @@ use crate::domain::tick::Tick;
 /// After [`RESPONSE_TIMEOUT`], the extra time for a thread that was itself delayed to find a response that is already
 /// there.
 const GRACE: Duration = Duration::from_millis(10);
-/// The timeout for a connection with its subscription, scripts, and probes.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// The time between two heartbeats. A lost Redis is noticed within this time and [`RESPONSE_TIMEOUT`].
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// After a connection that lasted this long, the pauses between attempts start from the shortest one.
@@ -43,6 +41,8 @@ pub trait OnInvalidation: Send + Sync + 'static {
 /// One connection.
 pub(super) struct Link {
     connection: MultiplexedConnection,
+    /// The primary.
+    address: Address,
     /// The epoch that this connection starts.
     epoch: u64,
     pub(super) scripts: Scripts,
@@ -74,6 +74,7 @@ impl Fleet {
     ///
     /// `tried` is sent after the first attempt. Its receiver is dropped if requests are served before that.
     pub async fn run(self: Arc<Self>, subscriber: Arc<dyn OnInvalidation>, tried: oneshot::Sender<()>) {
+        let _watched = self.locator.watch(&self.tls);
         // Failed attempts and short-lived connections in a row.
         let (mut first, mut failures, mut may_have_missed) = (Some(tried), 0, false);
         loop {
@@ -117,8 +118,9 @@ impl Fleet {
                 on_push(&fleet, &*subscriber, epoch, push);
                 Ok::<(), redis::aio::SendError>(())
             });
-        let (mut connection, driver) = self.address.connect(self.tls.load_full(), config).await?;
-        connection.subscribe(self.channel()).await?;
+        let address = self.locator.find(&self.since_key(), self.tls.load_full()).await?;
+        let (mut connection, driver) = address.connect(self.tls.load_full(), config).await?;
+        self.subscribe(&mut connection).await?;
         let mut setup = redis::pipe();
         for body in [scripts::HEARTBEAT, scripts::LEASE, scripts::INVALIDATE, scripts::STORE] {
             setup.cmd("SCRIPT").arg("LOAD").arg(scripts::with_prelude(body));
@@ -130,9 +132,13 @@ impl Fleet {
         if replication.get::<String>("role").as_deref() == Some("slave") {
             return Err(LinkError::Replica);
         }
+        if !self.locator.is_cluster() && server.get::<String>("redis_mode").as_deref() == Some("cluster") {
+            return Err(LinkError::ClusterNode);
+        }
         let run_id = server.get::<String>("run_id").unwrap_or_default();
         let link = Link {
             connection,
+            address,
             epoch,
             scripts: Scripts { lease, invalidate, store },
             heartbeat: self.heartbeat_command(&heartbeat, &run_id),
@@ -144,11 +150,24 @@ impl Fleet {
         Ok(link)
     }
 
+    /// In a Redis Cluster, a sharded channel is where the app's keys are, and a subscription to it ends when they move.
+    async fn subscribe(&self, connection: &mut MultiplexedConnection) -> Result<(), LinkError> {
+        if !self.locator.is_cluster() {
+            return Ok(connection.subscribe(self.channel()).await?);
+        }
+        let subscribing = redis::cmd("SSUBSCRIBE").arg(self.channel()).query_async(connection).await;
+        subscribing.map_err(|error| match error.code() {
+            // An unknown command.
+            Some("ERR") => LinkError::NoSharding,
+            _ => error.into(),
+        })
+    }
+
     fn heartbeat_command(&self, script: &str, run_id: &str) -> Pipeline {
         let key = |name| format!("{}:{name}", self.prefix);
         let mut command = redis::pipe();
-        command.cmd("EVALSHA").arg(script).arg(3);
-        command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(run_id);
+        command.cmd("EVALSHA").arg(script).arg(4);
+        command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(key("none")).arg(run_id);
         command
     }
 
@@ -168,8 +187,14 @@ impl Fleet {
             if let Some(((redis_time,), times)) = reply {
                 link.watermarks.lock().note(times.received_at, redis_time);
             }
-            // A notification from before this wait is kept.
-            let _ = tokio::time::timeout(HEARTBEAT_INTERVAL, self.disconnected.notified()).await;
+            tokio::select! {
+                // A notification from before this wait is kept.
+                () = self.disconnected.notified() => {}
+                () = self.locator.moved_from(&link.address) => {
+                    self.disconnect(link.epoch, &LinkError::PrimaryMoved.to_string());
+                }
+                () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
+            }
         }
     }
 
@@ -249,13 +274,15 @@ impl Link {
 fn on_push(fleet: &Weak<Fleet>, subscriber: &dyn OnInvalidation, epoch: u64, push: PushInfo) {
     let Some(fleet) = fleet.upgrade() else { return };
     match push.kind {
-        PushKind::Message => {
+        PushKind::Message | PushKind::SMessage => {
             let payload = push.data.get(1).and_then(|payload| Vec::<u8>::from_redis_value_ref(payload).ok());
             if let Some(payload) = payload {
                 on_message(&fleet, subscriber, &payload);
             }
         }
-        PushKind::Disconnection | PushKind::Unsubscribe => fleet.disconnect(epoch, "connection closed"),
+        PushKind::Disconnection | PushKind::Unsubscribe | PushKind::SUnsubscribe => {
+            fleet.disconnect(epoch, "connection closed")
+        }
         _ => {}
     }
 }

@@ -4,7 +4,7 @@
 //! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the connection, because a
 //! half-working Redis is worse than none.
 //!
-//! * **One connection** for all, in RESP3. Responses and invalidations arrive on it in the order in which Redis made
+//! * **One connection** for all apps, or one for each app in a Redis Cluster ([`Connections`]), in RESP3. Responses and invalidations arrive on it in the order in which Redis made
 //!   them, so a replica with a connection has a subscription. A replica that loses the connection clears its cache. The
 //!   connection lives on the main thread; worker threads send commands through a bounded queue.
 //! * **Quota**: [`lease`](Fleet::lease) returns moments at which calls may go. See [`crate::domain::fleet::lease`] for
@@ -19,12 +19,15 @@
 //! A disconnected replica uses `fleet.share` of each quota. It starts without a burst, because it may just have used
 //! leased permits.
 
+mod connections;
 mod invalidation;
 mod lease;
 mod link;
+mod locate;
 mod pairs;
 mod reach;
 mod scripts;
+mod sentinel;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,28 +40,31 @@ use rustls::ClientConfig;
 use tokio::sync::Notify;
 
 use self::link::Link;
-use self::reach::Address;
+use self::locate::Locator;
 use crate::capacity::Capacity;
 use crate::clock;
 use crate::config;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
 
+pub use self::connections::Connections;
 pub use self::lease::{Granted, LeaseRequest, Pace};
 pub use self::link::OnInvalidation;
 pub use self::pairs::FetchedPairs;
 
 /// How long a command waits for Redis. Then the replica is disconnected.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(70);
+/// The timeout for a connection with its subscription, scripts, and probes.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Maximum number of stores in flight; further ones are dropped.
 const STORES_MAX: usize = 64;
 
-/// The connection of this replica to the fleet.
+/// One connection of this replica to the fleet: that of all apps, or of one app in a Redis Cluster.
 pub struct Fleet {
-    address: Address,
+    locator: Locator,
     /// The TLS configuration of the next connection; `None` means plain TCP.
-    tls: ArcSwapOption<ClientConfig>,
-    /// The prefix of every key.
+    tls: Arc<ArcSwapOption<ClientConfig>>,
+    /// The prefix of every key. In a Redis Cluster it ends with the hash tag of the app.
     prefix: String,
     /// The fraction of each quota that a disconnected replica uses.
     share: f64,
@@ -86,9 +92,10 @@ impl std::fmt::Debug for Fleet {
 }
 
 /// Whether a replica is connected to Redis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mode {
     /// The replica uses its local cache and its share of each quota.
+    #[default]
     Disconnected,
     /// Redis grants the permits.
     Connected,
@@ -127,7 +134,7 @@ struct Counters {
 }
 
 /// A snapshot of the fleet. Counters count since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FleetStats {
     /// The current mode.
     pub mode: Mode,
@@ -145,19 +152,34 @@ pub struct FleetStats {
     pub invalidations_received: u64,
 }
 
+impl FleetStats {
+    /// Returns the sum of two connections, which is connected if both are.
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            mode: if self.mode == Mode::Connected { other.mode } else { Mode::Disconnected },
+            disconnects: self.disconnects + other.disconnects,
+            permits: self.permits + other.permits,
+            cache_lookups: self.cache_lookups + other.cache_lookups,
+            cache_hits: self.cache_hits + other.cache_hits,
+            invalidations_sent: self.invalidations_sent + other.invalidations_sent,
+            invalidations_received: self.invalidations_received + other.invalidations_received,
+        }
+    }
+}
+
 impl Fleet {
-    /// Returns a disconnected replica. [`Fleet::run`] connects it.
+    /// Returns a disconnected replica. [`Fleet::run`] connects it. [`Connections::of`] chooses the prefix.
     ///
     /// # Errors
     /// [`FleetError`].
-    pub fn new(config: &config::Fleet) -> Result<Arc<Self>, FleetError> {
+    fn new(config: &config::Fleet, prefix: String) -> Result<Arc<Self>, FleetError> {
         let random = clock::os_random().map_err(FleetError::Random)?;
         let mut sender_id = [0; 8];
         sender_id.copy_from_slice(&random[..8]);
         Ok(Arc::new(Self {
-            address: Address::new(&config.redis)?,
-            tls: ArcSwapOption::new(config.tls.as_ref().map(|tls| Arc::clone(&tls.0))),
-            prefix: config.prefix.clone(),
+            locator: Locator::new(config)?,
+            tls: Arc::new(ArcSwapOption::new(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)))),
+            prefix,
             share: config.share,
             epoch: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
@@ -191,7 +213,7 @@ impl Fleet {
     }
 
     /// Applies the certificates of a new configuration to later connections. The current connection stays.
-    pub fn reconfigure(&self, config: &config::Fleet) {
+    fn reconfigure(&self, config: &config::Fleet) {
         self.tls.store(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)));
     }
 
@@ -215,6 +237,11 @@ impl Fleet {
         format!("{}:evictions", self.prefix)
     }
 
+    /// Returns the command that publishes to [`Fleet::channel`].
+    fn publish_command(&self) -> &'static str {
+        if self.locator.is_cluster() { "SPUBLISH" } else { "PUBLISH" }
+    }
+
     /// Returns the key of the time before which everything in Redis is void.
     fn since_key(&self) -> String {
         format!("{}:since", self.prefix)
@@ -233,6 +260,6 @@ pub enum FleetError {
     #[error("cannot read random numbers from the operating system: {0}")]
     Random(getrandom::Error),
     /// The address of Redis is not usable.
-    #[error("fleet.redis is not a usable address")]
+    #[error("fleet.redis or fleet.sentinels has an unusable address")]
     Address,
 }

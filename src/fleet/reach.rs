@@ -17,17 +17,24 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::FleetError;
-use crate::config::RedisUrl;
+use crate::config::{RedisLogin, RedisUrl};
 use crate::error::describe_certificate;
 
 /// Maximum number of addresses of a name that are tried, all at the same time.
 const ADDRESSES_MAX: usize = 8;
 
-/// The address of Redis, and the user and database to select.
+/// The address of Redis or of a sentinel, and the user and database to select.
+#[derive(Clone)]
 pub(super) struct Address {
-    host: String,
-    port: u16,
+    pub(super) node: Node,
     settings: RedisConnectionInfo,
+}
+
+/// Host and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) host: String,
+    pub(super) port: u16,
 }
 
 /// Why there is no connection, or none any more.
@@ -47,6 +54,14 @@ pub(super) enum LinkError {
     TimedOut,
     #[error("it is a replica of another Redis; set fleet.redis to the primary")]
     Replica,
+    #[error("it is a node of a Redis Cluster; set fleet.redis to a list of nodes")]
+    ClusterNode,
+    #[error("no sharded publish/subscribe; a Redis Cluster requires Redis 7")]
+    NoSharding,
+    #[error("no sentinel names a primary; check fleet.sentinels and fleet.master")]
+    NoPrimary,
+    #[error("the sentinels name another primary")]
+    PrimaryMoved,
 }
 
 /// TCP, or TLS over TCP.
@@ -56,13 +71,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Address {
     /// Selects RESP3, in which invalidations arrive on the same connection as responses.
-    pub(super) fn new(url: &RedisUrl) -> Result<Self, FleetError> {
+    pub(super) fn new(url: &RedisUrl, login: &RedisLogin) -> Result<Self, FleetError> {
         let info = url.connection_info().map_err(|_| FleetError::Address)?;
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let settings = settings(info.redis_settings().clone(), login);
         match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Ok(Self { host: host.clone(), port: *port, settings }),
+            ConnectionAddr::Tcp(host, port) => Ok(Self { node: Node { host: host.clone(), port: *port }, settings }),
             _ => Err(FleetError::Address),
         }
+    }
+
+    /// Returns the address of a node that sentinels or cluster nodes name.
+    pub(super) fn of_node(node: Node, login: &RedisLogin) -> Self {
+        Self { node, settings: settings(RedisConnectionInfo::default(), login) }
     }
 
     /// Connects and authenticates. The task that reads and writes the socket ends with its handle.
@@ -75,7 +95,7 @@ impl Address {
         let stream: Box<dyn Stream> = match tls {
             None => Box::new(tcp),
             Some(tls) => {
-                let name = ServerName::try_from(self.host.clone());
+                let name = ServerName::try_from(self.node.host.clone());
                 let name = name.map_err(|_| LinkError::Tls("no certificate can be valid for a host name like this"))?;
                 let stream = TlsConnector::from(tls).connect(name, tcp).await;
                 Box::new(
@@ -90,7 +110,7 @@ impl Address {
     /// Returns a connection to the first address that accepts one.
     async fn tcp(&self) -> Result<TcpStream, LinkError> {
         let mut attempts = JoinSet::new();
-        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|_| LinkError::Dns)?;
+        let addresses = lookup_host((&*self.node.host, self.node.port)).await.map_err(|_| LinkError::Dns)?;
         addresses.take(ADDRESSES_MAX).for_each(|address| drop(attempts.spawn(TcpStream::connect(address))));
         let mut last_error = LinkError::Dns;
         while let Some(attempt) = attempts.join_next().await {
@@ -107,6 +127,18 @@ impl Address {
     }
 }
 
+fn settings(settings: RedisConnectionInfo, login: &RedisLogin) -> RedisConnectionInfo {
+    let settings = settings.set_protocol(ProtocolVersion::RESP3);
+    let settings = match &login.username {
+        Some(username) => settings.set_username(username),
+        None => settings,
+    };
+    match &login.password {
+        Some(password) => settings.set_password(password.as_str()),
+        None => settings,
+    }
+}
+
 /// Describes an error without the address, keys, or data.
 pub(super) fn describe(error: &redis::RedisError) -> String {
     // A server that rejects our certificate says so only after the handshake, in place of a response.
@@ -114,6 +146,10 @@ pub(super) fn describe(error: &redis::RedisError) -> String {
     let io = inner.and_then(|inner| inner.downcast_ref::<io::Error>());
     let tls = io.and_then(describe_tls);
     let code = || error.code().and_then(|code| CODES.into_iter().find(|known| *known == code));
+    let code = || match code() {
+        Some("ASK" | "TRYAGAIN") => Some("the app's keys are being moved to another node of the Redis Cluster"),
+        code => code,
+    };
     tls.or_else(code).map_or_else(|| error.category().to_owned(), str::to_owned)
 }
 
@@ -209,8 +245,9 @@ mod tests {
             ("rediss://u:p@[::1]", "::1", 6379),
             ("redis://10.0.0.1:1", "10.0.0.1", 1),
         ] {
-            let address = Address::new(&url.parse().expect("an address")).expect("a usable address");
-            assert_eq!((&*address.host, address.port), (host, port), "{url}");
+            let address = Address::new(&url.parse().expect("an address"), &RedisLogin::default());
+            let node = address.expect("a usable address").node;
+            assert_eq!((&*node.host, node.port), (host, port), "{url}");
         }
     }
 }

@@ -20,7 +20,11 @@ end
 /// if all replicas only read: a primary that has become a replica, or one that is out of memory.
 ///
 /// KEYS: the time before which everything is void; the run of Redis that the data belongs to; the time of the last
-/// write. ARGV: the current run.
+/// write; a key that never exists. ARGV: the current run.
+///
+/// While a Redis Cluster moves the app's keys from one node to another, it rejects every script with a key that is not
+/// there. So the heartbeat fails from the first moved key to the last one, and not only those scripts that happen to
+/// need a new key.
 pub(super) const HEARTBEAT: &str = "
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then
   redis.call('SET', KEYS[2], ARGV[1])
@@ -83,10 +87,11 @@ return reply
 
 /// An invalidation: marks make earlier pairs void, and the message reaches the other replicas.
 ///
-/// KEYS: the marks. ARGV: the lifetime of the marks, in milliseconds; the channel; the message.
+/// KEYS: the marks. ARGV: the lifetime of the marks, in milliseconds; the command that publishes; the channel; the
+/// message.
 pub(super) const INVALIDATE: &str = "
 for _, key in ipairs(KEYS) do redis.call('SET', key, '!' .. text(now), 'PX', ARGV[1]) end
-redis.call('PUBLISH', ARGV[2], ARGV[3])
+redis.call(ARGV[2], ARGV[3], ARGV[4])
 return now
 ";
 

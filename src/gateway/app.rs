@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::task::TaskTracker;
 
 use super::pairs::Relations;
+use super::state::GatewayBuildError;
 use super::webhooks::AppWebhooks;
 use crate::clock;
 use crate::config::{self, Config};
@@ -21,7 +22,7 @@ use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
-use crate::fleet::{Fleet, FleetApp};
+use crate::fleet::{Connections, Fleet, FleetApp};
 use crate::limits::{AppQuotas, FairQueue};
 use crate::upstream::SharedFailover;
 use crate::upstream::signer::Signer;
@@ -71,14 +72,15 @@ impl ChatClient {
 
 /// What apps of all generations share.
 pub(super) struct Shared<'a> {
-    pub(super) fleet: Option<&'a Arc<Fleet>>,
+    pub(super) fleet: Option<&'a Arc<Connections>>,
     pub(super) tasks: &'a TaskTracker,
 }
 
 impl App {
-    pub(super) fn new(app: &config::App, config: &Config, shared: &Shared<'_>) -> Result<Self, getrandom::Error> {
+    pub(super) fn new(app: &config::App, config: &Config, shared: &Shared<'_>) -> Result<Self, GatewayBuildError> {
         let hash_key = clock::os_random()?;
-        let quotas = AppQuotas::new(app.quota.clone(), shared.fleet.map(|fleet| (Arc::clone(fleet), app.sdkappid)));
+        let fleet = shared.fleet.map(|fleet| fleet.of(app.sdkappid)).transpose()?;
+        let quotas = AppQuotas::new(app.quota.clone(), fleet.clone().map(|fleet| (fleet, app.sdkappid)));
         let (lifetime, now) = (app.usersig_lifetime, clock::unix_now());
         let signer = Signer::new(app.sdkappid, app.identifier.clone(), app.secret_key.clone(), lifetime, now);
         Ok(Self {
@@ -96,7 +98,7 @@ impl App {
                 retries: RetryBudget::new(config.upstream.retry_budget),
                 parking: Arc::default(),
             },
-            fleet: shared.fleet.map(|fleet| FleetHandle::new(fleet, app, config)),
+            fleet: fleet.map(|fleet| FleetHandle::new(&fleet, app, config)),
             webhooks: Arc::default(),
             tasks: shared.tasks.clone(),
         })

@@ -13,7 +13,7 @@ use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::domain::caller::QueueKey;
 use crate::domain::chat::app::AppName;
-use crate::fleet::{Fleet, FleetError};
+use crate::fleet::{Connections, FleetError};
 use crate::http::host::Hosts;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::{TraceError, Tracing};
@@ -42,7 +42,7 @@ pub(crate) struct Gateway {
     /// Tasks that a stop waits for: connections, writes, lookups.
     pub tasks: TaskTracker,
     /// What replicas share.
-    pub fleet: Option<Arc<Fleet>>,
+    pub fleet: Option<Arc<Connections>>,
     /// Where spans go.
     pub tracing: Option<Arc<Tracing>>,
 }
@@ -70,7 +70,7 @@ impl Gateway {
     /// # Errors
     /// See [`GatewayBuildError`].
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, GatewayBuildError> {
-        let fleet = config.fleet.as_ref().map(Fleet::new).transpose()?;
+        let fleet = config.fleet.as_ref().map(Connections::new);
         let tracing = config.trace.as_ref().map(Tracing::new).transpose()?;
         let tasks = TaskTracker::new();
         let shared = Shared { fleet: fleet.as_ref(), tasks: &tasks };
@@ -120,7 +120,7 @@ impl Gateway {
     pub(super) fn activate(&self, before: &Self) {
         self.metrics.retain_callers(&self.config.callers.iter().map(|caller| QueueKey::named(&caller.name)).collect());
         if let (Some(fleet), Some(config)) = (&self.fleet, &self.config.fleet) {
-            fleet.reconfigure(config);
+            fleet.reconfigure(config, &self.config.apps);
         }
         for (config, app) in self.config.apps.iter().zip(self.apps.iter()) {
             let Some(old) = before.config.apps.iter().find(|old| old.sdkappid == config.sdkappid) else { continue };

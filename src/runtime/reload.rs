@@ -202,8 +202,10 @@ fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
         kept.push("server.tls");
     }
     // New certificates apply to the next connection.
-    let settings =
-        |fleet: &Option<Fleet>| fleet.as_ref().map(|fleet| (fleet.redis.clone(), fleet.prefix.clone(), fleet.share));
+    let settings = |fleet: &Option<Fleet>| {
+        let settings = |fleet: &Fleet| (fleet.redis.clone(), fleet.login.clone(), fleet.prefix.clone(), fleet.share);
+        fleet.as_ref().map(settings)
+    };
     if settings(&new.fleet) != settings(&old.fleet) {
         new.fleet.clone_from(&old.fleet);
         kept.push("fleet");

@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -236,9 +235,8 @@ impl Drop for SocketFiles {
 /// replica that joins before it has cached anything has nothing to invalidate.
 async fn find_fleet(generations: &Arc<Generations>) {
     let Some(fleet) = generations.gateway().fleet.clone() else { return };
-    let (attempted, first_attempt) = oneshot::channel();
-    tokio::spawn(fleet.run(Arc::new(InvalidationSubscriber(Arc::clone(generations))), attempted));
-    let _ = tokio::time::timeout(FLEET_TIMEOUT, first_attempt).await;
+    let connecting = async move { fleet.run(Arc::new(InvalidationSubscriber(Arc::clone(generations)))).await };
+    let _ = tokio::time::timeout(FLEET_TIMEOUT, connecting).await;
 }
 
 /// Waits for SIGTERM, SIGINT, or `POST /quit`.

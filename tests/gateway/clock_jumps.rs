@@ -1,7 +1,6 @@
 //! Wall-clock jumps: libfaketime sets the clock of a running gateway forward and back. The monotonic clock is not
 //! affected.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,40 +11,26 @@ use crate::quota::send_from_callers;
 use crate::support::client::TestRequest;
 use crate::support::gateway::Gateway;
 use crate::support::setup::Setup;
+use crate::support::wall_clock::WallClock;
 use crate::support::{eventually, now, turn, unix_now};
 
 const DAY: i64 = 24 * 3600;
 
-/// The wall clock of a gateway.
-struct WallClock(PathBuf);
+/// Returns a clock for the gateway that is started from the returned setup.
+fn attach(setup: Setup) -> (WallClock, Setup) {
+    let clock = WallClock::new(setup.dir().join("wall-clock"));
+    let setup = clock.variables().iter().fold(setup, |setup, (name, value)| setup.env(name, value));
+    (clock, setup)
+}
 
-impl WallClock {
-    /// Returns the clock for the gateway that is started from the returned setup.
-    fn attach(setup: Setup) -> (WallClock, Setup) {
-        let library = std::fs::read_dir("/usr/lib").expect("a directory").flatten();
-        let library =
-            library.map(|directory| directory.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
-        let library = library.expect("libfaketime is installed; see tests/run");
-        let clock = WallClock(setup.file("wall-clock", "+0"));
-        let file = clock.0.to_string_lossy().into_owned();
-        let setup = setup.env("LD_PRELOAD", &library.to_string_lossy()).env("FAKETIME_TIMESTAMP_FILE", &file);
-        // Reread the file once a second. If it were read on every clock access, a thread that reads the clock during
-        // another thread's read would sometimes get the true time (libfaketime 0.9.10: one access in ten thousand).
-        let setup = setup.env("FAKETIME_CACHE_DURATION", "1").env("DONT_FAKE_MONOTONIC", "1");
-        (clock, setup.env("FAKETIME_DONT_FAKE_MONOTONIC", "1"))
-    }
-
-    /// Sets the offset from the true time, and waits until the gateway sees it.
-    async fn set(&self, seconds: i64, gateway: &Gateway) {
-        let new = self.0.with_extension("new");
-        std::fs::write(&new, format!("{seconds:+}")).expect("a writable directory");
-        std::fs::rename(&new, &self.0).expect("a writable directory");
-        eventually("the clock has jumped", async || {
-            let time = gateway.admin_get("/status").await.json()["now"].as_f64()?;
-            ((time - unix_now() as f64 - seconds as f64).abs() < 10.0).then_some(())
-        })
-        .await;
-    }
+/// Sets the offset from the true time, and waits until the gateway sees it.
+async fn set(clock: &WallClock, seconds: i64, gateway: &Gateway) {
+    clock.set(seconds as f64);
+    eventually("the clock has jumped", async || {
+        let time = gateway.admin_get("/status").await.json()["now"].as_f64()?;
+        ((time - unix_now() as f64 - seconds as f64).abs() < 10.0).then_some(())
+    })
+    .await;
 }
 
 /// Starts a gateway in front of a simulator in which ann follows bob.
@@ -55,7 +40,7 @@ async fn gateway(ttl: &str, qps: &str) -> (WallClock, Gateway, Simulator) {
     simulator.control("graph", r#"{"users":["ann","bob","cyd"],"edges":[["ann","bob"]]}"#).await;
     let lines = format!("{}\nusersig_lifetime = \"1h\"", simulator.app_lines());
     let setup = setup.app(HEX, &lines).set("app.quota", &format!("per_command = \"{qps}/s\""));
-    let (clock, setup) = WallClock::attach(setup);
+    let (clock, setup) = attach(setup);
     (clock, setup.start().await, simulator)
 }
 
@@ -69,7 +54,7 @@ async fn signatures_stay_valid_when_the_local_clock_jumps() {
     let (clock, gateway, simulator) = gateway("1h", "200").await;
     let mut checked = 0;
     for seconds in [2 * DAY, 0, -DAY, 0, 400 * DAY, -DAY, 2 * DAY, 0] {
-        clock.set(seconds, &gateway).await;
+        set(&clock, seconds, &gateway).await;
         for round in 0..10 {
             let requests = [
                 TestRequest::command("openim/querystate"),
@@ -119,13 +104,13 @@ async fn cached_pairs_age_by_the_monotonic_clock() {
     let started = now();
     long.check("ann", &["bob"]).await.items();
     for seconds in [2 * DAY, -DAY, 0] {
-        clock.set(seconds, &long).await;
+        set(&clock, seconds, &long).await;
         let age = cached_age(&long).await.unwrap_or_else(|| panic!("{seconds} s: not cached"));
         assert!(age <= started.elapsed().as_secs(), "{seconds} s: {age}");
     }
     let (clock, short, _simulator) = gateway("2s", "200").await;
     short.check("ann", &["bob"]).await.items();
-    clock.set(-DAY, &short).await;
+    set(&clock, -DAY, &short).await;
     eventually("the ttl of the pair ends", async || cached_age(&short).await.is_none().then_some(())).await;
 }
 
@@ -136,7 +121,7 @@ async fn clock_jumps_neither_exceed_nor_block_the_quota() {
     let finished = AtomicBool::new(false);
     let jumps = async {
         for seconds in [3600, 0, -3600, 2 * DAY, 0, -60, 60, 0] {
-            clock.set(seconds, &gateway).await;
+            set(&clock, seconds, &gateway).await;
             let before = codes(&simulator.journal().await).len();
             let more = async || (codes(&simulator.journal().await).len() >= before + 25).then_some(());
             eventually("calls continue", more).await;

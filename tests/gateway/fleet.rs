@@ -17,8 +17,13 @@ use crate::support::{eventually, now, turn};
 
 /// Returns the setup of a replica. Its cached pairs do not expire within a test.
 pub(crate) fn setup(chat: &FakeChat, redis: SocketAddr) -> Setup {
+    fleet_setup(chat, &[format!("redis = \"redis://{redis}\"")])
+}
+
+/// Returns the setup of a replica with these lines in `[fleet]`.
+pub(crate) fn fleet_setup(chat: &FakeChat, lines: &[String]) -> Setup {
     let setup = Setup::new(chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#);
-    setup.set("fleet", &format!("redis = \"redis://{redis}\""))
+    lines.iter().fold(setup, |setup, line| setup.set("fleet", line))
 }
 
 /// Starts a replica and waits until it is connected.
@@ -60,7 +65,7 @@ pub(crate) async fn await_shared_pair(one: &Gateway, two: &Gateway, from: &str, 
     .await;
 }
 
-async fn await_invalidated(gateway: &Gateway, from: &str, to: &str) {
+pub(crate) async fn await_invalidated(gateway: &Gateway, from: &str, to: &str) {
     eventually("the pair is invalidated", async || (!has_cached(gateway, from, to).await).then_some(())).await;
 }
 

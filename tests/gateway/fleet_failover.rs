@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chatgate::config::RedisForm;
 use chatgate::domain::chat::app::SdkAppId;
-use chatgate::fleet::{Fleet, LeaseRequest, Pace};
+use chatgate::fleet::{Fleet, LeaseRequest, Mode, Pace};
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica, setup};
 use crate::fleet_faults::{Traffic, await_disconnected};
-use crate::fleet_fence::connect_to;
+use crate::fleet_fence::Replica;
 use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, one_second_window, send_from_callers};
 use crate::support::chat::FakeChat;
 use crate::support::client::TestRequest;
@@ -114,7 +115,7 @@ async fn calls_stay_within_share_limits_during_a_failover() {
 }
 
 /// Measured by the clock of Redis, so load on this machine does not matter. The promoted replica lacks the last
-/// permits. A call uses its permit within 40 ms after the permit's moment, and reaches the wire within 50 ms.
+/// permits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn permits_stay_within_the_limit_during_a_failover() {
     let (mut primary, second, mut address) = (Redis::start().await, Redis::start().await, Link::new());
@@ -122,48 +123,58 @@ async fn permits_stay_within_the_limit_during_a_failover() {
     stream.relay_to(primary.address()).await;
     second.replicate_from(stream.address()).await;
     address.relay_to(primary.address()).await;
+    let url = format!("redis://{}", address.address()).parse().expect("a URL");
+    permits_within_the_limit(RedisForm::Primary(url), async |permits| {
+        permits.more(300).await;
+        stream.set(NetworkState::Stalled).await;
+        permits.more(30).await;
+        primary.kill();
+        promote(&second, &mut address).await;
+        permits.more(300).await;
+    })
+    .await;
+}
+
+/// The replicas that lease permits while a test disturbs Redis.
+pub(crate) struct Permits {
+    replicas: Vec<Arc<Fleet>>,
+    granted: Arc<AtomicUsize>,
+}
+
+impl Permits {
+    /// Waits until Redis has granted this many more permits.
+    pub(crate) async fn more(&self, count: usize) {
+        let wanted = self.granted.load(Ordering::Relaxed) + count;
+        eventually("permits", async || (self.granted.load(Ordering::Relaxed) >= wanted).then_some(())).await;
+    }
+
+    /// Waits until every replica has lost its connection at least once, and has one.
+    pub(crate) async fn after_reconnecting(&self) {
+        let is_connected = |fleet: &Arc<Fleet>| fleet.mode() == Mode::Connected;
+        let one_is_down = async || (!self.replicas.iter().all(is_connected)).then_some(());
+        eventually("a replica is disconnected", one_is_down).await;
+        eventually("all are connected", async || self.replicas.iter().all(is_connected).then_some(())).await;
+    }
+}
+
+/// Leases permits in three replicas while `disturb` runs, and asserts that they stay within the limit in every second
+/// by the clock of Redis. A call uses its permit within 40 ms after the permit's moment, and reaches the wire within
+/// 50 ms.
+#[allow(clippy::print_stdout, reason = "a test prints its figures")]
+pub(crate) async fn permits_within_the_limit(form: RedisForm, disturb: impl AsyncFnOnce(&Permits)) {
     let (limit, burst) = (200, 4);
     let window = Duration::from_millis(1090);
     let pace = Pace { interval: window / (limit - burst + 1) + Duration::from_nanos(1), burst };
-    let granted = Arc::new(AtomicUsize::new(0));
-    let stop = CancellationToken::new();
-    let lease = |fleet: Arc<Fleet>| {
-        let (granted, stop) = (Arc::clone(&granted), stop.clone());
-        async move {
-            let lease_request =
-                LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
-            let mut moments = Vec::new();
-            while !stop.is_cancelled() {
-                let Some(grant) = fleet.lease(lease_request).await else {
-                    // A replica that loses Redis drops its unused permits.
-                    let now = unix_micros();
-                    moments.retain(|moment| *moment <= now);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                };
-                moments.extend(grant.moments.iter().map(|moment| grant.redis_time + moment.as_micros() as u64));
-                granted.fetch_add(grant.moments.len(), Ordering::Relaxed);
-                if grant.moments.is_empty() {
-                    tokio::time::sleep(grant.retry_after).await;
-                }
-            }
-            moments
-        }
-    };
-    let mut leasing = Vec::new();
+    let (granted, stop) = (Arc::<AtomicUsize>::default(), CancellationToken::new());
+    let (mut replicas, mut leasing) = (Vec::new(), Vec::new());
     for _ in 0..3 {
-        leasing.push(tokio::spawn(lease(connect_to(address.address()).await)));
+        let replica = Replica::connect(form.clone()).await;
+        let (fleet, granted, stop) = (Arc::clone(&replica), Arc::clone(&granted), stop.clone());
+        leasing.push(tokio::spawn(async move { lease_until(&stop, &fleet, pace, &granted).await }));
+        replicas.push(replica);
     }
-    let more = async |count: usize| {
-        let wanted = granted.load(Ordering::Relaxed) + count;
-        eventually("permits", async || (granted.load(Ordering::Relaxed) >= wanted).then_some(())).await;
-    };
-    more(300).await;
-    stream.set(NetworkState::Stalled).await;
-    more(30).await;
-    primary.kill();
-    promote(&second, &mut address).await;
-    more(300).await;
+    let permits = Permits { replicas: replicas.iter().map(|replica| Arc::clone(replica)).collect(), granted };
+    disturb(&permits).await;
     stop.cancel();
     let mut moments = Vec::new();
     for leased in leasing {
@@ -174,6 +185,28 @@ async fn permits_stay_within_the_limit_during_a_failover() {
     let most = (0..moments.len()).map(|at| moments[at..].partition_point(|other| *other < moments[at] + window)).max();
     println!("{} permits, at most {most:?} in one second, limit {limit}", moments.len());
     assert!(most.is_some_and(|most| most <= limit as usize), "{most:?}");
+}
+
+/// Leases permits, and returns the moments of those that a replica may have used.
+async fn lease_until(stop: &CancellationToken, fleet: &Arc<Fleet>, pace: Pace, granted: &AtomicUsize) -> Vec<u64> {
+    let app = SdkAppId::new(7).expect("not 0");
+    let request = LeaseRequest { app, name: "a/b", wanted: 8, pace, total: None };
+    let mut moments = Vec::new();
+    while !stop.is_cancelled() {
+        let Some(grant) = fleet.lease(request).await else {
+            // A replica that loses Redis drops its unused permits.
+            let now = unix_micros();
+            moments.retain(|moment| *moment <= now);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        moments.extend(grant.moments.iter().map(|moment| grant.redis_time + moment.as_micros() as u64));
+        granted.fetch_add(grant.moments.len(), Ordering::Relaxed);
+        if grant.moments.is_empty() {
+            tokio::time::sleep(grant.retry_after).await;
+        }
+    }
+    moments
 }
 
 /// Replication is asynchronous, so a promoted replica may lack the fence of an invalidation that was already

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chatgate::clock;
@@ -12,31 +13,62 @@ use chatgate::domain::pairs::pair::Relation;
 use chatgate::domain::pairs::scope::{Scope, UserPairs};
 use chatgate::domain::relation::{FOLLOW, FRIEND, KINDS, RelationKind};
 use chatgate::domain::tick::Tick;
-use chatgate::fleet::{FetchedPairs, Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
+use chatgate::fleet::{Connections, FetchedPairs, Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;
 use crate::support::{eventually, within};
 
-struct IgnoreInvalidations;
-
-impl OnInvalidation for IgnoreInvalidations {
-    fn invalidated(&self, _: SdkAppId, _: &[u8]) {}
-    fn missed(&self) {}
+/// Counts invalidations, and notices that some may be missing.
+#[derive(Default)]
+struct CountInvalidations {
+    received: AtomicUsize,
+    missed: AtomicUsize,
 }
 
-async fn connect(redis: &Redis) -> Arc<Fleet> {
+impl OnInvalidation for CountInvalidations {
+    fn invalidated(&self, _: SdkAppId, _: &[u8]) {
+        self.received.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn missed(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn connect(redis: &Redis) -> Replica {
     connect_to(redis.address()).await
 }
 
-pub(crate) async fn connect_to(address: SocketAddr) -> Arc<Fleet> {
+async fn connect_to(address: SocketAddr) -> Replica {
     let address = format!("redis://{address}").parse().expect("an address");
-    let config = config::Fleet::new(address, "test", 0.5);
-    let fleet = Fleet::new(&config).expect("random numbers");
-    let (tried, first) = tokio::sync::oneshot::channel();
-    tokio::spawn(Arc::clone(&fleet).run(Arc::new(IgnoreInvalidations), tried));
-    within(crate::support::PATIENCE, "a first attempt", first).await.expect("the attempt is reported");
-    eventually("the replica is connected", async || (fleet.mode() == Mode::Connected).then_some(())).await;
-    fleet
+    Replica::connect(config::RedisForm::Primary(address)).await
+}
+
+/// One app's connection through the fleet API. Dropping it closes the connection.
+pub(crate) struct Replica {
+    fleet: Arc<Fleet>,
+    counts: Arc<CountInvalidations>,
+    _connections: Arc<Connections>,
+}
+
+impl std::ops::Deref for Replica {
+    type Target = Arc<Fleet>;
+
+    fn deref(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+}
+
+impl Replica {
+    pub(crate) async fn connect(redis: config::RedisForm) -> Replica {
+        let connections = Connections::new(&config::Fleet::new(redis, "test", 0.5));
+        let fleet = connections.of(SdkAppId::new(7).expect("not 0")).expect("random numbers");
+        let counts = Arc::<CountInvalidations>::default();
+        let subscriber = Arc::clone(&counts) as Arc<dyn OnInvalidation>;
+        within(crate::support::PATIENCE, "a first attempt", connections.run(subscriber)).await;
+        eventually("the replica is connected", async || (fleet.mode() == Mode::Connected).then_some(())).await;
+        Replica { fleet, counts, _connections: connections }
+    }
 }
 
 fn shared() -> FleetApp {
@@ -184,7 +216,7 @@ async fn concurrent_leases_stay_within_and_near_the_limit() {
         for _ in 0..4 {
             replicas.push(connect(&redis).await);
         }
-        let lease = |fleet: Arc<Fleet>| async move {
+        let lease = |fleet: Replica| async move {
             let request =
                 LeaseRequest { app: SdkAppId::new(7).expect("not 0"), name: "a/b", wanted: 8, pace, total: None };
             let (mut moments, mut first) = (Vec::new(), None);

@@ -226,6 +226,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Returns whether the key has a list as its value.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        self.entry(key).is_some_and(|(_, node)| node.list().is_some())
+    }
+
     /// Reads an optional key.
     pub(super) fn optional<T>(&mut self, key: &'static str, parse: impl FnOnce(&Node) -> ParseResult<T>) -> Option<T> {
         let node = self.node(key)?;

@@ -35,6 +35,7 @@ pub(crate) mod link;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod redis_sets;
 pub(crate) mod reply;
 pub(crate) mod response;
 pub(crate) mod secrets;
@@ -43,6 +44,7 @@ pub(crate) mod tls;
 pub(crate) mod trial;
 pub(crate) mod turn;
 pub(crate) mod usersig;
+pub(crate) mod wall_clock;
 pub(crate) mod wire;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};

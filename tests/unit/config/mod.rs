@@ -148,19 +148,53 @@ fn commented_file_has_every_key() {
 
 #[test]
 fn fleet_password_is_never_printed() {
+    let url = |fleet: &Fleet| match &fleet.redis {
+        RedisForm::Primary(url) => url.clone(),
+        form => panic!("{form:?}"),
+    };
     let folder = Folder::with(&format!("{APP}[fleet]\nredis = 'rediss://10.0.0.1:6380/2'\n"));
     let fleet = folder.load(&[]).expect("good").fleet.expect("a fleet");
-    assert_eq!((fleet.redis.expose(), &*fleet.prefix, fleet.share), ("rediss://10.0.0.1:6380/2", "chatgate", 0.25));
+    assert_eq!((url(&fleet).expose(), &*fleet.prefix, fleet.share), ("rediss://10.0.0.1:6380/2", "chatgate", 0.25));
     let folder = Folder::with(&format!("{APP}[fleet]\nurl_file = 'url'\nprefix = 'a:b'\nshare = 1\n"));
     folder.secret("url", &format!("redis://:{MARKED}@host\n"));
     let config = folder.load(&[]).expect("good");
     assert!(!format!("{config:?}").contains(MARKED));
     let fleet = config.fleet.expect("a fleet");
-    assert_eq!((fleet.redis.expose(), fleet.share), (&*format!("redis://:{MARKED}@host"), 1.0));
+    assert_eq!((url(&fleet).expose(), fleet.share), (&*format!("redis://:{MARKED}@host"), 1.0));
     folder.secret("url", &format!("http://:{MARKED}@host\n"));
     let problems = folder.problems(&[]);
     assert!(problems.len() == 1 && problems[0].contains("not a Redis URL"), "{problems:?}");
     assert!(!problems[0].contains(MARKED));
+}
+
+#[test]
+fn every_form_of_redis_is_read_with_its_login() {
+    let load = |lines: &str| {
+        let folder = Folder::with(&format!("{APP}[fleet]\n{lines}\n"));
+        folder.secret("password", MARKED);
+        let config = folder.load(&[]).expect("good");
+        assert!(!format!("{config:?}").contains(MARKED));
+        config.fleet.expect("a fleet")
+    };
+    let login =
+        |login: &RedisLogin| login.password.as_ref().map(|password| (login.username.clone(), password.to_string()));
+    let expected = Some((Some("gate".to_owned()), MARKED.to_owned()));
+
+    let fleet = load("redis = ['redis://a:1', 'redis://b']\nusername = 'gate'\npassword_file = 'password'");
+    let RedisForm::Cluster(nodes) = &fleet.redis else { panic!("{fleet:?}") };
+    assert_eq!(nodes.iter().map(RedisUrl::expose).collect::<Vec<_>>(), ["redis://a:1", "redis://b"]);
+    assert_eq!((login(&fleet.login), fleet.tls.is_some()), (expected.clone(), false));
+
+    let fleet = load("redis = ['rediss://a']");
+    assert!(matches!(&fleet.redis, RedisForm::Cluster(nodes) if nodes.len() == 1), "{fleet:?}");
+    assert_eq!((login(&fleet.login), fleet.tls.is_some()), (None, true));
+
+    let fleet = load(
+        "sentinels = ['rediss://a:26379']\nmaster = 'chat'\nsentinel_username = 'gate'\nsentinel_password_file = 'password'",
+    );
+    let RedisForm::Sentinel { sentinels, master, login: at_sentinels } = &fleet.redis else { panic!("{fleet:?}") };
+    assert_eq!((sentinels.len(), &**master, login(at_sentinels)), (1, "chat", expected));
+    assert_eq!((login(&fleet.login), fleet.tls.is_some()), (None, true));
 }
 
 #[test]
@@ -383,6 +417,8 @@ fn secrets_are_never_printed() {
         format!("{APP}reads = ['{MARKED}']\n"),
         format!("{APP}[server]\nlisten = '{MARKED}'\nhosts = ['{MARKED} ']\nunix_mode = '{MARKED}'\n"),
         format!("{APP}[fleet]\nredis = 'redis://:{MARKED}@host'\n"),
+        format!("{APP}[fleet]\nredis = ['redis://:{MARKED}@host']\npassword = '{MARKED}'\n"),
+        format!("{APP}[fleet]\nsentinels = ['redis://:{MARKED}@host']\nsentinel_password = '{MARKED}'\n"),
         format!("{APP}[webhook]\napp_tokens = {{ main = '{MARKED}' }}\n"),
         format!("{APP}[upstream]\nproxy = 'http://me:{MARKED}@proxy:3128'\nproxy_auth = 'me:{MARKED}'\n"),
         format!(
