@@ -36,6 +36,7 @@ mod fleet_faults;
 mod fleet_fence;
 mod fleet_sentinel;
 mod fleet_tls;
+mod fleet_versions;
 mod follow;
 mod forward;
 mod freshness;
