@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::link::Link;
 use super::{Fleet, FleetApp};
 use crate::clock;
 use crate::domain::fleet::message;
@@ -18,15 +19,16 @@ const LONGER_THAN_ANY_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 impl Fleet {
     /// Invalidates a scope in Redis and on all other replicas.
     ///
-    /// Returns when Redis has done so, or when it is clear that it does not. In the second case the whole app is
+    /// Returns when Redis has accepted it, or when it is clear that it does not. In the first case the other replicas
+    /// receive it within 350 ms even if this replica ends now, and usually at once. In the second case the whole app is
     /// invalidated once the replica is connected again.
-    pub async fn invalidate(&self, shared: &FleetApp, scope: &Scope) {
+    pub async fn invalidate(self: &Arc<Self>, shared: &FleetApp, scope: &Scope) {
         if !self.try_invalidate(shared, scope).await {
             self.unsent.lock().insert(shared.app, Arc::clone(&shared.keys));
         }
     }
 
-    async fn try_invalidate(&self, shared: &FleetApp, scope: &Scope) -> bool {
+    async fn try_invalidate(self: &Arc<Self>, shared: &FleetApp, scope: &Scope) -> bool {
         let (Some(link), Ok(random)) = (self.link.load_full(), clock::os_random()) else { return false };
         let scope = message::bounded(scope);
         let marks: Vec<Vec<u8>> = match &scope {
@@ -42,24 +44,46 @@ impl Fleet {
         let mut nonce = [0; 12];
         nonce.copy_from_slice(&random[..12]);
         let app = shared.app.get().to_be_bytes();
-        let message = [&self.sender_id[..], &app, &message::seal(&shared.keys, &scope, nonce)].concat();
+        let sealed = message::seal(&shared.keys, &scope, nonce);
+        let len = (self.sender_id.len() + app.len() + sealed.len()) as u32;
+        let message = [&len.to_be_bytes()[..], &self.sender_id, &app, &sealed].concat();
         let mut command = redis::pipe();
-        command.cmd("EVALSHA").arg(&link.scripts.invalidate).arg(marks.len());
+        command.cmd("EVALSHA").arg(&link.scripts.invalidate).arg(2 + marks.len()).arg(&self.batch_keys());
         marks.iter().for_each(|mark| {
             command.arg(mark);
         });
         let marks_ttl = shared.ttl + MARKS_OUTLIVE_PAIRS;
         command.arg(marks_ttl.as_millis() as u64).arg(self.publish_command()).arg(self.channel());
         command.arg(message);
-        let sent = self.query::<(u64,)>(&link, &command).await.is_some();
-        if sent {
-            self.counters.invalidations_sent.fetch_add(1, Ordering::Relaxed);
+        let Some(((due_micros,), _)) = self.query::<(u64,)>(&link, &command).await else { return false };
+        self.counters.invalidations_sent.fetch_add(1, Ordering::Relaxed);
+        self.plan_flush(link, Duration::from_micros(due_micros));
+        true
+    }
+
+    /// Has Redis publish the waiting invalidations when they are due. Without this, the next heartbeat of any replica
+    /// after that does it.
+    fn plan_flush(self: &Arc<Self>, link: Arc<Link>, mut due: Duration) {
+        if due.is_zero() || self.flush_planned.swap(true, Ordering::AcqRel) {
+            return;
         }
-        sent
+        let fleet = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(due).await;
+                // From here on, a new invalidation plans for itself.
+                fleet.flush_planned.store(false, Ordering::Release);
+                match fleet.beat(&link).await {
+                    // Another replica had Redis publish meanwhile, and later ones wait.
+                    Some(left) if !left.is_zero() && !fleet.flush_planned.swap(true, Ordering::AcqRel) => due = left,
+                    _ => return,
+                }
+            }
+        });
     }
 
     /// Invalidates all apps that have an unsent invalidation.
-    pub(super) async fn flush_unsent(&self) {
+    pub(super) async fn flush_unsent(self: &Arc<Self>) {
         let unsent = std::mem::take(&mut *self.unsent.lock());
         for (app, keys) in unsent {
             let shared = FleetApp { app, keys, ttl: LONGER_THAN_ANY_TTL };

@@ -49,6 +49,9 @@ pub(super) struct Link {
     heartbeat: Pipeline,
     health: Mutex<Health>,
     pub(super) watermarks: Mutex<Watermarks>,
+    /// The time before which everything in Redis is void, by the last heartbeat; 0 before the first one.
+    void_before: AtomicU64,
+    subscriber: Arc<dyn OnInvalidation>,
     /// The task that reads and writes the socket.
     _driver: AbortOnDropHandle<()>,
 }
@@ -65,6 +68,10 @@ pub(super) struct QueryTimes {
     pub(super) sent_at: Tick,
     pub(super) received_at: Tick,
 }
+
+/// The reply to a heartbeat: the time, the time until waiting invalidations are due, and the time before which everything
+/// is void, all in microseconds.
+type Heartbeat = (u64, u64, u64);
 
 /// The replies to the commands that prepare a connection: names of scripts, then sections of `INFO`.
 type SetupReplies = (String, String, String, String, InfoDict, InfoDict);
@@ -108,14 +115,14 @@ impl Fleet {
     async fn connect(self: &Arc<Self>, subscriber: &Arc<dyn OnInvalidation>) -> Result<Link, LinkError> {
         // Only this task makes the epoch odd, so the next one is known.
         let epoch = self.epoch.load(Ordering::Acquire) + 1;
-        let (fleet, subscriber) = (Arc::downgrade(self), Arc::clone(subscriber));
+        let (fleet, receiver) = (Arc::downgrade(self), Arc::clone(subscriber));
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(CONNECT_TIMEOUT))
             .set_pipeline_buffer_size(IN_FLIGHT_MAX)
             .set_concurrency_limit(IN_FLIGHT_MAX)
             .set_push_sender(move |push| {
-                on_push(&fleet, &*subscriber, epoch, push);
+                on_push(&fleet, &*receiver, epoch, push);
                 Ok::<(), redis::aio::SendError>(())
             });
         let address = self.locator.find(&self.since_key(), self.tls.load_full()).await?;
@@ -144,6 +151,8 @@ impl Fleet {
             heartbeat: self.heartbeat_command(&heartbeat, &run_id),
             health: Mutex::default(),
             watermarks: Mutex::default(),
+            void_before: AtomicU64::new(0),
+            subscriber: Arc::clone(subscriber),
             _driver: driver,
         };
         link.probe().await?;
@@ -166,12 +175,13 @@ impl Fleet {
     fn heartbeat_command(&self, script: &str, run_id: &str) -> Pipeline {
         let key = |name| format!("{}:{name}", self.prefix);
         let mut command = redis::pipe();
-        command.cmd("EVALSHA").arg(script).arg(4);
-        command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(key("none")).arg(run_id);
+        command.cmd("EVALSHA").arg(script).arg(6);
+        command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(key("none")).arg(&self.batch_keys());
+        command.arg(run_id).arg(self.publish_command()).arg(self.channel());
         command
     }
 
-    async fn on_connected(&self, link: Link) {
+    async fn on_connected(self: &Arc<Self>, link: Link) {
         let epoch = link.epoch;
         self.link.store(Some(Arc::new(link)));
         self.cause.store(None);
@@ -183,10 +193,7 @@ impl Fleet {
     /// Sends heartbeats until the connection is lost.
     async fn supervise(&self) {
         while let Some(link) = self.link.load_full() {
-            let reply: Option<((u64,), QueryTimes)> = self.query(&link, &link.heartbeat).await;
-            if let Some(((redis_time,), times)) = reply {
-                link.watermarks.lock().note(times.received_at, redis_time);
-            }
+            let _ = self.beat(&link).await;
             tokio::select! {
                 // A notification from before this wait is kept.
                 () = self.disconnected.notified() => {}
@@ -196,6 +203,12 @@ impl Fleet {
                 () = tokio::time::sleep(HEARTBEAT_INTERVAL) => {}
             }
         }
+    }
+
+    /// Sends a heartbeat. Returns the time until the waiting invalidations are due, and zero if none waits.
+    pub(super) async fn beat(&self, link: &Link) -> Option<Duration> {
+        let ((beat,), times): ((Heartbeat,), _) = self.query(link, &link.heartbeat).await?;
+        Some(link.note(beat, times.received_at))
     }
 
     /// Sends a command. Returns `None`, and disconnects, if there is no valid response in time.
@@ -259,14 +272,25 @@ impl Link {
     async fn probe(&self) -> Result<(), LinkError> {
         for _ in 0..PROBES {
             let sent_at = clock::tick();
-            let (redis_time,): (u64,) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
+            let (beat,): (Heartbeat,) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
             let received_at = clock::tick();
             if received_at.since(sent_at) >= SLOW {
                 return Err(LinkError::Slow);
             }
-            self.watermarks.lock().note(received_at, redis_time);
+            self.note(beat, received_at);
         }
         Ok(())
+    }
+
+    /// Notes the response to a heartbeat. Returns the time until the waiting invalidations are due.
+    fn note(&self, (redis_time, due_micros, void_before): Heartbeat, received_at: Tick) -> Duration {
+        self.watermarks.lock().note(received_at, redis_time);
+        let before = self.void_before.swap(void_before, Ordering::AcqRel);
+        if before != 0 && before != void_before {
+            // Redis has lost its data, and maybe invalidations that waited.
+            self.subscriber.missed();
+        }
+        Duration::from_micros(due_micros)
     }
 }
 
@@ -277,13 +301,24 @@ fn on_push(fleet: &Weak<Fleet>, subscriber: &dyn OnInvalidation, epoch: u64, pus
         PushKind::Message | PushKind::SMessage => {
             let payload = push.data.get(1).and_then(|payload| Vec::<u8>::from_redis_value_ref(payload).ok());
             if let Some(payload) = payload {
-                on_message(&fleet, subscriber, &payload);
+                on_batch(&fleet, subscriber, &payload);
             }
         }
         PushKind::Disconnection | PushKind::Unsubscribe | PushKind::SUnsubscribe => {
             fleet.disconnect(epoch, "connection closed")
         }
         _ => {}
+    }
+}
+
+/// Handles invalidations, each after its length.
+fn on_batch(fleet: &Fleet, subscriber: &dyn OnInvalidation, mut batch: &[u8]) {
+    while !batch.is_empty() {
+        let message = batch.split_first_chunk::<4>();
+        let message = message.and_then(|(len, rest)| rest.split_at_checked(u32::from_be_bytes(*len) as usize));
+        let Some((message, rest)) = message else { return subscriber.missed() };
+        on_message(fleet, subscriber, message);
+        batch = rest;
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! All times are on Redis' clock, in microseconds since 1970. Lua's numbers represent them exactly.
 
-/// The start of every script: the time, and functions that write and read times.
+/// The start of every script: the time, and functions that write and read times and publish invalidations.
+///
+/// `publish` publishes the messages that wait under the key `pending`, and `message` after them, unless it has published
+/// less than 50 ms ago: then the message waits too. So a subscriber receives at most 20 messages per second, however
+/// many invalidations there are, and the first one after a quiet 50 ms at once. Messages that fill 32 KiB do not wait.
+/// Returns the time until the waiting messages are due, or 0 if none waits.
 const PRELUDE: &str = "
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -11,16 +16,33 @@ local function mark(value)
   if value and string.sub(value, 1, 1) == '!' then return tonumber(string.sub(value, 2)) or 0 end
   return 0
 end
+local function publish(pending, published, command, channel, message)
+  local batch = (redis.call('GET', pending) or '') .. message
+  if batch == '' then return 0 end
+  local last = tonumber(redis.call('GET', published) or '')
+  if last and last <= now and now - last < 50000 and #batch < 32768 then
+    if message ~= '' then redis.call('SET', pending, batch) end
+    return last + 50000 - now
+  end
+  redis.call(command, channel, batch)
+  redis.call('DEL', pending)
+  redis.call('SET', published, text(now))
+  return 0
+end
 ";
 
-/// The heartbeat, which returns the time. Everything in Redis becomes void if Redis has lost data: after a restart, a
+/// The heartbeat, which returns the time, the time until the waiting invalidations are due, and the time before which
+/// everything is void. If the last one changes, waiting invalidations may be lost too. Everything in Redis becomes void if Redis has lost data: after a restart, a
 /// failover, or a flush.
 ///
 /// About every 200 ms one heartbeat of the fleet also writes a key. A Redis that rejects writes is thus noticed even
-/// if all replicas only read: a primary that has become a replica, or one that is out of memory.
+/// if all replicas only read: a primary that has become a replica, or one that is out of memory. If the key is from the
+/// future, the clock was set back. Then everything from before is void: its times are later than those of the next
+/// invalidations. No heartbeat is as far apart from the next one as the added time.
 ///
 /// KEYS: the time before which everything is void; the run of Redis that the data belongs to; the time of the last
-/// write; a key that never exists. ARGV: the current run.
+/// write; a key that never exists; the waiting invalidations; the time of the last publication. ARGV: the current run;
+/// the command that publishes; the channel.
 ///
 /// While a Redis Cluster moves the app's keys from one node to another, it rejects every script with a key that is not
 /// there. So the heartbeat fails from the first moved key to the last one, and not only those scripts that happen to
@@ -33,8 +55,10 @@ elseif redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('SET', KEYS[1], text(now))
 end
 local written = tonumber(redis.call('GET', KEYS[3]) or '')
+if written and written > now then redis.call('SET', KEYS[1], text(written + 500000)) end
 if not written or written > now or now - written >= 200000 then redis.call('SET', KEYS[3], text(now)) end
-return now
+local due = publish(KEYS[5], KEYS[6], ARGV[2], ARGV[3], '')
+return {now, due, tonumber(redis.call('GET', KEYS[1])) or 0}
 ";
 
 /// A lease of permits: GCRA, granted ahead of time. Returns the time, the time until the next moment can be granted,
@@ -85,14 +109,14 @@ end
 return reply
 ";
 
-/// An invalidation: marks make earlier pairs void, and the message reaches the other replicas.
+/// An invalidation: marks make earlier pairs void, and the message reaches the other replicas, at once or with the next
+/// ones. Returns the time until the waiting messages are due, or 0 if none waits.
 ///
-/// KEYS: the marks. ARGV: the lifetime of the marks, in milliseconds; the command that publishes; the channel; the
-/// message.
+/// KEYS: the waiting invalidations; the time of the last publication; the marks. ARGV: the lifetime of the marks, in
+/// milliseconds; the command that publishes; the channel; the message.
 pub(super) const INVALIDATE: &str = "
-for _, key in ipairs(KEYS) do redis.call('SET', key, '!' .. text(now), 'PX', ARGV[1]) end
-redis.call(ARGV[2], ARGV[3], ARGV[4])
-return now
+for n = 3, #KEYS do redis.call('SET', KEYS[n], '!' .. text(now), 'PX', ARGV[1]) end
+return publish(KEYS[1], KEYS[2], ARGV[2], ARGV[3], ARGV[4])
 ";
 
 /// A store of the pairs of one lookup, except for pairs that were invalidated since. Returns the number of stored pairs.

@@ -16,7 +16,7 @@ use chatgate::domain::tick::Tick;
 use chatgate::fleet::{Connections, FetchedPairs, Fleet, FleetApp, LeaseRequest, Mode, OnInvalidation, Pace};
 
 use crate::support::redis::Redis;
-use crate::support::{eventually, within};
+use crate::support::{eventually, now, within};
 
 /// Counts invalidations, and notices that some may be missing.
 #[derive(Default)]
@@ -150,6 +150,77 @@ async fn reject_earlier_stores(kind: &'static RelationKind, fleet: &Arc<Fleet>, 
         })
         .await;
     }
+}
+
+/// Returns how often Redis has published.
+async fn publications(redis: &Redis) -> u64 {
+    let stats = redis.command("INFO commandstats").await;
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_publish:calls="));
+    calls.and_then(|calls| calls.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invalidations_arrive_in_batches_and_none_is_lost() {
+    let redis = Redis::start().await;
+    let (writer, reader, shared) = (connect(&redis).await, connect(&redis).await, shared());
+    let received = || reader.counts.received.load(Ordering::Relaxed);
+    let begun = now();
+    // Names of the maximum length: a few of these fill a batch before it is due.
+    let to: Vec<String> = (0..500).map(|n| format!("{n:032}")).collect();
+    let large = Scope::pairs_of("ann", &to.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut sent = 0;
+    for n in 0..300 {
+        let scope = if n % 100 == 99 { large.clone() } else { Scope::Users(vec![format!("user-{n}")]) };
+        writer.invalidate(&shared, &scope).await;
+        sent += 1;
+        let waiting = redis.command("STRLEN test:pending").await;
+        let waiting: usize = waiting.trim_matches([':', '\r', '\n']).parse().expect("a length");
+        assert!(waiting < 32 * 1024, "{waiting} bytes wait");
+    }
+    // On a busy machine a replica may lose Redis for a moment. It then counts everything as missed.
+    let missed = || [&writer, &reader].iter().any(|replica| replica.counts.missed.load(Ordering::Relaxed) > 0);
+    eventually("all invalidations", async || (received() == sent || missed()).then_some(())).await;
+    // One in 50 ms, the first one, and those that fill a batch.
+    let most = begun.elapsed().as_millis() as u64 / 50 + 1 + 2 * 3;
+    let published = publications(&redis).await;
+    println!("{sent} invalidations in {published} messages");
+    assert!(published <= most.min(sent as u64 - 1), "{published} messages");
+}
+
+/// The heartbeats of the other replicas publish what a replica that has ended left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_invalidations_of_an_ended_replica_arrive() {
+    let redis = Redis::start().await;
+    let (writer, reader, shared) = (connect(&redis).await, connect(&redis).await, shared());
+    let sent = invalidate_until_one_waits(&redis, &writer, &shared).await;
+    drop(writer);
+    let all = async || (reader.counts.received.load(Ordering::Relaxed) == sent).then_some(());
+    eventually("all invalidations", all).await;
+}
+
+/// Returns the number of invalidations. The first one is published at once; one of the next ones waits.
+async fn invalidate_until_one_waits(redis: &Redis, writer: &Replica, shared: &FleetApp) -> usize {
+    let mut sent = 0;
+    while redis.command("EXISTS test:pending").await != ":1\r\n" {
+        writer.invalidate(shared, &Scope::Users(vec!["ann".to_owned()])).await;
+        sent += 1;
+    }
+    sent
+}
+
+/// No replica may keep pairs of which an invalidation was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emptied_redis_counts_as_missed_invalidations() {
+    let redis = Redis::start().await;
+    let (writer, reader, shared) = (connect(&redis).await, connect(&redis).await, shared());
+    let missed = |replica: &Replica| replica.counts.missed.load(Ordering::Relaxed);
+    assert_eq!((missed(&writer), missed(&reader)), (0, 0));
+    invalidate_until_one_waits(&redis, &writer, &shared).await;
+    redis.command("FLUSHALL").await;
+    for replica in [&writer, &reader] {
+        eventually("missed invalidations", async || (missed(replica) > 0).then_some(())).await;
+    }
+    assert_eq!((writer.mode(), reader.mode()), (Mode::Connected, Mode::Connected));
 }
 
 #[tokio::test]
