@@ -30,6 +30,8 @@ mod evict;
 mod exhaustion;
 mod faults;
 mod fleet;
+#[cfg(target_os = "linux")]
+mod fleet_chaos;
 mod fleet_cluster;
 mod fleet_failover;
 mod fleet_faults;
