@@ -103,7 +103,7 @@ fn app_status(
         },
         "cache": {
             "pairs": stats.cache_pairs,
-            "max_pairs": gateway.config.cache.max_pairs,
+            "max_pairs": gateway.config.cache.max_pairs * gateway.config.relation.kinds.len(),
             "hit_ratio": hit_ratio(&totals.pairs()),
         },
         "relations": relations(app, totals),

@@ -109,11 +109,14 @@ impl Fleet {
         if fetched.pairs.is_empty() {
             return;
         }
-        let command = self.store_command(&link, shared, fetched, redis_time);
+        let command = |pairs| self.store_command(&link, shared, &FetchedPairs { pairs, ..*fetched }, redis_time);
+        let commands: Vec<Pipeline> = fetched.pairs.chunks(PAIRS_PER_COMMAND).map(command).collect();
         let fleet = Arc::clone(self);
         tokio::spawn(async move {
             let _guard = guard;
-            let _ = fleet.query::<(u64,)>(&link, &command).await;
+            for command in commands {
+                let _ = fleet.query::<(u64,)>(&link, &command).await;
+            }
         });
     }
 

@@ -126,15 +126,17 @@ pub(crate) fn is_accepted(code: i64) -> bool {
         && disposition.retry != RetryClass::FreshSignature
 }
 
-/// Returns whether other arguments might succeed. An unknown code counts as such: then each pair gets a call of its own,
-/// as if its caller had called Chat directly.
-pub(crate) fn is_about_arguments(code: i64) -> bool {
+/// Returns whether other arguments might succeed where this command was answered with this code. An unknown code counts
+/// as such: then each pair gets a call of its own, as if its caller had called Chat directly.
+pub(crate) fn is_about_arguments(command: CommandName<'_>, code: i64) -> bool {
     match code {
         // The URL, or the command that it names.
         60002 | 60009 => false,
         // The app, or an account in the request: the vendor's pages disagree (1047/70349, 1047/34348).
         30002 => true,
-        _ if classify_code(code, RetryClass::Never).effect != Effect::None => false,
+        _ if effect_on(command, code) != Effect::None => false,
+        // Where it parks nothing, it is about one request.
+        30005 => true,
         _ => error_code::lookup(code)
             .is_none_or(|row| matches!(row.class, ErrorClass::Client | ErrorClass::NotFound | ErrorClass::Blocked)),
     }
@@ -242,11 +244,13 @@ mod tests {
     #[test]
     fn only_errors_of_arguments_are_looked_up_one_by_one() {
         for code in [30001, 30002, 30003, 60003, 60015, 30515, 70107, 123_456, -1] {
-            assert!(is_about_arguments(code), "{code}");
+            assert!(is_about_arguments(FOLLOW_CHECK, code), "{code}");
         }
         for code in [-14, 30005, 60002, 60007, 60008, 60009, 60016, 60017, 60020, 60026, 70001, 70009, 70050, 70051] {
-            assert!(!is_about_arguments(code), "{code}");
+            assert!(!is_about_arguments(FOLLOW_CHECK, code), "{code}");
         }
+        // Outside of the follow service it is about one request, see `effect_on`.
+        assert!(is_about_arguments(CommandName::parse("sns/friend_check").expect("a name"), 30005));
     }
 
     #[test]

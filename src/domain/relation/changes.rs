@@ -70,13 +70,13 @@ impl Targets {
         if self == Targets::PairList {
             return pair_list(body);
         }
-        let Some(repeats) = repeats(body) else { return Scope::All };
-        if repeats.outer {
+        let Some(Repeats { from, any }) = repeats(body) else { return Scope::All };
+        if from {
             return Scope::All;
         }
         let Some(From { from }) = read(body) else { return Scope::All };
         match self.names(body) {
-            Some(to) if !repeats.nested => Scope::Pairs(vec![UserPairs { from, to }]),
+            Some(to) if !any => Scope::Pairs(vec![UserPairs { from, to }]),
             _ => Scope::Users(vec![from]),
         }
     }
@@ -97,7 +97,7 @@ impl Targets {
 }
 
 fn pair_list(body: &[u8]) -> Scope {
-    let (Some(Repeats { outer: false, nested: false }), Some(PairList { pairs })) = (repeats(body), read(body)) else {
+    let (Some(Repeats { any: false, .. }), Some(PairList { pairs })) = (repeats(body), read(body)) else {
         return Scope::All;
     };
     let mut by_user: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -109,7 +109,7 @@ fn pair_list(body: &[u8]) -> Scope {
 
 fn removed_accounts(body: &[u8]) -> Scope {
     match (repeats(body), read::<Accounts>(body)) {
-        (Some(Repeats { outer: false, nested: false }), Some(accounts)) => {
+        (Some(Repeats { any: false, .. }), Some(accounts)) => {
             Scope::Users(accounts.items.into_iter().map(|Object(item)| item.user).collect())
         }
         _ => Scope::All,
@@ -118,7 +118,7 @@ fn removed_accounts(body: &[u8]) -> Scope {
 
 fn removed_robot(body: &[u8]) -> Scope {
     match (repeats(body), read::<Robot>(body)) {
-        (Some(Repeats { outer: false, nested: false }), Some(robot)) => Scope::Users(vec![robot.account]),
+        (Some(Repeats { any: false, .. }), Some(robot)) => Scope::Users(vec![robot.account]),
         _ => Scope::All,
     }
 }
@@ -177,22 +177,15 @@ struct Robot {
 /// in case count as equal.
 #[derive(Default)]
 struct Repeats {
-    /// The outermost object repeats one.
-    outer: bool,
-    /// A nested object repeats one.
-    nested: bool,
+    /// The outermost object repeats `From_Account`.
+    from: bool,
+    /// An object repeats any member.
+    any: bool,
 }
 
 /// Returns `None` if the body is not JSON.
 fn repeats(body: &[u8]) -> Option<Repeats> {
     serde_json::from_slice(body).ok()
-}
-
-impl Repeats {
-    /// Adds the repeats of a nested value.
-    fn add(&mut self, inner: &Repeats) {
-        self.nested |= inner.outer || inner.nested;
-    }
 }
 
 impl<'a> Deserialize<'a> for Repeats {
@@ -213,8 +206,11 @@ impl<'a> Visitor<'a> for RepeatsVisitor {
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Repeats, M::Error> {
         let (mut repeats, mut names) = (Repeats::default(), HashSet::new());
         while let Some((name, inner)) = map.next_entry::<String, Repeats>()? {
-            repeats.outer |= !names.insert(name.to_lowercase());
-            repeats.add(&inner);
+            let name = name.to_lowercase();
+            let is_from = name == "from_account";
+            let is_repeated = !names.insert(name);
+            repeats.from |= is_repeated && is_from;
+            repeats.any |= is_repeated || inner.any;
         }
         Ok(repeats)
     }
@@ -222,7 +218,7 @@ impl<'a> Visitor<'a> for RepeatsVisitor {
     fn visit_seq<S: SeqAccess<'a>>(self, mut list: S) -> Result<Repeats, S::Error> {
         let mut repeats = Repeats::default();
         while let Some(inner) = list.next_element::<Repeats>()? {
-            repeats.add(&inner);
+            repeats.any |= inner.any;
         }
         Ok(repeats)
     }
@@ -293,6 +289,9 @@ mod tests {
             r#"{"From_Account":"ann","FollowItem":[["bob"]]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":7}]}"#,
             r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","To\u005fAccount":"cyd"}]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}],"FollowItem":[{"To_Account":"cyd"}]}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}],"More":1,"more":2}"#,
+            r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob","From_Account":"x","From_Account":"y"}]}"#,
         ] {
             assert_eq!(scope(FOLLOW_ADD, body.as_bytes()), users(&["ann"]), "{body}");
         }

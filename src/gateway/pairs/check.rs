@@ -53,6 +53,8 @@ enum LookupEnd {
     CallerQuotaGranted,
     /// The call failed, or could not be made.
     Failed(Arc<CallResult>),
+    /// Time or quota ran out before every pair had a result. Those that had one by then are in `results`.
+    Late { joined: Vec<bool>, results: PairResults, error: GatewayError },
 }
 
 impl AppWorker {
@@ -103,6 +105,12 @@ impl AppWorker {
                     session.on_failure(LookupFailure::of(&result), now);
                     failure = Some(result);
                 }
+                LookupEnd::Late { joined, results, error } => {
+                    let result = Arc::new(Err(error));
+                    session.on_results(&joined, results, now);
+                    session.on_failure(LookupFailure::of(&result), now);
+                    failure = Some(result);
+                }
             }
         }
     }
@@ -128,22 +136,23 @@ impl AppWorker {
         };
         self.ensure_dispatcher(pairs);
         let LookupWait { mut rx, joined, ticket } = wait;
-        let received = match tokio::time::timeout_at(latest.into(), &mut rx).await {
-            Ok(received) => received,
-            Err(_) if ticket.is_queued() => {
-                drop(ticket);
-                return LookupEnd::Failed(Arc::new(Err(self.no_permit(pairs, context.queue.class, begun))));
-            }
-            Err(_) => match tokio::time::timeout_at(context.deadline.response.into(), rx).await {
-                Ok(received) => received,
-                Err(_) => return LookupEnd::Failed(Arc::new(Err(GatewayError::UpstreamTimeout))),
-            },
-        };
-        match received {
-            Ok(Ok(results)) => LookupEnd::Results { joined, results },
-            Ok(Err(failure)) => LookupEnd::Failed(failure),
+        let mut received = tokio::time::timeout_at(latest.into(), &mut rx).await;
+        let has_no_permit = received.is_err() && ticket.is_queued();
+        if received.is_err() && !has_no_permit {
+            received = tokio::time::timeout_at(context.deadline.response.into(), &mut rx).await;
+        }
+        let known = ticket.leave();
+        // The last result may have arrived just before.
+        match received.or_else(|_| rx.try_recv().map(Ok)) {
+            Ok(Ok(Ok(results))) => LookupEnd::Results { joined, results },
+            Ok(Ok(Err(failure))) => LookupEnd::Failed(failure),
             // The sender is dropped only by a panic.
-            Err(_) => LookupEnd::Failed(Arc::new(Err(GatewayError::Internal))),
+            Ok(Err(_)) => LookupEnd::Failed(Arc::new(Err(GatewayError::Internal))),
+            Err(_) if has_no_permit => {
+                let error = self.no_permit(pairs, context.queue.class, begun);
+                LookupEnd::Late { joined, results: known, error }
+            }
+            Err(_) => LookupEnd::Late { joined, results: known, error: GatewayError::UpstreamTimeout },
         }
     }
 
@@ -278,13 +287,18 @@ impl TicketGuard<'_> {
     fn is_queued(&self) -> bool {
         self.pairs.lookups().scheduler.is_queued(self.ticket)
     }
+
+    /// Removes the request, and returns the results that it has by then.
+    fn leave(&self) -> PairResults {
+        let mut lookups = self.pairs.lookups();
+        lookups.scheduler.cancel(self.ticket);
+        lookups.waiters.remove(self.ticket)
+    }
 }
 
 impl Drop for TicketGuard<'_> {
     fn drop(&mut self) {
-        let mut lookups = self.pairs.lookups();
-        lookups.waiters.remove(self.ticket);
-        lookups.scheduler.cancel(self.ticket);
+        self.leave();
     }
 }
 

@@ -175,7 +175,9 @@ impl App {
         };
         let outcome = match (&items, &result) {
             (Some(Some(items)), _) => BatchOutcome::Answered(items),
-            (None, Ok(response)) if outcome::is_about_arguments(response.error_code) => BatchOutcome::RejectedArguments,
+            (None, Ok(response)) if outcome::is_about_arguments(kind.check, response.error_code) => {
+                BatchOutcome::RejectedArguments
+            }
             _ => BatchOutcome::Failed,
         };
         let mut lookups = pairs.lookups();

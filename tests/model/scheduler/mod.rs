@@ -305,13 +305,15 @@ impl Simulation {
         let relation = self.below(KINDS.len());
         let service = &mut self.services[relation];
         let Some((ticket, mut reader)) = service.waiting.pop_first() else { return Ok(()) };
-        service.waiters.remove(ticket);
+        let known = service.waiters.remove(ticket);
         service.scheduler.cancel(ticket);
         if self.below(2) == 0 {
             return Ok(());
         }
         reader.was_late = true;
         let late = LookupFailure { allows_stale: false, missing: Some(MissingReason::NoTime) };
+        let (_, joined) = reader.lookup.take().ok_or("it looks nothing up")?;
+        reader.session.on_results(&joined, known, self.now());
         reader.session.on_failure(late, self.now());
         self.proceed(reader)
     }

@@ -41,9 +41,9 @@ impl<H> Waiters<H> {
         self.0.insert(ticket, Waiting { missing: pairs, results: Vec::with_capacity(pairs), handle });
     }
 
-    /// Removes a request that no longer waits.
-    pub fn remove(&mut self, ticket: Ticket) {
-        self.0.remove(&ticket);
+    /// Removes a request that no longer waits, and returns the results that it has by then.
+    pub fn remove(&mut self, ticket: Ticket) -> PairResults {
+        self.0.remove(&ticket).map(|waiting| waiting.results).unwrap_or_default()
     }
 
     /// Returns the handle of a waiting request.
@@ -116,10 +116,12 @@ mod tests {
     }
 
     #[test]
-    fn results_of_a_removed_request_are_dropped() {
+    fn removed_request_gets_the_results_so_far_and_no_more() {
         let mut waiters = Waiters::default();
-        waiters.insert(Ticket(1), 1, ());
-        waiters.remove(Ticket(1));
+        waiters.insert(Ticket(1), 2, ());
+        assert!(waiters.deliver(vec![verbatim(1, 1)]).is_empty());
+        assert_eq!(waiters.remove(Ticket(1)).iter().map(|(slot, _)| *slot).collect::<Vec<_>>(), [1]);
+        assert!(waiters.remove(Ticket(1)).is_empty());
         assert!(waiters.deliver(vec![verbatim(1, 0)]).is_empty() && waiters.handle(Ticket(1)).is_none());
     }
 }
