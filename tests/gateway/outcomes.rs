@@ -192,9 +192,9 @@ async fn sensitive_word_of_one_caller_parks_nothing() {
     let rejection = error_response(30005, "sensitive word");
     for _ in 0..3 {
         chat.reply_once(Reply::json(rejection.clone()));
-        gateway.call("sns/friend_add", "{}").await.assert_relayed(200, &rejection);
+        gateway.call("sns/friend_update", "{}").await.assert_relayed(200, &rejection);
     }
-    gateway.call("sns/friend_add", "{}").await.assert_relayed(200, OK);
+    gateway.call("sns/friend_update", "{}").await.assert_relayed(200, OK);
 }
 
 #[tokio::test]

@@ -487,7 +487,7 @@ fn responses_reflect_acknowledged_writes_in_a_million_steps() {
         responses += Simulation::run(seed, 2000, None).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
     eprintln!("{responses} responses");
-    assert!(responses > 100_000, "{responses} responses prove nothing");
+    assert!(responses > 80_000, "{responses} responses prove nothing");
 }
 
 #[test]
