@@ -5,6 +5,9 @@
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
 
+#[path = "corpus/peers.rs"]
+mod peers;
+
 #[path = "support/suites.rs"]
 mod suites;
 
@@ -17,6 +20,11 @@ const LEN_MAX: u64 = 300 * 1024;
 /// Mutated copies of each file; `CHATGATE_FUZZ_ROUNDS` overrides it.
 const ROUNDS: u64 = 50;
 
+/// Mutated copies of each input.
+fn rounds() -> u64 {
+    std::env::var("CHATGATE_FUZZ_ROUNDS").map_or(ROUNDS, |text| text.parse().expect("a number"))
+}
+
 /// Runs a target on every file of its folder, and on mutated copies that are the same in every run.
 fn each_file(target: &str, run: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -25,11 +33,10 @@ fn each_file(target: &str, run: impl Fn(&[u8])) {
     paths.sort();
     let files: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).expect("a file")).collect();
     assert!(files.len() >= 5, "{} has {} files", folder.display(), files.len());
-    let rounds = std::env::var("CHATGATE_FUZZ_ROUNDS").ok().map(|text| text.parse().expect("a number"));
     for (path, file) in paths.iter().zip(&files) {
         eprintln!("{}", path.display());
         run(file);
-        for seed in 0..rounds.unwrap_or(ROUNDS) {
+        for seed in 0..rounds() {
             let bytes = mutated(file, &files, seed);
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&bytes)));
             assert!(outcome.is_ok(), "{}, mutated by seed {seed}: b\"{}\"", path.display(), bytes.escape_ascii());

@@ -25,12 +25,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A request as one reader parses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
-    method: String,
-    target: String,
-    host: Option<Vec<u8>>,
+pub struct Seen {
+    /// The method.
+    pub method: String,
+    /// The target.
+    pub target: String,
+    /// The value of Host.
+    pub host: Option<Vec<u8>>,
     /// `None` if the body is truncated.
-    body: Option<Vec<u8>>,
+    pub body: Option<Vec<u8>>,
+}
+
+/// Returns the requests that chatgate finds in a connection: hyper reads what our reader accepts.
+pub fn requests(bytes: &[u8]) -> Vec<Seen> {
+    let sound = follow(bytes, bytes.len().max(1)).map_or_else(|stop| &bytes[..stop.valid_len], |_| bytes);
+    if sound.starts_with(b"PRI * HTTP/2.0\r\n") {
+        return Vec::new();
+    }
+    let mut ours = split(sound);
+    ours.truncate(hyper_reads(sound, sound.len().max(1)).0.len());
+    ours
 }
 
 /// Reads the bytes as one connection.

@@ -156,6 +156,12 @@ async fn malformed_chunks_are_rejected() {
         "2\r\n{}\r\n0\r\n folded: x\r\n\r\n",
         "2\r\n{}\r\n0\r\nX : y\r\n\r\n",
         "2\r\n{}\r\n0\r\nX: y\n\r\n",
+        "2;\r\n{}\r\n0\r\n\r\n",
+        "2;a=\"b\r\n{}\r\n0\r\n\r\n",
+        "2\r\n{}\r\n0; a\r\n\r\n",
+        "2\r\n{}\r\n0\r\nHost: evil.example\r\n\r\n",
+        "2\r\n{}\r\n0\r\nContent-Length: 2\r\n\r\n",
+        "2\r\n{}\r\n0\r\ntransfer-encoding: chunked\r\n\r\n",
     ] {
         assert_rejected_everywhere(&gateway, &chat, &raw(CHUNKED, chunks)).await;
     }
@@ -208,6 +214,10 @@ async fn malformed_request_headers_are_rejected() {
         (" /v4", " /\u{e9}/v4"),
         (" /v4", " /\0/v4"),
         (" /v4", " /\u{7f}/v4"),
+        (" /v4", " v4"),
+        (" /v4", " localhost/v4"),
+        (" /v4", " http:/v4"),
+        (" /v4", " ?/v4"),
         ("POST", "PO ST"),
         ("POST", "PO(T"),
         ("POST", ""),

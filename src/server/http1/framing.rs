@@ -3,6 +3,7 @@
 //! It is stricter than hyper in everything. So while it rejects nothing, both find the same ends of requests, and a
 //! request that it rejects never reaches hyper complete.
 
+use super::chunk;
 use super::head::{Framing, Head, HeadError, Malformed, field};
 use crate::http::headers::HEAD_LEN_MAX;
 
@@ -10,8 +11,9 @@ use crate::http::headers::HEAD_LEN_MAX;
 const CHUNK_EXTRA_LEN_MAX: usize = 16 * 1024;
 /// Maximum number of trailer lines, as in hyper.
 const TRAILERS_MAX: usize = 100;
-/// Maximum number of hexadecimal digits of a chunk size: up to 2^60.
-const SIZE_DIGITS_MAX: usize = 15;
+/// Headers for framing and routing, which trailers must not contain (RFC 9110 section 6.5.1). hyper drops them, and other
+/// readers merge them into the headers.
+const NOT_IN_TRAILERS: [&[u8]; 3] = [b"host", b"content-length", b"transfer-encoding"];
 /// First byte of a TLS handshake (RFC 8446 section 5.1). What follows may have no line end for a long time.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -179,7 +181,7 @@ impl FramingTracker {
                 Some(Framing::Http2) => return Err(Malformed::Http2.into()),
             },
             FramingState::ChunkSize => {
-                self.state = match chunk_size(line)? {
+                self.state = match chunk::size(line)? {
                     0 => FramingState::Trailers { len: 0, lines: 0 },
                     size => FramingState::Chunk { left: size },
                 }
@@ -190,7 +192,10 @@ impl FramingTracker {
             FramingState::Trailers { lines: TRAILERS_MAX.., .. } => return Err(Malformed::Trailer.into()),
             FramingState::Trailers { len, lines } => {
                 let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
-                field(text).map_err(|_| Malformed::Trailer)?;
+                let (name, _) = field(text).map_err(|_| Malformed::Trailer)?;
+                if NOT_IN_TRAILERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
+                    return Err(Malformed::Trailer.into());
+                }
                 self.state = FramingState::Trailers { len: len + line.len(), lines: lines + 1 };
             }
             // These have no lines.
@@ -210,20 +215,6 @@ impl FramingTracker {
 /// Whether there is a CR before the last byte, which may still get its LF.
 fn has_stray_cr(part: &[u8]) -> bool {
     memchr::memchr(b'\r', part).is_some_and(|at| at + 1 < part.len())
-}
-
-/// Reads the size of a chunk: hexadecimal digits, and maybe an extension (RFC 9112 section 7.1).
-fn chunk_size(line: &[u8]) -> Result<u64, HeadError> {
-    let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
-    let digits = text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let (digits, extension) = text.split_at(digits);
-    let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
-    let is_valid = extension.is_empty() || (extension[0] == b';' && extension.iter().all(is_text));
-    if !(1..=SIZE_DIGITS_MAX).contains(&digits.len()) || !is_valid {
-        return Err(Malformed::Chunk.into());
-    }
-    let digits = std::str::from_utf8(digits).map_err(|_| Malformed::Chunk)?;
-    u64::from_str_radix(digits, 16).map_err(|_| Malformed::Chunk.into())
 }
 
 #[cfg(test)]
@@ -298,6 +289,9 @@ mod tests {
             ("1\r\na\n", 1, Chunk),
             ("0\r\nno colon\r\n", 1, Trailer),
             ("0\r\n folded: x\r\n", 1, Trailer),
+            ("0\r\nHost: h\r\n", 1, Trailer),
+            ("0\r\ncontent-LENGTH: 2\r\n", 1, Trailer),
+            ("0\r\nTransfer-Encoding: chunked\r\n", 1, Trailer),
             ("0\r\n\n", 1, LineEnd),
         ] {
             assert_eq!(read(&format!("{head}{chunks}")), Err((4 + lines, cause.into(), false)), "{chunks:?}");

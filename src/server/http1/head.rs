@@ -40,6 +40,7 @@ pub enum Malformed {
     RequestLine,
     Method,
     Target,
+    TargetForm,
     Version,
     Field,
     Folded,
@@ -64,6 +65,7 @@ impl Malformed {
             Malformed::RequestLine => "the request line is not METHOD TARGET HTTP/1.1, separated by single spaces",
             Malformed::Method => "the method contains a character that is not allowed there",
             Malformed::Target => "the request target contains a character that is not allowed there, or a '#'",
+            Malformed::TargetForm => "the request target is neither a path nor an absolute URL",
             Malformed::Version => "the version is not HTTP/1.1 or HTTP/1.0",
             Malformed::Field => "a header line is not NAME: VALUE, or contains a character that is not allowed there",
             Malformed::Folded => "a header line begins with a space or has one before the colon",
@@ -75,7 +77,7 @@ impl Malformed {
             Malformed::Coding => "the Transfer-Encoding is not \"chunked\", once",
             Malformed::CodingIn10 => "HTTP/1.0 has no Transfer-Encoding",
             Malformed::Chunk => "the size or the end of a chunk is not well-formed",
-            Malformed::Trailer => "a trailer line is not well-formed, or there are too many",
+            Malformed::Trailer => "a trailer line is not well-formed or not allowed, or there are too many",
         }
     }
 }
@@ -204,11 +206,21 @@ fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
         let has_space = target.contains(&b' ');
         return Err(if has_space { Malformed::RequestLine } else { Malformed::Target }.into());
     }
-    match version {
-        b"HTTP/1.1" => Ok(HttpVersion::Http11),
-        b"HTTP/1.0" => Ok(HttpVersion::Http10),
-        _ => Err(Malformed::Version.into()),
-    }
+    let version = match version {
+        b"HTTP/1.1" => HttpVersion::Http11,
+        b"HTTP/1.0" => HttpVersion::Http10,
+        _ => return Err(Malformed::Version.into()),
+    };
+    if target[0] == b'/' || has_other_form(method, target) { Ok(version) } else { Err(Malformed::TargetForm.into()) }
+}
+
+/// Whether a target that is not a path has another form of RFC 9112 section 3.2: absolute, authority, or asterisk. The
+/// schemes that are served consist of letters.
+#[cold]
+fn has_other_form(method: &[u8], target: &[u8]) -> bool {
+    let scheme = target.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+    let is_absolute = scheme > 0 && target[scheme..].strip_prefix(b"://").is_some_and(|rest| !rest.is_empty());
+    is_absolute || method == b"CONNECT" || target == b"*"
 }
 
 /// Splits a field line into its name and its trimmed value (RFC 9112 section 5).
@@ -231,6 +243,11 @@ fn not_a_field(name: &[u8]) -> HeadError {
     let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let is_folded = is_space(name.first()) || is_space(name.last());
     if is_folded { Malformed::Folded.into() } else { Malformed::Field.into() }
+}
+
+/// Returns the length of the token at the beginning (RFC 9110 section 5.6.2).
+pub(super) fn token_len(text: &[u8]) -> usize {
+    text.iter().take_while(|byte| CLASSES[usize::from(**byte)] & TOKEN != 0).count()
 }
 
 /// Whether all bytes are of a class. It does not stop at the first that is not: nearly always all are.
@@ -361,10 +378,19 @@ mod tests {
             ("PO(T /a HTTP/1.1", Method),
             ("POST /\u{e9} HTTP/1.1", Target),
             ("POST\t/a HTTP/1.1", RequestLine),
+            ("POST a HTTP/1.1", TargetForm),
+            ("POST ** HTTP/1.1", TargetForm),
+            ("POST localhost:80 HTTP/1.1", TargetForm),
+            ("POST http:/a HTTP/1.1", TargetForm),
+            ("POST http:// HTTP/1.1", TargetForm),
+            ("POST ://h/a HTTP/1.1", TargetForm),
+            ("POST h2://h/a HTTP/1.1", TargetForm),
         ] {
             assert_eq!(read(&format!("{line}\r\nHost: h\r\n\r\n")), Err(cause.into()), "{line:?}");
         }
-        assert_eq!(read("\r\n\r\nGET * HTTP/1.0\r\n\r\n"), Ok(Some(Framing::Length(0))));
+        for line in ["GET * HTTP/1.0", "POST http://h/a HTTP/1.0", "CONNECT localhost:80 HTTP/1.0"] {
+            assert_eq!(read(&format!("\r\n\r\n{line}\r\n\r\n")), Ok(Some(Framing::Length(0))), "{line:?}");
+        }
         assert_eq!(read("PRI * HTTP/2.0\r\n\r\n"), Ok(Some(Framing::Http2)));
         assert_eq!(read("\r\nPRI * HTTP/2.0\r\n\r\n"), Err(Malformed::Version.into()));
     }
