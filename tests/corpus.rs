@@ -92,7 +92,19 @@ fn json_texts_of_another_suite() {
             targets::answer::run(text);
             targets::envelope::run(text);
             targets::webhook::run(text);
+            targets::scan::run(text);
         }
+    }
+}
+
+#[test]
+fn mutated_json_texts_of_another_suite() {
+    let texts: Vec<_> =
+        suites::json_texts().iter().map(|case| [b"{\"n\":1,\"a\":", &*case.bytes, b"}"].concat()).collect();
+    for (text, seed) in texts.iter().flat_map(|text| (0..rounds()).map(move |seed| (text, seed))) {
+        let bytes = mutated(text, &texts, seed);
+        let outcome = std::panic::catch_unwind(|| targets::scan::run(&bytes));
+        assert!(outcome.is_ok(), "b\"{}\"", bytes.escape_ascii());
     }
 }
 
@@ -126,4 +138,4 @@ macro_rules! targets {
     };
 }
 
-targets! { answer config envelope http1 path_and_query question tunnel usersig webhook }
+targets! { answer config envelope http1 path_and_query question scan tunnel usersig webhook }

@@ -11,6 +11,7 @@ pub mod http1;
 pub mod json;
 pub mod path_and_query;
 pub mod question;
+pub mod scan;
 pub mod tunnel;
 pub mod usersig;
 pub mod webhook;
