@@ -138,4 +138,4 @@ macro_rules! targets {
     };
 }
 
-targets! { answer config envelope http1 path_and_query question scan tunnel usersig webhook }
+targets! { answer config envelope http1 http2 path_and_query question scan tunnel usersig webhook }

@@ -6,12 +6,9 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::Future as _;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Context;
 
 use bytes::Bytes;
 use chatgate::http::headers::HEAD_LEN_MAX;
@@ -21,7 +18,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::stream::{Pieces, Woken};
 
 /// A request as one reader parses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,29 +213,18 @@ fn hyper_reads(bytes: &[u8], size: usize) -> (Vec<Seen>, bool) {
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(HEAD_LEN_MAX);
-    let pieces = Pieces { bytes: bytes.to_vec(), at: 0, size };
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(pieces), service));
-    let woken = Arc::new(Woken(AtomicBool::new(true)));
-    let waker = Waker::from(Arc::clone(&woken));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Pieces::new(bytes, size)), service));
+    let (woken, waker) = Woken::new();
     let mut is_waiting = true;
     // After the last byte the stream stays pending, so that hyper finishes all complete requests and waits. (EOF would
     // make it drop the request in progress.)
-    while woken.0.swap(false, Ordering::AcqRel) {
+    while woken.take() {
         is_waiting = connection.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
         if !is_waiting {
             break;
         }
     }
     (seen.take(), is_waiting)
-}
-
-/// Whether the waker was called.
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 async fn record(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -256,37 +243,4 @@ async fn record(request: Request<Incoming>, seen: Rc<RefCell<Vec<Seen>>>) -> Res
     let mut response = Response::new(Full::new(Bytes::new()));
     *response.status_mut() = StatusCode::NOT_FOUND;
     Ok(response)
-}
-
-/// A stream that yields bytes in chunks and then stays pending; writes are discarded.
-struct Pieces {
-    bytes: Vec<u8>,
-    at: usize,
-    size: usize,
-}
-
-impl AsyncRead for Pieces {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.at == self.bytes.len() {
-            return Poll::Pending;
-        }
-        let len = self.size.min(buf.remaining()).min(self.bytes.len() - self.at);
-        buf.put_slice(&self.bytes[self.at..self.at + len]);
-        self.at += len;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Pieces {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }

@@ -93,12 +93,13 @@ pub fn check_origin_and_host(
 /// # Errors
 /// `head_too_large`, `uri_too_long` or `bad_request`.
 pub fn check_shape(head: &Parts, headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
-    // RFC 9113 section 8.3.1: a request has a scheme, which RFC 3986 section 3.1 does not allow to be empty.
+    // RFC 9113 section 8.3.1: a request has a scheme, which begins with a letter (RFC 3986 section 3.1).
+    let begins_with_letter = |scheme: &str| scheme.starts_with(|first: char| first.is_ascii_alphabetic());
     if head.version >= Version::HTTP_2
         && head.uri.authority().is_some()
-        && head.uri.scheme_str().is_none_or(str::is_empty)
+        && !head.uri.scheme_str().is_some_and(begins_with_letter)
     {
-        return Err(GatewayError::BadRequest("its :scheme is empty"));
+        return Err(GatewayError::BadRequest("its :scheme is empty or does not begin with a letter"));
     }
     check_head_size(headers)?;
     check_framing(headers)?;
@@ -119,7 +120,9 @@ fn check_head_size(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
 fn check_framing(headers: &RequestHeaders<'_>) -> Result<(), GatewayError> {
     let (length, codings) = (headers.content_length, headers.transfer_encoding);
     let is_chunked = codings.single().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    let is_clear = if codings.is_present() { is_chunked && !length.is_present() } else { !length.is_repeated() };
+    // h2 accepts an empty length.
+    let is_length = length.first().is_none_or(|length| !length.is_empty()) && !length.is_repeated();
+    let is_clear = if codings.is_present() { is_chunked && !length.is_present() } else { is_length };
     if is_clear { Ok(()) } else { Err(GatewayError::BadRequest("the length of its body is given twice or unclear")) }
 }
 
@@ -230,6 +233,8 @@ mod tests {
         let twice = [("host", "localhost"), ("transfer-encoding", "chunked"), ("content-length", "2")];
         assert_eq!(checked("POST", good, &twice), "bad_request");
         assert_eq!(checked("POST", good, &twice[..2]), "ok");
+        let length = |length| checked("POST", good, &[("host", "localhost"), ("content-length", length)]);
+        assert_eq!([length("2"), length("")], ["ok", "bad_request"]);
         assert_eq!(checked("GET", good, &[("host", "localhost")]), "method_not_allowed");
         assert_eq!(checked("GET", "/x", &[("host", "localhost")]), "not_found");
         assert_eq!(checked("POST", "http://gate.internal/v4/a/b", &[("host", "localhost")]), "not_found");

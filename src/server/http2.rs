@@ -12,7 +12,7 @@ const END_HEADERS: u8 = 4;
 
 /// Follows the bytes from the first one of a connection.
 #[derive(Debug)]
-pub(super) struct H2FrameTracker {
+pub struct H2FrameTracker {
     state: FrameState,
     in_header_block: bool,
 }
@@ -37,7 +37,7 @@ impl Default for H2FrameTracker {
 
 impl H2FrameTracker {
     /// Follows the next bytes, however they are split.
-    pub(super) fn follow(&mut self, mut bytes: &[u8]) {
+    pub fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let taken = match &mut self.state {
                 FrameState::NotHttp2 => return,
@@ -78,7 +78,7 @@ impl H2FrameTracker {
     }
 
     /// Whether a request's headers or trailers have begun and are incomplete.
-    pub(super) fn in_header_block(&self) -> bool {
+    pub fn in_header_block(&self) -> bool {
         self.in_header_block
     }
 

@@ -6,7 +6,7 @@
 mod connection;
 pub(crate) mod connection_limit;
 pub mod http1;
-mod http2;
+pub mod http2;
 mod lent;
 mod lingering;
 pub(crate) mod listener;

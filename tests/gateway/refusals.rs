@@ -327,13 +327,14 @@ async fn absolute_form_to_the_own_address_is_served() {
 }
 
 #[tokio::test]
-async fn empty_scheme_is_a_bad_request() {
+async fn invalid_scheme_is_a_bad_request() {
     let chat = FakeChat::start().await;
     let gateway = Setup::new(&chat).start().await;
     let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
     // Static table (RFC 7541 appendix A): 3 is `:method: POST`, 6 `:scheme: http`, 8 `:status: 200`, 12 `:status: 400`.
     // 4, 6, and 1 are also the names `:path`, `:scheme`, and `:authority`.
-    for (scheme, status) in [(&[0x86][..], 0x88), (&[0x06, 0], 0x8c)] {
+    for (scheme, status) in [(&b"\x86"[..], 0x88), (b"\x06\0", 0x8c), (b"\x06\x05https", 0x88), (b"\x06\x040ttp", 0x8c)]
+    {
         let path = text(&format!("/v4/{CALL}"));
         let block = [&[0x83][..], scheme, &[0x04], &path, &[0x01], &text("localhost")].concat();
         let mut raw = RawHttp2::open(gateway.address()).await;
@@ -347,7 +348,7 @@ async fn empty_scheme_is_a_bad_request() {
         };
         assert_eq!(response.first(), Some(&status), "{scheme:?}");
     }
-    assert_eq!(chat.call_count(), 1);
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]
