@@ -44,6 +44,7 @@ mod forward;
 mod freshness;
 #[cfg(target_os = "linux")]
 mod h2_floods;
+mod h2_peers;
 mod http;
 mod json;
 mod leaks;
