@@ -17,9 +17,8 @@
 //! Marks are in arrays indexed by hash. Two pairs with the same slot share their marks, which costs an occasional lookup
 //! and never gives a wrong response.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::pair::{Pair, PairKey, UserKey};
+use super::sync::{AtomicU64, Ordering, zeroed};
 use crate::domain::tick::Tick;
 
 /// Slots for the marks of pairs: 2 MiB, of which untouched pages take no memory. At 100 writes per second and a ttl of
@@ -50,8 +49,8 @@ impl Fence {
     /// Returns an unmarked fence. The model uses one with few slots, since it makes a fence for every step.
     pub(crate) fn with_slots(pairs: usize, users: usize) -> Self {
         Self {
-            pairs: bytemuck::zeroed_slice_box(pairs),
-            users: bytemuck::zeroed_slice_box(users),
+            pairs: zeroed(pairs),
+            users: zeroed(users),
             app: AtomicU64::new(0),
             latest: AtomicU64::new(0),
             version: AtomicU64::new(0),
@@ -113,53 +112,4 @@ impl Fence {
 
 fn read(slot: &AtomicU64) -> u64 {
     slot.load(Ordering::SeqCst)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::pair::UserHasher;
-    use super::*;
-
-    fn pair(from: &str, to: &str) -> Pair {
-        let hasher = UserHasher::new(&[1; 16]);
-        Pair { from: hasher.user(from), to: hasher.user(to) }
-    }
-
-    fn at(micros: u64) -> Tick {
-        Tick::from_micros(micros)
-    }
-
-    #[test]
-    fn only_results_sent_after_the_last_mark_are_admitted() {
-        let fence = Fence::default();
-        let ab = pair("ann", "bob");
-        assert!(fence.admits(ab, at(1)));
-        fence.mark_pair(ab.key(), at(10));
-        assert!(!fence.admits(ab, at(9)));
-        assert!(!fence.admits(ab, at(10)), "the same time may be before the write");
-        assert!(fence.admits(ab, at(11)));
-        assert!(!fence.admits(ab.flipped(), at(9)), "the flipped pair is the same pair");
-        assert!(fence.admits(pair("ann", "cyd"), at(9)), "other pairs of the user are not marked");
-    }
-
-    #[test]
-    fn marks_never_move_back() {
-        let fence = Fence::default();
-        let ab = pair("ann", "bob");
-        fence.mark_pair(ab.key(), at(20));
-        fence.mark_pair(ab.key(), at(10));
-        assert_eq!(fence.last_mark(ab), at(20));
-    }
-
-    #[test]
-    fn marks_of_a_user_and_an_app_cover_their_pairs() {
-        let fence = Fence::default();
-        fence.mark_user(pair("ann", "bob").from, at(10));
-        assert!(!fence.admits(pair("ann", "bob"), at(10)));
-        assert!(!fence.admits(pair("cyd", "ann"), at(10)));
-        assert!(fence.admits(pair("cyd", "bob"), at(10)));
-        fence.mark_all(at(12));
-        assert!(!fence.admits(pair("cyd", "bob"), at(12)));
-        assert!(fence.admits(pair("cyd", "bob"), at(13)));
-    }
 }

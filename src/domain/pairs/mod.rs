@@ -19,3 +19,12 @@ pub mod item;
 pub mod lookups;
 pub mod pair;
 pub mod scope;
+mod sync;
+
+// Not in their files, which tests/loom compiles with other atomics.
+#[cfg(test)]
+#[path = "../../../tests/unit/fence.rs"]
+mod fence_tests;
+#[cfg(test)]
+#[path = "../../../tests/unit/pair_cache.rs"]
+mod pair_cache_tests;
