@@ -11,6 +11,7 @@ pub mod json;
 pub mod pairs;
 pub(crate) mod policy;
 pub mod quote;
+pub mod reads;
 pub mod relation;
 pub mod tick;
 pub mod verified_signatures;
