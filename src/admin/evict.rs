@@ -52,9 +52,9 @@ pub(super) fn read<'a>(gateway: &'a Gateway, body: &[u8]) -> Result<Eviction<'a>
 }
 
 /// Evicts pairs of an app from this replica and the other ones. Returns `pairs`, `user`, or `all`.
-pub(super) async fn evict(app: &App, scope: &Scope) -> &'static str {
-    app.invalidate_everywhere(scope).await;
+pub(super) async fn evict(app: &App, scope: Scope) -> &'static str {
     let evicted = scope.name();
+    app.invalidate_everywhere(&scope.into()).await;
     tracing::info!(app = %app.name, evicted, "cached pairs evicted by an admin action");
     evicted
 }

@@ -11,7 +11,7 @@ use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, Outcome};
 use crate::telemetry::metrics::text::{Exposition, MetricKind};
-use crate::telemetry::metrics::{AppTotals, SOURCES};
+use crate::telemetry::metrics::{AppTotals, ReadSource, SOURCES};
 use crate::telemetry::trace::DropCause;
 
 /// Returns all metrics in Prometheus' text format.
@@ -25,6 +25,7 @@ pub(super) fn render(state: &State) -> String {
     requests(&mut text, &apps);
     calls(&mut text, &apps[..names.len()]);
     relations(&mut text, gateway, &apps[..names.len()]);
+    cached_reads(&mut text, gateway, &apps[..names.len()]);
     callers(&mut text, gateway, &names);
     app_gauges(&mut text, gateway, &names);
     webhooks(&mut text, gateway);
@@ -106,6 +107,31 @@ fn relations(text: &mut Exposition, gateway: &Gateway, apps: &[(&str, &AppTotals
             }
         }
     }
+}
+
+/// Writes the metrics of cached reads, if there are any.
+fn cached_reads(text: &mut Exposition, gateway: &Gateway, apps: &[(&str, &AppTotals)]) {
+    if gateway.config.cache.commands.is_empty() {
+        return;
+    }
+    let name = "chatgate_read_cache_requests_total";
+    let help =
+        "Cached reads answered, by source: hit, joined, fetched, stale, bypass (neither read from the cache nor kept).";
+    text.begin(name, MetricKind::Counter, help);
+    for (app, totals) in apps {
+        for (command, totals) in
+            totals.commands.iter().filter(|(_, totals)| totals.reads.iter().any(|count| *count > 0))
+        {
+            for (source, count) in ReadSource::ALL.iter().zip(totals.reads) {
+                let labels = [("app", *app), ("command", &command.text()), ("source", source.text())];
+                text.sample(name, &labels, count);
+            }
+        }
+    }
+    let help = "Cached responses of other reads, with their requests, in bytes, including expired ones.";
+    text.single("chatgate_read_cache_bytes", MetricKind::Gauge, help, gateway.reads.bytes());
+    let help = "Cached responses of other reads, including expired ones.";
+    text.single("chatgate_read_cache_entries", MetricKind::Gauge, help, gateway.reads.len());
 }
 
 /// Writes the metrics of configured callers that have sent a request.

@@ -241,7 +241,7 @@ impl Admin {
                 if let Some(audit) = audit {
                     audit.app = Some(app.name.to_string());
                 }
-                let evicted = evict::evict(app, &scope).await;
+                let evicted = evict::evict(app, scope).await;
                 Ok(json(&serde_json::json!({ "evicted": evicted })))
             }
             AdminAction::SetLogLevel => {

@@ -19,7 +19,7 @@ use crate::platform;
 use crate::telemetry::log;
 use crate::telemetry::metrics::histogram::HistogramSnapshot;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
-use crate::telemetry::metrics::{AppTotals, PairCounts, SOURCES};
+use crate::telemetry::metrics::{AppTotals, CommandTotals, PairCounts, ReadSource, SOURCES};
 
 /// Returns the document.
 pub(super) fn render(state: &State) -> Value {
@@ -41,6 +41,7 @@ pub(super) fn render(state: &State) -> Value {
         "admin_connections": capacity(state.admin_limit.in_use(), config.server.admin_max_connections),
         "requests_in_flight": capacity(gateway.requests.in_use(), config.server.max_requests),
         "buffered_bytes": capacity(gateway.buffered.in_use(), config.server.max_buffered),
+        "read_cache": read_cache(gateway),
         "log": {
             "level": log::level().map(|level| level.as_str().to_ascii_lowercase()),
             "lines_dropped": log::dropped_lines(),
@@ -107,6 +108,7 @@ fn app_status(
             "hit_ratio": hit_ratio(&totals.pairs()),
         },
         "relations": relations(app, totals),
+        "cached_reads": cached_reads(totals),
         "queue": { "pairs_queued": stats.pairs_queued, "pairs_waited_for": stats.pairs_waiting },
         "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
@@ -122,6 +124,30 @@ fn app_status(
             "quota_wait_ms": percentiles(&totals.quota_wait),
         },
     })
+}
+
+/// Returns the size of the cache of other reads; `None` if no command is cached.
+fn read_cache(gateway: &Gateway) -> Option<Value> {
+    let reads = &gateway.reads;
+    let entry = || json!({ "bytes": { "now": reads.bytes(), "max": reads.max_bytes() }, "entries": reads.len() });
+    (!gateway.config.cache.commands.is_empty()).then(entry)
+}
+
+/// Returns the cached reads that were requested, by command.
+fn cached_reads(totals: &AppTotals) -> Vec<Value> {
+    let requested = totals.commands.iter().filter(|(_, totals)| totals.reads.iter().any(|count| *count > 0));
+    let row = |(command, totals): &(CommandLabel, CommandTotals)| {
+        let [hit, joined, fetched, stale, _] = totals.reads;
+        let all = hit + joined + fetched + stale;
+        let mut row: Map<String, Value> = Map::new();
+        row.insert("command".to_owned(), command.text().into());
+        row.extend(
+            ReadSource::ALL.iter().zip(totals.reads).map(|(source, count)| (source.text().to_owned(), count.into())),
+        );
+        row.insert("hit_ratio".to_owned(), (all > 0).then(|| rounded((hit + stale) as f64 / all as f64)).into());
+        Value::Object(row)
+    };
+    requested.map(row).collect()
 }
 
 /// Returns the configured callers that have sent a request, those with the most calls first.

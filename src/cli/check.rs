@@ -221,6 +221,12 @@ fn write_limits(out: &mut String, config: &Config) -> fmt::Result {
     write_relations(out, &config.relation)?;
     let per = if config.relation.kinds.len() > 1 { "app and relation" } else { "app" };
     writeln!(out, "cache           {} pairs per {per}, each for {}", cache.max_pairs, show_duration(cache.ttl))?;
+    if !cache.commands.is_empty() {
+        writeln!(out, "cached reads    up to {} of responses", show_size(cache.max_bytes))?;
+    }
+    for read in cache.commands.iter() {
+        writeln!(out, "  {:<57} for {}", read.name, show_duration(read.ttl))?;
+    }
     let buffered = show_size(*max_buffered);
     writeln!(out, "in flight       up to {max_requests} requests with {buffered} of bodies")?;
     let attempts = match upstream.attempts {

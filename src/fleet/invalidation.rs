@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::link::Link;
 use super::{Fleet, FleetApp};
 use crate::clock;
-use crate::domain::fleet::message;
+use crate::domain::fleet::message::{self, Message};
 use crate::domain::pairs::scope::{Scope, UserPairs};
+use crate::domain::reads::scope::ReadScope;
 use crate::domain::relation::KINDS;
 
 /// Marks outlive cached pairs by this time, so that no late store outlives the mark that rejects it.
@@ -23,13 +24,6 @@ impl Fleet {
     /// receive it within 350 ms even if this replica ends now, and usually at once. In the second case the whole app is
     /// invalidated once the replica is connected again.
     pub async fn invalidate(self: &Arc<Self>, shared: &FleetApp, scope: &Scope) {
-        if !self.try_invalidate(shared, scope).await {
-            self.unsent.lock().insert(shared.app, Arc::clone(&shared.keys));
-        }
-    }
-
-    async fn try_invalidate(self: &Arc<Self>, shared: &FleetApp, scope: &Scope) -> bool {
-        let (Some(link), Ok(random)) = (self.link.load_full(), clock::os_random()) else { return false };
         let scope = message::bounded(scope);
         let marks: Vec<Vec<u8>> = match &scope {
             Scope::All => vec![self.app_mark(shared).into_bytes()],
@@ -41,10 +35,26 @@ impl Fleet {
                 keys.flat_map(|pair| KINDS.iter().map(move |kind| self.pair_key(shared, kind, pair))).collect()
             }
         };
+        self.publish(shared, &marks, &Message::Pairs(scope)).await;
+    }
+
+    /// Invalidates cached reads on all other replicas, as [`Fleet::invalidate`] does pairs. Redis has none of them.
+    pub async fn invalidate_reads(self: &Arc<Self>, shared: &FleetApp, scope: &ReadScope) {
+        self.publish(shared, &[], &Message::Reads(scope.clone())).await;
+    }
+
+    async fn publish(self: &Arc<Self>, shared: &FleetApp, marks: &[Vec<u8>], message: &Message) {
+        if !self.try_publish(shared, marks, message).await {
+            self.unsent.lock().insert(shared.app, Arc::clone(&shared.keys));
+        }
+    }
+
+    async fn try_publish(self: &Arc<Self>, shared: &FleetApp, marks: &[Vec<u8>], message: &Message) -> bool {
+        let (Some(link), Ok(random)) = (self.link.load_full(), clock::os_random()) else { return false };
         let mut nonce = [0; 12];
         nonce.copy_from_slice(&random[..12]);
         let app = shared.app.get().to_be_bytes();
-        let sealed = message::seal(&shared.keys, &scope, nonce);
+        let sealed = message::seal(&shared.keys, message, nonce);
         let len = (self.sender_id.len() + app.len() + sealed.len()) as u32;
         let message = [&len.to_be_bytes()[..], &self.sender_id, &app, &sealed].concat();
         let mut command = redis::pipe();

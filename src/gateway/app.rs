@@ -12,6 +12,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::task::TaskTracker;
 
 use super::pairs::Relations;
+use super::reads::ReadService;
+use super::relay::CHAT_DONE_AFTER;
 use super::state::GatewayBuildError;
 use super::webhooks::AppWebhooks;
 use crate::clock;
@@ -22,6 +24,9 @@ use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::parking::Parking;
 use crate::domain::policy::retry_budget::RetryBudget;
+use crate::domain::reads::cache::{AppNumber, ReadCache};
+use crate::domain::reads::rules::CachedReads;
+use crate::domain::reads::scope::ReadScope;
 use crate::fleet::{Connections, Fleet, FleetApp};
 use crate::limits::{AppQuotas, FairQueue};
 use crate::upstream::SharedFailover;
@@ -33,14 +38,23 @@ pub(crate) struct App {
     pub name: AppName,
     /// The primary domain.
     pub(super) endpoint: config::Endpoint,
+    /// The account that signs.
+    identifier: Identifier,
     /// The standby domain.
     pub(super) standby: Option<config::Endpoint>,
     /// `app.reads`
-    pub(super) reads: DeclaredReads,
+    pub(super) declared_reads: DeclaredReads,
+    /// `cache.commands`
+    pub(super) cached_reads: Arc<CachedReads>,
     /// `cache.write_settle`
     pub(super) write_settle: Duration,
     /// What is cached and looked up.
     pub(super) relations: Arc<Relations>,
+    /// Responses of other reads.
+    pub(super) reads: Arc<ReadService>,
+    /// The app in the cache of reads: another number after a change of the endpoint or the identifier, since another Chat
+    /// may have other responses.
+    pub(super) number: AppNumber,
     /// What all calls of the app share.
     pub(super) chat: ChatClient,
     /// Its part in the fleet.
@@ -73,6 +87,7 @@ impl ChatClient {
 /// What apps of all generations share.
 pub(super) struct Shared<'a> {
     pub(super) fleet: Option<&'a Arc<Connections>>,
+    pub(super) reads: &'a Arc<ReadCache>,
     pub(super) tasks: &'a TaskTracker,
 }
 
@@ -86,10 +101,14 @@ impl App {
         Ok(Self {
             name: app.name.clone(),
             endpoint: app.endpoint.clone(),
+            identifier: app.identifier.clone(),
             standby: app.standby.clone(),
-            reads: app.reads.clone(),
+            declared_reads: app.reads.clone(),
+            cached_reads: Arc::clone(&config.cache.commands),
             write_settle: config.cache.write_settle,
             relations: Arc::new(Relations::new(&hash_key, config, &quotas)),
+            reads: Arc::new(ReadService::new(shared.reads)),
+            number: shared.reads.add_app(),
             chat: ChatClient {
                 signer: Arc::new(ArcSwap::from_pointee(signer)),
                 quotas: Arc::new(quotas),
@@ -105,17 +124,22 @@ impl App {
     }
 
     /// Returns the same app under another configuration. Nothing of it has changed before [`App::activate`].
-    pub(super) fn with_config(&self, app: &config::App, config: &Config) -> Self {
+    pub(super) fn with_config(&self, app: &config::App, config: &Config, shared: &Shared<'_>) -> Self {
+        let same_chat = self.endpoint == app.endpoint && self.identifier == app.identifier;
         let same_domains = self.endpoint == app.endpoint && self.standby == app.standby;
         let failover =
             if same_domains { Arc::clone(&self.chat.failover) } else { SharedFailover::new(app.standby.is_some()) };
         Self {
             name: app.name.clone(),
             endpoint: app.endpoint.clone(),
+            identifier: app.identifier.clone(),
             standby: app.standby.clone(),
-            reads: app.reads.clone(),
+            declared_reads: app.reads.clone(),
+            cached_reads: Arc::clone(&config.cache.commands),
             write_settle: config.cache.write_settle,
             relations: Arc::clone(&self.relations),
+            reads: Arc::clone(&self.reads),
+            number: if same_chat { self.number } else { shared.reads.add_app() },
             chat: ChatClient {
                 signer: Arc::clone(&self.chat.signer),
                 quotas: Arc::clone(&self.chat.quotas),
@@ -140,7 +164,12 @@ impl App {
         self.chat.quotas.configure(app.quota.clone());
         // Another Chat may have other pairs.
         if before.endpoint != &app.endpoint || before.identifier != &app.identifier {
-            self.invalidate(&Scope::All);
+            self.invalidate(&Scope::All.into());
+        }
+        if !self.cached_reads.depends_on_no_more_than(before.cached_reads) {
+            // Writes that have left under the old configuration do not mark the fence. By then they have ended.
+            let settled = clock::tick().after(before.timeout).after(CHAT_DONE_AFTER);
+            self.reads.fence.mark(&ReadScope::All, settled);
         }
         *self.chat.parking() = Parking::default();
     }
@@ -156,6 +185,9 @@ impl App {
 pub(super) struct ReplacedApp<'a> {
     pub(super) endpoint: &'a config::Endpoint,
     pub(super) identifier: &'a Identifier,
+    pub(super) cached_reads: &'a CachedReads,
+    /// `upstream.timeout`
+    pub(super) timeout: Duration,
 }
 
 /// One app's access to the fleet.

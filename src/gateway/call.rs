@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::app::App;
-use super::invalidation::WriteFence;
+use super::invalidation::{Change, WriteFence};
 use super::observe::calls::AttemptContext;
 use super::observe::spans::CallParent;
 use super::pairs::LookupId;
@@ -18,13 +18,14 @@ use super::request::{CallContext, CallStats};
 use super::response::CallResult;
 use super::worker::AppWorker;
 use crate::clock;
-use crate::domain::caller::QueueKey;
+use crate::domain::caller::{Class, QueueKey};
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::chat::envelope::Envelope;
-use crate::domain::pairs::scope::Scope;
 use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect};
 use crate::domain::policy::parking::ParkingChange;
+use crate::domain::reads::calls::SentAt;
+use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, LimitChange, Permit};
 use crate::upstream::signer::Signature;
@@ -39,22 +40,24 @@ pub(super) struct CallSpec<'a> {
     pub caused_by: QueueKey,
     /// What the call may change: the fence is marked when the call leaves, and again when it has ended.
     pub write: Option<&'a PendingWrite>,
+    /// Where the time is recorded at which the call leaves for the first time.
+    pub sent: Option<&'a SentAt>,
     /// Of the request that makes the call, if one request does.
     pub stats: Option<&'a CallStats>,
     /// The pairs that the call looks up, if it is a lookup.
     pub lookup: Option<LookupId>,
 }
 
-/// The pairs that a call may change, and whether the call has left.
+/// What a call may change, and whether the call has left.
 pub(super) struct PendingWrite {
-    pub scope: Scope,
+    pub change: Change,
     pub sent: AtomicBool,
 }
 
 impl PendingWrite {
     /// It has not left.
-    pub(super) fn new(scope: Scope) -> Self {
-        Self { scope, sent: AtomicBool::new(false) }
+    pub(super) fn new(change: Change) -> Self {
+        Self { change, sent: AtomicBool::new(false) }
     }
 }
 
@@ -101,8 +104,11 @@ impl AppWorker {
                         return last.unwrap_or(Err(GatewayError::Parked(parked)));
                     }
                     if let Some(write) = spec.write {
-                        fence.get_or_insert_with(|| WriteFence::new(&self.app.relations, &write.scope));
+                        fence.get_or_insert_with(|| WriteFence::new(&self.app, &write.change));
                         write.sent.store(true, Ordering::Relaxed);
+                    }
+                    if let Some(sent) = spec.sent {
+                        sent.record(clock::tick_at(now));
                     }
                     let deadline = spec.context.deadline.of_call(spec.kind);
                     let attempt =
@@ -214,6 +220,19 @@ fn queue_stalled() -> GatewayError {
 }
 
 impl App {
+    /// Returns what was missing for a call that has waited for its permit since `begun`, when it is too late.
+    pub(super) fn no_permit(&self, name: CommandName<'_>, class: Class, begun: Tick) -> GatewayError {
+        let quota = self.chat.quotas.of(name);
+        if self.chat.in_flight.is_full() {
+            GatewayError::InFlightFull
+        } else if quota.next_at_for(class) >= begun {
+            GatewayError::RateLimited { command: name.shown(), retry_after: quota.interval(class) }
+        } else {
+            // There was quota. Connecting took too long.
+            GatewayError::UpstreamTimeout
+        }
+    }
+
     /// Makes sure that the next attempt has a signature newer than `rejected`. Returns false if there is none.
     fn renew_signature(&self, rejected: Option<Arc<Signature>>) -> bool {
         let signer = self.chat.signer.load();

@@ -8,7 +8,8 @@
 //! 4. *authorize* ([`access`]): what the caller may call.
 //! 5. *read the body*: whole, in time, within bounds.
 //! 6. *admit*: a slot among the requests in flight, and a deadline.
-//! 7. *answer*: a check of pairs from the cache and from lookups (`pairs`), every other command by a call (`relay`).
+//! 7. *answer*: a check of pairs from the cache and from lookups (`pairs`), a read of `[cache.commands]` from a cache of
+//!    responses and from shared calls (`reads`), every other command by a call (`relay`).
 //! 8. *respond* (`response`), and record what happened (`observe`).
 //!
 //! Relayed calls and lookups both end in `call`, which signs and sends them. A relayed call takes its permit there. A
@@ -31,6 +32,7 @@ mod invalidation;
 pub(crate) mod observe;
 mod pairs;
 pub mod query;
+mod reads;
 mod relay;
 mod replication;
 mod request;
@@ -70,6 +72,7 @@ use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::json::object::{DEPTH_MAX, describe, describe_beginning, describe_bytes, is_too_deep};
 use crate::domain::json::scan;
+use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::relation::request::{Parsed, RequestError};
 use crate::error::GatewayError;
 use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
@@ -164,6 +167,9 @@ impl Worker {
         }
         check_object(&body.bytes)?;
         let request = relay_request(&headers, body, admitted, context);
+        if let Some(read) = app.app.cached_reads.get(route.name) {
+            return Box::pin(app.read(read, directives(head, &headers), request)).await;
+        }
         pin!(app.relay(route.name, request)).await
     }
 
@@ -230,8 +236,7 @@ impl AppWorker {
         context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
         let config = &self.gateway.config;
-        let directives =
-            if headers.cache_control.is_present() { cache_control::read(&head.headers) } else { Default::default() };
+        let directives = directives(head, headers);
         let request = match pairs.kind.parse_request(&body.bytes, config.relation.max_to) {
             Ok(Parsed::Known(request)) => request,
             Ok(Parsed::Extended) => {
@@ -256,6 +261,10 @@ impl AppWorker {
         let options = LookupOptions { directives, explain, partial, context: admitted.context };
         pin!(self.check(pairs, &request, options, context)).await
     }
+}
+
+fn directives(head: &Parts, headers: &RequestHeaders<'_>) -> CacheDirectives {
+    if headers.cache_control.is_present() { cache_control::read(&head.headers) } else { CacheDirectives::default() }
 }
 
 fn relay_request(

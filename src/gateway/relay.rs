@@ -12,6 +12,7 @@ use http::HeaderValue;
 use super::Slots;
 use super::call::{CallSpec, PendingWrite};
 use super::detach::DetachOnDrop;
+use super::invalidation::Change;
 use super::observe::audit::WriteAudit;
 use super::request::{CallContext, CallStats};
 use super::response::{CallResult, Reply, counted};
@@ -19,14 +20,13 @@ use super::worker::AppWorker;
 use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
-use crate::domain::pairs::scope::Scope;
 use crate::error::GatewayError;
 use crate::http::request_id::RequestId;
 use crate::upstream::Call;
 
 /// After this time Chat is certainly done with a call that it did not answer: its own timeout of 3 s (vendor page
 /// "RESTful API Overview", 1047/34620), and one second more.
-const CHAT_DONE_AFTER: Duration = Duration::from_secs(4);
+pub(super) const CHAT_DONE_AFTER: Duration = Duration::from_secs(4);
 
 /// A call to relay.
 pub(super) struct RelayRequest {
@@ -55,12 +55,12 @@ impl AppWorker {
         // Boxed in both cases: what a cache hit does not need must not be part of every request's future, which is
         // moved several times.
         let (known, deadline) = (name.known(), request.context.deadline);
-        let response = match self.app.reads.kind(name, known) {
+        let response = match self.app.declared_reads.kind(name, known) {
             kind @ CommandKind::Read => Box::pin(self.relay_once(name, kind, request, None)).await?,
             kind @ CommandKind::Write => {
                 let (app, known) = (Arc::clone(self), known.map(|known| known.name));
                 let owned = if known.is_none() { name.to_string() } else { String::new() };
-                let pending = self.app.scope_of_write(name, &request.body).map(PendingWrite::new).map(Arc::new);
+                let pending = self.app.change_of_write(name, &request.body).map(PendingWrite::new).map(Arc::new);
                 let shared = pending.clone();
                 let write = async move {
                     let name = known.or_else(|| CommandName::parse(&owned).ok()).expect("it was parsed before");
@@ -89,13 +89,13 @@ impl AppWorker {
     /// must not be returned after it, here or elsewhere; the end of the write invalidates once more.
     async fn end_before_the_write(&self, pending: Option<&PendingWrite>) -> GatewayError {
         if let Some(pending) = pending.filter(|pending| pending.sent.load(Ordering::Relaxed)) {
-            Box::pin(self.app.invalidate_everywhere(&pending.scope)).await;
+            Box::pin(self.app.invalidate_everywhere(&pending.change)).await;
         }
         GatewayError::UpstreamTimeout
     }
 
     /// `write` is what the call may change.
-    async fn relay_once(
+    pub(super) async fn relay_once(
         &self,
         name: CommandName<'_>,
         kind: CommandKind,
@@ -111,16 +111,17 @@ impl AppWorker {
             tokio::time::sleep(reserved.wait).await;
             stats.add_wait(reserved.wait);
         }
-        let spec = CallSpec { kind, context, caused_by: queue.caller, write, stats: Some(&*stats), lookup: None };
+        let spec =
+            CallSpec { kind, context, caused_by: queue.caller, write, stats: Some(&*stats), lookup: None, sent: None };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);
         }
-        if let Some(PendingWrite { scope, .. }) = write.filter(|write| write.sent.load(Ordering::Relaxed)) {
+        if let Some(PendingWrite { change, .. }) = write.filter(|write| write.sent.load(Ordering::Relaxed)) {
             // The other replicas learn of the write before its caller does.
-            Box::pin(self.app.publish_invalidation(scope)).await;
+            Box::pin(self.app.publish_invalidation(change)).await;
             if result.is_err() {
-                self.invalidate_when_chat_is_done(scope.clone());
+                self.invalidate_when_chat_is_done(change.clone());
             }
         }
         result
@@ -128,11 +129,11 @@ impl AppWorker {
 
     /// Invalidates once more after a write that Chat did not answer: Chat may apply the write later than it answers
     /// lookups that are sent now.
-    fn invalidate_when_chat_is_done(&self, scope: Scope) {
+    fn invalidate_when_chat_is_done(&self, change: Change) {
         let app = Arc::clone(&self.app);
         tokio::spawn(async move {
             tokio::time::sleep(CHAT_DONE_AFTER).await;
-            app.invalidate_everywhere(&scope).await;
+            app.invalidate_everywhere(&change).await;
         });
     }
 }

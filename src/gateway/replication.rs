@@ -11,7 +11,7 @@ use super::pairs::PairService;
 use super::worker::AppWorker;
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::message;
+use crate::domain::fleet::message::{self, Message};
 use crate::domain::pairs::cache::CachedPair;
 use crate::domain::pairs::check::CheckSession;
 use crate::domain::pairs::lookups::CacheablePair;
@@ -71,11 +71,14 @@ impl OnInvalidation for InvalidationSubscriber {
         let Some(app) = gateway.apps.numbered(app) else { return };
         let Some(handle) = &app.fleet else { return };
         // A message that cannot be opened was sealed with another key, as happens during a key rotation.
-        let scope = message::open(&handle.shared.keys, sealed).unwrap_or(Scope::All);
-        app.invalidate(&scope);
+        let message = message::open(&handle.shared.keys, sealed).unwrap_or(Message::Pairs(Scope::All));
+        app.invalidate(&match message {
+            Message::Pairs(scope) => scope.into(),
+            Message::Reads(scope) => scope.into(),
+        });
     }
 
     fn missed(&self) {
-        self.0.gateway().apps.iter().for_each(|app| app.invalidate(&Scope::All));
+        self.0.gateway().apps.iter().for_each(|app| app.invalidate(&Scope::All.into()));
     }
 }

@@ -11,6 +11,7 @@ use crate::domain::pairs::directives::PairSources;
 use crate::domain::policy::outcome;
 use crate::domain::relation::RelationKind;
 use crate::error::{ERROR_CODE, GatewayError};
+use crate::telemetry::metrics::ReadSource;
 use crate::upstream::ChatResponse;
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -55,6 +56,8 @@ pub(crate) struct Reply {
     pub(crate) error_code: i64,
     /// Where the answers came from, if pairs were checked.
     pub(crate) pairs: Option<CheckedPairs>,
+    /// Where the response came from, if it is a cached read.
+    pub(crate) read: Option<ReadSource>,
 }
 
 /// The pairs of an answered check.
@@ -71,7 +74,17 @@ impl Reply {
         body: Bytes,
         error_code: i64,
     ) -> Self {
-        Self { status, content_type, body, cache_status: None, age: None, explain: None, error_code, pairs: None }
+        Self {
+            status,
+            content_type,
+            body,
+            cache_status: None,
+            age: None,
+            explain: None,
+            error_code,
+            pairs: None,
+            read: None,
+        }
     }
 
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {

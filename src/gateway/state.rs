@@ -13,6 +13,7 @@ use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::domain::caller::QueueKey;
 use crate::domain::chat::app::AppName;
+use crate::domain::reads::cache::ReadCache;
 use crate::fleet::{Connections, FleetError};
 use crate::http::host::Hosts;
 use crate::telemetry::metrics::Metrics;
@@ -29,6 +30,8 @@ pub(crate) struct Gateway {
     pub(super) access: Access,
     /// The apps.
     pub apps: Directory<Arc<App>>,
+    /// Responses of cached reads, of all apps.
+    pub reads: Arc<ReadCache>,
     /// Counters of all generations.
     pub metrics: Metrics,
     /// Which requests are logged.
@@ -73,12 +76,14 @@ impl Gateway {
         let fleet = config.fleet.as_ref().map(Connections::new);
         let tracing = config.trace.as_ref().map(Tracing::new).transpose()?;
         let tasks = TaskTracker::new();
-        let shared = Shared { fleet: fleet.as_ref(), tasks: &tasks };
+        let reads = Arc::new(ReadCache::new(config.cache.max_bytes));
+        let shared = Shared { fleet: fleet.as_ref(), reads: &reads, tasks: &tasks };
         let apps = Directory::new(&config.apps, |app| App::new(app, &config, &shared).map(Arc::new))?;
         Ok(Arc::new(Self {
             hosts: Hosts::new(&config.server.hosts),
             access: Access::new(&config, None)?,
             apps,
+            reads,
             metrics: Metrics::new(config.apps.len()),
             samples: LogSampler::default(),
             requests: Capacity::new(config.server.max_requests),
@@ -94,9 +99,9 @@ impl Gateway {
     /// Builds the next generation. An app continues if its SDKAppID stays, whatever its name: to Chat it is the same
     /// app. Nothing has changed before [`Gateway::activate`].
     pub(super) fn reloaded(&self, config: Config) -> Result<Arc<Self>, GatewayBuildError> {
-        let shared = Shared { fleet: self.fleet.as_ref(), tasks: &self.tasks };
+        let shared = Shared { fleet: self.fleet.as_ref(), reads: &self.reads, tasks: &self.tasks };
         let apps = Directory::new(&config.apps, |app| match self.apps.numbered(app.sdkappid) {
-            Some(before) => Ok(Arc::new(before.with_config(app, &config))),
+            Some(before) => Ok(Arc::new(before.with_config(app, &config, &shared))),
             None => App::new(app, &config, &shared).map(Arc::new),
         })?;
         let before = config.apps.iter().map(|app| self.apps.position(app.sdkappid)).collect::<Vec<_>>();
@@ -104,6 +109,7 @@ impl Gateway {
             hosts: Hosts::new(&config.server.hosts),
             access: Access::new(&config, Some(&self.access))?,
             apps,
+            reads: Arc::clone(&self.reads),
             metrics: self.metrics.reloaded(&before),
             samples: LogSampler::default(),
             requests: Arc::clone(&self.requests),
@@ -124,7 +130,13 @@ impl Gateway {
         }
         for (config, app) in self.config.apps.iter().zip(self.apps.iter()) {
             let Some(old) = before.config.apps.iter().find(|old| old.sdkappid == config.sdkappid) else { continue };
-            app.activate(&ReplacedApp { endpoint: &old.endpoint, identifier: &old.identifier }, config);
+            let replaced = ReplacedApp {
+                endpoint: &old.endpoint,
+                identifier: &old.identifier,
+                cached_reads: &before.config.cache.commands,
+                timeout: before.config.upstream.timeout,
+            };
+            app.activate(&replaced, config);
         }
     }
 }

@@ -188,6 +188,7 @@ fn keep_restart_keys(new: &mut Config, old: &Config) -> Vec<&'static str> {
         "server.drain_delay": server.drain_delay,
         "server.drain_timeout": server.drain_timeout,
         "cache.max_pairs": cache.max_pairs,
+        "cache.max_bytes": cache.max_bytes,
         "relation.kinds": relation.kinds,
         "relation.call_max": relation.call_max,
         "relation.flip": relation.flip,

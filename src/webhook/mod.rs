@@ -133,7 +133,7 @@ impl WebhookState {
         // A body that cannot be read means that something has changed and will not be reported again. It invalidates all
         // that its command may have changed.
         let bytes = read.as_ref().map_or(&b""[..], |(body, _)| body);
-        apply(app, app.read_event(&claims.command, bytes), is_first).await;
+        apply(app, &claims.command, app.read_event(&claims.command, bytes), is_first).await;
         let Some(target) = config.forward.get(&app.name) else {
             read?;
             note_let_through(app, &claims.command);
@@ -203,12 +203,13 @@ fn note_let_through(app: &App, command: &str) {
 }
 
 /// Applies an event. `is_first`: its signature has not been seen before.
-async fn apply(app: &App, event: Event, is_first: bool) {
+async fn apply(app: &App, command: &str, event: Event, is_first: bool) {
     let name = &app.name;
     match event {
         Event::Relation(scope) => {
-            app.invalidate_everywhere(&scope).await;
-            tracing::debug!(app = %name, scope = scope.name(), "webhook invalidated cached pairs");
+            let shown = scope.name();
+            app.invalidate_by_event(command, Some(scope)).await;
+            tracing::debug!(app = %name, scope = shown, "webhook invalidated cached pairs");
         }
         Event::OverLimit { command, limit } => {
             let Ok(command) = CommandName::parse(&command) else { return };
@@ -222,7 +223,7 @@ async fn apply(app: &App, event: Event, is_first: bool) {
                 tracing::info!(app = %name, "ignoring a rate-limit alert: too many commands outside the built-in table");
             }
         }
-        Event::Other => {}
+        Event::Other => app.invalidate_by_event(command, None).await,
     }
 }
 

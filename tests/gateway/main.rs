@@ -59,6 +59,8 @@ mod proxy;
 #[cfg(target_os = "linux")]
 mod proxy_programs;
 mod quota;
+mod reads;
+mod reads_writes;
 mod refusals;
 mod relations;
 mod relay;

@@ -208,6 +208,16 @@ function showCallers(callers) {
   byId("callers-rest").textContent = rest > 0 ? `${number(rest)} more callers with fewer calls: see /status.` : "";
 }
 
+function readRow(read) {
+  const counts = [read.hit, read.joined, read.fetched, read.stale, read.bypass];
+  return [[read.command], ...counts.map((count) => [number(count), "number"]), [percent(read.hit_ratio), "number"]];
+}
+
+function showReads(reads) {
+  byId("reads-section").hidden = reads.length === 0;
+  fillRows(byId("reads"), reads.map(readRow));
+}
+
 let points = [];
 let shownApp = null;
 
@@ -229,6 +239,7 @@ function showProgram(status) {
     ["connections", `${number(connections.now)} of ${number(connections.max)}`],
     ["requests in flight", `${number(requests.now)} of ${number(requests.max)}`],
     ["buffered", `${bytes(status.buffered_bytes.now)} of ${bytes(status.buffered_bytes.max)}`],
+    ...(status.read_cache ? [["cached reads", `${bytes(status.read_cache.bytes.now)} of ${bytes(status.read_cache.bytes.max)}`]] : []),
     ["memory", bytes(process.resident_bytes)], ["log level", status.log.level ?? "–"],
     ["log lines dropped", number(status.log.lines_dropped)],
     ...webhookValues(status.apps), ...(status.fleet ? [["fleet", status.fleet.mode]] : [])]);
@@ -267,6 +278,7 @@ async function show(status) {
   if (points.length) for (const plot of PLOTS) drawPlot(plot, points);
   fillRows(byId("quota"), app.quota.map(quotaRow));
   showRelations(app.relations);
+  showReads(app.cached_reads);
   showCallers(app.callers);
   fillRows(byId("codes"), app.since_start.calls.map(codeRow));
   document.body.dataset.shown = String(now.at);

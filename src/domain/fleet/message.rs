@@ -2,11 +2,14 @@
 //!
 //! Redis and its other users can neither read the user IDs nor forge a message.
 
+use std::borrow::Cow;
+
 use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 use serde::{Deserialize, Serialize};
 
 use super::keys::FleetKeys;
 use crate::domain::pairs::scope::{Scope, UserPairs};
+use crate::domain::reads::scope::ReadScope;
 
 /// With more pairs, the message names all pairs of the users that they have in common.
 const PAIRS_MAX: usize = 500;
@@ -18,6 +21,17 @@ enum DecodedMessage {
     Pairs(Vec<DecodedPairs>),
     Users(Vec<String>),
     All,
+    Services(Vec<Cow<'static, str>>),
+    Reads,
+}
+
+/// An invalidation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Of pairs; [`Scope::All`] also covers all cached reads.
+    Pairs(Scope),
+    /// Of cached reads.
+    Reads(ReadScope),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,14 +54,16 @@ pub(crate) fn bounded(scope: &Scope) -> Scope {
     }
 }
 
-/// Encrypts a scope. A nonce must never repeat; 96 random bits do not.
-pub(crate) fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
-    let message = match scope.clone() {
-        Scope::Pairs(pairs) => {
+/// Encrypts a message. A nonce must never repeat; 96 random bits do not.
+pub(crate) fn seal(keys: &FleetKeys, message: &Message, nonce: [u8; NONCE_LEN]) -> Vec<u8> {
+    let message = match message.clone() {
+        Message::Pairs(Scope::Pairs(pairs)) => {
             DecodedMessage::Pairs(pairs.into_iter().map(|UserPairs { from, to }| DecodedPairs { from, to }).collect())
         }
-        Scope::Users(users) => DecodedMessage::Users(users),
-        Scope::All => DecodedMessage::All,
+        Message::Pairs(Scope::Users(users)) => DecodedMessage::Users(users),
+        Message::Pairs(Scope::All) => DecodedMessage::All,
+        Message::Reads(ReadScope::Services(services)) => DecodedMessage::Services(services),
+        Message::Reads(ReadScope::All) => DecodedMessage::Reads,
     };
     let mut text = serde_json::to_vec(&message).expect("strings always serialize");
     let sealed = keys.events.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut text);
@@ -56,17 +72,20 @@ pub(crate) fn seal(keys: &FleetKeys, scope: &Scope, nonce: [u8; NONCE_LEN]) -> V
 }
 
 /// Decrypts a message; `None` if it was not encrypted with this key.
-pub(crate) fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Scope> {
+pub(crate) fn open(keys: &FleetKeys, sealed: &[u8]) -> Option<Message> {
     let (nonce, text) = sealed.split_first_chunk::<NONCE_LEN>()?;
     let mut text = text.to_vec();
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let message = serde_json::from_slice(keys.events.open_in_place(nonce, Aad::empty(), &mut text).ok()?).ok()?;
     Some(match message {
         DecodedMessage::Pairs(pairs) => {
-            Scope::Pairs(pairs.into_iter().map(|DecodedPairs { from, to }| UserPairs { from, to }).collect())
+            let pairs = pairs.into_iter().map(|DecodedPairs { from, to }| UserPairs { from, to });
+            Message::Pairs(Scope::Pairs(pairs.collect()))
         }
-        DecodedMessage::Users(users) => Scope::Users(users),
-        DecodedMessage::All => Scope::All,
+        DecodedMessage::Users(users) => Message::Pairs(Scope::Users(users)),
+        DecodedMessage::All => Message::Pairs(Scope::All),
+        DecodedMessage::Services(services) => Message::Reads(ReadScope::Services(services)),
+        DecodedMessage::Reads => Message::Reads(ReadScope::All),
     })
 }
 
@@ -78,15 +97,18 @@ mod tests {
     #[test]
     fn message_opens_only_with_its_key() {
         let keys = for_test("secret", 1);
-        for scope in [
-            Scope::pairs_of("ann", &["bob", "日本"]),
-            Scope::Pairs(["ann", "bob"].map(|from| UserPairs { from: from.into(), to: vec!["cyd".into()] }).into()),
-            Scope::Users(vec!["ann".into()]),
-            Scope::All,
+        let mixed = ["ann", "bob"].map(|from| UserPairs { from: from.into(), to: vec!["cyd".into()] });
+        for message in [
+            Message::Pairs(Scope::pairs_of("ann", &["bob", "日本"])),
+            Message::Pairs(Scope::Pairs(mixed.into())),
+            Message::Pairs(Scope::Users(vec!["ann".into()])),
+            Message::Pairs(Scope::All),
+            Message::Reads(ReadScope::Services(vec!["announcements".into(), "profile".into()])),
+            Message::Reads(ReadScope::All),
         ] {
-            let sealed = seal(&keys, &scope, [7; NONCE_LEN]);
+            let sealed = seal(&keys, &message, [7; NONCE_LEN]);
             assert!(!sealed.windows(3).any(|part| part == b"ann"));
-            assert_eq!(open(&keys, &sealed), Some(scope));
+            assert_eq!(open(&keys, &sealed), Some(message));
             assert_eq!(open(&for_test("secret", 2), &sealed), None);
             let mut forged = sealed.clone();
             forged[NONCE_LEN] ^= 1;

@@ -19,15 +19,16 @@ use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
 use crate::http::traceparent::traceparent;
-use crate::telemetry::metrics::PairCounts;
 use crate::telemetry::metrics::callers::CallerRequest;
 use crate::telemetry::metrics::labels::{CommandLabel, Outcome};
+use crate::telemetry::metrics::{PairCounts, ReadSource};
 
 /// How a request ended.
 struct RequestSummary {
     outcome: Outcome,
     took: Duration,
     pairs: Option<PairCounts>,
+    read: Option<ReadSource>,
     /// The failure is not the caller's.
     is_failure: bool,
 }
@@ -66,7 +67,7 @@ impl Drop for RequestGuard<'_> {
         };
         let took = clock::now() - self.request.context.started;
         self.worker.count_request(&self.request.context, outcome, took, None);
-        let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None };
+        let end = RequestEnd { outcome, took, status: None, error_code: 0, pairs: None, read: None };
         self.worker.end_request_span(&self.request, &end);
     }
 }
@@ -112,18 +113,22 @@ impl Worker {
             let PairSources { hit, joined, fetched, flipped, stale, .. } = sources;
             RelationCounts { kind, counts: [hit, joined, fetched, flipped, stale].map(|count| count as u64) }
         });
+        let read = result.as_ref().ok().and_then(|reply| reply.read);
         self.count_request(context, outcome, took, pairs.as_ref());
         let pairs = pairs.map(|pairs| pairs.counts);
+        if let (Some(app), Some(read)) = (context.app, read) {
+            app.recorder.read(context.command, read);
+        }
         if context.span.is_some() {
             let error_code = result.as_ref().map_or(0, |reply| reply.error_code);
-            let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs };
+            let end = RequestEnd { outcome, took, status: Some(status_of(result)), error_code, pairs, read };
             self.end_request_span(request, &end);
         }
         let is_failure = result.as_ref().is_err_and(|error| error.wire().level == Level::WARN);
         let succeeded = outcome == Outcome::OK;
         let requests = self.gateway.config.log.requests;
         if is_failure || self.gateway.samples.takes(requests, succeeded, clock::tick_at(now)) {
-            self.log(request, result, &RequestSummary { outcome, took, pairs, is_failure });
+            self.log(request, result, &RequestSummary { outcome, took, pairs, read, is_failure });
         }
     }
 
@@ -170,6 +175,7 @@ impl Worker {
                     fetched = source(2),
                     flipped = source(3),
                     stale = source(4),
+                    cache = summary.read.map(ReadSource::text),
                     request_id,
                     trace_id,
                     cause,

@@ -26,7 +26,7 @@ use crate::gateway::route;
 use crate::gateway::worker::{AppWorker, Worker};
 use crate::http::peer::Peer;
 use crate::telemetry::metrics::labels::{CallLabel, CommandLabel, Outcome};
-use crate::telemetry::metrics::{PairCounts, SOURCES};
+use crate::telemetry::metrics::{PairCounts, ReadSource, SOURCES};
 use crate::telemetry::trace::{Attribute, Context, SpanEnd, SpanHandle, Value};
 use crate::upstream::{AttemptError, ChatResponse};
 
@@ -93,6 +93,8 @@ pub(crate) struct RequestEnd {
     /// 0 unless Chat returned an error.
     pub(crate) error_code: i64,
     pub(crate) pairs: Option<PairCounts>,
+    /// Where the response came from, if it is a cached read.
+    pub(crate) read: Option<ReadSource>,
 }
 
 /// Attributes of a span.
@@ -149,6 +151,9 @@ impl Worker {
         }
         for (name, pairs) in PAIRS.into_iter().zip(end.pairs.iter().flatten()) {
             attributes.add(name, count(*pairs));
+        }
+        if let Some(read) = end.read {
+            attributes.add("chatgate.cache", read.text());
         }
         SpanEnd {
             name: name(method, template),

@@ -24,7 +24,6 @@ use crate::domain::pairs::item::Item;
 use crate::domain::pairs::lookups::{PairResults, Ticket, WAITING_MAX};
 use crate::domain::pairs::pair::Pair;
 use crate::domain::relation::request::CheckRequest;
-use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 
 /// `Chatgate-Explain` lists this many accounts, so that a header stays a header.
@@ -149,7 +148,7 @@ impl AppWorker {
             // The sender is dropped only by a panic.
             Ok(Err(_)) => LookupEnd::Failed(Arc::new(Err(GatewayError::Internal))),
             Err(_) if has_no_permit => {
-                let error = self.no_permit(pairs, context.queue.class, begun);
+                let error = self.app.no_permit(pairs.kind.check, context.queue.class, begun);
                 LookupEnd::Late { joined, results: known, error }
             }
             Err(_) => LookupEnd::Late { joined, results: known, error: GatewayError::UpstreamTimeout },
@@ -211,19 +210,6 @@ impl AppWorker {
         Ok(Enqueued::Waiting(LookupWait { rx, joined, ticket: TicketGuard { pairs, ticket } }))
     }
 
-    /// Returns what was missing for pairs that were queued at `begun` and still are when it is too late.
-    fn no_permit(&self, pairs: &PairService, class: Class, begun: Tick) -> GatewayError {
-        let quota = &pairs.quota;
-        if self.app.chat.in_flight.is_full() {
-            GatewayError::InFlightFull
-        } else if quota.next_at_for(class) >= begun {
-            pairs.rate_limited(quota.interval(class))
-        } else {
-            // There was quota. Connecting took too long.
-            GatewayError::UpstreamTimeout
-        }
-    }
-
     fn check_reply(
         &self,
         pairs: &PairService,
@@ -256,6 +242,7 @@ impl AppWorker {
             explain,
             error_code: 0,
             pairs: Some(CheckedPairs { kind: pairs.kind, sources: summary.sources }),
+            read: None,
         })
     }
 }

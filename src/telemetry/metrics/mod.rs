@@ -22,6 +22,7 @@ use self::callers::{CallerRecorder, CallerTotals};
 use self::histogram::{Histogram, HistogramSnapshot};
 use self::labels::{CallLabel, CommandLabel, Outcome};
 use crate::domain::caller::QueueKey;
+use crate::domain::pairs::directives::Source;
 use crate::domain::relation::{KINDS, RelationKind};
 
 /// Sources of pairs: the values of the label `source`, in the order of [`PairCounts`].
@@ -29,6 +30,51 @@ pub(crate) const SOURCES: [&str; 5] = ["hit", "joined", "fetched", "flipped", "s
 
 /// Numbers of distinct pairs by source. Flipped pairs are a part of the fetched ones.
 pub(crate) type PairCounts = [u64; SOURCES.len()];
+
+/// Where the response of a cached read came from: the label `source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ReadSource {
+    /// The cache, within the ttl.
+    Hit,
+    /// A call that an equal request had started.
+    Joined,
+    /// A call that this request started.
+    Fetched,
+    /// The cache, past the ttl.
+    Stale,
+    /// A call outside the cache: the request must not be cached, or its caller does not want it to be.
+    Bypass,
+}
+
+impl ReadSource {
+    /// All of them, in the order of [`ReadCounts`].
+    pub(crate) const ALL: [Self; 5] = [Self::Hit, Self::Joined, Self::Fetched, Self::Stale, Self::Bypass];
+
+    /// Returns the source of a response.
+    pub(crate) fn of(source: Source) -> Self {
+        match source {
+            Source::Hit => Self::Hit,
+            Source::Joined => Self::Joined,
+            Source::Stale => Self::Stale,
+            Source::Fetched | Source::Flipped | Source::Missing => Self::Fetched,
+        }
+    }
+
+    /// Returns the value of the label.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Joined => "joined",
+            Self::Fetched => "fetched",
+            Self::Stale => "stale",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+/// Numbers of responses by [`ReadSource`].
+pub(crate) type ReadCounts = [u64; ReadSource::ALL.len()];
 
 /// The counters of a gateway.
 #[derive(Debug)]
@@ -128,6 +174,8 @@ struct CommandRecorder {
     /// By [`Outcome`].
     requests: [AtomicU64; Outcome::COUNT],
     request_time: Histogram,
+    /// By [`ReadSource`].
+    reads: [AtomicU64; ReadSource::ALL.len()],
     /// By [`CallLabel`].
     calls: Box<[AtomicU64]>,
 }
@@ -177,6 +225,11 @@ impl AppRecorder {
         }
     }
 
+    /// Counts the response of a cached read.
+    pub(crate) fn read(&self, command: CommandLabel, source: ReadSource) {
+        self.command(command).reads[source as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a call to Chat that has ended. `took` does not include the wait for quota.
     pub(crate) fn call(&self, command: CommandLabel, result: CallLabel, took: Duration) {
         self.command(command).calls[result.index()].fetch_add(1, Ordering::Relaxed);
@@ -193,6 +246,7 @@ impl AppRecorder {
             Box::new(CommandRecorder {
                 requests: [const { AtomicU64::new(0) }; Outcome::COUNT],
                 request_time: Histogram::default(),
+                reads: Default::default(),
                 calls: (0..CallLabel::count()).map(|_| AtomicU64::new(0)).collect(),
             })
         })
@@ -207,6 +261,7 @@ impl AppRecorder {
             }
             let command = &mut totals.commands[at].1;
             add_all(&mut command.requests, &row.requests);
+            add_all(&mut command.reads, &row.reads);
             command.calls.resize(row.calls.len(), 0);
             add_all(&mut command.calls, &row.calls);
             row.request_time.add_to(&mut command.request_time);
@@ -252,6 +307,8 @@ pub(crate) struct CommandTotals {
     pub requests: [u64; Outcome::COUNT],
     /// Durations of requests.
     pub request_time: HistogramSnapshot,
+    /// Responses of a cached read by [`ReadSource`].
+    pub reads: ReadCounts,
     /// Calls by [`CallLabel`].
     pub calls: Vec<u64>,
 }

@@ -1,5 +1,7 @@
 //! A file with every key, each with a value other than its default.
 
+use std::sync::Arc;
+
 use rustls::pki_types::CertificateDer;
 
 use super::*;
@@ -74,6 +76,8 @@ ttl = "13s"
 max_pairs = 14
 write_settle = "15ms"
 stale_if_error = "21s"
+max_bytes = "3MiB"
+commands = { "profile/portrait_get" = "22s", "future/get" = "23ms" }
 
 [relation]
 kinds = ["blacklist", "follow"]
@@ -187,10 +191,17 @@ fn every_key_of_access_and_callers_is_read() {
 #[test]
 fn every_key_of_the_other_sections_is_read() {
     let (config, _) = load_every_key();
-    assert_eq!(
-        config.cache,
-        Cache { ttl: secs(13), max_pairs: 14, stale_if_error: secs(21), write_settle: Duration::from_millis(15) }
-    );
+    let reads: Vec<_> = config.cache.commands.iter().map(|read| (&*read.name, read.ttl)).collect();
+    assert_eq!(reads, [("future/get", Duration::from_millis(23)), ("profile/portrait_get", secs(22))]);
+    let cache = Cache {
+        ttl: secs(13),
+        max_pairs: 14,
+        stale_if_error: secs(21),
+        write_settle: Duration::from_millis(15),
+        max_bytes: 3 * 1024 * 1024,
+        commands: Arc::clone(&config.cache.commands),
+    };
+    assert_eq!(config.cache, cache);
     assert_eq!(config.relation, Relation { kinds: vec![&FOLLOW, &BLACKLIST], max_to: 16, call_max: 200, flip: false });
     let upstream = Upstream {
         attempts: 2,
