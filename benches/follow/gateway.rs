@@ -41,6 +41,11 @@ impl Gateway {
 
     /// Starts a gateway as a replica.
     pub(crate) fn start_in(chat: SocketAddr, per_second: u32, fleet: Option<Fleet>) -> Self {
+        Self::start_with(chat, per_second, |config| config.fleet = fleet)
+    }
+
+    /// Starts a gateway with a changed configuration.
+    pub(crate) fn start_with(chat: SocketAddr, per_second: u32, change: impl FnOnce(&mut Config)) -> Self {
         let any = || ListenAddr::Tcp(([127, 0, 0, 1], 0).into());
         let app = App {
             name: "bench".parse().expect("a name"),
@@ -56,7 +61,7 @@ impl Gateway {
             reads: DeclaredReads::default(),
             quota: Quota { per_command: NonZeroU32::new(per_second).expect("not 0"), ..Quota::default() },
         };
-        let config = Config {
+        let mut config = Config {
             callers: Vec::new(),
             server: Server { listen: vec![any()], admin: any(), max_connections: 20_000, ..Server::default() },
             apps: vec![app],
@@ -67,10 +72,11 @@ impl Gateway {
             log: Log::default(),
             trace: None,
             webhook: None,
-            fleet,
+            fleet: None,
             warnings: Vec::new(),
             source: Default::default(),
         };
+        change(&mut config);
         let server = serve::Server::bind(config, None).expect("free ports");
         let address = server.addresses()[0].parse().expect("an address");
         let admin = server.admin_address().parse().expect("an address");
@@ -98,6 +104,7 @@ pub(crate) struct Client {
 }
 
 /// The outcome of a request.
+#[allow(dead_code, reason = "not every bench uses it")]
 pub(crate) struct Outcome {
     pub(crate) answered: bool,
     pub(crate) took: Duration,
@@ -109,6 +116,7 @@ impl Client {
     }
 
     /// Sends a `follow_check` and reads the complete response.
+    #[allow(dead_code, reason = "not every bench uses it")]
     pub(crate) async fn ask(&self, from: &str, to: &[String]) -> Outcome {
         self.post("/v4/follow/follow_check", "max-stale=0", question(from, to)).await
     }
@@ -122,8 +130,15 @@ impl Client {
     /// Posts any body.
     pub(crate) async fn post(&self, path: &str, freshness: &str, body: String) -> Outcome {
         let begun = clock::now();
-        let answered = self.send(path, freshness, body).await.unwrap_or(false);
+        let answered = self.send(path, freshness, body).await.is_ok_and(|(answered, _)| answered);
         Outcome { answered, took: clock::now() - begun }
+    }
+
+    /// Posts any body, and returns that of a successful response.
+    #[allow(dead_code, reason = "not every bench uses it")]
+    pub(crate) async fn fetch(&self, path: &str, body: String) -> Option<Bytes> {
+        let sent = self.send(path, "max-stale=0", body).await;
+        sent.ok().and_then(|(answered, body)| answered.then_some(body))
     }
 
     async fn send(
@@ -131,7 +146,7 @@ impl Client {
         path: &str,
         freshness: &str,
         body: String,
-    ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(bool, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let idle = self.idle.lock().expect("no panic under it").pop();
         let mut connection = match idle {
             Some(connection) => connection,
@@ -150,9 +165,9 @@ impl Client {
             .body(Full::new(Bytes::from(body)))?;
         let response = connection.send_request(request).await?;
         let answered = response.status() == 200;
-        response.into_body().collect().await?;
+        let body = response.into_body().collect().await?.to_bytes();
         self.idle.lock().expect("no panic under it").push(connection);
-        Ok(answered)
+        Ok((answered, body))
     }
 }
 
