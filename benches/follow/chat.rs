@@ -79,6 +79,7 @@ impl Chat {
     }
 
     /// Returns the number of calls and of pairs in them so far.
+    #[allow(dead_code, reason = "not every bench uses it")]
     pub(crate) fn counts(&self) -> (usize, usize) {
         (self.counts.calls.load(Ordering::Relaxed), self.counts.pairs.load(Ordering::Relaxed))
     }

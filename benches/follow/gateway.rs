@@ -77,6 +77,11 @@ impl Gateway {
             source: Default::default(),
         };
         change(&mut config);
+        Self::start_config(config)
+    }
+
+    /// Starts a gateway with any configuration.
+    pub(crate) fn start_config(config: Config) -> Self {
         let server = serve::Server::bind(config, None).expect("free ports");
         let address = server.addresses()[0].parse().expect("an address");
         let admin = server.admin_address().parse().expect("an address");
@@ -100,6 +105,8 @@ impl Drop for Gateway {
 /// A client with as many connections to one address as it has concurrent requests.
 pub(crate) struct Client {
     address: SocketAddr,
+    /// The value of `Authorization`, if it sends one.
+    authorization: Option<String>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
@@ -112,7 +119,13 @@ pub(crate) struct Outcome {
 
 impl Client {
     pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::default() }
+        Self { address, authorization: None, idle: Mutex::default() }
+    }
+
+    /// Returns a client that authenticates as a caller.
+    #[allow(dead_code, reason = "not every bench uses it")]
+    pub(crate) fn with_token(address: SocketAddr, token: &str) -> Self {
+        Self { authorization: Some(format!("Bearer {token}")), ..Self::new(address) }
     }
 
     /// Sends a `follow_check` and reads the complete response.
@@ -159,10 +172,13 @@ impl Client {
             }
         };
         connection.ready().await?;
-        let request = Request::post(path)
+        let mut request = Request::post(path)
             .header("host", self.address.to_string())
             .header("cache-control", freshness)
             .body(Full::new(Bytes::from(body)))?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert("authorization", authorization.parse()?);
+        }
         let response = connection.send_request(request).await?;
         let answered = response.status() == 200;
         let body = response.into_body().collect().await?.to_bytes();
