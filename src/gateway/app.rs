@@ -167,8 +167,9 @@ impl App {
             self.invalidate(&Scope::All.into());
         }
         if !self.cached_reads.depends_on_no_more_than(before.cached_reads) {
-            // Writes that have left under the old configuration do not mark the fence. By then they have ended.
-            let settled = clock::tick().after(before.timeout).after(CHAT_DONE_AFTER);
+            // Writes and webhooks that have begun under the old configuration do not mark the fence. By then they have
+            // ended: their bodies have arrived, and Chat has carried them out.
+            let settled = clock::tick().after(before.body_timeout).after(before.timeout).after(CHAT_DONE_AFTER);
             self.reads.fence.mark(&ReadScope::All, settled);
         }
         *self.chat.parking() = Parking::default();
@@ -186,6 +187,8 @@ pub(super) struct ReplacedApp<'a> {
     pub(super) endpoint: &'a config::Endpoint,
     pub(super) identifier: &'a Identifier,
     pub(super) cached_reads: &'a CachedReads,
+    /// `server.body_timeout`
+    pub(super) body_timeout: Duration,
     /// `upstream.timeout`
     pub(super) timeout: Duration,
 }

@@ -134,6 +134,7 @@ impl Gateway {
                 endpoint: &old.endpoint,
                 identifier: &old.identifier,
                 cached_reads: &before.config.cache.commands,
+                body_timeout: before.config.server.body_timeout,
                 timeout: before.config.upstream.timeout,
             };
             app.activate(&replaced, config);

@@ -59,9 +59,9 @@ async fn write_invalidates_the_reads_that_depend_on_its_service() {
         ("sns/friend_update", "not read", vec![friends]),
         ("group_open_http_svc/add_group_member", "{}", vec![group]),
         ("openim/sendmsg", "{}", vec![status]),
-        ("im_open_login_svc/kick", "{}", vec![]),
-        ("im_open_login_svc/account_import", "{}", vec![profile, friends]),
-        ("im_open_login_svc/multiaccount_import", "{}", vec![profile, friends]),
+        ("im_open_login_svc/kick", "{}", vec![status]),
+        ("im_open_login_svc/account_import", "{}", vec![profile, friends, status]),
+        ("im_open_login_svc/multiaccount_import", "{}", vec![profile, friends, status]),
         ("im_open_login_svc/account_delete", r#"{"DeleteItem":[{"UserID":"ann"}]}"#, READS.to_vec()),
         ("follow/follow_add", r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#, vec![follow]),
         ("future/set", "{}", vec![]),
@@ -204,6 +204,7 @@ async fn commands_of_a_reload_are_cached_after_earlier_writes_have_ended() {
     let chat = FakeChat::start().await;
     serve_profiles(&chat);
     let plain = Setup::new(&chat).timeout("500ms").set("cache", r#"write_settle = "0s""#);
+    let plain = plain.set("server", r#"body_timeout = "500ms""#);
     let cached = Setup::new(&chat).timeout("500ms").set("cache", r#"write_settle = "0s""#);
     let cached = cached.set("cache", &format!("commands = {{ \"{GET}\" = \"1h\" }}"));
     let gateway = plain.start().await;

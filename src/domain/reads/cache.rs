@@ -73,11 +73,15 @@ impl ReadCache {
         self.entries.get(key)
     }
 
-    /// Keeps a response in place of an earlier one. A response that is too long is not kept.
+    /// Keeps a response, unless one that was sent later is kept. A response that is too long is not kept. The caller
+    /// inserts responses of one key one after the other.
     ///
     /// Request and response are copied: they may be parts of larger buffers, which would stay allocated.
     pub fn insert(&self, key: &ReadKey, response: &KeptResponse) {
         if response.body.len() > RESPONSE_LEN_MAX || weight(key, response) > self.max_bytes {
+            return;
+        }
+        if self.entries.get(key).is_some_and(|kept| kept.sent > response.sent) {
             return;
         }
         let key = ReadKey { request: Bytes::copy_from_slice(&key.request), ..key.clone() };
@@ -138,6 +142,8 @@ mod tests {
         cache.insert(&known, &response("y", 2));
         assert_eq!((*cache.get(&known).expect("kept")).clone(), response("y", 2));
         assert_eq!(cache.len(), 1);
+        cache.insert(&known, &response("x", 1));
+        assert_eq!((*cache.get(&known).expect("kept")).clone(), response("y", 2), "it was sent later");
     }
 
     #[test]

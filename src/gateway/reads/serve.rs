@@ -123,11 +123,11 @@ impl AppWorker {
 
     /// Gets a response that the cache does not have: waits for a call that an equal request has started, or starts one.
     async fn ask(self: &Arc<Self>, question: &Question<'_>, request: RelayRequest) -> Result<Answer, GatewayError> {
-        let Question { read, key, options, context } = question;
+        let Question { read, key, context, .. } = question;
         let mut reservation = CallReservation { worker: self, context: *context, reserved: None };
-        let mut may_join = options.directives.may_join();
+        let mut has_failed = false;
         loop {
-            match self.next_turn(question, may_join, &mut reservation)? {
+            match self.next_turn(question, &mut reservation)? {
                 Turn::Kept(kept, source) => return Ok(Answer::Kept(kept, source)),
                 Turn::CallerQuota(wait) => {
                     tokio::time::sleep(wait).await;
@@ -139,10 +139,10 @@ impl AppWorker {
                     request.stats.add_wait(clock::tick().since(begun));
                     // The call may have had less time than this request. A second failure is final.
                     let out_of_time = result.as_ref().is_err_and(|error| error.missing_reason().is_some());
-                    if !out_of_time || clock::now() >= context.deadline.permit {
+                    if !out_of_time || has_failed || clock::now() >= context.deadline.permit {
                         return result.map(|response| Answer::Shared(response, Source::Joined));
                     }
-                    may_join = false;
+                    has_failed = true;
                 }
                 Turn::Started(started, mut wait) => {
                     // From here on the call is made, even if this caller leaves.
@@ -166,12 +166,7 @@ impl AppWorker {
     }
 
     /// Decides under the lock how a request gets its response.
-    fn next_turn(
-        &self,
-        question: &Question<'_>,
-        may_join: bool,
-        reservation: &mut CallReservation<'_>,
-    ) -> Result<Turn, GatewayError> {
+    fn next_turn(&self, question: &Question<'_>, reservation: &mut CallReservation<'_>) -> Result<Turn, GatewayError> {
         let (reads, Question { read, key, options, context }) = (&self.app.reads, question);
         let mut calls = reads.calls.lock();
         // A call may have ended since the cache was read. It keeps its response under this lock.
@@ -179,7 +174,10 @@ impl AppWorker {
             return Ok(Turn::Kept(response, source_of(stale)));
         }
         let (last_mark, class) = (reads.fence.last_mark(&read.services), context.queue.class);
-        if may_join && let Some((result, sent)) = calls.join(key, last_mark, class) {
+        // A request for a fresh response joins only a call that is still to be sent.
+        if let Some((result, sent)) = calls.join(key, last_mark, class)
+            && (options.directives.may_join() || sent.get().is_none())
+        {
             return Ok(Turn::Joined(Wait { result: result.subscribe(), sent: Arc::clone(sent) }));
         }
         let wait = reservation.reserve()?;
