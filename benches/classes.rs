@@ -29,13 +29,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Chat's latency per call.
 const LATENCY: Duration = Duration::from_millis(20);
 /// Calls per second.
-const QUOTA: u32 = 200;
+const QUOTA: u32 = 50;
 /// Requests per second of the interactive caller: 20 % of the quota. Each needs a separate call.
-const INTERACTIVE: u32 = 40;
+const INTERACTIVE: u32 = 10;
 /// Requests per second of the batch caller: 10 times the quota.
-const BATCH: u32 = 2000;
+const BATCH: u32 = 500;
 /// Duration of each load.
-const SPAN: Duration = Duration::from_secs(15);
+const SPAN: Duration = Duration::from_secs(30);
 const FEED: &str = "token-of-the-feed";
 const JOB: &str = "token-of-the-backfill";
 
@@ -45,7 +45,7 @@ fn main() {
         "reserve", "load", "requests", "answered", "p50 ms", "p90 ms", "p99 ms", "feed calls/s", "job calls/s"
     );
     let mut pace = None;
-    for reserve in ["", "20/s"] {
+    for reserve in ["", "5/s"] {
         let chat = Chat::start(LATENCY, None);
         let gateway = start(chat.address, reserve);
         let bench = Bench { address: gateway.address, admin: gateway.admin, reserve };

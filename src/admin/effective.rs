@@ -24,6 +24,7 @@ pub(super) fn effective(config: &Config) -> Value {
             "ttl": show_duration(cache.ttl),
             "max_pairs": cache.max_pairs,
             "write_settle": show_duration(cache.write_settle),
+            "stale_while_revalidate": show_duration(cache.stale_while_revalidate),
             "max_bytes": show_size(cache.max_bytes),
             "commands": cache.commands.iter().map(|read| (read.name.to_string(), show_duration(read.ttl).into()))
                 .collect::<serde_json::Map<String, Value>>(),

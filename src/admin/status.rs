@@ -109,7 +109,11 @@ fn app_status(
         },
         "relations": relations(app, totals),
         "cached_reads": cached_reads(totals),
-        "queue": { "pairs_queued": stats.pairs_queued, "pairs_waited_for": stats.pairs_waiting },
+        "queue": {
+            "pairs_queued": stats.pairs_queued,
+            "pairs_waited_for": stats.pairs_waiting,
+            "refreshes_queued": stats.refreshes_queued,
+        },
         "calls_in_flight": { "now": stats.calls_in_flight, "max": gateway.config.upstream.max_in_flight },
         "quota": quotas(app, &rates),
         "webhooks": webhooks(gateway, app),

@@ -101,10 +101,10 @@ fn write_caller(out: &mut String, caller: &Caller) -> fmt::Result {
     let commands = allowed_commands(&caller.allow, caller.report_only);
     writeln!(out, "  {}\n    known by    {}", caller.name, proofs(caller))?;
     writeln!(out, "    commands    {commands}\n    apps        {apps}\n    quota       {quota}")?;
-    match caller.class {
-        Class::Interactive => Ok(()),
-        Class::Batch => writeln!(out, "    class       batch: its calls go when no interactive caller waits"),
+    if caller.class == Class::Batch {
+        writeln!(out, "    class       batch: its calls go when no interactive caller waits")?;
     }
+    Ok(())
 }
 
 /// Returns how a caller is recognized, without secrets.

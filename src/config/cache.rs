@@ -19,6 +19,8 @@ pub struct Cache {
     pub max_pairs: usize,
     /// How long past its ttl a pair is served while Chat fails or the quota is exhausted, up to 24 h. Default 0.
     pub stale_if_error: Duration,
+    /// How long past its ttl a pair is served at once while it is looked up again, up to 24 h. Default 0.
+    pub stale_while_revalidate: Duration,
     /// How long after a relayed write what it may have changed is not cached, up to 5 min. Default 1 s.
     pub write_settle: Duration,
     /// Maximum size of all cached responses of other reads, 1 MiB to 64 GiB. Default 64 MiB.
@@ -38,6 +40,7 @@ impl Default for Cache {
             ttl: Duration::from_secs(30),
             max_pairs: 1_000_000,
             stale_if_error: Duration::ZERO,
+            stale_while_revalidate: Duration::ZERO,
             write_settle: Duration::from_secs(1),
             max_bytes: 64 * MIB,
             commands: Arc::default(),
@@ -52,6 +55,12 @@ impl Cache {
         section.read("max_pairs", &mut cache.max_pairs, count(1..=100_000_000));
         section.read("write_settle", &mut cache.write_settle, duration(millis(0)..=millis(300_000)));
         section.read("stale_if_error", &mut cache.stale_if_error, duration(millis(0)..=hours(24)));
+        const REVALIDATE: &str = "stale_while_revalidate";
+        section.read(REVALIDATE, &mut cache.stale_while_revalidate, duration(millis(0)..=hours(24)));
+        if cache.ttl.is_zero() && !cache.stale_while_revalidate.is_zero() {
+            section.warning(REVALIDATE, "has no effect, because ttl is 0s; set a ttl");
+            cache.stale_while_revalidate = Duration::ZERO;
+        }
         section.read("max_bytes", &mut cache.max_bytes, size(MIB..=64 * 1024 * MIB));
         cache.commands = Arc::new(read_commands(&mut section));
         section.finish();

@@ -306,8 +306,11 @@ impl Caller {
 }
 
 fn parse_class(node: &Node) -> ParseResult<Class> {
-    let class = Class::ALL.into_iter().find(|class| node.text() == Some(class.name()));
-    class.ok_or_else(|| "must be \"interactive\" or \"batch\"".to_owned())
+    match node.text() {
+        Some("interactive") => Ok(Class::Interactive),
+        Some("batch") => Ok(Class::Batch),
+        _ => Err("must be \"interactive\" or \"batch\"".to_owned()),
+    }
 }
 
 /// Reads a token by reference, like other secrets.

@@ -43,20 +43,23 @@ pub enum Class {
     Interactive,
     /// No user waits: backfills, exports, reports.
     Batch,
+    /// Nothing waits: chatgate looks a pair up again before it is needed. No caller has this class.
+    Refresh,
 }
 
 impl Class {
     /// All classes, the first to be served first.
-    pub const ALL: [Class; 2] = [Class::Interactive, Class::Batch];
+    pub const ALL: [Class; 3] = [Class::Interactive, Class::Batch, Class::Refresh];
 
-    /// The class that is served last.
-    pub const LAST: Class = Class::Batch;
+    /// The class of callers that is served last.
+    pub const LAST_OF_CALLERS: Class = Class::Batch;
 
     /// Returns its name in the configuration and in `/status`.
     pub const fn name(self) -> &'static str {
         match self {
             Class::Interactive => "interactive",
             Class::Batch => "batch",
+            Class::Refresh => "refresh",
         }
     }
 

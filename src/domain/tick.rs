@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A time: microseconds on the monotonic clock of the process, in 62 bits (146,000 years).
+/// A time: microseconds on the monotonic clock of the process, in 61 bits (73,000 years).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Tick(u64);
 
@@ -10,7 +10,7 @@ impl Tick {
     /// Earlier than any time of the clock.
     pub const NEVER: Tick = Tick(0);
     /// The latest time.
-    pub const LAST: Tick = Tick(u64::MAX >> 2);
+    pub const LAST: Tick = Tick(u64::MAX >> 3);
 
     /// Returns the time this many microseconds after the clock's start; saturates at [`Tick::LAST`].
     pub const fn from_micros(micros: u64) -> Self {

@@ -171,11 +171,10 @@ impl Access {
         let acquire = |capacity: &Arc<Capacity>, limit| capacity.try_acquire(1).ok_or(GatewayError::Overloaded(limit));
         Ok(Some(CallerSlot {
             _of_caller: acquire(&caller.requests, "requests of one caller (half of server.max_requests)")?,
-            _of_class: match caller.class {
-                Class::Interactive => None,
-                Class::Batch => {
-                    Some(acquire(&self.batch_requests, "requests of batch callers (half of server.max_requests)")?)
-                }
+            _of_class: if caller.class == Class::Batch {
+                Some(acquire(&self.batch_requests, "requests of batch callers (half of server.max_requests)")?)
+            } else {
+                None
             },
         }))
     }

@@ -29,15 +29,21 @@ impl AppWorker {
         request: &CheckRequest<'_>,
         session: &CheckSession,
     ) {
+        let missing = session.missing_accounts().map(|(account, pair)| (pair, &*request.to[account]));
+        let missing: Vec<(Pair, &str)> = missing.collect();
+        self.read_pairs_from_fleet(pairs, &request.from, &missing).await;
+    }
+
+    /// Reads these pairs of `from` from the cache of the fleet, and caches them.
+    pub(super) async fn read_pairs_from_fleet(&self, pairs: &PairService, from: &str, wanted: &[(Pair, &str)]) {
         let Some(FleetHandle { fleet, shared }) = &self.app.fleet else { return };
         if fleet.mode() == Mode::Disconnected || shared.ttl.is_zero() {
             return;
         }
-        let missing: Vec<(usize, Pair)> = session.missing_accounts().collect();
-        let to: Vec<&str> = missing.iter().map(|(account, _)| &*request.to[*account]).collect();
-        let found = fleet.read(shared, pairs.kind, &request.from, &to).await;
+        let to: Vec<&str> = wanted.iter().map(|(_, to)| *to).collect();
+        let found = fleet.read(shared, pairs.kind, from, &to).await;
         let now = clock::tick();
-        for ((_, pair), found) in missing.iter().zip(found) {
+        for ((pair, _), found) in wanted.iter().zip(found) {
             let Some((seen, sent)) = found else { continue };
             // An old entry must not replace one that may be newer here.
             if now.since(sent) < shared.ttl {

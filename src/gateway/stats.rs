@@ -48,8 +48,10 @@ pub(crate) struct AppStats {
     pub cache_pairs: usize,
     /// Pairs that requests wait for, counted once for each waiting request.
     pub pairs_waiting: usize,
-    /// Distinct pairs that are queued.
+    /// Distinct pairs that are queued, and that requests wait for.
     pub pairs_queued: usize,
+    /// Distinct pairs that are queued to be refreshed.
+    pub refreshes_queued: usize,
     /// Calls in flight.
     pub calls_in_flight: usize,
     /// When the current signature was issued, in seconds since 1970.
@@ -61,17 +63,19 @@ pub(crate) struct AppStats {
 impl App {
     /// Returns its state.
     pub(crate) fn stats(&self) -> AppStats {
-        let (mut pairs_waiting, mut pairs_queued) = (0, 0);
+        let (mut pairs_waiting, mut pairs_queued, mut refreshes_queued) = (0, 0, 0);
         for service in self.relations.iter() {
             let lookups = service.lookups();
             pairs_waiting += lookups.scheduler.waiting();
             pairs_queued += lookups.scheduler.queued();
+            refreshes_queued += lookups.scheduler.queued_in(Class::Refresh);
         }
         let (signature_issued_at, signature_lifetime) = self.chat.signer.load().validity();
         AppStats {
             cache_pairs: self.relations.iter().map(|service| service.cache.len()).sum(),
             pairs_waiting,
             pairs_queued,
+            refreshes_queued,
             calls_in_flight: self.chat.in_flight.in_use(),
             signature_issued_at,
             signature_lifetime,

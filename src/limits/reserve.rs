@@ -1,6 +1,6 @@
 //! What callers of class `batch` leave to interactive callers: the reserve of a command's rate (`app.quota.reserve`).
 //!
-//! Batch calls never exceed the rate without the reserve, in any second. They keep a pace of their own for that, next to
+//! Batch calls and refreshes together never exceed the rate without the reserve, in any second. They keep a pace of their own for that, next to
 //! the pace of all calls, which both classes share.
 
 use std::num::NonZeroU32;
@@ -45,7 +45,7 @@ impl TakenPermits {
     pub(super) fn next_at(&self, class: Class) -> Tick {
         match class {
             Class::Interactive => Tick::NEVER,
-            Class::Batch => self.next_batch,
+            Class::Batch | Class::Refresh => self.next_batch,
         }
     }
 
@@ -53,10 +53,10 @@ impl TakenPermits {
     pub(super) fn record(&mut self, class: Class, rate: CommandRate, limit: u32, share: LimitShare, now: Tick) {
         match class {
             Class::Interactive => self.interactive.count(now),
-            Class::Batch if rate.reserve > 0 => {
+            Class::Batch | Class::Refresh if rate.reserve > 0 => {
                 self.next_batch = next_after(share.pace(rate.of_batch(limit)), self.next_batch, now);
             }
-            Class::Batch => {}
+            Class::Batch | Class::Refresh => {}
         }
     }
 

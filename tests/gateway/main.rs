@@ -67,6 +67,7 @@ mod relay;
 mod reload;
 mod reload_state;
 mod request_log;
+mod revalidation;
 mod shares;
 mod simulated_relations;
 mod slow;

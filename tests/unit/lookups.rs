@@ -35,7 +35,7 @@ fn enqueue(scheduler: &mut LookupScheduler, queue: CallerQueue, from: &str, to: 
 }
 
 fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
-    let call = scheduler.next_batch(Class::LAST, at(now))?;
+    let call = scheduler.next_batch(Class::Refresh, at(now))?;
     Some((call.id, call.from.to_string(), call.to.iter().map(ToString::to_string).collect()))
 }
 
@@ -198,7 +198,7 @@ fn pair_goes_with_the_first_class_that_waits_for_it() {
     assert_eq!((&*batch.from, batch.queue), ("d", ANN));
     assert_eq!(scheduler.waiting_for(batch.id).count(), 2, "both requests wait for it");
     assert_eq!(next(&mut scheduler, 1).expect("a call").1, "a");
-    assert_eq!((scheduler.queued(), scheduler.has_queued(Class::LAST)), (0, false));
+    assert_eq!((scheduler.queued(), scheduler.has_queued(Class::Refresh)), (0, false));
 }
 
 #[test]
@@ -393,7 +393,7 @@ fn complete_with(scheduler: &mut LookupScheduler, batch: &Batch, number: Option<
 fn request_for_one_side_shares_calls_for_both_sides() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (first, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
     assert_eq!(batch.sides, Sides::Both);
     let (second, joined) = scheduler.enqueue(options(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
     assert_eq!(joined, [true]);
@@ -409,7 +409,7 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
     let (both, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let (first, _) = scheduler.enqueue(one_sided(BEN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let (back, _) = scheduler.enqueue(one_sided(BEN), &wanted("bob", &["ann"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
     let (results, _) = complete_with(&mut scheduler, &batch, None);
     let [WaiterResult { ticket, result: PairResult::Verbatim(..), .. }] = results.as_slice() else {
         panic!("{results:?}")
@@ -418,7 +418,7 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
     // It may travel with no other pair.
     enqueue(&mut scheduler, ANN, "ann", &["cyd"]);
     let mut asked = Vec::new();
-    while let Some(batch) = scheduler.next_batch(Class::LAST, at(2)) {
+    while let Some(batch) = scheduler.next_batch(Class::Refresh, at(2)) {
         asked.push((batch.from.to_string(), batch.to.len(), batch.sides));
         if batch.sides == Sides::First {
             let (results, cacheable) = complete_with(&mut scheduler, &batch, Some(2));
@@ -435,10 +435,10 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
 fn rejected_wider_call_is_repeated_as_requested() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (ticket, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
-    let batch = scheduler.next_batch(Class::LAST, at(1)).expect("a call");
+    let batch = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
     let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, []);
-    let batch = scheduler.next_batch(Class::LAST, at(2)).expect("a call as requested");
+    let batch = scheduler.next_batch(Class::Refresh, at(2)).expect("a call as requested");
     assert_eq!((batch.sides, &*batch.from), (Sides::First, "ann"));
     let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, [WaiterResult { ticket, slot: 0, result: PairResult::Failed }]);

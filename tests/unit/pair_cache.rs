@@ -33,6 +33,22 @@ fn later_result_replaces_an_earlier_one_only() {
 }
 
 #[test]
+fn each_result_is_refreshed_once() {
+    let cache = PairCache::new(100);
+    let begin = |sent| cache.begin_refresh(key(1), Tick::from_micros(sent));
+    assert!(!begin(10), "not cached");
+    cache.insert(key(1), cached(2, 10));
+    cache.insert(key(2), cached(3, 10));
+    assert!(!begin(9), "another result");
+    assert_eq!([begin(10), begin(10)], [true, false]);
+    assert_eq!((cache.get(key(1)), cache.get(key(2))), (Some(cached(2, 10)), Some(cached(3, 10))));
+    cache.insert(key(1), cached(1, 11));
+    assert_eq!([begin(10), begin(11), begin(11)], [false, true, false]);
+    cache.remove(key(1));
+    assert_eq!((cache.get(key(1)), cache.len(), begin(11)), (None, 1, false));
+}
+
+#[test]
 fn full_table_stays_full_and_keeps_the_newest_pairs() {
     let max = 10_000;
     let cache = PairCache::new(max);
@@ -65,6 +81,7 @@ fn concurrent_readers_see_whole_entries_only() {
                     let number = (round + writer) % 8;
                     // The relation is a function of the pair, so a mix of two entries is detected.
                     cache.insert(key(number), cached((number % 4) as i64, round));
+                    cache.begin_refresh(key(number), Tick::from_micros(round));
                 }
             });
         }

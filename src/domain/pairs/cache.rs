@@ -1,7 +1,7 @@
 //! The cached pairs of one app: a bounded table from a pair to its relation.
 //!
 //! A cached pair takes one slot of 16 bytes: a tag that identifies the pair in its bucket (64 bits), the time its lookup
-//! was sent (62 bits), and the relation (2 bits). A pair has two buckets, and an insertion takes the emptier one. So with
+//! was sent (61 bits), whether it was asked for past its ttl (1 bit), and the relation (2 bits). A pair has two buckets, and an insertion takes the emptier one. So with
 //! three of four slots in use, hardly any bucket is full. A bucket is a cache line, and both buckets are in one page,
 //! because a lookup mostly waits for memory. Larger buckets would need fewer free slots but twice the lines.
 //!
@@ -18,7 +18,7 @@
 //! whole for each change. In exchange, this table has no admission policy. With a quarter of the pairs cached under a
 //! skewed load, its hit ratio is 83 %, that of moka and quick_cache 88 %. With equal memory it is the highest, 95 %.
 //!
-//! Readers take no lock. The first word of a slot is the tag XOR the second word. A reader that sees a half-written slot
+//! Readers take no lock. The first word of a slot is the tag XOR the second word without [`ASKED`]. A reader that sees a half-written slot
 //! computes another tag and misses, which costs a lookup. Writers of a bucket exclude each other.
 //!
 //! Entries do not expire here: readers check the age and the [fence](super::fence). When the table is full, an insertion
@@ -39,6 +39,10 @@ const BLOCK_BUCKETS: usize = 64;
 const BLOCK_WORDS: usize = BUCKET_WORDS * BLOCK_BUCKETS;
 /// Locks that writers share, by bucket.
 const WRITER_LOCKS: usize = 64;
+/// The bit of a slot's second word that [`PairCache::begin_refresh`] sets. A new result clears it.
+const ASKED: u64 = 0b100;
+/// Bits of the second word below the time.
+const TIME_SHIFT: u32 = 3;
 
 /// The table; the module documentation describes it.
 #[derive(Debug)]
@@ -65,12 +69,12 @@ pub struct CachedPair {
 impl CachedPair {
     /// Returns the second word of its slot. It is never 0, which means an empty slot, because the time is never 0.
     fn to_word(self) -> u64 {
-        (self.sent.max(Tick::from_micros(1)).micros() << 2) | u64::from(self.stored.number())
+        (self.sent.max(Tick::from_micros(1)).micros() << TIME_SHIFT) | u64::from(self.stored.number())
     }
 
     fn from_word(word: u64) -> Self {
         let number = (word & 3) as i64;
-        Self { stored: Relation::new(number).expect("two bits"), sent: Tick::from_micros(word >> 2) }
+        Self { stored: Relation::new(number).expect("two bits"), sent: Tick::from_micros(word >> TIME_SHIFT) }
     }
 }
 
@@ -149,8 +153,22 @@ impl PairCache {
     fn get_in(&self, bucket: usize, pair: PairKey) -> Option<CachedPair> {
         self.slots(bucket).find_map(|(first, second)| {
             let word = second.load(Ordering::Acquire);
-            (first.load(Ordering::Acquire) ^ word == pair.tag() && word != 0).then(|| CachedPair::from_word(word))
+            (is_of(first.load(Ordering::Acquire), word, pair) && word != 0).then(|| CachedPair::from_word(word))
         })
+    }
+
+    /// Notes that the result that was sent at `sent` is asked for past its ttl. Returns whether this is the first time:
+    /// then the caller refreshes the pair, and all others leave it alone until there is a new result.
+    pub fn begin_refresh(&self, pair: PairKey, sent: Tick) -> bool {
+        let slots = self.buckets_of(pair).into_iter().flat_map(|bucket| self.slots(bucket));
+        let begin = |(first, second): (&AtomicU64, &AtomicU64)| {
+            let word = second.load(Ordering::Acquire);
+            let is_wanted = is_of(first.load(Ordering::Acquire), word, pair) && word >> TIME_SHIFT == sent.micros();
+            // If the slot has changed meanwhile, the pair has a new result or none.
+            (is_wanted && word & ASKED == 0)
+                .then(|| second.compare_exchange(word, word | ASKED, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+        };
+        slots.into_iter().find_map(begin).unwrap_or(false)
     }
 
     /// Stores a pair, unless a later result of the same pair is stored.
@@ -170,16 +188,16 @@ impl PairCache {
                     continue;
                 }
                 taken[which] += 1;
-                if first.load(Ordering::Relaxed) ^ word == pair.tag() {
+                if is_of(first.load(Ordering::Relaxed), word, pair) {
                     found = Some((word, at));
                 }
-                if oldest.is_none_or(|(sent, _)| word >> 2 < sent) {
-                    oldest = Some((word >> 2, at));
+                if oldest.is_none_or(|(sent, _)| word >> TIME_SHIFT < sent) {
+                    oldest = Some((word >> TIME_SHIFT, at));
                 }
             }
         }
         if let Some((word, at)) = found {
-            if word >> 2 <= cached.sent.micros() {
+            if word >> TIME_SHIFT <= cached.sent.micros() {
                 self.write(at, pair, cached);
             }
             return;
@@ -201,7 +219,7 @@ impl PairCache {
         for bucket in buckets {
             for (first, second) in self.slots(bucket) {
                 let word = second.load(Ordering::Relaxed);
-                if word != 0 && first.load(Ordering::Relaxed) ^ word == pair.tag() {
+                if word != 0 && is_of(first.load(Ordering::Relaxed), word, pair) {
                     second.store(0, Ordering::Release);
                     first.store(0, Ordering::Release);
                     self.len.fetch_sub(1, Ordering::Relaxed);
@@ -246,4 +264,9 @@ impl PairCache {
         let upper = (a != b).then(|| lock(a.max(b)));
         (lower, upper)
     }
+}
+
+/// Returns whether these words of a slot belong to the pair.
+fn is_of(first: u64, second: u64, pair: PairKey) -> bool {
+    first ^ (second & !ASKED) == pair.tag()
 }

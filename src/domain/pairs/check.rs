@@ -42,6 +42,8 @@ pub(crate) struct CheckOptions {
     pub ttl: Duration,
     /// `cache.stale_if_error`: how long past its ttl a pair may answer while Chat fails.
     pub stale_if_error: Duration,
+    /// `cache.stale_while_revalidate`: how long past its ttl a pair answers while it is looked up again.
+    pub stale_while_revalidate: Duration,
     /// Whether pairs that are missing for lack of time or quota are answered as missing (`Chatgate-Partial`).
     pub partial: bool,
     /// What the request asks of each pair.
@@ -114,6 +116,8 @@ pub(crate) struct CheckSession {
     /// Every pair that the first scan missed was cached, past its ttl.
     expired: bool,
     served_stale: bool,
+    /// Whether a scan answered a pair past its ttl that may be refreshed.
+    has_due: bool,
 }
 
 impl CheckSession {
@@ -135,12 +139,13 @@ impl CheckSession {
             rejected: false,
             expired: false,
             served_stale: false,
+            has_due: false,
         }
     }
 
     /// Takes from the cache what the caller's directives allow.
     pub(crate) fn scan(&mut self, view: PairView<'_>, now: Tick) {
-        let CheckOptions { directives, ttl, .. } = self.options;
+        let CheckOptions { directives, ttl, stale_while_revalidate, .. } = self.options;
         let is_first = self.now == Tick::NEVER;
         if self.missing == self.slots.len() {
             self.admitted_under = Some(view.fence.version());
@@ -150,7 +155,7 @@ impl CheckSession {
             Duration::ZERO => Tick::LAST,
             age_max => now.before(age_max),
         };
-        let (mut found, mut rejected, mut expired) = (0, false, 0);
+        let (mut found, mut stale, mut rejected, mut expired) = (0, 0, false, 0);
         let wanted = |slot: &PairSlot| slot.answer.is_none().then(|| slot.pair.key());
         view.cache.get_batch(&mut self.slots, wanted, |slot, cached| {
             if !view.fence.admits(slot.pair, cached.sent) {
@@ -159,11 +164,14 @@ impl CheckSession {
             let freshness = if cached.sent > hit_after {
                 Freshness::Hit
             } else {
-                directives.freshness(now.since(cached.sent), ttl)
+                directives.freshness(now.since(cached.sent), ttl, stale_while_revalidate)
             };
             let source = match freshness {
                 Freshness::Hit => Source::Hit,
-                Freshness::Stale => Source::Stale,
+                Freshness::Stale => {
+                    stale += 1;
+                    Source::Stale
+                }
                 Freshness::Rejected => return rejected = true,
                 Freshness::Expired => return expired += 1,
             };
@@ -171,11 +179,35 @@ impl CheckSession {
             found += 1;
         });
         self.missing -= found;
+        self.has_due |= stale > 0 && !directives.revalidated(stale_while_revalidate).is_zero();
         self.now = now;
         if is_first {
             self.rejected = rejected;
             self.expired = expired > 0 && expired == self.missing;
         }
+    }
+
+    /// Returns whether pairs may be due: answered past their ttl, and to be refreshed.
+    pub(crate) fn has_due(&self) -> bool {
+        self.has_due
+    }
+
+    /// Returns the pairs to refresh, with the names of their users. Each result of a pair is refreshed once.
+    pub(crate) fn take_due<'n>(
+        &mut self,
+        cache: &PairCache,
+        from: &'n str,
+        to: impl Fn(usize) -> &'n str,
+    ) -> Vec<Wanted<'n>> {
+        let CheckOptions { directives, ttl, stale_while_revalidate, .. } = self.options;
+        self.has_due = false;
+        let age_max = ttl.saturating_add(directives.revalidated(stale_while_revalidate));
+        let due = self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let answer = slot.answer.as_ref().filter(|answer| answer.source == Source::Stale)?;
+            let is_due = self.now.since(answer.sent) < age_max && cache.begin_refresh(slot.pair.key(), answer.sent);
+            is_due.then(|| Wanted { pair: slot.pair, from, to: to(slot.account), slot: index })
+        });
+        due.collect()
     }
 
     /// Returns whether the caller takes an answer in which pairs are missing.

@@ -35,8 +35,8 @@ impl CacheDirectives {
         if self.may_use_cache() { self.max_age.map_or(ttl, |age| age.min(ttl)) } else { Duration::ZERO }
     }
 
-    /// Returns how a cached pair of this age may be used.
-    pub fn freshness(&self, age: Duration, ttl: Duration) -> Freshness {
+    /// Returns how a cached pair of this age may be used. `while_revalidate` is `cache.stale_while_revalidate`.
+    pub fn freshness(&self, age: Duration, ttl: Duration, while_revalidate: Duration) -> Freshness {
         if !self.may_use_cache() {
             return Freshness::Rejected;
         }
@@ -45,11 +45,17 @@ impl CacheDirectives {
             Freshness::Hit
         } else if self.max_age.is_some_and(|max_age| age > max_age) {
             if age < ttl { Freshness::Rejected } else { Freshness::Expired }
-        } else if self.max_stale.is_some_and(|stale| age < ttl.saturating_add(stale)) {
+        } else if age < ttl.saturating_add(self.max_stale.unwrap_or_default().max(self.revalidated(while_revalidate))) {
             Freshness::Stale
         } else {
             Freshness::Expired
         }
+    }
+
+    /// Returns how long past its ttl a pair answers while it is looked up again (RFC 5861 section 3). A request that asks
+    /// for current data, or for the cache only, causes no lookups in the background.
+    pub fn revalidated(&self, while_revalidate: Duration) -> Duration {
+        if self.may_serve_stale() && !self.only_if_cached { while_revalidate } else { Duration::ZERO }
     }
 
     /// Returns whether a pair past its ttl may answer while Chat fails, if `cache.stale_if_error` allows it
@@ -174,7 +180,11 @@ mod tests {
             (age_5_stale_10, 35, Freshness::Expired),
         ];
         for (directives, age, freshness) in cases {
-            assert_eq!(directives.freshness(Duration::from_secs(age), TTL), freshness, "{directives:?} at {age} s");
+            assert_eq!(
+                directives.freshness(Duration::from_secs(age), TTL, Duration::ZERO),
+                freshness,
+                "{directives:?} at {age} s"
+            );
         }
     }
 
@@ -183,7 +193,7 @@ mod tests {
         for directives in directives() {
             let below = directives.hit_age_max(TTL);
             for age in (0..40).map(Duration::from_secs).filter(|age| *age < below) {
-                assert_eq!(directives.freshness(age, TTL), Freshness::Hit, "{directives:?}: {age:?}");
+                assert_eq!(directives.freshness(age, TTL, Duration::ZERO), Freshness::Hit, "{directives:?}: {age:?}");
             }
         }
         assert_eq!(directives()[1].hit_age_max(TTL), Duration::from_secs(5));

@@ -35,7 +35,7 @@ impl ReadOptions {
     /// Judges a kept response. `last_mark` is the fence.
     pub(crate) fn judge(&self, kept: Option<Arc<KeptResponse>>, last_mark: Tick, now: Tick) -> Found {
         let Some(response) = kept.filter(|kept| kept.sent > last_mark) else { return Found::Nothing };
-        match self.directives.freshness(now.since(response.sent), self.ttl) {
+        match self.directives.freshness(now.since(response.sent), self.ttl, Duration::ZERO) {
             Freshness::Hit => Found::Usable { response, stale: false },
             Freshness::Stale => Found::Usable { response, stale: true },
             Freshness::Expired => Found::Expired,

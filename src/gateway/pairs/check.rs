@@ -73,6 +73,7 @@ impl AppWorker {
             directives,
             ttl: cache.ttl,
             stale_if_error: cache.stale_if_error,
+            stale_while_revalidate: cache.stale_while_revalidate,
             partial,
             sides: request.sides,
         };
@@ -82,6 +83,9 @@ impl AppWorker {
             // Boxed, here and below: what a hit does not need must not be part of every request's future.
             Box::pin(self.read_from_fleet(pairs, request, &session)).await;
             session.scan(pairs.view(), clock::tick());
+        }
+        if session.has_due() {
+            self.revalidate(pairs, request, &mut session);
         }
         let mut failure = None;
         loop {

@@ -110,7 +110,7 @@ impl AppWorker {
         if let Some(error) = parked() {
             return Some(Acquired::Rejected(error));
         }
-        let wanted = || pairs.lookups().scheduler.has_queued(class) && parked().is_none();
+        let wanted = || pairs.lookups().scheduler.has_queued_at(class, clock::tick()) && parked().is_none();
         let begun = clock::now();
         // The waiting requests have their own deadlines. The dispatcher gives up when none is left.
         let deadline = begun + DISPATCHER_PATIENCE;

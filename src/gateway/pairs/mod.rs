@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod dispatcher;
+mod revalidate;
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::response::CallResult;
+use crate::capacity::Capacity;
 use crate::clock;
 use crate::config::Config;
 use crate::domain::caller::ByClass;
@@ -46,6 +48,8 @@ pub(super) struct PairService {
     /// The quota of the command.
     pub(super) quota: Arc<CommandQuota>,
     lookups: Mutex<LookupState>,
+    /// Refreshes that ask the fleet's cache.
+    refreshes: Arc<Capacity>,
 }
 
 /// One lookup of an app.
@@ -131,6 +135,7 @@ impl PairService {
                 waiters: Waiters::default(),
                 dispatchers: ByClass::default(),
             }),
+            refreshes: Capacity::new(revalidate::FLEET_READS_MAX),
         }
     }
 

@@ -63,6 +63,7 @@ fn setup(changes: &[Change], readers: &[Reader]) -> Setup {
         fine_changes: false,
         fine_readers: false,
         flip: true,
+        revalidate: false,
         fault: None,
     }
 }
@@ -169,6 +170,27 @@ fn holds_for_readers_of_two_classes() {
     // Without flipping, pairs of one user do not share a call.
     let readers = [batch(reader("bob", &["ann"])), batch(reader("cyd", &["ann"])), reader("cyd", &["ann"])];
     holds(Setup { leaving: true, flip: false, ..setup(&[event(Scope::Pair(ANN_CYD))], &readers) });
+}
+
+/// Three readers of one pair, so that one finds a pair past its ttl, and one meets the refresh.
+fn revalidating(change: Change) -> Setup {
+    let readers = [reader("ann", &["bob"]), reader("bob", &["ann"]), reader("ann", &["bob"])];
+    Setup { revalidate: true, ..setup(&[change], &readers) }
+}
+
+#[test]
+fn holds_for_refreshes_of_pairs_past_their_ttl() {
+    holds(revalidating(event(Scope::Pair(ANN_BOB))));
+    let readers = [reader("ann", &["bob"]), reader("ann", &["bob"])];
+    let two = Setup { revalidate: true, ..setup(&[write(Scope::Pair(ANN_BOB))], &readers) };
+    holds(Setup { leaving: true, ..two.clone() });
+    holds(Setup { fine_readers: true, ..two });
+}
+
+#[test]
+fn joining_a_refresh_sent_before_an_event_is_caught() {
+    is_caught(Setup { fault: Some(Fault::Unfenced), ..revalidating(event(Scope::Pair(ANN_BOB))) });
+    is_caught(Setup { fault: Some(Fault::NoSecondMark), ..revalidating(event(Scope::Pair(ANN_BOB))) });
 }
 
 #[test]

@@ -59,7 +59,10 @@ fn describe(world: &World, scene: &Scene, put: &mut impl FnMut(Item)) {
         plain(put, world.floor[pair].into());
         match world.cached[pair].filter(|cached| !is_void(pair, cached.sent.micros())) {
             None => plain(put, VOID),
-            Some(cached) => describe_known(cached.stored.number().into(), cached.sent.micros(), put),
+            Some(cached) => {
+                describe_known(cached.stored.number().into(), cached.sent.micros(), put);
+                plain(put, world.asked[pair].into());
+            }
         }
     }
     let pair_of = |pair: Pair| (0..2).find(|index| scene.both(*index).key() == pair.key()).expect("one of the two");
@@ -184,6 +187,7 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         plain(put, user(edge.pair.from));
         plain(put, user(edge.pair.to));
         plain(put, edge.keep.into());
+        plain(put, edge.refresh_until.is_some().into());
         plain(put, usize::from(scheduler.joinable.get(&edge.pair.key()) == Some(id)));
         match edge.batching {
             Batching::Any => plain(put, 0),

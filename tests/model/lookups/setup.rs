@@ -33,6 +33,8 @@ pub(super) struct Setup {
     /// when a response arrives and when its pairs are stored.
     pub fine_readers: bool,
     pub flip: bool,
+    /// Cached pairs answer past their ttl, which ends at the next moment, and are refreshed.
+    pub revalidate: bool,
     pub fault: Option<Fault>,
 }
 

@@ -103,6 +103,8 @@ pub(super) struct World {
     pub scheduler: LookupScheduler,
     pub waiters: Waiters<usize>,
     pub cached: [Option<CachedPair>; 2],
+    /// Whether the cached pair was asked for past its ttl.
+    pub asked: [bool; 2],
     pub storing: Vec<CacheablePair>,
     /// The relations in Chat, seen from the first user of the pair.
     pub chat: [u8; 2],
@@ -122,7 +124,8 @@ impl World {
             let pairs = reader.to.iter().map(|to| scene.pair(reader.from, to));
             let options = CheckOptions {
                 directives: reader.directives,
-                ttl: TTL,
+                ttl: if setup.revalidate { Duration::from_nanos(1) } else { TTL },
+                stale_while_revalidate: if setup.revalidate { TTL } else { Duration::ZERO },
                 stale_if_error: Duration::ZERO,
                 partial: false,
                 sides: Sides::Both,
@@ -140,6 +143,7 @@ impl World {
             scheduler: LookupScheduler::new(setup.flip, 100),
             waiters: Waiters::default(),
             cached: [None; 2],
+            asked: [false; 2],
             storing: Vec::new(),
             chat: [0; 2],
             floor: [0; 2],
@@ -336,7 +340,7 @@ impl World {
         drop(tickets);
         match (is_interactive, class) {
             (false, Class::Interactive) => return Err("a batch call uses an interactive permit".to_owned()),
-            (false, Class::Batch) if must_go_first => {
+            (false, Class::Batch | Class::Refresh) if must_go_first => {
                 return Err("a batch call goes before an interactive one".to_owned());
             }
             _ => {}
@@ -371,14 +375,20 @@ impl World {
         let cache = PairCache::new(8);
         for (pair, cached) in self.cached.iter().enumerate() {
             if let Some(cached) = cached {
-                cache.insert(scene.both(pair).key(), *cached);
+                let key = scene.both(pair).key();
+                cache.insert(key, *cached);
+                if self.asked[pair] {
+                    cache.begin_refresh(key, cached.sent);
+                }
             }
         }
         cache
     }
 
     fn set_cached(&mut self, cache: &PairCache, scene: &Scene) {
+        let before = self.cached;
         self.cached = [0, 1].map(|pair| cache.get(scene.both(pair).key()));
+        (0..2).filter(|pair| self.cached[*pair] != before[*pair]).for_each(|pair| self.asked[pair] = false);
     }
 
     /// A write marks its pairs and is sent. When it has ended, it marks and removes its pairs, and is acknowledged. An
@@ -418,7 +428,7 @@ impl World {
             }
             Stage::Marked => {
                 if let Scope::Pair(pair) = scope {
-                    self.cached[pair] = None;
+                    (self.cached[pair], self.asked[pair]) = (None, false);
                 }
                 if *fault == Some(Fault::AcknowledgeBeforeMark) {
                     self.mark(which);
@@ -453,6 +463,13 @@ impl World {
         if let Phase::Notified(ticket) = reader.phase {
             self.scheduler.cancel(ticket);
             reader.session.on_results(&reader.joined, std::mem::take(&mut reader.delivered), now);
+        }
+        if reader.session.has_due() {
+            let Reader { from, to, .. } = &scene.setup.readers[which];
+            let due = reader.session.take_due(&cache, from, |account| to[account]);
+            due.iter().for_each(|one| self.asked[index(one.from, one.to)] = true);
+            let fence = scene.fence();
+            self.scheduler.refresh(&due, Tick::LAST, |pair| fence.last_mark(pair));
         }
         match reader.session.next(scene.judging_view(&cache)) {
             CheckStep::Lookup => {

@@ -44,6 +44,7 @@ struct Simulation {
     /// Readers with the results of all their pairs, which they have not applied yet.
     notified: Vec<(Reader, PairResults)>,
     fault: Option<Fault>,
+    revalidates: bool,
     responses: u64,
 }
 
@@ -129,6 +130,7 @@ impl Simulation {
             calls: Vec::new(),
             notified: Vec::new(),
             fault,
+            revalidates: seed % 4 >= 2,
             responses: 0,
         }
     }
@@ -226,7 +228,17 @@ impl Simulation {
         to.truncate(1 + self.below(3));
         let kind = self.below(6);
         let directives = CacheDirectives { no_store: kind == 0, no_cache: kind == 1, ..CacheDirectives::default() };
-        let options = CheckOptions { directives, ttl: TTL, stale_if_error: Duration::ZERO, partial: true, sides };
+        // Half of the schedules refresh pairs that were looked up a moment ago.
+        let ttl = if self.revalidates { Duration::from_micros(5) } else { TTL };
+        let stale_while_revalidate = if self.revalidates { TTL } else { Duration::ZERO };
+        let options = CheckOptions {
+            directives,
+            ttl,
+            stale_if_error: Duration::ZERO,
+            stale_while_revalidate,
+            partial: true,
+            sides,
+        };
         let mut session = CheckSession::new(to.iter().map(|to| self.pair(from, *to)), options);
         session.scan(self.view(relation), self.now());
         let caller = QueueKey(self.below(2) as u64);
@@ -247,6 +259,11 @@ impl Simulation {
     /// Corresponds to the loop of `AppWorker::check` in `src/gateway/pairs/check.rs`.
     fn proceed(&mut self, mut reader: Reader) -> Result<(), String> {
         loop {
+            if reader.session.has_due() {
+                let Service { scheduler, cache, .. } = &mut self.services[reader.relation];
+                let due = reader.session.take_due(cache, USERS[reader.from], |account| USERS[reader.to[account]]);
+                scheduler.refresh(&due, Tick::LAST, |pair| self.fence.last_mark(pair));
+            }
             match reader.session.next(self.judging_view(reader.relation)) {
                 CheckStep::Respond => return self.check_response(&reader),
                 CheckStep::Lookup => {}
@@ -319,7 +336,7 @@ impl Simulation {
     }
 
     fn send(&mut self, relation: usize) {
-        let (now, class) = (self.now(), Class::ALL[self.below(2)]);
+        let (now, class) = (self.now(), Class::ALL[self.below(3)]);
         if let Some(batch) = self.services[relation].scheduler.next_batch(class, now) {
             self.calls.push(Call { relation, batch, sent: self.now(), was_read: false });
             self.now += 1;

@@ -76,6 +76,7 @@ ttl = "13s"
 max_pairs = 14
 write_settle = "15ms"
 stale_if_error = "21s"
+stale_while_revalidate = "22s"
 max_bytes = "3MiB"
 commands = { "profile/portrait_get" = "22s", "future/get" = "23ms" }
 
@@ -197,6 +198,7 @@ fn every_key_of_the_other_sections_is_read() {
         ttl: secs(13),
         max_pairs: 14,
         stale_if_error: secs(21),
+        stale_while_revalidate: secs(22),
         write_settle: Duration::from_millis(15),
         max_bytes: 3 * 1024 * 1024,
         commands: Arc::clone(&config.cache.commands),

@@ -65,7 +65,7 @@ impl LookupScheduler {
             from_name = Some(Arc::clone(near));
             to.push(Arc::clone(far));
         }
-        self.estimate.on_sent(edges.len());
+        self.estimate.on_sent(edges.iter().filter(|id| !self.edges[id].waiters.is_empty()).count());
         let shared = self.is_shared(&edges);
         self.in_flight.insert(id, InFlightBatch { from, sides, sent: now, edges, shared });
         Some(Batch { id, from: from_name?, to, sides, queue })
@@ -84,18 +84,17 @@ impl LookupScheduler {
         if edge.batching != Batching::Any || !self.flip {
             return from;
         }
-        if self.spared_calls(to) > self.spared_calls(from) { to } else { from }
+        // Requests wait for the calls that are spared, unless the call is a refresh itself.
+        let last = edge.class.max(Class::LAST_OF_CALLERS);
+        if self.spared_calls(to, last) > self.spared_calls(from, last) { to } else { from }
     }
 
-    /// Returns how many calls of other users a call from this user spares.
-    fn spared_calls(&self, user: UserKey) -> f64 {
+    /// Returns how many calls of other users a call from this user spares, for edges up to a class.
+    fn spared_calls(&self, user: UserKey, last: Class) -> f64 {
         let Some(node) = self.nodes.get(&user) else { return 0.0 };
-        let queued = |other| self.nodes.get(&other).map_or(1, |node| node.edges.len());
-        node.edges
-            .iter()
-            .take(self.call_max)
-            .map(|(_, _, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64)
-            .sum()
+        let queued = |other| self.nodes.get(&other).map_or(1, |node| node.len(last).max(1));
+        let counted = node.edges.iter().take_while(|(class, ..)| *class <= last).take(self.call_max);
+        counted.map(|(_, _, id)| 1.0 / queued(self.edges[id].other_end(user)) as f64).sum()
     }
 
     /// Returns the seed and the edges that can share a call from `from` with it, each account once: those of earlier
@@ -118,11 +117,10 @@ impl LookupScheduler {
         edges
     }
 
-    /// Returns whether more than one request waits for these edges.
+    /// Returns whether these edges are not those of a single request.
     fn is_shared(&self, edges: &[EdgeId]) -> bool {
-        let waiters = edges.iter().filter_map(|id| self.edges.get(id)).flat_map(|edge| &edge.waiters);
-        let mut tickets = waiters.map(|waiter| waiter.ticket);
-        let first = tickets.next();
-        tickets.any(|ticket| Some(ticket) != first)
+        let mut edges = edges.iter().filter_map(|id| self.edges.get(id));
+        let first = edges.clone().flat_map(|edge| &edge.waiters).map(|waiter| waiter.ticket).next();
+        edges.any(|edge| edge.waiters.is_empty() || edge.waiters.iter().any(|waiter| Some(waiter.ticket) != first))
     }
 }

@@ -29,11 +29,14 @@ impl Estimate {
         Self { call_max, edges: ByClass::default(), calls: ByClass::default(), fill: None }
     }
 
-    /// Records a call with this number of edges.
+    /// Records a call with this number of edges that requests wait for.
     pub(super) fn on_sent(&mut self, edges: usize) {
+        if edges == 0 {
+            return;
+        }
         let edges = edges as f64;
         let fill = self.fill.map_or(edges, |fill| fill + (edges - fill) * FILL_WEIGHT);
-        self.fill = (self.edges[Class::LAST] > 0).then_some(fill);
+        self.fill = (self.edges[Class::LAST_OF_CALLERS] > 0).then_some(fill);
     }
 
     /// Returns the estimated number of calls for the queued edges of a class and earlier ones.
@@ -54,9 +57,9 @@ impl Estimate {
 }
 
 impl LookupScheduler {
-    /// Returns the number of queued pairs.
+    /// Returns the number of queued pairs that requests wait for.
     pub fn queued(&self) -> usize {
-        self.estimate.edges[Class::LAST]
+        self.estimate.edges[Class::LAST_OF_CALLERS]
     }
 
     /// Returns the number of queued pairs that no caller of an earlier class waits for.
@@ -121,7 +124,7 @@ mod tests {
 
     /// Takes batches until nothing is queued, and returns their number.
     fn drain(scheduler: &mut LookupScheduler) -> usize {
-        std::iter::from_fn(|| scheduler.next_batch(Class::LAST, at(1))).count()
+        std::iter::from_fn(|| scheduler.next_batch(Class::Refresh, at(1))).count()
     }
 
     fn names(prefix: &str, count: usize) -> Vec<String> {
@@ -195,7 +198,7 @@ mod tests {
                 &to.into_iter().collect::<Vec<_>>(),
             );
         }
-        (0..10).for_each(|_| drop(scheduler.next_batch(Class::LAST, at(1)).expect("one more")));
+        (0..10).for_each(|_| drop(scheduler.next_batch(Class::Refresh, at(1)).expect("one more")));
         let (ahead, queued) = (scheduler.calls_ahead(ANN, 1), scheduler.queued());
         let left = drain(&mut scheduler);
         assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} estimated, {left} needed for {queued}");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::pair::{Pair, Sides, UserKey};
 use super::{BatchId, LookupScheduler, Ticket};
 use crate::domain::caller::{ByClass, CallerQueue, Class};
+use crate::domain::tick::Tick;
 
 pub(super) type EdgeId = u64;
 /// The position of an edge in a queue: by the age of the first request for it, then by its own number.
@@ -29,6 +30,8 @@ pub(super) struct Edge {
     pub(super) batch: Option<BatchId>,
     /// The end that it counts for in the estimate, while it is queued.
     pub(super) counted: Option<UserKey>,
+    /// Until when it is worth a call although no request waits for it; `None` if it is no refresh.
+    pub(super) refresh_until: Option<Tick>,
     /// Whether its result may be cached.
     pub(super) keep: bool,
     pub(super) waiters: Vec<Waiter>,
@@ -40,6 +43,9 @@ impl Edge {
         if self.pair.from == user { self.pair.to } else { self.pair.from }
     }
 }
+
+/// The queue of refreshes.
+pub(super) const REFRESHES: CallerQueue = CallerQueue::of_chatgate(Class::Refresh);
 
 /// Which calls may carry an edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,8 +94,17 @@ pub(super) struct Waiter {
 pub(super) struct Node {
     /// The edges that a call from this user can carry: those in its direction, and those that may be flipped.
     pub(super) edges: BTreeSet<NodePosition>,
+    /// How many of them are refreshes.
+    pub(super) refreshes: usize,
     /// How many of them count for this user in the estimate: those of each class and earlier ones.
     pub(super) counted: ByClass<usize>,
+}
+
+impl Node {
+    /// Returns the number of edges up to a class, which is a refresh or the last class of callers.
+    pub(super) fn len(&self, last: Class) -> usize {
+        if last == Class::Refresh { self.edges.len() } else { self.edges.len() - self.refreshes }
+    }
 }
 
 impl LookupScheduler {
@@ -150,10 +165,12 @@ impl LookupScheduler {
         }
     }
 
-    /// Returns the queues of the callers that wait for an edge, possibly one queue several times.
+    /// Returns the queues of the callers that wait for an edge, possibly one queue several times, and that of refreshes.
     fn queues_of(&self, id: EdgeId) -> Vec<CallerQueue> {
-        let waiters = self.edges.get(&id).into_iter().flat_map(|edge| &edge.waiters);
-        waiters.filter_map(|waiter| self.tickets.get(&waiter.ticket)).map(|state| state.queue).collect()
+        let Some(edge) = self.edges.get(&id) else { return Vec::new() };
+        let waiting = edge.waiters.iter().filter_map(|waiter| self.tickets.get(&waiter.ticket));
+        let refresh = edge.refresh_until.map(|_| REFRESHES);
+        waiting.map(|state| state.queue).chain(refresh).collect()
     }
 
     fn remove_from_queue(&mut self, queue: CallerQueue, id: EdgeId) {
@@ -181,7 +198,10 @@ impl LookupScheduler {
         let Some(edge) = self.edges.get(&id) else { return };
         let position = (edge.class, edge.age, id);
         for user in self.ends(edge) {
-            self.nodes.entry(user).or_default().edges.insert(position);
+            let node = self.nodes.entry(user).or_default();
+            // Both ends are the same if the edge cannot be flipped.
+            let is_new = node.edges.insert(position);
+            node.refreshes += usize::from(is_new && position.0 == Class::Refresh);
         }
         self.count_in(id);
     }
@@ -192,7 +212,8 @@ impl LookupScheduler {
         let position = (edge.class, edge.age, id);
         for user in self.ends(edge) {
             if let Some(node) = self.nodes.get_mut(&user) {
-                node.edges.remove(&position);
+                let was_there = node.edges.remove(&position);
+                node.refreshes -= usize::from(was_there && position.0 == Class::Refresh);
                 if node.edges.is_empty() {
                     self.nodes.remove(&user);
                 }

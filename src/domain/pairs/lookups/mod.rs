@@ -13,6 +13,9 @@
 //! - The call is made from that end of the edge which spares more calls later. It is filled up with the other edges of
 //!   that user, oldest first, whichever requests wait for them.
 //!
+//! Pairs may also be queued without a request, to be refreshed. They fill calls that leave anyway, and get a call of their
+//! own only with a permit that nothing else wants.
+//!
 //! [`LookupScheduler`] only keeps the books; its driver sends calls and reads the clock. In every order of events, each
 //! waiter gets exactly one result or is cancelled.
 
@@ -23,6 +26,9 @@ mod graph;
 #[path = "../../../../tests/model/lookups/mod.rs"]
 mod model;
 mod results;
+#[cfg(test)]
+#[path = "../../../../tests/model/revalidation.rs"]
+mod revalidation;
 #[cfg(test)]
 #[path = "../../../../tests/model/scheduler/mod.rs"]
 mod simulation;
@@ -35,7 +41,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use self::batch::InFlightBatch;
 use self::estimate::Estimate;
-use self::graph::{Batching, Edge, EdgeId, Node, QueuePosition, Waiter};
+use self::graph::{Batching, Edge, EdgeId, Node, QueuePosition, REFRESHES, Waiter};
 use super::pair::{Pair, PairKey, Sides, UserKey};
 use crate::domain::caller::{ByClass, CallerQueue, Class, QueueKey};
 use crate::domain::tick::Tick;
@@ -55,8 +61,13 @@ const fn waiting_max(class: Class) -> usize {
     match class {
         Class::Interactive => WAITING_MAX,
         Class::Batch => WAITING_MAX / 2,
+        Class::Refresh => 0,
     }
 }
+
+/// Maximum number of pairs that are queued only to be refreshed: the full calls of half a second at Chat's limit. Further
+/// ones are looked up when a request needs them.
+pub const REFRESHES_MAX: usize = 10_000;
 
 /// One waiting request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +185,40 @@ impl LookupScheduler {
         Ok((ticket, joined))
     }
 
+    /// Queues pairs that no request waits for, unless they are being looked up. A lookup that no call has taken by `until`
+    /// is dropped, and so is one beyond [`REFRESHES_MAX`].
+    ///
+    /// `last_mark` is the fence, as for [`LookupScheduler::enqueue`].
+    pub fn refresh(&mut self, due: &[Wanted<'_>], until: Tick, last_mark: impl Fn(Pair) -> Tick) {
+        let options = JoinOptions { queue: REFRESHES, join: true, keep: true, sides: Sides::Both };
+        for one in due {
+            if self.queued_in(Class::Refresh) >= REFRESHES_MAX {
+                return;
+            }
+            if self.edge_to_join(options, one.pair, &last_mark).is_none() {
+                self.add_new_edge(options, one, Vec::new(), Some(until));
+            }
+        }
+    }
+
+    /// Drops queued refreshes that are too late, and returns whether pairs are queued for this class or an earlier one.
+    pub fn has_queued_at(&mut self, class: Class, now: Tick) -> bool {
+        // The oldest ones are first in the queue.
+        while let Some(&(_, id)) = self.queues.get(&REFRESHES).and_then(BTreeSet::first) {
+            let Some(edge) = self.edges.get_mut(&id) else { break };
+            if edge.refresh_until.is_some_and(|until| now < until) {
+                break;
+            }
+            edge.refresh_until = None;
+            self.leave_queue(REFRESHES, id);
+            if self.edges[&id].waiters.is_empty() {
+                self.dequeue(id);
+                self.remove_edge(id);
+            }
+        }
+        self.has_queued(class)
+    }
+
     /// Returns how many of these pairs need a new lookup: those that [`LookupScheduler::enqueue`] would not report as
     /// joined.
     pub fn new_among(&self, options: JoinOptions, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> usize {
@@ -189,7 +234,8 @@ impl LookupScheduler {
             let before = edge.waiters.len();
             edge.waiters.retain(|waiter| waiter.ticket != ticket);
             let removed = before - edge.waiters.len();
-            let (is_unused, is_queued) = (edge.waiters.is_empty(), edge.batch.is_none());
+            let is_unused = edge.waiters.is_empty() && edge.refresh_until.is_none();
+            let is_queued = edge.batch.is_none();
             self.subtract_waiting(state.queue, removed);
             match (is_queued, is_unused) {
                 (true, true) => {
@@ -256,6 +302,18 @@ impl LookupScheduler {
             self.join(id, ticket, options, wanted);
             return true;
         }
+        let waiter = Waiter { ticket, slot: wanted.slot, flipped: false, sides: options.sides };
+        self.add_new_edge(options, wanted, vec![waiter], None);
+        false
+    }
+
+    fn add_new_edge(
+        &mut self,
+        options: JoinOptions,
+        wanted: &Wanted<'_>,
+        waiters: Vec<Waiter>,
+        refresh_until: Option<Tick>,
+    ) {
         let age = self.next_id();
         self.add_edge(Edge {
             pair: wanted.pair,
@@ -266,10 +324,10 @@ impl LookupScheduler {
             class: options.queue.class,
             batch: None,
             counted: None,
+            refresh_until,
             keep: options.keep,
-            waiters: vec![Waiter { ticket, slot: wanted.slot, flipped: false, sides: options.sides }],
+            waiters,
         });
-        false
     }
 
     /// Returns the edge that a new request for the pair can join.

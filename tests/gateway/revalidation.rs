@@ -1,0 +1,96 @@
+//! `cache.stale_while_revalidate`: pairs past their ttl answer at once and are refreshed in the background.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::chat::FakeChat;
+use crate::support::client::TestRequest;
+use crate::support::eventually;
+use crate::support::gateway::Gateway;
+use crate::support::reply::{Gate, Reply};
+use crate::support::response::Response;
+use crate::support::setup::Setup;
+
+const ADD: &str = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
+
+/// Starts a gateway whose pairs are past their ttl after 20 ms.
+async fn gateway(chat: &FakeChat) -> Gateway {
+    let setup = Setup::new(chat).set("cache", r#"ttl = "20ms""#).set("cache", r#"write_settle = "0s""#);
+    setup.set("cache", r#"stale_while_revalidate = "1h""#).start().await
+}
+
+/// Checks whether ann follows bob until the answer is past its ttl.
+async fn check_until_stale(gateway: &Gateway) -> Response {
+    eventually("a stale answer", async || {
+        let response = gateway.check("ann", &["bob"]).await;
+        (response.cache_status().stale == 1).then_some(response)
+    })
+    .await
+}
+
+/// Returns Chat's response that ann does not follow bob, whatever the graph says.
+fn no_relation() -> Reply {
+    let item = r#"{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":0}"#;
+    Reply::json(format!(r#"{{"ResultItem":[{item}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":""}}"#))
+}
+
+#[tokio::test]
+async fn stale_pair_answers_at_once_and_is_refreshed_once() {
+    let (chat, gate) = (FakeChat::start().await, Gate::closed());
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob"]).await;
+    chat.follow("ann", "bob");
+    let script_gate = gate.clone();
+    chat.script(move |_| Some(Reply::from_graph().after(&script_gate)));
+    let response = check_until_stale(&gateway).await;
+    assert_eq!((response.follow_types(), response.cache_status().outcome.as_str()), (vec![0], "hit"));
+    chat.wait_for_calls(2).await;
+    // Chat does not answer, and no request waits for it or causes another call.
+    for (from, to) in [("ann", "bob"), ("bob", "ann"), ("ann", "bob")] {
+        let response = gateway.check(from, &[to]).await;
+        assert_eq!((response.follow_types(), response.cache_status().stale), (vec![0], 1));
+    }
+    assert_eq!(chat.call_count(), 2);
+    gate.open();
+    eventually("the refreshed pair", async || {
+        (gateway.check("ann", &["bob"]).await.follow_types() == [2]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn refresh_sent_before_a_write_answers_no_request() {
+    let (chat, gate) = (FakeChat::start().await, Gate::closed());
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob"]).await;
+    let (script_gate, checks) = (gate.clone(), AtomicUsize::new(0));
+    chat.script(move |call| {
+        let is_refresh = call.command() == "follow/follow_check" && checks.fetch_add(1, Ordering::SeqCst) == 0;
+        is_refresh.then(|| no_relation().after(&script_gate))
+    });
+    check_until_stale(&gateway).await;
+    chat.wait_for_calls(2).await;
+    chat.follow("ann", "bob");
+    gateway.call("follow/follow_add", ADD).await;
+    // Neither the stale pair nor the refresh under way answers.
+    let response = gateway.check("ann", &["bob"]).await;
+    assert_eq!((response.follow_types(), response.cache_status().counts()), (vec![2], (0, 0, 1)));
+    gate.open();
+    for _ in 0..5 {
+        gateway.round_trips().await;
+        assert_eq!(gateway.check("ann", &["bob"]).await.follow_types(), [2]);
+    }
+}
+
+#[tokio::test]
+async fn requests_for_current_data_get_no_stale_pair() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    gateway.check("ann", &["bob"]).await;
+    check_until_stale(&gateway).await;
+    for control in ["no-cache", "no-store", "max-age=0", "max-stale=0"] {
+        let response = gateway.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", control)).await;
+        assert_eq!(response.cache_status().stale, 0, "{control}: {response:?}");
+    }
+    let cached = TestRequest::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
+    gateway.send(cached).await.assert_error(504, "not_cached", 129_504);
+}
