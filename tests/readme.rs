@@ -93,9 +93,10 @@ fn check(document: &str, config: &str) {
     let tls = rcgen::generate_simple_self_signed(["chatgate.internal".to_owned()]).expect("a certificate");
     let (certificate, key) = (tls.cert.pem(), tls.signing_key.serialize_pem());
     let secret = format!("{}\n", "5b".repeat(32));
+    let other_secret = format!("{}\n", "6c".repeat(32));
     let credentials = "user:password\n".to_owned();
     let secrets = ["chat-key", "feed-token", "feed-sdk-key", "webhook-token"].map(|name| (name, &secret));
-    let secrets = secrets.into_iter().chain([("proxy-auth", &credentials)]);
+    let secrets = secrets.into_iter().chain([("backfill-token", &other_secret), ("proxy-auth", &credentials)]);
     let tls_files = [("server.pem", &certificate), ("server.key", &key), ("clients.pem", &certificate)];
     for (name, text) in secrets.chain(tls_files) {
         let file = folder.path().join(name);
