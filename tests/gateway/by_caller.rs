@@ -13,11 +13,12 @@ use crate::support::graph::OK;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
 
-const FEED: &str = "a.token~of~marked~letters+for/the/feed/of/all/metrics==";
-const SHOP: &str = "a.token~of~marked~letters+for/the/shop/of/all/metrics==";
+const FEED: &str = "a.token~of~marked~letters+for/the/feed/of/all/metrics/and/audit/lines==";
+const SHOP: &str = "a.token~of~marked~letters+for/the/shop/of/all/metrics/and/audit/lines==";
 const ADD: &str = "follow/follow_add";
 const ADD_BODY: &str = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
 const QUERY: &str = "openim/querystate";
+const READ: &str = "profile/portrait_get";
 
 /// Returns the samples of a metric: the text of the labels, and the value.
 async fn samples(gateway: &Gateway, name: &str) -> BTreeMap<String, f64> {
@@ -74,6 +75,53 @@ async fn calls_of_all_callers_add_up_to_those_that_chat_received() {
     assert_eq!(callers.len(), 2, "{callers:?}");
     let shop = callers.iter().find(|caller| caller["name"] == "shop").expect("it has sent requests");
     assert_eq!((&shop["calls"], &shop["pairs"]["hit"]), (&4.into(), &2.into()), "{shop}");
+}
+
+#[tokio::test]
+async fn refresh_counts_for_the_caller_whose_request_made_it_due() {
+    let chat = FakeChat::start().await;
+    let setup = with_callers(Setup::new(&chat).set("cache", r#"ttl = "20ms""#));
+    let gateway = setup.set("cache", r#"stale_while_revalidate = "1h""#).start().await;
+    let check = async |token: &str| gateway.send(TestRequest::check("ann", &["bob"]).token(token)).await;
+    check(FEED).await.items();
+    // The refresh does not end, so that there is only one.
+    let gate = Gate::closed();
+    let script_gate = gate.clone();
+    chat.script(move |_| Some(Reply::from_graph().after(&script_gate)));
+    eventually("a stale answer", async || (check(SHOP).await.cache_status().stale == 1).then_some(())).await;
+    chat.wait_for_calls(2).await;
+    // It does not count for the caller that uses the pair meanwhile.
+    assert_eq!(check(FEED).await.cache_status().stale, 1);
+    gate.open();
+    eventually("the calls are counted", async || {
+        let counts = (calls(&gateway, "feed").await, calls(&gateway, "shop").await);
+        (counts.0 + counts.1 == chat.call_count() as f64).then_some(counts)
+    })
+    .await;
+    assert_eq!(calls(&gateway, "feed").await, 1.0);
+}
+
+#[tokio::test]
+async fn shared_read_counts_for_the_caller_that_caused_it() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat).set("cache", &format!("commands = {{ \"{READ}\" = \"1h\" }}"));
+    let gateway = with_callers(setup).start().await;
+    let gate = Gate::closed();
+    chat.reply_once(Reply::json(OK).after(&gate));
+    let read = |token: &str| TestRequest::command(READ).token(token);
+    let mut feed = gateway.connect().await;
+    feed.send(read(FEED).bytes()).await;
+    chat.wait_for_calls(1).await;
+    let mut shop = gateway.connect().await;
+    shop.send(read(SHOP).bytes()).await;
+    gateway.wait_for_in_flight(2).await;
+    gate.open();
+    for conn in [&mut feed, &mut shop] {
+        conn.read_response().await.assert_relayed(200, OK);
+    }
+    // A third request is answered from the cache.
+    gateway.send(read(SHOP)).await.assert_relayed(200, OK);
+    assert_eq!((chat.call_count(), calls(&gateway, "feed").await, calls(&gateway, "shop").await), (1, 1.0, 0.0));
 }
 
 #[tokio::test]

@@ -170,7 +170,8 @@ impl Simulation {
         if session.has_due() {
             self.counts.stale += session.summary().sources.stale;
             let due = session.take_due(&self.cache, from, name);
-            self.scheduler.refresh(&due, self.now.after(self.revalidate), last_mark);
+            let refresh = Refresh { until: self.now.after(self.revalidate), caused_by: QueueKey(viewer as u64) };
+            self.scheduler.refresh(&due, refresh, last_mark);
         }
         if session.next(view) == CheckStep::Respond {
             return;

@@ -443,3 +443,19 @@ fn rejected_wider_call_is_repeated_as_requested() {
     let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, [WaiterResult { ticket, slot: 0, result: PairResult::Failed }]);
 }
+
+#[test]
+fn refresh_counts_for_its_cause_and_a_request_that_joins_for_its_own_caller() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let refresh = |key: u64| Refresh { until: Tick::LAST, caused_by: QueueKey(key) };
+    scheduler.refresh(&wanted("ann", &["bob"]), refresh(7), unmarked);
+    // The pair is queued already: it keeps its first cause.
+    scheduler.refresh(&wanted("ann", &["bob"]), refresh(8), unmarked);
+    scheduler.refresh(&wanted("cyd", &["dan"]), refresh(8), unmarked);
+    enqueue(&mut scheduler, BEN, "cyd", &["dan"]);
+    let mut sent = Vec::new();
+    while let Some(batch) = scheduler.next_batch(Class::Refresh, at(1)) {
+        sent.push((batch.from.to_string(), batch.caused_by));
+    }
+    assert_eq!(sent, [("cyd".to_owned(), BEN.caller), ("ann".to_owned(), QueueKey(7))]);
+}

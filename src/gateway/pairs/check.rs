@@ -85,7 +85,7 @@ impl AppWorker {
             session.scan(pairs.view(), clock::tick());
         }
         if session.has_due() {
-            self.revalidate(pairs, request, &mut session);
+            self.revalidate(pairs, request, &mut session, options.context.queue.caller);
         }
         let mut failure = None;
         loop {

@@ -64,7 +64,7 @@ impl AppWorker {
             deadline: Deadline::new(clock::now(), None, self.gateway.config.upstream.timeout),
             trace: self.lookup_parent(lookup),
         };
-        let (kind, caused_by) = (CommandKind::Read, batch.queue.caller);
+        let (kind, caused_by) = (CommandKind::Read, batch.caused_by);
         let spec = CallSpec { kind, context, caused_by, write: None, sent: None, stats: None, lookup: Some(lookup) };
         guard.complete(self.call(spec, call, Some(acquired)).await);
     }

@@ -9,8 +9,9 @@ use std::sync::atomic::Ordering;
 use super::super::worker::AppWorker;
 use super::PairService;
 use crate::clock;
+use crate::domain::caller::QueueKey;
 use crate::domain::pairs::check::CheckSession;
-use crate::domain::pairs::lookups::Wanted;
+use crate::domain::pairs::lookups::{Refresh, Wanted};
 use crate::domain::pairs::pair::Pair;
 use crate::domain::relation::request::CheckRequest;
 
@@ -18,19 +19,20 @@ use crate::domain::relation::request::CheckRequest;
 pub(super) const FLEET_READS_MAX: usize = 64;
 
 impl AppWorker {
-    /// Queues the pairs of a session that are due.
+    /// Queues the pairs of a session that are due. `caller` is the one whose request it is.
     pub(super) fn revalidate(
         self: &Arc<Self>,
         pairs: &Arc<PairService>,
         request: &CheckRequest<'_>,
         session: &mut CheckSession,
+        caller: QueueKey,
     ) {
         let due = session.take_due(&pairs.cache, &request.from, |account| &request.to[account]);
         if due.is_empty() || self.gateway.stopped.load(Ordering::Acquire) {
             return;
         }
         let read = self.app.fleet.as_ref().and_then(|_| pairs.refreshes.try_acquire(1));
-        let Some(read) = read else { return self.queue_refresh(pairs, &due) };
+        let Some(read) = read else { return self.queue_refresh(pairs, &due, caller) };
         // Another replica may have refreshed them. The response does not wait for Redis either.
         let from = request.from.to_string();
         let due: Vec<(Pair, String)> = due.iter().map(|one| (one.pair, one.to.to_owned())).collect();
@@ -43,13 +45,14 @@ impl AppWorker {
             let is_due = |pair: Pair| pairs.cache.get(pair.key()).is_none_or(|cached| now.since(cached.sent) >= ttl);
             let due = wanted.iter().filter(|(pair, _)| is_due(*pair));
             let due: Vec<_> = due.map(|(pair, to)| Wanted { pair: *pair, from: &from, to, slot: 0 }).collect();
-            worker.queue_refresh(&pairs, &due);
+            worker.queue_refresh(&pairs, &due, caller);
         });
     }
 
-    fn queue_refresh(self: &Arc<Self>, pairs: &Arc<PairService>, due: &[Wanted<'_>]) {
+    fn queue_refresh(self: &Arc<Self>, pairs: &Arc<PairService>, due: &[Wanted<'_>], caused_by: QueueKey) {
         let until = clock::tick().after(self.gateway.config.cache.stale_while_revalidate);
-        pairs.lookups().scheduler.refresh(due, until, |pair| pairs.fence.last_mark(pair));
+        let refresh = Refresh { until, caused_by };
+        pairs.lookups().scheduler.refresh(due, refresh, |pair| pairs.fence.last_mark(pair));
         self.ensure_dispatcher(pairs);
     }
 }

@@ -187,7 +187,7 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         plain(put, user(edge.pair.from));
         plain(put, user(edge.pair.to));
         plain(put, edge.keep.into());
-        plain(put, edge.refresh_until.is_some().into());
+        plain(put, edge.refresh.is_some().into());
         plain(put, usize::from(scheduler.joinable.get(&edge.pair.key()) == Some(id)));
         match edge.batching {
             Batching::Any => plain(put, 0),

@@ -469,7 +469,8 @@ impl World {
             let due = reader.session.take_due(&cache, from, |account| to[account]);
             due.iter().for_each(|one| self.asked[index(one.from, one.to)] = true);
             let fence = scene.fence();
-            self.scheduler.refresh(&due, Tick::LAST, |pair| fence.last_mark(pair));
+            let refresh = Refresh { until: Tick::LAST, caused_by: QueueKey::SELF };
+            self.scheduler.refresh(&due, refresh, |pair| fence.last_mark(pair));
         }
         match reader.session.next(scene.judging_view(&cache)) {
             CheckStep::Lookup => {

@@ -262,7 +262,8 @@ impl Simulation {
             if reader.session.has_due() {
                 let Service { scheduler, cache, .. } = &mut self.services[reader.relation];
                 let due = reader.session.take_due(cache, USERS[reader.from], |account| USERS[reader.to[account]]);
-                scheduler.refresh(&due, Tick::LAST, |pair| self.fence.last_mark(pair));
+                let refresh = Refresh { until: Tick::LAST, caused_by: QueueKey::SELF };
+                scheduler.refresh(&due, refresh, |pair| self.fence.last_mark(pair));
             }
             match reader.session.next(self.judging_view(reader.relation)) {
                 CheckStep::Respond => return self.check_response(&reader),

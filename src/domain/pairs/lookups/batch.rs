@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::pair::{Pair, Sides, UserKey};
 use super::LookupScheduler;
 use super::graph::{Batching, EdgeId};
-use crate::domain::caller::{CallerQueue, Class};
+use crate::domain::caller::{CallerQueue, Class, QueueKey};
 use crate::domain::tick::Tick;
 
 /// The number of a batch.
@@ -25,8 +25,10 @@ pub struct Batch {
     pub to: Vec<Arc<str>>,
     /// What the call asks of each pair.
     pub sides: Sides,
-    /// The caller whose turn it was. Pairs of other callers may travel with its own.
+    /// The queue whose turn it was. Pairs of other callers may travel with its own.
     pub queue: CallerQueue,
+    /// The caller that has caused the call: that of the queue, or the one whose request made the refresh due.
+    pub caused_by: QueueKey,
 }
 
 /// A batch whose call has no response yet.
@@ -53,7 +55,10 @@ impl LookupScheduler {
         let &(_, seed) = self.queues.get(&queue)?.first()?;
         let from = self.better_end(seed);
         let edges = self.gather(seed, from);
-        let sides = self.edges[&seed].batching.sides();
+        let first = &self.edges[&seed];
+        let sides = first.batching.sides();
+        let refresh = first.refresh.filter(|_| class == Class::Refresh);
+        let caused_by = refresh.map_or(caller, |refresh| refresh.caused_by);
         let id = BatchId(self.next_id());
         let mut to = Vec::with_capacity(edges.len());
         let mut from_name = None;
@@ -68,7 +73,7 @@ impl LookupScheduler {
         self.estimate.on_sent(edges.iter().filter(|id| !self.edges[id].waiters.is_empty()).count());
         let shared = self.is_shared(&edges);
         self.in_flight.insert(id, InFlightBatch { from, sides, sent: now, edges, shared });
-        Some(Batch { id, from: from_name?, to, sides, queue })
+        Some(Batch { id, from: from_name?, to, sides, queue, caused_by })
     }
 
     /// Returns the end of the edge whose call spares more calls, `from` if both spare the same.

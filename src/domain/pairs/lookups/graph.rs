@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::pair::{Pair, Sides, UserKey};
 use super::{BatchId, LookupScheduler, Ticket};
-use crate::domain::caller::{ByClass, CallerQueue, Class};
+use crate::domain::caller::{ByClass, CallerQueue, Class, QueueKey};
 use crate::domain::tick::Tick;
 
 pub(super) type EdgeId = u64;
@@ -30,8 +30,8 @@ pub(super) struct Edge {
     pub(super) batch: Option<BatchId>,
     /// The end that it counts for in the estimate, while it is queued.
     pub(super) counted: Option<UserKey>,
-    /// Until when it is worth a call although no request waits for it; `None` if it is no refresh.
-    pub(super) refresh_until: Option<Tick>,
+    /// Set if it is worth a call although no request waits for it.
+    pub(super) refresh: Option<Refresh>,
     /// Whether its result may be cached.
     pub(super) keep: bool,
     pub(super) waiters: Vec<Waiter>,
@@ -42,6 +42,15 @@ impl Edge {
     pub(super) fn other_end(&self, user: UserKey) -> UserKey {
         if self.pair.from == user { self.pair.to } else { self.pair.from }
     }
+}
+
+/// What makes an edge worth a call although no request waits for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Refresh {
+    /// The moment from which it is too late.
+    pub until: Tick,
+    /// The caller whose request found the pair past its ttl.
+    pub caused_by: QueueKey,
 }
 
 /// The queue of refreshes.
@@ -169,7 +178,7 @@ impl LookupScheduler {
     fn queues_of(&self, id: EdgeId) -> Vec<CallerQueue> {
         let Some(edge) = self.edges.get(&id) else { return Vec::new() };
         let waiting = edge.waiters.iter().filter_map(|waiter| self.tickets.get(&waiter.ticket));
-        let refresh = edge.refresh_until.map(|_| REFRESHES);
+        let refresh = edge.refresh.map(|_| REFRESHES);
         waiting.map(|state| state.queue).chain(refresh).collect()
     }
 

@@ -47,6 +47,7 @@ use crate::domain::caller::{ByClass, CallerQueue, Class, QueueKey};
 use crate::domain::tick::Tick;
 
 pub use self::batch::{Batch, BatchId};
+pub use self::graph::Refresh;
 pub use self::results::{BatchOutcome, CacheablePair, PairResult, WaiterResult};
 pub use self::waiters::{Delivery, PairResults, Waiters};
 
@@ -185,18 +186,18 @@ impl LookupScheduler {
         Ok((ticket, joined))
     }
 
-    /// Queues pairs that no request waits for, unless they are being looked up. A lookup that no call has taken by `until`
-    /// is dropped, and so is one beyond [`REFRESHES_MAX`].
+    /// Queues pairs that no request waits for, unless they are being looked up. A lookup that no call has taken by
+    /// [`Refresh::until`] is dropped, and so is one beyond [`REFRESHES_MAX`].
     ///
     /// `last_mark` is the fence, as for [`LookupScheduler::enqueue`].
-    pub fn refresh(&mut self, due: &[Wanted<'_>], until: Tick, last_mark: impl Fn(Pair) -> Tick) {
+    pub fn refresh(&mut self, due: &[Wanted<'_>], refresh: Refresh, last_mark: impl Fn(Pair) -> Tick) {
         let options = JoinOptions { queue: REFRESHES, join: true, keep: true, sides: Sides::Both };
         for one in due {
             if self.queued_in(Class::Refresh) >= REFRESHES_MAX {
                 return;
             }
             if self.edge_to_join(options, one.pair, &last_mark).is_none() {
-                self.add_new_edge(options, one, Vec::new(), Some(until));
+                self.add_new_edge(options, one, Vec::new(), Some(refresh));
             }
         }
     }
@@ -206,10 +207,10 @@ impl LookupScheduler {
         // The oldest ones are first in the queue.
         while let Some(&(_, id)) = self.queues.get(&REFRESHES).and_then(BTreeSet::first) {
             let Some(edge) = self.edges.get_mut(&id) else { break };
-            if edge.refresh_until.is_some_and(|until| now < until) {
+            if edge.refresh.is_some_and(|refresh| now < refresh.until) {
                 break;
             }
-            edge.refresh_until = None;
+            edge.refresh = None;
             self.leave_queue(REFRESHES, id);
             if self.edges[&id].waiters.is_empty() {
                 self.dequeue(id);
@@ -234,7 +235,7 @@ impl LookupScheduler {
             let before = edge.waiters.len();
             edge.waiters.retain(|waiter| waiter.ticket != ticket);
             let removed = before - edge.waiters.len();
-            let is_unused = edge.waiters.is_empty() && edge.refresh_until.is_none();
+            let is_unused = edge.waiters.is_empty() && edge.refresh.is_none();
             let is_queued = edge.batch.is_none();
             self.subtract_waiting(state.queue, removed);
             match (is_queued, is_unused) {
@@ -312,7 +313,7 @@ impl LookupScheduler {
         options: JoinOptions,
         wanted: &Wanted<'_>,
         waiters: Vec<Waiter>,
-        refresh_until: Option<Tick>,
+        refresh: Option<Refresh>,
     ) {
         let age = self.next_id();
         self.add_edge(Edge {
@@ -324,7 +325,7 @@ impl LookupScheduler {
             class: options.queue.class,
             batch: None,
             counted: None,
-            refresh_until,
+            refresh,
             keep: options.keep,
             waiters,
         });

@@ -93,7 +93,7 @@ impl LookupScheduler {
         for &id in &in_flight.edges {
             // From here on the edge is in no queue and in no batch.
             let Some(mut edge) = self.remove_edge(id) else { continue };
-            (edge.batch, edge.refresh_until) = (None, None);
+            (edge.batch, edge.refresh) = (None, None);
             match outcome {
                 BatchOutcome::RejectedArguments if in_flight.shared || in_flight.asks_otherwise(&edge) => {
                     self.requeue_solo(&edge, edge.waiters.iter().copied());
@@ -222,7 +222,7 @@ impl LookupScheduler {
             class: edge.class,
             batch: None,
             counted: None,
-            refresh_until: None,
+            refresh: None,
             keep: edge.keep,
             waiters: waiters.into_iter().map(|waiter| Waiter { flipped: false, ..waiter }).collect(),
         });
