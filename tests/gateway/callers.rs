@@ -9,7 +9,7 @@ use crate::support::h2::Http2;
 use crate::support::setup::Setup;
 use crate::support::{eventually, secrets};
 
-// Long enough for `secrets::add`, which searches every output of every gateway for them.
+// `secrets::add` makes every output of every gateway be searched for them.
 const FEED: &str = "feed.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
 const CHAT: &str = "chat.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";
 const ADMIN: &str = "operators.token~of~marked~letters+that/no/log/may/show/in/any/place/at/all==";

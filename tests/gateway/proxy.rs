@@ -23,7 +23,7 @@ const WRITE: &str = "openim/sendmsg";
 /// Names that only the proxy can resolve (RFC 6761 section 6.2).
 const PRIMARY: &str = "chat.test";
 const STANDBY: &str = "standby.test";
-/// Long enough that all output is searched for it.
+/// All output is searched for it.
 const PASSWORD: &str = "pr0xy0marked0password0of0the0egress0proxy0never0to0be0seen0anywhere";
 
 /// Chat behind a proxy, at the default port of its name.
@@ -61,6 +61,8 @@ impl Site {
         let file = setup.file("ca.pem", &self.ca.pem());
         let lines = format!("endpoint = \"https://{PRIMARY}\"\nca_file = '{}'\n{lines}", file.display());
         // The default of one second is for a real network, not for a busy machine.
+        // All output is searched for secrets.
+        let setup = setup.set("log", "level = \"trace\"");
         setup.app(app, &lines).set("upstream", "connect_timeout = \"3s\"")
     }
 }

@@ -85,7 +85,7 @@ impl FakeProxy {
         self.address
     }
 
-    /// Requires credentials from now on. All output is searched for a password of at least 64 bytes.
+    /// Requires credentials from now on. All output is searched for the password.
     pub(crate) fn require(&self, user: &str, password: &str) {
         let credentials = format!("{user}:{password}");
         secrets::add(password);

@@ -9,26 +9,25 @@ use parking_lot::Mutex;
 
 use super::app;
 
-/// Length of the prefix by which secrets are indexed. A search then takes time proportional to the searched text,
-/// regardless of the number of secrets.
-const START: usize = 16;
+/// Length of the prefix by which secrets are indexed, and so the shortest secret. A search then takes time proportional to
+/// the searched text, regardless of the number of secrets.
+pub(crate) const LEN_MIN: usize = 16;
 
 static SECRETS: Mutex<Secrets> = Mutex::new(Secrets { count: 0, by_start: BTreeMap::new() });
 
 struct Secrets {
     count: usize,
-    by_start: BTreeMap<[u8; START], BTreeSet<String>>,
+    by_start: BTreeMap<[u8; LEN_MIN], BTreeSet<String>>,
 }
 
-/// Adds a signature or token to the list. Values under 64 bytes are ignored.
+/// Adds a signature or token to the list. Panics if it is too short to be searched for.
+#[track_caller]
 pub(crate) fn add(signature: &str) {
-    if signature.len() < 64 {
-        return;
-    }
+    assert!(signature.len() >= LEN_MIN, "a secret of {} bytes; it needs {LEN_MIN}", signature.len());
     let mut secrets = SECRETS.lock();
     let mut is_new = false;
     for spelling in spellings(signature) {
-        let start = *spelling.as_bytes().first_chunk().expect("at least 64 bytes");
+        let start = *spelling.as_bytes().first_chunk().expect("long enough");
         is_new |= secrets.by_start.entry(start).or_default().insert(spelling);
     }
     secrets.count += usize::from(is_new);
@@ -58,8 +57,8 @@ fn find(bytes: &[u8]) -> Option<String> {
         }
     }
     let secrets = SECRETS.lock();
-    let is_found = bytes.windows(START).enumerate().any(|(at, start)| {
-        let start = start.first_chunk::<START>().expect("a window of that length");
+    let is_found = bytes.windows(LEN_MIN).enumerate().any(|(at, start)| {
+        let start = start.first_chunk::<LEN_MIN>().expect("a window of that length");
         secrets.by_start.get(start).is_some_and(|all| all.iter().any(|text| bytes[at..].starts_with(text.as_bytes())))
     });
     is_found.then(|| "a signature".to_owned())
@@ -90,4 +89,10 @@ fn secret_search_finds_every_encoding() {
     assert!(find(format!("usersig={}", signature.replace('*', "%2a")).as_bytes()).is_some());
     assert!(find(format!("key is {}", app::ODD.key).as_bytes()).is_some());
     assert!(find(format!("token is {}", app::ODD.webhook_token).as_bytes()).is_some());
+}
+
+#[test]
+#[should_panic(expected = "a secret of 15 bytes")]
+fn secret_that_cannot_be_searched_for_is_refused() {
+    add("fifteen bytes..");
 }

@@ -77,7 +77,9 @@ impl Ca {
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("signed");
         let pem = Pem { certificate: leaf.pem(), key: key.serialize_pem() };
-        pem.key.lines().filter(|line| !line.starts_with("-----")).for_each(secrets::add);
+        // The last line of a key may be short.
+        let lines = pem.key.lines().filter(|line| !line.starts_with("-----") && line.len() >= secrets::LEN_MIN);
+        lines.for_each(secrets::add);
         pem
     }
 
