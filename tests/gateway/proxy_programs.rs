@@ -6,20 +6,21 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::doctor::{HEX, HEX_KEY};
+use crate::support::eventually;
 use crate::support::process::{Process, ProcessOutput, program};
 use crate::support::secrets;
 use crate::support::setup::Setup;
 
 /// Builds two network namespaces, and runs a command of chatgate in the inner one. Arguments: directory, command of the
-/// proxy, program, arguments of the program.
+/// proxy, its address, program, arguments of the program.
 ///
-/// The outer namespace has the simulator (10.78.0.1) and the proxy (10.77.0.1). The inner one has a link to the proxy,
-/// and neither a default route nor DNS. The shell is the first process of a PID namespace, so that all processes end
-/// with the one that the test started.
+/// The outer namespace has the simulator (10.78.0.1), and the proxy, a Redis, and a receiver of traces (10.77.0.1). The
+/// inner one has a link to 10.77.0.1, and neither a default route nor DNS. The shell is the first process of a PID
+/// namespace, so that all processes end with the one that the test started.
 const SCRIPT: &str = r#"
 set -e
-dir=$1 proxy=$2 program=$3
-shift 3
+dir=$1 proxy=$2 address=$3 program=$4
+shift 4
 cd "$dir"
 ip link set lo up
 ip address add 10.78.0.1/32 dev lo
@@ -38,7 +39,11 @@ if inside ip route get 10.78.0.1 >&2; then exit 99; fi
 "$program" sandbox --listen 10.78.0.1:443 --open --tls-dir "$dir" >sandbox.log 2>&1 &
 sh -c "$proxy" >proxy.log 2>&1 &
 while ! grep -qs listening sandbox.log; do sleep 0.01; done
-while [ "$(ss -Htln src 10.77.0.1 | wc -l)" = 0 ]; do sleep 0.01; done
+redis-server --bind 10.77.0.1 --port 6379 --protected-mode no --save '' >redis.log 2>&1 &
+python3 -m http.server --bind 10.77.0.1 4318 >traces.log 2>&1 &
+for listener in "$address" 10.77.0.1:6379 10.77.0.1:4318; do
+    while [ "$(ss -Htln src "$listener" | wc -l)" = 0 ]; do sleep 0.01; done
+done
 exec nsenter --net="/proc/$inner/ns/net" -- "$program" "$@"
 "#;
 
@@ -90,7 +95,8 @@ impl Program {
             command.arg("--map-root-user");
         }
         command.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", SCRIPT, "sh"]);
-        command.arg(setup.dir()).arg(self.command).arg(program());
+        let (_, address) = self.url.split_once("://").expect("a URL");
+        command.arg(setup.dir()).args([self.command, address]).arg(program());
         command.env("CHATGATE_SANDBOX_KEY", HEX_KEY);
         command
     }
@@ -122,6 +128,27 @@ async fn gateway_without_another_route_reaches_chat_through_distribution_proxies
         let log = std::fs::read_to_string(gateway.dir().join("proxy.log")).expect("the proxy's output");
         assert!(log.contains(program.log), "{log}");
         assert!(!log.contains("querystate") && !log.contains("usersig"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn redis_and_traces_are_reached_without_the_proxy() {
+    for program in [TINYPROXY, MICROSOCKS] {
+        let setup = program.setup(CHAT, CREDENTIALS).set("fleet", "redis = 'redis://10.77.0.1:6379'");
+        let setup = setup.set("trace", "otlp = 'http://10.77.0.1:4318'");
+        let command = program.in_front_of(&setup);
+        let gateway = setup.start_with_command(command).await;
+        gateway.call("openim/querystate", r#"{"To_Account":["administrator"]}"#).await.json();
+        eventually("the replica is connected to Redis", async || {
+            (gateway.admin_get("/status").await.json()["fleet"]["mode"] == "connected").then_some(())
+        })
+        .await;
+        let output = |name: &str| std::fs::read_to_string(gateway.dir().join(name)).expect("the output of a program");
+        eventually("the spans arrive", async || output("traces.log").contains("POST /v1/traces").then_some(())).await;
+        let log = output("proxy.log");
+        assert!(log.contains(program.log), "{log}");
+        let others = ["10.77.0.1:6379", "10.77.0.1:4318"].iter().any(|other| log.contains(other));
+        assert!(!others, "the proxy was asked for more than Chat: {log}");
     }
 }
 
