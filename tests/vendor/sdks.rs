@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Program, shell};
+use crate::support::{Program, Stream, shell};
 use crate::{APP, HEX_KEY, python, vendor};
 
 /// The key with which the caller's SDK signs; Chat does not know it.
@@ -19,8 +19,8 @@ const DOMAIN: &str = "console.tim.qq.com";
 
 /// A gateway with one caller, `sdk`, in front of a simulator.
 struct Gateway {
-    _program: Program,
-    _sandbox: Program,
+    program: Program,
+    simulator: Program,
     address: String,
     sandbox: String,
     folder: TempDir,
@@ -37,17 +37,35 @@ impl Gateway {
         let config = format!(
             "[server]\nlisten = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{server}\n\
              [[app]]\nname = 'main'\nsdkappid = {APP}\nendpoint = 'http://{chat}'\nsecret_key_file = 'chat-key'\n\
-             [[caller]]\nname = 'sdk'\nusersig_key_file = 'sdk-key'\nallow = ['*']\n"
+             [[caller]]\nname = 'sdk'\nusersig_key_file = 'sdk-key'\nallow = ['*']\n\
+             [log]\nlevel = 'trace'\nrequests = 'all'\n"
         );
         write("chatgate.toml", &config);
         let file = folder.path().join("chatgate.toml");
         let mut program = Program::start(&["serve", "--config", file.to_str().expect("a plain path")]);
         let address = program.address("data");
-        Self { _program: program, _sandbox: sandbox, address, sandbox: chat, folder }
+        Self { program, simulator: sandbox, address, sandbox: chat, folder }
     }
 
     fn port(&self) -> u16 {
         self.address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("ip:port")
+    }
+
+    /// Ends the simulator: from then on, chatgate answers calls with status 502.
+    fn stop_simulator(&mut self) {
+        assert!(self.simulator.stop().success());
+    }
+
+    /// Ends chatgate, and asserts that its output has neither a key nor a UserSig.
+    fn stop(mut self) {
+        assert!(self.program.stop().success());
+        let streams = [Stream::Stdout, Stream::Stderr];
+        let lines: Vec<&str> = streams.into_iter().flat_map(|stream| self.program.lines_on(stream)).collect();
+        assert!(lines.iter().any(|line| line.contains("\"outcome\"")), "the log has no request");
+        for line in lines {
+            assert!(!line.contains(&SDK_KEY[..27]) && !line.contains(CHAT_KEY), "{line}");
+            assert!(!has_usersig(line), "{line}");
+        }
     }
 
     /// Returns the calls that reached the simulator, as path, identifier, and error code.
@@ -60,6 +78,12 @@ impl Gateway {
             .map(|call| (text(call, "path"), text(call, "identifier"), call["error_code"].as_i64().unwrap_or(-1)))
             .collect()
     }
+}
+
+/// Returns whether a text has a UserSig, which is zlib in base64: a piece of its alphabet that begins with `eJ`.
+fn has_usersig(text: &str) -> bool {
+    let is_of_alphabet = |character: char| character.is_ascii_alphanumeric() || "*-_".contains(character);
+    text.split(|character| !is_of_alphabet(character)).any(|piece| piece.starts_with("eJ") && piece.len() > 40)
 }
 
 /// Runs SDKs; tests/vendor/sdks.py describes jobs and results.
@@ -85,6 +109,7 @@ fn signatures_of_the_vendor_package_identify_a_caller() {
     let jobs: Vec<Value> = cases.iter().map(|(_, _, job)| job.clone()).collect();
     for ((code, what, _), usersig) in cases.iter().zip(vendor(&jobs)) {
         let usersig = usersig.as_str().expect("a usersig");
+        assert!(has_usersig(&format!("usersig={usersig}&x")), "{usersig}");
         let target = format!(
             "v4/im_open_login_svc/account_check?sdkappid={APP}&identifier=sdk&usersig={usersig}&random=7&contenttype=json"
         );
@@ -98,15 +123,14 @@ fn signatures_of_the_vendor_package_identify_a_caller() {
     let journal = gateway.journal();
     assert_eq!(journal.len(), 2, "{journal:?}");
     assert!(journal.iter().all(|(_, identifier, code)| identifier == "administrator" && *code == 0), "{journal:?}");
+    gateway.stop();
 }
 
 #[test]
 fn sdk_with_a_base_url_needs_only_another_one() {
-    let gateway = Gateway::start(tempfile::tempdir().expect("a folder"), "");
-    let job = |key: &str| {
-        let url = format!("http://{}/v4", gateway.address);
-        json!({"sdk": "tencentcloud", "sdkappid": APP, "key": key, "identifier": "sdk", "url": url})
-    };
+    let mut gateway = Gateway::start(tempfile::tempdir().expect("a folder"), "");
+    let url = format!("http://{}/v4", gateway.address);
+    let job = |key: &str| json!({"sdk": "tencentcloud", "sdkappid": APP, "key": key, "identifier": "sdk", "url": url});
     let results = run(&[job(SDK_KEY), job(HEX_KEY)], None);
     for result in &results[0] {
         assert_eq!((&result["status"], &result["ErrorCode"]), (&200.into(), &0.into()), "{result}");
@@ -118,6 +142,12 @@ fn sdk_with_a_base_url_needs_only_another_one() {
     let paths: Vec<&str> = journal.iter().map(|(path, ..)| path.as_str()).collect();
     assert_eq!(paths, ["/v4/im_open_login_svc/account_import", "/v4/openim/query_online_status"], "{journal:?}");
     assert!(journal.iter().all(|(_, identifier, _)| identifier == "administrator"), "{journal:?}");
+    // It returns an error of 500 and above too, and does not retry.
+    gateway.stop_simulator();
+    for result in run(&[job(SDK_KEY)], None).concat() {
+        assert_eq!((&result["status"], &result["ErrorCode"]), (&502.into(), &129_502.into()), "{result}");
+    }
+    gateway.stop();
 }
 
 /// Writes a certificate for [`DOMAIN`], its key, and its private CA, with all that strict clients ask for.
@@ -141,8 +171,10 @@ fn sdks_with_a_fixed_domain_need_a_hosts_entry_and_a_private_ca() {
     let folder = tempfile::tempdir().expect("a folder");
     write_certificate(folder.path());
     let server = format!("hosts = ['{DOMAIN}']\ntls = {{ cert_file = 'cert.pem', key_file = 'key.pem' }}");
-    let gateway = Gateway::start(folder, &server);
-    let job = |sdk: &str, key: &str| json!({"sdk": sdk, "sdkappid": APP, "key": key, "identifier": "sdk", "port": gateway.port()});
+    let mut gateway = Gateway::start(folder, &server);
+    let port = gateway.port();
+    let job =
+        |sdk: &str, key: &str| json!({"sdk": sdk, "sdkappid": APP, "key": key, "identifier": "sdk", "port": port});
     let jobs = [job("tencentcloud", SDK_KEY), job("timsdk", SDK_KEY), job("timsdk", HEX_KEY)];
     let results = run(&jobs, Some(&gateway.folder.path().join("ca.pem")));
     for result in results[0].iter().chain(&results[1][..1]) {
@@ -160,4 +192,12 @@ fn sdks_with_a_fixed_domain_need_a_hosts_entry_and_a_private_ca() {
         assert!(result["raised"].is_string(), "{result}");
     }
     assert_eq!(gateway.journal().len(), 3);
+    // For 500 and above, it raises an exception without the ErrorCode, as for 401 above.
+    gateway.stop_simulator();
+    let job = job("timsdk", SDK_KEY);
+    for result in run(&[job], Some(&gateway.folder.path().join("ca.pem"))).concat() {
+        let raised = result["raised"].as_str().unwrap_or_default();
+        assert!(!raised.is_empty() && !raised.contains("129502"), "{result}");
+    }
+    gateway.stop();
 }
