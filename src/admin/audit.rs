@@ -79,3 +79,33 @@ impl AdminAction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use http::Request;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::tests::{LOOPBACK, admin_with};
+    use super::*;
+    use crate::gateway::stack::tests::ADMIN_TOKEN;
+
+    #[test]
+    fn audit_names_the_operator_by_token_user_or_place() {
+        let remote = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)) };
+        let (user, unknown) = (Peer::Unix { uid: Some(1000) }, Peer::Unix { uid: None });
+        let token = format!("Bearer {ADMIN_TOKEN}");
+        let with_token = admin_with("admin_token_env = 'TOKEN'", CancellationToken::new());
+        let without = admin_with("", CancellationToken::new());
+        let caller = |admin: &Admin, authorization: &str, peer: Peer| {
+            let request = Request::post("/reload").header("authorization", authorization).body(()).expect("a request");
+            admin.caller(&request.into_parts().0, peer)
+        };
+        for (peer, name) in [(LOOPBACK, "local"), (remote, "remote"), (user, "uid:1000"), (unknown, "local")] {
+            assert_eq!(caller(&without, &token, peer), name, "a token that is not configured proves nothing");
+            assert_eq!(caller(&with_token, "Bearer another", peer), name);
+            assert_eq!(caller(&with_token, &token, peer), "token");
+        }
+    }
+}

@@ -360,13 +360,13 @@ mod tests {
     use crate::gateway::stack::tests::{ADMIN_TOKEN, assert_panic_is_answered, generations};
     use crate::server::tests::exchange;
 
-    const LOOPBACK: Peer = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    pub(super) const LOOPBACK: Peer = Peer::Tcp { local: IpAddr::V4(Ipv4Addr::LOCALHOST) };
 
     fn admin(quit: CancellationToken) -> Admin {
         admin_with("", quit)
     }
 
-    fn admin_with(server: &str, quit: CancellationToken) -> Admin {
+    pub(super) fn admin_with(server: &str, quit: CancellationToken) -> Admin {
         let generations = generations(&format!("[server]\n{server}\n"));
         Admin::new(generations, Box::new(|| panic!("the reload panics")), quit)
     }

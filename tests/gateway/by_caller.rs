@@ -1,6 +1,7 @@
 //! Whose calls these are: metrics by caller, the error-code header, and the audit log.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use crate::support::setup::Setup;
 
 const FEED: &str = "a.token~of~marked~letters+for/the/feed/of/all/metrics/and/audit/lines==";
 const SHOP: &str = "a.token~of~marked~letters+for/the/shop/of/all/metrics/and/audit/lines==";
+const ADMIN: &str = "a.token~of~marked~letters+for/the/operators/of/all/metrics/and/audit/lines==";
 const ADD: &str = "follow/follow_add";
 const ADD_BODY: &str = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
 const QUERY: &str = "openim/querystate";
@@ -334,4 +336,24 @@ async fn each_admin_action_has_an_audit_line_and_reading_has_none() {
         assert_eq!((&line["caller"], line["error_code"].as_i64()), (&"local".into(), code), "{line}");
         assert!(!line.to_string().contains("ann") && !line.to_string().contains("mian"), "{line}");
     }
+}
+
+#[tokio::test]
+async fn audit_line_names_the_operator_by_user_or_token() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let socket = format!("unix:{}", setup.dir().join("admin.sock").display());
+    let gateway = setup.set("server", &format!("admin = \"{socket}\"")).start().await;
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/reload")).await.status, 200);
+    let own = std::fs::metadata("/proc/self").map(|own| own.uid()).expect("this process");
+    assert_eq!(audit_lines(&gateway, 1).await[0]["caller"], format!("uid:{own}"));
+
+    crate::support::secrets::add(ADMIN);
+    let setup = Setup::new(&chat);
+    setup.file("admin.token", ADMIN);
+    let gateway = setup.set("server", "admin_token_file = 'admin.token'").start().await;
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/reload").token(ADMIN)).await.status, 200);
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/reload").token(FEED)).await.status, 401);
+    let lines = audit_lines(&gateway, 2).await;
+    assert_eq!((&lines[0]["caller"], &lines[1]["caller"]), (&"token".into(), &"local".into()));
 }
