@@ -1,6 +1,7 @@
 //! The cost of `/metrics` and `/status` with many configured callers, and of a cached response that is counted by caller.
 //!
-//! `cargo bench --bench callers`. `benches/README.md` explains the output.
+//! `cargo bench --bench callers`. `benches/README.md` explains the output. It fails if a document takes longer than
+//! [`DOCUMENT_MAX`].
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
@@ -28,6 +29,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Measurements of each document.
 const ROUNDS: usize = 31;
+/// Maximum median time of a document. A scrape must not hold up the listener.
+const DOCUMENT_MAX: Duration = Duration::from_millis(50);
 /// Cached requests that are measured.
 const REQUESTS: usize = 5000;
 
@@ -81,7 +84,9 @@ fn measure(callers: usize) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let len = admin.exchange(&request);
         row.push(format!("{:.0}", len as f64 / 1024.0));
-        row.push(format!("{:.2}", median(ROUNDS, || admin.exchange(&request)).as_secs_f64() * 1e3));
+        let took = median(ROUNDS, || admin.exchange(&request));
+        assert!(took <= DOCUMENT_MAX, "{path} takes {took:?} with {callers} callers");
+        row.push(format!("{:.2}", took.as_secs_f64() * 1e3));
     }
     let request = check(tokens.last(), "max-age=60");
     row.push(format!("{:.1}", median(REQUESTS, || data.exchange(&request)).as_secs_f64() * 1e6));
