@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::{RelationKind, fast_path};
 use crate::domain::chat::app::{NameError, check_user_id};
-use crate::domain::json::object::{describe, describe_beginning, describe_bytes};
+use crate::domain::json::object::{Text, describe, describe_beginning, describe_bytes};
 use crate::domain::pairs::pair::Sides;
 
 /// A body that chatgate can answer itself: exactly the command's members, all valid.
@@ -147,19 +148,19 @@ impl<'a> Visitor<'a> for Members {
 
     fn visit_map<M: MapAccess<'a>>(self, mut map: M) -> Result<Raw<'a>, M::Error> {
         let mut raw = Raw::default();
-        while let Some(name) = map.next_key_seed(MemberName)? {
-            match name.as_ref() {
-                "From_Account" => {
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            match text_of(name).as_deref() {
+                Some("From_Account") => {
                     if raw.from.replace(map.next_value_seed(AnyValue)?).is_some() {
                         raw.repeated = Some("From_Account");
                     }
                 }
-                "To_Account" => {
+                Some("To_Account") => {
                     if raw.to.replace(map.next_value_seed(AnyAccounts { max: self.max_to })?).is_some() {
                         raw.repeated = Some("To_Account");
                     }
                 }
-                "CheckType" => {
+                Some("CheckType") => {
                     if raw.check_type.replace(map.next_value_seed(AnyValue)?).is_some() {
                         raw.repeated = raw.repeated.or(Some("CheckType"));
                     }
@@ -279,31 +280,10 @@ any_value! { AnyAccounts => Accounts<'a>, other: Accounts::Other,
     }
 }
 
-/// Reads the name of a member, with or without escapes.
-struct MemberName;
-
-impl<'a> serde::de::DeserializeSeed<'a> for MemberName {
-    type Value = Cow<'a, str>;
-
-    fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<Cow<'a, str>, D::Error> {
-        json.deserialize_str(self)
-    }
-}
-
-impl<'a> Visitor<'a> for MemberName {
-    type Value = Cow<'a, str>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Cow<'a, str>, E> {
-        Ok(Cow::Borrowed(text))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Cow<'a, str>, E> {
-        Ok(Cow::Owned(text.to_owned()))
-    }
+/// Returns the name of a member without its escapes. `None` for half of a surrogate pair, which JSON allows (RFC 8259
+/// section 8.2): it is no text, and so no name that chatgate reads.
+fn text_of(name: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str(name.get()).ok().map(|Text(name)| name)
 }
 
 #[cfg(test)]
@@ -331,6 +311,13 @@ mod tests {
         assert_eq!(read(r#"{"From_Account":"ann","To_Account":["bob"],"X":{"a":[1]}}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1}"#), Ok(Parsed::Extended));
         assert_eq!(read(r#"{"X":1,"From_Account":7}"#), Ok(Parsed::Extended));
+        // Half of a surrogate pair is a name, though not one of the command's.
+        for name in [r"\ud800", r"From_Account\udc00"] {
+            let body = format!(r#"{{"From_Account":"ann","{name}":1,"To_Account":["bob"]}}"#);
+            assert_eq!(read(&body), Ok(Parsed::Extended), "{name}");
+        }
+        let control = "{\"From_Account\":\"ann\",\"a\nb\":1,\"To_Account\":[\"bob\"]}";
+        assert!(matches!(read(control), Err(RequestError::NotJson(_))));
     }
 
     #[test]
