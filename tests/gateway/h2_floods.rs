@@ -30,6 +30,15 @@ async fn oversized_headers_are_rejected_with_a_chatgate_error() {
     for request in [lines(101), lines(500), large(65 * 1024), large(100 * 1024), names] {
         http2.request(&request).await.assert_error(431, "head_too_large", 129_431);
     }
+    // Over 128 KiB, the HTTP/2 library answers below chatgate: without an ID, a line, or a metric.
+    let bare = http2.request(&large(140 * 1024)).await;
+    assert_eq!((bare.status, bare.body.len()), (431, 0), "{bare:?}");
+    for header in ["x-request-id", "chatgate-error", "chatgate-error-code"] {
+        assert_eq!(bare.header(header), None, "{bare:?}");
+    }
+    let counted = r#"chatgate_requests_total{app="",command="other",outcome="head_too_large"} 5"#;
+    let metrics = gateway.admin_get("/metrics").await.text();
+    assert!(metrics.contains(counted), "{metrics}");
     http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(chat.call_count(), 2);
     gateway.call(CALL, "{}").await.assert_relayed(200, OK);
