@@ -179,7 +179,7 @@ impl Server {
         let connections = Connections {
             limit: self.admin.limit(),
             limit_name: "server.admin_max_connections",
-            timeouts: Timeouts { idle: all.timeouts.idle.min(ADMIN_IDLE_MAX), ..all.timeouts },
+            timeouts: admin_timeouts(all.timeouts),
             close: Drain::default(),
             linger: Duration::ZERO,
             answers_half_closed: true,
@@ -219,6 +219,11 @@ impl Server {
         let all = self.listeners.iter().chain([&self.admin_listener]).chain(&self.webhook_listener);
         SocketFiles(all.filter_map(Listener::file).cloned().collect())
     }
+}
+
+/// Returns the timeouts of the admin listener's connections.
+fn admin_timeouts(configured: Timeouts) -> Timeouts {
+    Timeouts { idle: configured.idle.min(ADMIN_IDLE_MAX), ..configured }
 }
 
 /// The files of all Unix sockets, which it removes on drop: a thread may still hold a clone of a socket when the program
@@ -282,4 +287,19 @@ async fn close_admin(connections: &Connections) {
     connections.close.begin();
     connections.tasks.close();
     let _ = tokio::time::timeout(ADMIN_CLOSE_MAX, connections.tasks.wait()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admin_connections_stay_idle_for_at_most_twenty_seconds() {
+        let second = Duration::from_secs(1);
+        for (configured, idle) in [(75, 20), (20, 20), (3, 3)] {
+            let timeouts = admin_timeouts(Timeouts { head: second, idle: configured * second, write: 2 * second });
+            assert_eq!(timeouts.idle, idle * second, "server.idle_timeout of {configured} s");
+            assert_eq!((timeouts.head, timeouts.write), (second, 2 * second));
+        }
+    }
 }

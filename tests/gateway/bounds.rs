@@ -7,7 +7,7 @@ use crate::support::client::{Conn, TestRequest};
 use crate::support::graph::OK;
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::{Setup, gateway};
-use crate::support::{eventually, now};
+use crate::support::{eventually, now, within};
 
 const CALL: &str = "openim/querystate";
 
@@ -211,6 +211,16 @@ async fn idle_connections_do_not_shut_the_admin_listener() {
     let recycled = text.lines().find_map(|line| line.strip_prefix("chatgate_admin_connections_recycled_total "));
     assert!(recycled.and_then(|count| count.parse::<u32>().ok()).is_some_and(|count| count >= 17), "{recycled:?}");
     held[0].assert_closed().await;
+}
+
+#[tokio::test]
+async fn idle_timeout_closes_admin_connections() {
+    let chat = FakeChat::start().await;
+    let gateway = Setup::new(&chat).set("server", r#"idle_timeout = "200ms""#).start().await;
+    let mut conn = Conn::open(gateway.admin()).await.expect("accepted");
+    assert_eq!(conn.request(&TestRequest::new("GET", "/livez")).await.status, 200);
+    // Without the setting it would stay open for 20 s.
+    within(Duration::from_secs(15), "the end of the connection", conn.assert_closed()).await;
 }
 
 #[tokio::test]
