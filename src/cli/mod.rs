@@ -18,12 +18,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use self::output::{print, print_error};
 use crate::cli::demo::DemoArgs;
 use crate::config::{Config, Env, PATH_DEFAULT};
-use crate::domain::quote::{looks_like_key, without_keys};
+use crate::domain::quote::{MESSAGE_LEN_MAX, looks_like_key, shorten, without_keys};
 use crate::runtime::reload::ConfigSource;
 use crate::sandbox::SandboxArgs;
 
@@ -88,10 +89,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // clap repeats arguments, and one of them could be a key.
+            // clap repeats arguments: one of them could be a key, and of any length.
             let text = error.to_string();
-            if looks_like_key(&text) {
-                print_error(without_keys(&text).trim_end());
+            if looks_like_key(&text) || is_too_long(error.kind(), &text) {
+                print_error(shorten(without_keys(&text).trim_end()));
             } else {
                 // clap also returns help and version as errors, with code 0. A closed pipe is not an error here.
                 let _ = error.print();
@@ -123,6 +124,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Man(args) => pages::man(&args),
         Command::Version => print(concat!("chatgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }
+}
+
+/// Returns whether an error of clap is too long for a message. Help is long, and repeats no argument.
+fn is_too_long(kind: ErrorKind, text: &str) -> bool {
+    use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
+    let is_help = matches!(kind, DisplayHelp | DisplayHelpOnMissingArgumentOrSubcommand | DisplayVersion);
+    !is_help && text.len() > MESSAGE_LEN_MAX
 }
 
 /// `chatgate check`.

@@ -231,3 +231,23 @@ async fn usersig_mint_prints_a_valid_signature_that_inspect_verifies() {
         }
     }
 }
+
+#[tokio::test]
+async fn usage_errors_repeat_at_most_1_kib() {
+    let setup = Setup::without_apps();
+    let long = "no-such ".repeat(500);
+    for args in [&[&*long][..], &["serve", &long], &["serve", &format!("--{long}")], &["wait", "--timeout", &long]] {
+        let outcome = run(&setup, args).await;
+        assert_eq!(outcome.code, 2, "{outcome:?}");
+        // With the line end.
+        assert!(outcome.stderr.contains("no-such") && outcome.stderr.len() <= 1025, "{outcome:?}");
+    }
+    // Help repeats no argument.
+    let help = run(&setup, &["sandbox", "--help"]).await;
+    assert!(help.code == 0 && help.stdout.len() > 1025, "{help:?}");
+    let missing = run(&setup, &[]).await;
+    assert!(
+        missing.code == 2 && missing.stderr.contains("healthcheck") && !missing.stderr.ends_with("...\n"),
+        "{missing:?}"
+    );
+}

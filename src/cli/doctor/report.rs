@@ -5,9 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 
 use super::cause::Cause;
-
-/// Maximum length of a detail in characters. Error messages from outside may be longer.
-const DETAIL_LEN_MAX: usize = 400;
+use crate::domain::quote::shorten;
 
 /// The report of all examined apps.
 #[derive(Debug, Clone, Serialize)]
@@ -157,22 +155,25 @@ impl fmt::Display for AppReport {
     }
 }
 
-/// Sanitizes a text from outside: one line of limited length.
+/// Sanitizes a text from outside: one line with the length of a message, at most 1 KiB.
 fn sanitize(text: &str) -> String {
-    let sanitized: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(DETAIL_LEN_MAX).collect();
-    if text.chars().nth(DETAIL_LEN_MAX).is_some() { format!("{sanitized}…") } else { sanitized }
+    shorten(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::quote::MESSAGE_LEN_MAX;
 
     #[test]
     fn details_are_one_line_of_limited_length() {
         let check = Check::new("call", Status::Failed, "a\nb\x1b[31m");
         assert_eq!(check.detail, "a b [31m");
-        assert_eq!(sanitize(&"ä".repeat(DETAIL_LEN_MAX + 1)).chars().count(), DETAIL_LEN_MAX + 1);
-        assert_eq!(sanitize(&"ä".repeat(DETAIL_LEN_MAX)).chars().count(), DETAIL_LEN_MAX);
+        assert_eq!(sanitize(&"a".repeat(MESSAGE_LEN_MAX)), "a".repeat(MESSAGE_LEN_MAX));
+        for long in ["a", "ä", "錯", "😀"] {
+            let text = sanitize(&long.repeat(MESSAGE_LEN_MAX + 1));
+            assert!(text.len() <= MESSAGE_LEN_MAX && text.ends_with("..."), "{long}: {} bytes", text.len());
+        }
     }
 
     #[test]
