@@ -53,8 +53,8 @@ pub enum SecretError {
     Empty,
     #[error("the secret has more than one line; it must be one line of text")]
     ManyLines,
-    #[error("the secret contains a NUL character; write the file again as plain text")]
-    Nul,
+    #[error("the secret contains a control character; write the file again as plain text")]
+    Control,
     #[error("{PEM_KEY}; use the secret key that the console shows, 64 hex digits")]
     Pem,
 }
@@ -120,9 +120,9 @@ pub(super) fn parse_secret(text: &str) -> Result<(SecretText, Vec<SecretWarning>
     if line.is_empty() {
         return Err(SecretError::Empty);
     }
-    // Text in UTF-16 has one in every ASCII character, and no secret has any.
-    if line.contains('\0') {
-        return Err(SecretError::Nul);
+    // Text in UTF-16 has one in every ASCII character, a tab comes with a copied column, and no secret has any.
+    if line.contains(char::is_control) {
+        return Err(SecretError::Control);
     }
     let mut warnings = Vec::new();
     if line.starts_with('\u{feff}') {
@@ -177,8 +177,8 @@ mod tests {
         for text in ["a\nb", "a\n\n", "a\rb", "\na", "a\r", "a\r\r\n"] {
             assert!(matches!(line(text), Err(SecretError::ManyLines)), "{text:?}");
         }
-        for text in ["k\0e\0y\0", "\0", "key\0\n"] {
-            assert!(matches!(line(text), Err(SecretError::Nul)), "{text:?}");
+        for text in ["k\0e\0y\0", "\0", "key\0\n", "\tkey", "key\t\n", "k\x1by", "key\x7f", "k\u{85}y"] {
+            assert!(matches!(line(text), Err(SecretError::Control)), "{text:?}");
         }
         let pem = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n";
         assert!(matches!(line(pem), Err(SecretError::Pem)));
@@ -190,7 +190,7 @@ mod tests {
     fn suspicious_secrets_are_accepted_with_a_warning() {
         let warnings = |text| parse_secret(text).expect("a line").1;
         assert_eq!(warnings("key "), [SecretWarning::Whitespace]);
-        assert_eq!(warnings("\tkey"), [SecretWarning::Whitespace]);
+        assert_eq!(warnings("\u{a0}key"), [SecretWarning::Whitespace]);
         assert_eq!(warnings("\u{feff}key"), [SecretWarning::ByteOrderMark]);
         assert_eq!(warnings("a key"), []);
     }
