@@ -49,6 +49,18 @@ impl Drop for AdminAudit {
 }
 
 impl Admin {
+    /// Writes the line of a request that was rejected and is no action: those have their audit line.
+    pub(super) fn log_rejected(&self, response: &Response<Full<Bytes>>, id: &RequestId) {
+        let status = response.status();
+        if status.is_client_error() && self.state.current.gateway().samples_rejection() {
+            tracing::info!(
+                status = status.as_u16(),
+                request_id = &*id.text(),
+                "rejected a request to the admin listener"
+            );
+        }
+    }
+
     /// Describes the operator for the audit log.
     pub(super) fn caller(&self, head: &Parts, peer: Peer) -> String {
         match peer {

@@ -139,7 +139,7 @@ impl Admin {
     {
         let (head, body) = request.into_parts();
         let action = AdminAction::of_path(head.uri.path()).filter(|_| head.method == Method::POST);
-        let mut audit = action.map(|action| AdminAudit::new(action, self.caller(&head, peer), id));
+        let mut audit = action.map(|action| AdminAudit::new(action, self.caller(&head, peer), id.clone()));
         let response = match self.route(&head, peer) {
             AdminRoute::Respond(response) => response,
             AdminRoute::Perform(action) => {
@@ -147,8 +147,9 @@ impl Admin {
                 performed.unwrap_or_else(GatewayError::into_response)
             }
         };
-        if let Some(audit) = &mut audit {
-            audit.finish(&response);
+        match &mut audit {
+            Some(audit) => audit.finish(&response),
+            None => self.log_rejected(&response, &id),
         }
         response
     }

@@ -81,7 +81,7 @@ impl ConnectionHandler for Webhooks {
 
     fn service(&self, _: ConnectionInfo) -> impl ConnectionService<ResponseBody> {
         let Self(state) = self.clone();
-        stack::service(move |request, _| Arc::clone(&state).handle(request))
+        stack::service(move |request, id| Arc::clone(&state).handle(request, id))
     }
 
     fn record_rejected(&self, error: &GatewayError, id: &RequestId) {
@@ -97,12 +97,12 @@ impl ConnectionHandler for Webhooks {
 
 impl WebhookState {
     /// Answers a request. Its pairs are invalidated before the response is sent.
-    async fn handle<B>(self: Arc<Self>, request: Request<B>) -> Response<Full<Bytes>>
+    async fn handle<B>(self: Arc<Self>, request: Request<B>, id: RequestId) -> Response<Full<Bytes>>
     where
         B: Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         self.receive(request).await.unwrap_or_else(|error| {
-            tracing::debug!(outcome = error.wire().slug.text(), %error, "rejected a webhook");
+            self.generations.gateway().log_rejected(&error, &id);
             error.into_response()
         })
     }
@@ -242,7 +242,8 @@ mod tests {
     impl<S: tracing::Subscriber> Layer<S> for PanickingLayer {
         fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
             let metadata = event.metadata();
-            assert!(*metadata.level() != Level::DEBUG || metadata.target() != "chatgate::webhook");
+            let is_rejection = metadata.target() == "chatgate::gateway::observe::access_log";
+            assert!(!is_rejection || *metadata.level() != Level::INFO);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::support::app::MAIN;
+use crate::support::app_server::AppServer;
 use crate::support::chat::FakeChat;
 use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
@@ -9,6 +11,7 @@ use crate::support::graph::OK;
 use crate::support::h2_raw::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, RawHttp2, field_line, frame, post_headers,
 };
+use crate::support::hook::{self, listen};
 use crate::support::reply::{Gate, Reply};
 use crate::support::setup::Setup;
 use crate::support::tls::Ca;
@@ -207,6 +210,28 @@ async fn half_closed_caller_gets_every_answer_that_is_ready() {
 }
 
 #[tokio::test]
+async fn half_closed_webhook_gets_the_answer_of_the_app() {
+    let (chat, app, gate) = (FakeChat::start().await, AppServer::start().await, Gate::closed());
+    app.reply(Reply::json(OK).after(&gate));
+    let setup = listen(Setup::new(&chat), &[MAIN]).set("webhook", "forward_timeout = \"2s\"");
+    let gateway = setup.set("webhook", &format!("forward = {{ main = '{}' }}", app.url("/im"))).start().await;
+    let hooks = hook::address(&gateway).await;
+    let event = hook::event(hook::ADDED, "ann", &["bob"]);
+    let mut conn = Conn::open(&hooks).await.expect("accepted");
+    conn.send(hook::signed(MAIN, hook::ADDED, &event).bytes()).await;
+    conn.shutdown_write().await;
+    app.wait_for_requests(1).await;
+    // The thread that serves webhooks serves these too, so it has very likely seen the end of the stream by then.
+    for _ in 0..3 {
+        gateway.admin_get("/livez").await;
+    }
+    gate.open();
+    assert_eq!(conn.read_response().await.text(), OK);
+    conn.assert_closed().await;
+    assert_eq!(half_closed(&hooks, &TestRequest::post("/").body(&event)).await, 401);
+}
+
+#[tokio::test]
 async fn half_closed_caller_gets_a_long_answer_to_its_end() {
     let chat = FakeChat::start().await;
     // Longer than the buffer of a Unix socket.
@@ -258,7 +283,8 @@ async fn line_of(gateway: &Gateway, id: &str) -> Value {
 #[tokio::test]
 async fn refusal_before_a_request_names_its_cause_and_is_logged() {
     let chat = FakeChat::start().await;
-    let gateway = Setup::new(&chat).set("log", r#"requests = "all""#).start().await;
+    let gateway = listen(Setup::new(&chat), &[MAIN]).set("log", r#"requests = "all""#).start().await;
+    let hooks = hook::address(&gateway).await;
     let long = format!("POST /v4/a/b HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(70_000));
     for (request, status, cause) in [
         ("POST /v4/a/b HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400, "no Host"),
@@ -284,7 +310,7 @@ async fn refusal_before_a_request_names_its_cause_and_is_logged() {
         ("\u{16}\u{3}\u{1}\u{2}\0", 400, "TLS"),
         (&long, 431, "64 KiB"),
     ] {
-        for address in [gateway.address(), gateway.admin()] {
+        for address in [gateway.address(), gateway.admin(), &hooks] {
             let mut conn = Conn::open(address).await.expect("accepted");
             conn.send(request).await;
             let response = conn.read_response().await;
@@ -297,6 +323,41 @@ async fn refusal_before_a_request_names_its_cause_and_is_logged() {
         }
     }
     assert!(!gateway.log().contains("private"), "{}", gateway.log());
+}
+
+#[tokio::test]
+async fn rejection_on_another_listener_is_logged_with_its_id() {
+    let chat = FakeChat::start().await;
+    let gateway = listen(Setup::new(&chat), &[MAIN]).set("log", r#"requests = "all""#).start().await;
+    let hooks = hook::address(&gateway).await;
+    let served = gateway.admin_get("/livez").await;
+    let rejected = [
+        hook::post(&hooks, &TestRequest::post("/?SdkAppid=1&Sign=private")).await,
+        hook::post(&hooks, &TestRequest::new("GET", "/private")).await,
+        gateway.admin_get("/private").await,
+        gateway.send_to_admin(TestRequest::post("/status")).await,
+        gateway.send_to_admin(TestRequest::new("GET", "/status").host("private.example")).await,
+    ];
+    for response in rejected {
+        let line = line_of(&gateway, response.request_id()).await;
+        assert_eq!((&line["status"], &line["level"]), (&response.status.into(), &"INFO".into()), "{line}");
+    }
+    let log = gateway.log();
+    assert!(!log.contains("private") && !log.contains(served.request_id()), "{log}");
+}
+
+#[tokio::test]
+async fn unix_socket_of_the_admin_listener_accepts_any_host() {
+    let chat = FakeChat::start().await;
+    let setup = Setup::new(&chat);
+    let socket = format!("unix:{}", setup.dir().join("admin.sock").display());
+    let gateway = setup.set("server", &format!("admin = \"{socket}\"")).start().await;
+    for host in ["unix", "chatgate", "docker", "_", "%2Frun%2Fchatgate.sock", ""] {
+        for (method, path) in [("GET", "/readyz"), ("GET", "/status"), ("POST", "/reload")] {
+            let response = gateway.send_to_admin(TestRequest::new(method, path).host(host)).await;
+            assert_eq!(response.status, 200, "{host:?} {path}: {response:?}");
+        }
+    }
 }
 
 #[tokio::test]

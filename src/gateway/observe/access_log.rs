@@ -188,14 +188,19 @@ impl Worker {
 }
 
 impl Gateway {
-    /// Writes the line of a request that was rejected before it could be read, on any listener.
+    /// Writes the line of a request that was rejected before it could be read, on any listener, or of a webhook.
     pub(crate) fn log_rejected(&self, error: &GatewayError, id: &RequestId) {
-        if !self.samples.takes(self.config.log.requests, false, clock::tick()) {
+        if !self.samples_rejection() {
             return;
         }
         let wire = error.wire();
         let (outcome, status, request_id) = (wire.slug.text(), wire.status.as_u16(), &*id.text());
         tracing::info!(outcome, status, request_id, "{error}");
+    }
+
+    /// Returns whether the next rejection gets a line, by `log.requests`.
+    pub(crate) fn samples_rejection(&self) -> bool {
+        self.samples.takes(self.config.log.requests, false, clock::tick())
     }
 }
 
