@@ -1,4 +1,5 @@
-//! deploy/openapi: schemathesis generates valid and invalid requests, and compares the responses with the documents.
+//! deploy/openapi: the documents are valid, and schemathesis generates valid and invalid requests, and compares the
+//! responses with them. `/metrics`: the client library of Prometheus reads it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{Program, Stream, shell};
-use crate::{printed, python_tool, read, yaml};
+use crate::{printed, python_tool, read, run_with, yaml};
 
 /// Checks that do not apply to the data listener. Chat reports errors with HTTP 200 and an ErrorCode, so the status
 /// does not depend on the request; and a healthy gateway may return 502 to 504.
@@ -150,4 +151,44 @@ fn openapi_documents_list_every_slug_and_admin_path() {
     let paths = admin["paths"].as_object().expect("paths");
     let missing: Vec<&&str> = listed.iter().filter(|path| !paths.contains_key(**path)).collect();
     assert!(missing.is_empty(), "admin.yaml does not describe {missing:?}");
+}
+
+#[test]
+fn openapi_documents_follow_the_specification() {
+    let validate = |document: &Path| python_tool("openapi-spec-validator").arg(document).output().expect("it starts");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let other = folder.path().join("other.yaml");
+    for name in ["deploy/openapi/data.yaml", "deploy/openapi/admin.yaml"] {
+        let output = validate(&crate::project(name));
+        assert!(output.status.success(), "{}", printed(&output));
+        // A wrong document must fail.
+        let text = read(name);
+        assert!(text.contains("\n  version: "), "{name}");
+        fs::write(&other, text.replace("\n  version: ", "\n  versions: ")).expect("own folder");
+        assert!(!validate(&other).status.success(), "a wrong document passed");
+    }
+}
+
+#[test]
+fn metrics_are_read_by_the_client_library_of_prometheus() {
+    const SCRIPT: &str = "import json, sys\n\
+        from prometheus_client.parser import text_string_to_metric_families as read\n\
+        print(json.dumps([[one.name, one.type, one.documentation, len(one.samples)] for one in read(sys.stdin.read())]))";
+    let read_all = |text: &str| run_with(python_tool("python").args(["-c", SCRIPT]), text);
+    let gateway = Gateway::start();
+    let body = r#"{"From_Account":"alice","To_Account":["bob"]}"#;
+    shell(&format!("curl -sf http://{}/v4/follow/follow_check -d '{body}'", gateway.data));
+    let text = shell(&format!("curl -sf http://{}/metrics", gateway.admin));
+    let output = read_all(&text);
+    assert!(output.status.success(), "{}", printed(&output));
+    let families: Vec<(String, String, String, usize)> = serde_json::from_slice(&output.stdout).expect("JSON");
+    for (name, kind, help, _) in &families {
+        assert!(["counter", "gauge", "histogram"].contains(&&**kind) && !help.is_empty(), "{name}: {kind} {help:?}");
+    }
+    let names: BTreeSet<&str> = families.iter().map(|(name, ..)| &**name).collect();
+    assert_eq!(names.len(), families.len(), "a metric is in two pieces");
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(families.iter().map(|(.., samples)| samples).sum::<usize>(), samples);
+    assert!(samples > 50, "{text}");
+    assert!(!read_all(&text.replace("_total{", "_total{=")).status.success(), "wrong labels passed");
 }
