@@ -138,7 +138,7 @@ fn planning() {
     time("100 pairs queued, sent in a call and resolved", || {
         pending.enqueue(terms, &wanted, never).expect("room");
         let call = pending.next_batch(Class::Interactive, Tick::from_micros(1)).expect("it is queued");
-        pending.complete(call.id, &BatchOutcome::Answered(&items), never).0.len()
+        pending.complete(call.id, &BatchOutcome::Answered(&items), never).results.len()
     });
 }
 

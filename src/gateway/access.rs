@@ -204,9 +204,14 @@ impl Access {
 
     /// Cancels a reservation for calls that were not made.
     pub(super) fn cancel(&self, caller: Option<CallerIndex>, reserved: Reservation) {
-        if let Some(quota) = caller.and_then(|caller| self.caller(caller).quota.as_ref()) {
+        if let Some(quota) = self.quota(caller) {
             quota.cancel(reserved);
         }
+    }
+
+    /// Returns the quota of a caller, if it has one.
+    pub(super) fn quota(&self, caller: Option<CallerIndex>) -> Option<&Arc<CallerQuota>> {
+        self.caller(caller?).quota.as_ref()
     }
 
     /// Returns the queue of a request in fair queues.

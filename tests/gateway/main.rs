@@ -66,6 +66,7 @@ mod relations;
 mod relay;
 mod reload;
 mod reload_state;
+mod repeats;
 mod request_log;
 mod revalidation;
 mod shares;

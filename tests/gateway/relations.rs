@@ -17,18 +17,18 @@ use crate::support::reply::{Gate, Reply};
 use crate::support::response::Response;
 use crate::support::setup::Setup;
 
-const FOLLOW: &str = "follow/follow_check";
-const FRIEND: &str = "sns/friend_check";
-const BLOCK: &str = "sns/black_list_check";
-const ALL: &str = r#"kinds = ["follow", "friend", "blacklist"]"#;
+pub(crate) const FOLLOW: &str = "follow/follow_check";
+pub(crate) const FRIEND: &str = "sns/friend_check";
+pub(crate) const BLOCK: &str = "sns/black_list_check";
+pub(crate) const ALL: &str = r#"kinds = ["follow", "friend", "blacklist"]"#;
 
-fn setup(chat: &FakeChat, kinds: &str) -> Setup {
+pub(crate) fn setup(chat: &FakeChat, kinds: &str) -> Setup {
     let setup = Setup::new(chat).set("cache", r#"ttl = "1h""#).set("cache", r#"write_settle = "0s""#);
     setup.set("relation", kinds)
 }
 
 /// Returns the body of a check. `check_type` is `Both` or `Single`, and means nothing to `follow_check`.
-fn body(command: &str, check_type: &str, from: &str, to: &[&str]) -> String {
+pub(crate) fn body(command: &str, check_type: &str, from: &str, to: &[&str]) -> String {
     let mut body = json!({"From_Account": from, "To_Account": to});
     match command {
         FRIEND => body["CheckType"] = format!("CheckResult_Type_{check_type}").into(),
@@ -38,7 +38,7 @@ fn body(command: &str, check_type: &str, from: &str, to: &[&str]) -> String {
     body.to_string()
 }
 
-async fn check(gateway: &Gateway, command: &str, check_type: &str, from: &str, to: &[&str]) -> Response {
+pub(crate) async fn check(gateway: &Gateway, command: &str, check_type: &str, from: &str, to: &[&str]) -> Response {
     gateway.call(command, body(command, check_type, from, to)).await
 }
 

@@ -213,7 +213,7 @@ impl Simulation {
         let known = Item::Known(Relation::new(0).expect("two bits"));
         let mut items = Items::with_capacity(batch.to.len());
         batch.to.iter().for_each(|to| items.add(to.to_string().into(), known.clone()));
-        let (results, cacheable) =
+        let Completion { results, cacheable, .. } =
             self.scheduler.complete(batch.id, &BatchOutcome::Answered(&items), |pair| self.fence.last_mark(pair));
         for pair in cacheable {
             pair.store(&self.cache, &self.fence, Duration::ZERO);

@@ -50,7 +50,7 @@ fn following(to: &[String]) -> String {
 
 fn complete(scheduler: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
-    scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked).0
+    scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked).results
 }
 
 fn relation(result: &PairResult, pair: Pair) -> Option<u8> {
@@ -255,12 +255,12 @@ fn rejected_shared_call_is_repeated_for_each_request() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let fans: Vec<Ticket> = (0..5).map(|n| enqueue(&mut scheduler, ANN, &format!("fan{n}"), &["star"]).0).collect();
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
-    let (results, _) = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
+    let Completion { results, .. } = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, []);
     for (n, ticket) in fans.iter().enumerate() {
         let (call, from, to) = next(&mut scheduler, 2).expect("another lookup");
         assert_eq!((from, to), (format!("fan{n}"), vec!["star".to_owned()]));
-        let (results, _) = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
+        let Completion { results, .. } = scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked);
         assert_eq!(results, [WaiterResult { ticket: *ticket, slot: 0, result: PairResult::Failed }]);
     }
     assert!(next(&mut scheduler, 3).is_none(), "each request has one more call");
@@ -279,9 +279,9 @@ fn requests_merged_into_a_call_in_flight_share_it() {
     // The first call is from before the write, so its request waits for the second call too.
     let body = following(&to);
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
-    assert!(scheduler.complete(first, &BatchOutcome::Answered(&items), marked).0.is_empty());
+    assert!(scheduler.complete(first, &BatchOutcome::Answered(&items), marked).results.is_empty());
     assert!(next(&mut scheduler, 4).is_none());
-    let (results, _) = scheduler.complete(second, &BatchOutcome::RejectedArguments, marked);
+    let Completion { results, .. } = scheduler.complete(second, &BatchOutcome::RejectedArguments, marked);
     assert!(results.is_empty(), "the rejection may be about the other request: {results:?}");
     assert!(next(&mut scheduler, 5).is_some() && next(&mut scheduler, 5).is_some(), "a call for each request");
 }
@@ -291,11 +291,11 @@ fn rejected_unshared_call_and_failed_calls_fail_at_once() {
     let mut scheduler = LookupScheduler::new(true, 100);
     enqueue(&mut scheduler, ANN, "ann", &["bob", "cyd"]);
     let (call, ..) = next(&mut scheduler, 1).expect("a call");
-    assert_eq!(scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked).0.len(), 2);
+    assert_eq!(scheduler.complete(call, &BatchOutcome::RejectedArguments, unmarked).results.len(), 2);
     enqueue(&mut scheduler, ANN, "ann", &["bob"]);
     enqueue(&mut scheduler, BEN, "bob", &["ann"]);
     let (call, ..) = next(&mut scheduler, 2).expect("a call");
-    assert_eq!(scheduler.complete(call, &BatchOutcome::Failed, unmarked).0.len(), 2);
+    assert_eq!(scheduler.complete(call, &BatchOutcome::Failed, unmarked).results.len(), 2);
     assert!(next(&mut scheduler, 3).is_none());
 }
 
@@ -307,7 +307,7 @@ fn omitted_and_contradictory_items_are_malformed() {
     let body = r#"{"ResultItem":[{"To_Account":"cyd","ResultCode":0,"FollowType":1},{"To_Account":"cyd","ResultCode":0,"FollowType":2},
         {"To_Account":"eve","ResultCode":0,"FollowType":1},{"To_Account":"dan","ResultCode":0,"FollowType":1}],"ErrorCode":0}"#;
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
-    let (results, cacheable) = scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked);
+    let Completion { results, cacheable, .. } = scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked);
     let mut malformed: Vec<_> =
         results.iter().filter(|one| one.result == PairResult::Malformed).map(|one| one.slot).collect();
     malformed.sort_unstable();
@@ -361,14 +361,14 @@ fn lookup_sent_before_a_write_is_neither_joined_nor_used() {
     assert_eq!(joined, [false]);
     let body = following(&to);
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
-    let (results, cacheable) = scheduler.complete(old, &BatchOutcome::Answered(&items), mark);
+    let Completion { results, cacheable, .. } = scheduler.complete(old, &BatchOutcome::Answered(&items), mark);
     assert_eq!((results.len(), cacheable.len()), (0, 0));
     let (new, from, to) = next(&mut scheduler, 30).expect("another lookup");
     assert!(next(&mut scheduler, 30).is_none(), "one lookup for both");
     let response = serde_json::json!({"ResultItem":[{"To_Account":to[0],"ResultCode":0,"FollowType":3}],"ErrorCode":0});
     let body = response.to_string();
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
-    let (results, cacheable) = scheduler.complete(new, &BatchOutcome::Answered(&items), mark);
+    let Completion { results, cacheable, .. } = scheduler.complete(new, &BatchOutcome::Answered(&items), mark);
     assert_eq!(from, "bob");
     let mut tickets: Vec<_> = results.iter().map(|one| one.ticket).collect();
     tickets.sort_unstable();
@@ -385,7 +385,7 @@ fn complete_with(scheduler: &mut LookupScheduler, batch: &Batch, number: Option<
     let items = serde_json::json!([{"To_Account": &*batch.to[0], "ResultCode": code, "FollowType": number}]);
     let body = serde_json::json!({"ResultItem": items}).to_string();
     let items = FOLLOW.parse_items(batch.sides, body.as_bytes()).expect("items");
-    let (results, cacheable) = scheduler.complete(batch.id, &BatchOutcome::Answered(&items), unmarked);
+    let Completion { results, cacheable, .. } = scheduler.complete(batch.id, &BatchOutcome::Answered(&items), unmarked);
     (results, cacheable.len())
 }
 
@@ -404,7 +404,7 @@ fn request_for_one_side_shares_calls_for_both_sides() {
 }
 
 #[test]
-fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
+fn failed_item_of_a_wider_call_is_asked_again_as_requested_and_not_kept() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (both, _) = scheduler.enqueue(options(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let (first, _) = scheduler.enqueue(one_sided(BEN), &wanted("ann", &["bob"]), unmarked).expect("room");
@@ -415,7 +415,7 @@ fn failed_item_of_a_wider_call_is_asked_again_alone_and_not_kept() {
         panic!("{results:?}")
     };
     assert_eq!(*ticket, both, "the error belongs to the question for both sides");
-    // It may travel with no other pair.
+    // It travels with no pair whose call asks for more.
     enqueue(&mut scheduler, ANN, "ann", &["cyd"]);
     let mut asked = Vec::new();
     while let Some(batch) = scheduler.next_batch(Class::Refresh, at(2)) {
@@ -436,11 +436,11 @@ fn rejected_wider_call_is_repeated_as_requested() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let (ticket, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob"]), unmarked).expect("room");
     let batch = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
-    let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
+    let Completion { results, .. } = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, []);
     let batch = scheduler.next_batch(Class::Refresh, at(2)).expect("a call as requested");
     assert_eq!((batch.sides, &*batch.from), (Sides::First, "ann"));
-    let (results, _) = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
+    let Completion { results, .. } = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked);
     assert_eq!(results, [WaiterResult { ticket, slot: 0, result: PairResult::Failed }]);
 }
 
@@ -458,4 +458,55 @@ fn refresh_counts_for_its_cause_and_a_request_that_joins_for_its_own_caller() {
         sent.push((batch.from.to_string(), batch.caused_by));
     }
     assert_eq!(sent, [("cyd".to_owned(), BEN.caller), ("ann".to_owned(), QueueKey(7))]);
+}
+
+/// Completes a batch whose every item has failed.
+fn fail_items(scheduler: &mut LookupScheduler, batch: &Batch) -> Completion {
+    let items: Vec<_> =
+        batch.to.iter().map(|to| serde_json::json!({"To_Account": &**to, "ResultCode": 30006})).collect();
+    let body = serde_json::json!({"ResultItem": items}).to_string();
+    let items = FOLLOW.parse_items(batch.sides, body.as_bytes()).expect("items");
+    scheduler.complete(batch.id, &BatchOutcome::Answered(&items), unmarked)
+}
+
+#[test]
+fn requests_share_the_repeated_lookup_of_a_failed_item() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let ask = |scheduler: &mut LookupScheduler, options| {
+        scheduler.enqueue(options, &wanted("ann", &["bob", "cyd"]), unmarked).expect("room").0
+    };
+    let tickets = [ask(&mut scheduler, one_sided(ANN)), ask(&mut scheduler, one_sided(BEN))];
+    let first = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
+    // It does not join the call in flight.
+    let third = ask(&mut scheduler, JoinOptions { join: false, ..one_sided(BEN) });
+    let second = scheduler.next_batch(Class::Refresh, at(2)).expect("a call");
+    let Completion { results, repeated, .. } = fail_items(&mut scheduler, &first);
+    assert_eq!((results.len(), repeated), (0, vec![tickets[0]; 2]), "the first request pays for each pair");
+    let Completion { results, repeated, .. } = fail_items(&mut scheduler, &second);
+    assert_eq!((results.len(), repeated.len()), (0, 0), "it joins the lookup that is queued");
+    let batch = scheduler.next_batch(Class::Refresh, at(3)).expect("a call as requested");
+    assert_eq!((batch.sides, batch.to.len()), (Sides::First, 2));
+    let results = fail_items(&mut scheduler, &batch).results;
+    let mut got: Vec<Ticket> = results.iter().map(|one| one.ticket).collect();
+    got.sort_unstable();
+    assert_eq!(got, [tickets[0], tickets[0], tickets[1], tickets[1], third, third]);
+    assert!(scheduler.next_batch(Class::Refresh, at(4)).is_none());
+    [tickets[0], tickets[1], third].into_iter().for_each(|ticket| scheduler.cancel(ticket));
+    assert!(scheduler.edges.is_empty() && scheduler.repeats.is_empty() && scheduler.waiting() == 0);
+}
+
+#[test]
+fn rejected_call_is_charged_to_a_request_that_shared_it_with_none() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let (alone, _) = scheduler.enqueue(one_sided(ANN), &wanted("ann", &["bob", "cyd"]), unmarked).expect("room");
+    let batch = scheduler.next_batch(Class::Refresh, at(1)).expect("a call");
+    let repeated = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked).repeated;
+    assert_eq!(repeated, [alone, alone]);
+    scheduler.cancel(alone);
+    for queue in [ANN, BEN] {
+        scheduler.enqueue(one_sided(queue), &wanted("ann", &["bob"]), unmarked).expect("room");
+    }
+    let batch = scheduler.next_batch(Class::Refresh, at(2)).expect("a call");
+    let repeated = scheduler.complete(batch.id, &BatchOutcome::RejectedArguments, unmarked).repeated;
+    assert_eq!(repeated, [], "an account of the other request may be the cause");
 }

@@ -36,7 +36,7 @@ impl Relation {
 }
 
 /// Which bits of a relation a request asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Sides {
     /// Both bits.
     #[default]

@@ -210,7 +210,8 @@ impl AppWorker {
             .enqueue(join, &wanted, last_mark)
             .map_err(|_| GatewayError::Overloaded(waiting_pairs()))?;
         let (tx, rx) = oneshot::channel();
-        lookups.waiters.insert(ticket, wanted.len(), WaiterHandle { tx, trace: context.trace });
+        let quota = self.gateway.access.quota(context.caller).cloned();
+        lookups.waiters.insert(ticket, wanted.len(), WaiterHandle { tx, trace: context.trace, quota });
         Ok(Enqueued::Waiting(LookupWait { rx, joined, ticket: TicketGuard { pairs, ticket } }))
     }
 

@@ -1,5 +1,6 @@
 //! Sends queued lookups, in as many calls as quota and room in flight allow, and notifies the waiting requests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,11 +13,11 @@ use super::super::deadline::Deadline;
 use super::super::request::CallContext;
 use super::super::response::{CallResult, allows_stale};
 use super::super::worker::AppWorker;
-use super::{LookupId, PairService};
+use super::{LookupId, LookupState, PairService};
 use crate::clock;
 use crate::domain::caller::{CallerQueue, Class};
 use crate::domain::chat::command::CommandKind;
-use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, CacheablePair, Delivery};
+use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, CacheablePair, Completion, Delivery, Ticket};
 use crate::domain::pairs::pair::Sides;
 use crate::domain::policy::outcome;
 use crate::error::GatewayError;
@@ -181,7 +182,8 @@ impl App {
             _ => BatchOutcome::Failed,
         };
         let mut lookups = pairs.lookups();
-        let (results, cacheable) = lookups.scheduler.complete(batch, &outcome, |pair| fence.last_mark(pair));
+        let completion = lookups.scheduler.complete(batch, &outcome, |pair| fence.last_mark(pair));
+        let Completion { results, cacheable, repeated } = completion;
         let stored: Vec<&CacheablePair> =
             cacheable.iter().filter(|pair| pair.store(cache, fence, self.write_settle)).collect();
         let unreadable = matches!(items, Some(None));
@@ -195,8 +197,26 @@ impl App {
             // The receiver is gone if the caller has disconnected.
             let _ = handle.tx.send(delivered);
         }
+        lookups.charge_repeated(&repeated);
         drop(lookups);
         self.publish_pairs(kind, &stored);
+    }
+}
+
+impl LookupState {
+    /// Charges the calls of repeated lookups to the callers whose requests need them, as if each request were alone. The
+    /// lookups are queued already, so it is the next calls of these callers that wait.
+    fn charge_repeated(&self, repeated: &[Ticket]) {
+        let mut pairs: BTreeMap<Ticket, usize> = BTreeMap::new();
+        repeated.iter().for_each(|ticket| *pairs.entry(*ticket).or_default() += 1);
+        for (ticket, pairs) in pairs {
+            let handle = self.waiters.handle(ticket);
+            if let Some(quota) = handle.and_then(|handle| handle.quota.as_ref()) {
+                let calls = pairs.div_ceil(self.scheduler.call_max());
+                let calls = u32::try_from(calls).unwrap_or(u32::MAX);
+                let _ = quota.reserve(calls, clock::tick(), Duration::MAX);
+            }
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::domain::pairs::pair::UserHasher;
 use crate::domain::pairs::scope::{Scope, ScopeKeys};
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::relation::{KINDS, RelationKind};
-use crate::limits::{AppQuotas, CommandQuota};
+use crate::limits::{AppQuotas, CallerQuota, CommandQuota};
 use crate::telemetry::trace::Context;
 
 /// The relations of one app.
@@ -73,6 +73,8 @@ pub(super) struct WaiterHandle {
     pub(super) tx: oneshot::Sender<Result<PairResults, Arc<CallResult>>>,
     /// Its span, if traces are taken.
     pub(super) trace: Option<Context>,
+    /// Its caller's own quota, if the caller has one.
+    pub(super) quota: Option<Arc<CallerQuota>>,
 }
 
 impl Relations {

@@ -191,7 +191,10 @@ fn describe_scheduler(scheduler: &LookupScheduler, scene: &Scene, put: &mut impl
         plain(put, usize::from(scheduler.joinable.get(&edge.pair.key()) == Some(id)));
         match edge.batching {
             Batching::Any => plain(put, 0),
-            Batching::AsRequested => plain(put, 1),
+            Batching::AsRequested(sides) => {
+                plain(put, 1);
+                plain(put, usize::from(sides == Sides::First));
+            }
             Batching::Solo(ticket, sides) => {
                 plain(put, 2);
                 put(Item::Number(ticket.0));

@@ -298,6 +298,7 @@ impl World {
         let LookupScheduler {
             edges,
             joinable,
+            repeats,
             nodes,
             queues,
             turns,
@@ -307,15 +308,16 @@ impl World {
             waiting_by_caller,
             ..
         } = &self.scheduler;
-        let empty = edges.is_empty() && joinable.is_empty() && nodes.is_empty() && queues.is_empty();
+        let is_queued = !(joinable.is_empty() && repeats.is_empty() && nodes.is_empty() && queues.is_empty());
         if !self.readers.iter().all(|reader| reader.phase == Phase::Done) {
             return Err("a reader waits forever".to_owned());
         }
-        if !(empty
-            && *turns == ByClass::default()
-            && in_flight.is_empty()
-            && tickets.is_empty()
-            && self.waiters.is_empty())
+        if is_queued
+            || !(edges.is_empty()
+                && *turns == ByClass::default()
+                && in_flight.is_empty()
+                && tickets.is_empty()
+                && self.waiters.is_empty())
         {
             return Err("something is left behind".to_owned());
         }
@@ -542,7 +544,8 @@ impl World {
             CallEnd::Failed => BatchOutcome::Failed,
         };
         let fence = scene.fence();
-        let (results, cacheable) = self.scheduler.complete(call.id, &outcome, |pair| fence.last_mark(pair));
+        let Completion { results, cacheable, .. } =
+            self.scheduler.complete(call.id, &outcome, |pair| fence.last_mark(pair));
         for cacheable in cacheable {
             self.storing.push(cacheable);
             if !scene.setup.fine_readers {

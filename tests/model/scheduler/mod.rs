@@ -369,7 +369,8 @@ impl Simulation {
             _ => BatchOutcome::Answered(&items),
         };
         let fence = &self.fence;
-        let (results, cacheable) = scheduler.complete(call.batch.id, &outcome, |pair| fence.last_mark(pair));
+        let Completion { results, cacheable, .. } =
+            scheduler.complete(call.batch.id, &outcome, |pair| fence.last_mark(pair));
         let one_sided = call.batch.sides == Sides::First;
         holds(!one_sided || cacheable.is_empty(), || "a call for one side says nothing of the other".to_owned())?;
         for pair in cacheable {

@@ -114,7 +114,8 @@ impl LookupScheduler {
                 break;
             }
             let edge = &self.edges[&id];
-            let may_share = edge.batching.only_ticket() == first.batching.only_ticket();
+            let may_share = edge.batching.only_ticket() == first.batching.only_ticket()
+                && edge.batching.sides() == first.batching.sides();
             if id != seed && may_share && accounts.insert(edge.other_end(from)) {
                 edges.push(id);
             }

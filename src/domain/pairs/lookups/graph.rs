@@ -61,10 +61,11 @@ pub(super) const REFRESHES: CallerQueue = CallerQueue::of_chatgate(Class::Refres
 pub(super) enum Batching {
     /// Calls from either end, together with any other edges.
     Any,
-    /// Calls in the requested direction, together with any other edges: the flipped lookup failed.
-    AsRequested,
-    /// Calls that ask what this request asks, in its direction and with its edges only: Chat rejected a shared call, or
-    /// an item of a call that asked for more.
+    /// Calls in the requested direction that ask for these sides, together with any other edges: the item failed in a call
+    /// that asked otherwise.
+    AsRequested(Sides),
+    /// Calls that ask what this request asks, in its direction and with its edges only: Chat rejected a call that was
+    /// shared or asked otherwise.
     Solo(Ticket, Sides),
 }
 
@@ -73,15 +74,15 @@ impl Batching {
     pub(super) fn only_ticket(self) -> Option<Ticket> {
         match self {
             Batching::Solo(ticket, _) => Some(ticket),
-            Batching::Any | Batching::AsRequested => None,
+            Batching::Any | Batching::AsRequested(_) => None,
         }
     }
 
     /// Returns what a call that carries the edge asks of each pair.
     pub(super) fn sides(self) -> Sides {
         match self {
-            Batching::Solo(_, sides) => sides,
-            Batching::Any | Batching::AsRequested => Sides::Both,
+            Batching::AsRequested(sides) | Batching::Solo(_, sides) => sides,
+            Batching::Any => Sides::Both,
         }
     }
 }
@@ -123,8 +124,14 @@ impl LookupScheduler {
         for waiter in &edge.waiters {
             self.add_to_ticket(waiter.ticket, id);
         }
-        if edge.batching == Batching::Any {
-            self.joinable.insert(edge.pair.key(), id);
+        match edge.batching {
+            Batching::Any => {
+                self.joinable.insert(edge.pair.key(), id);
+            }
+            Batching::AsRequested(sides) => {
+                self.repeats.insert((edge.pair, sides), id);
+            }
+            Batching::Solo(..) => {}
         }
         self.edges.insert(id, edge);
         self.queue_edge(id);
@@ -169,6 +176,9 @@ impl LookupScheduler {
     /// Takes an edge out of all queues.
     pub(super) fn dequeue(&mut self, id: EdgeId) {
         self.leave_nodes(id);
+        if let Some(Edge { pair, batching: Batching::AsRequested(sides), .. }) = self.edges.get(&id) {
+            self.repeats.remove(&(*pair, *sides));
+        }
         for queue in self.queues_of(id) {
             self.remove_from_queue(queue, id);
         }

@@ -48,7 +48,7 @@ use crate::domain::tick::Tick;
 
 pub use self::batch::{Batch, BatchId};
 pub use self::graph::Refresh;
-pub use self::results::{BatchOutcome, CacheablePair, PairResult, WaiterResult};
+pub use self::results::{BatchOutcome, CacheablePair, Completion, PairResult, WaiterResult};
 pub use self::waiters::{Delivery, PairResults, Waiters};
 
 /// Maximum number of pairs that the requests of one app may wait for, counted once per waiter: five seconds of full
@@ -116,6 +116,8 @@ pub struct LookupScheduler {
     edges: HashMap<EdgeId, Edge>,
     /// The edge that a new request for the pair joins.
     joinable: HashMap<PairKey, EdgeId>,
+    /// Queued edges of items that failed in another call, by what they ask.
+    repeats: HashMap<(Pair, Sides), EdgeId>,
     /// Queued edges by user.
     nodes: HashMap<UserKey, Node>,
     /// Queued edges by caller, oldest first.
@@ -148,6 +150,7 @@ impl LookupScheduler {
             last_id: 0,
             edges: HashMap::new(),
             joinable: HashMap::new(),
+            repeats: HashMap::new(),
             nodes: HashMap::new(),
             queues: HashMap::new(),
             turns: ByClass::default(),

@@ -80,29 +80,30 @@ impl CacheablePair {
 }
 
 impl LookupScheduler {
-    /// Completes a batch. Returns the results of waiters, and the pairs that may be cached. Pairs that need another
-    /// lookup are queued again. `last_mark` is the fence.
+    /// Completes a batch. Pairs that need another lookup are queued again. `last_mark` is the fence.
     pub fn complete(
         &mut self,
         batch: BatchId,
         outcome: &BatchOutcome<'_>,
         last_mark: impl Fn(Pair) -> Tick,
-    ) -> (Vec<WaiterResult>, Vec<CacheablePair>) {
-        let Some(in_flight) = self.in_flight.remove(&batch) else { return (Vec::new(), Vec::new()) };
+    ) -> Completion {
         let mut completion = Completion::default();
+        let Some(in_flight) = self.in_flight.remove(&batch) else { return completion };
         for &id in &in_flight.edges {
             // From here on the edge is in no queue and in no batch.
             let Some(mut edge) = self.remove_edge(id) else { continue };
             (edge.batch, edge.refresh) = (None, None);
             match outcome {
                 BatchOutcome::RejectedArguments if in_flight.shared || in_flight.asks_otherwise(&edge) => {
-                    self.requeue_solo(&edge, edge.waiters.iter().copied());
+                    self.repeat_for_each_request(&edge, &in_flight, &mut completion);
                 }
                 BatchOutcome::RejectedArguments | BatchOutcome::Failed => {
                     self.finish(edge.waiters, &PairResult::Failed, &mut completion);
                 }
                 // Chat may have read the pair before a write. No waiter gets any item of the response, not even an error item.
-                BatchOutcome::Answered(_) if in_flight.sent <= last_mark(edge.pair) => self.requeue(edge),
+                BatchOutcome::Answered(_) if in_flight.sent <= last_mark(edge.pair) => {
+                    self.requeue(edge);
+                }
                 BatchOutcome::Answered(items) => {
                     let account = if in_flight.flips(&edge) { &edge.from } else { &edge.to };
                     match items.get(account) {
@@ -114,7 +115,7 @@ impl LookupScheduler {
                 }
             }
         }
-        (completion.results, completion.cacheable)
+        completion
     }
 
     /// A relation answers all waiters, in both directions. `seen` is the relation from the batch's user.
@@ -132,8 +133,8 @@ impl LookupScheduler {
         }
     }
 
-    /// An error answers only the waiters that requested what the call asked. The others need a call of their own: an
-    /// error refers to the request as its caller sent it.
+    /// An error answers only the waiters that requested what the call asked, because an error refers to the request as its
+    /// caller sent it. The pair is looked up once more for the others: once for all that request the same.
     fn apply_error(
         &mut self,
         mut edge: Edge,
@@ -146,15 +147,19 @@ impl LookupScheduler {
             Some(Found::Item(Item::Verbatim(json))) => PairResult::Verbatim(Arc::from(&**json), in_flight.sent),
             _ => PairResult::Malformed,
         };
-        let (fitting, widened): (Vec<_>, Vec<_>) =
-            edge.waiters.drain(..).partition(|waiter| waiter.sides == in_flight.sides);
-        let (as_called, reversed): (Vec<_>, Vec<_>) =
-            fitting.into_iter().partition(|waiter| waiter.flipped == batch_flips);
+        let (as_called, others): (Vec<_>, Vec<_>) =
+            edge.waiters.drain(..).partition(|waiter| waiter.sides == in_flight.sides && waiter.flipped == batch_flips);
         self.finish(as_called, &result, completion);
-        if !reversed.is_empty() {
-            self.requeue_as_requested(&edge, Batching::AsRequested, reversed);
+        let mut by_question: BTreeMap<(bool, Sides), Vec<Waiter>> = BTreeMap::new();
+        for waiter in others {
+            by_question.entry((waiter.flipped, waiter.sides)).or_default().push(waiter);
         }
-        self.requeue_solo(&edge, widened);
+        for ((_, sides), waiters) in by_question {
+            let first = waiters.first().map(|waiter| waiter.ticket);
+            if self.requeue(edge.as_requested(Batching::AsRequested(sides), waiters)) {
+                completion.repeated.extend(first);
+            }
+        }
     }
 
     /// Gives waiters their result.
@@ -166,18 +171,25 @@ impl LookupScheduler {
         }
     }
 
-    /// Queues an edge again with the same batching. It joins a newer lookup of its pair if there is one.
-    fn requeue(&mut self, edge: Edge) {
+    /// Queues an edge again. It joins a lookup that asks the same, if there is one; returns whether there is none.
+    fn requeue(&mut self, edge: Edge) -> bool {
         if edge.waiters.is_empty() {
-            return;
+            return false;
         }
-        match self.joinable.get(&edge.pair.key()) {
-            Some(&newer) if edge.batching == Batching::Any => self.merge(edge, newer),
-            _ => self.add_edge(edge),
+        let other = match edge.batching {
+            Batching::Any => self.joinable.get(&edge.pair.key()),
+            Batching::AsRequested(sides) => self.repeats.get(&(edge.pair, sides)),
+            Batching::Solo(..) => None,
+        };
+        let other = other.copied();
+        match other {
+            Some(other) => self.merge(edge, other),
+            None => self.add_edge(edge),
         }
+        other.is_none()
     }
 
-    /// Moves the waiters of an edge to a newer edge of the same pair.
+    /// Moves the waiters of an edge to another edge of the same pair.
     fn merge(&mut self, edge: Edge, newer: EdgeId) {
         let Some(other) = self.edges.get_mut(&newer) else { return };
         let reversed = other.pair.from != edge.pair.from;
@@ -195,45 +207,56 @@ impl LookupScheduler {
         }
     }
 
-    /// Queues a lookup of its own for every request, in the requested direction.
-    fn requeue_solo(&mut self, edge: &Edge, waiters: impl IntoIterator<Item = Waiter>) {
+    /// Queues a lookup of its own for every request, as it was requested: Chat has rejected the whole call.
+    fn repeat_for_each_request(&mut self, edge: &Edge, in_flight: &InFlightBatch, completion: &mut Completion) {
         let mut by_request: BTreeMap<(Ticket, bool), Vec<Waiter>> = BTreeMap::new();
-        for waiter in waiters {
-            by_request.entry((waiter.ticket, waiter.flipped)).or_default().push(waiter);
+        for waiter in &edge.waiters {
+            by_request.entry((waiter.ticket, waiter.flipped)).or_default().push(*waiter);
         }
         for ((ticket, _), waiters) in by_request {
             // What a request asks of its pairs is the same for all of them.
             let sides = waiters.first().map_or(Sides::Both, |waiter| waiter.sides);
-            self.requeue_as_requested(edge, Batching::Solo(ticket, sides), waiters);
+            self.add_edge(edge.as_requested(Batching::Solo(ticket, sides), waiters));
+            // If the call was shared, an account of another request may be the cause.
+            if !in_flight.shared {
+                completion.repeated.push(ticket);
+            }
         }
     }
+}
 
-    /// Queues a new edge in the direction that these waiters requested, which is the same for all of them.
-    fn requeue_as_requested(&mut self, edge: &Edge, batching: Batching, waiters: Vec<Waiter>) {
+impl Edge {
+    /// Returns an edge of the same pair in the direction that these waiters requested, which is the same for all of them.
+    fn as_requested(&self, batching: Batching, waiters: Vec<Waiter>) -> Self {
         let flipped = waiters.first().is_some_and(|waiter| waiter.flipped);
         let (pair, from, to) =
-            if flipped { (edge.pair.flipped(), &edge.to, &edge.from) } else { (edge.pair, &edge.from, &edge.to) };
-        self.add_edge(Edge {
+            if flipped { (self.pair.flipped(), &self.to, &self.from) } else { (self.pair, &self.from, &self.to) };
+        Self {
             pair,
             from: Arc::clone(from),
             to: Arc::clone(to),
-            age: edge.age,
+            age: self.age,
             batching,
-            class: edge.class,
+            class: self.class,
             batch: None,
             counted: None,
             refresh: None,
-            keep: edge.keep,
+            keep: self.keep,
             waiters: waiters.into_iter().map(|waiter| Waiter { flipped: false, ..waiter }).collect(),
-        });
+        }
     }
 }
 
 /// What a completed batch yields.
-#[derive(Default)]
-struct Completion {
-    results: Vec<WaiterResult>,
-    cacheable: Vec<CacheablePair>,
+#[derive(Debug, Default)]
+pub struct Completion {
+    /// The results of waiters.
+    pub results: Vec<WaiterResult>,
+    /// The pairs that may be cached.
+    pub cacheable: Vec<CacheablePair>,
+    /// The requests for which a pair is looked up once more because of the question that they ask, each once for every
+    /// such pair.
+    pub repeated: Vec<Ticket>,
 }
 
 impl InFlightBatch {
