@@ -24,7 +24,7 @@ use crate::domain::chat::envelope::Envelope;
 use crate::domain::policy::call::{CallSession, ResponseSeen, RetryDecision};
 use crate::domain::policy::outcome::{AttemptOutcome, Effect};
 use crate::domain::policy::parking::ParkingChange;
-use crate::domain::reads::calls::SentAt;
+use crate::domain::reads::calls::Progress;
 use crate::domain::tick::Tick;
 use crate::error::GatewayError;
 use crate::limits::{Admission, AdmitError, AdmitRequest, LimitChange, Permit};
@@ -40,8 +40,8 @@ pub(super) struct CallSpec<'a> {
     pub caused_by: QueueKey,
     /// What the call may change: the fence is marked when the call leaves, and again when it has ended.
     pub write: Option<&'a PendingWrite>,
-    /// Where the time is recorded at which the call leaves for the first time.
-    pub sent: Option<&'a SentAt>,
+    /// Of a call that requests share.
+    pub shared: Option<&'a Progress>,
     /// Of the request that makes the call, if one request does.
     pub stats: Option<&'a CallStats>,
     /// The pairs that the call looks up, if it is a lookup.
@@ -107,8 +107,8 @@ impl AppWorker {
                         fence.get_or_insert_with(|| WriteFence::new(&self.app, &write.change));
                         write.sent.store(true, Ordering::Relaxed);
                     }
-                    if let Some(sent) = spec.sent {
-                        sent.record(clock::tick_at(now));
+                    if let Some(shared) = spec.shared {
+                        shared.record_sent(clock::tick_at(now));
                     }
                     let deadline = spec.context.deadline.of_call(spec.kind);
                     let attempt =
@@ -161,7 +161,10 @@ impl AppWorker {
             return Acquired::Rejected(GatewayError::Parked(parked));
         }
         let parked = || session.check(&chat.parking(), clock::tick()).err();
-        let CallContext { queue, deadline, .. } = spec.context;
+        let CallContext { mut queue, deadline, .. } = spec.context;
+        if let Some(shared) = spec.shared {
+            queue.class = shared.wait_for_permit();
+        }
         let request = AdmitRequest { queue, room: &chat.in_flight, begun: started, deadline: deadline.permit };
         let quota = chat.quotas.of(name);
         let admitted = pin!(quota.admit(request, self.upstream.connect(), || parked().is_none())).await;

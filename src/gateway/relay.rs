@@ -111,8 +111,15 @@ impl AppWorker {
             tokio::time::sleep(reserved.wait).await;
             stats.add_wait(reserved.wait);
         }
-        let spec =
-            CallSpec { kind, context, caused_by: queue.caller, write, stats: Some(&*stats), lookup: None, sent: None };
+        let spec = CallSpec {
+            kind,
+            context,
+            caused_by: queue.caller,
+            write,
+            stats: Some(&*stats),
+            lookup: None,
+            shared: None,
+        };
         let result = pin!(self.call(spec, Call { name, body, traceparent }, None)).await;
         if result.as_ref().is_err_and(GatewayError::made_no_call) {
             self.gateway.access.cancel(caller, reserved);

@@ -60,6 +60,7 @@ mod proxy;
 mod proxy_programs;
 mod quota;
 mod reads;
+mod reads_shared;
 mod reads_writes;
 mod refusals;
 mod relations;

@@ -211,14 +211,14 @@ async fn long_response_is_passed_on_and_not_kept() {
 }
 
 /// Sends a request on a connection of its own.
-async fn send(gateway: &Gateway, request: TestRequest) -> Conn {
+pub(crate) async fn send(gateway: &Gateway, request: TestRequest) -> Conn {
     let mut conn = gateway.connect().await;
     conn.send(request.bytes()).await;
     conn
 }
 
 /// Answers every later read after the gate is open.
-fn hold_reads(chat: &FakeChat) -> Gate {
+pub(crate) fn hold_reads(chat: &FakeChat) -> Gate {
     let gate = Gate::closed();
     let script = gate.clone();
     chat.script(move |call| (call.command() == GET).then(|| Reply::json(profiles(0)).after(&script)));

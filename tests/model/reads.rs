@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::cache::{KeptResponse, ReadCache, ReadKey};
-use super::calls::{CallId, SentAt, SharedCalls};
+use super::calls::{CallId, JoinRequest, Progress, SharedCalls};
 use super::fence::ReadFence;
 use super::found::{Found, ReadOptions, may_keep};
 use super::rules::CachedRead;
@@ -49,7 +49,7 @@ enum CallStep {
 struct Call {
     key: ReadKey,
     id: CallId,
-    sent: Arc<SentAt>,
+    progress: Arc<Progress>,
     step: CallStep,
     /// The lowest version that each waiting request may get.
     waiters: Vec<u64>,
@@ -143,16 +143,17 @@ impl World {
             self.counts.hits += 1;
             return check(version_of(&response), floor);
         }
-        let joined = self.shared.join(&key, self.last_mark(), Class::Interactive).map(|(handle, _)| *handle);
-        if let Some(handle) = joined.filter(|_| directives.may_join()) {
+        let (last_mark, may_join_sent) = (self.last_mark(), directives.may_join());
+        let join = JoinRequest { class: Class::Interactive, last_mark, may_join_sent };
+        if let Some(handle) = self.shared.join(&key, join).map(|(handle, _)| *handle) {
             self.counts.joined += 1;
             self.calls[handle].as_mut().expect("a running call").waiters.push(floor);
             return;
         }
         self.counts.fetched += 1;
-        let (sent, handle) = (Arc::<SentAt>::default(), self.calls.len());
-        let id = self.shared.start(key.clone(), Class::Interactive, handle, Arc::clone(&sent)).expect("few calls");
-        self.calls.push(Some(Call { key, id, sent, step: CallStep::Queued, waiters: vec![floor] }));
+        let (progress, handle) = (Arc::new(Progress::new(Class::Interactive)), self.calls.len());
+        let id = self.shared.start(key.clone(), handle, Arc::clone(&progress)).expect("few calls");
+        self.calls.push(Some(Call { key, id, progress, step: CallStep::Queued, waiters: vec![floor] }));
     }
 
     /// Advances a random call. A call may also fail, or lose all requests that wait for it.
@@ -169,7 +170,7 @@ impl World {
             _ if fails => return self.fail(call),
             CallStep::Queued => CallStep::Leaving(self.tick()),
             CallStep::Leaving(now) => {
-                call.sent.record(now);
+                call.progress.record_sent(now);
                 CallStep::Sent
             }
             CallStep::Sent => CallStep::Answered(self.version),
@@ -194,7 +195,7 @@ impl World {
     }
 
     fn complete(&mut self, call: &Call, version: u64) {
-        let sent = call.sent.get().expect("it was sent");
+        let sent = call.progress.sent().expect("it was sent");
         if may_keep(sent, self.last_mark(), self.settle) {
             self.counts.kept += 1;
             let body = Bytes::copy_from_slice(&version.to_be_bytes());

@@ -66,7 +66,7 @@ impl AppWorker {
             trace: self.lookup_parent(lookup),
         };
         let (kind, caused_by) = (CommandKind::Read, batch.caused_by);
-        let spec = CallSpec { kind, context, caused_by, write: None, sent: None, stats: None, lookup: Some(lookup) };
+        let spec = CallSpec { kind, context, caused_by, write: None, shared: None, stats: None, lookup: Some(lookup) };
         guard.complete(self.call(spec, call, Some(acquired)).await);
     }
 }

@@ -18,7 +18,7 @@ use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::command::{CommandKind, CommandName};
 use crate::domain::reads::cache::{KeptResponse, ReadKey};
-use crate::domain::reads::calls::{CallId, SentAt};
+use crate::domain::reads::calls::{CallId, Progress};
 use crate::domain::reads::found::may_keep;
 use crate::domain::reads::rules::CachedRead;
 use crate::domain::tick::Tick;
@@ -32,7 +32,7 @@ pub(super) struct SharedCall {
     pub read: CachedRead,
     pub key: ReadKey,
     pub id: CallId,
-    pub sent: Arc<SentAt>,
+    pub progress: Arc<Progress>,
     pub result: Arc<ResultSender>,
     /// `cache.write_settle`
     pub write_settle: Duration,
@@ -64,15 +64,15 @@ impl SharedCall {
         started: Started,
         settle: Duration,
     ) -> Self {
-        let Started { id, sent, result } = started;
+        let Started { id, progress, result } = started;
         let (reads, read) = (Arc::clone(reads), read.clone());
-        Self { reads, read, key, id, sent, result, write_settle: settle, ended: false }
+        Self { reads, read, key, id, progress, result, write_settle: settle, ended: false }
     }
 
     /// Makes the call, and ends early if no request waits for it before it is sent.
     pub(super) async fn run(mut self, worker: Arc<AppWorker>, parts: CallParts) {
         let CallParts { traceparent, context, stats, _buffered } = parts;
-        let (key, sent) = (self.key.clone(), Arc::clone(&self.sent));
+        let (key, progress) = (self.key.clone(), Arc::clone(&self.progress));
         let name = CommandName::parse(&key.command).expect("it was parsed before");
         let call = Call { name, body: key.request.clone(), traceparent };
         let spec = CallSpec {
@@ -85,7 +85,7 @@ impl SharedCall {
             },
             caused_by: context.queue.caller,
             write: None,
-            sent: Some(&sent),
+            shared: Some(&progress),
             stats: Some(&*stats),
             lookup: None,
         };
@@ -106,7 +106,7 @@ impl SharedCall {
     async fn abandoned(&mut self) {
         loop {
             self.result.closed().await;
-            if self.sent.get().is_some() {
+            if self.progress.sent().is_some() {
                 // It runs to its end: its response will be of use.
                 std::future::pending::<()>().await;
             }
@@ -122,7 +122,7 @@ impl SharedCall {
 
     /// Keeps the response if it may be kept, and passes the result on.
     fn complete(mut self, result: CallResult) {
-        let sent = self.sent.get().unwrap_or(Tick::NEVER);
+        let sent = self.progress.sent().unwrap_or(Tick::NEVER);
         let result = result.map(|response| {
             let body = counted(response.body, Some(response.held));
             let (status, content_type, error_code) = (response.status, response.content_type, response.error_code);
@@ -164,6 +164,6 @@ impl Drop for SharedCall {
 /// A call that has been registered.
 pub(super) struct Started {
     pub id: CallId,
-    pub sent: Arc<SentAt>,
+    pub progress: Arc<Progress>,
     pub result: Arc<ResultSender>,
 }

@@ -20,7 +20,7 @@ use crate::domain::pairs::check::CheckSummary;
 use crate::domain::pairs::directives::{CacheDirectives, PairSources, Source};
 use crate::domain::policy::outcome;
 use crate::domain::reads::cache::{KeptResponse, ReadKey};
-use crate::domain::reads::calls::SentAt;
+use crate::domain::reads::calls::{JoinRequest, Progress};
 use crate::domain::reads::found::{Found, ReadOptions};
 use crate::domain::reads::rules::CachedRead;
 use crate::domain::tick::Tick;
@@ -53,7 +53,7 @@ enum Turn {
 /// What a request waits for.
 struct Wait {
     result: watch::Receiver<Option<SharedResult>>,
-    sent: Arc<SentAt>,
+    progress: Arc<Progress>,
 }
 
 /// A response, and where it comes from.
@@ -173,21 +173,23 @@ impl AppWorker {
         if let Found::Usable { response, stale } = reads.find(key, read, options) {
             return Ok(Turn::Kept(response, source_of(stale)));
         }
-        let (last_mark, class) = (reads.fence.last_mark(&read.services), context.queue.class);
-        // A request for a fresh response joins only a call that is still to be sent.
-        if let Some((result, sent)) = calls.join(key, last_mark, class)
-            && (options.directives.may_join() || sent.get().is_none())
-        {
-            return Ok(Turn::Joined(Wait { result: result.subscribe(), sent: Arc::clone(sent) }));
+        let join = JoinRequest {
+            class: context.queue.class,
+            last_mark: reads.fence.last_mark(&read.services),
+            // A request for a fresh response joins only a call that is still to be sent.
+            may_join_sent: options.directives.may_join(),
+        };
+        if let Some((result, progress)) = calls.join(key, join) {
+            return Ok(Turn::Joined(Wait { result: result.subscribe(), progress: Arc::clone(progress) }));
         }
         let wait = reservation.reserve()?;
         if !wait.is_zero() {
             return Ok(Turn::CallerQuota(wait));
         }
-        let ((result, receiver), sent) = (watch::channel(None), Arc::<SentAt>::default());
-        let (result, wait) = (Arc::new(result), Wait { result: receiver, sent: Arc::clone(&sent) });
-        Ok(match calls.start(key.clone(), class, Arc::clone(&result), Arc::clone(&sent)) {
-            Some(id) => Turn::Started(Started { id, sent, result }, wait),
+        let ((result, receiver), progress) = (watch::channel(None), Arc::new(Progress::new(join.class)));
+        let (result, wait) = (Arc::new(result), Wait { result: receiver, progress: Arc::clone(&progress) });
+        Ok(match calls.start(key.clone(), Arc::clone(&result), Arc::clone(&progress)) {
+            Some(id) => Turn::Started(Started { id, progress, result }, wait),
             None => Turn::Full,
         })
     }
@@ -199,7 +201,7 @@ impl AppWorker {
         match tokio::time::timeout_at(deadline.permit.into(), &mut ended).await {
             Ok(result) => result,
             // A call that is not in flight by then could not end in time.
-            Err(_) if wait.sent.get().is_none() => {
+            Err(_) if wait.progress.sent().is_none() => {
                 let name = CommandName::parse(&question.read.name).expect("it was parsed before");
                 Err(self.app.no_permit(name, queue.class, begun))
             }
