@@ -36,6 +36,10 @@ pub const BLACK_LIST_ADD: CommandName<'static> = named("sns", "black_list_add");
 pub const BLACK_LIST_DELETE: CommandName<'static> = named("sns", "black_list_delete");
 /// A write that removes every relation of its users.
 pub const ACCOUNT_DELETE: CommandName<'static> = named("im_open_login_svc", "account_delete");
+/// A write that adds an account, with its nickname and face.
+pub const ACCOUNT_IMPORT: CommandName<'static> = named("im_open_login_svc", "account_import");
+/// A write that adds several accounts.
+pub const MULTIACCOUNT_IMPORT: CommandName<'static> = named("im_open_login_svc", "multiaccount_import");
 /// A write that removes the account of a chatbot.
 pub const DELETE_ROBOT: CommandName<'static> = named("openim_robot_http_svc", "delete_robot");
 
@@ -70,6 +74,11 @@ impl<'a> CommandName<'a> {
     /// The second segment, `follow_check` in `follow/follow_check`.
     pub fn command(&self) -> &'a str {
         self.command
+    }
+
+    /// Returns whether the two names differ at most in upper and lower case. No page says whether Chat distinguishes it.
+    pub fn eq_ignore_case(self, other: CommandName<'_>) -> bool {
+        self.service.eq_ignore_ascii_case(other.service) && self.command.eq_ignore_ascii_case(other.command)
     }
 
     /// Returns the name for a message or the log: `other` if it could be a key, because any caller can send any name.

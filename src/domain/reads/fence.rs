@@ -59,8 +59,10 @@ static KNOWN: LazyLock<FxHashMap<&'static str, u8>> = LazyLock::new(|| {
     slots
 });
 
+/// Names that differ only in upper and lower case have the same slot: no page says whether Chat distinguishes it.
 fn slot_of(service: &str) -> u8 {
-    if let Some(slot) = KNOWN.get(service) {
+    let service = service.to_ascii_lowercase();
+    if let Some(slot) = KNOWN.get(&*service) {
         return *slot;
     }
     let mut hasher = FxHasher::default();
@@ -160,6 +162,9 @@ mod tests {
         assert!(KNOWN.len() < SLOTS / 4, "enough slots are left for others");
         for number in 0..1000 {
             assert!(!slots.contains(&slot_of(&format!("future{number}"))));
+        }
+        for (one, other) in [("profile", "Profile"), ("future", "FuTure")] {
+            assert_eq!(slot_of(one), slot_of(other));
         }
     }
 }

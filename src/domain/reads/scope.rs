@@ -2,10 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::domain::chat::command::{ACCOUNT_DELETE, CommandName};
+use crate::domain::chat::command::{ACCOUNT_DELETE, ACCOUNT_IMPORT, CommandName, DELETE_ROBOT, MULTIACCOUNT_IMPORT};
 
-/// The service of accounts and logins.
-const LOGIN: &str = "im_open_login_svc";
 /// The service of profiles.
 const PROFILE: &str = "profile";
 
@@ -26,11 +24,14 @@ impl ReadScope {
             Some(known) => Cow::Borrowed(known.name.service()),
             None => Cow::Owned(name.service().to_owned()),
         };
-        match (name.service(), name.command()) {
-            _ if name == ACCOUNT_DELETE => ReadScope::All,
-            ("openim_robot_http_svc", "delete_robot") => ReadScope::All,
-            (LOGIN, "account_import" | "multiaccount_import") => ReadScope::Services(vec![own, Cow::Borrowed(PROFILE)]),
-            _ => ReadScope::Services(vec![own]),
+        // No page says whether Chat distinguishes upper and lower case.
+        let is = |write| name.eq_ignore_case(write);
+        if is(ACCOUNT_DELETE) || is(DELETE_ROBOT) {
+            ReadScope::All
+        } else if is(ACCOUNT_IMPORT) || is(MULTIACCOUNT_IMPORT) {
+            ReadScope::Services(vec![own, Cow::Borrowed(PROFILE)])
+        } else {
+            ReadScope::Services(vec![own])
         }
     }
 
@@ -77,6 +78,9 @@ mod tests {
         assert_eq!(of_write("im_open_login_svc/kick"), services(&["im_open_login_svc"]));
         assert_eq!(of_write("im_open_login_svc/account_delete"), ReadScope::All);
         assert_eq!(of_write("openim_robot_http_svc/delete_robot"), ReadScope::All);
+        // Chat may read names in another case as these.
+        assert_eq!(of_write("im_open_login_svc/Account_Delete"), ReadScope::All);
+        assert_eq!(of_write("IM_Open_Login_Svc/account_import"), services(&["IM_Open_Login_Svc", "profile"]));
     }
 
     #[test]

@@ -46,9 +46,17 @@ pub fn of_write(kinds: &[&RelationKind], name: CommandName<'_>, body: &[u8]) -> 
     if let Some(change) = known {
         return Some(change.targets.scope(body));
     }
-    // A command that the vendor does not document may change anything of its service.
-    let of_service = kinds.iter().any(|kind| kind.unknown_writes == Some(name.service()));
-    (of_service && name.known().is_none()).then_some(Scope::All)
+    (name.known().is_none() && may_change_anything(kinds, name)).then_some(Scope::All)
+}
+
+/// Returns whether a command that the vendor does not document may change any pair of these relations: one of a service
+/// whose commands change them, and one that differs from a documented write only in upper and lower case.
+fn may_change_anything(kinds: &[&RelationKind], name: CommandName<'_>) -> bool {
+    let is_of = |service: &str| service.eq_ignore_ascii_case(name.service());
+    let mut writes = kinds.iter().flat_map(|kind| kind.writes).map(|change| change.command);
+    kinds.iter().any(|kind| kind.unknown_writes.is_some_and(is_of))
+        || writes.any(|write| name.eq_ignore_case(write))
+        || [ACCOUNT_DELETE, DELETE_ROBOT].into_iter().any(|write| name.eq_ignore_case(write))
 }
 
 /// Returns the pairs of these relations that a webhook reports as changed; `None` for a webhook that reports no change.
@@ -386,6 +394,37 @@ mod tests {
         let named: Vec<String> = cases_named().map(|name| name.to_string()).collect();
         assert_eq!(named, ["sns/friend_update", "sns/group_add", "sns/group_delete"], "they change no relation");
         assert_eq!(of_write(&KINDS, CommandName::parse("follow/made_up").expect("a name"), b"{}"), None);
+    }
+
+    #[test]
+    fn no_read_touches_a_relation() {
+        for known in KNOWN_COMMANDS.iter().filter(|known| known.kind == CommandKind::Read) {
+            assert_eq!(of_write(&KINDS, known.name, NAMES.as_bytes()), None, "{}", known.name);
+        }
+        let former = CommandName::parse("sns/friend_get_all").expect("a name");
+        assert_eq!((former.kind(), of_write(&KINDS, former, NAMES.as_bytes())), (CommandKind::Read, None));
+    }
+
+    #[test]
+    fn write_in_another_case_may_change_any_pair() {
+        let (all, lists) = (vec!["follow", "friend", "blacklist"], vec!["friend", "blacklist"]);
+        for (command, kinds) in [
+            ("SNS/made_up", lists.clone()),
+            ("Sns/friend_add", lists.clone()),
+            ("sns/Friend_Get", lists),
+            ("SNS/black_list_add", all.clone()),
+            ("follow/Follow_Add", vec!["follow"]),
+            ("FOLLOW/follow_delete", vec!["follow"]),
+            ("IM_open_login_svc/account_delete", all.clone()),
+            ("openim_robot_http_svc/DELETE_ROBOT", all),
+            ("FOLLOW/follow_check", vec![]),
+            ("Profile/portrait_set", vec![]),
+        ] {
+            let name = CommandName::parse(command).expect(command);
+            assert_eq!(touched(|kind| of_write(&[kind], name, NAMES.as_bytes())), kinds, "{command}");
+            let scope = of_write(&KINDS, name, NAMES.as_bytes());
+            assert_eq!(scope, (!kinds.is_empty()).then_some(Scope::All), "{command}");
+        }
     }
 
     /// Documented writes of friends and follows that change nothing here.
