@@ -20,12 +20,14 @@
 mod explore;
 mod same;
 mod setup;
+mod steps;
 mod world;
 
 use self::explore::{Report, explore};
 use self::setup::{Change, Fault, Reader, Scope, Setup};
 use crate::domain::caller::Class;
 use crate::domain::pairs::directives::CacheDirectives;
+use crate::domain::pairs::pair::Sides;
 
 const ANN_BOB: usize = 0;
 const ANN_CYD: usize = 1;
@@ -39,7 +41,12 @@ fn event(scope: Scope) -> Change {
 }
 
 fn reader(from: &'static str, to: &[&'static str]) -> Reader {
-    Reader { from, to: to.to_vec(), directives: CacheDirectives::default(), class: Class::Interactive }
+    let (sides, directives) = (Sides::Both, CacheDirectives::default());
+    Reader { from, to: to.to_vec(), sides, directives, class: Class::Interactive }
+}
+
+fn one_sided(reader: Reader) -> Reader {
+    Reader { sides: Sides::First, ..reader }
 }
 
 fn batch(reader: Reader) -> Reader {
@@ -170,6 +177,21 @@ fn holds_for_readers_of_two_classes() {
     // Without flipping, pairs of one user do not share a call.
     let readers = [batch(reader("bob", &["ann"])), batch(reader("cyd", &["ann"])), reader("cyd", &["ann"])];
     holds(Setup { leaving: true, flip: false, ..setup(&[event(Scope::Pair(ANN_CYD))], &readers) });
+}
+
+#[test]
+fn holds_for_readers_of_one_side_and_of_both() {
+    let readers = [one_sided(reader("ann", &["bob"])), reader("bob", &["ann"])];
+    holds(Setup { failing: true, ..setup(&[write(Scope::Pair(ANN_BOB))], &readers) });
+    let readers = [one_sided(reader("ann", &["bob"])), one_sided(reader("ann", &["bob"]))];
+    holds(Setup { failing: true, ..setup(&[event(Scope::Pair(ANN_BOB))], &readers) });
+}
+
+#[test]
+fn caching_a_call_for_one_side_is_caught() {
+    let readers = [one_sided(reader("ann", &["bob"])), reader("ann", &["bob"])];
+    let setup = setup(&[write(Scope::Pair(ANN_BOB))], &readers);
+    is_caught(Setup { failing: true, fault: Some(Fault::KeptOneSide), ..setup });
 }
 
 /// Three readers of one pair, so that one finds a pair past its ttl, and one meets the refresh.

@@ -7,7 +7,7 @@ use crate::domain::pairs::cache::PairCache;
 use crate::domain::pairs::check::PairView;
 use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::fence::Fence;
-use crate::domain::pairs::pair::{Relation, UserHasher};
+use crate::domain::pairs::pair::{Relation, Sides, UserHasher};
 use crate::domain::pairs::scope::{self as pairs, ScopeKeys};
 use crate::domain::policy::stale_gate::StaleGate;
 use crate::domain::tick::Tick;
@@ -49,6 +49,8 @@ pub(super) enum Fault {
     JudgedOnce,
     /// Readers join lookups and use answers regardless of the fence.
     Unfenced,
+    /// Pairs of calls for one side are cached.
+    KeptOneSide,
 }
 
 /// A write through the gateway, or an event that reports a change made elsewhere.
@@ -85,6 +87,7 @@ impl Scope {
 pub(super) struct Reader {
     pub from: &'static str,
     pub to: Vec<&'static str>,
+    pub sides: Sides,
     pub directives: CacheDirectives,
     pub class: Class,
 }
