@@ -188,6 +188,22 @@ async fn failed_and_abandoned_writes_invalidate() {
 }
 
 #[tokio::test]
+async fn response_from_before_a_write_in_flight_is_not_used() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    gateway.call(GET, "{}").await;
+    assert!(is_cached(&gateway, GET).await);
+    let gate = Gate::closed();
+    chat.reply_always(Reply::from_graph().after(&gate));
+    let mut write = gateway.connect().await;
+    write.send(TestRequest::command(SET).bytes()).await;
+    chat.wait_for_calls(2).await;
+    assert!(!is_cached(&gateway, GET).await, "Chat may have applied the write, and may have reported it to others");
+    gate.open();
+    assert_eq!(write.read_response().await.status, 200);
+}
+
+#[tokio::test]
 async fn response_is_not_kept_until_a_write_has_settled() {
     let chat = FakeChat::start().await;
     serve_profiles(&chat);
