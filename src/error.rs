@@ -50,7 +50,8 @@ pub enum GatewayError {
     Forbidden(String),
     /// The path is not a `/v4/` path.
     #[error(
-        "no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, each of letters, digits and '_'"
+        "no such path; post to /v4/SERVICE/COMMAND or /apps/NAME/v4/SERVICE/COMMAND, where SERVICE and COMMAND are letters, \
+         digits, and '_'; probes and metrics are on the admin listener"
     )]
     NotFound,
     /// The target is in absolute form, and not chatgate's own address.

@@ -1,6 +1,8 @@
 //! `chatgate check`: prints the effective settings of a configuration.
 
 use std::fmt::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use crate::config::{
     Access, App, Caller, Config, Endpoint, ListenAddr, Proxy, Relation, Server, Tls, Webhook, lower_limit,
@@ -10,6 +12,17 @@ use crate::domain::caller::Class;
 use crate::domain::chat::app::AppName;
 use crate::domain::chat::command::{CommandName, CommandPattern, KNOWN_COMMANDS};
 use crate::domain::quote::shown;
+
+/// Returns the paths of Unix sockets at which another kind of file lies now, so that `serve` could not listen there.
+pub(super) fn occupied_sockets(config: &Config) -> Vec<&Path> {
+    let webhook = config.webhook.as_ref().map(|webhook| &webhook.listen);
+    let listeners = config.server.listen.iter().chain([&config.server.admin]).chain(webhook);
+    let paths = listeners.filter_map(|listener| match listener {
+        ListenAddr::Unix(path) => Some(&**path),
+        ListenAddr::Tcp(_) => None,
+    });
+    paths.filter(|path| path.symlink_metadata().is_ok_and(|found| !found.file_type().is_socket())).collect()
+}
 
 /// Returns the effective settings as readable text, without warnings.
 pub(super) fn report(config: &Config) -> String {

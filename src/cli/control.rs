@@ -308,6 +308,9 @@ fn parse_address(text: &str) -> Result<AdminAddress, String> {
     {
         return Ok(AdminAddress::of_listener(address));
     }
+    if text.contains("://") {
+        return Err("must be an address without a scheme; leave the scheme out, as in 127.0.0.1:8701".to_owned());
+    }
     let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     match text.split_once(':') {
         Some((host, port)) if !host.is_empty() && host.bytes().all(is_name_byte) => match port.parse() {
@@ -345,6 +348,8 @@ mod tests {
         {
             assert!(parse_address(text).is_err(), "{text}");
         }
+        let scheme = parse_address("http://127.0.0.1:8701/").expect_err("a URL");
+        assert!(scheme.contains("leave the scheme out"), "{scheme}");
     }
 
     #[test]

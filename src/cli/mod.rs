@@ -86,7 +86,8 @@ struct ConfigArgs {
 
 /// Runs the program with these arguments; the first is the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // clap repeats arguments: one of them could be a key, and of any length.
@@ -96,6 +97,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             } else {
                 // clap also returns help and version as errors, with code 0. A closed pipe is not an error here.
                 let _ = error.print();
+            }
+            if names_file_without_option(error.kind(), &arguments) {
+                print_error("  tip: name the configuration with --config FILE");
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
@@ -133,10 +137,22 @@ fn is_too_long(kind: ErrorKind, text: &str) -> bool {
     !is_help && text.len() > MESSAGE_LEN_MAX
 }
 
+/// Returns whether an argument that is not understood is probably the configuration file.
+fn names_file_without_option(kind: ErrorKind, arguments: &[OsString]) -> bool {
+    let is_unknown = matches!(kind, ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand);
+    is_unknown && arguments.iter().any(|argument| Path::new(argument).extension().is_some_and(|kind| kind == "toml"))
+}
+
 /// `chatgate check`.
 fn check(config: &Config) -> ExitCode {
     for warning in &config.warnings {
         print_error(format_args!("warning: {warning}"));
+    }
+    for path in check::occupied_sockets(config) {
+        print_error(format_args!(
+            "warning: {} is a file, not a socket; remove it or choose another path",
+            path.display()
+        ));
     }
     print(&check::report(config))
 }

@@ -55,6 +55,9 @@ impl<'a> Query<'a> {
         // It is named only if its name can be neither a credential nor a text of another form: it is from outside.
         Err(GatewayError::BadParameter(match plain_name(unknown) {
             Some(name) => format!("unknown query parameter {name}; {REMEDY}"),
+            None if unknown.starts_with("amp;") => {
+                "the query contains \"&amp;\"; write \"&\" between parameters".to_owned()
+            }
             None => format!("a query parameter is unknown; {REMEDY}"),
         }))
     }
@@ -151,6 +154,8 @@ mod tests {
             let unnamed = "a query parameter is unknown; put arguments in the JSON body";
             assert_eq!(text(&format!("{name}=1")), unnamed, "{name}");
         }
+        let escaped = "the query contains \"&amp;\"; write \"&\" between parameters";
+        assert_eq!(text("random=1&amp;contenttype=json"), escaped);
     }
 
     #[test]

@@ -174,6 +174,20 @@ async fn init_writes_a_starter_file_and_never_overwrites() {
 }
 
 #[tokio::test]
+async fn check_warns_of_a_file_in_place_of_a_socket() {
+    let setup = Setup::without_apps().app(MAIN, REGION);
+    let path = setup.file("taken.sock", "a file");
+    let setup = setup.set("server", &format!("listen = \"unix:{}\"", path.display()));
+    let config = setup.write();
+    let args = ["check", "--config", &*config.to_string_lossy()];
+    let outcome = run(&setup, &args).await;
+    assert!(outcome.code == 0 && outcome.stderr.contains("taken.sock is a file, not a socket"), "{outcome:?}");
+    std::fs::remove_file(path).expect("own file");
+    let outcome = run(&setup, &args).await;
+    assert!(outcome.code == 0 && !outcome.stderr.contains("not a socket"), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn wrong_usage_exits_2_and_help_exits_0() {
     let setup = Setup::without_apps();
     for args in [
@@ -185,6 +199,10 @@ async fn wrong_usage_exits_2_and_help_exits_0() {
         let outcome = run(&setup, &args).await;
         assert_eq!(outcome.code, 2, "{args:?}: {outcome:?}");
         assert!(outcome.stdout.is_empty(), "an error belongs on stderr: {outcome:?}");
+    }
+    for args in [&["serve", "gate.toml"][..], &["gate.toml"], &["serve", "-c", "gate.toml"]] {
+        let outcome = run(&setup, args).await;
+        assert!(outcome.code == 2 && outcome.stderr.contains("--config FILE"), "{outcome:?}");
     }
     for args in [vec!["--help"], vec!["serve", "--help"], vec!["--version"]] {
         let outcome = run(&setup, &args).await;

@@ -301,7 +301,7 @@ async fn refusal_before_a_request_names_its_cause_and_is_logged() {
         ),
         ("POST /v4/a/b HTTP/1.2\r\nHost: a\r\n\r\n", 400, "version"),
         // Rejected before the line ends.
-        ("PROXY TCP4 192.0.2.1 192.0.2.2 private", 400, "METHOD TARGET"),
+        ("PROXY TCP4 192.0.2.1 192.0.2.2 private", 400, "PROXY protocol"),
         ("{\"private\":\"private private\"}", 400, "METHOD TARGET"),
         ("POST /v4/a/b#private HTTP/1.1\r\nHost: a\r\n\r\n", 400, "target"),
         ("POST /v4/a/b HTTP/1.1\r\nHost: a\r\nprivate\r\n\r\n", 400, "NAME: VALUE"),

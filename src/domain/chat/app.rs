@@ -177,6 +177,12 @@ fn is_assignment(text: &[u8]) -> bool {
     is_name && name.first().is_some_and(|first| !first.is_ascii_digit()) && value.iter().any(|byte| *byte != b'=')
 }
 
+/// Returns whether a text is a JSON object or array, as of a secret manager.
+fn is_json(text: &[u8]) -> bool {
+    let is_bracketed = matches!(text, [b'{', .., b'}'] | [b'[', .., b']']);
+    is_bracketed && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
+}
+
 /// Returns whether a text is base64 of a key in the console's format, or any base64 with padding.
 fn is_base64(text: &[u8]) -> bool {
     let Ok(decoded) = STANDARD.decode(text).map(Zeroizing::new) else { return false };
@@ -201,6 +207,8 @@ pub enum KeyShape {
     Assignment,
     /// A placeholder of a template or of a shell, such as `${NAME}`.
     Placeholder,
+    /// A JSON object or array.
+    Json,
     /// Base64, as in a Kubernetes Secret.
     Base64,
     /// Any other text, with its length in bytes.
@@ -220,6 +228,7 @@ impl KeyShape {
         match () {
             () if is_quoted => KeyShape::Quoted,
             () if is_placeholder() => KeyShape::Placeholder,
+            () if is_json(text) => KeyShape::Json,
             () if is_assignment(text) => KeyShape::Assignment,
             () if is_base64(text) => KeyShape::Base64,
             () => KeyShape::Unusual(text.len()),
@@ -228,7 +237,10 @@ impl KeyShape {
 
     /// Returns whether it is a format that a key has by mistake. Any text may still be the key.
     pub fn is_likely_mistake(self) -> bool {
-        matches!(self, KeyShape::Quoted | KeyShape::Assignment | KeyShape::Placeholder | KeyShape::Base64)
+        matches!(
+            self,
+            KeyShape::Quoted | KeyShape::Assignment | KeyShape::Placeholder | KeyShape::Json | KeyShape::Base64
+        )
     }
 }
 
@@ -241,6 +253,7 @@ impl fmt::Display for KeyShape {
             KeyShape::Quoted => "looks like a key in quotes, which are part of it; write it without quotes",
             KeyShape::Assignment => "looks like NAME=VALUE, all of which is the key; write only the value",
             KeyShape::Placeholder => "looks like a placeholder such as ${NAME}; write the key itself",
+            KeyShape::Json => "looks like JSON, all of which is the key; write only the key",
             KeyShape::Base64 => "looks like base64, which is not decoded; write the key itself, 64 hex digits",
             KeyShape::Unusual(len) => return write!(f, "{len} bytes that are not 64 hex digits"),
         })
@@ -287,7 +300,10 @@ mod tests {
         for text in [STANDARD.encode(&key), STANDARD.encode(format!("{key}\n")), STANDARD.encode([0xff; 16])] {
             assert_eq!(shape(&text), KeyShape::Base64, "{text}");
         }
-        for text in ["\"", "\"\"", "a key", "x==", "1=a", "0aF90aF90aF90aF90aF90aF9", "p$ssw{rd"] {
+        for text in [format!("{{\"key\":\"{key}\"}}"), format!("[\"{key}\"]")] {
+            assert_eq!(shape(&text), KeyShape::Json, "{text}");
+        }
+        for text in ["{key}", "[1", "\"", "\"\"", "a key", "x==", "1=a", "0aF90aF90aF90aF90aF90aF9", "p$ssw{rd"] {
             assert_eq!(shape(text), KeyShape::Unusual(text.len()), "{text}");
         }
     }

@@ -104,14 +104,16 @@ pub fn describe(error: &serde_json::Error) -> String {
 /// Describes why a body is not UTF-8, without repeating any of it.
 pub fn describe_bytes(body: &[u8], error: Utf8Error) -> String {
     match body {
+        [0xff, 0xfe, 0, 0, ..] => IS_UTF_32.to_owned(),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => IS_UTF_16.to_owned(),
         // RFC 1952 section 2.3.1.
         [0x1f, 0x8b, ..] => "it is compressed with gzip; send it uncompressed".to_owned(),
-        _ => error.to_string(),
+        _ => format!("{error}; send UTF-8"),
     }
 }
 
 const IS_UTF_16: &str = "it is UTF-16; send UTF-8";
+const IS_UTF_32: &str = "it is UTF-32; send UTF-8";
 const IS_A_FORM: &str = "it looks like a form; send JSON";
 
 /// Returns what is wrong with the beginning of a text that should be an object; `None` if it begins like one. JSON has
@@ -122,6 +124,7 @@ pub fn describe_beginning(text: &str) -> Option<&'static str> {
     }
     let text = text.trim_start_matches([' ', '\t', '\n', '\r']);
     match text.as_bytes().first() {
+        Some(b'{') if text.starts_with("{\0\0\0") => Some(IS_UTF_32),
         Some(b'{') if text.starts_with("{\0") => Some(IS_UTF_16),
         Some(b'{') if text[1..].trim_ascii_start().starts_with('\'') => {
             Some("its strings are in single quotes; use double quotes")
@@ -133,7 +136,14 @@ pub fn describe_beginning(text: &str) -> Option<&'static str> {
         // The first line of multipart/form-data (RFC 2046 section 5.1.1), and an encoded brace.
         Some(b'-') if text.starts_with("--") => Some(IS_A_FORM),
         Some(b'%') => Some("it is percent-encoded; send it unencoded"),
+        Some(0) if text.starts_with("\0\0\0{") => Some(IS_UTF_32),
         Some(0) => Some(IS_UTF_16),
+        Some(b'[') if text.starts_with("[object ") => {
+            Some("it is a JavaScript object as text; encode it with JSON.stringify")
+        }
+        Some(b'[') => Some("it is an array; send an object"),
+        Some(b'@') => Some("it starts with '@', as for curl's --data-binary, which reads a file"),
+        Some(b'<') => Some("it looks like XML or HTML; send JSON"),
         Some(_) => Some("it does not start with '{'"),
     }
 }
@@ -206,8 +216,13 @@ mod tests {
             ("{ 'From_Account': 'ann'}", "double quotes"),
             ("{\0\"\0", "UTF-16"),
             ("\0{\0\"", "UTF-16"),
+            ("{\0\0\0\"\0\0\0", "UTF-32"),
+            ("\0\0\0{\0\0\0\"", "UTF-32"),
+            ("[{\"a\":\"private\"}]", "array"),
+            ("[object Object]", "JSON.stringify"),
+            ("@private.json", "curl"),
+            ("<private/>", "XML"),
             ("-1", "'{'"),
-            ("[1]", "'{'"),
             ("true", "'{'"),
             ("12345", "'{'"),
         ] {
@@ -219,6 +234,8 @@ mod tests {
         for (body, part) in [
             (&b"\xff\xfe{\0}\0"[..], "UTF-16"),
             (b"\xfe\xff\0{\0}", "UTF-16"),
+            (b"\xff\xfe\0\0{\0\0\0", "UTF-32"),
+            (b"{\"a\":\"\xc4\xe3\"}", "send UTF-8"),
             (b"\x1f\x8b\x08\0secret", "gzip"),
             (b"{\"secret\":\"\xe9\"}", "index 11"),
         ] {

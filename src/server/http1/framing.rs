@@ -329,7 +329,11 @@ mod tests {
         };
         for (text, cause) in [
             (" /a HTTP/1.1", Malformed::RequestLine),
-            ("PROXY TCP4 1.2.3.4 5.6.7", Malformed::RequestLine),
+            ("PROXY TCP4 1.2.3.4 5.6.7", Malformed::Proxy),
+            ("PROXY UNKNOWN", Malformed::Proxy),
+            ("GET /a?b={\"c\":1} HTTP/1.1", Malformed::Target),
+            ("GET /a>b HTTP/1.1", Malformed::Target),
+            ("GET /a<b HTTP/1.1", Malformed::Target),
             ("PO(T /a HTTP/1.1\r", Malformed::Method),
             ("GET /a HTTP/1.2", Malformed::Version),
             ("GET /a HTTP/1.1\r\nHost: h\r\nX Y: z", Malformed::Field),

@@ -36,6 +36,7 @@ pub enum HeadError {
 pub enum Malformed {
     Tls,
     Http2,
+    Proxy,
     LineEnd,
     RequestLine,
     Method,
@@ -61,10 +62,15 @@ impl Malformed {
         match self {
             Malformed::Tls => "it begins with a TLS handshake, and this port speaks plain HTTP; use http://",
             Malformed::Http2 => "the HTTP/2 preface does not begin the connection, or TLS agreed on HTTP/1.1",
+            Malformed::Proxy => {
+                "it begins with a PROXY protocol line, which is not supported; switch it off in the proxy"
+            }
             Malformed::LineEnd => "a line does not end with CR LF, or contains a CR",
             Malformed::RequestLine => "the request line is not METHOD TARGET HTTP/1.1, separated by single spaces",
             Malformed::Method => "the method contains a character that is not allowed there",
-            Malformed::Target => "the request target contains a character that is not allowed there, or a '#'",
+            Malformed::Target => {
+                "the request target contains a '#' or a character that must be percent-encoded; send JSON as the body"
+            }
             Malformed::TargetForm => "the request target is neither a path nor an absolute URL",
             Malformed::Version => "the version is not HTTP/1.1 or HTTP/1.0",
             Malformed::Field => "a header line is not NAME: VALUE, or contains a character that is not allowed there",
@@ -193,18 +199,18 @@ impl Head {
 /// Reads method, target, and version, separated by single spaces (RFC 9112 section 3).
 fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
     let spaces = memchr::memchr(b' ', text).zip(memchr::memrchr(b' ', text));
-    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or(Malformed::RequestLine)?;
+    let (first, last) = spaces.filter(|(first, last)| first < last).ok_or_else(|| not_a_request_line(text))?;
     let (method, target, version) = (&text[..first], &text[first + 1..last], &text[last + 1..]);
     if method.is_empty() || target.is_empty() {
-        return Err(Malformed::RequestLine.into());
+        return Err(not_a_request_line(text));
     }
     if !are_all(method, TOKEN) {
         return Err(Malformed::Method.into());
     }
-    // A target contains neither a space nor a fragment (RFC 9112 section 3.2).
-    if !ascii::is_all(target, b'!', [b'#']) {
-        let has_space = target.contains(&b' ');
-        return Err(if has_space { Malformed::RequestLine } else { Malformed::Target }.into());
+    // A target contains neither a space nor a fragment (RFC 9112 section 3.2), and hyper rejects these quotes and
+    // brackets, which a URI does not contain (RFC 3986 section 2).
+    if !ascii::is_all(target, b'!', [b'#', b'"', b'<', b'>']) {
+        return Err(if target.contains(&b' ') { not_a_request_line(text) } else { Malformed::Target.into() });
     }
     let version = match version {
         b"HTTP/1.1" => HttpVersion::Http11,
@@ -212,6 +218,12 @@ fn request_line(text: &[u8]) -> Result<HttpVersion, HeadError> {
         _ => return Err(Malformed::Version.into()),
     };
     if target[0] == b'/' || has_other_form(method, target) { Ok(version) } else { Err(Malformed::TargetForm.into()) }
+}
+
+/// Returns the error of a line that is not three parts.
+#[cold]
+fn not_a_request_line(text: &[u8]) -> HeadError {
+    if text.starts_with(b"PROXY ") { Malformed::Proxy.into() } else { Malformed::RequestLine.into() }
 }
 
 /// Whether a target that is not a path has another form of RFC 9112 section 3.2: absolute, authority, or asterisk. The
