@@ -137,10 +137,11 @@ impl Table for PairCache {
         }
     }
     fn hits(&self, from: UserKey, to: &[UserKey]) -> usize {
-        let mut keys: Vec<PairKey> = to.iter().map(|&to| Pair { from, to }.key()).collect();
-        let mut hits = 0;
-        self.get_batch(&mut keys, |key| Some(*key), |_, _| hits += 1);
-        hits
+        let keys = to.iter().map(|&to| Pair { from, to }.key());
+        match self.get_all(keys.clone()) {
+            Some(all) => all.len(),
+            None => keys.filter(|key| self.get(*key).is_some()).count(),
+        }
     }
     fn remove(&self, pair: Pair) {
         PairCache::remove(self, pair.key());

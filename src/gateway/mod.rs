@@ -8,7 +8,7 @@
 //! 4. *authorize* ([`access`]): what the caller may call.
 //! 5. *read the body*: whole, in time, within bounds.
 //! 6. *admit*: a slot among the requests in flight, and a deadline.
-//! 7. *answer*: a check of pairs from the cache and from lookups (`pairs`), a read of `[cache.commands]` from a cache of
+//! 7. *answer*: a check of pairs from the cache alone, or in steps from the cache and from lookups (`pairs`), a read of `[cache.commands]` from a cache of
 //!    responses and from shared calls (`reads`), every other command by a call (`relay`).
 //! 8. *respond* (`response`), and record what happened (`observe`).
 //!

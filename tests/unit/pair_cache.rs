@@ -114,14 +114,13 @@ proptest! {
                     prop_assert_eq!(Some(&seen), model.get(&number));
                 }
             }
-            // Look up the even pairs only.
-            let mut items: Vec<(u64, Vec<CachedPair>)> = (0..40).map(|number| (number, Vec::new())).collect();
-            let wanted = |item: &(u64, Vec<CachedPair>)| item.0.is_multiple_of(2).then(|| key(item.0));
-            cache.get_batch(&mut items, wanted, |item, cached| item.1.push(cached));
-            for (number, found) in items {
-                let expected = cache.get(key(number)).filter(|_| number % 2 == 0);
-                prop_assert_eq!(found, Vec::from_iter(expected), "batch and single lookups");
+            for (first, last) in [(0, 40), (number, number + 1), (number, number + 3), (0, 0)] {
+                let expected: Option<Vec<CachedPair>> = (first..last).map(|number| cache.get(key(number))).collect();
+                prop_assert_eq!(cache.get_all((first..last).map(key).collect::<Vec<_>>().into_iter()), expected);
             }
+            let cached: Vec<u64> = (0..40).filter(|number| cache.get(key(*number)).is_some()).collect();
+            let all = cached.iter().map(|number| cache.get(key(*number)).expect("it is cached")).collect::<Vec<_>>();
+            prop_assert_eq!(cache.get_all(cached.iter().map(|number| key(*number))), Some(all));
             prop_assert!(cache.len() <= 16);
         }
     }

@@ -67,6 +67,9 @@ pub struct CachedPair {
 }
 
 impl CachedPair {
+    /// Holds the place of a pair that is still to be found.
+    const NONE: Self = Self { stored: Relation::NONE, sent: Tick::NEVER };
+
     /// Returns the second word of its slot. It is never 0, which means an empty slot, because the time is never 0.
     fn to_word(self) -> u64 {
         (self.sent.max(Tick::from_micros(1)).micros() << TIME_SHIFT) | u64::from(self.stored.number())
@@ -114,33 +117,25 @@ impl PairCache {
         self.buckets_of(pair).into_iter().find_map(|bucket| self.get_in(bucket, pair))
     }
 
-    /// Looks up many pairs. `wanted` returns the pair of an item to look up, if any; `found` is called at most once per
-    /// item.
+    /// Returns the cached pairs, in order and of any age, or `None` if one of them is not cached.
     ///
     /// A lookup mostly waits for memory, and loading many cache lines at once takes little longer than loading one. So
     /// all first buckets are prefetched before any is read, then the second buckets that are still needed.
-    pub fn get_batch<T>(
-        &self,
-        items: &mut [T],
-        wanted: impl Fn(&T) -> Option<PairKey>,
-        mut found: impl FnMut(&mut T, CachedPair),
-    ) {
+    pub fn get_all(&self, pairs: impl ExactSizeIterator<Item = PairKey> + Clone) -> Option<Vec<CachedPair>> {
         let bucket = |which: usize| move |pair| self.buckets_of(pair)[which];
-        self.prefetch(items.iter().filter_map(&wanted).map(bucket(0)));
-        let mut missed = Vec::new();
-        for (index, item) in items.iter_mut().enumerate() {
-            let Some(pair) = wanted(item) else { continue };
-            match self.get_in(bucket(0)(pair), pair) {
-                Some(cached) => found(item, cached),
-                None => missed.push((index, pair)),
-            }
+        self.prefetch(pairs.clone().map(bucket(0)));
+        let (mut found, mut missed) = (Vec::with_capacity(pairs.len()), Vec::new());
+        for (index, pair) in pairs.enumerate() {
+            found.push(self.get_in(bucket(0)(pair), pair).unwrap_or_else(|| {
+                missed.push((index, pair));
+                CachedPair::NONE
+            }));
         }
         self.prefetch(missed.iter().map(|(_, pair)| bucket(1)(*pair)));
         for (index, pair) in missed {
-            if let Some(cached) = self.get_in(bucket(1)(pair), pair) {
-                found(&mut items[index], cached);
-            }
+            found[index] = self.get_in(bucket(1)(pair), pair)?;
         }
+        Some(found)
     }
 
     /// Loads buckets into the CPU cache.

@@ -1,4 +1,5 @@
-//! One check of pairs, from the cache to a complete response.
+//! One check of pairs, from the cache to a complete response. [`known`](super::known) answers what needs no more than
+//! the cache.
 //!
 //! A [`CheckSession`] decides and does nothing else: no lock, no clock, no waiting. The gateway
 //! (`src/gateway/pairs/check.rs`) and the model (`tests/model`) drive the same session:
@@ -150,34 +151,28 @@ impl CheckSession {
         if self.missing == self.slots.len() {
             self.admitted_under = Some(view.fence.version());
         }
-        // A pair looked up after this moment is a hit without further judgment.
-        let hit_after = match directives.hit_age_max(ttl) {
-            Duration::ZERO => Tick::LAST,
-            age_max => now.before(age_max),
-        };
         let (mut found, mut stale, mut rejected, mut expired) = (0, 0, false, 0);
-        let wanted = |slot: &PairSlot| slot.answer.is_none().then(|| slot.pair.key());
-        view.cache.get_batch(&mut self.slots, wanted, |slot, cached| {
-            if !view.fence.admits(slot.pair, cached.sent) {
-                return;
-            }
-            let freshness = if cached.sent > hit_after {
-                Freshness::Hit
-            } else {
-                directives.freshness(now.since(cached.sent), ttl, stale_while_revalidate)
-            };
-            let source = match freshness {
+        for slot in self.slots.iter_mut().filter(|slot| slot.answer.is_none()) {
+            let cached = view.cache.get(slot.pair.key());
+            let Some(cached) = cached.filter(|cached| view.fence.admits(slot.pair, cached.sent)) else { continue };
+            let source = match directives.freshness(now.since(cached.sent), ttl, stale_while_revalidate) {
                 Freshness::Hit => Source::Hit,
                 Freshness::Stale => {
                     stale += 1;
                     Source::Stale
                 }
-                Freshness::Rejected => return rejected = true,
-                Freshness::Expired => return expired += 1,
+                Freshness::Rejected => {
+                    rejected = true;
+                    continue;
+                }
+                Freshness::Expired => {
+                    expired += 1;
+                    continue;
+                }
             };
             slot.answer = Some(PairAnswer::cached(slot.pair, cached, source));
             found += 1;
-        });
+        }
         self.missing -= found;
         self.has_due |= stale > 0 && !directives.revalidated(stale_while_revalidate).is_zero();
         self.now = now;
@@ -403,7 +398,7 @@ impl CheckSession {
 }
 
 /// What a response says about its answers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct CheckSummary {
     /// Numbers of distinct pairs by source.
     pub sources: PairSources,

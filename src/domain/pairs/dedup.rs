@@ -1,6 +1,6 @@
 //! The distinct pairs of a request.
 
-use super::pair::Pair;
+use super::pair::{Pair, UserKey};
 
 /// Keeps the first item of each pair, in order. Returns the index among the kept items for each original item, or an
 /// empty vector if no pair is repeated, as is usual.
@@ -8,27 +8,17 @@ use super::pair::Pair;
 /// If all pairs have the same `from`, the time is linear in the number of items for any names: the hash of `to` is
 /// keyed, so a caller cannot choose names that collide.
 pub(crate) fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32> {
-    // Open addressing at half load. Slots are indexes plus one; 0 is free.
-    let mask = (items.len() * 2).next_power_of_two() - 1;
-    let mut table = vec![0u32; mask + 1];
+    let mut table = IndexTable::new(items.len());
     let (mut kept, mut kept_index) = (0, Vec::new());
     for index in 0..items.len() {
         let own = pair(&items[index]);
-        let mut at = own.to.index_bits() as usize & mask;
-        let found = loop {
-            match table[at] as usize {
-                0 => {
-                    if kept != index {
-                        items.swap(kept, index);
-                    }
-                    kept += 1;
-                    table[at] = kept as u32;
-                    break kept - 1;
-                }
-                slot if pair(&items[slot - 1]) == own => break slot - 1,
-                _ => at = (at + 1) & mask,
+        let found = table.find_or_insert(own.to, kept, |earlier| pair(&items[earlier]) == own).unwrap_or_else(|| {
+            if kept != index {
+                items.swap(kept, index);
             }
-        };
+            kept += 1;
+            kept - 1
+        });
         if found != index {
             // Up to the first repeat, each item is its own; from there on, record every index.
             if kept_index.is_empty() {
@@ -40,6 +30,44 @@ pub(crate) fn dedup<T>(items: &mut Vec<T>, pair: impl Fn(&T) -> Pair) -> Vec<u32
     }
     items.truncate(kept);
     kept_index
+}
+
+/// Returns how many of the users are distinct.
+pub(crate) fn count_distinct(users: &[UserKey]) -> usize {
+    let mut table = IndexTable::new(users.len());
+    let is_new = |(index, user): &(usize, &UserKey)| {
+        table.find_or_insert(**user, *index, |earlier| users[earlier] == **user).is_none()
+    };
+    users.iter().enumerate().filter(is_new).count()
+}
+
+/// Indexes of items by the hash of a user: open addressing at half load. Slots are indexes plus one; 0 is free.
+struct IndexTable {
+    slots: Vec<u32>,
+    mask: usize,
+}
+
+impl IndexTable {
+    /// Returns a table for at most `len` items.
+    fn new(len: usize) -> Self {
+        let slots = (len * 2).next_power_of_two();
+        Self { slots: vec![0; slots], mask: slots - 1 }
+    }
+
+    /// Returns the index of an earlier item of this user that `is_same` accepts, or inserts `index` if there is none.
+    fn find_or_insert(&mut self, user: UserKey, index: usize, is_same: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut at = user.index_bits() as usize & self.mask;
+        loop {
+            match self.slots[at] as usize {
+                0 => {
+                    self.slots[at] = index as u32 + 1;
+                    return None;
+                }
+                earlier if is_same(earlier - 1) => return Some(earlier - 1),
+                _ => at = (at + 1) & self.mask,
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +94,8 @@ mod tests {
             let mut kept: Vec<&String> = names.iter().collect();
             let kept_index = dedup(&mut kept, |name| pair(name));
             prop_assert_eq!(&kept, &first);
+            let users: Vec<UserKey> = names.iter().map(|name| hasher.user(name)).collect();
+            prop_assert_eq!(count_distinct(&users), first.len());
             let indexed = if kept.len() == names.len() { 0 } else { names.len() };
             prop_assert_eq!(kept_index.len(), indexed);
             for (name, index) in names.iter().zip(kept_index) {

@@ -81,6 +81,11 @@ impl Fence {
         Tick::from_micros(at)
     }
 
+    /// Returns the latest mark of all. A result sent after it is admitted, whatever its pair.
+    pub fn latest_mark(&self) -> Tick {
+        Tick::from_micros(read(&self.latest))
+    }
+
     /// Returns a number that changes with every mark. If it is the same before and after marks were read, those marks
     /// include the mark of every write that was acknowledged by then. If it is the same at two moments, no write whose mark is missing
     /// from what was read since the first one has been acknowledged: a write is acknowledged after its mark.
@@ -90,7 +95,7 @@ impl Fence {
 
     /// Returns whether a result that was sent at `sent` may be used.
     pub fn admits(&self, pair: Pair, sent: Tick) -> bool {
-        sent.micros() > read(&self.latest) || sent > self.last_mark(pair)
+        sent > self.latest_mark() || sent > self.last_mark(pair)
     }
 
     /// Marks only move forward, so the later of two concurrent marks remains. `latest` is updated first: a reader that

@@ -16,6 +16,7 @@ pub(crate) mod dedup;
 pub(crate) mod directives;
 pub(crate) mod fence;
 pub mod item;
+pub(crate) mod known;
 pub mod lookups;
 pub mod pair;
 pub mod scope;

@@ -11,6 +11,9 @@ use siphasher::sip128::SipHasher13;
 pub struct Relation(u8);
 
 impl Relation {
+    /// Neither user has it to the other.
+    pub const NONE: Self = Self(0);
+
     /// Returns `None` for a number outside 0 to 3, to which the vendor gives no meaning.
     pub const fn new(number: i64) -> Option<Self> {
         if 0 <= number && number <= 3 { Some(Self(number as u8)) } else { None }

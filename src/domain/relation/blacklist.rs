@@ -1,7 +1,7 @@
 //! "B is in A's blocklist" (vendor page "Verifying Blocklist", 1047/34913).
 
 use super::changes::{Change, Targets};
-use super::response::{MemberPlace, RelationMember, ResponseForm};
+use super::form::{MemberPlace, RelationMember, ResponseForm};
 use super::{CheckTypes, RelationKind};
 use crate::domain::chat::command::{BLACK_LIST_ADD, BLACK_LIST_CHECK, BLACK_LIST_DELETE};
 

@@ -2,7 +2,7 @@
 
 use super::RelationKind;
 use super::changes::{Change, Targets};
-use super::response::{MemberPlace, RelationMember, ResponseForm};
+use super::form::{MemberPlace, RelationMember, ResponseForm};
 use crate::domain::chat::command::{BLACK_LIST_ADD, FOLLOW_ADD, FOLLOW_CHECK, FOLLOW_DELETE};
 
 pub(super) const KIND: RelationKind = RelationKind {

@@ -1,7 +1,7 @@
 //! "B is in A's friend list" (vendor page "Verifying Friend", 1047/34907).
 
 use super::changes::{Change, Targets};
-use super::response::{MemberPlace, RelationMember, ResponseForm};
+use super::form::{MemberPlace, RelationMember, ResponseForm};
 use super::{CheckTypes, RelationKind};
 use crate::domain::chat::command::{
     BLACK_LIST_ADD, BLACK_LIST_DELETE, FRIEND_ADD, FRIEND_CHECK, FRIEND_DELETE, FRIEND_DELETE_ALL, FRIEND_IMPORT,

@@ -12,12 +12,13 @@ mod blacklist;
 pub mod changes;
 mod fast_path;
 mod follow;
+mod form;
 mod friend;
 pub mod request;
 pub mod response;
 
 use self::changes::Change;
-use self::response::ResponseForm;
+use self::form::ResponseForm;
 use crate::domain::chat::command::CommandName;
 
 /// One relation of two users.

@@ -5,108 +5,10 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use super::RelationKind;
+use super::form::{BETWEEN_MAX, END, MemberPlace, OPEN, push_text};
 use crate::domain::json::object::{Text, members};
 use crate::domain::pairs::item::{Item, Items};
 use crate::domain::pairs::pair::{Relation, Sides};
-
-/// The beginning of an item with a known relation.
-const OPEN: &[u8] = b"{\"To_Account\":\"";
-/// Room for the text between the accounts of two items.
-const BETWEEN_MAX: usize = 96;
-
-/// The JSON of a response.
-#[derive(Debug)]
-pub(super) struct ResponseForm {
-    /// The member with the array of items.
-    list: &'static str,
-    member: RelationMember,
-    /// The text between the accounts of two items, by the number of the first one's relation.
-    between: [Between; 4],
-}
-
-/// The member of an item that has the relation.
-#[derive(Debug)]
-pub(super) struct RelationMember {
-    pub(super) name: &'static str,
-    /// Its values in JSON, by the number of the relation.
-    pub(super) values: [&'static str; 4],
-    pub(super) place: MemberPlace,
-}
-
-/// Where the vendor has the relation among the members of an item.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum MemberPlace {
-    /// After `To_Account`.
-    BeforeCode,
-    /// After `ResultInfo`. Such a response has no `Fail_Account`.
-    AfterInfo,
-}
-
-/// A text in an array of fixed length, so that its copy is inlined.
-#[derive(Debug)]
-struct Between {
-    bytes: [u8; BETWEEN_MAX],
-    len: usize,
-}
-
-impl Between {
-    const fn of(parts: &[&str]) -> Self {
-        let (mut text, mut part) = (Self { bytes: [0; BETWEEN_MAX], len: 0 }, 0);
-        while part < parts.len() {
-            let bytes = parts[part].as_bytes();
-            let mut at = 0;
-            while at < bytes.len() {
-                text.bytes[text.len] = bytes[at];
-                text.len += 1;
-                at += 1;
-            }
-            part += 1;
-        }
-        text
-    }
-}
-
-impl ResponseForm {
-    pub(super) const fn new(list: &'static str, member: RelationMember) -> Self {
-        let RelationMember { name, values: [none, second, first, both], .. } = member;
-        let between = match member.place {
-            MemberPlace::BeforeCode => {
-                let rest = ",\"ResultCode\":0,\"ResultInfo\":\"\"},{\"To_Account\":\"";
-                [
-                    Between::of(&["\",\"", name, "\":", none, rest]),
-                    Between::of(&["\",\"", name, "\":", second, rest]),
-                    Between::of(&["\",\"", name, "\":", first, rest]),
-                    Between::of(&["\",\"", name, "\":", both, rest]),
-                ]
-            }
-            MemberPlace::AfterInfo => {
-                let code = "\",\"ResultCode\":0,\"ResultInfo\":\"\",\"";
-                let rest = "},{\"To_Account\":\"";
-                [
-                    Between::of(&[code, name, "\":", none, rest]),
-                    Between::of(&[code, name, "\":", second, rest]),
-                    Between::of(&[code, name, "\":", first, rest]),
-                    Between::of(&[code, name, "\":", both, rest]),
-                ]
-            }
-        };
-        Self { list, member, between }
-    }
-
-    /// Returns the members of a failed item after `To_Account`, with the brace.
-    fn failed(&self, code: i64, info: &str) -> String {
-        let RelationMember { name, values, place } = &self.member;
-        let none = values[0];
-        match place {
-            MemberPlace::BeforeCode => {
-                format!(",\"{name}\":{none},\"ResultCode\":{code},\"ResultInfo\":\"{info}\"}}")
-            }
-            MemberPlace::AfterInfo => {
-                format!(",\"ResultCode\":{code},\"ResultInfo\":\"{info}\",\"{name}\":{none}}}")
-            }
-        }
-    }
-}
 
 impl RelationKind {
     /// Encodes the body of a call to Chat.
@@ -135,40 +37,18 @@ impl RelationKind {
     }
 
     /// Encodes the response to a caller: an item per account in order, with exactly the vendor's members.
-    ///
-    /// Nearly every item is a known relation of a name without escapes. So the code assumes that the next item is one
-    /// too: an item is then two copies, the name and the text up to the next name.
     pub fn encode_response<'a>(
         &self,
         sides: Sides,
         items: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, &'a Item)>,
     ) -> Vec<u8> {
         let form = &self.response;
-        let mut body = Vec::with_capacity(256 + 128 * items.len());
-        body.extend_from_slice(b"{\"");
-        body.extend_from_slice(form.list.as_bytes());
-        body.extend_from_slice(b"\":[");
-        body.extend_from_slice(OPEN);
+        let mut body = form.begin(items.len());
         let any = items.len() > 0;
         let mut failed = Vec::new();
         for (name, item) in items {
             match item {
-                Item::Known(relation) => {
-                    match name {
-                        // Borrowed from a body, so it needs no escapes.
-                        Cow::Borrowed(name) => body.extend_from_slice(name.as_bytes()),
-                        Cow::Owned(name) => {
-                            // `push_text` adds quotes.
-                            body.pop();
-                            push_text(&mut body, name);
-                            body.pop();
-                        }
-                    }
-                    let between = &form.between[usize::from(relation.restricted_to(sides).number())];
-                    let end = body.len() + between.len;
-                    body.extend_from_slice(&between.bytes);
-                    body.truncate(end);
-                }
+                Item::Known(relation) => form.push_known(&mut body, name, relation.restricted_to(sides)),
                 Item::Verbatim(json) => {
                     body.truncate(body.len() - OPEN.len());
                     body.extend_from_slice(json.as_bytes());
@@ -189,14 +69,29 @@ impl RelationKind {
                 }
             }
         }
-        // Remove the beginning of the next item, and the comma before it.
-        body.truncate(body.len() - OPEN.len() - usize::from(any));
-        body.push(b']');
+        form.end_items(&mut body, any);
         if form.member.place == MemberPlace::BeforeCode && !failed.is_empty() {
             body.extend_from_slice(b",\"Fail_Account\":");
             serde_json::to_writer(&mut body, &failed).expect("strings always serialize");
         }
-        body.extend_from_slice(b",\"ActionStatus\":\"OK\",\"ErrorCode\":0,\"ErrorInfo\":\"\",\"ErrorDisplay\":\"\"}");
+        body.extend_from_slice(END);
+        body
+    }
+
+    /// Encodes the same response if every relation is known.
+    pub fn encode_known<'a>(
+        &self,
+        sides: Sides,
+        relations: impl ExactSizeIterator<Item = (&'a Cow<'a, str>, Relation)>,
+    ) -> Vec<u8> {
+        let form = &self.response;
+        let mut body = form.begin(relations.len());
+        let any = relations.len() > 0;
+        for (name, relation) in relations {
+            form.push_known(&mut body, name, relation.restricted_to(sides));
+        }
+        form.end_items(&mut body, any);
+        body.extend_from_slice(END);
         body
     }
 
@@ -262,10 +157,6 @@ fn text(json: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str(json.get()).ok().map(|Text(text)| text)
 }
 
-fn push_text(body: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(body, text).expect("strings always serialize");
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -303,6 +194,27 @@ mod tests {
             String::from_utf8(FOLLOW.encode_response(Sides::Both, items.into_iter())).expect("UTF-8"),
             r#"{"ResultItem":[{"To_Account":"bob","ResultCode":0,"ResultInfo":"","FollowType":2},{"To_Account":"c\"d","ResultCode":0,"ResultInfo":"","FollowType":0},{"To_Account":"eve", "ResultCode":30003}],"ActionStatus":"OK","ErrorCode":0,"ErrorInfo":"","ErrorDisplay":""}"#
         );
+    }
+
+    proptest! {
+        #[test]
+        fn known_relations_are_encoded_like_other_items(
+            relations in proptest::collection::vec(("[a-c\"\u{e9}]{1,4}", any::<bool>(), 0..4i64), 0..9),
+            kind in 0..KINDS.len(),
+            sides in prop_oneof![Just(Sides::Both), Just(Sides::First)],
+        ) {
+            let items: Vec<(Cow<'_, str>, Item)> = relations.iter().map(|(name, is_borrowed, number)| {
+                // A name is borrowed only if it has no escapes.
+                let name = if *is_borrowed && !name.contains('"') { Cow::Borrowed(name.as_str()) } else { Cow::Owned(name.clone()) };
+                (name, known(*number))
+            }).collect();
+            let relation = |item: &Item| match item {
+                Item::Known(relation) => *relation,
+                _ => unreachable!("all are known"),
+            };
+            let known = KINDS[kind].encode_known(sides, items.iter().map(|(name, item)| (name, relation(item))));
+            prop_assert_eq!(known, KINDS[kind].encode_response(sides, items.iter().map(|(name, item)| (name, item))));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A check of pairs, driven from the cache to the response.
 //!
+//! Nearly every check is of pairs that are all cached. [`AppWorker::answer_known`] answers those. For all others,
 //! [`CheckSession`] decides; this file reads the clock, locks the lookups, and waits.
 
 use std::borrow::Cow;
@@ -16,13 +17,15 @@ use super::super::request::{CallContext, RequestContext};
 use super::super::response::{BUFFERED, CallResult, CheckedPairs, Reply, UNCOUNTED_MAX, counted};
 use super::super::worker::AppWorker;
 use super::{PairService, WaiterHandle};
+use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::caller::Class;
-use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, LookupFailure};
+use crate::domain::pairs::check::{CheckOptions, CheckSession, CheckStep, CheckSummary, LookupFailure};
 use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::pairs::item::Item;
+use crate::domain::pairs::known::KnownPairs;
 use crate::domain::pairs::lookups::{PairResults, Ticket, WAITING_MAX};
-use crate::domain::pairs::pair::Pair;
+use crate::domain::pairs::pair::{Pair, UserKey};
 use crate::domain::relation::request::CheckRequest;
 use crate::error::GatewayError;
 
@@ -65,9 +68,49 @@ impl AppWorker {
         options: LookupOptions,
         request_context: &mut RequestContext<'_>,
     ) -> Result<Reply, GatewayError> {
-        let cache = &self.gateway.config.cache;
         let from = pairs.hasher.user(&request.from);
-        let distinct = request.to.iter().map(|to| Pair { from, to: pairs.hasher.user(to) });
+        let to: Vec<UserKey> = request.to.iter().map(|to| pairs.hasher.user(to)).collect();
+        if let Some(reply) = self.answer_known(pairs, request, from, &to, &options) {
+            return Ok(reply);
+        }
+        // Boxed, here and below: what a hit does not need must not be part of every request's future.
+        Box::pin(self.check_in_steps(pairs, request, from, to, options, request_context)).await
+    }
+
+    /// Answers a check whose pairs are all cached. Returns `None` for any other check, and if there is no room for the
+    /// response: [`AppWorker::check_in_steps`] answers those from the beginning.
+    fn answer_known(
+        &self,
+        pairs: &PairService,
+        request: &CheckRequest<'_>,
+        from: UserKey,
+        to: &[UserKey],
+        options: &LookupOptions,
+    ) -> Option<Reply> {
+        let LookupOptions { directives, explain, .. } = options;
+        if *explain {
+            return None;
+        }
+        let ttl = self.gateway.config.cache.ttl;
+        let KnownPairs { relations, summary } =
+            KnownPairs::find(pairs.view(), from, to, directives, ttl, clock::tick())?;
+        let len = request.to.iter().map(|to| to.len() + pairs.kind.item_len()).sum();
+        let reserved = self.reserve_response(len).ok()?;
+        let body = pairs.kind.encode_known(request.sides, request.to.iter().zip(relations));
+        Some(check_reply(pairs, counted(Bytes::from(body), reserved), &summary, directives))
+    }
+
+    /// Answers a check from the cache and from lookups.
+    async fn check_in_steps(
+        self: &Arc<Self>,
+        pairs: &Arc<PairService>,
+        request: &CheckRequest<'_>,
+        from: UserKey,
+        to: Vec<UserKey>,
+        options: LookupOptions,
+        request_context: &mut RequestContext<'_>,
+    ) -> Result<Reply, GatewayError> {
+        let cache = &self.gateway.config.cache;
         let LookupOptions { directives, partial, .. } = options;
         let check = CheckOptions {
             directives,
@@ -77,11 +120,11 @@ impl AppWorker {
             partial,
             sides: request.sides,
         };
+        let distinct = to.into_iter().map(|to| Pair { from, to });
         let mut session = CheckSession::new(distinct, check);
         session.scan(pairs.view(), clock::tick());
         if self.app.fleet.is_some() && session.wants_shared_cache() {
-            // Boxed, here and below: what a hit does not need must not be part of every request's future.
-            Box::pin(self.read_from_fleet(pairs, request, &session)).await;
+            self.read_from_fleet(pairs, request, &session).await;
             session.scan(pairs.view(), clock::tick());
         }
         if session.has_due() {
@@ -90,13 +133,13 @@ impl AppWorker {
         let mut failure = None;
         loop {
             match session.next(pairs.view()) {
-                CheckStep::Respond => return self.check_reply(pairs, request, &session, &options),
+                CheckStep::Respond => return self.reply_of_session(pairs, request, &session, &options),
                 CheckStep::NotCached => return Err(GatewayError::NotCached),
                 CheckStep::Fail => return failure_reply(failure.as_deref()),
                 CheckStep::Lookup => {}
             }
             let started = clock::now();
-            let end = Box::pin(self.lookup(pairs, request, &mut session, options.context)).await;
+            let end = self.lookup(pairs, request, &mut session, options.context).await;
             let ended = clock::now();
             request_context.add_wait(ended - started);
             let now = clock::tick_at(ended);
@@ -215,7 +258,7 @@ impl AppWorker {
         Ok(Enqueued::Waiting(LookupWait { rx, joined, ticket: TicketGuard { pairs, ticket } }))
     }
 
-    fn check_reply(
+    fn reply_of_session(
         &self,
         pairs: &PairService,
         request: &CheckRequest<'_>,
@@ -223,32 +266,43 @@ impl AppWorker {
         options: &LookupOptions,
     ) -> Result<Reply, GatewayError> {
         // An item of Chat may be long, and the response has it once for each account that the request repeats.
-        let reserved = match response_len(pairs, request, session) {
-            ..=UNCOUNTED_MAX => None,
-            len => Some(self.gateway.buffered.try_acquire(len).ok_or(GatewayError::Overloaded(BUFFERED))?),
-        };
+        let reserved = self.reserve_response(response_len(pairs, request, session))?;
         let answer = |account: usize| session.answer(account).expect("the check is complete");
         let items = request.to.iter().enumerate().map(|(account, to)| (to, &answer(account).item));
         let body = pairs.kind.encode_response(request.sides, items);
-        let summary = session.summary();
-        let explain = options.explain.then(|| {
+        let body = counted(Bytes::from(body), reserved);
+        let mut reply = check_reply(pairs, body, &session.summary(), &options.directives);
+        reply.explain = options.explain.then(|| {
             let account = |account: usize| {
                 let answer = answer(account);
                 format!("{};age={}", answer.source.name(), session.age(answer).as_secs())
             };
             (0..request.to.len()).take(EXPLAINED_MAX).map(account).collect::<Vec<_>>().join(", ")
         });
-        Ok(Reply {
-            status: StatusCode::OK,
-            content_type: Some(HeaderValue::from_static("application/json")),
-            body: counted(Bytes::from(body), reserved),
-            cache_status: Some(cache_control::cache_status(&summary, &options.directives)),
-            age: Some(summary.oldest.as_secs()),
-            explain,
-            error_code: 0,
-            pairs: Some(CheckedPairs { kind: pairs.kind, sources: summary.sources }),
-            read: None,
-        })
+        Ok(reply)
+    }
+
+    /// Reserves memory for a response of about this many bytes, unless it is short.
+    fn reserve_response(&self, len: usize) -> Result<Option<CapacityGuard>, GatewayError> {
+        if len <= UNCOUNTED_MAX {
+            return Ok(None);
+        }
+        self.gateway.buffered.try_acquire(len).map(Some).ok_or(GatewayError::Overloaded(BUFFERED))
+    }
+}
+
+/// Returns the response to a check that is complete.
+fn check_reply(pairs: &PairService, body: Bytes, summary: &CheckSummary, directives: &CacheDirectives) -> Reply {
+    Reply {
+        status: StatusCode::OK,
+        content_type: Some(HeaderValue::from_static("application/json")),
+        body,
+        cache_status: Some(cache_control::cache_status(summary, directives)),
+        age: Some(summary.oldest.as_secs()),
+        explain: None,
+        error_code: 0,
+        pairs: Some(CheckedPairs { kind: pairs.kind, sources: summary.sources }),
+        read: None,
     }
 }
 
