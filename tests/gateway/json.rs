@@ -190,7 +190,8 @@ async fn bad_json_names_the_mistake() {
         (b"\xef\xbb\xbf{}", "it starts with a byte order mark; remove it"),
         (b"From_Account=ann&To_Account=bob", "it looks like a form; send JSON"),
         (b"\"{}\"", "do not encode the object twice"),
-        (b"[]", "it does not start with '{'"),
+        (b"[]", "it is an array; send an object"),
+        (b"7", "it does not start with '{'"),
     ] {
         for command in [CALL, CHECK] {
             let response = gateway.call(command, body).await;
