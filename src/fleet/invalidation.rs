@@ -21,8 +21,9 @@ impl Fleet {
     /// Invalidates a scope in Redis and on all other replicas.
     ///
     /// Returns when Redis has accepted it, or when it is clear that it does not. In the first case the other replicas
-    /// receive it within 350 ms even if this replica ends now, and usually at once. In the second case the whole app is
-    /// invalidated once the replica is connected again.
+    /// receive it within 350 ms even if this replica ends now, and usually at once; those that are already connected to
+    /// another primary receive it once this replica is. In the second case the whole app is invalidated once the
+    /// replica is connected again.
     pub async fn invalidate(self: &Arc<Self>, shared: &FleetApp, scope: &Scope) {
         let scope = message::bounded(scope);
         let marks: Vec<Vec<u8>> = match &scope {
@@ -45,7 +46,8 @@ impl Fleet {
 
     async fn publish(self: &Arc<Self>, shared: &FleetApp, marks: &[Vec<u8>], message: &Message) {
         if !self.try_publish(shared, marks, message).await {
-            self.unsent.lock().insert(shared.app, Arc::clone(&shared.keys));
+            // If the replica has connected again meanwhile, its next heartbeat sends it.
+            self.undelivered.lock().failed(shared.app, &shared.keys);
         }
     }
 
@@ -66,6 +68,7 @@ impl Fleet {
         command.arg(marks_ttl.as_millis() as u64).arg(self.publish_command()).arg(self.channel());
         command.arg(message);
         let Some(((due_micros,), _)) = self.query::<(u64,)>(&link, &command).await else { return false };
+        self.undelivered.lock().accepted(&link.run_id, shared.app, &shared.keys);
         self.counters.invalidations_sent.fetch_add(1, Ordering::Relaxed);
         self.plan_flush(link, Duration::from_micros(due_micros));
         true
@@ -94,7 +97,7 @@ impl Fleet {
 
     /// Invalidates all apps that have an unsent invalidation.
     pub(super) async fn flush_unsent(self: &Arc<Self>) {
-        let unsent = std::mem::take(&mut *self.unsent.lock());
+        let unsent = self.undelivered.lock().take_unsent();
         for (app, keys) in unsent {
             let shared = FleetApp { app, keys, ttl: LONGER_THAN_ANY_TTL };
             self.invalidate(&shared, &Scope::All).await;

@@ -14,7 +14,7 @@ use super::reach::{Address, LinkError, describe};
 use super::{CONNECT_TIMEOUT, Fleet, RESPONSE_TIMEOUT, scripts};
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::health::{Health, SLOW, pause};
+use crate::domain::fleet::health::{Health, SLOW, failures_after, pause};
 use crate::domain::fleet::watermarks::Watermarks;
 use crate::domain::tick::Tick;
 
@@ -23,8 +23,6 @@ use crate::domain::tick::Tick;
 const GRACE: Duration = Duration::from_millis(10);
 /// The time between two heartbeats. A lost Redis is noticed within this time and [`RESPONSE_TIMEOUT`].
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
-/// After a connection that lasted this long, the pauses between attempts start from the shortest one.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// How many fast responses in a row a new connection must give.
 const PROBES: usize = 3;
 /// Maximum number of commands in flight, and of commands that wait to be written.
@@ -45,6 +43,8 @@ pub(super) struct Link {
     address: Address,
     /// The epoch that this connection starts.
     epoch: u64,
+    /// The run of Redis, which changes with every start of the process.
+    pub(super) run_id: String,
     pub(super) scripts: Scripts,
     heartbeat: Pipeline,
     health: Mutex<Health>,
@@ -93,12 +93,12 @@ impl Fleet {
                     if may_have_missed || first.as_ref().is_some_and(oneshot::Sender::is_closed) {
                         subscriber.missed();
                     }
-                    let begun = clock::now();
-                    self.on_connected(link).await;
+                    let begun = clock::tick();
+                    self.on_connected(link);
                     let _ = first.take().map(|first| first.send(()));
                     self.supervise().await;
                     subscriber.missed();
-                    failures = if clock::now() - begun >= STABLE_AFTER { 0 } else { failures + 1 };
+                    failures = failures_after(failures, clock::tick().since(begun));
                 }
                 Err(error) => {
                     failures += 1;
@@ -149,6 +149,7 @@ impl Fleet {
             epoch,
             scripts: Scripts { lease, invalidate, store },
             heartbeat: self.heartbeat_command(&heartbeat, &run_id),
+            run_id,
             health: Mutex::default(),
             watermarks: Mutex::default(),
             void_before: AtomicU64::new(0),
@@ -181,18 +182,19 @@ impl Fleet {
         command
     }
 
-    async fn on_connected(self: &Arc<Self>, link: Link) {
+    fn on_connected(&self, link: Link) {
         let epoch = link.epoch;
+        self.undelivered.lock().connected(&link.run_id);
         self.link.store(Some(Arc::new(link)));
         self.cause.store(None);
         self.epoch.store(epoch, Ordering::Release);
         tracing::info!("connected to Redis; sharing quota, cache, and invalidations");
-        self.flush_unsent().await;
     }
 
-    /// Sends heartbeats until the connection is lost.
-    async fn supervise(&self) {
+    /// Sends unsent invalidations and heartbeats until the connection is lost.
+    async fn supervise(self: &Arc<Self>) {
         while let Some(link) = self.link.load_full() {
+            self.flush_unsent().await;
             let _ = self.beat(&link).await;
             tokio::select! {
                 // A notification from before this wait is kept.

@@ -15,7 +15,8 @@
 //! * **Invalidations**: [`invalidate`](Fleet::invalidate) writes the marks and a message in one step. The marks protect
 //!   the pairs in Redis, the message the caches of the other replicas. Redis publishes messages in batches, at most one
 //!   in 50 ms, so that the traffic does not grow with replicas times invalidations. If that fails, the whole app is
-//!   invalidated when the replica is connected again.
+//!   invalidated when the replica is connected again. The same happens after a failover, because other replicas may have
+//!   been connected to the new primary while the old one accepted the invalidation.
 //!
 //! A disconnected replica uses `fleet.share` of each quota. It starts without a burst, because it may just have used
 //! leased permits.
@@ -30,7 +31,6 @@ mod reach;
 mod scripts;
 mod sentinel;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -47,6 +47,7 @@ use crate::clock;
 use crate::config;
 use crate::domain::chat::app::SdkAppId;
 use crate::domain::fleet::keys::FleetKeys;
+use crate::domain::fleet::undelivered::Undelivered;
 
 pub use self::connections::Connections;
 pub use self::lease::{Granted, LeaseRequest, Pace};
@@ -75,8 +76,8 @@ pub struct Fleet {
     link: ArcSwapOption<Link>,
     /// Distinguishes our own invalidations from those of other replicas.
     sender_id: [u8; 8],
-    /// Apps with an invalidation that could not be sent.
-    unsent: Mutex<BTreeMap<SdkAppId, Arc<FleetKeys>>>,
+    /// Apps whose invalidations have to be sent, or sent again.
+    undelivered: Mutex<Undelivered>,
     /// Whether a task waits to have Redis publish the waiting invalidations.
     flush_planned: AtomicBool,
     /// Notified when the connection is lost.
@@ -187,7 +188,7 @@ impl Fleet {
             epoch: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
             sender_id,
-            unsent: Mutex::default(),
+            undelivered: Mutex::default(),
             flush_planned: AtomicBool::new(false),
             disconnected: Notify::new(),
             cause: ArcSwapOption::empty(),

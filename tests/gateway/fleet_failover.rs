@@ -10,7 +10,7 @@ use chatgate::domain::chat::app::SdkAppId;
 use chatgate::fleet::{Fleet, LeaseRequest, Mode, Pace};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{await_connected, await_shared_pair, cause, has_cached, mode, replica, setup};
+use crate::fleet::{await_connected, await_invalidated, await_shared_pair, cause, has_cached, mode, replica, setup};
 use crate::fleet_faults::{Traffic, await_disconnected};
 use crate::fleet_fence::Replica;
 use crate::quota::{assert_relayed_or_rate_limited, max_calls_in, one_second_window, send_from_callers};
@@ -242,6 +242,43 @@ async fn pairs_from_before_a_failover_are_not_served() {
         assert!(!has_cached(gateway, "ann", "bob").await, "a response that predates the write");
     }
     assert_eq!(three.check("ann", &["bob"]).await.follow_types(), [0]);
+}
+
+/// Replicas follow a failover one after another. The old primary accepts invalidations until the last one has left it,
+/// and those that have left do not receive them.
+#[tokio::test]
+async fn invalidation_accepted_by_the_old_primary_reaches_replicas_at_the_new_one() {
+    let chat = FakeChat::start().await;
+    chat.follow("ann", "bob");
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let (mut late, mut early) = (Link::new(), Link::new());
+    new.replicate_from(old.address()).await;
+    for route in [&mut late, &mut early] {
+        route.relay_to(old.address()).await;
+    }
+    let one = replica(setup(&chat, late.address())).await;
+    let two = replica(setup(&chat, early.address())).await;
+    promote(&new, &mut early).await;
+    let subscribers = async |count: usize| {
+        let answer = async || new.command("PUBSUB NUMSUB chatgate:evictions").await;
+        let expected = format!(":{count}\r\n");
+        eventually("subscribers", async || answer().await.ends_with(&expected).then_some(())).await;
+    };
+    subscribers(1).await;
+    await_connected(&two).await;
+    assert_eq!(two.check("ann", &["bob"]).await.follow_types(), [2]);
+    let deleted = one.call("follow/follow_delete", r#"{"From_Account":"ann","To_Account":["bob"]}"#).await;
+    assert_eq!(deleted.status, 200);
+    assert_eq!(mode(&one).await, "connected", "the old primary did not accept the invalidation");
+    assert!(
+        has_cached(&two, "ann", "bob").await,
+        "the invalidation reached the new primary, so the test proves nothing"
+    );
+    late.set(NetworkState::Refusing).await;
+    late.relay_to(new.address()).await;
+    subscribers(2).await;
+    await_invalidated(&two, "ann", "bob").await;
+    assert_eq!(two.check("ann", &["bob"]).await.follow_types(), [0]);
 }
 
 #[tokio::test]

@@ -8,6 +8,8 @@ use crate::domain::tick::Tick;
 pub(crate) const SLOW: Duration = Duration::from_millis(30);
 /// If all responses are slow for this long, the connection counts as lost.
 const SLOW_MAX: Duration = Duration::from_millis(60);
+/// After a connection that lasted this long, the pauses between attempts start from the shortest one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// The first and the longest pause before a reconnect.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -27,6 +29,11 @@ impl Health {
         }
         now.since(*self.slow_since.get_or_insert(now)) < SLOW_MAX
     }
+}
+
+/// Returns the number of failed attempts and short-lived connections in a row after one that lasted `span`.
+pub(crate) fn failures_after(before: u32, span: Duration) -> u32 {
+    if span >= STABLE_AFTER { 0 } else { before.saturating_add(1) }
 }
 
 /// Returns the pause before attempt `tried + 1`: between half and all of a duration that doubles each time, up to 2 s.
@@ -50,6 +57,12 @@ mod tests {
             assert!(health.answered(took, at(now)), "{now}");
         }
         assert!(!health.answered(slow, at(121)));
+    }
+
+    #[test]
+    fn only_a_stable_connection_resets_the_pauses() {
+        assert_eq!(failures_after(3, Duration::from_millis(9_999)), 4);
+        assert_eq!(failures_after(3, STABLE_AFTER), 0);
     }
 
     #[test]

@@ -5,4 +5,5 @@ pub(crate) mod health;
 pub mod keys;
 pub(crate) mod lease;
 pub(crate) mod message;
+pub(crate) mod undelivered;
 pub(crate) mod watermarks;
