@@ -3,6 +3,7 @@
 //! All of them are asked and watched, because they learn of a failover one after another, within seconds. The newest
 //! answer has the highest configuration epoch. A replica that follows it leaves the old primary when the first sentinel
 //! does. The old primary may continue for seconds. It would grant permits and publish invalidations next to the new one.
+//! If that first sentinel is lost, its answer remains for a while, until the others know of the failover too.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,10 +20,14 @@ use super::CONNECT_TIMEOUT;
 use super::reach::{Address, LinkError, Node};
 use crate::clock;
 use crate::config::RedisLogin;
-use crate::domain::fleet::health::pause;
+use crate::domain::fleet::health::{failures_after, pause};
+use crate::domain::tick::Tick;
 
 /// How long to wait for news from a sentinel before asking it again.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the answer of a sentinel counts after it was lost, or names an older configuration. The other sentinels
+/// learn of a failover from each other, with a message every 2 seconds.
+const ANSWER_KEPT: Duration = Duration::from_secs(10);
 /// The channel on which a sentinel announces another primary.
 const SWITCH_CHANNEL: &str = "+switch-master";
 
@@ -33,7 +38,7 @@ pub(super) struct Sentinels {
     master: String,
     /// The login at the primary.
     login: RedisLogin,
-    /// The latest answer of each sentinel; `None` while it is not connected.
+    /// The answer of each sentinel that counts; `None` if it has not been connected for [`ANSWER_KEPT`].
     answers: watch::Sender<Vec<Option<Answer>>>,
 }
 
@@ -42,6 +47,8 @@ pub(super) struct Sentinels {
 struct Answer {
     config_epoch: u64,
     node: Node,
+    /// When the sentinel gave it.
+    received_at: Tick,
 }
 
 impl Sentinels {
@@ -65,7 +72,7 @@ impl Sentinels {
         Ok(Address::of_node(node, &self.login))
     }
 
-    /// Returns once the sentinels name another primary than `node`. While no sentinel is connected, `node` stays.
+    /// Returns once the sentinels name another primary than `node`. While no sentinel has an answer, `node` stays.
     pub(super) async fn moved_from(&self, node: &Node) {
         let mut answers = self.answers.subscribe();
         let moved = |answers: &Vec<Option<Answer>>| newest(answers).is_some_and(|answer| answer.node != *node);
@@ -76,10 +83,12 @@ impl Sentinels {
     async fn watch_one(self: Arc<Self>, at: usize, tls: Arc<ArcSwapOption<ClientConfig>>) {
         let mut failures = 0;
         loop {
+            let begun = clock::tick();
             let Err(error) = self.follow(at, tls.load_full()).await;
             tracing::debug!(sentinel = at, cause = %error, "no answer from a sentinel");
-            let answered = self.record(at, None);
-            failures = if answered { 0 } else { failures + 1 };
+            let lost_at = clock::tick();
+            self.record(at, None, lost_at);
+            failures = failures_after(failures, lost_at.since(begun));
             tokio::time::sleep(pause(failures, clock::random_u32())).await;
         }
     }
@@ -100,20 +109,32 @@ impl Sentinels {
             let mut command = redis::cmd("SENTINEL");
             let fields: HashMap<String, String> =
                 command.arg("MASTER").arg(&self.master).query_async(&mut connection).await?;
-            let answer = parse(&fields).ok_or(LinkError::NoPrimary)?;
-            self.record(at, Some(answer));
+            let received_at = clock::tick();
+            let answer = parse(&fields, received_at).ok_or(LinkError::NoPrimary)?;
+            self.record(at, Some(answer), received_at);
             let _ = tokio::time::timeout(ASK_INTERVAL, news.notified()).await;
         }
     }
 
-    /// Records the answer of one sentinel. Returns whether there was one before.
-    fn record(&self, at: usize, answer: Option<Answer>) -> bool {
-        let mut before = None;
+    /// Records the answer of one sentinel, or that it has none. An answer with a newer configuration stays for
+    /// [`ANSWER_KEPT`].
+    fn record(&self, at: usize, answer: Option<Answer>, now: Tick) {
         self.answers.send_if_modified(|answers| {
-            before = std::mem::replace(&mut answers[at], answer);
-            answers[at] != before
+            let is_newer = |before: &Answer| answer.as_ref().is_none_or(|new| new.config_epoch < before.config_epoch);
+            let keeps = |before: &Answer| is_newer(before) && now.since(before.received_at) < ANSWER_KEPT;
+            if answers[at].as_ref().is_some_and(keeps) {
+                return false;
+            }
+            let before = std::mem::replace(&mut answers[at], answer);
+            before.as_ref().map(Answer::primary) != answers[at].as_ref().map(Answer::primary)
         });
-        before.is_some()
+    }
+}
+
+impl Answer {
+    /// Returns what a replica follows.
+    fn primary(&self) -> (u64, &Node) {
+        (self.config_epoch, &self.node)
     }
 }
 
@@ -123,26 +144,60 @@ fn newest(answers: &[Option<Answer>]) -> Option<&Answer> {
 }
 
 /// Parses the response to `SENTINEL MASTER`.
-fn parse(fields: &HashMap<String, String>) -> Option<Answer> {
+fn parse(fields: &HashMap<String, String>, received_at: Tick) -> Option<Answer> {
     let field = |name: &str| fields.get(name).map(String::as_str);
     let node = Node { host: field("ip")?.to_owned(), port: field("port")?.parse().ok()? };
-    Some(Answer { config_epoch: field("config-epoch")?.parse().ok()?, node })
+    Some(Answer { config_epoch: field("config-epoch")?.parse().ok()?, node, received_at })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const fn at(seconds: u64) -> Tick {
+        Tick::from_micros(1_000_000 * seconds)
+    }
+
+    fn answer(config_epoch: u64, port: u16, seconds: u64) -> Option<Answer> {
+        let node = Node { host: "h".to_owned(), port };
+        Some(Answer { config_epoch, node, received_at: at(seconds) })
+    }
+
     #[test]
     fn highest_configuration_epoch_wins() {
-        let answer = |config_epoch, port| Some(Answer { config_epoch, node: Node { host: "h".to_owned(), port } });
         assert_eq!(newest(&[None, None]), None);
-        assert_eq!(newest(&[answer(3, 1), None, answer(4, 2), answer(3, 1)]), answer(4, 2).as_ref());
+        assert_eq!(newest(&[answer(3, 1, 9), None, answer(4, 2, 8), answer(3, 1, 9)]), answer(4, 2, 8).as_ref());
         let fields = |epoch: &str| {
             let fields = [("ip", "h"), ("port", "2"), ("config-epoch", epoch), ("flags", "master")];
-            parse(&fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+            parse(&fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into(), at(8))
         };
-        assert_eq!(fields("4"), answer(4, 2));
+        assert_eq!(fields("4"), answer(4, 2, 8));
         assert_eq!(fields("x"), None);
+    }
+
+    #[test]
+    fn loss_of_the_first_sentinel_that_knew_of_a_failover_leads_nowhere_for_ten_seconds() {
+        let urls = ["redis://s1", "redis://s2"].map(|url| url.parse().expect("a URL"));
+        let addresses = urls.iter().map(|url| Address::new(url, &RedisLogin::default()).expect("an address"));
+        for lost in [None, answer(4, 1, 109)] {
+            let sentinels = Sentinels::new(addresses.clone().collect(), "chat", &RedisLogin::default());
+            let port = || newest(&sentinels.answers.borrow()).map(|answer| answer.node.port);
+            sentinels.record(0, answer(4, 1, 99), at(99));
+            sentinels.record(1, answer(5, 2, 99), at(99));
+            sentinels.record(1, answer(5, 2, 100), at(100));
+            let mut answers = sentinels.answers.subscribe();
+            for seconds in [100, 109] {
+                sentinels.record(1, lost.clone(), at(seconds));
+                assert_eq!(port(), Some(2), "{seconds}");
+            }
+            assert!(!answers.has_changed().expect("a sender"));
+            sentinels.record(1, lost.clone(), at(110));
+            assert!(answers.has_changed().expect("a sender"), "replicas must be woken");
+            assert_eq!(answers.borrow_and_update()[1], lost);
+            assert_eq!(port(), Some(1));
+            // A newer configuration counts at once.
+            sentinels.record(0, answer(6, 3, 110), at(110));
+            assert_eq!(port(), Some(3));
+        }
     }
 }
