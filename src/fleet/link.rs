@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, FromRedisValue, InfoDict, Pipeline, PushInfo, PushKind};
+use redis::{AsyncConnectionConfig, FromRedisValue, InfoDict, Pipeline, PushInfo, PushKind, Value};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -73,8 +73,11 @@ pub(super) struct QueryTimes {
 /// is void, all in microseconds.
 type Heartbeat = (u64, u64, u64);
 
-/// The replies to the commands that prepare a connection: names of scripts, then sections of `INFO`.
-type SetupReplies = (String, String, String, String, InfoDict, InfoDict);
+/// The reply to `ROLE`, which begins with the role.
+type Role = Vec<Value>;
+
+/// The replies to the commands that prepare a connection: names of scripts, `INFO server`, and `ROLE`.
+type SetupReplies = (String, String, String, String, InfoDict, Role);
 
 impl Fleet {
     /// Connects to Redis, and reconnects whenever the connection is lost. Never returns.
@@ -132,17 +135,14 @@ impl Fleet {
         for body in [scripts::HEARTBEAT, scripts::LEASE, scripts::INVALIDATE, scripts::STORE] {
             setup.cmd("SCRIPT").arg("LOAD").arg(scripts::with_prelude(body));
         }
-        setup.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        setup.cmd("INFO").arg("server").cmd("ROLE");
         let replies: SetupReplies = setup.query_async(&mut connection).await?;
-        let (heartbeat, lease, invalidate, store, server, replication) = replies;
-        // A replica of another Redis may take writes, but it loses them.
-        if replication.get::<String>("role").as_deref() == Some("slave") {
-            return Err(LinkError::Replica);
-        }
+        let (heartbeat, lease, invalidate, store, server, role) = replies;
+        check_role(&role)?;
         if !self.locator.is_cluster() && server.get::<String>("redis_mode").as_deref() == Some("cluster") {
             return Err(LinkError::ClusterNode);
         }
-        let run_id = server.get::<String>("run_id").unwrap_or_default();
+        let run_id = run_id_of(&server)?;
         let link = Link {
             connection,
             address,
@@ -179,6 +179,7 @@ impl Fleet {
         command.cmd("EVALSHA").arg(script).arg(6);
         command.arg(self.since_key()).arg(key("run")).arg(key("beat")).arg(key("none")).arg(&self.batch_keys());
         command.arg(run_id).arg(self.publish_command()).arg(self.channel());
+        command.cmd("ROLE");
         command
     }
 
@@ -209,7 +210,11 @@ impl Fleet {
 
     /// Sends a heartbeat. Returns the time until the waiting invalidations are due, and zero if none waits.
     pub(super) async fn beat(&self, link: &Link) -> Option<Duration> {
-        let ((beat,), times): ((Heartbeat,), _) = self.query(link, &link.heartbeat).await?;
+        let ((beat, role), times): ((Heartbeat, Role), _) = self.query(link, &link.heartbeat).await?;
+        if let Err(error) = check_role(&role) {
+            self.disconnect(link.epoch, &error.to_string());
+            return None;
+        }
         Some(link.note(beat, times.received_at))
     }
 
@@ -274,7 +279,8 @@ impl Link {
     async fn probe(&self) -> Result<(), LinkError> {
         for _ in 0..PROBES {
             let sent_at = clock::tick();
-            let (beat,): (Heartbeat,) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
+            let (beat, role): (Heartbeat, Role) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
+            check_role(&role)?;
             let received_at = clock::tick();
             if received_at.since(sent_at) >= SLOW {
                 return Err(LinkError::Slow);
@@ -294,6 +300,19 @@ impl Link {
         }
         Duration::from_micros(due_micros)
     }
+}
+
+/// Rejects a replica of another Redis. It may take writes, but it loses them.
+fn check_role(role: &[Value]) -> Result<(), LinkError> {
+    match role.first().and_then(|role| String::from_redis_value_ref(role).ok()).as_deref() {
+        Some("master") => Ok(()),
+        _ => Err(LinkError::Replica),
+    }
+}
+
+/// Returns the run of Redis. Without it, a failover behind one address would remain unnoticed.
+fn run_id_of(server: &InfoDict) -> Result<String, LinkError> {
+    server.get::<String>("run_id").filter(|run_id| !run_id.is_empty()).ok_or(LinkError::NoRunId)
 }
 
 /// Handles a push message of Redis.
@@ -342,4 +361,23 @@ fn on_message(fleet: &Fleet, subscriber: &dyn OnInvalidation, payload: &[u8]) {
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_primary_with_a_run_id_is_used() {
+        let role = |text: &str| vec![Value::BulkString(text.into()), Value::Int(0)];
+        assert!(check_role(&role("master")).is_ok());
+        for other in [role("slave"), role("sentinel"), vec![Value::Int(1)], vec![]] {
+            assert!(matches!(check_role(&other), Err(LinkError::Replica)), "{other:?}");
+        }
+        let run_id = |text: &str| run_id_of(&InfoDict::new(text));
+        assert_eq!(run_id("# Server\r\nredis_mode:standalone\r\nrun_id:abc\r\n").expect("a run"), "abc");
+        for missing in ["# Server\r\nredis_mode:standalone\r\n", "run_id:\r\n", ""] {
+            assert!(matches!(run_id(missing), Err(LinkError::NoRunId)), "{missing:?}");
+        }
+    }
 }

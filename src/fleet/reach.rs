@@ -56,6 +56,8 @@ pub(super) enum LinkError {
     Replica,
     #[error("it is a node of a Redis Cluster; set fleet.redis to a list of nodes")]
     ClusterNode,
+    #[error("it does not name its run (run_id of INFO server), so a failover would remain unnoticed")]
+    NoRunId,
     #[error("no sharded publish/subscribe; a Redis Cluster requires Redis 7")]
     NoSharding,
     #[error("no sentinel names a primary; check fleet.sentinels and fleet.master")]

@@ -303,8 +303,19 @@ async fn redis_replica_is_never_used() {
 /// A demoted primary closes no connection, keeps its data and still answers reads, so the gateway itself must notice.
 #[tokio::test]
 async fn demoted_primary_is_abandoned_until_promoted_again() {
+    demote_and_promote("yes").await;
+}
+
+/// Its writes succeed, and are lost.
+#[tokio::test]
+async fn demoted_primary_that_accepts_writes_is_abandoned_too() {
+    demote_and_promote("no").await;
+}
+
+async fn demote_and_promote(is_read_only: &str) {
     let chat = FakeChat::start().await;
     let (first, second, _address) = redis_pair().await;
+    assert_eq!(first.command(&format!("CONFIG SET replica-read-only {is_read_only}")).await, "+OK\r\n");
     let gateway = replica(setup(&chat, first.address())).await;
     let before = disconnects(&gateway).await;
     let same = async || second.command("GET chatgate:run").await == first.command("GET chatgate:run").await;
