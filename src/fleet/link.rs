@@ -14,7 +14,7 @@ use super::reach::{Address, LinkError, describe};
 use super::{CONNECT_TIMEOUT, Fleet, RESPONSE_TIMEOUT, scripts};
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::health::{Health, SLOW, failures_after, pause};
+use crate::domain::fleet::health::{Health, Probed, Probes, failures_after, pause};
 use crate::domain::fleet::watermarks::Watermarks;
 use crate::domain::tick::Tick;
 
@@ -23,8 +23,8 @@ use crate::domain::tick::Tick;
 const GRACE: Duration = Duration::from_millis(10);
 /// The time between two heartbeats. A lost Redis is noticed within this time and [`RESPONSE_TIMEOUT`].
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
-/// How many fast responses in a row a new connection must give.
-const PROBES: usize = 3;
+/// The time between two probes of a new connection.
+const PROBE_INTERVAL: Duration = Duration::from_millis(5);
 /// Maximum number of commands in flight, and of commands that wait to be written.
 const IN_FLIGHT_MAX: usize = 512;
 
@@ -277,17 +277,19 @@ impl Fleet {
 impl Link {
     /// Checks that Redis responds fast.
     async fn probe(&self) -> Result<(), LinkError> {
-        for _ in 0..PROBES {
+        let mut probes = Probes::new(clock::tick());
+        loop {
             let sent_at = clock::tick();
             let (beat, role): (Heartbeat, Role) = self.heartbeat.query_async(&mut self.connection.clone()).await?;
             check_role(&role)?;
             let received_at = clock::tick();
-            if received_at.since(sent_at) >= SLOW {
-                return Err(LinkError::Slow);
-            }
             self.note(beat, received_at);
+            match probes.answered(received_at.since(sent_at), received_at) {
+                Probed::Fast => return Ok(()),
+                Probed::Slow => return Err(LinkError::Slow),
+                Probed::Unclear => tokio::time::sleep(PROBE_INTERVAL).await,
+            }
         }
-        Ok(())
     }
 
     /// Notes the response to a heartbeat. Returns the time until the waiting invalidations are due.
