@@ -56,7 +56,7 @@ struct Ignore;
 
 impl OnInvalidation for Ignore {
     fn invalidated(&self, _: SdkAppId, _: &[u8]) {}
-    fn missed(&self) {}
+    fn missed(&self, _: Option<SdkAppId>) {}
 }
 
 /// Counters of Redis.

@@ -49,7 +49,7 @@ impl Connections {
         if let Some(open) = open.get(&key) {
             return Ok(Arc::clone(&open.fleet));
         }
-        let fleet = Fleet::new(&config, prefix)?;
+        let fleet = Fleet::new(&config, key, prefix)?;
         let task = self.running.get().map(|(runtime, subscriber)| {
             let (first_attempt, _) = oneshot::channel();
             runtime.spawn(Arc::clone(&fleet).run(Arc::clone(subscriber), first_attempt))

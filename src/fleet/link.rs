@@ -32,8 +32,9 @@ const IN_FLIGHT_MAX: usize = 512;
 pub trait OnInvalidation: Send + Sync + 'static {
     /// Another replica invalidated pairs of an app. The scope is sealed with the app's keys.
     fn invalidated(&self, app: SdkAppId, sealed: &[u8]);
-    /// Invalidations may have been missed, so no cached pair is valid any more.
-    fn missed(&self);
+    /// Invalidations of an app may have been missed, so none of its cached pairs is valid any more. `None` means all
+    /// apps.
+    fn missed(&self, app: Option<SdkAppId>);
 }
 
 /// One connection.
@@ -52,6 +53,8 @@ pub(super) struct Link {
     /// The time before which everything in Redis is void, by the last heartbeat; 0 before the first one.
     void_before: AtomicU64,
     subscriber: Arc<dyn OnInvalidation>,
+    /// The app of the connection, if it has one.
+    app: Option<SdkAppId>,
     /// The task that reads and writes the socket.
     _driver: AbortOnDropHandle<()>,
 }
@@ -94,13 +97,13 @@ impl Fleet {
                     // From here on every invalidation is received. Earlier pairs may be invalid, even at the first
                     // attempt if requests were served before it ended.
                     if may_have_missed || first.as_ref().is_some_and(oneshot::Sender::is_closed) {
-                        subscriber.missed();
+                        subscriber.missed(self.app);
                     }
                     let begun = clock::tick();
                     self.on_connected(link);
                     let _ = first.take().map(|first| first.send(()));
                     self.supervise().await;
-                    subscriber.missed();
+                    subscriber.missed(self.app);
                     failures = failures_after(failures, clock::tick().since(begun));
                 }
                 Err(error) => {
@@ -154,6 +157,7 @@ impl Fleet {
             watermarks: Mutex::default(),
             void_before: AtomicU64::new(0),
             subscriber: Arc::clone(subscriber),
+            app: self.app,
             _driver: driver,
         };
         link.probe().await?;
@@ -298,7 +302,7 @@ impl Link {
         let before = self.void_before.swap(void_before, Ordering::AcqRel);
         if before != 0 && before != void_before {
             // Redis has lost its data, and maybe invalidations that waited.
-            self.subscriber.missed();
+            self.subscriber.missed(self.app);
         }
         Duration::from_micros(due_micros)
     }
@@ -339,7 +343,7 @@ fn on_batch(fleet: &Fleet, subscriber: &dyn OnInvalidation, mut batch: &[u8]) {
     while !batch.is_empty() {
         let message = batch.split_first_chunk::<4>();
         let message = message.and_then(|(len, rest)| rest.split_at_checked(u32::from_be_bytes(*len) as usize));
-        let Some((message, rest)) = message else { return subscriber.missed() };
+        let Some((message, rest)) = message else { return subscriber.missed(fleet.app) };
         on_message(fleet, subscriber, message);
         batch = rest;
     }
@@ -347,7 +351,7 @@ fn on_batch(fleet: &Fleet, subscriber: &dyn OnInvalidation, mut batch: &[u8]) {
 
 /// Handles an invalidation: the sender's ID, the SDKAppID, and the sealed scope.
 fn on_message(fleet: &Fleet, subscriber: &dyn OnInvalidation, payload: &[u8]) {
-    let Some((sender_id, rest)) = payload.split_first_chunk::<8>() else { return subscriber.missed() };
+    let Some((sender_id, rest)) = payload.split_first_chunk::<8>() else { return subscriber.missed(fleet.app) };
     if *sender_id == fleet.sender_id {
         return;
     }
@@ -357,7 +361,7 @@ fn on_message(fleet: &Fleet, subscriber: &dyn OnInvalidation, payload: &[u8]) {
         .and_then(|(app, sealed)| SdkAppId::new(u32::from_be_bytes(*app)).map(|app| (app, sealed)));
     match parsed {
         Some((app, sealed)) => subscriber.invalidated(app, sealed),
-        None => subscriber.missed(),
+        None => subscriber.missed(fleet.app),
     }
 }
 

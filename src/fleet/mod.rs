@@ -4,9 +4,10 @@
 //! waits for Redis longer than 80 ms. One failed command, or a run of slow responses, ends the connection, because a
 //! half-working Redis is worse than none.
 //!
-//! * **One connection** for all apps, or one for each app in a Redis Cluster ([`Connections`]), in RESP3. Responses and invalidations arrive on it in the order in which Redis made
-//!   them, so a replica with a connection has a subscription. A replica that loses the connection clears its cache. The
-//!   connection lives on the main thread; worker threads send commands through a bounded queue.
+//! * **One connection** for all apps, or one for each app in a Redis Cluster ([`Connections`]), in RESP3. Responses and
+//!   invalidations arrive on it in the order in which Redis made them, so a replica with a connection has a
+//!   subscription. A replica that loses the connection clears its cache, or that of the connection's app. The connection
+//!   lives on the main thread; worker threads send commands through a bounded queue.
 //! * **Quota**: [`lease`](Fleet::lease) returns moments at which calls may go. See [`crate::domain::fleet::lease`] for
 //!   why all replicas together keep the limit in every second.
 //! * **Cached pairs**: [`read`](Fleet::read) returns pairs of other replicas, [`store`](Fleet::store) shares ours. An
@@ -64,6 +65,8 @@ const STORES_MAX: usize = 64;
 /// One connection of this replica to the fleet: that of all apps, or of one app in a Redis Cluster.
 pub struct Fleet {
     locator: Locator,
+    /// The app of this connection; `None` if all apps have one connection.
+    app: Option<SdkAppId>,
     /// The TLS configuration of the next connection; `None` means plain TCP.
     tls: Arc<ArcSwapOption<ClientConfig>>,
     /// The prefix of every key. In a Redis Cluster it ends with the hash tag of the app.
@@ -176,12 +179,13 @@ impl Fleet {
     ///
     /// # Errors
     /// [`FleetError`].
-    fn new(config: &config::Fleet, prefix: String) -> Result<Arc<Self>, FleetError> {
+    fn new(config: &config::Fleet, app: Option<SdkAppId>, prefix: String) -> Result<Arc<Self>, FleetError> {
         let random = clock::os_random().map_err(FleetError::Random)?;
         let mut sender_id = [0; 8];
         sender_id.copy_from_slice(&random[..8]);
         Ok(Arc::new(Self {
             locator: Locator::new(config)?,
+            app,
             tls: Arc::new(ArcSwapOption::new(config.tls.as_ref().map(|tls| Arc::clone(&tls.0)))),
             prefix,
             share: config.share,

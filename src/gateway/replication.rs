@@ -84,7 +84,11 @@ impl OnInvalidation for InvalidationSubscriber {
         });
     }
 
-    fn missed(&self) {
-        self.0.gateway().apps.iter().for_each(|app| app.invalidate(&Scope::All.into()));
+    fn missed(&self, app: Option<SdkAppId>) {
+        let gateway = self.0.gateway();
+        match app {
+            Some(app) => gateway.apps.numbered(app).iter().for_each(|app| app.invalidate(&Scope::All.into())),
+            None => gateway.apps.iter().for_each(|app| app.invalidate(&Scope::All.into())),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use chatgate::config::RedisForm;
 
 use crate::fleet::{await_connected, await_shared_pair, cause, fleet_setup, has_cached, replica};
-use crate::fleet_failover::permits_within_the_limit;
+use crate::fleet_failover::{disconnects, permits_within_the_limit};
 use crate::fleet_faults::Traffic;
 use crate::support::app::{MAIN, OTHER};
 use crate::support::chat::FakeChat;
@@ -182,6 +182,24 @@ async fn single_url_of_a_cluster_node_is_rejected_with_the_remedy() {
     let (chat, cluster) = (FakeChat::start().await, RedisCluster::start(1).await);
     let gateway = fleet_setup(&chat, &[format!("redis = 'redis://{}'", cluster.nodes[0].address())]).start().await;
     eventually("the reason", async || cause(&gateway).await.contains("a list of nodes").then_some(())).await;
+}
+
+#[tokio::test]
+async fn lost_node_clears_only_the_caches_of_its_apps() {
+    let (chat, mut cluster) = (FakeChat::start().await, RedisCluster::start(3).await);
+    let (main, other) = (cluster.primary_of(MAIN.sdkappid).await, cluster.primary_of(OTHER.sdkappid).await);
+    assert_ne!(main, other, "both apps are on one node, so the test proves nothing");
+    let gateway = replica(setup(&chat, &cluster).app(OTHER, &chat.app_lines())).await;
+    let before = disconnects(&gateway).await;
+    let check = |app: &str| TestRequest::check("ann", &["bob"]).header("Chatgate-App", app);
+    for app in ["main", "other"] {
+        gateway.send(check(app)).await.items();
+    }
+    cluster.nodes[other].kill();
+    let is_cached = async |app| gateway.send(check(app).header("Cache-Control", "only-if-cached")).await.status == 200;
+    eventually("the cache of the lost node's app is cleared", async || (!is_cached("other").await).then_some(())).await;
+    // On a busy machine the other connection may be lost too.
+    assert!(is_cached("main").await || disconnects(&gateway).await > before + 1);
 }
 
 #[tokio::test]

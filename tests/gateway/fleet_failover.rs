@@ -43,7 +43,7 @@ fn unix_micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_micros() as u64
 }
 
-async fn disconnects(gateway: &Gateway) -> u64 {
+pub(crate) async fn disconnects(gateway: &Gateway) -> u64 {
     gateway.admin_get("/status").await.json()["fleet"]["disconnects"].as_u64().expect("a number")
 }
 

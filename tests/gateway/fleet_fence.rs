@@ -30,7 +30,7 @@ impl OnInvalidation for CountInvalidations {
         self.received.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn missed(&self) {
+    fn missed(&self, _: Option<SdkAppId>) {
         self.missed.fetch_add(1, Ordering::Relaxed);
     }
 }
