@@ -5,7 +5,12 @@
 //! opens a connection for each app. The client library has connections of its own for sentinels and clusters. They
 //! reconnect and resubscribe behind our back, while a replica must know when it may have missed an invalidation.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -16,7 +21,13 @@ use tokio::task::JoinSet;
 use super::reach::{Address, LinkError, Node};
 use super::sentinel::Sentinels;
 use super::{CONNECT_TIMEOUT, FleetError};
+use crate::clock;
 use crate::config::{self, RedisForm, RedisLogin};
+
+/// How long one node of a Redis Cluster has before the next one is asked too.
+const ASK_NEXT_AFTER: Duration = Duration::from_millis(150);
+/// Maximum number of nodes that are asked at the same time. During an outage every app of every replica asks.
+const ASKED_MAX: usize = 2;
 
 /// Finds the primary.
 pub(super) enum Locator {
@@ -32,7 +43,7 @@ pub(super) enum Locator {
 pub(super) struct ClusterNodes {
     configured: Vec<Address>,
     login: RedisLogin,
-    /// The last primary, which helps if all configured nodes are down.
+    /// The last primary, which is asked first, and helps if all configured nodes are down.
     last: Mutex<Option<Address>>,
 }
 
@@ -85,27 +96,72 @@ impl Locator {
 }
 
 impl ClusterNodes {
-    /// Asks all known nodes at the same time, and returns the first answer. A node with an outdated answer costs one
+    /// Asks the known nodes one after another, and returns the first answer. A node with an outdated answer costs one
     /// failed attempt to connect.
     async fn primary_of(&self, key: &str, tls: Option<Arc<ClientConfig>>) -> Result<Address, LinkError> {
-        let mut asking = JoinSet::new();
-        let last = self.last.lock().clone();
-        for node in self.configured.iter().cloned().chain(last) {
-            asking.spawn(ask_for_primary(node, key.to_owned(), self.login.clone(), tls.clone()));
+        let ask = |node| ask_for_primary(node, key.to_owned(), self.login.clone(), tls.clone());
+        let primary = first_answer(self.in_order(clock::random_u32()), ask).await?;
+        *self.last.lock() = Some(primary.clone());
+        Ok(primary)
+    }
+
+    /// Returns the nodes in the order in which they are asked: the last primary, then the configured ones from a random
+    /// one on.
+    fn in_order(&self, random: u32) -> Vec<Address> {
+        let mut nodes: Vec<Address> = self.last.lock().iter().cloned().collect();
+        let is_last = |node: &&Address| nodes.first().is_some_and(|last| last.node == node.node);
+        let mut configured: Vec<Address> = self.configured.iter().filter(|node| !is_last(node)).cloned().collect();
+        let first = random as usize % configured.len().max(1);
+        configured.rotate_left(first);
+        nodes.append(&mut configured);
+        nodes
+    }
+}
+
+/// Asks the nodes in this order, and returns the first answer. The next node is asked if one fails, and after
+/// [`ASK_NEXT_AFTER`]; the oldest of [`ASKED_MAX`] questions is abandoned for it. The last ones wait for their answers.
+async fn first_answer<F>(nodes: Vec<Address>, ask: impl Fn(Address) -> F) -> Result<Address, LinkError>
+where
+    F: Future<Output = Result<Address, LinkError>>,
+{
+    let mut nodes = nodes.into_iter();
+    let (mut asked, mut last_error) = (VecDeque::with_capacity(ASKED_MAX), LinkError::Dns);
+    loop {
+        if let Some(node) = nodes.next() {
+            if asked.len() == ASKED_MAX {
+                asked.pop_front();
+            }
+            asked.push_back(Box::pin(ask(node)));
+        } else if asked.is_empty() {
+            return Err(last_error);
         }
-        let mut last_error = LinkError::Dns;
-        while let Some(answer) = asking.join_next().await {
-            match answer {
-                Ok(Ok(primary)) => {
-                    *self.last.lock() = Some(primary.clone());
-                    return Ok(primary);
-                }
-                Ok(Err(error)) => last_error = error,
-                Err(_) => {}
+        let answering = any(&mut asked);
+        let answer = match nodes.len() {
+            0 => Some(answering.await),
+            _ => tokio::time::timeout(ASK_NEXT_AFTER, answering).await.ok(),
+        };
+        match answer {
+            Some((_, Ok(primary))) => return Ok(primary),
+            Some((at, Err(error))) => {
+                asked.remove(at);
+                last_error = error;
+            }
+            None => {}
+        }
+    }
+}
+
+/// Returns the first result of these futures, with the position of its future.
+async fn any<F: Future>(futures: &mut VecDeque<Pin<Box<F>>>) -> (usize, F::Output) {
+    poll_fn(|context| {
+        for (at, future) in futures.iter_mut().enumerate() {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready((at, output));
             }
         }
-        Err(last_error)
-    }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Sends a command for a key. The node executes it if it is the primary of the key, and otherwise names the primary.
@@ -138,7 +194,71 @@ fn moved_to(error: &RedisError, asked: &Node) -> Option<Node> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    fn address(port: u16) -> Address {
+        Address::of_node(Node { host: "h".to_owned(), port }, &RedisLogin::default())
+    }
+
+    /// Counts questions that are neither answered nor abandoned.
+    struct Open<'a>(&'a AtomicUsize);
+
+    impl Drop for Open<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn at_most_two_nodes_are_asked_at_the_same_time() {
+        let (open, most, asked) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let ask = |node: Address| {
+            let (open, most, asked) = (&open, &most, &asked);
+            async move {
+                most.fetch_max(open.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                let _open = Open(open);
+                asked.lock().push(node.node.port);
+                match node.node.port {
+                    5 => Ok(node),
+                    2 => Err(LinkError::TimedOut),
+                    _ => std::future::pending().await,
+                }
+            }
+        };
+        let found = first_answer([1, 2, 3, 4, 5, 6].map(address).into(), ask).await.expect("an answer");
+        assert_eq!((found.node.port, &**asked.lock()), (5, &[1, 2, 3, 4, 5][..]));
+        assert_eq!((most.load(Ordering::Relaxed), open.load(Ordering::Relaxed)), (2, 0));
+        // The first node answers although the second one was asked after it.
+        let ask = |node: Address| async move {
+            if node.node.port == 1 {
+                tokio::time::sleep(ASK_NEXT_AFTER * 3).await;
+                return Ok(node);
+            }
+            std::future::pending().await
+        };
+        assert_eq!(first_answer([1, 2].map(address).into(), ask).await.expect("an answer").node.port, 1);
+        let ask = |_| async { Err(LinkError::TimedOut) };
+        assert!(matches!(first_answer([1, 2, 3].map(address).into(), ask).await, Err(LinkError::TimedOut)));
+    }
+
+    #[test]
+    fn last_primary_is_asked_first_and_each_node_once() {
+        let nodes = |last: Option<u16>| ClusterNodes {
+            configured: [1, 2, 3].map(address).into(),
+            login: RedisLogin::default(),
+            last: Mutex::new(last.map(address)),
+        };
+        let order = |last, random| {
+            let nodes: Vec<_> = nodes(last).in_order(random).into_iter().map(|address| address.node.port).collect();
+            nodes
+        };
+        assert_eq!(order(None, 3), [1, 2, 3]);
+        assert_eq!(order(None, 4), [2, 3, 1]);
+        assert_eq!(order(Some(2), 1), [2, 3, 1]);
+        assert_eq!(order(Some(9), 2), [9, 3, 1, 2]);
+    }
 
     #[test]
     fn redirections_name_host_and_port() {
