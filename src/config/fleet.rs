@@ -81,6 +81,10 @@ impl Fleet {
         let mut section = root.section("fleet");
         let redis = read_form(&mut section, is_present);
         let login = read_login(&mut section, "username", &PASSWORD);
+        if login.password.is_some() && matches!(&redis, Some(RedisForm::Primary(url)) if url.has_password()) {
+            section
+                .problem(PASSWORD.present_in(&section), "conflicts with the password in the URL; set only one of them");
+        }
         let (mut prefix, mut share) = (PREFIX_DEFAULT.to_owned(), SHARE_DEFAULT);
         section.read("prefix", &mut prefix, parse_prefix);
         section.read("share", &mut share, fraction(0.01..=1.0));

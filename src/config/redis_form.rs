@@ -88,6 +88,11 @@ impl RedisUrl {
         self.0.starts_with("rediss://")
     }
 
+    /// Returns whether the URL contains a password.
+    pub(super) fn has_password(&self) -> bool {
+        self.connection_info().is_ok_and(|info| info.redis_settings().password().is_some())
+    }
+
     /// Returns whether the URL contains nothing but scheme, host, and port.
     pub(super) fn is_bare(&self) -> bool {
         let rest = self.0.split_once("://").map_or("", |(_, rest)| rest);

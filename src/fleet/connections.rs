@@ -17,6 +17,8 @@ pub struct Connections {
     config: Mutex<config::Fleet>,
     /// By app in a Redis Cluster; otherwise one, without an app.
     open: Mutex<BTreeMap<Option<SdkAppId>, Open>>,
+    /// The sum of the connections of apps that were removed. Counters must not fall.
+    closed: Mutex<FleetStats>,
     /// What new connections need once [`Connections::run`] was called.
     running: OnceLock<(Handle, Arc<dyn OnInvalidation>)>,
 }
@@ -30,8 +32,8 @@ struct Open {
 impl Connections {
     /// Returns the connections of a configuration. [`Connections::run`] connects them.
     pub fn new(config: &config::Fleet) -> Arc<Self> {
-        let (config, open) = (Mutex::new(config.clone()), Mutex::default());
-        Arc::new(Self { config, open, running: OnceLock::new() })
+        let (config, open, closed) = (Mutex::new(config.clone()), Mutex::default(), Mutex::default());
+        Arc::new(Self { config, open, closed, running: OnceLock::new() })
     }
 
     /// Returns the connection of an app.
@@ -78,7 +80,14 @@ impl Connections {
     pub fn reconfigure(&self, config: &config::Fleet, apps: &[config::App]) {
         config.clone_into(&mut self.config.lock());
         let mut open = self.open.lock();
-        open.retain(|app, _| app.is_none_or(|app| apps.iter().any(|configured| configured.sdkappid == app)));
+        let mut closed = self.closed.lock();
+        open.retain(|app, open| {
+            let stays = app.is_none_or(|app| apps.iter().any(|configured| configured.sdkappid == app));
+            if !stays {
+                *closed = closed.plus(&open.fleet.stats());
+            }
+            stays
+        });
         open.values().for_each(|open| open.fleet.reconfigure(config));
     }
 
@@ -87,11 +96,12 @@ impl Connections {
         self.open.lock().values().find_map(|open| open.fleet.cause())
     }
 
-    /// Returns a snapshot: the sum of all connections. The mode is connected if every connection is up.
+    /// Returns a snapshot: the sum of all connections, also of closed ones. The mode is connected if every open
+    /// connection is up.
     pub fn stats(&self) -> FleetStats {
         let open = self.open.lock();
-        let none = FleetStats { mode: Mode::Connected, ..FleetStats::default() };
-        let all = open.values().map(|open| open.fleet.stats()).fold(none, |sum, one| sum.plus(&one));
+        let closed = FleetStats { mode: Mode::Connected, ..*self.closed.lock() };
+        let all = open.values().map(|open| open.fleet.stats()).fold(closed, |sum, one| sum.plus(&one));
         let mode = if open.is_empty() { Mode::Disconnected } else { all.mode };
         FleetStats { mode, ..all }
     }

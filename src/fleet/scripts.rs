@@ -17,14 +17,14 @@ local function mark(value)
   return 0
 end
 local function publish(pending, published, command, channel, message)
-  local batch = (redis.call('GET', pending) or '') .. message
-  if batch == '' then return 0 end
+  local len = redis.call('STRLEN', pending) + #message
+  if len == 0 then return 0 end
   local last = tonumber(redis.call('GET', published) or '')
-  if last and last <= now and now - last < 50000 and #batch < 32768 then
-    if message ~= '' then redis.call('SET', pending, batch) end
+  if last and last <= now and now - last < 50000 and len < 32768 then
+    if message ~= '' then redis.call('APPEND', pending, message) end
     return last + 50000 - now
   end
-  redis.call(command, channel, batch)
+  redis.call(command, channel, (redis.call('GET', pending) or '') .. message)
   redis.call('DEL', pending)
   redis.call('SET', published, text(now))
   return 0
@@ -32,30 +32,31 @@ end
 ";
 
 /// The heartbeat, which returns the time, the time until the waiting invalidations are due, and the time before which
-/// everything is void. If the last one changes, waiting invalidations may be lost too. Everything in Redis becomes void if Redis has lost data: after a restart, a
-/// failover, or a flush.
+/// everything is void. If the last one changes, waiting invalidations may be lost too. Everything in Redis becomes void if
+/// Redis has lost data: after a restart, a failover, or a flush.
 ///
 /// About every 200 ms one heartbeat of the fleet also writes a key. A Redis that rejects writes is thus noticed even
 /// if all replicas only read: a primary that has become a replica, or one that is out of memory. If the key is from the
 /// future, the clock was set back. Then everything from before is void: its times are later than those of the next
-/// invalidations. No heartbeat is as far apart from the next one as the added time.
+/// invalidations. No heartbeat is as far apart from the next one as the added time. The same time is
+/// added in another run with data of the former one, whose clock may have been ahead.
 ///
 /// KEYS: the time before which everything is void; the run of Redis that the data belongs to; the time of the last
 /// write; a key that never exists; the waiting invalidations; the time of the last publication. ARGV: the current run;
 /// the command that publishes; the channel.
 ///
 /// While a Redis Cluster moves the app's keys from one node to another, it rejects every script with a key that is not
-/// there. So the heartbeat fails from the first moved key to the last one, and not only those scripts that happen to
-/// need a new key.
+/// there. So the heartbeat fails from the beginning of the move to its end, and not only those scripts that happen to
+/// need a moved key.
 pub(super) const HEARTBEAT: &str = "
-if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-  redis.call('SET', KEYS[2], ARGV[1])
-  redis.call('SET', KEYS[1], text(now))
-elseif redis.call('EXISTS', KEYS[1]) == 0 then
+local written = tonumber(redis.call('GET', KEYS[3]) or '')
+local is_other_run = redis.call('GET', KEYS[2]) ~= ARGV[1]
+if is_other_run then redis.call('SET', KEYS[2], ARGV[1]) end
+if written and (is_other_run or written > now) then
+  redis.call('SET', KEYS[1], text(math.max(now, written) + 500000))
+elseif is_other_run or redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('SET', KEYS[1], text(now))
 end
-local written = tonumber(redis.call('GET', KEYS[3]) or '')
-if written and written > now then redis.call('SET', KEYS[1], text(written + 500000)) end
 if not written or written > now or now - written >= 200000 then redis.call('SET', KEYS[3], text(now)) end
 local due = publish(KEYS[5], KEYS[6], ARGV[2], ARGV[3], '')
 return {now, due, tonumber(redis.call('GET', KEYS[1])) or 0}

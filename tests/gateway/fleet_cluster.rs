@@ -221,7 +221,18 @@ async fn app_added_by_a_reload_gets_its_connection() {
         subscribers(OTHER.sdkappid).await.ends_with(":1\r\n").then_some(())
     })
     .await;
+    let sent = async || gateway.admin_get("/status").await.json()["fleet"]["invalidations_sent"].as_u64();
+    let write = || {
+        let write = TestRequest::command("follow/follow_delete").header("Chatgate-App", "other");
+        write.body(r#"{"From_Account":"ann","To_Account":["bob"]}"#)
+    };
+    eventually("a sent invalidation", async || {
+        assert_eq!(gateway.send(write()).await.status, 200);
+        sent().await.filter(|sent| *sent > 0)
+    })
+    .await;
     reload(&without).await;
+    assert!(sent().await.is_some_and(|sent| sent > 0), "a counter has fallen");
     eventually("the removed app is disconnected", async || {
         subscribers(OTHER.sdkappid).await.ends_with(":0\r\n").then_some(())
     })

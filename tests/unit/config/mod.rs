@@ -168,6 +168,26 @@ fn fleet_password_is_never_printed() {
 }
 
 #[test]
+fn second_password_of_redis_is_rejected() {
+    for (url, key, expected) in [
+        (format!("redis://:{MARKED}@host"), "password_file = 'url'", Some("fleet.password_file: conflicts with")),
+        (format!("redis://gate:{MARKED}@host"), "password_env = 'REDIS'", Some("fleet.password_env: conflicts with")),
+        ("redis://gate@host".to_owned(), "password_file = 'url'", None),
+    ] {
+        let folder = Folder::with(&format!("{APP}[fleet]\nurl_file = 'url'\n{key}\n"));
+        folder.secret("url", &url);
+        let variables = [("REDIS", MARKED)];
+        let Some(expected) = expected else {
+            folder.load(&variables).expect("good");
+            continue;
+        };
+        let problems = folder.problems(&variables);
+        assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
+        assert!(!problems[0].contains(MARKED));
+    }
+}
+
+#[test]
 fn every_form_of_redis_is_read_with_its_login() {
     let load = |lines: &str| {
         let folder = Folder::with(&format!("{APP}[fleet]\n{lines}\n"));

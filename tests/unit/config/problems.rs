@@ -160,6 +160,7 @@ const AFTER_AN_APP: &[(&str, usize, &str, &str)] = &[
     ("[server]\nunix_uids = [1, -1]", 2, "server.unix_uids[1]", "must be a numeric user ID"),
     ("[fleet]\nshare = 0.5", 1, "fleet.redis", "missing; set redis = \"redis://HOST:PORT\""),
     ("[fleet]\nredis = 'redis://x'\nprefix = 'a b'", 3, "fleet.prefix", "must be 1 to 64 characters"),
+    ("[fleet]\nredis = 'redis://x'\nprefix = ''", 3, "fleet.prefix", "must not be empty"),
     ("[fleet]\nurl = 'redis://:p@x'", 2, "fleet.url", "secrets are not allowed here"),
     ("[trace]\nsample = 0.5", 1, "trace.otlp", "missing; set otlp = \"http://HOST:4318\""),
     ("[trace]\notlp = '127.0.0.1:4318'", 2, "trace.otlp", "not the URL of an OTLP receiver"),
