@@ -17,11 +17,12 @@ fn setup(chat: &FakeChat, set: &SentinelSet) -> Setup {
     fleet_setup(chat, &set.lines())
 }
 
-/// Waits until this many replicas are subscribed to invalidations at `redis`.
+/// Waits until this many replicas are subscribed to invalidations at `redis`. A sentinel closes the connections to the
+/// Redis that it promotes.
 async fn await_subscribers(redis: &Redis, count: usize) {
     let expected = format!(":{count}\r\n");
-    let subscribers = async || redis.command("PUBSUB NUMSUB chatgate:evictions").await.ends_with(&expected);
-    eventually("subscribers", async || subscribers().await.then_some(())).await;
+    let subscribers = async || redis.try_command("PUBSUB NUMSUB chatgate:evictions").await;
+    eventually("subscribers", async || subscribers().await?.ends_with(&expected).then_some(())).await;
 }
 
 async fn await_follow_type(gateway: &Gateway, from: &str, to: &str, follow_type: u8) {
