@@ -34,13 +34,34 @@ pub(super) struct Process {
     pub(super) restarts: usize,
 }
 
-/// Spans in which something was disturbed.
+/// A gateway that was killed or stopped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) process: Process,
+    pub(super) at: Instant,
+}
+
+/// Spans in which something was disturbed. Each lasts until the bound of an invalidation after the last replica has
+/// reconnected.
 #[derive(Debug, Default)]
 pub(super) struct Spans(pub(super) Vec<(Instant, Instant)>);
 
 impl Spans {
     pub(super) fn overlap(&self, from: Instant, to: Instant) -> bool {
         self.0.iter().any(|(begin, end)| *begin <= to && *end >= from)
+    }
+
+    /// Returns when every replica must see a change that was acknowledged at `at`: after `bound`, and after every span
+    /// that began before that.
+    fn visible_from(&self, at: Instant, bound: Duration) -> Instant {
+        let mut visible_from = at + bound;
+        loop {
+            let continues = |(begin, end): &&(Instant, Instant)| *begin <= visible_from && *end > visible_from;
+            match self.0.iter().filter(continues).map(|(_, end)| *end).max() {
+                Some(end) => visible_from = end,
+                None => return visible_from,
+            }
+        }
     }
 }
 
@@ -51,62 +72,61 @@ pub(super) struct History {
     pub(super) lookups: Vec<Lookup>,
 }
 
-/// How late another replica may see an acknowledged change.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    /// While all replicas are connected.
-    pub(super) connected: Duration,
-    /// While one is not.
-    pub(super) disturbed: Duration,
+/// A change, and from when on every replica must see it. `None` means that it was not acknowledged, or that its gateway
+/// ended before it could send the invalidation.
+struct Visible<'a> {
+    change: &'a Change,
+    from: Option<Instant>,
 }
 
 impl History {
     /// Returns a description of each lookup with an answer from before an acknowledged change. The replica that
-    /// acknowledged a change may not answer from before it at all, another one only within its bound.
-    pub(super) fn stale_answers(&self, disturbed: &Spans, bounds: Bounds) -> Vec<String> {
-        let mut changes: HashMap<PairId, Vec<&Change>> = HashMap::new();
+    /// acknowledged a change may not answer from before it at all, another one only within `bound`, and as long as a
+    /// replica is disconnected.
+    pub(super) fn stale_answers(&self, disturbed: &Spans, ended: &[Ended], bound: Duration) -> Vec<String> {
+        let mut changes: HashMap<PairId, Vec<Visible<'_>>> = HashMap::new();
         for change in &self.changes {
-            changes.entry(change.pair).or_default().push(change);
+            let from = visible_from(change, disturbed, ended, bound);
+            changes.entry(change.pair).or_default().push(Visible { change, from });
         }
-        changes.values_mut().for_each(|changes| changes.sort_by_key(|change| change.sent_at));
-        let is_stale = |lookup: &&Lookup| {
-            let changes = changes.get(&lookup.pair).map_or(&[][..], Vec::as_slice);
-            !may_answer(lookup, changes, disturbed, bounds)
-        };
-        let describe = |lookup: &Lookup| {
-            let all = changes.get(&lookup.pair).map_or(&[][..], Vec::as_slice);
-            let recent: Vec<_> = all.iter().filter(|change| change.sent_at < lookup.answered_at).collect();
-            let recent = &recent[recent.len().saturating_sub(3)..];
-            let ago = |at: Instant| lookup.sent_at.saturating_duration_since(at).as_millis();
-            let recent: Vec<String> = recent
-                .iter()
-                .map(|change| {
-                    let acknowledged = change.acknowledged_at.map(ago);
-                    format!("{} at {:?}, acknowledged {acknowledged:?} ms before", change.follow_type, change.gateway)
-                })
-                .collect();
-            format!("{lookup:?} after {recent:?}")
-        };
-        self.lookups.iter().filter(is_stale).map(describe).collect()
+        changes.values_mut().for_each(|changes| changes.sort_by_key(|visible| visible.change.sent_at));
+        let of = |lookup: &Lookup| changes.get(&lookup.pair).map_or(&[][..], Vec::as_slice);
+        let is_stale = |lookup: &&Lookup| !may_answer(lookup, of(lookup));
+        self.lookups.iter().filter(is_stale).map(|lookup| describe(lookup, of(lookup))).collect()
     }
 }
 
+fn visible_from(change: &Change, disturbed: &Spans, ended: &[Ended], bound: Duration) -> Option<Instant> {
+    let acknowledged_at = change.acknowledged_at?;
+    let from = disturbed.visible_from(acknowledged_at, bound);
+    let was_disturbed = disturbed.overlap(acknowledged_at, acknowledged_at);
+    let is_lost = |ended: &Ended| was_disturbed && ended.process == change.gateway && ended.at < from;
+    (!ended.iter().any(is_lost)).then_some(from)
+}
+
 /// Whether the answer is a state of the pair that was current recently enough.
-fn may_answer(lookup: &Lookup, changes: &[&Change], disturbed: &Spans, bounds: Bounds) -> bool {
-    let supersedes = |change: &&Change| {
-        let Some(acknowledged_at) = change.acknowledged_at else { return false };
-        let bound = match change.gateway == lookup.gateway {
-            true => Duration::ZERO,
-            false if disturbed.overlap(acknowledged_at, lookup.sent_at) => bounds.disturbed,
-            false => bounds.connected,
-        };
-        acknowledged_at + bound < lookup.sent_at
+fn may_answer(lookup: &Lookup, changes: &[Visible<'_>]) -> bool {
+    let supersedes = |visible: &Visible<'_>| {
+        let own = visible.change.acknowledged_at.filter(|_| visible.change.gateway == lookup.gateway);
+        own.or(visible.from).is_some_and(|from| from < lookup.sent_at)
     };
     let first = changes.iter().rposition(supersedes);
-    let is_possible = |change: &&&Change| change.sent_at <= lookup.answered_at;
+    let is_possible = |change: &&Visible<'_>| change.change.sent_at <= lookup.answered_at;
     let initial = first.is_none() && lookup.follow_type == 0;
     let changes = &changes[first.unwrap_or(0)..];
-    initial || changes.iter().filter(is_possible).any(|change| change.follow_type == lookup.follow_type)
+    initial || changes.iter().filter(is_possible).any(|visible| visible.change.follow_type == lookup.follow_type)
+}
+
+fn describe(lookup: &Lookup, changes: &[Visible<'_>]) -> String {
+    let recent: Vec<_> = changes.iter().filter(|visible| visible.change.sent_at < lookup.answered_at).collect();
+    let ago = |at: Instant| lookup.sent_at.saturating_duration_since(at).as_millis();
+    let describe = |Visible { change, from }: &&Visible<'_>| {
+        let (acknowledged, visible) = (change.acknowledged_at.map(ago), from.map(ago));
+        let (state, gateway) = (change.follow_type, change.gateway);
+        format!("{state} at {gateway:?}, acknowledged {acknowledged:?} and due {visible:?} ms before")
+    };
+    let recent: Vec<String> = recent[recent.len().saturating_sub(3)..].iter().map(describe).collect();
+    format!("{lookup:?} after {recent:?}")
 }
 
 /// Returns the highest number of calls in a window, for windows that overlap `disturbed`, and for the others.
@@ -136,8 +156,9 @@ mod tests {
             gateway: gateway(0),
         };
         let changes = vec![change(2, 1000, Some(1100)), change(0, 5000, None), change(2, 9000, Some(9100))];
-        let bounds = Bounds { connected: Duration::from_millis(500), disturbed: Duration::from_millis(3000) };
-        let disturbed = Spans(vec![(at(9200), at(9300))]);
+        let bound = Duration::from_millis(500);
+        // One disturbance continues the other one.
+        let disturbed = Spans(vec![(at(9300), at(9900)), (at(9900), at(12_000)), (at(20_000), at(21_000))]);
         let stale = |by: usize, follow_type, sent: u64| {
             let lookup = Lookup {
                 pair: (0, 0),
@@ -147,7 +168,7 @@ mod tests {
                 gateway: gateway(by),
             };
             let history = History { changes: changes.clone(), lookups: vec![lookup] };
-            !history.stale_answers(&disturbed, bounds).is_empty()
+            !history.stale_answers(&disturbed, &[], bound).is_empty()
         };
         for (by, follow_type, sent, expected) in [
             (1, 0, 500, false),
@@ -162,11 +183,35 @@ mod tests {
             (0, 2, 6000, false),
             (0, 0, 6000, false),
             (1, 0, 9700, false),
-            (1, 0, 12_200, true),
+            (1, 0, 12_000, false),
+            (1, 0, 12_001, true),
+            (1, 2, 12_001, false),
             (0, 0, 9700, true),
+            (1, 0, 20_500, true),
         ] {
             assert_eq!(stale(by, follow_type, sent), expected, "{follow_type} by {by} at {sent}");
         }
+    }
+
+    #[test]
+    fn invalidation_of_a_gateway_that_ended_while_disconnected_may_be_lost() {
+        let start = crate::support::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let process = |gateway| Process { gateway, restarts: 0 };
+        let disturbed = Spans(vec![(at(1000), at(4000))]);
+        let is_stale = |acknowledged: u64, ended: Ended| {
+            let (pair, follow_type, gateway) = ((0, 0), 2, process(0));
+            let (sent_at, acknowledged_at) = (at(acknowledged - 10), Some(at(acknowledged)));
+            let change = Change { pair, follow_type, sent_at, acknowledged_at, gateway };
+            let (sent_at, answered_at, gateway) = (at(8000), at(8001), process(1));
+            let lookup = Lookup { pair, follow_type: 0, sent_at, answered_at, gateway };
+            let history = History { changes: vec![change], lookups: vec![lookup] };
+            !history.stale_answers(&disturbed, &[ended], Duration::from_millis(500)).is_empty()
+        };
+        assert!(!is_stale(2000, Ended { process: process(0), at: at(3000) }));
+        assert!(is_stale(2000, Ended { process: process(0), at: at(4500) }), "it had reconnected");
+        assert!(is_stale(2000, Ended { process: process(2), at: at(3000) }), "another one ended");
+        assert!(is_stale(900, Ended { process: process(0), at: at(1100) }), "it was connected");
     }
 
     #[test]

@@ -88,10 +88,10 @@ impl Nodes {
         }
     }
 
-    /// Makes another Redis the primary, in the way of an operator.
+    /// Makes another Redis the primary, in the way of an operator. If there is no other one, closes all connections.
     pub(super) async fn fail_over(&mut self) {
         match self {
-            Nodes::Primary(redis) => drop(redis.command("CLIENT KILL TYPE normal").await),
+            Nodes::Primary(redis) => drop(redis.command("CLIENT KILL TYPE pubsub").await),
             Nodes::Sentinel(set) => drop(set.sentinels[0].command("SENTINEL FAILOVER chat").await),
             Nodes::Cluster(cluster) => {
                 cluster.await_state().await;

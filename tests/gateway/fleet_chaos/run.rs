@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use super::history::{Bounds, History, Process, Spans, peaks};
+use super::history::{Ended, History, Process, Spans, peaks};
 use super::load::{Load, Place};
 use super::network;
 use super::nodes::{Form, Nodes};
@@ -23,7 +23,7 @@ use crate::support::gateway::Gateway;
 use crate::support::redis::Server;
 use crate::support::setup::Setup;
 use crate::support::wall_clock::WallClock;
-use crate::support::{eventually, hook, now};
+use crate::support::{PATIENCE, eventually, hook, now};
 
 const GATEWAYS: usize = 4;
 const READERS: usize = 3;
@@ -31,14 +31,15 @@ const READERS: usize = 3;
 const LIMIT: usize = 80;
 /// `fleet.share`: one over the number of gateways.
 const SHARE: f64 = 0.25;
-/// `cache.ttl`
-const TTL: Duration = Duration::from_secs(3);
 /// The documented bound of an invalidation between connected replicas.
 const BOUND: Duration = Duration::from_millis(500);
 /// The window that counts as one second: Chat notes calls slightly and variably later than they arrive.
 const WINDOW: Duration = Duration::from_millis(990);
 /// If the machine is so late with a task, nothing that is measured meanwhile counts as calm.
 const LATE: Duration = Duration::from_millis(100);
+/// The time between two looks at the state of a gateway. Its main thread answers them, and that also drives the
+/// connection to Redis.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Most that the clock of Redis is off.
 const STEP_MAX: Duration = Duration::from_millis(800);
 /// Growth of a gateway that is not a leak: history, allocator, connections.
@@ -110,6 +111,7 @@ struct World {
     _dir: TempDir,
     gateways: Arc<Vec<Slot>>,
     disturbed: Arc<Mutex<Spans>>,
+    ended: Mutex<Vec<Ended>>,
     /// Recovery times of each fault.
     recoveries: BTreeMap<Fault, Vec<Duration>>,
     begun: Instant,
@@ -125,7 +127,6 @@ struct Slot {
 
 fn setup(chat: &FakeChat, nodes: &Nodes) -> Setup {
     let setup = hook::listen(fleet_setup(chat, &nodes.lines()), &[MAIN]);
-    let setup = setup.set("cache", &format!("ttl = \"{}s\"", TTL.as_secs())).set("cache", r#"write_settle = "0s""#);
     let setup = setup.set("fleet", &format!("share = {SHARE}"));
     setup.set("app.quota", &format!("per_command = \"{LIMIT}/s\""))
 }
@@ -158,11 +159,12 @@ impl World {
         let gateways: Arc<Vec<Slot>> = Arc::new((0..GATEWAYS).map(slot).collect());
         let (load, disturbed, begun) = (Arc::new(load), Arc::default(), now());
         let recoveries = BTreeMap::new();
-        let world = World { chat, load, nodes, clock, _dir: dir, gateways, disturbed, recoveries, begun };
+        let ended = Mutex::default();
+        let world = World { chat, load, nodes, clock, _dir: dir, gateways, disturbed, ended, recoveries, begun };
         for gateway in 0..GATEWAYS {
             world.start_gateway(gateway).await;
         }
-        world.await_connected().await;
+        world.await_connected(None).await;
         // The start is not part of the run.
         world.disturbed.lock().0.push((begun, now()));
         world
@@ -211,7 +213,7 @@ impl World {
             }
         }
         let healed = now();
-        self.await_connected().await;
+        self.await_connected(Some(fault)).await;
         self.recoveries.entry(fault).or_default().push(healed.elapsed());
         // A replica that has just reconnected may have to catch up on invalidations.
         self.disturbed.lock().0.push((begun, now() + BOUND));
@@ -220,7 +222,13 @@ impl World {
     async fn restart_gateway(&self, at: usize, kill: bool) {
         let slot = &self.gateways[at];
         let gateway = slot.gateway.lock().await.take().expect("it runs");
+        if mode(&gateway).await != "connected" {
+            // The watcher has not seen it yet.
+            self.disturbed.lock().0.push((now() - LOOK_INTERVAL * 2, now()));
+        }
         *self.load.places[at].lock() = None;
+        let process = Process { gateway: at, restarts: *slot.restarts.lock() };
+        self.ended.lock().push(Ended { process, at: now() });
         *slot.restarts.lock() += 1;
         *slot.resident.lock() = None;
         // The watcher lets go of it within one round.
@@ -247,11 +255,19 @@ impl World {
         assert_eq!(response.status, 200, "{response:?}");
     }
 
-    /// Waits until all gateways are connected.
-    async fn await_connected(&self) {
-        for slot in self.gateways.iter() {
+    /// Waits until all gateways are connected after a fault.
+    async fn await_connected(&self, fault: Option<Fault>) {
+        let begun = now();
+        for (at, slot) in self.gateways.iter().enumerate() {
             let gateway = slot.gateway.lock().await.clone().expect("it runs");
-            eventually("the replica is connected", async || (mode(&gateway).await == "connected").then_some(())).await;
+            loop {
+                let fleet = gateway.admin_get("/status").await.json()["fleet"].take();
+                if fleet["mode"] == "connected" {
+                    break;
+                }
+                assert!(begun.elapsed() < PATIENCE, "gateway {at} does not reconnect after {fault:?}: {fleet}");
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
             slot.resident.lock().get_or_insert(gateway.resident_bytes());
         }
     }
@@ -291,9 +307,8 @@ impl World {
     }
 
     fn assert_fresh(&self, history: &History, disturbed: &Spans) {
-        // A clock that is set back makes pairs look younger.
-        let bounds = Bounds { connected: BOUND, disturbed: BOUND + TTL + STEP_MAX * 2 };
-        let stale = history.stale_answers(disturbed, bounds);
+        // No pair expires within a run, so a lost invalidation shows.
+        let stale = history.stale_answers(disturbed, &self.ended.lock(), BOUND);
         assert!(stale.is_empty(), "{} stale answers, the first: {}", stale.len(), stale[0]);
     }
 
@@ -331,8 +346,8 @@ async fn watch(gateways: Arc<Vec<Slot>>, disturbed: Arc<Mutex<Spans>>) {
             (*seen_at, *seen) = (now(), Some(state));
         }
         let slept_at = now();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if slept_at.elapsed() > Duration::from_millis(50) + LATE {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        if slept_at.elapsed() > LOOK_INTERVAL + LATE {
             disturbed.lock().0.push((slept_at, now()));
         }
     }
