@@ -165,8 +165,9 @@ impl RedisCluster {
         let slot = from.command(&format!("CLUSTER KEYSLOT {{{tag}}}")).await;
         let slot = slot.trim_matches([':', '\r', '\n']).parse().expect("a slot");
         let (from_id, to_id) = (id(from).await, id(to).await);
-        assert_eq!(to.command(&format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}")).await, "+OK\r\n");
-        assert_eq!(from.command(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}")).await, "+OK\r\n");
+        for (node, state, other) in [(to, "IMPORTING", &from_id), (from, "MIGRATING", &to_id)] {
+            eventually("the node accepts the move", async || set_slot(node, slot, state, other).await.ok()).await;
+        }
         SlotMove { cluster: self, from, to, slot, to_id }
     }
 
@@ -207,11 +208,18 @@ impl SlotMove<'_> {
     /// Moves the remaining keys, and gives the slot to the new node.
     pub(crate) async fn finish(self) {
         while self.move_keys(100).await > 0 {}
-        let line = format!("CLUSTER SETSLOT {} NODE {}", self.slot, self.to_id);
         for node in [self.to, self.from].into_iter().chain(&self.cluster.nodes) {
-            let _ = node.command(&line).await;
+            // A replica rejects it.
+            let _ = set_slot(node, self.slot, "NODE", &self.to_id).await;
         }
     }
+}
+
+/// Changes the state of a slot. Valkey responds only after its replicas have it, and not to a client that has closed its
+/// side of the connection meanwhile.
+async fn set_slot(node: &Redis, slot: usize, state: &str, other: &str) -> redis::RedisResult<()> {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("SETSLOT").arg(slot).arg(state).arg(other).query_async(&mut connect(node).await).await
 }
 
 async fn connect(redis: &Redis) -> MultiplexedConnection {
