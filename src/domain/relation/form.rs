@@ -105,7 +105,7 @@ impl ResponseForm {
     /// Nearly every item is a known relation of a name without escapes. So the code assumes that the next item is one
     /// too: an item is then two copies, the name and the text up to the next name.
     #[inline(always)]
-    #[expect(clippy::ptr_arg, reason = "only a borrowed name is known to need no escapes")]
+    #[allow(clippy::ptr_arg, reason = "only an owned name may need escapes")]
     pub(super) fn push_known(&self, body: &mut Vec<u8>, name: &Cow<'_, str>, relation: Relation) {
         match name {
             // Borrowed from a body, so it needs no escapes.
