@@ -312,3 +312,31 @@ fn check_depth(body: &[u8]) -> Result<(), GatewayError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::config;
+    use crate::domain::caller::QueueKey;
+    use crate::http::peer::Peer;
+
+    /// The most bytes of the future of a request, which the layers and hyper move. What a cached answer does not need is
+    /// boxed where it is made.
+    const FUTURE_LEN_MAX: usize = 4 * 1024;
+
+    #[test]
+    fn future_of_a_request_is_small() {
+        let text = "[[app]]\nname = \"main\"\nsdkappid = 1400000001\nregion = \"tokyo\"\nsecret_key_env = \"KEY\"\n";
+        let env = [("KEY", "a key")].into_iter().collect();
+        let config = config::load_text(Path::new("chatgate.toml"), text.to_owned(), &env).expect("it is valid");
+        let worker = Worker::new(Gateway::new(config).expect("no network is needed")).expect("a worker");
+        let body = Full::new(Bytes::new()).map_err(|never| match never {});
+        let connection = ConnectionInfo::plain(Peer::Unix { uid: None }, QueueKey::SELF, 0);
+        let len = size_of_val(&worker.handle(Request::new(body), RequestId::Generated(0), connection));
+        assert!(len <= FUTURE_LEN_MAX, "{len} bytes");
+    }
+}
