@@ -44,6 +44,16 @@ impl Load {
         outcome
     }
 
+    /// Sends `count` requests, one after the other over one connection.
+    pub(crate) async fn sequence(&self, address: SocketAddr, count: usize) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut connection = Connection::open(address).await;
+        for request in self.requests.iter().cycle().take(count) {
+            connection.ask(request, self.expected, &mut outcome, clock::now()).await;
+        }
+        outcome
+    }
+
     /// Sends requests for `span` over `connections` connections, each right after the previous response.
     pub(crate) async fn closed(&self, address: SocketAddr, connections: usize, span: Duration) -> Outcome {
         let until = clock::now() + span;

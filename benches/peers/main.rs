@@ -1,21 +1,23 @@
 //! Comparison of chatgate with other proxies and with a bare server.
 //!
-//! `cargo bench --bench peers [-- ROUNDS [SECONDS]]`. It measures the installed peers: nginx with its Lua module,
-//! haproxy. Rounds are interleaved, so that a disturbance affects all targets. `-- soak [SECONDS]` measures slow
-//! effects, with a steady load of five minutes by default. `benches/README.md` explains the output.
+//! `cargo bench --bench peers [-- ROUNDS [SECONDS]]` prints one table. It measures the installed peers: nginx with its
+//! Lua module, haproxy. Rounds are interleaved, so that a disturbance affects all targets. With valgrind, it counts
+//! instructions, too. `-- soak [SECONDS]` measures slow effects, with a steady load of five minutes by default.
+//! `benches/README.md` explains the output.
 
 #![allow(clippy::print_stdout, reason = "it prints a table")]
 
 mod bare;
 #[path = "../follow/chat.rs"]
 mod chat;
+mod instructions;
 mod load;
 mod process;
 mod soak;
+mod table;
 mod targets;
 mod work;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chatgate::clock;
@@ -24,6 +26,7 @@ use tokio::runtime::Builder;
 use self::chat::{Certified, Chat};
 use self::load::Outcome;
 use self::process::{cpu_nanos, resident_kib};
+use self::table::{Figures, Row};
 use self::targets::{Setup, Target};
 use self::work::Work;
 
@@ -33,19 +36,8 @@ use self::work::Work;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 3;
-const SECONDS: u64 = 4;
+const SECONDS: u64 = 2;
 const SOAK_SECONDS: u64 = 300;
-
-/// The results of one run of one target.
-#[derive(Debug, Clone, Copy)]
-struct Figures {
-    per_second: f64,
-    p50: f64,
-    p99: f64,
-    cpu_micros: f64,
-    calls: f64,
-    peak_mib: f64,
-}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -67,19 +59,26 @@ fn main() {
         println!("{} is not installed and not measured", missing.name());
     }
     let certified = Certified::new();
+    let mut rows = Vec::new();
     for work in Work::ALL {
-        let mut rows: BTreeMap<usize, Vec<Figures>> = BTreeMap::new();
+        eprintln!("{}: {rounds} rounds of {} s for each target", work.name(), span.as_secs());
+        let targets = targets.iter().filter(|target| work.is_for(**target));
+        let row = |target: &Target| Row { work, target: *target, runs: Vec::new(), instructions: None };
+        let mut of_work: Vec<Row> = targets.map(row).collect();
         for round in 0..rounds {
             // Each round starts with another target.
-            for at in (0..targets.len()).map(|at| (at + round) % targets.len()) {
-                if work.is_for(targets[at]) {
-                    let figures = runtime.block_on(run(work, targets[at], &certified, span));
-                    rows.entry(at).or_default().push(figures);
-                }
+            let count = of_work.len();
+            for at in (0..count).map(|at| (at + round) % count) {
+                let figures = runtime.block_on(run(work, of_work[at].target, &certified, span));
+                of_work[at].runs.push(figures);
             }
         }
-        print(work, &targets, &rows);
+        if let Some(row) = of_work.iter_mut().find(|row| row.target == Target::Chatgate && work.is_counted()) {
+            row.instructions = runtime.block_on(instructions::per_request(work, &certified));
+        }
+        rows.extend(of_work);
     }
+    table::print(&rows);
     runtime.block_on(idle(&certified));
 }
 
@@ -91,7 +90,7 @@ async fn run(work: Work, target: Target, certified: &Certified, span: Duration) 
     assert_eq!(load.warm(running.address).await.failed, 0, "{} fails to warm up for {}", target.name(), work.name());
     // Warms up connections, caches and branch predictors.
     load.closed(running.address, work.connections(), span / 4).await;
-    let (calls, cpu, begun) = (chat.counts().0, cpu_nanos(running.pid()), clock::now());
+    let (cpu, begun) = (cpu_nanos(running.pid()), clock::now());
     let mut outcome = match work.rate() {
         None => load.closed(running.address, work.connections(), span).await,
         Some(per_second) => load.open(running.address, per_second, span).await,
@@ -101,10 +100,8 @@ async fn run(work: Work, target: Target, certified: &Certified, span: Duration) 
     let answered = outcome.took.len() as f64;
     Figures {
         per_second: answered / seconds,
-        p50: percentile(&mut outcome, 0.5),
         p99: percentile(&mut outcome, 0.99),
         cpu_micros: cpu as f64 / 1000.0 / answered,
-        calls: (chat.counts().0 - calls) as f64 / answered,
         peak_mib: resident_kib(running.pid()).1 as f64 / 1024.0,
     }
 }
@@ -114,46 +111,6 @@ fn percentile(outcome: &mut Outcome, share: f64) -> f64 {
     outcome.took.sort_unstable();
     let at = (outcome.took.len() as f64 * share) as usize;
     outcome.took.get(at).map_or(0.0, |took| took.as_secs_f64() * 1e6)
-}
-
-fn print(work: Work, targets: &[Target], rows: &BTreeMap<usize, Vec<Figures>>) {
-    println!("\n{}", work.name());
-    println!(
-        "{:<12} {:>9} {:>8} {:>8} {:>20} {:>8} {:>8} {:>9} {:>6}",
-        "target", "req/s", "p50 µs", "p99 µs", "CPU µs/req", "x bare", "x nginx", "calls/req", "MiB"
-    );
-    let cpu_of = |target: Target| {
-        let at = targets.iter().position(|other| *other == target)?;
-        rows.get(&at).map(|runs| runs.iter().map(|run| run.cpu_micros).collect::<Vec<_>>())
-    };
-    let (bare, nginx) = (cpu_of(Target::Bare), cpu_of(Target::NginxLua));
-    for (at, runs) in rows {
-        let of = |figure: fn(&Figures) -> f64| median(runs.iter().map(figure).collect());
-        let cpu: Vec<f64> = runs.iter().map(|run| run.cpu_micros).collect();
-        // Compares runs of the same round, so that both ran under the same conditions.
-        let ratio = |others: &Option<Vec<f64>>| match others {
-            Some(others) => format!("{:.2}", median(cpu.iter().zip(others).map(|(own, other)| own / other).collect())),
-            None => "-".to_owned(),
-        };
-        let (least, most) = (cpu.iter().copied().fold(f64::MAX, f64::min), cpu.iter().copied().fold(0.0, f64::max));
-        println!(
-            "{:<12} {:>9.0} {:>8.0} {:>8.0} {:>20} {:>8} {:>8} {:>9.3} {:>6.1}",
-            targets[*at].name(),
-            of(|run| run.per_second),
-            of(|run| run.p50),
-            of(|run| run.p99),
-            format!("{:.1} ({least:.1} to {most:.1})", median(cpu.clone())),
-            ratio(&bare),
-            ratio(&nginx),
-            of(|run| run.calls),
-            of(|run| run.peak_mib),
-        );
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Measures memory and CPU time without requests.

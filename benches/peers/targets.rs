@@ -11,6 +11,10 @@ use tempfile::TempDir;
 
 /// Query parameters for peers that cannot sign. They use a fixed signature.
 const SIGNED: &str = "sdkappid=1400000001&identifier=administrator&contenttype=json&usersig=";
+/// The file of a run under callgrind.
+const PROFILE: &str = "callgrind.out";
+/// The longest time until a target listens.
+const START_MAX: Duration = Duration::from_secs(60);
 /// Length of a real UserSig.
 const USERSIG_LEN: usize = 180;
 
@@ -25,6 +29,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) answer: &'a str,
     /// Whether the target runs on one CPU only (if `taskset` is installed).
     pub(crate) pinned: bool,
+    /// Whether chatgate runs under callgrind, and logs no requests: it is so slow there that sampled lines would count.
+    pub(crate) counted: bool,
     /// Options of chatgate: cache TTL, cache capacity, and lifetime of a signature.
     pub(crate) ttl: &'static str,
     pub(crate) max_pairs: usize,
@@ -34,7 +40,16 @@ pub(crate) struct Setup<'a> {
 impl<'a> Setup<'a> {
     /// Returns a setup on one CPU, in which nothing expires during a run.
     pub(crate) fn new(chat: SocketAddr, ca: Option<&'a Path>, answer: &'a str) -> Self {
-        Self { chat, ca, answer, pinned: true, ttl: "1h", max_pairs: 1_000_000, usersig_lifetime: "24h" }
+        Self {
+            chat,
+            ca,
+            answer,
+            pinned: true,
+            counted: false,
+            ttl: "1h",
+            max_pairs: 1_000_000,
+            usersig_lifetime: "24h",
+        }
     }
 }
 
@@ -99,6 +114,10 @@ impl Target {
             }
             Target::Chatgate => {
                 let config = in_dir("chatgate.toml", &chatgate(address, setup, dir.path()));
+                if setup.counted {
+                    let profile = dir.path().join(PROFILE).display().to_string();
+                    command.args(["valgrind", "--tool=callgrind"]).arg(format!("--callgrind-out-file={profile}"));
+                }
                 command.arg(env!("CARGO_BIN_EXE_chatgate")).args(["serve", "--config"]).arg(config);
                 command.env("BENCH_KEY", "bench");
             }
@@ -129,8 +148,24 @@ impl Running {
         self.dir.path().join("admin.sock")
     }
 
+    /// Stops a target under callgrind, and returns what callgrind has written.
+    pub(crate) fn profile(mut self) -> String {
+        self.stop();
+        fs::read_to_string(self.dir.path().join(PROFILE)).unwrap_or_default()
+    }
+
+    fn stop(&mut self) {
+        // The number of a process that was waited for may belong to another one.
+        if let Ok(None) = self.child.try_wait() {
+            // All targets exit cleanly after SIGTERM.
+            let pid = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+
     fn wait(&self) {
-        let until = clock::now() + Duration::from_secs(20);
+        let until = clock::now() + START_MAX;
         while TcpStream::connect(self.address).is_err() {
             let output = || fs::read_to_string(self.dir.path().join("output")).unwrap_or_default();
             assert!(clock::now() < until, "the target does not listen: {}", output());
@@ -141,14 +176,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // All targets exit cleanly after SIGTERM.
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 
-fn runs(program: &str, argument: &str) -> bool {
+/// Returns whether a program is installed.
+pub(crate) fn runs(program: &str, argument: &str) -> bool {
     let output = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
     output.is_ok_and(|status| status.success())
 }
@@ -261,6 +294,7 @@ backend chat
 fn chatgate(address: SocketAddr, setup: Setup<'_>, dir: &Path) -> String {
     let Setup { chat, ca, ttl, max_pairs, usersig_lifetime, .. } = setup;
     let dir = dir.display();
+    let requests = if setup.counted { "off" } else { "sampled" };
     let (endpoint, ca) = match ca {
         None => (format!("http://{chat}"), String::new()),
         Some(ca) => (format!("https://localhost:{}", chat.port()), format!("ca_file = \"{}\"", ca.display())),
@@ -288,6 +322,8 @@ ttl = "{ttl}"
 max_pairs = {max_pairs}
 [upstream]
 max_in_flight = 256
+[log]
+requests = "{requests}"
 "#
     )
 }

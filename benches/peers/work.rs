@@ -33,11 +33,11 @@ impl Work {
 
     pub(crate) fn name(self) -> String {
         match self {
-            Work::Relay => "relay of a small call".to_owned(),
-            Work::RelayTls => "relay of a small call, TLS to Chat".to_owned(),
-            Work::RelayMegabyte => "relay of 1 MiB".to_owned(),
-            Work::Hits(accounts) => format!("follow_check of {accounts} accounts, all cached"),
-            Work::HitsOpen => format!("follow_check of 10 accounts, all cached, {OPEN_RATE} per second"),
+            Work::Relay => "relay".to_owned(),
+            Work::RelayTls => "relay, TLS to Chat".to_owned(),
+            Work::RelayMegabyte => "relay, 1 MiB".to_owned(),
+            Work::Hits(accounts) => format!("{accounts} cached"),
+            Work::HitsOpen => format!("10 cached, {OPEN_RATE}/s"),
         }
     }
 
@@ -51,6 +51,12 @@ impl Work {
 
     pub(crate) fn uses_tls(self) -> bool {
         self == Work::RelayTls
+    }
+
+    /// Returns whether its instructions are counted: a fixed rate does not change them, and a megabyte is copied by the
+    /// kernel for the most part.
+    pub(crate) fn is_counted(self) -> bool {
+        !matches!(self, Work::HitsOpen | Work::RelayMegabyte)
     }
 
     pub(crate) fn connections(self) -> usize {
