@@ -22,7 +22,7 @@ use documents::{
     subcommands,
 };
 use layers::{lines_naming_lower_modules, map_of};
-use manifest::{dependencies, feature_policy_breaches, uses_crate};
+use manifest::{dependencies, feature_policy_breaches, is_optional, locked_dependencies, uses_crate};
 
 /// Longest source file, in lines. A longer file has more than one reason to change.
 const FILE_LINES_MAX: usize = 500;
@@ -187,6 +187,18 @@ fn every_dependency_is_used() {
             true => is_used.then(|| format!("NOT_IN_CODE lists {name}, but code uses it")),
         }
     }));
+}
+
+#[test]
+fn lock_file_of_the_fuzz_targets_is_complete() {
+    let (manifest, lock) = (read("Cargo.toml"), read("fuzz/Cargo.lock"));
+    let locked = locked_dependencies(&lock, "chatgate");
+    let needed = dependencies(&manifest).filter(|dependency| !dependency.is_dev && !is_optional(dependency));
+    none_of(
+        needed
+            .filter(|dependency| !locked.contains(dependency.name))
+            .map(|dependency| format!("fuzz/Cargo.lock lacks {}; run cargo metadata in fuzz/", dependency.name)),
+    );
 }
 
 #[test]

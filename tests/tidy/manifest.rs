@@ -60,6 +60,20 @@ pub(crate) fn feature_policy_breaches(manifest: &str, keep_defaults: &[(&str, &s
     unlisted.chain(stale).collect()
 }
 
+/// Returns the dependencies of a package in a lock file.
+pub(crate) fn locked_dependencies<'a>(lock: &'a str, package: &str) -> BTreeSet<&'a str> {
+    let entry = lock.split("[[package]]\n").find(|entry| entry.starts_with(&format!("name = \"{package}\"\n")));
+    let list = entry.and_then(|entry| entry.split_once("dependencies = [\n")).map_or("", |(_, list)| list);
+    let lines = list.lines().take_while(|line| *line != "]");
+    // A name has its version after it if there are several.
+    lines.filter_map(|line| line.trim().trim_matches(['"', ',']).split(' ').next()).collect()
+}
+
+/// Returns whether a dependency is compiled only with a feature.
+pub(crate) fn is_optional(dependency: &Dependency<'_>) -> bool {
+    dependency.value.contains("optional = true")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +90,14 @@ mod tests {
         assert_eq!(of_tests, ["own"]);
         let breaches = feature_policy_breaches(manifest, &[("bare", "why"), ("good", "why")]);
         assert_eq!(breaches.len(), 3, "{breaches:?}");
+    }
+
+    #[test]
+    fn dependencies_of_a_locked_package_are_found() {
+        let lock = "version = 4\n\n[[package]]\nname = \"x-y\"\ndependencies = [\n \"wrong\",\n]\n\n[[package]]\nname = \"x\"\n\
+                    version = \"1\"\ndependencies = [\n \"a\",\n \"b 1.0.0\",\n]\n\n[[package]]\nname = \"z\"\n";
+        assert_eq!(locked_dependencies(lock, "x"), BTreeSet::from(["a", "b"]));
+        assert!(locked_dependencies(lock, "z").is_empty());
     }
 
     #[test]
