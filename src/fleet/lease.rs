@@ -48,6 +48,8 @@ pub struct Granted {
     pub moments: Vec<Duration>,
     /// When to retry if there is no permit, as a distance from now.
     pub retry_after: Duration,
+    /// Whether there is no permit because of the app's total quota.
+    pub total_exhausted: bool,
 }
 
 impl Fleet {
@@ -68,7 +70,7 @@ impl Fleet {
             command.arg(interval).arg(interval.saturating_mul(u64::from(pace.burst.max(1) - 1)));
         }
         let ((values,), times): ((Vec<u64>,), _) = self.query(&link, &command).await?;
-        let [redis_time, retry_after, moments @ ..] = &values[..] else { return None };
+        let [redis_time, retry_after, by_total, moments @ ..] = &values[..] else { return None };
         link.watermarks.lock().note(times.received_at, *redis_time);
         self.counters.permits.fetch_add(moments.len() as u64, Ordering::Relaxed);
         Some(Granted {
@@ -77,6 +79,7 @@ impl Fleet {
             redis_time: *redis_time,
             moments: moments.iter().map(|micros| Duration::from_micros(*micros)).collect(),
             retry_after: Duration::from_micros(*retry_after).max(RETRY_AFTER_MIN),
+            total_exhausted: *by_total == 1,
         })
     }
 }

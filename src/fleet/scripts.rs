@@ -62,8 +62,8 @@ local due = publish(KEYS[5], KEYS[6], ARGV[2], ARGV[3], '')
 return {now, due, tonumber(redis.call('GET', KEYS[1])) or 0}
 ";
 
-/// A lease of permits: GCRA, granted ahead of time. Returns the time, the time until the next moment can be granted,
-/// and the granted moments, as distances from the time.
+/// A lease of permits: GCRA, granted ahead of time. Returns the time; the time until the next moment can be granted; 1 if
+/// that moment depends on the total quota, else 0; and the granted moments, as distances from the time.
 ///
 /// KEYS: the time before which everything is void; the next free moment of the command; that of the app's total quota,
 /// if it has one. ARGV: the number of permits; how far ahead to grant; for each of the two quotas its interval and its
@@ -90,21 +90,25 @@ for i = 1, #KEYS - 1 do
   if not stored or stored > now + ahead + 3000000 then stored = now + step[i] end
   next[i] = math.max(stored, now - credit)
 end
-local reply = {now, 0}
-local hint = 0
+local reply = {now, 0, 0}
+local hint, by_total = 0, 0
 for n = 1, wanted do
   local at = next[1]
   if next[2] then
     if at > now then hint = at - now break end
     at = math.max(at, next[2])
   end
-  if at > now + ahead then hint = at - now - ahead break end
+  if at > now + ahead then
+    hint = at - now - ahead
+    if next[2] then by_total = 1 end
+    break
+  end
   reply[#reply + 1] = math.max(0, at - now)
   next[1] = at + step[1]
   if next[2] then next[2] = at + step[2] end
 end
-reply[2] = hint
-if #reply > 2 then
+reply[2], reply[3] = hint, by_total
+if #reply > 3 then
   for i = 1, #KEYS - 1 do redis.call('SET', KEYS[1 + i], text(next[i]), 'PX', 600000) end
 end
 return reply

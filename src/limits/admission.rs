@@ -117,7 +117,7 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 // It keeps its slot meanwhile, so that leased permits are used at once.
                 Err(NotYet::NeedsLease) => match Box::pin(self.lease(class)).await {
                     None => continue,
-                    Some(wait) => NotYet::RetryAfter(wait),
+                    Some(not_yet) => not_yet,
                 },
                 Err(not_yet) => not_yet,
             };

@@ -23,7 +23,7 @@ pub(super) struct AppQuota<C: Clock> {
     /// The epoch of the fleet that the limiter was made for.
     epoch: AtomicU64,
     replacing: Mutex<()>,
-    /// How many calls of each class wait for the total quota, and for nothing else.
+    /// How many calls of each class wait for the total quota, and for nothing else, or lease permits of the fleet.
     waiting: ByClass<AtomicUsize>,
     clock: C,
 }

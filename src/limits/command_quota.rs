@@ -200,8 +200,12 @@ impl<C: Clock + Clone> CommandQuota<C> {
                 self.next_at.fetch_max(now.micros(), Ordering::Relaxed);
                 Ok(())
             }
-            Leased::From(at) => Err(NotYet::RetryAfter(at.since(now))),
-            Leased::Empty => Err(NotYet::NeedsLease),
+            Leased::From(at) => Err(self.not_before(at.since(now))),
+            Leased::Empty => match &*self.total.limiter() {
+                // What this call would lease is what they wait for.
+                Some(total) if self.total.is_preceded(class) => Err(NotYet::Reserved(total.interval())),
+                _ => Err(NotYet::NeedsLease),
+            },
             Leased::Disconnected => {
                 drop(taken);
                 self.take_at(class, now)
@@ -209,10 +213,21 @@ impl<C: Clock + Clone> CommandQuota<C> {
         }
     }
 
-    /// Leases permits for the calls of a class that are ready. Returns how long to wait if Redis granted none, and `None`
+    /// Returns why a leased permit is not usable yet. If the app has a total quota, Redis grants ahead only what that quota
+    /// delays.
+    fn not_before(&self, wait: Duration) -> NotYet {
+        match self.total.per_second() {
+            Some(_) => NotYet::TotalExhausted(wait),
+            None => NotYet::RetryAfter(wait),
+        }
+    }
+
+    /// Leases permits for the calls of a class that are ready. Returns what to wait for if Redis granted none, and `None`
     /// if it granted some or the replica is disconnected.
-    pub(super) async fn lease(&self, class: Class) -> Option<Duration> {
+    pub(super) async fn lease(&self, class: Class) -> Option<NotYet> {
         let shared = self.shared.as_ref()?;
+        // So that no call of a later class leases meanwhile.
+        let _waiting = self.total.count_waiting(class);
         let limit = NonZeroU32::new(self.limit()).unwrap_or(NonZeroU32::MIN);
         shared.lease(limit, self.total.per_second(), self.lanes.ready(class)).await
     }

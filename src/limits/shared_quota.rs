@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::command_quota::NotYet;
 use super::rate_limiter::{LimitShare, fleet_pace};
 use crate::clock;
 use crate::domain::chat::app::SdkAppId;
@@ -90,9 +91,9 @@ impl SharedQuota {
 
     /// Leases up to `wanted` permits, at most [`LEASE_MAX`].
     ///
-    /// Returns `None` if permits were leased or the replica is disconnected; then draw again. Otherwise returns how
-    /// long to wait before the next attempt.
-    pub(super) async fn lease(&self, limit: NonZeroU32, total: Option<NonZeroU32>, wanted: usize) -> Option<Duration> {
+    /// Returns `None` if permits were leased or the replica is disconnected; then draw again. Otherwise returns what to
+    /// wait for before the next attempt.
+    pub(super) async fn lease(&self, limit: NonZeroU32, total: Option<NonZeroU32>, wanted: usize) -> Option<NotYet> {
         let request = LeaseRequest {
             app: self.app,
             name: &self.name,
@@ -104,7 +105,8 @@ impl SharedQuota {
         if granted.moments.is_empty() {
             let spread = if total.is_some() { SPREAD_WITH_TOTAL } else { SPREAD };
             let random = f64::from(clock::random_u32()) / f64::from(u32::MAX);
-            return Some(granted.retry_after + spread.mul_f64(random));
+            let wait = granted.retry_after + spread.mul_f64(random);
+            return Some(if granted.total_exhausted { NotYet::TotalExhausted(wait) } else { NotYet::RetryAfter(wait) });
         }
         self.leases.lock().add(granted.sent_at, granted.received_at, granted.moments);
         None

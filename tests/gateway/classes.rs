@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
+
+use crate::fleet;
 use crate::quota::{max_calls_in, one_second_window};
 use crate::support::app::MAIN;
 use crate::support::chat::FakeChat;
@@ -10,7 +13,11 @@ use crate::support::cpu_waits::CpuWaits;
 use crate::support::eventually;
 use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
+use crate::support::graph::OK;
+use crate::support::h2::Http2;
+use crate::support::redis::Redis;
 use crate::support::reply::{Gate, Reply};
+use crate::support::response::Response;
 use crate::support::setup::Setup;
 use crate::support::turn;
 
@@ -109,4 +116,43 @@ async fn batch_calls_leave_the_reserve_alone_and_are_rejected_in_time() {
     let times: Vec<Instant> = chat.calls().iter().map(|call| call.at).collect();
     let most = max_calls_in(one_second_window(&waits), &times);
     assert!(most <= 10 && times.len() >= 15, "{most} calls in one second, {} in all", times.len());
+}
+
+/// Sends a command this many times at once, over one connection.
+async fn send_commands(gateway: &Gateway, token: &str, command: &str, count: usize) -> JoinSet<Response> {
+    let http2 = Http2::open(gateway.address()).await;
+    let request = TestRequest::command(command).token(token);
+    let send = |_| {
+        let (http2, request) = (http2.clone(), request.clone());
+        async move { http2.request(&request).await }
+    };
+    (0..count).map(send).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn total_of_a_fleet_goes_to_interactive_calls_of_another_command() {
+    let _exclusive = turn::exclusive().await;
+    let redis = Redis::start().await;
+    // Redis grants 250 ms ahead: less than the time between two calls, and more.
+    for total in ["2/s", "20/s"] {
+        let chat = FakeChat::start().await;
+        let setup = setup(&chat).set("fleet", &format!("redis = \"redis://{}\"", redis.address()));
+        let setup = setup.set("fleet", &format!("prefix = \"at{}\"", &total[..1]));
+        let gateway = fleet::replica(setup.set("app.quota", &format!("total = \"{total}\"")).timeout("30s")).await;
+        let mut batch = Vec::new();
+        for command in ["openim/querystate", "profile/portrait_get", "follow/follow_get"] {
+            batch.push(send_commands(&gateway, JOB, command, 15).await);
+        }
+        chat.wait_for_calls(2).await;
+        for response in send_commands(&gateway, FEED, "openim/sendmsg", 10).await.join_all().await {
+            response.assert_relayed(200, OK);
+        }
+        drop(batch);
+        let order: Vec<bool> = chat.calls().iter().map(|call| call.command() == "openim/sendmsg").collect();
+        let interactive: Vec<usize> = (0..order.len()).filter(|at| order[*at]).collect();
+        // All of them are ready when the second one goes.
+        let between = interactive[9] - interactive[1] - 8;
+        assert!(between <= 1, "{between} batch calls went first at {total}: {order:?}");
+        assert_eq!(fleet::mode(&gateway).await, "connected", "{}", gateway.log());
+    }
 }
