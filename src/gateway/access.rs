@@ -33,6 +33,8 @@ pub(crate) struct Access {
     callers: Vec<Caller>,
     /// Requests in flight of all callers of class `batch`.
     batch_requests: Arc<Capacity>,
+    /// The limit of those requests, and of the requests of each caller.
+    requests_max: usize,
     /// What requests may do if no callers are configured.
     anonymous: Permissions,
     reports: ReportOnlyLog,
@@ -106,10 +108,18 @@ impl Access {
             callers: config.callers.iter().map(caller).collect(),
             batch_requests: before
                 .map_or_else(|| Capacity::new(requests_max), |before| Arc::clone(&before.batch_requests)),
+            requests_max,
             anonymous: Permissions { allow: allow.clone(), report_only: *report_only },
             reports: ReportOnlyLog::default(),
             timeout: config.upstream.timeout,
         })
+    }
+
+    /// Takes over from the one before, with which it shares the slots of requests in flight: their limit depends on the
+    /// number of callers.
+    pub(crate) fn activate(&self) {
+        let of_callers = self.callers.iter().map(|caller| &caller.requests);
+        of_callers.chain([&self.batch_requests]).for_each(|requests| requests.set_max(self.requests_max));
     }
 
     /// Identifies the caller of a request; `None` if no callers are configured.

@@ -124,6 +124,7 @@ impl Gateway {
 
     /// Takes over from `before`.
     pub(super) fn activate(&self, before: &Self) {
+        self.access.activate();
         self.metrics.retain_callers(&self.config.callers.iter().map(|caller| QueueKey::named(&caller.name)).collect());
         if let (Some(fleet), Some(config)) = (&self.fleet, &self.config.fleet) {
             fleet.reconfigure(config, &self.config.apps);

@@ -15,6 +15,7 @@ use crate::support::{eventually, now, turn};
 
 const CALL: &str = "openim/querystate";
 const TOKEN: &str = "a.token~of~marked~letters+that/no/log/may/show/over/any/reload/of/all==";
+const OTHER_TOKEN: &str = "b.token~of~marked~letters+that/no/log/may/show/over/any/reload/of/all==";
 
 async fn reload(gateway: &Gateway, text: &str) {
     std::fs::write(gateway.dir().join("chatgate.toml"), text).expect("own directory");
@@ -45,6 +46,37 @@ async fn reload_grants_no_new_burst_to_a_caller_quota() {
     // The first call may go at once, each further one after at least 333 ms.
     let took = start.elapsed();
     assert!(took > Duration::from_millis(1500), "{took:?}");
+}
+
+#[tokio::test]
+async fn reload_changes_the_slots_of_a_caller() {
+    let (chat, gate) = (FakeChat::start().await, Gate::closed());
+    chat.reply_always(Reply::from_graph().after(&gate));
+    let setup = Setup::new(&chat).set("server", "max_requests = 4").caller("feed", TOKEN, "allow = ['*']");
+    let one_caller = setup.text();
+    let setup = setup.caller("other", OTHER_TOKEN, "allow = ['*']");
+    let two_callers = setup.text();
+    let gateway = setup.start().await;
+    let call = || TestRequest::command(CALL).token(TOKEN);
+    let mut held = Vec::new();
+    // One caller has all slots, and each of several callers has half of them.
+    for (config, slots) in [(&two_callers, 2), (&one_caller, 4), (&two_callers, 2)] {
+        reload(&gateway, config).await;
+        for _ in held.len()..slots {
+            let mut conn = gateway.connect().await;
+            conn.send(call().bytes()).await;
+            held.push(conn);
+        }
+        chat.wait_for_calls(held.len()).await;
+        if slots == 2 {
+            gateway.send(call()).await.assert_error(503, "overloaded", 129_503);
+        }
+    }
+    gate.open();
+    for conn in &mut held {
+        conn.read_response().await.assert_relayed(200, OK);
+    }
+    gateway.send(call()).await.assert_relayed(200, OK);
 }
 
 #[tokio::test]
