@@ -156,3 +156,25 @@ async fn total_of_a_fleet_goes_to_interactive_calls_of_another_command() {
         assert_eq!(fleet::mode(&gateway).await, "connected", "{}", gateway.log());
     }
 }
+
+#[tokio::test]
+async fn interactive_request_for_queued_batch_pairs_is_rejected_in_time() {
+    let _exclusive = turn::exclusive().await;
+    let (chat, gate) = (FakeChat::start().await, Gate::closed());
+    chat.reply_always(Reply::from_graph().after(&gate));
+    let setup = setup(&chat).set("app.quota", r#"per_command = "1/s""#).set("follow_check", "flip = false");
+    let gateway = setup.set("upstream", "max_in_flight = 1").timeout("60s").start().await;
+    let mut conns = vec![send_check(&gateway, FEED, "first", "second").await];
+    chat.wait_for_calls(1).await;
+    conns.push(send_check(&gateway, JOB, "row", "star").await);
+    for number in 0..15 {
+        conns.push(send_check(&gateway, FEED, &format!("ann{number}"), "bob").await);
+    }
+    wait_for_queued(&gateway, 16).await;
+    // The pair would be the last one of the interactive caller, in 15 seconds.
+    let request = TestRequest::check("row", &["star"]).token(FEED).header("Chatgate-Timeout", "5s");
+    let response = gateway.send(request).await;
+    response.assert_error(429, "rate_limited", 60007);
+    assert!(response.retry_after() > 5, "{response:?}");
+    gate.open();
+}

@@ -202,6 +202,24 @@ fn pair_goes_with_the_first_class_that_waits_for_it() {
 }
 
 #[test]
+fn pair_of_a_later_class_counts_as_queued_by_who_moves_it_up() {
+    let mut scheduler = LookupScheduler::new(false, 100);
+    let new = |scheduler: &LookupScheduler, queue, to: &[&str]| {
+        let new = scheduler.new_among(options(queue), &wanted("a", to), unmarked);
+        (new.lookups, new.queued)
+    };
+    scheduler.refresh(&wanted("a", &["r"]), at(9), unmarked);
+    enqueue(&mut scheduler, JOB, "a", &["b", "c"]);
+    (0..5).for_each(|n| drop(enqueue(&mut scheduler, BEN, &format!("x{n}"), &["y"])));
+    assert_eq!(new(&scheduler, JOB, &["b", "c", "d", "r"]), (1, 2));
+    assert_eq!(new(&scheduler, ANN, &["b", "c", "d", "r"]), (1, 4));
+    let (_, joined) = enqueue(&mut scheduler, ANN, "a", &["b"]);
+    assert_eq!((joined, new(&scheduler, ANN, &["b", "c", "d"])), (vec![true], (1, 2)), "it has moved up");
+    while next(&mut scheduler, 1).is_some() {}
+    assert_eq!(new(&scheduler, ANN, &["b", "c", "r"]), (0, 0), "in flight");
+}
+
+#[test]
 fn calls_are_filled_with_interactive_pairs_first() {
     let mut scheduler = LookupScheduler::new(true, 100);
     let names: Vec<String> = (0..150).map(|n| format!("b{n}")).collect();

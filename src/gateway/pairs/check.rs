@@ -230,17 +230,17 @@ impl AppWorker {
         // Counted at most once, and only if it is needed.
         let new = LazyCell::new(|| lookups.scheduler.new_among(join, &wanted, last_mark));
         let forecast = if lookups.scheduler.has_queued(class) {
-            reject_hopeless(pairs, class, lookups.scheduler.calls_ahead(context.queue, *new), latest)
+            reject_hopeless(pairs, class, lookups.scheduler.calls_ahead(context.queue, new.queued), latest)
         } else {
             let wait = pairs.quota.next_permit(class);
-            let is_late = clock::now() + wait > latest && *new > 0;
+            let is_late = clock::now() + wait > latest && new.queued > 0;
             if is_late { Err(pairs.rate_limited(wait)) } else { Ok(()) }
         };
-        // Pairs that are in flight may be known by the deadline, whatever becomes of the others.
-        let may_know_some = session.takes_partial_answers() && *new < wanted.len();
+        // Pairs that are in flight or ahead may be known by the deadline, whatever becomes of the others.
+        let may_know_some = session.takes_partial_answers() && new.queued < wanted.len();
         forecast.or_else(|error| if may_know_some { Ok(()) } else { Err(error) })?;
         if !session.caller_quota_granted() {
-            let calls = || new.div_ceil(lookups.scheduler.call_max());
+            let calls = || new.lookups.div_ceil(lookups.scheduler.call_max());
             let patience = || latest.saturating_duration_since(clock::now());
             let wait = self.gateway.access.reserve(context.caller, calls, patience)?.wait;
             // Its pairs are not queued before its quota grants them: calls of others would carry them.

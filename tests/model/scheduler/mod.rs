@@ -311,7 +311,11 @@ impl Simulation {
         let Service { scheduler, waiters, waiting, .. } = &mut self.services[reader.relation];
         let new = scheduler.new_among(options, &wanted, last_mark);
         let (ticket, joined) = scheduler.enqueue(options, &wanted, last_mark).expect("room");
-        assert_eq!(new, joined.iter().filter(|joined| !**joined).count(), "new pairs are those that do not join");
+        assert_eq!(
+            new.lookups,
+            joined.iter().filter(|joined| !**joined).count(),
+            "new pairs are those that do not join"
+        );
         waiters.insert(ticket, wanted.len(), ticket);
         reader.open = wanted.iter().map(|one| one.slot).collect();
         reader.lookup = Some((ticket, joined));

@@ -68,12 +68,12 @@ impl LookupScheduler {
         self.estimate.edges[class] - earlier
     }
 
-    /// Estimates how many calls are sent before the last call of a new request of this caller, if `more` of its pairs
-    /// need a new lookup. The estimate assumes that they share no call with other pairs, so it is rather too high than
+    /// Estimates how many calls are sent before the last call of a new request of this caller, if it queues `more` pairs
+    /// for its class ([`NewPairs::queued`](super::NewPairs::queued)). The estimate assumes that they share no call with other pairs, so it is rather too high than
     /// too low.
     pub fn calls_ahead(&self, queue: CallerQueue, more: usize) -> usize {
         let CallerQueue { class, .. } = queue;
-        // Without new pairs, the request waits only for lookups of others, which are ahead of everything new.
+        // Otherwise the request waits only for lookups of others, which are ahead of everything new.
         if !self.has_queued(class) || more == 0 {
             return 0;
         }
@@ -136,7 +136,7 @@ mod tests {
         let mut scheduler = LookupScheduler::new(true, 100);
         assert_eq!(scheduler.calls_ahead(ANN, 1000), 0);
         enqueue(&mut scheduler, 7, "ann", &["bob"]);
-        assert_eq!(scheduler.calls_ahead(ANN, 0), 0, "it needs no new lookup");
+        assert_eq!(scheduler.calls_ahead(ANN, 0), 0, "it queues nothing");
     }
 
     #[test]

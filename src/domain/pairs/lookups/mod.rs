@@ -101,6 +101,16 @@ pub struct JoinOptions {
     pub sides: Sides,
 }
 
+/// What a request adds to the lookups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NewPairs {
+    /// Pairs that need a new lookup: those that [`LookupScheduler::enqueue`] would not report as joined.
+    pub lookups: usize,
+    /// Pairs that nothing of the request's class or an earlier one has queued: the new ones, and those that only later
+    /// classes wait for. The latter move up when the request joins them.
+    pub queued: usize,
+}
+
 /// The limit of waiting pairs is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SchedulerFull;
@@ -223,10 +233,16 @@ impl LookupScheduler {
         self.has_queued(class)
     }
 
-    /// Returns how many of these pairs need a new lookup: those that [`LookupScheduler::enqueue`] would not report as
-    /// joined.
-    pub fn new_among(&self, options: JoinOptions, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> usize {
-        wanted.iter().filter(|one| self.edge_to_join(options, one.pair, &last_mark).is_none()).count()
+    /// Returns what enqueueing these pairs would add to the lookups.
+    pub fn new_among(&self, options: JoinOptions, wanted: &[Wanted<'_>], last_mark: impl Fn(Pair) -> Tick) -> NewPairs {
+        let mut new = NewPairs::default();
+        for one in wanted {
+            let edge = self.edge_to_join(options, one.pair, &last_mark).and_then(|id| self.edges.get(&id));
+            let is_ahead = |edge: &Edge| edge.batch.is_some() || edge.class <= options.queue.class;
+            new.lookups += usize::from(edge.is_none());
+            new.queued += usize::from(!edge.is_some_and(is_ahead));
+        }
+        new
     }
 
     /// Removes a request: its deadline has passed, or its caller has disconnected. Its lookups in flight continue;
