@@ -373,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn total_is_left_to_waiting_calls_of_an_earlier_class() {
+        let clock = FakeRelativeClock::default();
+        let total = total(100, &clock);
+        let quota = quota(100, Arc::clone(&total), &clock);
+        let waiting = total.count_waiting(Class::Interactive);
+        let not_yet = quota.take_at(Class::Batch, clock::tick());
+        assert!(matches!(not_yet, Err(NotYet::Reserved(wait)) if !wait.is_zero()), "{not_yet:?}");
+        assert_eq!(quota.take_at(Class::Interactive, clock::tick()), Ok(()), "nothing was taken");
+        drop(waiting);
+        assert_eq!(quota.take_at(Class::Batch, clock::tick()), Ok(()));
+    }
+
+    #[test]
     fn throttled_call_lowers_the_limit_and_grants_no_burst() {
         let clock = FakeRelativeClock::default();
         let quota = without_total(100, &clock);

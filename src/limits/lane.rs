@@ -107,3 +107,26 @@ impl Drop for ReadyGuard<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn later_class_waits_until_no_earlier_call_is_ready() {
+        let lanes = Lanes::new();
+        let _batch = lanes.count_ready(Class::Batch);
+        let ready = [lanes.count_ready(Class::Interactive), lanes.count_ready(Class::Interactive)];
+        assert_eq!(Class::ALL.map(|class| lanes.is_preceded(class)), [false, true, true]);
+        let mut waits = std::pin::pin!(lanes.until_not_preceded(Class::Batch));
+        for guard in ready {
+            tokio::select! {
+                biased;
+                () = &mut waits => panic!("an interactive call is ready"),
+                () = std::future::ready(()) => drop(guard),
+            }
+        }
+        waits.await;
+        assert_eq!(Class::ALL.map(|class| lanes.is_preceded(class)), [false, false, true]);
+    }
+}

@@ -1,7 +1,7 @@
 //! What callers of class `batch` leave to interactive callers: the reserve of a command's rate (`app.quota.reserve`).
 //!
-//! Batch calls and refreshes together never exceed the rate without the reserve, in any second. They keep a pace of their own for that, next to
-//! the pace of all calls, which both classes share.
+//! Batch calls and refreshes together never exceed the rate without the reserve, in any second. They keep a pace of their
+//! own for that, next to the pace of all calls, which all classes share.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -131,6 +131,18 @@ mod tests {
         let rate = rate(200, 20);
         let batch = [200, 100, 10, 5, 1].map(|limit| rate.of_batch(limit).get());
         assert_eq!(batch, [180, 90, 9, 5, 1]);
+    }
+
+    #[test]
+    fn batch_calls_and_refreshes_share_one_pace_that_interactive_calls_leave_alone() {
+        let reserved = rate(200, 100);
+        for class in [Class::Batch, Class::Refresh] {
+            let mut taken = TakenPermits::new();
+            (0..50).for_each(|now| taken.record(Class::Interactive, reserved, 200, LimitShare::Whole, at(now)));
+            assert!(taken.next_at(Class::Batch) <= at(0), "interactive calls count apart");
+            (0..10).for_each(|_| taken.record(class, reserved, 200, LimitShare::Whole, at(50)));
+            assert!(Class::ALL.map(|other| taken.next_at(other) > at(50)) == [false, true, true], "{class:?}");
+        }
     }
 
     #[test]

@@ -1,21 +1,28 @@
 //! `cache.stale_while_revalidate`: pairs past their ttl answer at once and are refreshed in the background.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::support::chat::FakeChat;
 use crate::support::client::TestRequest;
-use crate::support::eventually;
+use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
 use crate::support::reply::{Gate, Reply};
 use crate::support::response::Response;
 use crate::support::setup::Setup;
+use crate::support::{eventually, turn};
 
 const ADD: &str = r#"{"From_Account":"ann","FollowItem":[{"To_Account":"bob"}]}"#;
 
-/// Starts a gateway whose pairs are past their ttl after 20 ms.
-async fn gateway(chat: &FakeChat) -> Gateway {
+/// A setup whose pairs are past their ttl after 20 ms.
+fn setup(chat: &FakeChat) -> Setup {
     let setup = Setup::new(chat).set("cache", r#"ttl = "20ms""#).set("cache", r#"write_settle = "0s""#);
-    setup.set("cache", r#"stale_while_revalidate = "1h""#).start().await
+    setup.set("cache", r#"stale_while_revalidate = "1h""#)
+}
+
+async fn gateway(chat: &FakeChat) -> Gateway {
+    setup(chat).start().await
 }
 
 /// Checks whether ann follows bob until the answer is past its ttl.
@@ -93,4 +100,55 @@ async fn requests_for_current_data_get_no_stale_pair() {
     }
     let cached = TestRequest::check("ann", &["cyd"]).header("Cache-Control", "only-if-cached");
     gateway.send(cached).await.assert_error(504, "not_cached", 129_504);
+    check_until_stale(&gateway).await;
+    let calls = chat.call_count();
+    let cached = TestRequest::check("ann", &["bob"]).header("Cache-Control", "only-if-cached");
+    assert_eq!(gateway.send(cached).await.status, 200, "a pair that answers others answers it too");
+    assert!(chat.call_count() <= calls + 1, "it causes no refresh");
+}
+
+#[tokio::test]
+async fn failed_refresh_is_repeated() {
+    let (chat, is_failing) = (FakeChat::start().await, Arc::new(AtomicBool::new(true)));
+    let gateway = setup(&chat).set("upstream", "attempts = 1").start().await;
+    gateway.check("ann", &["bob"]).await;
+    chat.follow("ann", "bob");
+    let fails = Arc::clone(&is_failing);
+    chat.script(move |_| fails.load(Ordering::SeqCst).then(Reply::reset));
+    check_until_stale(&gateway).await;
+    eventually("a failed refresh", async || {
+        let metrics = gateway.admin_get("/metrics").await.text();
+        (Exposition::parse(&metrics).sum("chatgate_upstream_calls_total", &[]) > 1.0).then_some(())
+    })
+    .await;
+    is_failing.store(false, Ordering::SeqCst);
+    eventually("the refreshed pair", async || {
+        (gateway.check("ann", &["bob"]).await.follow_types() == [2]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn queued_refreshes_do_not_delay_the_exit() {
+    let _exclusive = turn::exclusive().await;
+    let chat = FakeChat::start().await;
+    let setup = setup(&chat).set("server", r#"drain_timeout = "4s""#).set("app.quota", r#"per_command = "200/s""#);
+    // Each pair needs a call of its own.
+    let setup = setup.set("follow_check", "flip = false");
+    let text = setup.text();
+    let mut gateway = setup.start().await;
+    let users: Vec<String> = (0..10).map(|number| format!("user{number}")).collect();
+    for user in &users {
+        gateway.check(user, &["bob"]).await;
+    }
+    std::fs::write(gateway.dir().join("chatgate.toml"), text.replace("200/s", "1/s")).expect("own directory");
+    assert_eq!(gateway.send_to_admin(TestRequest::post("/reload")).await.text(), "reloaded\n");
+    for user in &users {
+        eventually("a stale answer", async || {
+            (gateway.check(user, &["bob"]).await.cache_status().stale == 1).then_some(())
+        })
+        .await;
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.exit_code_within(Duration::from_secs(8)).await, 0, "{}", gateway.log());
 }

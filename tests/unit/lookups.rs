@@ -5,7 +5,7 @@ use super::super::pair::UserHasher;
 use super::*;
 use crate::domain::relation::FOLLOW;
 
-const ANN: CallerQueue = CallerQueue::interactive(QueueKey(1));
+pub(super) const ANN: CallerQueue = CallerQueue::interactive(QueueKey(1));
 const BEN: CallerQueue = CallerQueue::interactive(QueueKey(2));
 
 pub(super) fn options(queue: CallerQueue) -> JoinOptions {
@@ -26,21 +26,26 @@ pub(super) fn at(micros: u64) -> Tick {
 }
 
 /// The fence of an app without writes.
-fn unmarked(_: Pair) -> Tick {
+pub(super) fn unmarked(_: Pair) -> Tick {
     Tick::NEVER
 }
 
-fn enqueue(scheduler: &mut LookupScheduler, queue: CallerQueue, from: &str, to: &[&str]) -> (Ticket, Vec<bool>) {
+pub(super) fn enqueue(
+    scheduler: &mut LookupScheduler,
+    queue: CallerQueue,
+    from: &str,
+    to: &[&str],
+) -> (Ticket, Vec<bool>) {
     scheduler.enqueue(options(queue), &wanted(from, to), unmarked).expect("room")
 }
 
-fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
+pub(super) fn next(scheduler: &mut LookupScheduler, now: u64) -> Option<(BatchId, String, Vec<String>)> {
     let call = scheduler.next_batch(Class::Refresh, at(now))?;
     Some((call.id, call.from.to_string(), call.to.iter().map(ToString::to_string).collect()))
 }
 
 /// Returns Chat's response in which `From_Account` follows every account, and none follows back.
-fn following(to: &[String]) -> String {
+pub(super) fn following(to: &[String]) -> String {
     let items: Vec<_> = to
         .iter()
         .map(|to| serde_json::json!({"To_Account": to, "ResultCode": 0, "ResultInfo": "", "FollowType": 2}))
@@ -48,7 +53,7 @@ fn following(to: &[String]) -> String {
     serde_json::json!({"ResultItem": items, "ErrorCode": 0}).to_string()
 }
 
-fn complete(scheduler: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
+pub(super) fn complete(scheduler: &mut LookupScheduler, call: BatchId, body: &str) -> Vec<WaiterResult> {
     let items = FOLLOW.parse_items(Sides::Both, body.as_bytes()).expect("items");
     scheduler.complete(call, &BatchOutcome::Answered(&items), unmarked).results
 }
@@ -202,19 +207,19 @@ fn pair_goes_with_the_first_class_that_waits_for_it() {
 }
 
 #[test]
-fn pair_of_a_later_class_counts_as_queued_by_who_moves_it_up() {
+fn pair_of_a_later_class_counts_as_queued_when_it_moves_up() {
     let mut scheduler = LookupScheduler::new(false, 100);
     let new = |scheduler: &LookupScheduler, queue, to: &[&str]| {
         let new = scheduler.new_among(options(queue), &wanted("a", to), unmarked);
         (new.lookups, new.queued)
     };
-    scheduler.refresh(&wanted("a", &["r"]), at(9), unmarked);
+    scheduler.refresh(&wanted("a", &["r"]), Refresh { until: at(9), caused_by: QueueKey::SELF }, unmarked);
     enqueue(&mut scheduler, JOB, "a", &["b", "c"]);
     (0..5).for_each(|n| drop(enqueue(&mut scheduler, BEN, &format!("x{n}"), &["y"])));
-    assert_eq!(new(&scheduler, JOB, &["b", "c", "d", "r"]), (1, 2));
-    assert_eq!(new(&scheduler, ANN, &["b", "c", "d", "r"]), (1, 4));
-    let (_, joined) = enqueue(&mut scheduler, ANN, "a", &["b"]);
-    assert_eq!((joined, new(&scheduler, ANN, &["b", "c", "d"])), (vec![true], (1, 2)), "it has moved up");
+    assert_eq!(new(&scheduler, JOB, &["b", "c", "d", "r"]), (2, 2), "a queued refresh is no lookup yet");
+    assert_eq!(new(&scheduler, ANN, &["b", "c", "d", "r"]), (2, 4));
+    let (_, joined) = enqueue(&mut scheduler, ANN, "a", &["b", "r"]);
+    assert_eq!((joined, new(&scheduler, ANN, &["b", "c", "d", "r"])), (vec![true, false], (1, 2)), "they moved up");
     while next(&mut scheduler, 1).is_some() {}
     assert_eq!(new(&scheduler, ANN, &["b", "c", "r"]), (0, 0), "in flight");
 }

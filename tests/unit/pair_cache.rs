@@ -44,6 +44,10 @@ fn each_result_is_refreshed_once() {
     assert_eq!((cache.get(key(1)), cache.get(key(2))), (Some(cached(2, 10)), Some(cached(3, 10))));
     cache.insert(key(1), cached(1, 11));
     assert_eq!([begin(10), begin(11), begin(11)], [false, true, false]);
+    cache.end_refresh(key(2));
+    assert!(!begin(11), "another pair");
+    cache.end_refresh(key(1));
+    assert_eq!((begin(11), begin(11), cache.get(key(1))), (true, false, Some(cached(1, 11))), "it has no result");
     cache.remove(key(1));
     assert_eq!((cache.get(key(1)), cache.len(), begin(11)), (None, 1, false));
 }

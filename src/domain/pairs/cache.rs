@@ -1,9 +1,10 @@
 //! The cached pairs of one app: a bounded table from a pair to its relation.
 //!
 //! A cached pair takes one slot of 16 bytes: a tag that identifies the pair in its bucket (64 bits), the time its lookup
-//! was sent (61 bits), whether it was asked for past its ttl (1 bit), and the relation (2 bits). A pair has two buckets, and an insertion takes the emptier one. So with
-//! three of four slots in use, hardly any bucket is full. A bucket is a cache line, and both buckets are in one page,
-//! because a lookup mostly waits for memory. Larger buckets would need fewer free slots but twice the lines.
+//! was sent (61 bits), whether a refresh of it was begun (1 bit), and the relation (2 bits). A pair has two buckets, and
+//! an insertion takes the emptier one. So with three of four slots in use, hardly any bucket is full. A bucket is a cache
+//! line, and both buckets are in one page, because a lookup mostly waits for memory. Larger buckets would need fewer free
+//! slots but twice the lines.
 //!
 //! A table of its own, because general caches cost more (1,000,000 pairs, 100 per user; `benches/cache`):
 //!
@@ -18,8 +19,8 @@
 //! whole for each change. In exchange, this table has no admission policy. With a quarter of the pairs cached under a
 //! skewed load, its hit ratio is 83 %, that of moka and quick_cache 88 %. With equal memory it is the highest, 95 %.
 //!
-//! Readers take no lock. The first word of a slot is the tag XOR the second word without [`ASKED`]. A reader that sees a half-written slot
-//! computes another tag and misses, which costs a lookup. Writers of a bucket exclude each other.
+//! Readers take no lock. The first word of a slot is the tag XOR the second word without [`ASKED`]. A reader that sees a
+//! half-written slot computes another tag and misses, which costs a lookup. Writers of a bucket exclude each other.
 //!
 //! Entries do not expire here: readers check the age and the [fence](super::fence). When the table is full, an insertion
 //! evicts the oldest pair of its two buckets.
@@ -39,7 +40,8 @@ const BLOCK_BUCKETS: usize = 64;
 const BLOCK_WORDS: usize = BUCKET_WORDS * BLOCK_BUCKETS;
 /// Locks that writers share, by bucket.
 const WRITER_LOCKS: usize = 64;
-/// The bit of a slot's second word that [`PairCache::begin_refresh`] sets. A new result clears it.
+/// The bit of a slot's second word that [`PairCache::begin_refresh`] sets. A new result clears it, and so does
+/// [`PairCache::end_refresh`].
 const ASKED: u64 = 0b100;
 /// Bits of the second word below the time.
 const TIME_SHIFT: u32 = 3;
@@ -164,6 +166,19 @@ impl PairCache {
                 .then(|| second.compare_exchange(word, word | ASKED, Ordering::AcqRel, Ordering::Relaxed).is_ok())
         };
         slots.into_iter().find_map(begin).unwrap_or(false)
+    }
+
+    /// Notes that the refresh of a pair has ended without a result, so that the next request begins another one.
+    pub fn end_refresh(&self, pair: PairKey) {
+        for bucket in self.buckets_of(pair) {
+            for (first, second) in self.slots(bucket) {
+                let word = second.load(Ordering::Acquire);
+                if word & ASKED != 0 && is_of(first.load(Ordering::Acquire), word, pair) {
+                    // If the slot has changed meanwhile, the pair has a new result or none.
+                    let _ = second.compare_exchange(word, word & !ASKED, Ordering::AcqRel, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     /// Stores a pair, unless a later result of the same pair is stored.

@@ -174,7 +174,8 @@ impl CheckSession {
             found += 1;
         }
         self.missing -= found;
-        self.has_due |= stale > 0 && !directives.revalidated(stale_while_revalidate).is_zero();
+        self.has_due |=
+            stale > 0 && directives.may_refresh() && !directives.revalidated(stale_while_revalidate).is_zero();
         self.now = now;
         if is_first {
             self.rejected = rejected;

@@ -45,17 +45,22 @@ impl CacheDirectives {
             Freshness::Hit
         } else if self.max_age.is_some_and(|max_age| age > max_age) {
             if age < ttl { Freshness::Rejected } else { Freshness::Expired }
-        } else if age < ttl.saturating_add(self.max_stale.unwrap_or_default().max(self.revalidated(while_revalidate))) {
+        } else if age < ttl.saturating_add(self.max_stale.unwrap_or_else(|| self.revalidated(while_revalidate))) {
             Freshness::Stale
         } else {
             Freshness::Expired
         }
     }
 
-    /// Returns how long past its ttl a pair answers while it is looked up again (RFC 5861 section 3). A request that asks
-    /// for current data, or for the cache only, causes no lookups in the background.
+    /// Returns how long past its ttl a pair answers while it is looked up again (RFC 5861 section 3), unless the caller
+    /// sets that itself with `max-stale`. A request that asks for current data gets no such pair.
     pub fn revalidated(&self, while_revalidate: Duration) -> Duration {
-        if self.may_serve_stale() && !self.only_if_cached { while_revalidate } else { Duration::ZERO }
+        if self.may_serve_stale() { while_revalidate } else { Duration::ZERO }
+    }
+
+    /// Returns whether the request may cause lookups in the background. One that asks for the cache only causes none.
+    pub fn may_refresh(&self) -> bool {
+        !self.only_if_cached
     }
 
     /// Returns whether a pair past its ttl may answer while Chat fails, if `cache.stale_if_error` allows it
@@ -186,6 +191,25 @@ mod tests {
                 "{directives:?} at {age} s"
             );
         }
+    }
+
+    #[test]
+    fn max_stale_takes_the_place_of_the_refresh_window() {
+        let none = CacheDirectives::default();
+        let of_cache = CacheDirectives { only_if_cached: true, ..none };
+        let stale = |max_stale| CacheDirectives { max_stale: seconds(max_stale), ..none };
+        for (directives, last) in [(none, 39), (of_cache, 39), (stale(5), 34), (stale(15), 44), (stale(0), 29)] {
+            for age in 30..50 {
+                let expected = if age <= last { Freshness::Stale } else { Freshness::Expired };
+                let age = Duration::from_secs(age);
+                assert_eq!(
+                    directives.freshness(age, TTL, Duration::from_secs(10)),
+                    expected,
+                    "{directives:?}: {age:?}"
+                );
+            }
+        }
+        assert!(none.may_refresh() && stale(5).may_refresh() && !of_cache.may_refresh());
     }
 
     #[test]

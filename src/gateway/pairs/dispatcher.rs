@@ -17,7 +17,10 @@ use super::{LookupId, LookupState, PairService};
 use crate::clock;
 use crate::domain::caller::{CallerQueue, Class};
 use crate::domain::chat::command::CommandKind;
-use crate::domain::pairs::lookups::{Batch, BatchId, BatchOutcome, CacheablePair, Completion, Delivery, Ticket};
+use crate::domain::pairs::cache::PairCache;
+use crate::domain::pairs::lookups::{
+    Batch, BatchId, BatchOutcome, CacheablePair, Completion, Delivery, EndedRefresh, LookupScheduler, Ticket,
+};
 use crate::domain::pairs::pair::Sides;
 use crate::domain::policy::outcome;
 use crate::error::GatewayError;
@@ -38,7 +41,8 @@ impl AppWorker {
         if self.gateway.stopped.load(Ordering::Acquire) {
             return;
         }
-        for class in Class::ALL {
+        let last = if self.is_draining() { Class::LAST_OF_CALLERS } else { Class::Refresh };
+        for class in last.and_earlier() {
             let dispatcher = {
                 let mut lookups = pairs.lookups();
                 if lookups.dispatchers[class] >= lookups.scheduler.queued_in(class).min(DISPATCHERS_MAX) {
@@ -50,6 +54,12 @@ impl AppWorker {
             // Without the lock: dropping a dispatcher takes it.
             self.gateway.tasks.spawn(dispatcher.run());
         }
+    }
+
+    /// Returns whether the program ends when all tasks have ended. Then nothing is refreshed any more: no request would
+    /// see it.
+    pub(super) fn is_draining(&self) -> bool {
+        self.gateway.tasks.is_closed()
     }
 
     /// Makes the call of a batch. It belongs to no request: requests come and go while it is in flight.
@@ -111,13 +121,17 @@ impl AppWorker {
         if let Some(error) = parked() {
             return Some(Acquired::Rejected(error));
         }
-        let wanted = || pairs.lookups().scheduler.has_queued_at(class, clock::tick()) && parked().is_none();
+        let wanted = || {
+            let class = if self.is_draining() { class.min(Class::LAST_OF_CALLERS) } else { class };
+            pairs.lookups().scheduler.has_queued_at(class, clock::tick()) && parked().is_none()
+        };
         let begun = clock::now();
         // The waiting requests have their own deadlines. The dispatcher gives up when none is left.
         let deadline = begun + DISPATCHER_PATIENCE;
         let request = AdmitRequest { queue: CallerQueue::of_chatgate(class), room: &chat.in_flight, begun, deadline };
         let admitted = pairs.quota.admit(request, self.upstream.connect(), wanted).await;
-        if !matches!(admitted, Ok(Admission::Cancelled(_))) {
+        // No request waits for a refresh.
+        if class != Class::Refresh && !matches!(admitted, Ok(Admission::Cancelled(_))) {
             self.record_quota_wait(begun);
         }
         match admitted {
@@ -184,6 +198,7 @@ impl App {
         let mut lookups = pairs.lookups();
         let completion = lookups.scheduler.complete(batch, &outcome, |pair| fence.last_mark(pair));
         let Completion { results, cacheable, repeated } = completion;
+        end_refreshes(&mut lookups.scheduler, cache);
         let stored: Vec<&CacheablePair> =
             cacheable.iter().filter(|pair| pair.store(cache, fence, self.write_settle)).collect();
         let unreadable = matches!(items, Some(None));
@@ -216,6 +231,17 @@ impl LookupState {
                 let calls = u32::try_from(calls).unwrap_or(u32::MAX);
                 let _ = quota.reserve(calls, clock::tick(), Duration::MAX);
             }
+        }
+    }
+}
+
+/// Lets the cache ask again for refreshes that have ended without a result.
+pub(super) fn end_refreshes(scheduler: &mut LookupScheduler, cache: &PairCache) {
+    for EndedRefresh { pair, is_void } in scheduler.take_ended_refreshes() {
+        if is_void {
+            cache.remove(pair);
+        } else {
+            cache.end_refresh(pair);
         }
     }
 }

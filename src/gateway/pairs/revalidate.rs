@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::worker::AppWorker;
 use super::PairService;
+use super::dispatcher::end_refreshes;
 use crate::clock;
 use crate::domain::caller::QueueKey;
 use crate::domain::pairs::check::CheckSession;
@@ -27,6 +28,10 @@ impl AppWorker {
         session: &mut CheckSession,
         caller: QueueKey,
     ) {
+        // While Chat fails, only a probe asks it, as for a request that stale pairs can answer.
+        if self.is_draining() || pairs.stale_gate.should_serve_stale(clock::tick()) {
+            return;
+        }
         let due = session.take_due(&pairs.cache, &request.from, |account| &request.to[account]);
         if due.is_empty() || self.gateway.stopped.load(Ordering::Acquire) {
             return;
@@ -52,7 +57,10 @@ impl AppWorker {
     fn queue_refresh(self: &Arc<Self>, pairs: &Arc<PairService>, due: &[Wanted<'_>], caused_by: QueueKey) {
         let until = clock::tick().after(self.gateway.config.cache.stale_while_revalidate);
         let refresh = Refresh { until, caused_by };
-        pairs.lookups().scheduler.refresh(due, refresh, |pair| pairs.fence.last_mark(pair));
+        let mut lookups = pairs.lookups();
+        lookups.scheduler.refresh(due, refresh, |pair| pairs.fence.last_mark(pair));
+        end_refreshes(&mut lookups.scheduler, &pairs.cache);
+        drop(lookups);
         self.ensure_dispatcher(pairs);
     }
 }

@@ -89,7 +89,9 @@ impl LookupScheduler {
     pub(super) fn count_in(&mut self, id: EdgeId) {
         let Some(edge) = self.edges.get(&id).filter(|edge| edge.counted.is_none()) else { return };
         let ([from, to], class) = (self.ends(edge), edge.class);
-        let queued = |user| self.nodes.get(&user).map_or(0, |node| node.edges.len());
+        // Refreshes may never be sent, so they make no end the better one for a caller's pair.
+        let last = class.max(Class::LAST_OF_CALLERS);
+        let queued = |user| self.nodes.get(&user).map_or(0, |node| node.len(last));
         let end = if queued(to) > queued(from) { to } else { from };
         if let Some(node) = self.nodes.get_mut(&end) {
             self.estimate.change(node, class, |count| *count += 1);
@@ -203,6 +205,17 @@ mod tests {
         let left = drain(&mut scheduler);
         assert!(left / 2 <= ahead && ahead <= left * 3 / 2, "{ahead} estimated, {left} needed for {queued}");
         assert_eq!(scheduler.estimate.fill, None, "the next burst may have another fill");
+    }
+
+    #[test]
+    fn refreshes_do_not_change_the_estimate() {
+        let mut scheduler = LookupScheduler::new(true, 100);
+        for fan in names("fan", 50) {
+            let refresh = Refresh { until: at(9), caused_by: QueueKey::SELF };
+            scheduler.refresh(&wanted(&fan, &["star"]), refresh, |_| Tick::NEVER);
+        }
+        enqueue(&mut scheduler, 7, "ann", &["bob", "star"]);
+        assert_eq!((scheduler.queued(), scheduler.calls_ahead(caller(7), 1)), (2, 1), "one call from ann");
     }
 
     #[test]

@@ -38,6 +38,11 @@ pub(super) struct Edge {
 }
 
 impl Edge {
+    /// Returns whether a request that waits for it now joins a lookup, and does not cause one: it is no queued refresh.
+    pub(super) fn is_joined(&self) -> bool {
+        self.batch.is_some() || self.class != Class::Refresh
+    }
+
     /// Returns the user at the other end.
     pub(super) fn other_end(&self, user: UserKey) -> UserKey {
         if self.pair.from == user { self.pair.to } else { self.pair.from }

@@ -25,6 +25,9 @@ mod graph;
 #[cfg(test)]
 #[path = "../../../../tests/model/lookups/mod.rs"]
 mod model;
+#[cfg(test)]
+#[path = "../../../../tests/unit/refreshes.rs"]
+mod refreshes;
 mod results;
 #[cfg(test)]
 #[path = "../../../../tests/model/revalidation.rs"]
@@ -101,6 +104,16 @@ pub struct JoinOptions {
     pub sides: Sides,
 }
 
+/// A refresh that has ended without a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedRefresh {
+    /// The pair.
+    pub pair: PairKey,
+    /// Chat returned an error for the pair, so what is cached no longer holds. Otherwise the call failed, or there was no
+    /// room to queue the pair.
+    pub is_void: bool,
+}
+
 /// What a request adds to the lookups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NewPairs {
@@ -137,6 +150,8 @@ pub struct LookupScheduler {
     in_flight: HashMap<BatchId, InFlightBatch>,
     tickets: HashMap<Ticket, TicketState>,
     estimate: Estimate,
+    /// For the next [`LookupScheduler::take_ended_refreshes`].
+    ended_refreshes: Vec<EndedRefresh>,
     waiting: ByClass<usize>,
     waiting_by_caller: HashMap<CallerQueue, usize>,
 }
@@ -167,12 +182,14 @@ impl LookupScheduler {
             in_flight: HashMap::new(),
             tickets: HashMap::new(),
             estimate: Estimate::new(call_max),
+            ended_refreshes: Vec::new(),
             waiting: ByClass::default(),
             waiting_by_caller: HashMap::new(),
         }
     }
 
-    /// Enqueues distinct pairs for one request. Returns for each pair whether it joined an existing lookup.
+    /// Enqueues distinct pairs for one request. Returns for each pair whether it joined an existing lookup. A refresh that
+    /// is still queued does not count as one: without the request, it might never be sent.
     ///
     /// `last_mark` is the fence: a lookup that was sent at that moment or earlier is not joined.
     ///
@@ -199,20 +216,38 @@ impl LookupScheduler {
         Ok((ticket, joined))
     }
 
-    /// Queues pairs that no request waits for, unless they are being looked up. A lookup that no call has taken by
-    /// [`Refresh::until`] is dropped, and so is one beyond [`REFRESHES_MAX`].
+    /// Queues pairs that no request needs to wait for. A lookup of the pair that others wait for becomes the refresh: it
+    /// continues without them, and its result may be cached. A lookup that no call has taken by [`Refresh::until`] is
+    /// dropped, and so is one beyond [`REFRESHES_MAX`].
     ///
     /// `last_mark` is the fence, as for [`LookupScheduler::enqueue`].
     pub fn refresh(&mut self, due: &[Wanted<'_>], refresh: Refresh, last_mark: impl Fn(Pair) -> Tick) {
         let options = JoinOptions { queue: REFRESHES, join: true, keep: true, sides: Sides::Both };
         for one in due {
-            if self.queued_in(Class::Refresh) >= REFRESHES_MAX {
-                return;
-            }
-            if self.edge_to_join(options, one.pair, &last_mark).is_none() {
-                self.add_new_edge(options, one, Vec::new(), Some(refresh));
+            match self.edge_to_join(options, one.pair, &last_mark) {
+                Some(id) => self.join_as_refresh(id, refresh),
+                None if self.queued_in(Class::Refresh) < REFRESHES_MAX => {
+                    self.add_new_edge(options, one, Vec::new(), Some(refresh));
+                }
+                None => self.ended_refreshes.push(EndedRefresh { pair: one.pair.key(), is_void: false }),
             }
         }
+    }
+
+    fn join_as_refresh(&mut self, id: EdgeId, refresh: Refresh) {
+        let Some(edge) = self.edges.get_mut(&id) else { return };
+        edge.keep = true;
+        let earlier = edge.refresh.get_or_insert(refresh);
+        earlier.until = earlier.until.max(refresh.until);
+        if edge.batch.is_none() {
+            let position = (edge.age, id);
+            self.queue_for(REFRESHES, position);
+        }
+    }
+
+    /// Returns the refreshes that have ended without a result since the last time.
+    pub fn take_ended_refreshes(&mut self) -> Vec<EndedRefresh> {
+        std::mem::take(&mut self.ended_refreshes)
     }
 
     /// Drops queued refreshes that are too late, and returns whether pairs are queued for this class or an earlier one.
@@ -239,7 +274,7 @@ impl LookupScheduler {
         for one in wanted {
             let edge = self.edge_to_join(options, one.pair, &last_mark).and_then(|id| self.edges.get(&id));
             let is_ahead = |edge: &Edge| edge.batch.is_some() || edge.class <= options.queue.class;
-            new.lookups += usize::from(edge.is_none());
+            new.lookups += usize::from(!edge.is_some_and(Edge::is_joined));
             new.queued += usize::from(!edge.is_some_and(is_ahead));
         }
         new
@@ -319,8 +354,9 @@ impl LookupScheduler {
         self.waiting[options.queue.class] += 1;
         *self.waiting_by_caller.entry(options.queue).or_default() += 1;
         if let Some(id) = self.edge_to_join(options, wanted.pair, last_mark) {
+            let is_joined = self.edges.get(&id).is_some_and(Edge::is_joined);
             self.join(id, ticket, options, wanted);
-            return true;
+            return is_joined;
         }
         let waiter = Waiter { ticket, slot: wanted.slot, flipped: false, sides: options.sides };
         self.add_new_edge(options, wanted, vec![waiter], None);

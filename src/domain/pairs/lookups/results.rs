@@ -10,7 +10,7 @@ use super::super::item::{Found, Item, Items};
 use super::super::pair::{Pair, Relation, Sides};
 use super::batch::InFlightBatch;
 use super::graph::{Batching, Edge, EdgeId, Waiter};
-use super::{BatchId, LookupScheduler, Ticket};
+use super::{BatchId, EndedRefresh, LookupScheduler, Ticket};
 use crate::domain::tick::Tick;
 
 /// How the call of a batch ended.
@@ -92,7 +92,9 @@ impl LookupScheduler {
         for &id in &in_flight.edges {
             // From here on the edge is in no queue and in no batch.
             let Some(mut edge) = self.remove_edge(id) else { continue };
-            (edge.batch, edge.refresh) = (None, None);
+            edge.batch = None;
+            let refreshed = edge.refresh.take().map(|_| edge.pair.key());
+            let cacheable = completion.cacheable.len();
             match outcome {
                 BatchOutcome::RejectedArguments if in_flight.shared || in_flight.asks_otherwise(&edge) => {
                     self.repeat_for_each_request(&edge, &in_flight, &mut completion);
@@ -113,6 +115,10 @@ impl LookupScheduler {
                         other => self.apply_error(edge, &in_flight, other, &mut completion),
                     }
                 }
+            }
+            if let Some(pair) = refreshed.filter(|_| completion.cacheable.len() == cacheable) {
+                let is_void = matches!(outcome, BatchOutcome::Answered(_));
+                self.ended_refreshes.push(EndedRefresh { pair, is_void });
             }
         }
         completion
