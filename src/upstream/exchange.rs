@@ -57,8 +57,6 @@ impl Upstream {
     ) -> Result<ChatResponse, AttemptError> {
         let LeasedConnection { mut inner, side } = connection;
         let domain = self.domain(side);
-        // Everything else that is ready runs first: calls that leave together wake the peer once.
-        tokio::task::yield_now().await;
         let mut request = Request::new(Full::new(call.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = signature.target(call.name, clock::random_u32()).into();
