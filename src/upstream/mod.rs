@@ -20,6 +20,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderValue, Uri};
 
 use self::connect::Connector;
+use self::exchange::LastDate;
 use self::pool::Pool;
 use crate::capacity::Capacity;
 use crate::config;
@@ -38,6 +39,7 @@ pub(crate) struct Upstream {
     attempt_timeout: Duration,
     max_answer: usize,
     buffered: Arc<Capacity>,
+    last_date: LastDate,
 }
 
 /// One of the two domains.
@@ -91,6 +93,7 @@ impl Upstream {
             attempt_timeout: settings.attempt_timeout,
             max_answer: settings.max_answer,
             buffered,
+            last_date: LastDate::default(),
         })
     }
 }
