@@ -1,6 +1,7 @@
 //! Readers of JSON that is relayed unchanged: a fast scanner, strict objects, and printable ASCII.
 
 pub(crate) mod ascii;
+mod flat;
 pub mod object;
 pub mod scan;
 

@@ -6,8 +6,11 @@
 
 use memchr::{memchr, memchr2};
 
-use super::ascii;
 use super::object::DEPTH_MAX;
+use super::{ascii, flat};
+
+/// Longest text that is given to the [`flat`] reader first.
+const FLAT_LEN_MAX: usize = 256;
 
 /// Returns whether these bytes are certainly one JSON object in UTF-8 that nests at most [`DEPTH_MAX`] levels deep.
 pub fn is_object(json: &[u8]) -> bool {
@@ -17,6 +20,11 @@ pub fn is_object(json: &[u8]) -> bool {
 /// Returns the value of the only member of that name, if it is certainly an integer and [`is_object`] accepts the text.
 /// `name` must need no escapes.
 pub fn integer(json: &[u8], name: &[u8]) -> Option<i64> {
+    if json.len() <= FLAT_LEN_MAX
+        && let Some(number) = flat::integer(json, name)
+    {
+        return Some(number);
+    }
     let mut found = None;
     Scanner::new(json).whole(|member, value| {
         // It may be the same name with escapes.
