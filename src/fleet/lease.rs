@@ -5,20 +5,11 @@ use std::time::Duration;
 
 use super::Fleet;
 use crate::domain::chat::app::SdkAppId;
-use crate::domain::fleet::lease::AHEAD;
+use crate::domain::fleet::lease::{AHEAD, Pace};
 use crate::domain::tick::Tick;
 
 /// The shortest wait after a lease without permits.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(1);
-
-/// The pace of a quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
-    /// The time between two permits.
-    pub interval: Duration,
-    /// How many permits an idle quota grants at once, at least 1.
-    pub burst: u32,
-}
 
 /// A request for permits.
 #[derive(Debug, Clone, Copy)]

@@ -51,9 +51,10 @@ use crate::domain::fleet::keys::FleetKeys;
 use crate::domain::fleet::undelivered::Undelivered;
 
 pub use self::connections::Connections;
-pub use self::lease::{Granted, LeaseRequest, Pace};
+pub use self::lease::{Granted, LeaseRequest};
 pub use self::link::OnInvalidation;
 pub use self::pairs::FetchedPairs;
+pub use crate::domain::fleet::lease::Pace;
 
 /// How long a command waits for Redis. Then the replica is disconnected.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(70);

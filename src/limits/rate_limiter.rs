@@ -8,9 +8,8 @@ use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
-use crate::domain::fleet::lease;
+use crate::domain::fleet::lease::{self, Pace};
 use crate::domain::tick::Tick;
-use crate::fleet::Pace;
 
 /// How much the delay from permit to socket may vary between calls.
 const JITTER: Duration = Duration::from_millis(50);
@@ -184,6 +183,28 @@ mod tests {
             let most = f64::from(per_second) * share * span.as_secs_f64();
             assert!(permits <= most + 1.0, "{permits} of {per_second} at {share}");
             assert!(permits >= 0.9 * most - 1.0, "{permits} of {per_second} at {share}");
+        }
+    }
+
+    /// `burst` and then one call per interval fill a window of `window` with exactly `per_second` calls: with an interval
+    /// that is a nanosecond shorter, one more would fit.
+    fn assert_fills(pace: Pace, per_second: u32, window: Duration) {
+        let further = per_second - pace.burst + 1;
+        assert!(pace.interval * further > window, "{pace:?} of {per_second}");
+        assert!((pace.interval - Duration::from_nanos(1)) * further <= window, "{pace:?} of {per_second}");
+    }
+
+    #[test]
+    fn pace_fills_a_second_with_its_delays() {
+        for (per_second, burst) in [(1, 1), (3, 1), (49, 1), (99, 1), (100, 2), (200, 4), (1000, 20), (5000, 100)] {
+            let alone = LimitShare::Whole.pace(number(per_second));
+            let fleet = LimitShare::Fleet.pace(number(per_second));
+            assert_eq!((alone.burst, fleet.burst), (burst, burst), "{per_second}");
+            assert_fills(alone, per_second, Duration::from_millis(1050));
+            assert_fills(fleet, per_second, Duration::from_millis(1090));
+            assert_eq!(LimitShare::Share(1.0).pace(number(per_second)), alone);
+            let quarter = LimitShare::Share(0.25).pace(number(per_second));
+            assert_eq!((quarter.burst, quarter.interval), ((burst / 4).max(1), alone.interval * 4), "{per_second}");
         }
     }
 

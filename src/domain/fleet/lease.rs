@@ -21,6 +21,15 @@ pub(crate) const AHEAD: Duration = Duration::from_millis(250);
 /// Maximum number of permits in a lease, and that a replica holds.
 pub(crate) const LEASE_MAX: usize = 8;
 
+/// The pace of a quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// The time between two permits.
+    pub interval: Duration,
+    /// How many permits an idle quota grants at once, at least 1.
+    pub burst: u32,
+}
+
 /// The permits that a replica holds, earliest first.
 #[derive(Debug, Default)]
 pub(crate) struct Leases(VecDeque<Span>);
