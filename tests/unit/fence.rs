@@ -36,6 +36,21 @@ fn marks_never_move_back() {
 }
 
 #[test]
+fn every_mark_changes_the_version() {
+    let fence = Fence::default();
+    let ab = pair("ann", "bob");
+    let mut versions = vec![fence.version()];
+    fence.mark_pair(ab.key(), at(10));
+    versions.push(fence.version());
+    fence.mark_user(ab.from, at(10));
+    versions.push(fence.version());
+    fence.mark_all(at(10));
+    versions.push(fence.version());
+    versions.dedup();
+    assert_eq!(versions.len(), 4, "{versions:?}");
+}
+
+#[test]
 fn marks_of_a_user_and_an_app_cover_their_pairs() {
     let fence = Fence::default();
     fence.mark_user(pair("ann", "bob").from, at(10));

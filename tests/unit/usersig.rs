@@ -126,6 +126,24 @@ fn inflated_size_is_bounded() {
 }
 
 #[test]
+fn length_of_the_text_is_bounded() {
+    // A document of 8 KiB in base64, and 64 bytes more.
+    let too_long = |len: usize| parse(&"A".repeat(len)).unwrap_err() == UserSigError::Malformed("it is too long");
+    assert!(!too_long(10_986) && too_long(10_987) && too_long(1 << 20));
+}
+
+#[test]
+fn longest_identifier_and_a_long_userbuf_fit_into_their_buffer() {
+    // `mint_with` checks its buffers.
+    let (key, app) = (SecretKey::new("k").unwrap(), SdkAppId::new(u32::MAX).unwrap());
+    let identifier = "\"".repeat(32).parse().unwrap();
+    for userbuf in [None, Some(&[b'x'; 2000][..])] {
+        let sig = mint_with(&key, app, &identifier, u64::MAX, u64::MAX, userbuf);
+        assert_eq!(parse(sig.expose()).unwrap().verify_hmac(&key), Ok(()));
+    }
+}
+
+#[test]
 fn trailing_bytes_and_missing_padding_are_malformed() {
     let mut deflater = ZlibEncoder::new(Vec::new(), Compression::default());
     deflater.write_all(br#"{"TLS.sig":"a"}"#).unwrap();
@@ -151,7 +169,9 @@ fn debug_hides_the_signature() {
     let (key, identifier) = (SecretKey::new("k").unwrap(), "administrator".parse().unwrap());
     let sig = mint(&key, SdkAppId::new(1).unwrap(), &identifier, 1, 1);
     let document = parse(sig.expose()).unwrap();
-    let printed = format!("{sig:?} {document:?}");
+    assert_eq!(format!("{sig:?}"), "UserSig(hidden)");
+    let printed = format!("{document:?}");
+    assert!(printed.contains("\"administrator\"") && printed.contains("has_userbuf: false"), "{printed}");
     assert!(!printed.contains(sig.expose()) && !printed.contains(&*document.sig), "{printed}");
 }
 

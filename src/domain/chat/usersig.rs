@@ -275,12 +275,14 @@ fn mint_with(
         sig: &sig,
     };
     // Full capacity from the start: a growing buffer would leave copies behind that are not wiped.
-    let room = 512 + 2 * userbuf.as_ref().map_or(0, String::len);
+    let room = 512 + userbuf.as_ref().map_or(0, String::len);
     let mut json = Zeroizing::new(Vec::with_capacity(room));
     serde_json::to_writer(&mut *json, &document).expect("strings and numbers always serialize");
+    debug_assert!(json.len() <= room, "the document has outgrown its buffer");
     let mut deflater = ZlibEncoder::new(Vec::with_capacity(room), Compression::default());
     deflater.write_all(&json).expect("writing to a Vec does not fail");
     let deflated = Zeroizing::new(deflater.finish().expect("writing to a Vec does not fail"));
+    debug_assert!(deflated.len() <= room, "the deflated document has outgrown its buffer");
     UserSig(Zeroizing::new(ENGINE.encode(&*deflated)))
 }
 

@@ -207,6 +207,26 @@ mod tests {
     }
 
     #[test]
+    fn rejected_signature_is_renewed_for_reads_and_writes() {
+        let fresh = Disposition { retry: RetryClass::FreshSignature, effect: Effect::None };
+        for row in error_code::table().iter().filter(|row| row.retry == Retry::FreshSignature) {
+            let code = *row.codes.start();
+            assert_eq!(both(AttemptOutcome::Answer(code)), (fresh, fresh), "{code}");
+        }
+        assert_eq!(both(AttemptOutcome::Answer(70001)), (fresh, fresh));
+    }
+
+    #[test]
+    fn only_a_code_about_the_app_or_its_signature_shows_a_rejected_app() {
+        for code in [0, -14, 30001, 30005, 60007, 60008, 60010, 60017, 123_456] {
+            assert!(is_accepted(code), "{code}");
+        }
+        for code in [60006, 60020, 60026, 70001, 70009, 70050] {
+            assert!(!is_accepted(code), "{code}");
+        }
+    }
+
+    #[test]
     fn reads_are_retried_after_transient_outcomes() {
         for outcome in [
             AttemptOutcome::Broken,

@@ -347,6 +347,19 @@ mod tests {
         let ParkingChange::App(reason) = parking.on_response(observation, Effect::Lockout, at(1)) else {
             panic!("the app is locked out")
         };
-        assert!(reason.info.len() <= INFO_LEN_MAX);
+        assert_eq!(reason.info, "ä".repeat(INFO_LEN_MAX / 2));
+        let observation = Observation { info: "aä", ..observation };
+        let ParkingChange::App(reason) = parking.on_response(observation, Effect::Lockout, at(1)) else {
+            panic!("the app is locked out")
+        };
+        assert_eq!(reason.info, "aä");
+    }
+
+    #[test]
+    fn expired_signature_lifts_nothing() {
+        let mut parking = Parking::default();
+        respond(&mut parking, CHECK, 30005, 0, 1);
+        assert_eq!(respond(&mut parking, CHECK, 70001, 31, 32), ParkingChange::None);
+        assert!(parking.check(CHECK, at(2)).is_err());
     }
 }
