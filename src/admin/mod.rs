@@ -35,7 +35,7 @@ use crate::gateway::generation::Generations;
 use crate::gateway::route::check_origin_and_host;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{Gateway, access, stack};
-use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
+use crate::http::body::{BAD_TRAILER, BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::host::{check_host, check_host_syntax};
 use crate::http::peer::{ConnectionInfo, Peer};
@@ -317,6 +317,7 @@ where
         BodyError::TooLarge => GatewayError::BodyTooLarge(max, ""),
         BodyError::NoRoom => GatewayError::Overloaded("buffered bytes (server.max_buffered)"),
         BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
+        BodyError::Trailer => GatewayError::BadRequest(BAD_TRAILER),
     })
 }
 

@@ -75,7 +75,7 @@ use crate::domain::json::scan;
 use crate::domain::pairs::directives::CacheDirectives;
 use crate::domain::relation::request::{Parsed, RequestError};
 use crate::error::GatewayError;
-use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
+use crate::http::body::{BAD_TRAILER, BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
@@ -202,6 +202,7 @@ impl Worker {
             BodyError::TooLarge => GatewayError::BodyTooLarge(server.max_body, " (server.max_body)"),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
+            BodyError::Trailer => GatewayError::BadRequest(BAD_TRAILER),
         })?;
         Ok(WholeBody { bytes, buffered })
     }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt;
 
+use super::headers::NOT_IN_TRAILERS;
 use crate::capacity::{Capacity, CapacityGuard};
 
 /// Text about [`BodyError::Broken`].
 pub(crate) const BODY_BROKEN: &str = "its body ended early, or a chunk of it is not well-formed";
+/// Text about [`BodyError::Trailer`].
+pub(crate) const BAD_TRAILER: &str = "its trailers contain Host, Content-Length, or Transfer-Encoding";
 
 /// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,9 @@ pub(crate) enum BodyError {
     /// The peer disconnected, or sent invalid bytes.
     #[error("the body did not arrive completely")]
     Broken(#[source] hyper::Error),
+    /// A trailer has a name of [`NOT_IN_TRAILERS`]. Over HTTP/1, the guard of the connection rejects such a request first.
+    #[error("a trailer is not allowed")]
+    Trailer,
 }
 
 /// Reads all of `body`, at most `max` bytes, which count against `buffered` until the guard is dropped.
@@ -49,8 +56,13 @@ where
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
-        // Trailers are ignored.
-        let Ok(data) = frame.map_err(BodyError::Broken)?.into_data() else { continue };
+        let data = match frame.map_err(BodyError::Broken)?.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                check_trailers(frame.trailers_ref())?;
+                continue;
+            }
+        };
         let so_far = rest.as_ref().map_or(first.len(), BytesMut::len);
         let sum = so_far + data.len();
         if sum > max {
@@ -79,6 +91,12 @@ where
     Ok((rest.map_or(first, BytesMut::freeze), guard))
 }
 
+/// Checks the names of trailers, which are ignored otherwise.
+fn check_trailers(trailers: Option<&HeaderMap>) -> Result<(), BodyError> {
+    let is_allowed = |trailers: &HeaderMap| !NOT_IN_TRAILERS.iter().any(|name| trailers.contains_key(*name));
+    if trailers.is_none_or(is_allowed) { Ok(()) } else { Err(BodyError::Trailer) }
+}
+
 /// Returns the capacity for a body of which `sum` bytes have arrived: more than these, so that it is seldom moved, up to
 /// the declared length. The unwritten part of a large buffer takes address space, but no memory.
 fn room_for(sum: usize, expected: usize) -> usize {
@@ -103,6 +121,21 @@ mod tests {
         drop(guard);
         assert_eq!(buffered.in_use(), 0);
         assert!(matches!(read_whole(body("123456789"), 8, &buffered).await, Err(BodyError::TooLarge)));
+    }
+
+    #[tokio::test]
+    async fn trailers_for_framing_and_routing_are_rejected() {
+        let buffered = Capacity::new(100);
+        for (name, is_allowed) in
+            [("x", true), ("x-host", true), ("host", false), ("content-length", false), ("transfer-encoding", false)]
+        {
+            let mut trailers = HeaderMap::new();
+            trailers.insert(name, "1".parse().expect("a value"));
+            let whole = body("{}").with_trailers(std::future::ready(Some(Ok(trailers))));
+            let read = read_whole(Box::pin(whole), 8, &buffered).await;
+            assert_eq!(!matches!(read, Err(BodyError::Trailer)), is_allowed, "{name}");
+            assert_eq!(read.is_ok(), is_allowed, "{name}");
+        }
     }
 
     #[tokio::test]

@@ -12,6 +12,9 @@ use http::{HeaderMap, HeaderValue};
 pub const HEAD_LEN_MAX: usize = 64 * 1024;
 /// Maximum number of header lines, without the request line.
 pub const HEAD_LINES_MAX: usize = 100;
+/// Headers for framing and routing, which trailers must not contain (RFC 9110 section 6.5.1). hyper ignores them, and other
+/// readers merge them into the headers.
+pub const NOT_IN_TRAILERS: [&str; 3] = ["host", "content-length", "transfer-encoding"];
 
 /// The headers of a request.
 #[derive(Debug, Clone, Copy, Default)]

@@ -20,7 +20,7 @@ use crate::capacity::CapacityGuard;
 use crate::clock;
 use crate::domain::chat::envelope::Envelope;
 use crate::error::display_chain;
-use crate::http::body::{BodyError, read_whole};
+use crate::http::body::{BAD_TRAILER, BodyError, read_whole};
 use crate::http::traceparent::TRACEPARENT;
 use crate::http::wakeups::FilteredBody;
 
@@ -99,6 +99,7 @@ impl Upstream {
             BodyError::TooLarge => AttemptError::Invalid(TOO_LARGE, status),
             BodyError::NoRoom => AttemptError::OverCapacity,
             BodyError::Broken(error) => AttemptError::Broken(display_chain(&error)),
+            BodyError::Trailer => AttemptError::Invalid(BAD_TRAILER, status),
         })
     }
 }

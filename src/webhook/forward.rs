@@ -25,7 +25,7 @@ use crate::clock;
 use crate::config::{ForwardTarget, Webhook, client_config};
 use crate::error::{ForwardError, GatewayError, display_chain};
 use crate::gateway::{App, counted};
-use crate::http::body::{BodyError, read_whole};
+use crate::http::body::{BAD_TRAILER, BodyError, read_whole};
 use crate::telemetry::metrics::labels::Outcome;
 
 /// Maximum size of a response of an app, in bytes. A "before" webhook may be answered with a changed message, which has
@@ -156,6 +156,7 @@ impl Forwarder {
             BodyError::TooLarge => GatewayError::NotForwarded(ForwardError::Invalid("more than 1 MiB")),
             BodyError::NoRoom => GatewayError::Overloaded(super::BUFFERED),
             BodyError::Broken(error) => broken(&error),
+            BodyError::Trailer => GatewayError::NotForwarded(ForwardError::Invalid(BAD_TRAILER)),
         })?;
         Ok((head, bytes, guard))
     }

@@ -33,7 +33,7 @@ use crate::error::GatewayError;
 use crate::gateway::generation::Generations;
 use crate::gateway::stack::ResponseBody;
 use crate::gateway::{App, Gateway, route, stack};
-use crate::http::body::{BODY_BROKEN, BodyError, read_whole};
+use crate::http::body::{BAD_TRAILER, BODY_BROKEN, BodyError, read_whole};
 use crate::http::headers::RequestHeaders;
 use crate::http::peer::ConnectionInfo;
 use crate::http::request_id::RequestId;
@@ -154,6 +154,7 @@ impl WebhookState {
             BodyError::TooLarge => GatewayError::BodyTooLarge(BODY_LEN_MAX, ""),
             BodyError::NoRoom => GatewayError::Overloaded(BUFFERED),
             BodyError::Broken(_) => GatewayError::BadRequest(BODY_BROKEN),
+            BodyError::Trailer => GatewayError::BadRequest(BAD_TRAILER),
         })
     }
 

@@ -5,8 +5,10 @@ use crate::support::client::{Conn, TestRequest};
 use crate::support::gateway::Gateway;
 use crate::support::graph::OK;
 use crate::support::h2::Http2;
+use crate::support::h2_raw::{DATA, END_HEADERS, END_STREAM, HEADERS, RawHttp2, field_line, frame, post_headers};
 use crate::support::response::Response;
 use crate::support::setup::gateway;
+use crate::support::{PATIENCE, within};
 
 const CALL: &str = "openim/querystate";
 /// A request that an attacker would try to smuggle.
@@ -399,6 +401,36 @@ async fn http2_returns_the_same_responses_and_errors() {
     }
     http2.request(&TestRequest::command(CALL)).await.assert_relayed(200, OK);
     assert_eq!(chat.call_count(), 4);
+}
+
+#[tokio::test]
+async fn http2_trailers_for_framing_and_routing_are_rejected() {
+    let chat = FakeChat::start().await;
+    let gateway = gateway(&chat).await;
+    let mut raw = RawHttp2::open(gateway.address()).await;
+    // The first byte of the headers is `:status` from the static table (RFC 7541, Appendix A): 200 or 400.
+    let rows = [
+        ("x", "y", 0x88),
+        ("host", "localhost", 0x8c),
+        ("content-length", "2", 0x8c),
+        ("x-host", "evil.example", 0x88),
+    ];
+    for ((name, value, status), stream) in rows.into_iter().zip((1..).step_by(2)) {
+        let head = frame(HEADERS, END_HEADERS, stream, &post_headers(&format!("/v4/{CALL}")));
+        let trailers = frame(HEADERS, END_HEADERS | END_STREAM, stream, &field_line(name, value));
+        raw.send(&[head, frame(DATA, 0, stream, b"{}"), trailers].concat()).await;
+        let seen = within(PATIENCE, "a response", async {
+            loop {
+                match raw.next().await.expect("an open connection") {
+                    (HEADERS, _, of, payload) if of == stream => break payload[0],
+                    _ => {}
+                }
+            }
+        })
+        .await;
+        assert_eq!(seen, status, "{name}");
+    }
+    assert_eq!(chat.call_count(), 2);
 }
 
 #[tokio::test]

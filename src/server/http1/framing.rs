@@ -5,15 +5,12 @@
 
 use super::chunk;
 use super::head::{Framing, Head, HeadError, Malformed, field};
-use crate::http::headers::HEAD_LEN_MAX;
+use crate::http::headers::{HEAD_LEN_MAX, NOT_IN_TRAILERS};
 
 /// Maximum length of a chunk-size line, and of all trailers, in bytes. hyper has the same limits.
 const CHUNK_EXTRA_LEN_MAX: usize = 16 * 1024;
 /// Maximum number of trailer lines, as in hyper.
 const TRAILERS_MAX: usize = 100;
-/// Headers for framing and routing, which trailers must not contain (RFC 9110 section 6.5.1). hyper drops them, and other
-/// readers merge them into the headers.
-const NOT_IN_TRAILERS: [&[u8]; 3] = [b"host", b"content-length", b"transfer-encoding"];
 /// First byte of a TLS handshake (RFC 8446 section 5.1). What follows may have no line end for a long time.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -193,7 +190,7 @@ impl FramingTracker {
             FramingState::Trailers { len, lines } => {
                 let text = line.strip_suffix(b"\r\n").ok_or(Malformed::LineEnd)?;
                 let (name, _) = field(text).map_err(|_| Malformed::Trailer)?;
-                if NOT_IN_TRAILERS.iter().any(|header| name.eq_ignore_ascii_case(header)) {
+                if NOT_IN_TRAILERS.iter().any(|header| name.eq_ignore_ascii_case(header.as_bytes())) {
                     return Err(Malformed::Trailer.into());
                 }
                 self.state = FramingState::Trailers { len: len + line.len(), lines: lines + 1 };
