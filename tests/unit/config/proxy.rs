@@ -107,7 +107,7 @@ fn credentials_come_from_a_file_or_a_url_of_the_environment() {
     for (text, message) in [
         ("me", "not credentials: \"auth\"; write one line USER:PASSWORD"),
         (":password", "not credentials"),
-        ("me:pass\u{7}word", "contains a control character"),
+        ("me:pass\u{7}word", "the secret contains a control character"),
         (&format!("{longest}x"), "user or password is longer than 255 bytes"),
         (&format!("u{longest}"), "user or password is longer than 255 bytes"),
     ] {
