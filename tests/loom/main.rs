@@ -141,28 +141,6 @@ fn no_result_from_before_an_acknowledged_write_is_used() {
     });
 }
 
-/// Pairs that are all younger than the latest mark are admitted at once: the mark is read after them.
-#[test]
-fn latest_mark_read_after_pairs_covers_acknowledged_writes() {
-    every_order("latest mark", 100, || {
-        let ab = pair("ann", "bob");
-        let (cache, fence) = (small(), Arc::new(Fence::with_slots(1, 1)));
-        let is_acknowledged = Arc::new(AtomicBool::new(false));
-        let writer = spawn!(fence, is_acknowledged => {
-            fence.mark_pair(ab.key(), at(20));
-            is_acknowledged.store(true, Ordering::Release);
-        });
-        let lookup = spawn!(cache => cache.insert(ab.key(), cached(1, 10)));
-        let reader = spawn!(cache, fence, is_acknowledged => {
-            let was_acknowledged = is_acknowledged.load(Ordering::Acquire);
-            let seen = cache.get_all([ab.key()].into_iter());
-            let is_admitted = seen.is_some_and(|seen| seen[0].sent > fence.latest_mark());
-            assert!(!is_admitted || !was_acknowledged);
-        });
-        join([writer, lookup, reader]);
-    });
-}
-
 /// A request checks its results again only if the version has changed: with the same one, no write was acknowledged since.
 #[test]
 fn same_version_means_that_no_write_was_acknowledged() {
