@@ -129,6 +129,10 @@ impl AppWorker {
             let left = spec.context.deadline.permit.saturating_duration_since(attempt.ended);
             let pause = match session.on_outcome(outcome, left, clock::random_u32(), &chat.retries) {
                 RetryDecision::Return => return result,
+                // Only the result of a refresh is missed, and the next request begins another one.
+                RetryDecision::RetryAfter(_) if spec.lookup.is_some_and(|lookup| self.awaited_in(lookup).is_none()) => {
+                    return result;
+                }
                 RetryDecision::RetryWithFreshSignature if !self.app.renew_signature(attempt.signature) => {
                     return result;
                 }
@@ -165,6 +169,8 @@ impl AppWorker {
         if let Some(shared) = spec.shared {
             queue.class = shared.wait_for_permit();
         }
+        // A request may have joined a call that was made for a less urgent one.
+        queue.class = spec.lookup.and_then(|lookup| self.awaited_in(lookup)).unwrap_or(queue.class);
         let request = AdmitRequest { queue, room: &chat.in_flight, begun: started, deadline: deadline.permit };
         let quota = chat.quotas.of(name);
         let admitted = pin!(quota.admit(request, self.upstream.connect(), || parked().is_none())).await;

@@ -8,6 +8,7 @@ use crate::support::chat::FakeChat;
 use crate::support::client::TestRequest;
 use crate::support::exposition::Exposition;
 use crate::support::gateway::Gateway;
+use crate::support::graph::error_response;
 use crate::support::reply::{Gate, Reply};
 use crate::support::response::Response;
 use crate::support::setup::Setup;
@@ -126,6 +127,26 @@ async fn failed_refresh_is_repeated() {
         (gateway.check("ann", &["bob"]).await.follow_types() == [2]).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn refresh_is_tried_again_for_a_request_that_has_joined_it() {
+    let (chat, gate) = (FakeChat::start().await, Gate::closed());
+    let gateway = setup(&chat).set("upstream", "attempts = 2").start().await;
+    gateway.check("ann", &["bob"]).await;
+    let (script_gate, calls) = (gate.clone(), AtomicUsize::new(0));
+    chat.script(move |_| {
+        let is_first = calls.fetch_add(1, Ordering::SeqCst) == 0;
+        is_first.then(|| Reply::json(error_response(60007, "too many")).after(&script_gate))
+    });
+    check_until_stale(&gateway).await;
+    chat.wait_for_calls(2).await;
+    // Joins the refresh: without a stale pair, it waits for the result.
+    let mut waiting = gateway.connect().await;
+    waiting.send(TestRequest::check("ann", &["bob"]).header("Cache-Control", "max-stale=0").bytes()).await;
+    gateway.wait_for_in_flight(1).await;
+    gate.open();
+    assert_eq!(waiting.read_response().await.status, 200);
 }
 
 #[tokio::test]

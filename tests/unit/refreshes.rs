@@ -64,3 +64,22 @@ fn refreshes_without_a_result_are_reported() {
     assert_eq!(scheduler.take_ended_refreshes(), ended(pair("a", names[REFRESHES_MAX]), false));
     assert!(!scheduler.has_queued_at(Class::Refresh, at(9)) && scheduler.edges.is_empty(), "they are too late");
 }
+
+#[test]
+fn batch_has_the_most_urgent_class_of_its_requests() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    scheduler.refresh(&wanted("a", &["b"]), refresh(9), unmarked);
+    let (call, ..) = next(&mut scheduler, 1).expect("a refresh");
+    assert_eq!(scheduler.awaited_in(call), None);
+    let job = CallerQueue { class: Class::Batch, ..ANN };
+    let (first, _) = enqueue(&mut scheduler, job, "a", &["b"]);
+    assert_eq!(scheduler.awaited_in(call), Some(Class::Batch));
+    let (second, _) = enqueue(&mut scheduler, ANN, "b", &["a"]);
+    assert_eq!(scheduler.awaited_in(call), Some(Class::Interactive));
+    scheduler.cancel(second);
+    assert_eq!(scheduler.awaited_in(call), Some(Class::Batch));
+    scheduler.cancel(first);
+    assert_eq!(scheduler.awaited_in(call), None);
+    scheduler.complete(call, &BatchOutcome::Failed, unmarked);
+    assert_eq!(scheduler.awaited_in(call), None, "it has ended");
+}

@@ -62,6 +62,12 @@ impl AppWorker {
         self.gateway.tasks.is_closed()
     }
 
+    /// Returns the most urgent class of the requests that wait for a lookup; `None` if no request waits for it.
+    pub(in crate::gateway) fn awaited_in(&self, lookup: LookupId) -> Option<Class> {
+        let pairs = self.app.relations.of(lookup.kind.check)?;
+        pairs.lookups().scheduler.awaited_in(lookup.batch)
+    }
+
     /// Makes the call of a batch. It belongs to no request: requests come and go while it is in flight.
     async fn run_lookup(self: &Arc<Self>, pairs: &Arc<PairService>, batch: Batch, acquired: Acquired) {
         let kind = pairs.kind;

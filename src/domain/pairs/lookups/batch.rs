@@ -44,6 +44,13 @@ pub(super) struct InFlightBatch {
 }
 
 impl LookupScheduler {
+    /// Returns the most urgent class of the requests that wait for a batch in flight; `None` if no request waits for it.
+    pub fn awaited_in(&self, batch: BatchId) -> Option<Class> {
+        let edges = self.in_flight.get(&batch)?.edges.iter().filter_map(|id| self.edges.get(id));
+        let tickets = edges.flat_map(|edge| &edge.waiters).filter_map(|waiter| self.tickets.get(&waiter.ticket));
+        tickets.map(|ticket| ticket.queue.class).min()
+    }
+
     /// Returns the next batch for a permit of this class; `None` if nothing is queued for the class or an earlier one. The
     /// batch counts as sent at `now`, so its call must leave after that moment.
     pub fn next_batch(&mut self, class: Class, now: Tick) -> Option<Batch> {
