@@ -1,6 +1,6 @@
 //! Refreshes in the scheduler: pairs that are queued although no request waits for them.
 
-use super::tests::{ANN, at, complete, enqueue, following, next, options, pair, unmarked, wanted};
+use super::tests::{ANN, BEN, at, complete, enqueue, following, next, options, pair, unmarked, wanted};
 use super::*;
 use crate::domain::relation::FOLLOW;
 
@@ -82,4 +82,20 @@ fn batch_has_the_most_urgent_class_of_its_requests() {
     assert_eq!(scheduler.awaited_in(call), None);
     scheduler.complete(call, &BatchOutcome::Failed, unmarked);
     assert_eq!(scheduler.awaited_in(call), None, "it has ended");
+}
+
+#[test]
+fn refresh_counts_for_its_cause_and_a_request_that_joins_for_its_own_caller() {
+    let mut scheduler = LookupScheduler::new(true, 100);
+    let refresh = |key: u64| Refresh { until: Tick::LAST, caused_by: QueueKey(key) };
+    scheduler.refresh(&wanted("ann", &["bob"]), refresh(7), unmarked);
+    // The pair is queued already: it keeps its first cause.
+    scheduler.refresh(&wanted("ann", &["bob"]), refresh(8), unmarked);
+    scheduler.refresh(&wanted("cyd", &["dan"]), refresh(8), unmarked);
+    enqueue(&mut scheduler, BEN, "cyd", &["dan"]);
+    let mut sent = Vec::new();
+    while let Some(batch) = scheduler.next_batch(Class::Refresh, at(1)) {
+        sent.push((batch.from.to_string(), batch.caused_by));
+    }
+    assert_eq!(sent, [("cyd".to_owned(), BEN.caller), ("ann".to_owned(), QueueKey(7))]);
 }

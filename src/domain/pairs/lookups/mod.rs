@@ -28,6 +28,9 @@ mod model;
 #[cfg(test)]
 #[path = "../../../../tests/unit/refreshes.rs"]
 mod refreshes;
+#[cfg(test)]
+#[path = "../../../../tests/unit/lookup_repeats.rs"]
+mod repeats_tests;
 mod results;
 #[cfg(test)]
 #[path = "../../../../tests/model/revalidation.rs"]
